@@ -1,0 +1,72 @@
+"""The one tree of errors that dserverfs raises on purpose.
+
+Used by every module; knows none of them. The message of each is one line for a
+person: what was tried, on what, what the other side said, what to do. No
+message holds a token or the query of a signed URL.
+
+    DserverfsError
+    +-- UsageError               the caller asked for what cannot be done; no traceback
+    +-- NotFound                 dataset, item or route is gone
+    +-- PermissionDenied         the token is good, the right is missing
+    |   +-- NotAuthenticated     token missing, expired or malformed
+    +-- Unreachable              server or store does not answer
+    |   +-- DeadlineExceeded     it answers too slowly
+    +-- ProtocolError            the other side said what we cannot use
+    +-- IntegrityError           bytes are not what the manifest says
+    +-- Unsupported              this server has no route for it
+    +-- Conflict                 exists already, or is being written by another
+
+Each carries `uri` and `status` where they are known. Which errno an error
+becomes is said in one place, `dserverfs.operations`.
+"""
+
+from __future__ import annotations
+
+
+class DserverfsError(Exception):
+    """Something dserverfs knows how to report in one line."""
+
+    def __init__(self, message: str, *, uri: str | None = None, status: int | None = None) -> None:
+        super().__init__(message)
+        self.uri = uri
+        self.status = status
+
+
+class UsageError(DserverfsError):
+    """What was asked for cannot be done as asked; the message says how it can."""
+
+
+class NotFound(DserverfsError):
+    """The dataset, item or name does not exist (any more): drop what was kept of it."""
+
+
+class PermissionDenied(DserverfsError):
+    """The server knows who asks and refuses."""
+
+
+class NotAuthenticated(PermissionDenied):
+    """The token is missing, expired, malformed, or of a user the server does not know."""
+
+
+class Unreachable(DserverfsError):
+    """No connection, or none that carries an answer; trying later may help."""
+
+
+class DeadlineExceeded(Unreachable):
+    """The time for the whole operation is over."""
+
+
+class ProtocolError(DserverfsError):
+    """The answer is not of the documented form; trying again does not help."""
+
+
+class IntegrityError(DserverfsError):
+    """Bytes differ from what the manifest promises; they were not handed out."""
+
+
+class Unsupported(DserverfsError):
+    """This server cannot do it; another one may."""
+
+
+class Conflict(DserverfsError):
+    """It exists already, or somebody else holds it."""

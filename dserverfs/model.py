@@ -1,0 +1,245 @@
+"""What dtool and dserver talk about, as types: URIs, datasets, items, users.
+
+The place where a `dict` from JSON ends. Pure: no I/O, no clock, no settings.
+Everything here is immutable and may be shared between threads.
+"""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NewType
+
+from dserverfs.errors import ProtocolError, UsageError
+
+Identifier = NewType("Identifier", str)  # an item: SHA-1 of its relpath, 40 hex digits
+UUID = NewType("UUID", str)  # a dataset: lower case, with hyphens
+
+SCHEME = "dserver"
+
+# dtoolcore.utils.name_is_valid: the characters and the length of a dataset's name.
+MAX_NAME_LENGTH = 80
+_NAME = re.compile(r"[0-9a-zA-Z\-_.]+\Z")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
+_IDENTIFIER = re.compile(r"[0-9a-f]{40}\Z")
+_SERVER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^/:@\[\]\s?#%]+)(:\d{1,5})?\Z")
+
+MAX_COMPONENT_BYTES = 255  # NAME_MAX of Linux
+
+
+@dataclass(frozen=True)
+class DserverURI:
+    """`dserver://SERVER[/<backend>/<bucket>[/<prefix>...][/<uuid>]]`."""
+
+    server: str  # HOST or HOST:PORT
+    base_uri: str | None = None  # the backend's own, "s3://bucket"
+    uuid: UUID | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> DserverURI:
+        """Return the parts of `text`; raises UsageError with the expected form."""
+        scheme, separator, rest = text.partition("://")
+        if not separator or scheme != SCHEME:
+            raise UsageError(f"{text}: not a dserver URI; expected dserver://HOST[:PORT][/s3/BUCKET]")
+        server, *parts = rest.rstrip("/").split("/")
+        if not _SERVER.match(server):
+            raise UsageError(f"{text}: {server!r} is not HOST or HOST:PORT")
+        if any(not part or part in (".", "..") for part in parts):
+            raise UsageError(f"{text}: has an empty or relative component")
+        uuid = UUID(parts.pop()) if parts and _UUID.match(parts[-1]) else None
+        if not parts:
+            return cls(server, None, uuid)
+        if len(parts) == 1:
+            raise UsageError(
+                f"{text}: names a backend without a bucket; expected dserver://HOST[:PORT]/s3/BUCKET"
+            )
+        return cls(server, f"{parts[0]}://{'/'.join(parts[1:])}", uuid)
+
+    def __str__(self) -> str:
+        parts = [f"{SCHEME}://{self.server}"]
+        if self.base_uri is not None:
+            parts.append("/".join(split_base_uri(self.base_uri)))
+        if self.uuid is not None:
+            parts.append(self.uuid)
+        return "/".join(parts)
+
+
+def split_base_uri(base_uri: str) -> list[str]:
+    """Return [backend, bucket, *prefix] of a backend's base URI such as `s3://bucket`."""
+    backend, separator, rest = base_uri.partition("://")
+    parts = [backend, *rest.split("/")]
+    if not separator or not all(parts):
+        raise ProtocolError(f"{base_uri}: not of the form backend://bucket", uri=base_uri)
+    return parts
+
+
+def is_uuid(text: str) -> bool:
+    return _UUID.match(text) is not None
+
+
+def is_identifier(text: str) -> bool:
+    return _IDENTIFIER.match(text) is not None
+
+
+def name_is_valid(name: str) -> bool:
+    """Return whether dtool accepts `name` for a dataset."""
+    return len(name) <= MAX_NAME_LENGTH and _NAME.match(name) is not None
+
+
+def identifier_of(relpath: str) -> Identifier:
+    """Return dtool's identifier of the item with this relpath."""
+    return Identifier(hashlib.sha1(relpath.encode("utf-8")).hexdigest())
+
+
+def component_is_usable(component: str) -> bool:
+    """Return whether `component` can be the name of a directory entry."""
+    if component in ("", ".", "..") or "/" in component or "\0" in component:
+        return False
+    try:
+        return len(component.encode("utf-8")) <= MAX_COMPONENT_BYTES
+    except UnicodeEncodeError:  # a lone surrogate out of a JSON escape
+        return False
+
+
+def relpath_is_usable(relpath: str) -> bool:
+    """Return whether `relpath` can be shown below `data/`: relative, plain components, UTF-8."""
+    return all(component_is_usable(component) for component in relpath.split("/"))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A frozen dataset, as listings tell of it."""
+
+    uuid: UUID
+    uri: str  # the backend's own, "s3://bucket/<uuid>"
+    base_uri: str
+    name: str
+    creator_username: str
+    created_at: float  # epoch seconds
+    frozen_at: float  # epoch seconds
+    number_of_items: int | None
+    size_in_bytes: int | None
+
+    @classmethod
+    def from_json(cls, data: Any) -> Dataset:
+        entry = _mapping(data, "a dataset")
+        uri = _text(entry, "uri")
+        uuid = _text(entry, "uuid")
+        if not is_uuid(uuid.lower()):
+            raise ProtocolError(f"{uri}: listed with {uuid!r}, which is no uuid", uri=uri)
+        frozen_at = parse_timestamp(entry.get("frozen_at"))
+        created_at = entry.get("created_at")
+        return cls(
+            uuid=UUID(uuid.lower()),
+            uri=uri,
+            base_uri=_text(entry, "base_uri"),
+            name=_text(entry, "name"),
+            creator_username=_text(entry, "creator_username"),
+            created_at=frozen_at if created_at is None else parse_timestamp(created_at),
+            frozen_at=frozen_at,
+            number_of_items=_optional_count(entry, "number_of_items"),
+            size_in_bytes=_optional_count(entry, "size_in_bytes"),
+        )
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file of a frozen dataset, as its manifest describes it."""
+
+    identifier: Identifier
+    relpath: str
+    size_in_bytes: int
+    hash: str
+    mtime_ns: int  # the manifest's utc_timestamp
+
+    @classmethod
+    def from_json(cls, identifier: str, data: Any) -> Item:
+        entry = _mapping(data, f"item {identifier}")
+        size = _optional_count(entry, "size_in_bytes")
+        if size is None:
+            raise ProtocolError(f"item {identifier} has no size_in_bytes")
+        return cls(
+            identifier=Identifier(identifier),
+            relpath=_text(entry, "relpath"),
+            size_in_bytes=size,
+            hash=_text(entry, "hash").lower(),
+            mtime_ns=round(parse_timestamp(entry.get("utc_timestamp", 0.0)) * 1_000_000) * 1000,
+        )
+
+
+@dataclass(frozen=True)
+class User:
+    """Who a token speaks for, and where that user may look and register (GET /me)."""
+
+    username: str
+    is_admin: bool
+    search_base_uris: tuple[str, ...]
+    register_base_uris: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, data: Any) -> User:
+        entry = _mapping(data, "the answer of /me")
+        return cls(
+            username=_text(entry, "username"),
+            is_admin=entry.get("is_admin") is True,
+            search_base_uris=_texts(entry, "search_permissions_on_base_uris"),
+            register_base_uris=_texts(entry, "register_permissions_on_base_uris"),
+        )
+
+
+def parse_timestamp(value: object) -> float:
+    """Return epoch seconds of a float, numeric string, RFC-1123 or ISO 8601 date.
+
+    dservers have answered all four; ISO dates without a zone are UTC.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, str):
+        raise ProtocolError(f"{value!r} is not a date")
+    try:
+        return float(value)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.datetime.fromisoformat(value.removesuffix("Z"))
+    except ValueError:
+        try:
+            moment = email.utils.parsedate_to_datetime(value)
+        except ValueError as error:
+            raise ProtocolError(f"{value!r} is not a date") from error
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.timezone.utc)
+    return moment.timestamp()
+
+
+def _mapping(data: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise ProtocolError(f"{what} is not a JSON object but {type(data).__name__}")
+    return data
+
+
+def _text(entry: Mapping[str, Any], key: str) -> str:
+    value = entry.get(key)
+    if not isinstance(value, str):
+        raise ProtocolError(f"{key} is not a string but {value!r}")
+    return value
+
+
+def _texts(entry: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    values = entry.get(key, [])
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ProtocolError(f"{key} is not a list of strings")
+    return tuple(values)
+
+
+def _optional_count(entry: Mapping[str, Any], key: str) -> int | None:
+    value = entry.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ProtocolError(f"{key} is not a count but {value!r}")
+    return value

@@ -1,0 +1,5 @@
+"""Build dserverfs; everything is declared in setup.cfg."""
+
+from setuptools import setup
+
+setup()
