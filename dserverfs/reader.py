@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 from dserverfs.blocks import (
     BLOCK_SIZE,
@@ -30,9 +31,15 @@ from dserverfs.blocks import (
     number_of_blocks,
 )
 from dserverfs.cache import BlockCache, BlockKey
-from dserverfs.errors import DeadlineExceeded, DserverfsError, ProtocolError, Unreachable
+from dserverfs.errors import (
+    DeadlineExceeded,
+    DserverfsError,
+    IntegrityError,
+    ProtocolError,
+    Unreachable,
+)
 from dserverfs.model import Dataset, Identifier
-from dserverfs.resolver import Resolver
+from dserverfs.signed_urls import SignedURL
 from dserverfs.storage import ByteRange, Storage, StorageRefused
 from dserverfs.transport import Deadline, backoff_s
 
@@ -50,6 +57,7 @@ AHEAD_THREADS = 3
 # those that no cache holds.
 MAX_LOADED = 256
 MAX_LOADED_MEMORY = 64 * BLOCK_SIZE
+MAX_ETAGS = 4096
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,25 @@ class ItemContent:
     neighbours: Callable[[int], Sequence[Identifier]]
 
 
+class UrlSource(Protocol):
+    """Where signed URLs come from: the resolver."""
+
+    def item_url(
+        self,
+        dataset: Dataset,
+        identifier: Identifier,
+        neighbours: Callable[[int], Sequence[Identifier]],
+    ) -> SignedURL:
+        """Return a good URL for the item; blocks."""
+
+    def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
+        """Drop a URL that the store refused."""
+
+
 class Reader:
     """Bytes of items for all who ask in this process."""
 
-    def __init__(self, resolver: Resolver, storage: Storage, cache: BlockCache) -> None:
+    def __init__(self, resolver: UrlSource, storage: Storage, cache: BlockCache) -> None:
         self._resolver = resolver
         self._storage = storage
         self._cache = cache
@@ -168,15 +191,15 @@ class Reader:
             start = waiting[0][0] * BLOCK_SIZE
             end = min(content.size_in_bytes, (waiting[left - goal - 1][0] + 1) * BLOCK_SIZE)
             try:
-                etag = self._storage.read_range(
+                self._storage.read_range(
                     url.url,
                     ByteRange(start, end - start, content.size_in_bytes),
                     block_size=BLOCK_SIZE,
                     etag=self._etags.get(content.key),
                     deadline=deadline,
+                    on_etag=lambda etag: self._check_etag(content, etag),
                     on_block=on_block,
                 )
-                self._note_etag(content.key, etag)
             except StorageRefused as error:
                 self._resolver.forget_url(content.dataset, content.identifier, url)
                 if refused:
@@ -228,13 +251,16 @@ class Reader:
             _, dropped = self._loaded.popitem(last=False)
             self._loaded_memory -= dropped.memory_in_bytes
 
-    def _note_etag(self, item: str, etag: str | None) -> None:
-        if etag is None:
-            return
+    def _check_etag(self, content: ItemContent, etag: str) -> None:
+        """Note the object's ETag; raises IntegrityError if another one was seen before."""
         with self._lock:
-            self._etags[item] = etag
-            if len(self._etags) > 4096:
+            known = self._etags.setdefault(content.key, etag)
+            if len(self._etags) > MAX_ETAGS:
                 self._etags.popitem(last=False)
+        if known != etag:
+            raise IntegrityError(
+                f"{content.dataset.uri}: item {content.identifier} changed while it was read"
+            )
 
 
 def _leading_run(waiting: Sequence[tuple[int, Future[Block]]]) -> int:

@@ -87,12 +87,14 @@ class Storage:
         block_size: int,
         etag: str | None,
         deadline: Deadline,
+        on_etag: Callable[[str], None],
         on_block: Callable[[bytearray], None],
-    ) -> str | None:
-        """Hand the wanted bytes to `on_block` in order, `block_size` at a time; return the ETag.
+    ) -> None:
+        """Hand the wanted bytes to `on_block` in order, `block_size` at a time.
 
         The last block may be shorter; each is a buffer of its own that the
-        receiver may keep. `wanted` is not empty and lies within the item. With
+        receiver may keep. Before the first, `on_etag` gets the ETag of the object
+        they are of, if the store names it, and may raise. `wanted` is not empty and lies within the item. With
         `etag`, the object must still be the one that had it. Raises
         StorageRefused, NotFound, Unreachable, DeadlineExceeded, or
         IntegrityError when the answer is not this range of an item of this size;
@@ -111,13 +113,14 @@ class Storage:
                 _skip(response, wanted.start, url, deadline)
             else:
                 raise _refusal(response, url)
+            if "ETag" in response.headers:
+                on_etag(response.headers["ETag"])
             remaining = wanted.length
             while remaining:
                 block = bytearray(min(block_size, remaining))
                 _read_fully(response, memoryview(block), url, deadline)
                 remaining -= len(block)
                 on_block(block)
-            return response.headers.get("ETag")
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             raise _no_answer(error, url) from error
         finally:

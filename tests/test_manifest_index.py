@@ -30,7 +30,7 @@ def indexed(tmp_path: Path, relpaths: list[str]) -> ManifestIndex:
 
 
 def walk(index: ManifestIndex, row: Row, path: str = "") -> dict[str, Row]:
-    found = {}
+    found: dict[str, Row] = {}
     for child in index.children(row, 0, 100_000):
         below = f"{path}{child.name}"
         if child.identifier is None:

@@ -93,7 +93,19 @@ def test_what_is_no_date_is_a_protocol_error(value: object) -> None:
 
 @pytest.mark.parametrize(
     "relpath",
-    ["", "/etc/passwd", "..", "a/../b", "a//b", "a/", "./a", "a\0b", "a" * 256, "ä" * 128, "\ud800"],
+    [
+        "",
+        "/etc/passwd",
+        "..",
+        "a/../b",
+        "a//b",
+        "a/",
+        "./a",
+        "a\0b",
+        "a" * 256,
+        "ä" * 128,
+        "\ud800",
+    ],
 )
 def test_hostile_relpath_is_not_usable(relpath: str) -> None:
     assert not relpath_is_usable(relpath)
