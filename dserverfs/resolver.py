@@ -14,11 +14,11 @@ import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import requests
 
-from dserverfs.errors import NotFound, ProtocolError, Unreachable, Unsupported
+from dserverfs.errors import Conflict, NotFound, ProtocolError, Unreachable, Unsupported
 from dserverfs.model import UUID, Dataset, Identifier, User
 from dserverfs.signed_urls import SignedURL, UrlBook, boottime_s, expiry_of
 from dserverfs.storage import Storage, StorageRefused
@@ -33,6 +33,7 @@ PARALLEL_PAGES = 4
 MAX_ITEMS_ASKED_WHOLE = 10_000
 BATCH_SIZE = 200
 MANIFEST_TIMEOUT_S = 120.0
+UPLOAD_TIMEOUT_S = 60.0
 _PIECE_BYTES = 1024 * 1024
 
 # Names under which /config/versions lists a plugin with the signed-URL routes.
@@ -46,6 +47,21 @@ class Capabilities:
 
     signed_urls: bool
     batches: bool  # POST /signed-urls/items, and ?items=false
+
+
+class UploadUrl(NamedTuple):
+    """Where to PUT an item, and the headers that are signed with it."""
+
+    url: str
+    headers: Mapping[str, str]
+
+
+class UploadUrls(NamedTuple):
+    """The server's answer to the start of an upload."""
+
+    uri: str
+    readme_url: str
+    items: Mapping[Identifier, UploadUrl]
 
 
 @dataclass(frozen=True)
@@ -231,6 +247,46 @@ class Resolver:
     def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
         """Drop `url`, which the store refused, unless it was already replaced."""
         self._urls.forget(dataset.uuid, identifier, url)
+
+    def start_upload(self, base_uri: str, description: Mapping[str, Any]) -> UploadUrls:
+        """Announce a dataset; return where to PUT its README and items.
+
+        Repeating it gives fresh URLs. Raises PermissionDenied without register
+        permission, Conflict if the dataset exists.
+        """
+        path = f"/signed-urls/upload/{_quote(base_uri)}"
+        response = self._transport.request(
+            "POST", path, json=description, timeout_s=UPLOAD_TIMEOUT_S
+        )
+        answer = _json(response)
+        try:
+            urls = answer["upload_urls"]
+            items = {
+                Identifier(identifier): UploadUrl(str(entry["url"]), dict(entry["headers"]))
+                for identifier, entry in urls["items"].items()
+            }
+            return UploadUrls(str(answer["uri"]), str(urls["readme"]), items)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ProtocolError(f"{self.server_url}: the upload URLs are incomplete") from error
+
+    def complete_upload(self, uri: str, number_of_items: int) -> None:
+        """Register the dataset whose README and items are stored.
+
+        Servers of old look at every item: 6 ms each. If the answer gets lost, or
+        says that nothing is pending, whether the dataset is registered decides.
+        """
+        try:
+            self._transport.request(
+                "POST",
+                "/signed-urls/upload-complete",
+                json={"uri": uri},
+                timeout_s=UPLOAD_TIMEOUT_S + 0.02 * number_of_items,
+            )
+        except (Unreachable, ProtocolError, Conflict) as error:
+            try:
+                self._transport.get(f"/uris/{_quote(uri)}")
+            except NotFound:
+                raise error from None
 
     def _sign(
         self,

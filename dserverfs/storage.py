@@ -13,8 +13,8 @@ from __future__ import annotations
 import http.client
 import re
 import urllib.parse
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import BinaryIO, NamedTuple
 
 import urllib3
 
@@ -94,11 +94,12 @@ class Storage:
 
         The last block may be shorter; each is a buffer of its own that the
         receiver may keep. Before the first, `on_etag` gets the ETag of the object
-        they are of, if the store names it, and may raise. `wanted` is not empty and lies within the item. With
-        `etag`, the object must still be the one that had it. Raises
-        StorageRefused, NotFound, Unreachable, DeadlineExceeded, or
-        IntegrityError when the answer is not this range of an item of this size;
-        blocks handed out before are right in length and place all the same.
+        they are of, if the store names it, and may raise. `wanted` is not empty
+        and lies within the item. With `etag`, the object must still be the one
+        that had it. Raises StorageRefused, NotFound, Unreachable,
+        DeadlineExceeded, or IntegrityError when the answer is not this range of
+        an item of this size; blocks handed out before are right in length and
+        place all the same.
         """
         headers = {"Range": f"bytes={wanted.start}-{wanted.start + wanted.length - 1}"}
         if etag is not None:
@@ -122,6 +123,39 @@ class Storage:
                 remaining -= len(block)
                 on_block(block)
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+            raise _no_answer(error, url) from error
+        finally:
+            _give_back(response)
+
+    def write_object(
+        self, url: str, headers: Mapping[str, str], content: BinaryIO, size_in_bytes: int
+    ) -> None:
+        """PUT `content`, from its beginning, with exactly the headers that the URL pins.
+
+        Streams, and tries once. Raises StorageRefused (expired URL; also wrong
+        content, which a pinned Content-MD5 shows), Unreachable, ProtocolError.
+        """
+        content.seek(0)
+        try:
+            response = self._pool.request(
+                "PUT",
+                url,
+                headers={
+                    **headers,
+                    "Content-Length": str(size_in_bytes),
+                    "User-Agent": USER_AGENT,
+                },
+                body=content if size_in_bytes else b"",
+                preload_content=False,
+                redirect=False,
+            )
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise _no_answer(error, url) from error
+        try:
+            if response.status not in (200, 201, 204):
+                raise _refusal(response, url)
+            response.drain_conn()
+        except (urllib3.exceptions.HTTPError, OSError) as error:
             raise _no_answer(error, url) from error
         finally:
             _give_back(response)
