@@ -111,6 +111,8 @@ class DatasetTree:
             dataset=self.dataset,
             identifier=row.identifier,
             size_in_bytes=row.size_in_bytes,
+            hash_function=index.hash_function,
+            hash=row.hash,
             neighbours=_Neighbours(index, row.row),
         )
 

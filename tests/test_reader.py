@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from faulty_store import Fault, FaultyStore, cut_after, faulty_store, ignore_range, refuse
+from faulty_store import Fault, FaultyStore, Handler, cut_after, faulty_store, ignore_range, refuse
 
 from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.cache import BlockCache
@@ -55,7 +56,15 @@ class World:
         self.reader = Reader(self.urls, self.storage, self.cache)
 
     def content(self, size: int = len(CONTENT)) -> ItemContent:
-        return ItemContent("key", DATASET, Identifier("i" * 40), size, lambda limit: [])
+        return ItemContent(
+            key="key",
+            dataset=DATASET,
+            identifier=Identifier("i" * 40),
+            size_in_bytes=size,
+            hash_function="md5sum_hexdigest",
+            hash=hashlib.md5(self.store.content).hexdigest(),
+            neighbours=lambda limit: [],
+        )
 
     def close(self) -> None:
         self.reader.close()
@@ -204,6 +213,32 @@ def test_without_a_usable_cache_disk_bytes_are_right_all_the_same(
 
     assert world.reader.open(world.content()).read(0, len(CONTENT)) == CONTENT
     assert world.reader.open(world.content()).read(99, BLOCK_SIZE) == CONTENT[99 : 99 + BLOCK_SIZE]
+
+
+def wrong_bytes(handler: Handler) -> None:
+    size = len(handler.store.content)
+    headers = {"Content-Range": f"bytes 0-{size - 1}/{size}"}
+    handler.answer(206, bytes(size), headers)
+
+
+def test_wrong_bytes_of_a_small_item_are_fetched_once_more(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.store.content = CONTENT[:5000]
+    world.store.faults = [wrong_bytes]
+
+    assert world.reader.open(world.content(5000)).read(0, 9999) == CONTENT[:5000]
+    assert "fetched once more" in caplog.text
+
+
+def test_lastingly_wrong_bytes_of_a_small_item_are_never_handed_out(world: World) -> None:
+    world.store.content = CONTENT[:5000]
+    world.store.faults = [wrong_bytes, wrong_bytes]
+
+    with pytest.raises(IntegrityError, match="the manifest says"):
+        world.reader.open(world.content(5000)).read(0, 1)
+
+    assert world.reader.open(world.content(5000)).read(0, 1) == CONTENT[:1]
 
 
 def test_want_never_blocks_and_hands_out_futures(world: World) -> None:
