@@ -109,6 +109,18 @@ class Catalogue:
                 )
         return cell.get()
 
+    def known_datasets(self) -> list[Dataset]:
+        """Return the datasets of every listing that is at hand; asks for nothing."""
+        with self._lock:
+            cells = list(self._listings.values())
+        known = []
+        for cell in cells:
+            try:
+                known += cell.get().values()
+            except NotLoaded:
+                continue
+        return known
+
     def readme(self, dataset: Dataset) -> bytes:
         """Return the content of README.yml."""
         fetch = self._resolver.readme

@@ -33,7 +33,8 @@ class Client:
     ) -> None:
         """`server` is HOST[:PORT]; `cache_size` is in bytes."""
         self._directory = cache_directory or settings.cache_directory()
-        tokens = TokenSource(settings.token(), settings.token_file())
+        token = settings.token()
+        tokens = TokenSource(token, None if token else settings.token_file())
         self._transport = ServerTransport(f"{settings.protocol()}://{server}", tokens)
         self._storage = Storage()
         self._cache = BlockCache(self._directory / "blocks", size_limit=cache_size)

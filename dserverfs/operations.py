@@ -41,6 +41,7 @@ from dserverfs import errors
 from dserverfs.blocks import Block
 from dserverfs.cells import NotLoaded
 from dserverfs.dataset_tree import Attributes
+from dserverfs.model import MAX_COMPONENT_BYTES
 from dserverfs.reader import ItemContent, ItemReader, Reader
 from dserverfs.tree import Inode, Tree
 
@@ -193,9 +194,14 @@ class ReadOnlyOperations(pyfuse3.Operations):
 
     @_guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        totals = self._tree.totals()
         answer = StatvfsData()
         answer.f_bsize = answer.f_frsize = 4096
-        answer.f_namemax = 255
+        answer.f_blocks = -(-totals.size_in_bytes // 4096)
+        answer.f_bfree = answer.f_bavail = 0
+        answer.f_files = totals.number_of_items
+        answer.f_ffree = answer.f_favail = 0
+        answer.f_namemax = MAX_COMPONENT_BYTES
         return answer
 
     # Content

@@ -11,7 +11,7 @@ at a time calls; the daemon calls from its event loop.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from dserverfs.catalogue import UUID_DIRECTORY, Catalogue
 from dserverfs.dataset_tree import MUTABLE_S, OWN, Attributes, Content, DatasetTree, Entry
@@ -25,6 +25,13 @@ SLOT_BITS = 36
 _NUMBER_MASK = (1 << SLOT_BITS) - 1
 # Datasets are listed behind the directories of slot 0, which are few.
 _FIRST_DATASET_COOKIE = 1 << 32
+
+
+class Totals(NamedTuple):
+    """What `df` shows."""
+
+    size_in_bytes: int
+    number_of_items: int
 
 
 class Tree:
@@ -103,6 +110,16 @@ class Tree:
         if not slot:
             raise NotFound(f"{self._uri}: inode {inode} is a directory")
         return self._datasets[slot - 1].content(number)
+
+    def totals(self) -> Totals:
+        """Return what is shown in all, as far as listings are known."""
+        known = self._catalogue.known_datasets()
+        if self._shows_one:
+            known = [self._datasets[0].dataset]
+        return Totals(
+            sum(dataset.size_in_bytes or 0 for dataset in known),
+            sum(dataset.number_of_items or 0 for dataset in known),
+        )
 
     # Directories above the datasets
 

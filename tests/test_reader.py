@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from faulty_store import Fault, FaultyStore, Handler, cut_after, faulty_store, ignore_range, refuse
 
 from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.cache import BlockCache
@@ -19,6 +18,15 @@ from dserverfs.model import UUID, Dataset, Identifier
 from dserverfs.reader import ItemContent, Reader
 from dserverfs.signed_urls import SignedURL
 from dserverfs.storage import Storage
+from tests.faulty_store import (
+    Fault,
+    FaultyStore,
+    Handler,
+    cut_after,
+    faulty_store,
+    ignore_range,
+    refuse,
+)
 
 CONTENT = random.Random(1).randbytes(5 * BLOCK_SIZE + 777)
 DATASET = Dataset(UUID("u"), "s3://b/u", "s3://b", "n", "c", 0.0, 0.0, 1, len(CONTENT))

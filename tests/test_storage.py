@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from faulty_store import Fault, FaultyStore, Handler, cut_after, faulty_store, ignore_range, refuse
-from faulty_store import stall as stall_fault
 
 from dserverfs import storage as storage_module
 from dserverfs.errors import (
@@ -19,6 +17,16 @@ from dserverfs.errors import (
 )
 from dserverfs.storage import ByteRange, Storage, StorageRefused
 from dserverfs.transport import Deadline
+from tests.faulty_store import (
+    Fault,
+    FaultyStore,
+    Handler,
+    cut_after,
+    faulty_store,
+    ignore_range,
+    refuse,
+)
+from tests.faulty_store import stall as stall_fault
 
 CONTENT = bytes(range(256)) * 41 + b"end"
 BLOCK = 1000
