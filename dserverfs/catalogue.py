@@ -113,7 +113,7 @@ class Catalogue:
         """Return the datasets of every listing that is at hand; asks for nothing."""
         with self._lock:
             cells = list(self._listings.values())
-        known = []
+        known: list[Dataset] = []
         for cell in cells:
             try:
                 known += cell.get().values()

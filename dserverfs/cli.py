@@ -18,6 +18,8 @@ from pathlib import Path
 from dserverfs import __version__
 from dserverfs.errors import DserverfsError, UsageError
 
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
 MAX_LOG_BYTES = 10 * 1024 * 1024
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
 # Options of mount(8) that are the kernel's business and harmless here.
@@ -34,11 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except DserverfsError as error:
         print(f"dserverfs: {error}", file=sys.stderr)
-        return 1
+        return EXIT_FAILED
     except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        return 1
+        return EXIT_INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,9 +47,49 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dserverfs {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_serve(commands.add_parser("serve", help="run a dserver with its own S3 store here"))
+    _add_demo(commands.add_parser("demo", help="serve and mount two real datasets"))
     _add_mount(commands.add_parser("mount", help="show datasets as a directory tree"))
     _add_umount(commands.add_parser("umount", help="end a mount"))
     return parser
+
+
+def _add_serve(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Run a dserver with its own S3 store on this machine, until SIGINT or SIGTERM."
+        " Prints its URL, its base URI and the path of a token file when it is ready."
+    )
+    command.add_argument(
+        "--data",
+        metavar="DIR",
+        help="where everything is kept (default: $XDG_DATA_HOME/dserverfs/server)",
+    )
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    command.add_argument(
+        "--port", type=int, default=5000, help="0 takes any free one (default: %(default)s)"
+    )
+    command.add_argument(
+        "--bucket",
+        metavar="NAME",
+        default="datasets",
+        help="bucket of the base URI s3://NAME (default: %(default)s)",
+    )
+    command.set_defaults(command=_serve)
+
+
+def _add_demo(command: argparse.ArgumentParser) -> None:
+    command.description = "Serve and mount two real datasets on this machine, until Ctrl-C."
+    command.add_argument(
+        "mountpoint",
+        metavar="MOUNTPOINT",
+        type=Path,
+        nargs="?",
+        help="default: a new temporary directory",
+    )
+    command.add_argument("--once", action="store_true", help="show the datasets and end")
+    command.set_defaults(command=_demo)
 
 
 def _add_logging(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +134,39 @@ def _add_umount(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=float, default=60.0, metavar="SECONDS", help="default: 60"
     )
     parser.set_defaults(command=_umount)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    try:
+        from dserverfs.server.serve import ServeOptions, serve
+    except ModuleNotFoundError as error:
+        raise _missing("server", error) from error
+    return serve(
+        ServeOptions.from_arguments(
+            data=arguments.data,
+            host=arguments.host,
+            port=arguments.port,
+            bucket=arguments.bucket,
+        )
+    )
+
+
+def _missing(extra: str, error: ModuleNotFoundError) -> Exception:
+    """Return what to raise when a module of an optional extra is not installed."""
+    if error.name is None or error.name.partition(".")[0] == "dserverfs":
+        return error  # a fault of ours, not of the installation
+    return UsageError(f"{error.name} is not installed; run: pip install 'dserverfs[{extra}]'")
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    try:
+        from dserverfs import demo
+        from dserverfs.settings import Settings
+    except ModuleNotFoundError as error:
+        raise _missing("demo", error) from error
+
+    demo.run(arguments.mountpoint, Settings.load().data_directory() / "demo", once=arguments.once)
+    return 0
 
 
 def _mount(arguments: argparse.Namespace) -> int:

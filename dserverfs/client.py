@@ -18,6 +18,7 @@ from dserverfs.resolver import Resolver
 from dserverfs.settings import Settings
 from dserverfs.storage import Storage
 from dserverfs.transport import ServerTransport, TokenSource
+from dserverfs.uploader import Uploader
 
 
 class Client:
@@ -41,6 +42,7 @@ class Client:
         self.resolver = Resolver(self._transport, self._storage)
         self.catalogue = Catalogue(self.resolver, server, self._directory / "manifests")
         self.reader = Reader(self.resolver, self._storage, self._cache)
+        self.uploader = Uploader(self.resolver, self._storage)
 
     def open(self) -> Client:
         """Make the directories; raises UsageError if they cannot be used."""

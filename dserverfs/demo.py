@@ -22,7 +22,7 @@ from dserverfs.demo_datasets import build_datasets
 from dserverfs.errors import Conflict, UsageError
 from dserverfs.model import DserverURI
 from dserverfs.settings import TOKEN_FILE, Settings
-from dserverfs.uploader import LocalDataset, Uploader
+from dserverfs.uploader import LocalDataset
 
 STOP_TIMEOUT_S = 15.0
 SHOWN_BYTES = 300
@@ -117,14 +117,13 @@ def _publish(served: Served, scratch: Path) -> None:
     assert uri.base_uri is not None
     settings = Settings({TOKEN_FILE: str(served.token_file)}, {})
     with Client(uri.server, settings, cache_directory=scratch / "cache") as client:
-        uploader = Uploader(client.resolver, client.storage)
         known = {dataset.uuid for dataset in client.resolver.datasets(uri.base_uri)}
         for directory in build_datasets(scratch):
             dataset = LocalDataset.read(directory)
             if dataset.admin_metadata["uuid"] in known:
                 continue
             with contextlib.suppress(Conflict):
-                uploader.upload(dataset, uri.base_uri)
+                client.uploader.upload(dataset, uri.base_uri)
 
 
 @contextlib.contextmanager

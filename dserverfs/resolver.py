@@ -46,7 +46,7 @@ class Capabilities:
     """Which of the routes beyond dservercore's a server has."""
 
     signed_urls: bool
-    batches: bool  # POST /signed-urls/items, and ?items=false
+    extended: bool  # what dserverfs.server.signed_urls adds
 
 
 class UploadUrl(NamedTuple):
@@ -101,7 +101,7 @@ class Resolver:
             )
         capabilities = Capabilities(
             signed_urls=any("signed_url" in name for name in versions),
-            batches=_OWN_PLUGIN in versions,
+            extended=_OWN_PLUGIN in versions,
         )
         with self._lock:
             self._capabilities = capabilities
@@ -251,10 +251,13 @@ class Resolver:
     def start_upload(self, base_uri: str, description: Mapping[str, Any]) -> UploadUrls:
         """Announce a dataset; return where to PUT its README and items.
 
+        `created_at` in the description is kept where the server can keep it.
         Repeating it gives fresh URLs. Raises PermissionDenied without register
         permission, Conflict if the dataset exists.
         """
         path = f"/signed-urls/upload/{_quote(base_uri)}"
+        if not self.capabilities().extended:
+            description = {key: description[key] for key in description if key != "created_at"}
         response = self._transport.request(
             "POST", path, json=description, timeout_s=UPLOAD_TIMEOUT_S
         )
@@ -296,7 +299,7 @@ class Resolver:
     ) -> dict[Identifier, SignedURL]:
         before_s = boottime_s()
         path = f"/signed-urls/items/{_quote(dataset.uri)}"
-        if self.capabilities().batches:
+        if self.capabilities().extended:
             wanted = list(dict.fromkeys([identifier, *neighbours(BATCH_SIZE)]))
             response = self._transport.request("POST", path, json={"identifiers": wanted})
             return self._item_urls(response, before_s)

@@ -68,6 +68,11 @@ class Settings:
         home = self._environment.get("XDG_CACHE_HOME") or "~/.cache"
         return (Path(home).expanduser() / "dserverfs").absolute()
 
+    def data_directory(self) -> Path:
+        """Return where data of ours is kept that is nowhere else."""
+        home = self._environment.get("XDG_DATA_HOME") or "~/.local/share"
+        return (Path(home).expanduser() / "dserverfs").absolute()
+
     def state_directory(self) -> Path:
         """Return where logs go that the user did not name a file for."""
         home = self._environment.get("XDG_STATE_HOME") or "~/.local/state"

@@ -13,7 +13,7 @@ from dserverfs.client import Client
 from dserverfs.model import DserverURI
 from dserverfs.mountpoint import find_mounted
 from dserverfs.settings import Settings
-from dserverfs.uploader import LocalDataset, Uploader
+from dserverfs.uploader import LocalDataset
 
 
 def client_of(uri: str, token: str, cache_directory: Path) -> Client:
@@ -30,7 +30,7 @@ def publish(base: str, token: str, cache_directory: Path, *directories: Path) ->
     with client_of(base, token, cache_directory) as client:
         for directory in directories:
             dataset = LocalDataset.read(directory)
-            Uploader(client.resolver, client.storage).upload(dataset, base_uri)
+            client.uploader.upload(dataset, base_uri)
             uris.append(f"{base}/{dataset.admin_metadata['uuid']}")
     return uris
 
