@@ -211,7 +211,7 @@ class ManifestIndex:
 
     def open(self) -> ManifestIndex:
         """Open the file; raises NotFound if it is not there, ProtocolError if it is no index."""
-        uri = f"file:{urllib.parse.quote(str(self._path))}?immutable=1"
+        uri = f"file:{urllib.parse.quote(str(self._path))}?mode=ro&immutable=1"
         try:
             connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
         except sqlite3.OperationalError as error:
