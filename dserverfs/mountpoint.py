@@ -107,7 +107,8 @@ def is_dead(path: Path) -> bool:
     """
     try:
         done = subprocess.run(
-            ["stat", "-c", "%F", str(path)],
+            # The file system's status: attributes would be answered from the kernel's cache.
+            ["stat", "-f", str(path)],
             capture_output=True,
             timeout=ANSWER_TIMEOUT_S,
             env={"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)},

@@ -193,7 +193,7 @@ class ServerTransport:
                 response.close()
             except requests.RequestException as error:
                 failure = self._no_answer(error)
-                retried = isinstance(failure, Unreachable)
+                retried = type(failure) is Unreachable
                 retry_after_s = 0.0
             wait_s = max(backoff_s(attempt), retry_after_s)
             attempt += 1
@@ -241,8 +241,13 @@ class ServerTransport:
         if isinstance(error, requests.exceptions.InvalidURL):
             return UsageError(f"{self.base_url}: {error}")
         if isinstance(error, requests.Timeout):
-            return DeadlineExceeded(f"{self.base_url} does not answer in time")
-        return Unreachable(f"{self.base_url} cannot be reached: {_root_cause(error)}")
+            hint = ""
+            if self.base_url.startswith("https:"):
+                hint = "; if it speaks plain http, set DSERVER_PROTOCOL=http"
+            return DeadlineExceeded(f"{self.base_url} does not answer in time{hint}")
+        return Unreachable(
+            f"{self.base_url} cannot be reached: {_root_cause(error)}; is the server running there?"
+        )
 
 
 def _sleep_within(deadline: Deadline, wait_s: float) -> bool:

@@ -49,9 +49,7 @@ class ServerHandle:
         """Ask the server, as its first user unless another token is given ("" for none)."""
         token = self.token if token is None else token
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return requests.request(
-            method, self.url + path, json=body, headers=headers, timeout=60
-        )
+        return requests.request(method, self.url + path, json=body, headers=headers, timeout=60)
 
     def get(self, path: str, **options: Any) -> requests.Response:
         return self.request("GET", path, **options)

