@@ -31,6 +31,7 @@ from dserverfs.blocks import (
     number_of_blocks,
 )
 from dserverfs.cache import BlockCache, BlockKey
+from dserverfs.cache_writer import CacheWriter
 from dserverfs.errors import (
     DeadlineExceeded,
     DserverfsError,
@@ -55,9 +56,9 @@ ATTEMPTS = 4
 DEMAND_THREADS = 16
 AHEAD_THREADS = 3
 # Blocks kept at hand: file descriptors (256 MiB of cache files), and memory for
-# those that no cache holds.
+# those just fetched.
 MAX_LOADED = 256
-MAX_LOADED_MEMORY = 64 * BLOCK_SIZE
+MAX_LOADED_MEMORY = 48 * BLOCK_SIZE
 MAX_ETAGS = 4096
 
 
@@ -96,6 +97,7 @@ class Reader:
         self._resolver = resolver
         self._storage = storage
         self._cache = cache
+        self._writer = CacheWriter(cache)
         self._lock = threading.Lock()
         self._pending: dict[BlockKey, Future[Block]] = {}
         self._loaded: OrderedDict[BlockKey, Block] = OrderedDict()
@@ -109,12 +111,17 @@ class Reader:
         return ItemReader(self, content)
 
     def close(self) -> None:
-        """Drop what is queued and wait for fetches under way; readers then fail."""
+        """Drop what is queued, write what was fetched; readers then fail."""
         self._demand.shutdown(wait=False, cancel_futures=True)
         self._ahead.shutdown(wait=False, cancel_futures=True)
+        self._writer.close()
         with self._lock:
             self._loaded.clear()
             self._loaded_memory = 0
+
+    def flush(self) -> None:
+        """Return when everything fetched so far is in the cache."""
+        self._writer.flush()
 
     def want(self, content: ItemContent, run: Run) -> list[Block | Future[Block]]:
         """Return the blocks of `run`: loaded ones, and futures of the others, now being fetched."""
@@ -134,9 +141,9 @@ class Reader:
         with self._lock:
             for index in range(run.first, run.first + run.length):
                 key = BlockKey(content.key, index)
-                block = self._loaded.get(key)
+                block = self._loaded.get(key) or self._writer.waiting(key)
                 if block is not None:
-                    self._loaded.move_to_end(key)
+                    self._load_locked(key, block)
                     answer.append(block)
                     continue
                 future = self._pending.get(key)
@@ -179,14 +186,14 @@ class Reader:
         """Fetch the first `run` blocks of `waiting`, taking each off it as it is settled."""
         goal = len(waiting) - run
 
-        def on_block(data: bytearray) -> None:
+        def on_block(data: bytes) -> None:
             if len(data) == content.size_in_bytes:
                 _check_whole(content, data)
             index, future = waiting[0]
             key = BlockKey(content.key, index)
             self._settle(content, index, future, MemoryBlock(data))
             del waiting[0]
-            self._swap(key, self._cache.store(key, data))
+            self._writer.put(key, data)
 
         attempt = 0
         refused = False
@@ -244,14 +251,6 @@ class Reader:
         for _, future in waiting:
             future.set_exception(error)
 
-    def _swap(self, key: BlockKey, stored: Block | None) -> None:
-        """Let a block be read from the file it was stored in, and its memory go."""
-        if stored is None:
-            return
-        with self._lock:
-            if key in self._loaded:
-                self._load_locked(key, stored)
-
     def _load_locked(self, key: BlockKey, block: Block) -> None:
         old = self._loaded.pop(key, None)
         if old is not None:
@@ -278,7 +277,7 @@ class _HashMismatch(IntegrityError):
     """The whole item was fetched and is not what the manifest says."""
 
 
-def _check_whole(content: ItemContent, data: bytearray) -> None:
+def _check_whole(content: ItemContent, data: bytes) -> None:
     """Raise _HashMismatch unless `data`, an item in one block, has the manifest's hash.
 
     A block takes 1.1 ms of MD5: too little to hand out anything unchecked.

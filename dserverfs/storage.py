@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 import urllib3
 
+from dserverfs.body import PIECE_BYTES, Body
 from dserverfs.errors import (
     DeadlineExceeded,
     DserverfsError,
@@ -29,8 +30,6 @@ from dserverfs.errors import (
 from dserverfs.transport import CONNECT_TIMEOUT_S, USER_AGENT, Deadline
 
 STALL_TIMEOUT_S = 30.0
-# The deadline is looked at between pieces of this size; a guess, not measured.
-PIECE_BYTES = 256 * 1024
 MAX_OBJECT_BYTES = 64 * 1024 * 1024
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
 _XML_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
@@ -88,12 +87,11 @@ class Storage:
         etag: str | None,
         deadline: Deadline,
         on_etag: Callable[[str], None],
-        on_block: Callable[[bytearray], None],
+        on_block: Callable[[bytes], None],
     ) -> None:
         """Hand the wanted bytes to `on_block` in order, `block_size` at a time.
 
-        The last block may be shorter; each is a buffer of its own that the
-        receiver may keep. Before the first, `on_etag` gets the ETag of the object
+        The last block may be shorter. Before the first, `on_etag` gets the ETag of the object
         they are of, if the store names it, and may raise. `wanted` is not empty
         and lies within the item. With `etag`, the object must still be the one
         that had it. Raises StorageRefused, NotFound, Unreachable,
@@ -106,22 +104,24 @@ class Storage:
             headers["If-Match"] = etag
         response = self._get(url, headers)
         try:
+            if response.status not in (200, 206):
+                raise _refusal(response, url)
             _check_encoding(response, url)
             if response.status == 206:
                 _check_content_range(response, url, wanted)
-            elif response.status == 200:
-                _check_whole(response, url, wanted)
-                _skip(response, wanted.start, url, deadline)
             else:
-                raise _refusal(response, url)
+                _check_whole(response, url, wanted)
+            body = Body(response, STALL_TIMEOUT_S)
+            if response.status == 200:
+                _skip(body, wanted.start, deadline)
             if "ETag" in response.headers:
                 on_etag(response.headers["ETag"])
             remaining = wanted.length
             while remaining:
-                block = bytearray(min(block_size, remaining))
-                _read_fully(response, memoryview(block), url, deadline)
+                block = body.read(min(block_size, remaining), deadline)
                 remaining -= len(block)
                 on_block(block)
+            body.finish()
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             raise _no_answer(error, url) from error
         finally:
@@ -182,28 +182,12 @@ def _public(url: str) -> str:
     return url.partition("?")[0]
 
 
-def _read_fully(
-    response: urllib3.BaseHTTPResponse, buffer: memoryview, url: str, deadline: Deadline
-) -> None:
-    # urllib3's own readinto copies every byte twice more; its _fp is http.client's
-    # response, which reads into our buffer and, as no decoding was asked for, is all of the body.
-    source: http.client.HTTPResponse = response._fp  # type: ignore[attr-defined]
-    filled = 0
-    while filled < len(buffer):
-        deadline.remaining_s()
-        count = source.readinto(buffer[filled : filled + PIECE_BYTES])
-        if not count:
-            raise Unreachable(f"{_public(url)}: the body ended too soon")
-        filled += count
-
-
-def _skip(response: urllib3.BaseHTTPResponse, count: int, url: str, deadline: Deadline) -> None:
+def _skip(body: Body, count: int, deadline: Deadline) -> None:
     """Read over the first `count` bytes of an answer that ignored the range."""
-    scratch = bytearray(min(count, PIECE_BYTES))
     while count:
-        piece = memoryview(scratch)[: min(count, len(scratch))]
-        _read_fully(response, piece, url, deadline)
-        count -= len(piece)
+        piece = min(count, PIECE_BYTES)
+        body.read(piece, deadline)
+        count -= piece
 
 
 def _give_back(response: urllib3.BaseHTTPResponse) -> None:

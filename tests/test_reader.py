@@ -114,6 +114,7 @@ def test_item_read_in_order_crosses_the_network_once_in_few_requests(world: Worl
 def test_second_reader_and_second_process_fetch_nothing(world: World, tmp_path: Path) -> None:
     world.reader.open(world.content()).read(0, len(CONTENT))
     before = len(world.store.requests)
+    world.reader.flush()
     again = World(world.store, tmp_path / "blocks")
 
     assert world.reader.open(world.content()).read(0, len(CONTENT)) == CONTENT
@@ -211,6 +212,7 @@ def test_store_that_is_gone_is_unreachable_but_cached_blocks_are_read(world: Wor
         item.read(4 * BLOCK_SIZE, 10)
 
 
+@pytest.mark.expects_log("No space left")
 def test_without_a_usable_cache_disk_bytes_are_right_all_the_same(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -229,6 +231,7 @@ def wrong_bytes(handler: Handler) -> None:
     handler.answer(206, bytes(size), headers)
 
 
+@pytest.mark.expects_log("fetched once more")
 def test_wrong_bytes_of_a_small_item_are_fetched_once_more(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -239,6 +242,7 @@ def test_wrong_bytes_of_a_small_item_are_fetched_once_more(
     assert "fetched once more" in caplog.text
 
 
+@pytest.mark.expects_log("fetched once more")
 def test_lastingly_wrong_bytes_of_a_small_item_are_never_handed_out(world: World) -> None:
     world.store.content = CONTENT[:5000]
     world.store.faults = [wrong_bytes, wrong_bytes]
