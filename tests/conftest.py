@@ -1,0 +1,144 @@
+"""Fixtures for the whole suite, and the safety net below it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from tests import accounts, fuse_device, leftovers
+from tests.accounts import Account
+from tests.unexpected_log import WarningCollector, complaint
+
+_RUN = pytest.StashKey[leftovers.Run]()
+_FOUND = pytest.StashKey[list[str]]()
+_WARNINGS = pytest.StashKey[WarningCollector]()
+
+
+class ServerHandle(Protocol):
+    """A running `dserverfs serve`, as `tests.serving` hands it out."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def base_uri(self) -> str: ...
+    @property
+    def token_file(self) -> Path: ...
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "expects_log(*patterns): the test makes dserverfs log these warnings"
+    )
+    for signal_number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signal_number, signal.default_int_handler)  # fixtures end as on Ctrl-C
+    for left in leftovers.clean_dead_runs():
+        print(f"left by an earlier run, now removed: {left}")
+    run = config.stash[_RUN] = leftovers.Run.start()
+    os.environ[leftovers.ROOT_VARIABLE] = str(run.root)
+    if config.option.basetemp is None:
+        config.option.basetemp = str(run.root / "pytest")
+    collector = config.stash[_WARNINGS] = WarningCollector()
+    collector.install()
+
+
+@pytest.hookimpl(trylast=True)  # after an interrupt it is pytest's own that ends the fixtures
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    config.stash[_FOUND] = config.stash[_RUN].end()
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for left in config.stash.get(_FOUND, []):
+        terminalreporter.write_line(f"left by this run, now removed: {left}", yellow=True)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[_WARNINGS].remove()
+    if _FOUND not in config.stash:  # no session: --help, or arguments that are wrong
+        config.stash[_RUN].end()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    item.config.stash[_WARNINGS].records.clear()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    result = yield
+    patterns = [p for mark in item.iter_markers("expects_log") for p in mark.args]
+    if wrong := complaint(item.config.stash[_WARNINGS].records, patterns):
+        pytest.fail(wrong, pytrace=False)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
+    records = item.config.stash[_WARNINGS].records
+    records.clear()  # those of the call were judged there
+    result = yield
+    if wrong := complaint(records, []):
+        pytest.fail(wrong, pytrace=False)
+    return result
+
+
+@pytest.fixture(scope="session")
+def test_root(pytestconfig: pytest.Config) -> Path:
+    """The run's own directory, which every user may pass."""
+    return pytestconfig.stash[_RUN].root
+
+
+@pytest.fixture(scope="session")
+def fuse(pytestconfig: pytest.Config) -> Iterator[None]:
+    """/dev/fuse, usable by everybody."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(fuse_device.usable_by_all())
+        except OSError as error:
+            pytest.fail(str(error), pytrace=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def current_user(test_root: Path) -> Account:
+    """Whoever runs the tests, with an empty home."""
+    return accounts.current(test_root)
+
+
+@pytest.fixture(scope="session")
+def ordinary_user(request: pytest.FixtureRequest, test_root: Path) -> Iterator[Account]:
+    """A user who is not root: whoever runs the tests, or one made for them."""
+    if os.geteuid() != 0:
+        yield request.getfixturevalue("current_user")
+        return
+    with accounts.ordinary(test_root) as account:
+        yield account
+
+
+@pytest.fixture(params=["current", "ordinary"])
+def account(request: pytest.FixtureRequest) -> Account:
+    """Each user a mount must work for: root, if that runs the tests, and an ordinary one."""
+    if request.param == "ordinary" and os.geteuid() != 0:
+        pytest.skip("the tests run as an ordinary user already")
+    account: Account = request.getfixturevalue(f"{request.param}_user")
+    return account
+
+
+@pytest.fixture(scope="session")
+def server(test_root: Path) -> Iterator[ServerHandle]:
+    """One real dserver with its store, for all tests."""
+    # Late: it takes the server's dependencies, which not every test needs.
+    serving = importlib.import_module("tests.serving")
+    with serving.running_server(test_root / "server") as handle:
+        yield handle
