@@ -26,7 +26,7 @@ LEVELS = [
     {"client"},
     {"operations", "broker"},
     {"mount"},
-    {"demo"},
+    {"demo", "demo_datasets"},
     {"cli"},
     {"__main__"},
 ]

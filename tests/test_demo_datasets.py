@@ -10,14 +10,14 @@ from pathlib import Path
 import dtoolcore
 import pytest
 
-from dserverfs import demo
+from dserverfs import demo_datasets
 from dserverfs.errors import UsageError
 from dserverfs.model import is_uuid, name_is_valid, relpath_is_usable
 
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return demo.build_datasets(tmp_path_factory.mktemp("demo") / "with a space")
+    return demo_datasets.build_datasets(tmp_path_factory.mktemp("demo") / "with a space")
 
 
 def test_demo_datasets_are_frozen_and_match_their_manifests(datasets: list[Path]) -> None:
@@ -64,14 +64,14 @@ def test_demo_datasets_have_tag_annotation_overlay_and_readme(datasets: list[Pat
 def test_demo_builds_what_is_there_no_second_time(datasets: list[Path]) -> None:
     before = [(path / ".dtool" / "dtool").stat() for path in datasets]
 
-    again = demo.build_datasets(datasets[0].parent)
+    again = demo_datasets.build_datasets(datasets[0].parent)
 
     assert again == datasets
     assert [(path / ".dtool" / "dtool").stat() for path in again] == before
 
 
 def test_demo_has_the_same_uuids_everywhere(datasets: list[Path], tmp_path: Path) -> None:
-    elsewhere = demo.build_datasets(tmp_path)
+    elsewhere = demo_datasets.build_datasets(tmp_path)
 
     assert [uuid_of(path) for path in elsewhere] == [uuid_of(path) for path in datasets]
 
@@ -86,7 +86,7 @@ def test_demo_builds_anew_what_is_half_or_of_another_version(tmp_path: Path) -> 
     other.mkdir(parents=True)
     (other / "dtool").write_text('{"uuid": "of an older version"}')
 
-    built = demo.build_datasets(tmp_path)
+    built = demo_datasets.build_datasets(tmp_path)
 
     assert all(dtoolcore.DataSet.from_uri(str(path)).identifiers for path in built)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["palmer-penguins", "vega-datasets"]
@@ -98,20 +98,20 @@ def test_demo_without_its_packages_says_how_to_get_them(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
     with pytest.raises(UsageError, match="pip install 'dserverfs\\[demo\\]'"):
-        demo.build_datasets(tmp_path)
+        demo_datasets.build_datasets(tmp_path)
 
 
 def test_demo_refuses_a_directory_that_dtool_cannot_use(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="choose another"):
-        demo.build_datasets(tmp_path / "data#1")
+        demo_datasets.build_datasets(tmp_path / "data#1")
 
     assert not list(tmp_path.iterdir())
 
 
 def test_demo_does_not_import_pandas(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from dserverfs import demo\n"
-        "demo.build_datasets(pathlib.Path(sys.argv[1]))\n"
+        "import sys, pathlib; from dserverfs import demo_datasets\n"
+        "demo_datasets.build_datasets(pathlib.Path(sys.argv[1]))\n"
         "print('pandas' in sys.modules)"
     )
 

@@ -1,4 +1,4 @@
-"""`dserverfs demo`: real datasets, made from files that packages of the index ship.
+"""The datasets of `dserverfs demo`: real ones, made from files that packages ship.
 
 The files are found without importing the packages, which would import pandas. A dataset
 is built in a temporary directory beside its place and moved there when it is frozen, so
