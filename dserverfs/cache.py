@@ -1,0 +1,323 @@
+"""The disk cache of item blocks: diskcache, hardened and limited.
+
+One directory per user (mode 0700), shared by all mounts and processes. Used by
+the reader; knows nothing of servers, URLs or the network. A cache that fails
+is a cache that misses: no method of BlockCache raises for a bad disk.
+
+On disk: `blocks/cache.db` (SQLite) and a file for each block that is not
+small. A value is the block followed by its CRC-32, 4 bytes, big endian. A
+killed process leaves at worst a file without a row, which takes space until
+the directory is cleared, never a row whose content passes the check wrongly.
+
+diskcache unpickles what it finds (CVE-2025-69872, no fixed release), so the
+`Disk` here stores bytes only and refuses anything else. Thread-safe: diskcache
+keeps a connection per thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import sqlite3
+import stat
+import threading
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diskcache
+import diskcache.core
+
+from dserverfs.blocks import BLOCK_SIZE, Block, FileBlock, MemoryBlock
+from dserverfs.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+CRC_BYTES = 4
+GIB = 1024**3
+MAX_SIZE_BYTES = 50 * GIB
+FLOOR_BYTES = 2 * GIB
+FLOOR_FRACTION = 0.05
+# Below it a block is a blob in the database: a file costs 50 us more to make and to open.
+MIN_FILE_SIZE = 64 * 1024
+FREE_SPACE_CHECK_S = 2.0
+RETRY_AFTER_FAILURE_S = 30.0
+# diskcache's least-recently-used writes to the database at every hit (36 us against
+# 16 us): the order of use is noted in memory instead and written in batches.
+_POLICY = "dserverfs-noted"
+_NOTES_PER_BATCH = 256
+
+diskcache.core.EVICTION_POLICY[_POLICY] = {
+    "init": "CREATE INDEX IF NOT EXISTS Cache_access_time ON Cache (access_time)",
+    "get": None,
+    "cull": "SELECT {fields} FROM Cache ORDER BY access_time LIMIT ?",
+}
+
+
+class BlockKey(NamedTuple):
+    """Which block: of an item in a dataset on a server."""
+
+    item: str  # dserver URI of the dataset, "/" and the identifier
+    block: int
+
+    def as_text(self) -> str:
+        return f"{FORMAT_VERSION}:{BLOCK_SIZE}:{self.item}:{self.block}"
+
+
+class _Checked:
+    """A value on its way to the disk, and the file it went to, if any."""
+
+    def __init__(self, data: bytearray) -> None:
+        self.data = data
+        self.crc = zlib.crc32(data).to_bytes(CRC_BYTES, "big")
+        self.block: FileBlock | None = None
+
+
+class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
+    """Stores `_Checked` values and text keys; never pickles, never unpickles."""
+
+    def put(self, key: Any) -> tuple[str, bool]:
+        if not isinstance(key, str):
+            raise TypeError("a key of the block cache is text")
+        return key, True
+
+    def get(self, key: Any, raw: bool) -> Any:
+        if not raw or not isinstance(key, str):
+            raise ValueError("a key of the block cache is text")
+        return key
+
+    def store(self, value: Any, read: bool, key: Any = None) -> tuple[int, int, str | None, Any]:
+        if not isinstance(value, _Checked) or read:
+            raise TypeError("the block cache stores checked bytes only")
+        size = len(value.data) + CRC_BYTES
+        if size < self.min_file_size:
+            return 0, diskcache.core.MODE_RAW, None, sqlite3.Binary(bytes(value.data) + value.crc)
+        name = os.urandom(16).hex()
+        filename = f"{name[:2]}/{name[2:]}.blk"
+        path = os.path.join(self._directory, filename)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            fd = os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            fd = os.open(path, flags, 0o600)
+        try:
+            # One call, so that a full disk is noticed as a short count.
+            if os.writev(fd, [value.data, value.crc]) != size:
+                raise OSError(errno.ENOSPC, "short write to the cache")
+        except BaseException:
+            os.unlink(path)
+            os.close(fd)
+            raise
+        value.block = FileBlock(fd, len(value.data))
+        return size, diskcache.core.MODE_BINARY, filename, None
+
+    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
+        """Return a blob's bytes, or an open file descriptor which the caller closes."""
+        if mode == diskcache.core.MODE_RAW and isinstance(value, bytes):
+            return value
+        if mode == diskcache.core.MODE_BINARY and filename is not None:
+            if os.path.isabs(filename) or ".." in filename.split("/"):
+                raise OSError(errno.EINVAL, "a cache row names a file outside the cache")
+            path = os.path.join(self._directory, filename)
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        raise OSError(errno.EINVAL, "a cache row is not of the block cache's form")
+
+    def remove(self, file_path: str) -> None:
+        # Not the directory as well, as diskcache does: another block is put there soon.
+        with contextlib.suppress(OSError):
+            os.remove(os.path.join(self._directory, file_path))
+
+
+def private_directory(path: Path) -> Path:
+    """Make `path` if need be and return it; raises UsageError unless it is ours and private."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.lstat()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be used as a directory: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        raise UsageError(f"{path}: is not a directory of yours; name another with --cache-dir")
+    if status.st_mode & 0o077:
+        path.chmod(0o700)
+    return path
+
+
+def default_size_limit(directory: Path) -> int:
+    """Return min(50 GiB, half of what is free), in bytes."""
+    status = os.statvfs(directory)
+    return min(MAX_SIZE_BYTES, status.f_bavail * status.f_frsize // 2)
+
+
+class BlockCache:
+    """Blocks on disk. `open` first; `close` when done."""
+
+    def __init__(self, directory: Path, *, size_limit: int | None = None) -> None:
+        self._directory = directory
+        self._size_limit = size_limit
+        self._cache: Any = None
+        self._lock = threading.Lock()
+        self._used: dict[str, float] = {}
+        self._space_checked_s = 0.0
+        self._space_left = True
+        self._broken_until_s = 0.0
+
+    def open(self) -> None:
+        """Open or make the cache; a corrupt database is thrown away, with one line in the log."""
+        private_directory(self._directory)
+        try:
+            self._cache = self._open()
+        except (sqlite3.DatabaseError, OSError, diskcache.Timeout) as error:
+            logger.warning("cache %s is unusable and is made anew: %s", self._directory, error)
+            for path in self._directory.glob("cache.db*"):
+                path.unlink(missing_ok=True)
+            try:
+                self._cache = self._open()
+            except (sqlite3.DatabaseError, OSError, diskcache.Timeout) as again:
+                logger.warning("cache %s: reading without a cache: %s", self._directory, again)
+
+    def _open(self) -> Any:
+        limit = self._size_limit or default_size_limit(self._directory)
+        return diskcache.Cache(
+            str(self._directory),
+            timeout=5,
+            disk=BytesDisk,
+            eviction_policy=_POLICY,
+            size_limit=limit,
+            cull_limit=16,
+            disk_min_file_size=MIN_FILE_SIZE,
+            statistics=0,
+            sqlite_cache_size=2048,
+        )
+
+    def load(self, key: BlockKey, length: int) -> Block | None:
+        """Return the block of `length` bytes if it is here and whole, else None."""
+        text = key.as_text()
+        try:
+            stored = self._cache.get(text) if self._usable() else None
+        except (sqlite3.Error, diskcache.Timeout, OSError, ValueError) as error:
+            self._fail(error)
+            return None
+        if stored is None:
+            return None
+        block = _checked_block(stored, length)
+        if block is None:
+            logger.warning("cache %s: a damaged block is fetched again", self._directory)
+            self.drop([key])
+            return None
+        self._note_use(text)
+        return block
+
+    def store(self, key: BlockKey, data: bytearray) -> Block | None:
+        """Keep the block; return it as read from its file, if it went to one.
+
+        Does nothing if the disk is full or failing.
+        """
+        if not self._usable() or not self._has_space():
+            return None
+        value = _Checked(data)
+        try:
+            self._cache.set(key.as_text(), value)
+        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+            self._fail(error)
+            return None
+        return value.block
+
+    def drop(self, keys: Sequence[BlockKey]) -> None:
+        """Forget these blocks."""
+        try:
+            if self._usable():
+                for key in keys:
+                    self._cache.delete(key.as_text())
+        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+            self._fail(error)
+
+    def close(self) -> None:
+        if self._cache is not None:
+            self._write_notes()
+            self._cache.close()
+            self._cache = None
+
+    def _usable(self) -> bool:
+        return self._cache is not None and time.monotonic() >= self._broken_until_s
+
+    def _fail(self, error: Exception) -> None:
+        """Go without the cache for a while; say so once a while."""
+        with self._lock:
+            if time.monotonic() < self._broken_until_s:
+                return
+            self._broken_until_s = time.monotonic() + RETRY_AFTER_FAILURE_S
+        logger.warning(
+            "cache %s fails, reading without it for %d s: %s",
+            self._directory,
+            RETRY_AFTER_FAILURE_S,
+            error,
+        )
+
+    def _has_space(self) -> bool:
+        """Return whether the file system keeps its floor of free space; evicts if it does not."""
+        now_s = time.monotonic()
+        if now_s - self._space_checked_s < FREE_SPACE_CHECK_S:
+            return self._space_left
+        self._space_checked_s = now_s
+        try:
+            status = os.statvfs(self._directory)
+            free = status.f_bavail * status.f_frsize
+            floor = min(FLOOR_BYTES, int(status.f_blocks * status.f_frsize * FLOOR_FRACTION))
+            if free < floor:
+                self._evict(floor - free)
+            self._space_left = free >= floor
+        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+            self._fail(error)
+            return False
+        return self._space_left
+
+    def _evict(self, size_in_bytes: int) -> None:
+        """Give back about that much, the least recently used first."""
+        volume = self._cache.volume()
+        before = self._cache.size_limit
+        self._cache.reset("size_limit", max(0, volume - size_in_bytes))
+        try:
+            self._cache.cull()
+        finally:
+            self._cache.reset("size_limit", before)
+
+    def _note_use(self, text: str) -> None:
+        with self._lock:
+            self._used[text] = time.time()
+            due = len(self._used) >= _NOTES_PER_BATCH
+        if due:
+            self._write_notes()
+
+    def _write_notes(self) -> None:
+        with self._lock:
+            used, self._used = self._used, {}
+        try:
+            with self._cache.transact(retry=False):
+                for text, moment_s in used.items():
+                    self._cache._sql(
+                        "UPDATE Cache SET access_time = ? WHERE key = ? AND raw = 1",
+                        (moment_s, text),
+                    )
+        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+            logger.debug("cache %s: order of use not written: %s", self._directory, error)
+
+
+def _checked_block(stored: bytes | int, length: int) -> Block | None:
+    """Return the block if its length and checksum are right; closes the file otherwise."""
+    if isinstance(stored, bytes):
+        data, crc = stored[:-CRC_BYTES], stored[-CRC_BYTES:]
+        good = len(data) == length and zlib.crc32(data).to_bytes(CRC_BYTES, "big") == crc
+        return MemoryBlock(data) if good else None
+    block = FileBlock(stored, length)
+    if os.fstat(stored).st_size != length + CRC_BYTES:
+        return None
+    data = os.pread(stored, length + CRC_BYTES, 0)
+    if zlib.crc32(memoryview(data)[:length]).to_bytes(CRC_BYTES, "big") != data[length:]:
+        return None
+    return block

@@ -1,0 +1,201 @@
+"""What is known of a server's datasets: permissions, listings, names, manifests, metadata.
+
+Used by the tree. Owns how long each is believed, under which name a dataset is
+shown, and the files that manifests are indexed in. Answers at once or raises
+`cells.NotLoaded`; asks the resolver in threads. Thread-safe.
+
+On disk, below `directory`: `<key>.json`, a manifest as the server sent it, and
+`<key>.index`, made from it. Both are written under other names, synced and
+renamed; a damaged index is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from dserverfs import manifest_index
+from dserverfs.cells import FOR_EVER, Cell, NotLoaded
+from dserverfs.errors import DserverfsError, NotFound
+from dserverfs.manifest_index import ManifestIndex
+from dserverfs.model import UUID, Dataset, User, component_is_usable
+from dserverfs.resolver import Metadata, Resolver
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FRESH_S = 60.0  # listings, permissions, README, tags, annotations, overlay names
+REFRESH_THREADS = 4
+MAX_OPEN_INDEXES = 256  # a file descriptor and about 100 KiB each
+UUID_DIRECTORY = ".uuid"
+
+
+class Names:
+    """Under which name each dataset of a base URI is shown; a name once bound stays bound."""
+
+    def __init__(self, reserved: frozenset[str]) -> None:
+        self._taken: dict[str, UUID | None] = {name: None for name in reserved}
+        self._names: dict[UUID, str] = {}
+
+    def bind(self, datasets: list[Dataset]) -> dict[str, Dataset]:
+        """Return the datasets, oldest first, by name; earlier bindings are kept."""
+        named = {}
+        for dataset in sorted(datasets, key=lambda entry: (entry.frozen_at, entry.uuid)):
+            name = self._names.get(dataset.uuid)
+            if name is None:
+                name = self._names[dataset.uuid] = self._choose(dataset)
+                self._taken[name] = dataset.uuid
+            named[name] = dataset
+        return named
+
+    def _choose(self, dataset: Dataset) -> str:
+        if not component_is_usable(dataset.name):
+            logger.warning("%s: its name cannot be shown, its uuid is", dataset.uri)
+            return dataset.uuid
+        for name in (dataset.name, f"{dataset.name}~{dataset.uuid[:8]}"):
+            if name not in self._taken:
+                return name
+        return f"{dataset.name}~{dataset.uuid}"
+
+
+class Catalogue:
+    """Everything known of one server."""
+
+    def __init__(self, resolver: Resolver, server: str, directory: Path) -> None:
+        self._resolver = resolver
+        self._server = server
+        self._directory = directory
+        self._background = ThreadPoolExecutor(REFRESH_THREADS, thread_name_prefix="refresh")
+        self._lock = threading.Lock()
+        self._names: dict[str, Names] = {}
+        self._listings: dict[str, Cell[Mapping[str, Dataset]]] = {}
+        self._readmes: dict[UUID, Cell[bytes]] = {}
+        self._metadata: dict[UUID, Cell[Metadata]] = {}
+        self._manifests: dict[UUID, Cell[Path]] = {}
+        self._indexes: OrderedDict[UUID, ManifestIndex] = OrderedDict()
+        self._index_loads: dict[UUID, threading.Lock] = {}
+        self._user = self._cell(resolver.user, FRESH_S)
+
+    def close(self) -> None:
+        self._background.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            for index in self._indexes.values():
+                index.close()
+            self._indexes.clear()
+
+    def user(self) -> User:
+        """Return whom the token speaks for."""
+        return self._user.get()
+
+    def datasets(self, base_uri: str, reserved: frozenset[str]) -> Mapping[str, Dataset]:
+        """Return the datasets of a base URI by the name they are shown under.
+
+        `reserved` names are left to others; those of the first call count.
+        """
+        with self._lock:
+            cell = self._listings.get(base_uri)
+            if cell is None:
+                names = self._names.setdefault(base_uri, Names(reserved | {UUID_DIRECTORY}))
+                cell = self._listings[base_uri] = self._cell(
+                    lambda: names.bind(self._resolver.datasets(base_uri)), FRESH_S
+                )
+        return cell.get()
+
+    def known_datasets(self) -> list[Dataset]:
+        """Return the datasets of every listing that is at hand; asks for nothing."""
+        with self._lock:
+            cells = list(self._listings.values())
+        known: list[Dataset] = []
+        for cell in cells:
+            try:
+                known += cell.get().values()
+            except NotLoaded:
+                continue
+        return known
+
+    def readme(self, dataset: Dataset) -> bytes:
+        """Return the content of README.yml."""
+        fetch = self._resolver.readme
+        return self._of(self._readmes, dataset, lambda: fetch(dataset), FRESH_S)
+
+    def metadata(self, dataset: Dataset) -> Metadata:
+        """Return admin metadata, tags, overlays and annotations."""
+        fetch = self._resolver.metadata
+        return self._of(self._metadata, dataset, lambda: fetch(dataset), FRESH_S)
+
+    def manifest(self, dataset: Dataset) -> Path:
+        """Return the file with the manifest as the server sent it."""
+        fetch = self._fetch_manifest
+        return self._of(self._manifests, dataset, lambda: fetch(dataset), FOR_EVER)
+
+    def index(self, dataset: Dataset) -> ManifestIndex:
+        """Return the manifest as a tree; keep it no longer than one operation."""
+        with self._lock:
+            index = self._indexes.get(dataset.uuid)
+            if index is not None:
+                self._indexes.move_to_end(dataset.uuid)
+                return index
+            loading = self._index_loads.setdefault(dataset.uuid, threading.Lock())
+        raise NotLoaded(lambda: self._load_index(dataset, loading))
+
+    def _cell(self, fetch: Callable[[], T], max_age_s: float) -> Cell[T]:
+        return Cell(fetch, max_age_s, self._background)
+
+    def _of(
+        self,
+        cells: dict[UUID, Cell[T]],
+        dataset: Dataset,
+        fetch: Callable[[], T],
+        max_age_s: float,
+    ) -> T:
+        with self._lock:
+            cell = cells.get(dataset.uuid)
+            if cell is None:
+                cell = cells[dataset.uuid] = self._cell(fetch, max_age_s)
+        return cell.get()
+
+    def _load_index(self, dataset: Dataset, loading: threading.Lock) -> None:
+        with loading:
+            with self._lock:
+                if dataset.uuid in self._indexes:
+                    return
+            path = self._path(dataset, "index")
+            try:
+                index = ManifestIndex(path).open()
+            except DserverfsError as error:
+                if not isinstance(error, NotFound):
+                    logger.warning("made anew: %s", error)
+                manifest_index.build_apart(self._fetch_manifest(dataset), path)
+                index = ManifestIndex(path).open()
+            with self._lock:
+                self._indexes[dataset.uuid] = index
+                while len(self._indexes) > MAX_OPEN_INDEXES:
+                    self._indexes.popitem(last=False)  # closed when its last user lets it go
+
+    def _fetch_manifest(self, dataset: Dataset) -> Path:
+        """Return the manifest's file, fetching it if it is not here; blocks."""
+        path = self._path(dataset, "json")
+        if path.exists():
+            return path
+        scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+        try:
+            with scratch.open("xb") as file:
+                self._resolver.fetch_manifest(dataset, file)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.rename(path)
+        finally:
+            scratch.unlink(missing_ok=True)
+        return path
+
+    def _path(self, dataset: Dataset, suffix: str) -> Path:
+        key = hashlib.sha256(f"{self._server} {dataset.uri}".encode()).hexdigest()
+        return self._directory / f"{key[:40]}.{suffix}"

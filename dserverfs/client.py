@@ -1,0 +1,101 @@
+"""The composition root: everything that reading datasets of one server needs, put together.
+
+The only reader of settings. The mount, and whatever else uses datasets, starts
+here. `open` starts no thread and sends no request; methods block.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+from dserverfs.cache import BlockCache, private_directory
+from dserverfs.catalogue import Catalogue
+from dserverfs.errors import NotFound, PermissionDenied
+from dserverfs.model import Dataset, DserverURI, User
+from dserverfs.reader import Reader
+from dserverfs.resolver import Resolver
+from dserverfs.settings import Settings
+from dserverfs.storage import Storage
+from dserverfs.transport import ServerTransport, TokenSource
+from dserverfs.uploader import Uploader
+
+
+class Client:
+    """What there is to use of one dserver; close it when done."""
+
+    def __init__(
+        self,
+        server: str,
+        settings: Settings,
+        *,
+        cache_directory: Path | None = None,
+        cache_size: int | None = None,
+    ) -> None:
+        """`server` is HOST[:PORT]; `cache_size` is in bytes."""
+        self._directory = cache_directory or settings.cache_directory()
+        token = settings.token()
+        tokens = TokenSource(token, None if token else settings.token_file())
+        self._transport = ServerTransport(f"{settings.protocol()}://{server}", tokens)
+        self._storage = Storage()
+        self._cache = BlockCache(self._directory / "blocks", size_limit=cache_size)
+        self.resolver = Resolver(self._transport, self._storage)
+        self.catalogue = Catalogue(self.resolver, server, self._directory / "manifests")
+        self.reader = Reader(self.resolver, self._storage, self._cache)
+        self.uploader = Uploader(self.resolver, self._storage)
+
+    def open(self) -> Client:
+        """Make the directories; raises UsageError if they cannot be used."""
+        private_directory(self._directory)
+        private_directory(self._directory / "manifests")
+        self._cache.open()
+        return self
+
+    def close(self) -> None:
+        self.reader.close()
+        self.catalogue.close()
+        self._cache.close()
+        self._storage.close()
+        self._transport.close()
+
+    def __enter__(self) -> Client:
+        return self.open()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def check(self, uri: DserverURI) -> Dataset | None:
+        """Return the dataset `uri` names, if it names one; blocks.
+
+        Raises what keeps it from being read: no such host, no dserver, no
+        signed-URL routes, a token that is refused, a base URI without
+        permission, a dataset that is not there.
+        """
+        self.resolver.require_signed_urls()
+        user = self.resolver.user()
+        if uri.base_uri is None:
+            return None
+        if not _may_search(user, uri.base_uri):
+            known = ", ".join(user.search_base_uris) or "none"
+            raise PermissionDenied(
+                f"{uri}: user {user.username} has no search permission on {uri.base_uri},"
+                f" or the server does not have it; permitted: {known}"
+            )
+        if uri.uuid is None:
+            return None
+        try:
+            return self.resolver.dataset_by_uuid(uri.uuid, uri.base_uri)
+        except NotFound as error:
+            raise NotFound(f"{uri}: no such dataset; a base URI shows all there are") from error
+
+
+def _may_search(user: User, base_uri: str) -> bool:
+    """Return whether there is something to see at or below `base_uri`."""
+    return any(
+        known == base_uri or known.startswith(f"{base_uri}/") for known in user.search_base_uris
+    )

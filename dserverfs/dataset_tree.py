@@ -1,0 +1,237 @@
+"""The inside of a frozen dataset as a directory in dtool's own on-disk layout.
+
+Used by the tree, which gives each dataset a slot of inode numbers. Numbers in
+the slot are arithmetic: an item's or directory's row in the manifest index for
+what is below `data`, and OWN plus a place in a short list for the rest. No I/O:
+raises NotLoaded where the catalogue does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from dserverfs.catalogue import Catalogue
+from dserverfs.errors import IntegrityError, NotFound
+from dserverfs.manifest_index import ManifestIndex, Row
+from dserverfs.model import MAX_COMPONENT_BYTES, Dataset, Identifier, component_is_usable
+from dserverfs.reader import ItemContent
+
+OWN = 1 << 35  # numbers from here on are not rows
+FROZEN_S = 365.0 * 24 * 3600  # how long the kernel may believe what never changes
+MUTABLE_S = 1.0  # beside the catalogue's own freshness, so that both do not add up
+ROWS_AT_A_TIME = 1000
+
+
+class Attributes(NamedTuple):
+    """What stat shows, but for the owner."""
+
+    number: int
+    is_directory: bool
+    permissions: int
+    size_in_bytes: int
+    mtime_ns: int
+    believed_s: float  # the kernel may keep it so long
+
+
+class Entry(NamedTuple):
+    """A directory entry; `cookie` is where a listing goes on behind it."""
+
+    name: str
+    attributes: Attributes
+    cookie: int
+
+
+Content = ItemContent | Path | bytes
+
+
+class DatasetTree:
+    """One dataset."""
+
+    def __init__(self, dataset: Dataset, catalogue: Catalogue, key: str) -> None:
+        """`key` names the dataset among those of all servers (its dserver URI)."""
+        self.dataset = dataset
+        self._catalogue = catalogue
+        self._key = key
+        self._frozen_ns = int(dataset.frozen_at * 1e9)
+        self._paths: list[str] = [""]
+        self._places: dict[str, int] = {"": 0}
+
+    ROOT = OWN
+
+    def attributes(self, number: int) -> Attributes:
+        """Return the attributes of a number; raises NotFound."""
+        if number < OWN:
+            return self._row_attributes(self._index().row(number))
+        return self._own_attributes(self._path(number))
+
+    def lookup(self, number: int, name: str) -> Attributes:
+        """Return the attributes of the entry `name`; raises NotFound."""
+        if number < OWN:
+            return self._row_attributes(self._index().child(number, name))
+        path = self._path(number)
+        if path == "" and name == "data":
+            return self._row_attributes(self._index().row(0))
+        if name not in self._own_names(path):
+            raise NotFound(f"{self.dataset.uri}: nothing named {name!r} in {path or '/'}")
+        return self._own_attributes(_join(path, name))
+
+    def children(self, number: int, cookie: int) -> Iterator[Entry]:
+        """Yield the entries behind `cookie` (0: all), in a stable order."""
+        if number < OWN:
+            yield from self._rows(self._index(), number, cookie)
+            return
+        path = self._path(number)
+        if path == "" and cookie == 0:
+            # The cookie of row 0 must not be 0, which means the beginning.
+            yield Entry("data", self._row_attributes(self._index().row(0)), OWN)
+        entries = [
+            (self._own_attributes(_join(path, name)), name) for name in self._own_names(path)
+        ]
+        for attributes, name in sorted(entries):
+            if attributes.number > cookie:
+                yield Entry(name, attributes, attributes.number)
+
+    def content(self, number: int) -> Content:
+        """Return what a file holds; raises IntegrityError for an item that cannot be shown."""
+        if number >= OWN:
+            return self._own_content(self._path(number))
+        index = self._index()
+        row = index.row(number)
+        if row.identifier is None:
+            raise NotFound(f"{self.dataset.uri}: row {number} is a directory")
+        if row.refused:
+            raise IntegrityError(
+                f"{self.dataset.uri}: item {row.identifier} has a relpath that cannot be a file's"
+            )
+        return ItemContent(
+            key=f"{self._key}/{row.identifier}",
+            dataset=self.dataset,
+            identifier=row.identifier,
+            size_in_bytes=row.size_in_bytes,
+            hash_function=index.hash_function,
+            hash=row.hash,
+            neighbours=_Neighbours(index, row.row),
+        )
+
+    def _index(self) -> ManifestIndex:
+        return self._catalogue.index(self.dataset)
+
+    def _rows(self, index: ManifestIndex, number: int, cookie: int) -> Iterator[Entry]:
+        parent = index.row(number)
+        start = cookie + 1 if cookie else parent.first_child
+        while rows := index.children(parent, start, ROWS_AT_A_TIME):
+            for row in rows:
+                yield Entry(row.name, self._row_attributes(row), row.row)
+            start = rows[-1].row + 1
+
+    def _row_attributes(self, row: Row) -> Attributes:
+        if row.identifier is None:
+            return Attributes(row.row, True, 0o755, 0, self._frozen_ns, FROZEN_S)
+        permissions = 0o444 if row.refused else 0o644
+        return Attributes(row.row, False, permissions, row.size_in_bytes, row.mtime_ns, FROZEN_S)
+
+    def _own_attributes(self, path: str) -> Attributes:
+        number = self._number(path)
+        if self._own_is_directory(path):
+            return Attributes(number, True, 0o755, 0, self._frozen_ns, MUTABLE_S)
+        content = self._own_content(path)
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        return Attributes(number, False, 0o644, size, self._frozen_ns, MUTABLE_S)
+
+    def _own_is_directory(self, path: str) -> bool:
+        return path in ("", ".dtool", ".dtool/overlays", ".dtool/annotations", ".dtool/tags")
+
+    def _own_names(self, path: str) -> list[str]:
+        """Return what a directory outside `data` holds; `data` itself is not among them."""
+        if path == "":
+            return ["README.yml", ".dtool"]
+        if path == ".dtool":
+            return [
+                "dtool",
+                "manifest.json",
+                "structure.json",
+                "README.txt",
+                "overlays",
+                "annotations",
+                "tags",
+            ]
+        metadata = self._catalogue.metadata(self.dataset)
+        if path == ".dtool/overlays":
+            return _json_names(metadata.overlays)
+        if path == ".dtool/annotations":
+            return _json_names(metadata.annotations)
+        if path == ".dtool/tags":
+            return [tag for tag in metadata.tags if component_is_usable(tag)]
+        raise NotFound(f"{self.dataset.uri}: {path} is no directory")
+
+    def _own_content(self, path: str) -> bytes | Path:
+        if path == "README.yml":
+            return self._catalogue.readme(self.dataset)
+        if path == ".dtool/manifest.json":
+            return self._catalogue.manifest(self.dataset)
+        if path in (".dtool/structure.json", ".dtool/README.txt"):
+            return _disk_layout(path)
+        metadata = self._catalogue.metadata(self.dataset)
+        if path == ".dtool/dtool":
+            return metadata.admin_metadata
+        directory, _, name = path.rpartition("/")
+        try:
+            if directory == ".dtool/overlays":
+                return metadata.overlays[name.removesuffix(".json")]
+            if directory == ".dtool/annotations":
+                return metadata.annotations[name.removesuffix(".json")]
+        except KeyError as error:
+            raise NotFound(f"{self.dataset.uri}: no {path}") from error
+        if directory == ".dtool/tags" and name in metadata.tags:
+            return b""
+        raise NotFound(f"{self.dataset.uri}: no {path}")
+
+    def _number(self, path: str) -> int:
+        place = self._places.get(path)
+        if place is None:
+            place = self._places[path] = len(self._paths)
+            self._paths.append(path)
+        # 0 is the root; listings go on behind `data`, whose cookie is OWN.
+        return OWN + place
+
+    def _path(self, number: int) -> str:
+        try:
+            return self._paths[number - OWN]
+        except IndexError as error:
+            raise NotFound(f"{self.dataset.uri}: no inode {number}") from error
+
+
+class _Neighbours:
+    """The items that follow one in the manifest's tree."""
+
+    def __init__(self, index: ManifestIndex, row: int) -> None:
+        self._index = index
+        self._row = row
+
+    def __call__(self, limit: int) -> list[Identifier]:
+        return self._index.identifiers_from(self._row, limit)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name
+
+
+def _json_names(names: Iterable[str]) -> list[str]:
+    return [
+        f"{name}.json"
+        for name in names
+        if component_is_usable(name) and len(name.encode()) + 5 <= MAX_COMPONENT_BYTES
+    ]
+
+
+def _disk_layout(path: str) -> bytes:
+    """Return what dtool's disk broker keeps in `.dtool/structure.json` or `.dtool/README.txt`."""
+    from dtoolcore.storagebroker import DiskStorageBroker  # 60 ms, and rarely looked at
+
+    if path.endswith(".txt"):
+        return str(DiskStorageBroker._dtool_readme_txt).encode("utf-8")
+    parameters = DiskStorageBroker._structure_parameters
+    return json.dumps(parameters, indent=2, sort_keys=True).encode("utf-8")

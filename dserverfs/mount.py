@@ -1,0 +1,204 @@
+"""The mount daemon: starting it, telling when it answers, and ending it.
+
+`start` runs in the command's process and starts the daemon by executing Python
+anew (no fork after imports), with a pipe on which the daemon says that the
+mount answers. `run` is the daemon. A daemon that is killed or fails leaves a
+dead mount point (ENOTCONN), never an empty directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pyfuse3
+import trio
+
+from dserverfs import mountpoint
+from dserverfs.client import Client
+from dserverfs.errors import UsageError
+from dserverfs.model import DserverURI
+from dserverfs.operations import Ownership, ReadOnlyOperations
+from dserverfs.settings import Settings
+from dserverfs.tree import Tree
+
+logger = logging.getLogger(__name__)
+
+READY_TIMEOUT_S = 90.0
+# How long requests under way may go on after a signal to end.
+GRACE_S = 2.0
+# The kernel asks for at most that much at once; 1 MiB reads are 1.2 times as fast
+# as the default's 128 KiB. Only root may say so.
+READ_AHEAD_KIB = 1024
+_READY = b"ready\n"
+# Not `python -m`, which would import from the working directory first.
+_DAEMON = """
+import sys
+sys.path[:] = [entry for entry in sys.path if entry]
+from dserverfs.cli import main
+sys.exit(main())
+"""
+
+
+class MountOptions(NamedTuple):
+    """What `dserverfs mount` was asked for."""
+
+    uri: DserverURI
+    path: Path
+    cache_directory: Path | None
+    cache_size: int | None
+    umask: int
+    uid: int
+    gid: int
+    allow_other: bool
+    fuse_options: tuple[str, ...]
+
+
+def start(arguments: Sequence[str]) -> None:
+    """Start `dserverfs ARGUMENTS` as a daemon and return when its mount answers.
+
+    Raises UsageError with what the daemon said if it ends before, or is not
+    ready within READY_TIMEOUT_S.
+    """
+    ready_read, ready_write = os.pipe()
+    command = [sys.executable, "-c", _DAEMON, *arguments, "--ready-fd", str(ready_write)]
+    try:
+        daemon = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[ready_write],
+            start_new_session=True,
+        )
+    finally:
+        os.close(ready_write)
+    try:
+        with os.fdopen(ready_read, "rb") as ready:
+            answered, _, _ = select.select([ready], [], [], READY_TIMEOUT_S)
+            if answered and ready.readline() == _READY:
+                # It goes on without us; tell subprocess that this is intended.
+                daemon.returncode = 0
+                return
+            if not answered:
+                raise UsageError(f"not mounted: no answer within {READY_TIMEOUT_S:.0f} s")
+        _, said = daemon.communicate(timeout=READY_TIMEOUT_S)
+        lines = said.decode("utf-8", "replace").strip().splitlines()
+        message = lines[-1] if lines else f"the daemon ended with status {daemon.returncode}"
+        raise UsageError(message.removeprefix("dserverfs: "))
+    except BaseException:
+        if daemon.returncode is None:
+            daemon.kill()
+            daemon.wait()
+        raise
+    finally:
+        if daemon.stderr is not None:
+            daemon.stderr.close()
+
+
+def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None:
+    """Mount and serve until unmounted or told to end; raises DserverfsError if it cannot.
+
+    `ready_fd` is where to say that the mount answers; it is closed.
+    """
+    mountpoint.require_fuse()
+    if options.allow_other:
+        mountpoint.require_allow_other()
+    mountpoint.prepare(options.path)
+    with Client(
+        options.uri.server,
+        settings,
+        cache_directory=options.cache_directory,
+        cache_size=options.cache_size,
+    ) as client:
+        only = client.check(options.uri)
+        tree = Tree(options.uri, client.catalogue, time.time_ns())
+        if only is not None:
+            tree.show_only(only)
+        ownership = Ownership(options.uid, options.gid, options.umask)
+        operations = ReadOnlyOperations(tree, client.reader, ownership)
+        try:
+            pyfuse3.init(operations, str(options.path), _fuse_options(options))
+        except RuntimeError as error:
+            raise UsageError(f"{options.path}: cannot be mounted: {error}") from error
+        try:
+            trio.run(_serve, options, ready_fd)
+        except BaseException:
+            # A dead mount point is seen; an empty directory would be mirrored.
+            pyfuse3.close(unmount=False)
+            raise
+        pyfuse3.close(unmount=True)
+    logger.info("%s: unmounted", options.path)
+
+
+def _fuse_options(options: MountOptions) -> set[str]:
+    source = str(options.uri).replace("\\", "\\\\").replace(",", "\\,")
+    wanted = {f"fsname={source}", "subtype=dserverfs", "default_permissions", "ro"}
+    if options.allow_other:
+        wanted.add("allow_other")
+    return wanted | set(options.fuse_options)
+
+
+async def _serve(options: MountOptions, ready_fd: int | None) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_on_signal, nursery.cancel_scope)
+        nursery.start_soon(_tell_ready, options, ready_fd)
+        await pyfuse3.main()
+        nursery.cancel_scope.cancel()
+
+
+async def _end_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            logger.info("ends on %s", signal.Signals(number).name)
+            pyfuse3.terminate()
+            scope.deadline = trio.current_time() + GRACE_S
+
+
+async def _tell_ready(options: MountOptions, ready_fd: int | None) -> None:
+    status = await trio.to_thread.run_sync(os.stat, options.path, abandon_on_cancel=True)
+    _raise_read_ahead(status.st_dev)
+    logger.info("%s: mounted at %s", options.uri, options.path)
+    if ready_fd is None:
+        return
+    # Errors before this went to the command's stderr; from now on there is the log.
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 2)
+    os.close(null)
+    os.chdir("/")
+    with contextlib.suppress(BrokenPipeError):
+        os.write(ready_fd, _READY)
+    os.close(ready_fd)
+
+
+def _raise_read_ahead(device: int) -> None:
+    path = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    try:
+        path.write_text(str(READ_AHEAD_KIB))
+    except OSError as error:
+        logger.debug("read-ahead of the kernel stays as it is: %s", error)
+
+
+def stop(path: Path, timeout_s: float) -> None:
+    """Unmount `path`; return when the daemon has let go of it. Raises UsageError."""
+    mounted = mountpoint.find_mounted(path)
+    if mounted is None or mounted.fstype != mountpoint.FSTYPE:
+        raise UsageError(f"{path}: no dserverfs is mounted there")
+    if mountpoint.is_dead(path):
+        mountpoint.detach(path)
+        return
+    mountpoint.unmount(path)
+    end_s = time.monotonic() + timeout_s
+    while mountpoint.find_mounted(path) == mounted:
+        if time.monotonic() >= end_s:
+            raise UsageError(f"{path}: still mounted after {timeout_s:.0f} s")
+        time.sleep(0.05)

@@ -1,0 +1,405 @@
+"""FUSE requests: the thin layer between pyfuse3 and the tree and the reader.
+
+The only module with errno, and the only one with `async` beside the mount.
+Every handler runs in trio's event loop, is guarded (whatever escapes one but
+FUSEError would end the mount) and bounded in time, because the kernel waits
+uninterruptibly and pyfuse3 delivers no interrupts. What is at hand is answered
+in the event loop; only what has to be loaded or fetched hops to a thread or
+waits for a future.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import stat
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FileNameT,
+    FlagT,
+    FUSEError,
+    InodeT,
+    ModeT,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+)
+
+from dserverfs import errors
+from dserverfs.blocks import Block
+from dserverfs.cells import NotLoaded
+from dserverfs.dataset_tree import Attributes
+from dserverfs.model import MAX_COMPONENT_BYTES
+from dserverfs.reader import ItemContent, ItemReader, Reader
+from dserverfs.tree import Inode, Tree
+
+logger = logging.getLogger(__name__)
+
+METADATA_TIMEOUT_S = 30.0
+READ_TIMEOUT_S = 120.0
+METADATA_THREADS = 24
+DISK_THREADS = 8
+
+# The errno an error becomes; the first that fits counts.
+ERRNO: tuple[tuple[type[Exception], int], ...] = (
+    (errors.NotFound, errno.ENOENT),
+    (errors.PermissionDenied, errno.EACCES),
+    (errors.DeadlineExceeded, errno.ETIMEDOUT),
+    (errors.Unreachable, errno.EHOSTUNREACH),
+    (errors.Unsupported, errno.EOPNOTSUPP),
+    (errors.Conflict, errno.EBUSY),
+    (errors.UsageError, errno.EINVAL),
+    (errors.DserverfsError, errno.EIO),
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Ownership(NamedTuple):
+    """Who owns what the mount shows, and which mode bits are taken away."""
+
+    uid: int
+    gid: int
+    umask: int
+
+
+class _OpenItem(NamedTuple):
+    reader: ItemReader
+
+
+class _OpenFile(NamedTuple):
+    fd: int
+
+
+class _OpenBytes(NamedTuple):
+    content: bytes
+
+
+def errno_of(error: Exception) -> int:
+    """Return the errno that reports `error`."""
+    for kind, number in ERRNO:
+        if isinstance(error, kind):
+            return number
+    return errno.EIO
+
+
+def _guarded(
+    handler: Callable[P, Coroutine[Any, Any, R]],
+) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Turn whatever a handler raises into an errno; faults of ours are logged and give EIO."""
+    name = handler.__name__
+
+    @functools.wraps(handler)
+    async def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(*args, **kwargs)
+        except FUSEError:
+            raise
+        except trio.TooSlowError:
+            logger.warning("%s took too long", name)
+            raise FUSEError(errno.ETIMEDOUT) from None
+        except errors.NotFound as error:
+            logger.debug("%s: %s", name, error)
+            raise FUSEError(errno.ENOENT) from None
+        except errors.DserverfsError as error:
+            logger.warning("%s: %s", name, error)
+            raise FUSEError(errno_of(error)) from None
+        except OSError as error:
+            logger.warning("%s: %s", name, error)
+            raise FUSEError(error.errno or errno.EIO) from None
+        except Exception:
+            logger.exception("%s: a fault of ours", name)
+            raise FUSEError(errno.EIO) from None
+
+    return guarded
+
+
+class ReadOnlyOperations(pyfuse3.Operations):
+    """A mount that shows frozen datasets."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(self, tree: Tree, reader: Reader, ownership: Ownership) -> None:
+        super().__init__()
+        self._tree = tree
+        self._reader = reader
+        self._ownership = ownership
+        self._handles: dict[FileHandleT, _OpenItem | _OpenFile | _OpenBytes] = {}
+        self._directories: dict[FileHandleT, Inode] = {}
+        self._last_handle = 0
+        # Limits of their own, so that stalled reads do not delay `ls`.
+        self._metadata_limit = trio.CapacityLimiter(METADATA_THREADS)
+        self._disk_limit = trio.CapacityLimiter(DISK_THREADS)
+
+    # Names and attributes
+
+    @_guarded
+    async def lookup(
+        self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        text = _text(name)
+        return self._entry(await self._loaded(lambda: self._tree.lookup(Inode(parent_inode), text)))
+
+    @_guarded
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(await self._loaded(lambda: self._tree.attributes(Inode(inode))))
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        """Do nothing: inode numbers stand for the life of the mount."""
+
+    @_guarded
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        attributes = await self._loaded(lambda: self._tree.attributes(Inode(inode)))
+        if not attributes.is_directory:
+            raise FUSEError(errno.ENOTDIR)
+        handle = self._new_handle()
+        self._directories[handle] = Inode(inode)
+        return handle
+
+    @_guarded
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        inode = self._directories[fh]
+
+        def reply() -> None:
+            # Nothing is told before the first entry is there: a second call after
+            # NotLoaded goes on behind what was told.
+            nonlocal start_id
+            for entry in self._tree.children(inode, start_id):
+                attributes = self._entry(entry.attributes)
+                if not pyfuse3.readdir_reply(
+                    token, FileNameT(entry.name.encode("utf-8")), attributes, entry.cookie
+                ):
+                    return
+                start_id = entry.cookie
+
+        await self._loaded(reply)
+
+    @_guarded
+    async def releasedir(self, fh: FileHandleT) -> None:
+        del self._directories[fh]
+
+    @_guarded
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        totals = self._tree.totals()
+        answer = StatvfsData()
+        answer.f_bsize = answer.f_frsize = 4096
+        answer.f_blocks = -(-totals.size_in_bytes // 4096)
+        answer.f_bfree = answer.f_bavail = 0
+        answer.f_files = totals.number_of_items
+        answer.f_ffree = answer.f_favail = 0
+        answer.f_namemax = MAX_COMPONENT_BYTES
+        return answer
+
+    # Content
+
+    @_guarded
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND):
+            raise FUSEError(errno.EROFS)
+        content = await self._loaded(lambda: self._tree.content(Inode(inode)))
+        handle = self._new_handle()
+        if isinstance(content, ItemContent):
+            self._handles[handle] = _OpenItem(self._reader.open(content))
+            return FileInfo(fh=handle, keep_cache=True)
+        if isinstance(content, Path):
+            self._handles[handle] = _OpenFile(os.open(content, os.O_RDONLY | os.O_CLOEXEC))
+            return FileInfo(fh=handle, keep_cache=True)
+        self._handles[handle] = _OpenBytes(content)
+        return FileInfo(fh=handle, keep_cache=False)
+
+    @_guarded
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        handle = self._handles[fh]
+        if isinstance(handle, _OpenBytes):
+            return handle.content[off : off + size]
+        if isinstance(handle, _OpenFile):
+            return await self._on_disk(lambda: os.pread(handle.fd, size, off))
+        reader = handle.reader
+        with trio.fail_after(READ_TIMEOUT_S):
+            blocks = [
+                await _result(wanted) if isinstance(wanted, Future) else wanted
+                for wanted in reader.want(off, size)
+            ]
+        if not blocks:
+            return b""
+        data = reader.cut_nowait(blocks, off, size)
+        if data is None:
+            data = await self._on_disk(lambda: reader.cut(blocks, off, size))
+        return data  # type: ignore[return-value]  # pyfuse3 takes any buffer, its stub says bytes
+
+    @_guarded
+    async def release(self, fh: FileHandleT) -> None:
+        handle = self._handles.pop(fh)
+        if isinstance(handle, _OpenFile):
+            os.close(handle.fd)
+
+    @_guarded
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        """Succeed: nothing here was written."""
+
+    @_guarded
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        """Succeed: nothing here was written."""
+
+    # Frozen means frozen
+
+    @_guarded
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        raise FUSEError(errno.EROFS)
+
+    @_guarded
+    async def create(
+        self,
+        parent_inode: InodeT,
+        name: FileNameT,
+        mode: ModeT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> tuple[FileInfo, EntryAttributes]:
+        raise FUSEError(errno.EROFS)
+
+    @_guarded
+    async def mkdir(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
+    ) -> EntryAttributes:
+        raise FUSEError(errno.EROFS)
+
+    @_guarded
+    async def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        raise FUSEError(errno.EROFS)
+
+    @_guarded
+    async def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        raise FUSEError(errno.EROFS)
+
+    @_guarded
+    async def link(
+        self,
+        inode: InodeT,
+        new_parent_inode: InodeT,
+        new_name: FileNameT,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        raise FUSEError(errno.EROFS)
+
+    @_guarded
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        raise FUSEError(errno.EROFS)
+
+    @_guarded
+    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        raise FUSEError(errno.EROFS)
+
+    @_guarded
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        raise FUSEError(errno.EROFS)
+
+    @_guarded
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        raise FUSEError(errno.EINVAL)
+
+    # flush, access and the extended attributes answer ENOSYS, pyfuse3's default, on
+    # purpose: the kernel then never asks again, which spares a request at every close.
+
+    # Helpers
+
+    async def _loaded(self, call: Callable[[], R]) -> R:
+        """Return what `call` returns, loading what it lacks, within METADATA_TIMEOUT_S."""
+        try:
+            return call()  # nearly always; entering a cancel scope costs as much as a look-up
+        except NotLoaded as missing:
+            load = missing.load
+        with trio.fail_after(METADATA_TIMEOUT_S):
+            while True:
+                await trio.to_thread.run_sync(
+                    load, abandon_on_cancel=True, limiter=self._metadata_limit
+                )
+                try:
+                    return call()
+                except NotLoaded as missing:
+                    load = missing.load
+
+    async def _on_disk(self, call: Callable[[], R]) -> R:
+        with trio.fail_after(READ_TIMEOUT_S):
+            return await trio.to_thread.run_sync(
+                call, abandon_on_cancel=True, limiter=self._disk_limit
+            )
+
+    def _new_handle(self) -> FileHandleT:
+        self._last_handle += 1
+        return FileHandleT(self._last_handle)
+
+    def _entry(self, attributes: Attributes) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = InodeT(attributes.number)
+        kind = stat.S_IFDIR if attributes.is_directory else stat.S_IFREG
+        entry.st_mode = ModeT(kind | attributes.permissions & ~self._ownership.umask)
+        entry.st_nlink = 2 if attributes.is_directory else 1
+        entry.st_uid = self._ownership.uid
+        entry.st_gid = self._ownership.gid
+        entry.st_size = attributes.size_in_bytes
+        entry.st_blksize = 4096
+        entry.st_blocks = -(-attributes.size_in_bytes // 512)
+        entry.st_mtime_ns = attributes.mtime_ns
+        entry.st_atime_ns = attributes.mtime_ns
+        entry.st_ctime_ns = attributes.mtime_ns
+        entry.entry_timeout = attributes.believed_s
+        entry.attr_timeout = attributes.believed_s
+        return entry
+
+
+def _text(name: FileNameT) -> str:
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError:
+        raise errors.NotFound(f"{name!r} is not UTF-8, as every name here is") from None
+
+
+async def _result(future: Future[Block]) -> Block:
+    """Wait for a future in the event loop, without a thread."""
+    if not future.done():
+        token = trio.lowlevel.current_trio_token()
+        done = trio.Event()
+
+        def wake(_: Future[Block]) -> None:
+            try:
+                token.run_sync_soon(done.set)
+            except trio.RunFinishedError:  # the daemon ended while a fetch was under way
+                pass
+
+        future.add_done_callback(wake)
+        await done.wait()
+    return future.result()

@@ -1,0 +1,381 @@
+"""Reading items: blocks from memory, the cache or the store, each fetched once.
+
+Used by the mount's operations and everything else that needs item bytes.
+`ItemReader.read` answers at once or hands out what to wait for, so that no
+thread of a caller waits for a block unless it wants to. Thread-safe.
+
+Invariant: a block that readers wait for is in `_pending` until its future is
+done, and then in `_loaded`, under one lock, so that it is never fetched twice
+at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from dserverfs.blocks import (
+    BLOCK_SIZE,
+    MAX_RUN,
+    Block,
+    MemoryBlock,
+    ReadAhead,
+    Run,
+    block_length,
+    number_of_blocks,
+)
+from dserverfs.cache import BlockCache, BlockKey
+from dserverfs.errors import (
+    DeadlineExceeded,
+    DserverfsError,
+    IntegrityError,
+    ProtocolError,
+    Unreachable,
+)
+from dserverfs.model import Dataset, Identifier
+from dserverfs.signed_urls import SignedURL
+from dserverfs.storage import ByteRange, Storage, StorageRefused
+from dserverfs.transport import Deadline, backoff_s
+from dserverfs.verify import digest
+
+logger = logging.getLogger(__name__)
+
+Buffer = bytes | bytearray | memoryview
+
+READ_TIMEOUT_S = 120.0
+ATTEMPTS = 4
+# Threads: demanded blocks and read-ahead apart, so that a reader's next block does
+# not queue behind another's read-ahead. 3 streams of read-ahead saturate two cores.
+DEMAND_THREADS = 16
+AHEAD_THREADS = 3
+# Blocks kept at hand: file descriptors (256 MiB of cache files), and memory for
+# those that no cache holds.
+MAX_LOADED = 256
+MAX_LOADED_MEMORY = 64 * BLOCK_SIZE
+MAX_ETAGS = 4096
+
+
+@dataclass(frozen=True)
+class ItemContent:
+    """What the reader needs to know of an item to fetch it."""
+
+    key: str  # unique and stable, names server, dataset and item
+    dataset: Dataset
+    identifier: Identifier
+    size_in_bytes: int
+    hash_function: str
+    hash: str
+    neighbours: Callable[[int], Sequence[Identifier]]
+
+
+class UrlSource(Protocol):
+    """Where signed URLs come from: the resolver."""
+
+    def item_url(
+        self,
+        dataset: Dataset,
+        identifier: Identifier,
+        neighbours: Callable[[int], Sequence[Identifier]],
+    ) -> SignedURL:
+        """Return a good URL for the item; blocks."""
+
+    def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
+        """Drop a URL that the store refused."""
+
+
+class Reader:
+    """Bytes of items for all who ask in this process."""
+
+    def __init__(self, resolver: UrlSource, storage: Storage, cache: BlockCache) -> None:
+        self._resolver = resolver
+        self._storage = storage
+        self._cache = cache
+        self._lock = threading.Lock()
+        self._pending: dict[BlockKey, Future[Block]] = {}
+        self._loaded: OrderedDict[BlockKey, Block] = OrderedDict()
+        self._loaded_memory = 0
+        self._etags: OrderedDict[str, str] = OrderedDict()
+        self._demand = ThreadPoolExecutor(DEMAND_THREADS, thread_name_prefix="demand")
+        self._ahead = ThreadPoolExecutor(AHEAD_THREADS, thread_name_prefix="ahead")
+
+    def open(self, content: ItemContent) -> ItemReader:
+        """Return a reader of the item; does no I/O."""
+        return ItemReader(self, content)
+
+    def close(self) -> None:
+        """Drop what is queued and wait for fetches under way; readers then fail."""
+        self._demand.shutdown(wait=False, cancel_futures=True)
+        self._ahead.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            self._loaded.clear()
+            self._loaded_memory = 0
+
+    def want(self, content: ItemContent, run: Run) -> list[Block | Future[Block]]:
+        """Return the blocks of `run`: loaded ones, and futures of the others, now being fetched."""
+        return self._ask(content, run, self._demand)
+
+    def want_ahead(self, content: ItemContent, run: Run) -> None:
+        """Fetch the blocks of `run` in the background, in requests of at most MAX_RUN."""
+        for first in range(run.first, run.first + run.length, MAX_RUN):
+            count = min(MAX_RUN, run.first + run.length - first)
+            self._ask(content, Run(first, count), self._ahead)
+
+    def _ask(
+        self, content: ItemContent, run: Run, pool: ThreadPoolExecutor
+    ) -> list[Block | Future[Block]]:
+        answer: list[Block | Future[Block]] = []
+        missing: list[tuple[int, Future[Block]]] = []
+        with self._lock:
+            for index in range(run.first, run.first + run.length):
+                key = BlockKey(content.key, index)
+                block = self._loaded.get(key)
+                if block is not None:
+                    self._loaded.move_to_end(key)
+                    answer.append(block)
+                    continue
+                future = self._pending.get(key)
+                if future is None:
+                    future = self._pending[key] = Future()
+                    missing.append((index, future))
+                answer.append(future)
+        if missing:
+            pool.submit(self._fill, content, missing)
+        return answer
+
+    def _fill(self, content: ItemContent, missing: list[tuple[int, Future[Block]]]) -> None:
+        """Settle every future in `missing` (ascending block indices), in a pool's thread."""
+        waiting = list(missing)
+        try:
+            deadline = Deadline(READ_TIMEOUT_S)
+            for entry in missing:
+                index, future = entry
+                length = block_length(content.size_in_bytes, index)
+                block = self._cache.load(BlockKey(content.key, index), length)
+                if block is not None:
+                    self._settle(content, index, future, block)
+                    waiting.remove(entry)
+            while waiting:
+                self._fetch(content, waiting, _leading_run(waiting), deadline)
+        except DserverfsError as error:
+            self._abandon(content, waiting, error)
+        except BaseException as error:
+            logger.exception("%s: a fault of ours while reading", content.dataset.uri)
+            self._abandon(content, waiting, error)
+            raise
+
+    def _fetch(
+        self,
+        content: ItemContent,
+        waiting: list[tuple[int, Future[Block]]],
+        run: int,
+        deadline: Deadline,
+    ) -> None:
+        """Fetch the first `run` blocks of `waiting`, taking each off it as it is settled."""
+        goal = len(waiting) - run
+
+        def on_block(data: bytearray) -> None:
+            if len(data) == content.size_in_bytes:
+                _check_whole(content, data)
+            index, future = waiting[0]
+            key = BlockKey(content.key, index)
+            self._settle(content, index, future, MemoryBlock(data))
+            del waiting[0]
+            self._swap(key, self._cache.store(key, data))
+
+        attempt = 0
+        refused = False
+        mismatched = False
+        while len(waiting) > goal:
+            left = len(waiting)
+            url = self._resolver.item_url(content.dataset, content.identifier, content.neighbours)
+            start = waiting[0][0] * BLOCK_SIZE
+            end = min(content.size_in_bytes, (waiting[left - goal - 1][0] + 1) * BLOCK_SIZE)
+            try:
+                self._storage.read_range(
+                    url.url,
+                    ByteRange(start, end - start, content.size_in_bytes),
+                    block_size=BLOCK_SIZE,
+                    etag=self._etags.get(content.key),
+                    deadline=deadline,
+                    on_etag=lambda etag: self._check_etag(content, etag),
+                    on_block=on_block,
+                )
+            except StorageRefused as error:
+                self._resolver.forget_url(content.dataset, content.identifier, url)
+                if refused:
+                    raise ProtocolError(f"{error}, also with a new URL") from error
+                refused = True
+            except _HashMismatch as error:
+                if mismatched:
+                    raise
+                mismatched = True
+                logger.warning("%s; fetched once more", error)
+            except Unreachable as error:
+                attempt = 0 if len(waiting) < left else attempt + 1
+                if attempt >= ATTEMPTS or isinstance(error, DeadlineExceeded):
+                    raise
+                logger.debug("%s: tried again after: %s", content.dataset.uri, error)
+                time.sleep(min(backoff_s(attempt), deadline.remaining_s()))
+
+    def _settle(
+        self, content: ItemContent, index: int, future: Future[Block], block: Block
+    ) -> None:
+        key = BlockKey(content.key, index)
+        with self._lock:
+            self._pending.pop(key, None)
+            self._load_locked(key, block)
+        future.set_result(block)
+
+    def _abandon(
+        self,
+        content: ItemContent,
+        waiting: Sequence[tuple[int, Future[Block]]],
+        error: BaseException,
+    ) -> None:
+        with self._lock:
+            for index, _ in waiting:
+                self._pending.pop(BlockKey(content.key, index), None)
+        for _, future in waiting:
+            future.set_exception(error)
+
+    def _swap(self, key: BlockKey, stored: Block | None) -> None:
+        """Let a block be read from the file it was stored in, and its memory go."""
+        if stored is None:
+            return
+        with self._lock:
+            if key in self._loaded:
+                self._load_locked(key, stored)
+
+    def _load_locked(self, key: BlockKey, block: Block) -> None:
+        old = self._loaded.pop(key, None)
+        if old is not None:
+            self._loaded_memory -= old.memory_in_bytes
+        self._loaded[key] = block
+        self._loaded_memory += block.memory_in_bytes
+        while len(self._loaded) > MAX_LOADED or self._loaded_memory > MAX_LOADED_MEMORY:
+            _, dropped = self._loaded.popitem(last=False)
+            self._loaded_memory -= dropped.memory_in_bytes
+
+    def _check_etag(self, content: ItemContent, etag: str) -> None:
+        """Note the object's ETag; raises IntegrityError if another one was seen before."""
+        with self._lock:
+            known = self._etags.setdefault(content.key, etag)
+            if len(self._etags) > MAX_ETAGS:
+                self._etags.popitem(last=False)
+        if known != etag:
+            raise IntegrityError(
+                f"{content.dataset.uri}: item {content.identifier} changed while it was read"
+            )
+
+
+class _HashMismatch(IntegrityError):
+    """The whole item was fetched and is not what the manifest says."""
+
+
+def _check_whole(content: ItemContent, data: bytearray) -> None:
+    """Raise _HashMismatch unless `data`, an item in one block, has the manifest's hash.
+
+    A block takes 1.1 ms of MD5: too little to hand out anything unchecked.
+    """
+    found = digest(content.hash_function, [data])
+    if found is not None and found != content.hash:
+        raise _HashMismatch(
+            f"{content.dataset.uri}: item {content.identifier} has hash {found}, "
+            f"the manifest says {content.hash}"
+        )
+
+
+def _leading_run(waiting: Sequence[tuple[int, Future[Block]]]) -> int:
+    """Return how many of the first blocks follow each other without a gap."""
+    first = waiting[0][0]
+    count = 0
+    while count < len(waiting) and waiting[count][0] == first + count:
+        count += 1
+    return count
+
+
+class ItemReader:
+    """One open item; several threads may read."""
+
+    def __init__(self, reader: Reader, content: ItemContent) -> None:
+        self._reader = reader
+        self._content = content
+        self._ahead = ReadAhead()
+        self._lock = threading.Lock()
+
+    @property
+    def content(self) -> ItemContent:
+        return self._content
+
+    def want(self, offset: int, size: int) -> list[Block | Future[Block]]:
+        """Return the blocks of bytes [offset, offset+size); start fetching those missing.
+
+        Empty at or beyond the end of the item. Never blocks.
+        """
+        end = min(offset + size, self._content.size_in_bytes)
+        if offset >= end:
+            return []
+        first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
+        total = number_of_blocks(self._content.size_in_bytes)
+        with self._lock:
+            ahead = self._ahead.plan(first, last, total)
+        wanted = self._reader.want(self._content, Run(first, last - first + 1))
+        if ahead.length:
+            self._reader.want_ahead(self._content, ahead)
+        return wanted
+
+    def cut_nowait(self, blocks: Sequence[Block], offset: int, size: int) -> Buffer | None:
+        """Return exactly min(size, end - offset) bytes out of the blocks `want` gave.
+
+        None if they would have to come from a disk first: then call `cut` in a thread.
+        """
+        pieces = []
+        for block, start, count in self._parts(blocks, offset, size):
+            piece = block.read_nowait(start, count)
+            if piece is None:
+                return None
+            pieces.append(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def cut(self, blocks: Sequence[Block], offset: int, size: int) -> Buffer:
+        """As `cut_nowait`, but wait for the disk."""
+        pieces = [
+            block.read(start, count) for block, start, count in self._parts(blocks, offset, size)
+        ]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly min(size, end - offset) bytes; blocks until they are there.
+
+        Raises what the resolver and the storage raise.
+        """
+        blocks = []
+        for wanted in self.want(offset, size):
+            if isinstance(wanted, Future):
+                try:
+                    wanted = wanted.result(READ_TIMEOUT_S)
+                except TimeoutError as error:
+                    raise DeadlineExceeded(
+                        f"{self._content.dataset.uri}: read took too long"
+                    ) from error
+            blocks.append(wanted)
+        return bytes(self.cut(blocks, offset, size)) if blocks else b""
+
+    def _parts(
+        self, blocks: Sequence[Block], offset: int, size: int
+    ) -> list[tuple[Block, int, int]]:
+        """Return (block, offset in it, number of bytes) for each piece of the answer."""
+        end = min(offset + size, self._content.size_in_bytes)
+        parts = []
+        first = offset // BLOCK_SIZE
+        for index, block in enumerate(blocks, first):
+            start = max(offset, index * BLOCK_SIZE)
+            stop = min(end, (index + 1) * BLOCK_SIZE)
+            parts.append((block, start - index * BLOCK_SIZE, stop - start))
+        return parts

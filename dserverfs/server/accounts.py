@@ -1,0 +1,114 @@
+"""Extension of dservercore: tokens for passwords, and a sign of life.
+
+    POST /token          {"username", "password"} -> {"token", "status": "success"}
+    GET  /config/health  -> {"status": "healthy"}; needs no token
+
+dservercore itself keeps users but no passwords; their hashes are kept here.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from dservercore import ExtensionABC, utils_auth
+from dservercore.extensions import sql_db
+from flask import Response
+from flask_jwt_extended import create_access_token
+from flask_smorest import Blueprint
+from sqlalchemy import text
+from werkzeug.security import check_password_hash, generate_password_hash
+
+from dserverfs import __version__ as __version__
+from dserverfs.errors import UsageError
+from dserverfs.server.answers import answer, error_answer, json_body
+
+SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS dserverfs_password (
+        username TEXT PRIMARY KEY,
+        hash TEXT NOT NULL
+    )""",
+)
+LOGIN_TOKEN_LIFE = datetime.timedelta(days=7)
+_METHOD = "scrypt:32768:8:1"
+
+# Checked when the user is unknown, so that the time of the answer tells nothing.
+_NOBODY = generate_password_hash("", method=_METHOD)
+
+
+class Accounts(ExtensionABC):  # type: ignore[misc]
+    """dservercore makes one per app; its state is all in the database."""
+
+    def init_app(self, app: Any, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def register_dataset(self, dataset_info: Mapping[str, Any]) -> None:
+        pass
+
+    def delete_dataset(self, dataset_uri: str) -> None:
+        pass
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+    def get_config_secrets_to_obfuscate(self) -> list[str]:
+        return []
+
+    def get_blueprint(self) -> Any:
+        blueprint = Blueprint("accounts", __name__)
+        blueprint.add_url_rule("/token", "post_token", post_token, methods=["POST"])
+        blueprint.add_url_rule("/config/health", "get_health", get_health, methods=["GET"])
+        blueprint.register_error_handler(UsageError, _report)
+        return blueprint
+
+
+def post_token() -> Response:
+    """Exchange a username and a password for a token."""
+    body = json_body()
+    username, password = body.get("username"), body.get("password")
+    if not isinstance(username, str) or not isinstance(password, str):
+        raise UsageError("username and password must both be there and be strings", status=422)
+    if not _password_is_right(username, password):
+        return error_answer(HTTPStatus.UNAUTHORIZED, "wrong username or password")
+    return answer({"token": new_token(username, LOGIN_TOKEN_LIFE), "status": "success"})
+
+
+def get_health() -> Response:
+    return answer({"status": "healthy"})
+
+
+def new_token(username: str, life: datetime.timedelta) -> str:
+    """Return a token for `username`; needs an app context."""
+    token: str = create_access_token(identity=username, expires_delta=life)
+    return token
+
+
+def has_password(username: str) -> bool:
+    return _hash_of(username) is not None
+
+
+def set_password(username: str, password: str) -> None:
+    """Replace the user's password; the caller commits."""
+    sql_db.session.execute(
+        text("INSERT OR REPLACE INTO dserverfs_password (username, hash) VALUES (:name, :hash)"),
+        {"name": username, "hash": generate_password_hash(password, method=_METHOD)},
+    )
+
+
+def _password_is_right(username: str, password: str) -> bool:
+    known = _hash_of(username) if utils_auth.user_exists(username) else None
+    right = check_password_hash(known or _NOBODY, password)
+    return right and known is not None
+
+
+def _hash_of(username: str) -> str | None:
+    found: str | None = sql_db.session.execute(
+        text("SELECT hash FROM dserverfs_password WHERE username = :name"), {"name": username}
+    ).scalar()
+    return found
+
+
+def _report(error: UsageError) -> Response:
+    return error_answer(HTTPStatus(error.status or HTTPStatus.BAD_REQUEST), str(error))

@@ -1,0 +1,113 @@
+"""dservercore's Flask app, with the plugins of this package and none that happen to be installed.
+
+`create` may be called more than once in a process. The app is safe to share
+between threads.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import sqlite3
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dservercore
+from flask import Flask, Response
+from sqlalchemy import event, text
+
+from dserverfs.server import accounts, datadir, retrieve, search, uploads
+from dserverfs.server.answers import answer
+from dserverfs.server.objects import ObjectStore
+
+_PLUGINS = {
+    "search": ("dserverfs.server.search:Search",),
+    "retrieve": ("dserverfs.server.retrieve:Retrieve",),
+    "extension": (
+        "dserverfs.server.signed_urls:SignedUrls",
+        "dserverfs.server.accounts:Accounts",
+    ),
+}
+_SECRETS = ["JWT_PRIVATE_KEY", "SECRET_KEY", "SQLALCHEMY_DATABASE_URI"]
+
+# Worker threads wait for each other's transactions this long.
+_BUSY_TIMEOUT_MS = 20_000
+
+
+def create(*, database: Path, private_key_pem: str, secret_key: str, store: ObjectStore) -> Flask:
+    """Return the app, with its tables made if they are missing."""
+    _inject_plugins()
+    app: Flask = dservercore.create_app(_config(database, private_key_pem, secret_key))
+    app.extensions["dserverfs_store"] = store  # not in the configuration: it holds keys
+    # It logs the headers of each request at DEBUG, tokens and all.
+    app.logger.setLevel(logging.INFO)
+    app.view_functions["config.server_versions"] = _versions
+    with app.app_context():
+        event.listen(dservercore.sql_db.engine, "connect", _configure_connection)
+        dservercore.sql_db.create_all()
+        for module in (search, retrieve, uploads, accounts):
+            for statement in module.SCHEMA:
+                dservercore.sql_db.session.execute(text(statement))
+        dservercore.sql_db.session.commit()
+    return app
+
+
+def _inject_plugins() -> None:
+    """Replace what dservercore found among the installed packages' entry points.
+
+    Lists, for they are read more than once, and in both modules, for
+    `dservercore.utils` has names of its own for them.
+    """
+    for group, values in _PLUGINS.items():
+        entry_points = [
+            importlib.metadata.EntryPoint(value, value, f"dservercore.{group}") for value in values
+        ]
+        setattr(dservercore, f"{group}_entrypoints_iterator", entry_points)
+        if "dservercore.utils" in sys.modules:
+            setattr(sys.modules["dservercore.utils"], f"{group}_entrypoints_iterator", entry_points)
+
+
+def _config(database: Path, private_key_pem: str, secret_key: str) -> dict[str, Any]:
+    """Return Flask's configuration; `/config/info` shows every key in capitals but `_SECRETS`."""
+    return {
+        "API_TITLE": "dserver API",
+        "API_VERSION": "v1",
+        "OPENAPI_VERSION": "3.0.2",
+        "SECRET_KEY": secret_key,
+        "SQLALCHEMY_DATABASE_URI": f"sqlite:///{database.absolute()}",
+        "SQLALCHEMY_TRACK_MODIFICATIONS": False,
+        "JWT_ALGORITHM": "RS256",
+        "JWT_PRIVATE_KEY": private_key_pem,
+        "JWT_PUBLIC_KEY": datadir.public_key_pem(private_key_pem),
+        "JWT_TOKEN_LOCATION": "headers",
+        "JWT_HEADER_NAME": "Authorization",
+        "JWT_HEADER_TYPE": "Bearer",
+        "CORS_EXPOSE_HEADERS": ["X-Pagination", "X-Sort"],
+        "CONFIG_SECRETS_TO_OBFUSCATE": list(_SECRETS),
+    }
+
+
+def _versions() -> Response:
+    """Answer /config/versions with the module of each plugin.
+
+    dservercore would name each by its top-level package only, so that a client
+    could not tell which plugins there are.
+    """
+    versions = {"dservercore": dservercore.__version__}
+    modules: Sequence[str] = [
+        value.partition(":")[0] for values in _PLUGINS.values() for value in values
+    ]
+    for name in modules:
+        versions[name] = sys.modules[name].__version__
+    return answer({"versions": versions})
+
+
+def _configure_connection(connection: sqlite3.Connection, _record: object) -> None:
+    """Write-ahead log: readers do not wait for writers. FULL: registered means on the disk."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+    cursor.close()

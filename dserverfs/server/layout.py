@@ -1,0 +1,156 @@
+"""How a dataset lies in a bucket: its keys, and the texts dtool-s3 puts beside the items.
+
+Pure. The layout is dtool-s3's (0.14.1), so that its broker reads what this
+server wrote and the other way round.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+# dtool-s3 takes handles as base64 only if this parses as 0.14.0 or later.
+_BROKER_VERSION = "0.14.1"
+
+README_TXT = """README
+======
+This is a Dtool dataset stored in S3 accessible storage.
+
+Content provided during the dataset creation process
+----------------------------------------------------
+
+Dataset registration key (at top level of bucket): dtool-$UUID
+
+Where UUID is the unique identifier for the dataset. It contains the prefix of
+the dataset's keys and is empty if the dataset is stored in the top level of the
+bucket. It is used to aid fast enumeration of unique datasets in the bucket.
+
+The UUID is used as a prefix for all other keys in the dataset.
+
+Dataset descriptive metadata: $UUID/README.yml
+Dataset items prefixed by: $UUID/data/
+
+The item identifiers are used to name the files using the data prefix.
+
+An item identifier is the sha1sum hexdigest of the relative path
+used to represent the file on traditional file system disk.
+
+Automatically generated files and directories
+---------------------------------------------
+
+This file: $UUID/README.txt
+Administrative metadata describing the dataset: $UUID/dtool
+Structural metadata describing the dataset: $UUID/structure.json
+Structural metadata describing the data items: $UUID/manifest.json
+Per item descriptive metadata prefixed by: $UUID/overlays/
+Dataset key/value pairs metadata prefixed by: $UUID/annotations/
+Dataset tags metadata: $UUID/tags/
+"""
+
+
+@dataclass(frozen=True)
+class DatasetKeys:
+    """The keys of one dataset in its bucket."""
+
+    prefix: str
+    uuid: str
+
+    @property
+    def registration(self) -> str:
+        """The key by which dtool-s3 lists the dataset; always at the top of the bucket."""
+        return f"dtool-{self.uuid}"
+
+    @property
+    def admin_metadata(self) -> str:
+        return self._key("dtool")
+
+    @property
+    def readme(self) -> str:
+        return self._key("README.yml")
+
+    @property
+    def readme_txt(self) -> str:
+        return self._key("README.txt")
+
+    @property
+    def structure(self) -> str:
+        return self._key("structure.json")
+
+    @property
+    def manifest(self) -> str:
+        return self._key("manifest.json")
+
+    @property
+    def items(self) -> str:
+        """What the keys of all items begin with."""
+        return self._key("data/")
+
+    @property
+    def overlays(self) -> str:
+        return self._key("overlays/")
+
+    @property
+    def annotations(self) -> str:
+        return self._key("annotations/")
+
+    @property
+    def tags(self) -> str:
+        return self._key("tags/")
+
+    def item(self, identifier: str) -> str:
+        return self.items + identifier
+
+    def overlay(self, name: str) -> str:
+        return f"{self.overlays}{name}.json"
+
+    def annotation(self, name: str) -> str:
+        return f"{self.annotations}{name}.json"
+
+    def tag(self, tag: str) -> str:
+        return self.tags + tag
+
+    def _key(self, suffix: str) -> str:
+        return f"{self.prefix}{self.uuid}/{suffix}"
+
+
+def structure_json(uuid: str) -> str:
+    return json.dumps(
+        {
+            "dataset_registration_key": f"dtool-{uuid}",
+            "data_key_infix": "data",
+            "fragment_key_infix": "fragments",
+            "overlays_key_infix": "overlays",
+            "annotations_key_infix": "annotations",
+            "tags_key_infix": "tags",
+            "structure_key_suffix": "structure.json",
+            "dtool_readme_key_suffix": "README.txt",
+            "dataset_readme_key_suffix": "README.yml",
+            "manifest_key_suffix": "manifest.json",
+            "admin_metadata_key_suffix": "dtool",
+            "http_manifest_key": "http_manifest.json",
+            "storage_broker_version": _BROKER_VERSION,
+        },
+        indent=2,
+        sort_keys=True,
+    )
+
+
+def handle_of(relpath: str) -> str:
+    """Return the value of `x-amz-meta-handle`: S3 metadata is ASCII, relpaths are not."""
+    return base64.b64encode(relpath.encode()).decode()
+
+
+def item_headers(relpath: str, md5: str) -> Mapping[str, str]:
+    """Return the headers that a signed URL pins for the PUT of an item."""
+    return {
+        "Content-MD5": base64.b64encode(bytes.fromhex(md5)).decode(),
+        "x-amz-meta-handle": handle_of(relpath),
+        "x-amz-meta-checksum": md5,
+    }
+
+
+def metadata_size(relpath: str) -> int:
+    """Return the size of an item's user metadata as S3 counts it (names and values)."""
+    return len("handle") + len(handle_of(relpath)) + len("checksum") + 32

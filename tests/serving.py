@@ -1,0 +1,173 @@
+"""A real `dserverfs serve` for tests, and what a client of it needs to say.
+
+No process outlives the test run: the server is killed by the kernel when the
+thread that started it ends, and its own child with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import requests
+
+from dserverfs.server import die_with_parent
+
+START_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 10
+SOURCES = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class ServerHandle:
+    url: str
+    base_uri: str  # dserver://HOST:PORT/s3/BUCKET
+    token_file: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def backend_uri(self) -> str:
+        return f"s3://{self.base_uri.rpartition('/')[2]}"
+
+    @property
+    def token(self) -> str:
+        return self.token_file.read_text().strip()
+
+    def request(
+        self, method: str, path: str, body: Any = None, *, token: str | None = None
+    ) -> requests.Response:
+        """Ask the server, as its first user unless another token is given ("" for none)."""
+        token = self.token if token is None else token
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return requests.request(method, self.url + path, json=body, headers=headers, timeout=60)
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return self.request("GET", path, **options)
+
+    def post(self, path: str, body: Any = None, **options: Any) -> requests.Response:
+        return self.request("POST", path, body, **options)
+
+
+def serve_command(data: Path, *options: str) -> list[str]:
+    """Return the command for `serve`, under the guard that ends it with this process."""
+    return [
+        *(sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())),
+        *(sys.executable, "-m", "dserverfs", "serve", "--data", str(data), *options),
+    ]
+
+
+def serve_environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(SOURCES)}
+
+
+@contextmanager
+def running_server(data: Path, *options: str) -> Iterator[ServerHandle]:
+    """Run `dserverfs serve` on a free port until the end of the block."""
+    log_path = data.with_name(data.name + ".log")
+    with (
+        open(log_path, "ab") as log,
+        subprocess.Popen(
+            serve_command(data, "--port", "0", *options),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=serve_environment(),
+            text=True,
+        ) as process,
+    ):
+        try:
+            lines = _first_lines(process, 3, log_path)
+            url, base_uri, token_file = (line.partition(": ")[2] for line in lines)
+            yield ServerHandle(url, base_uri, Path(token_file), process)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(STOP_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+
+def _first_lines(process: subprocess.Popen[str], count: int, log: Path) -> list[str]:
+    """Return the first lines of output; fails with the log when they do not come."""
+    assert process.stdout is not None
+    deadline = time.monotonic() + START_TIMEOUT_S
+    text = ""
+    while text.count("\n") < count:
+        ready, _, _ = select.select([process.stdout], [], [], deadline - time.monotonic())
+        part = os.read(process.stdout.fileno(), 4096).decode() if ready else ""
+        if not part:
+            raise AssertionError(f"serve did not start: {log.read_text()}")
+        text += part
+    return text.splitlines()
+
+
+def encoded(uri: str) -> str:
+    return quote(uri, safe="")
+
+
+def upload_body(uuid: str, contents: Mapping[str, bytes], **others: Any) -> dict[str, Any]:
+    """Return the body that announces a dataset with these items."""
+    return {
+        "uuid": uuid,
+        "name": "a-dataset",
+        "creator_username": "grumpy",
+        "frozen_at": 1700000000.5,
+        "hash_function": "md5sum_hexdigest",
+        "items": [
+            {
+                "relpath": relpath,
+                "size_in_bytes": len(content),
+                "hash": hashlib.md5(content).hexdigest(),
+                "utc_timestamp": 1600000000.25,
+            }
+            for relpath, content in contents.items()
+        ],
+        "tags": [],
+        "annotations": {},
+        "overlays": {},
+        **others,
+    }
+
+
+def put_items(begun: Mapping[str, Any], contents: Mapping[str, bytes], readme: bytes = b"") -> None:
+    """Put the README and these items to the URLs of an answer of `/signed-urls/upload`."""
+    with requests.Session() as session:
+        session.trust_env = False
+        session.put(begun["upload_urls"]["readme"], data=readme, timeout=60).raise_for_status()
+        for item in begun["upload_urls"]["items"].values():
+            if item["relpath"] in contents:
+                session.put(
+                    item["url"],
+                    data=contents[item["relpath"]],
+                    headers=item["headers"],
+                    timeout=60,
+                ).raise_for_status()
+
+
+def upload(
+    server: ServerHandle,
+    uuid: str,
+    contents: Mapping[str, bytes],
+    readme: bytes = b"",
+    **others: Any,
+) -> str:
+    """Upload and complete a dataset; return its URI."""
+    begun = server.post(
+        f"/signed-urls/upload/{encoded(server.backend_uri)}", upload_body(uuid, contents, **others)
+    )
+    begun.raise_for_status()
+    put_items(begun.json(), contents, readme)
+    done = server.post("/signed-urls/upload-complete", {"uri": begun.json()["uri"]})
+    done.raise_for_status()
+    uri: str = done.json()["uri"]
+    return uri

@@ -1,0 +1,244 @@
+"""The block cache: what goes in comes out whole, or not at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dserverfs.blocks import FileBlock, MemoryBlock
+from dserverfs.cache import MIN_FILE_SIZE, BlockCache, BlockKey
+from dserverfs.errors import UsageError
+
+SMALL = bytearray(b"small block")
+LARGE = bytearray(os.urandom(MIN_FILE_SIZE * 2))
+KEY = BlockKey("dserver://h/s3/b/uuid/item", 0)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[BlockCache]:
+    cache = BlockCache(tmp_path / "blocks")
+    cache.open()
+    yield cache
+    cache.close()
+
+
+def files(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "blocks").glob("*/*.blk"))
+
+
+@pytest.mark.parametrize("data", [bytearray(b"x"), SMALL, LARGE], ids=len)
+def test_block_comes_out_as_it_went_in(cache: BlockCache, data: bytearray) -> None:
+    cache.store(KEY, data)
+
+    block = cache.load(KEY, len(data))
+
+    assert block is not None
+    assert bytes(block.read(0, len(data) + 10)) == data
+    assert bytes(block.read(3, 4)) == data[3:7]
+
+
+def test_small_block_is_a_row_and_large_one_a_file(cache: BlockCache, tmp_path: Path) -> None:
+    assert cache.store(KEY, SMALL) is None
+    assert isinstance(cache.load(KEY, len(SMALL)), MemoryBlock)
+    assert files(tmp_path) == []
+
+    assert isinstance(cache.store(KEY, LARGE), FileBlock)
+    assert isinstance(cache.load(KEY, len(LARGE)), FileBlock)
+    (path,) = files(tmp_path)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_block_survives_reopening(cache: BlockCache, tmp_path: Path) -> None:
+    cache.store(KEY, LARGE)
+    cache.close()
+    again = BlockCache(tmp_path / "blocks")
+    again.open()
+
+    block = again.load(KEY, len(LARGE))
+
+    assert block is not None
+    assert bytes(block.read(0, len(LARGE))) == LARGE
+    again.close()
+
+
+@pytest.mark.parametrize("data", [SMALL, LARGE], ids=len)
+def test_block_of_another_length_is_a_miss(
+    cache: BlockCache, data: bytearray, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.store(KEY, data)
+
+    with caplog.at_level(logging.CRITICAL):
+        assert cache.load(KEY, len(data) + 1) is None
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "extend", "unlink", "link"])
+def test_damaged_file_is_a_miss(
+    cache: BlockCache, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.store(KEY, LARGE)
+    (path,) = files(tmp_path)
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[77] ^= 1
+        path.write_bytes(content)
+    elif damage == "truncate":
+        path.write_bytes(content[:-1])
+    elif damage == "extend":
+        path.write_bytes(content + b"x")
+    elif damage == "unlink":
+        path.unlink()
+    else:
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+
+    assert cache.load(KEY, len(LARGE)) is None
+
+    cache.store(KEY, LARGE)
+    block = cache.load(KEY, len(LARGE))
+    assert block is not None
+    assert bytes(block.read(0, len(LARGE))) == LARGE
+
+
+class Exploit:
+    """Leaves a mark when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (os.mkdir, (str(Exploit.mark),))
+
+    mark = Path()
+
+
+@pytest.mark.parametrize("raw", [0, 1])
+def test_nothing_is_ever_unpickled(cache: BlockCache, tmp_path: Path, raw: int) -> None:
+    Exploit.mark = tmp_path / "mark"
+    cache.store(KEY, SMALL)
+    database = sqlite3.connect(tmp_path / "blocks" / "cache.db")
+    with database:
+        database.execute(
+            "UPDATE Cache SET mode = 4, value = ?, raw = ?", (pickle.dumps(Exploit()), raw)
+        )
+    database.close()
+
+    assert cache.load(KEY, len(SMALL)) is None
+
+    assert not Exploit.mark.exists()
+
+
+def test_row_that_names_a_file_outside_is_a_miss(cache: BlockCache, tmp_path: Path) -> None:
+    cache.store(KEY, LARGE)
+    (path,) = files(tmp_path)
+    path.rename(tmp_path / "outside")
+    database = sqlite3.connect(tmp_path / "blocks" / "cache.db")
+    with database:
+        database.execute("UPDATE Cache SET filename = '../outside'")
+    database.close()
+
+    assert cache.load(KEY, len(LARGE)) is None
+
+
+def test_corrupt_database_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = tmp_path / "blocks"
+    directory.mkdir(mode=0o700)
+    (directory / "cache.db").write_bytes(b"garbage" * 1000)
+    cache = BlockCache(directory)
+
+    cache.open()
+    cache.store(KEY, SMALL)
+
+    assert cache.load(KEY, len(SMALL)) is not None
+    assert "made anew" in caplog.text
+    cache.close()
+
+
+def test_least_recently_used_blocks_give_way(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path / "blocks", size_limit=40 * len(LARGE))
+    cache.open()
+    keys = [BlockKey("item", number) for number in range(60)]
+    for key in keys[:30]:
+        cache.store(key, LARGE)
+    for _ in range(9):  # as often as makes the notes be written
+        for key in keys[:30]:
+            cache.load(keys[0], len(LARGE))
+            cache.load(key, len(LARGE)) if key.block < 3 else None
+
+    for key in keys[30:]:
+        cache.store(key, LARGE)
+        cache.load(keys[0], len(LARGE))
+    cache.close()
+    cache.open()
+
+    held = [key.block for key in keys if cache.load(key, len(LARGE)) is not None]
+    assert len(held) < 60
+    assert len(files(tmp_path)) == len(held)
+    cache.close()
+
+
+def test_full_disk_means_no_cache_and_no_error(
+    cache: BlockCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(fd: int, buffers: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "writev", full)
+        assert cache.store(KEY, LARGE) is None
+
+    assert "No space left" in caplog.text
+    assert cache.load(KEY, len(LARGE)) is None
+
+
+def test_directory_of_another_is_refused(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        cache = BlockCache(Path("/root-owned-or-missing/blocks"))
+    else:
+        directory = tmp_path / "blocks"
+        directory.mkdir()
+        os.chown(directory, 12345, 12345)
+        cache = BlockCache(directory)
+
+    with pytest.raises(UsageError):
+        cache.open()
+
+
+def test_directory_is_made_private(tmp_path: Path) -> None:
+    directory = tmp_path / "blocks"
+    directory.mkdir(mode=0o755)
+    cache = BlockCache(directory)
+
+    cache.open()
+
+    assert directory.stat().st_mode & 0o777 == 0o700
+    cache.close()
+
+
+def test_threads_and_a_second_cache_share_one_directory(cache: BlockCache, tmp_path: Path) -> None:
+    other = BlockCache(tmp_path / "blocks")
+    other.open()
+    wrong: list[int] = []
+
+    def work(mine: BlockCache, start: int) -> None:
+        for number in range(start, start + 20):
+            data = bytearray(number.to_bytes(4, "big") * 30_000)
+            mine.store(BlockKey("item", number), data)
+            block = other.load(BlockKey("item", number), len(data))
+            if block is None or bytes(block.read(0, len(data))) != data:
+                wrong.append(number)
+
+    threads = [
+        threading.Thread(target=work, args=(mine, 20 * place))
+        for place, mine in enumerate((cache, other, cache, other))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert wrong == []
+    other.close()

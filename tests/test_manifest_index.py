@@ -1,0 +1,165 @@
+"""Manifests as trees: right rows, hostile relpaths, damaged files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dserverfs import manifest_index
+from dserverfs.errors import NotFound, ProtocolError
+from dserverfs.manifest_index import ManifestIndex, Row
+from dserverfs.model import identifier_of
+
+
+def indexed(tmp_path: Path, relpaths: list[str]) -> ManifestIndex:
+    items = {
+        identifier_of(relpath): {
+            "relpath": relpath,
+            "size_in_bytes": position,
+            "hash": f"{position:032x}",
+            "utc_timestamp": 1.5,
+        }
+        for position, relpath in enumerate(relpaths)
+    }
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"items": items, "hash_function": "md5sum_hexdigest"}))
+    manifest_index.build_apart(manifest, tmp_path / "index")
+    return ManifestIndex(tmp_path / "index").open()
+
+
+def walk(index: ManifestIndex, row: Row, path: str = "") -> dict[str, Row]:
+    found: dict[str, Row] = {}
+    for child in index.children(row, 0, 100_000):
+        below = f"{path}{child.name}"
+        if child.identifier is None:
+            found |= walk(index, child, f"{below}/")
+        else:
+            found[below] = child
+    return found
+
+
+def test_tree_holds_every_item_where_its_relpath_says(tmp_path: Path) -> None:
+    relpaths = ["top", "a/1", "a/2", "a/b/c/deep", "z/ü", "a/b/3", "ü/\n x"]
+
+    index = indexed(tmp_path, relpaths)
+
+    found = walk(index, index.row(0))
+    assert set(found) == set(relpaths)
+    for position, relpath in enumerate(relpaths):
+        row = found[relpath]
+        assert row.identifier == identifier_of(relpath)
+        assert row.size_in_bytes == position
+        assert row.mtime_ns == 1_500_000_000
+        assert index.row(row.row) == row
+        assert index.child(row.parent, row.name) == row
+    assert index.number_of_items == len(relpaths)
+
+
+def test_children_are_consecutive_and_sorted(tmp_path: Path) -> None:
+    index = indexed(tmp_path, [f"d{n % 7}/f{n:03}" for n in range(100)])
+
+    for directory in index.children(index.row(0), 0, 100):
+        children = index.children(directory, 0, 1000)
+        rows = [child.row for child in children]
+        assert rows == list(range(directory.first_child, directory.first_child + len(rows)))
+        assert [child.name for child in children] == sorted(child.name for child in children)
+        assert index.children(directory, rows[3], 2) == children[3:5]
+
+
+@pytest.mark.parametrize(
+    "relpath", ["/abs", "../up", "a/../b", "", "a//b", "nul\0", "x" * 256, "\ud800", ".refused-x"]
+)
+def test_hostile_relpath_is_shown_as_refused_and_the_rest_is_usable(
+    tmp_path: Path, relpath: str
+) -> None:
+    items = {
+        "0" * 40: {"relpath": relpath, "size_in_bytes": 1, "hash": "00", "utc_timestamp": 0},
+        identifier_of("good"): {
+            "relpath": "good",
+            "size_in_bytes": 1,
+            "hash": "00",
+            "utc_timestamp": 0,
+        },
+    }
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"items": items}))
+
+    manifest_index.build(manifest, tmp_path / "index")
+
+    index = ManifestIndex(tmp_path / "index").open()
+    found = walk(index, index.row(0))
+    assert set(found) == {"good", f".refused-{'0' * 40}"}
+    assert found[f".refused-{'0' * 40}"].refused
+    assert not found["good"].refused
+
+
+def test_file_and_directory_at_once_keeps_the_file_and_refuses_the_other(tmp_path: Path) -> None:
+    index = indexed(tmp_path, ["a", "a/b", "c"])
+
+    found = walk(index, index.row(0))
+
+    assert set(found) == {"a", "c", f".refused-{identifier_of('a/b')}"}
+
+
+def test_missing_names_and_rows_are_not_found(tmp_path: Path) -> None:
+    index = indexed(tmp_path, ["a"])
+
+    with pytest.raises(NotFound):
+        index.child(0, "b")
+    with pytest.raises(NotFound):
+        index.child(0, "")
+    with pytest.raises(NotFound):
+        index.row(99)
+
+
+def test_empty_manifest_is_an_empty_directory(tmp_path: Path) -> None:
+    index = indexed(tmp_path, [])
+
+    assert index.children(index.row(0), 0, 10) == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"items": 5}', '{"items": {"i": {}}}', "nope"])
+def test_what_is_no_manifest_is_a_protocol_error_and_leaves_nothing(
+    tmp_path: Path, text: str
+) -> None:
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(text)
+
+    with pytest.raises(ProtocolError):
+        manifest_index.build(manifest, tmp_path / "index")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_damaged_index_is_an_error_not_an_empty_directory(tmp_path: Path) -> None:
+    indexed(tmp_path, [f"f{n}" for n in range(1000)]).close()
+    path = tmp_path / "index"
+    path.write_bytes(b"\0" * path.stat().st_size)
+
+    with pytest.raises(ProtocolError):
+        ManifestIndex(path).open()
+
+
+def test_large_manifest_is_indexed_by_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest_index, "IN_PROCESS_BYTES", 0)
+    monkeypatch.setattr(manifest_index, "build", None)
+
+    index = indexed(tmp_path, ["a", "b/c"])
+
+    assert set(walk(index, index.row(0))) == {"a", "b/c"}
+
+
+def test_fault_of_the_indexing_process_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest_index, "IN_PROCESS_BYTES", 0)
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text("no JSON")
+
+    with pytest.raises(ProtocolError, match="cannot be read") as refusal:
+        manifest_index.build_apart(manifest, tmp_path / "index")
+    assert "\n" not in str(refusal.value)

@@ -1,0 +1,258 @@
+"""Reading items: right bytes whatever the store does, each block fetched once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dserverfs.blocks import BLOCK_SIZE
+from dserverfs.cache import BlockCache
+from dserverfs.errors import DserverfsError, IntegrityError, NotFound, ProtocolError, Unreachable
+from dserverfs.model import UUID, Dataset, Identifier
+from dserverfs.reader import ItemContent, Reader
+from dserverfs.signed_urls import SignedURL
+from dserverfs.storage import Storage
+from tests.faulty_store import (
+    Fault,
+    FaultyStore,
+    Handler,
+    cut_after,
+    faulty_store,
+    ignore_range,
+    refuse,
+)
+
+CONTENT = random.Random(1).randbytes(5 * BLOCK_SIZE + 777)
+DATASET = Dataset(UUID("u"), "s3://b/u", "s3://b", "n", "c", 0.0, 0.0, 1, len(CONTENT))
+EDGES = [0, 1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, len(CONTENT) - 1, len(CONTENT)]
+
+
+class OneUrl:
+    """Hands out the faulty store's URL, and counts."""
+
+    def __init__(self, store: FaultyStore) -> None:
+        self._store = store
+        self.forgotten = 0
+
+    def item_url(
+        self,
+        dataset: Dataset,
+        identifier: Identifier,
+        neighbours: Callable[[int], Sequence[Identifier]],
+    ) -> SignedURL:
+        return SignedURL(self._store.url, float("inf"))
+
+    def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
+        self.forgotten += 1
+
+
+class World:
+    """A store, a cache directory, and readers on them."""
+
+    def __init__(self, store: FaultyStore, directory: Path) -> None:
+        self.store = store
+        self.urls = OneUrl(store)
+        self.storage = Storage()
+        self.cache = BlockCache(directory)
+        self.cache.open()
+        self.reader = Reader(self.urls, self.storage, self.cache)
+
+    def content(self, size: int = len(CONTENT)) -> ItemContent:
+        return ItemContent(
+            key="key",
+            dataset=DATASET,
+            identifier=Identifier("i" * 40),
+            size_in_bytes=size,
+            hash_function="md5sum_hexdigest",
+            hash=hashlib.md5(self.store.content).hexdigest(),
+            neighbours=lambda limit: [],
+        )
+
+    def close(self) -> None:
+        self.reader.close()
+        self.cache.close()
+        self.storage.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with faulty_store(CONTENT) as store:
+        world = World(store, tmp_path / "blocks")
+        yield world
+        world.close()
+
+
+@pytest.mark.parametrize("offset", EDGES)
+@pytest.mark.parametrize("size", [1, 4096, BLOCK_SIZE, BLOCK_SIZE + 2, len(CONTENT) + 5])
+def test_reply_is_exactly_what_was_asked_for(world: World, offset: int, size: int) -> None:
+    item = world.reader.open(world.content())
+
+    assert item.read(offset, size) == CONTENT[offset : offset + size]
+
+
+def test_empty_item_is_read_without_a_request(world: World) -> None:
+    assert world.reader.open(world.content(0)).read(0, 4096) == b""
+    assert world.store.requests == []
+
+
+def test_item_read_in_order_crosses_the_network_once_in_few_requests(world: World) -> None:
+    item = world.reader.open(world.content())
+
+    data = b"".join(item.read(start, 128 * 1024) for start in range(0, len(CONTENT), 128 * 1024))
+
+    assert data == CONTENT
+    ranges = [request["Range"] for request in world.store.requests]
+    assert len(ranges) == len(set(ranges)) <= 4
+
+
+def test_second_reader_and_second_process_fetch_nothing(world: World, tmp_path: Path) -> None:
+    world.reader.open(world.content()).read(0, len(CONTENT))
+    before = len(world.store.requests)
+    again = World(world.store, tmp_path / "blocks")
+
+    assert world.reader.open(world.content()).read(0, len(CONTENT)) == CONTENT
+    assert again.reader.open(again.content()).read(0, len(CONTENT)) == CONTENT
+
+    assert len(world.store.requests) == before
+    again.close()
+
+
+def test_fifty_readers_of_one_item_fetch_every_block_once(world: World) -> None:
+    def read(seed: int) -> bool:
+        item = world.reader.open(world.content())
+        offsets = list(range(0, len(CONTENT), 64 * 1024))
+        random.Random(seed).shuffle(offsets)
+        return all(
+            item.read(offset, 64 * 1024) == CONTENT[offset : offset + 64 * 1024]
+            for offset in offsets
+        )
+
+    with ThreadPoolExecutor(50) as pool:
+        assert all(pool.map(read, range(50)))
+
+    fetched = [block for request in world.store.requests for block in blocks_of(request)]
+    assert sorted(fetched) == list(range(6))
+
+
+def blocks_of(request: dict[str, str]) -> range:
+    first, last = request["Range"].removeprefix("bytes=").split("-")
+    return range(int(first) // BLOCK_SIZE, int(last) // BLOCK_SIZE + 1)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [ignore_range],
+        [cut_after(10)],
+        [cut_after(BLOCK_SIZE + 10), cut_after(BLOCK_SIZE + 10)],
+        [refuse(503, "SlowDown")],
+        [refuse(500, "InternalError"), refuse(502, "BadGateway")],
+        [refuse(403, "AccessDenied")],
+    ],
+)
+def test_passing_fault_does_not_reach_the_reader(world: World, faults: list[Fault]) -> None:
+    world.store.faults = [*faults]
+
+    assert world.reader.open(world.content()).read(0, len(CONTENT)) == CONTENT
+
+
+def test_expired_url_is_renewed_once_and_then_given_up(world: World) -> None:
+    world.store.faults = [refuse(403, "AccessDenied")] * 2
+
+    with pytest.raises(ProtocolError, match="AccessDenied"):
+        world.reader.open(world.content()).read(4 * BLOCK_SIZE, 1)
+
+    assert world.urls.forgotten == 2
+    assert world.reader.open(world.content()).read(0, 10) == CONTENT[:10]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [(refuse(404, "NoSuchKey"), NotFound), (refuse(416, "InvalidRange"), IntegrityError)],
+)
+def test_lasting_fault_is_an_error_and_is_not_remembered(
+    world: World, fault: Fault, error: type[DserverfsError]
+) -> None:
+    world.store.faults = [fault]
+
+    with pytest.raises(error):
+        world.reader.open(world.content()).read(4 * BLOCK_SIZE, 1)
+
+    assert world.reader.open(world.content()).read(0, 10) == CONTENT[:10]
+
+
+def test_object_of_another_size_than_the_manifest_says_gives_no_byte(world: World) -> None:
+    with pytest.raises(IntegrityError):
+        world.reader.open(world.content(len(CONTENT) - 1)).read(0, 10)
+
+
+def test_object_that_changes_while_it_is_read_gives_no_mixture(world: World) -> None:
+    item = world.reader.open(world.content())
+    item.read(0, 10)
+    world.store.etag = '"two"'
+
+    with pytest.raises(IntegrityError):
+        item.read(4 * BLOCK_SIZE, 10)
+
+
+def test_store_that_is_gone_is_unreachable_but_cached_blocks_are_read(world: World) -> None:
+    item = world.reader.open(world.content())
+    item.read(0, 10)
+    world.store.url = "http://127.0.0.1:1/bucket/key"
+
+    assert item.read(0, BLOCK_SIZE) == CONTENT[:BLOCK_SIZE]
+    with pytest.raises(Unreachable):
+        item.read(4 * BLOCK_SIZE, 10)
+
+
+def test_without_a_usable_cache_disk_bytes_are_right_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(fd: int, buffers: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "writev", full)
+
+    assert world.reader.open(world.content()).read(0, len(CONTENT)) == CONTENT
+    assert world.reader.open(world.content()).read(99, BLOCK_SIZE) == CONTENT[99 : 99 + BLOCK_SIZE]
+
+
+def wrong_bytes(handler: Handler) -> None:
+    size = len(handler.store.content)
+    headers = {"Content-Range": f"bytes 0-{size - 1}/{size}"}
+    handler.answer(206, bytes(size), headers)
+
+
+def test_wrong_bytes_of_a_small_item_are_fetched_once_more(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.store.content = CONTENT[:5000]
+    world.store.faults = [wrong_bytes]
+
+    assert world.reader.open(world.content(5000)).read(0, 9999) == CONTENT[:5000]
+    assert "fetched once more" in caplog.text
+
+
+def test_lastingly_wrong_bytes_of_a_small_item_are_never_handed_out(world: World) -> None:
+    world.store.content = CONTENT[:5000]
+    world.store.faults = [wrong_bytes, wrong_bytes]
+
+    with pytest.raises(IntegrityError, match="the manifest says"):
+        world.reader.open(world.content(5000)).read(0, 1)
+
+    assert world.reader.open(world.content(5000)).read(0, 1) == CONTENT[:1]
+
+
+def test_want_never_blocks_and_hands_out_futures(world: World) -> None:
+    item = world.reader.open(world.content())
+
+    wanted = item.want(BLOCK_SIZE - 5, 10)
+
+    blocks = [entry.result(20) if isinstance(entry, Future) else entry for entry in wanted]
+    assert bytes(item.cut(blocks, BLOCK_SIZE - 5, 10)) == CONTENT[BLOCK_SIZE - 5 : BLOCK_SIZE + 5]

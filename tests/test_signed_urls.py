@@ -1,0 +1,98 @@
+"""How long a signed URL is used, and that it is asked for once."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from dserverfs.errors import NotFound, Unreachable
+from dserverfs.model import UUID, Identifier
+from dserverfs.signed_urls import DEFAULT_LIFETIME_S, MARGIN_S, SignedURL, UrlBook, expiry_of
+
+DATASET = UUID("11111111-2222-3333-4444-555555555555")
+ITEM = Identifier("a" * 40)
+AWS = "https://s3/b/k?X-Amz-Date=20261121T100000Z&X-Amz-Expires=3600&X-Amz-Signature=0"
+
+
+def test_the_urls_own_dates_count_by_the_servers_clock() -> None:
+    headers = {"Date": "Sat, 21 Nov 2026 10:30:00 GMT"}
+
+    until = expiry_of(AWS, {"expiry_seconds": 99_999}, headers, before_s=50.0)
+
+    assert until == 50.0 + 1800 - MARGIN_S
+
+
+def test_seconds_of_the_answer_count_where_the_url_says_nothing() -> None:
+    assert expiry_of("https://s/k?sig=1", {"expiry_seconds": 3600}, {}, 50.0) == 3650 - MARGIN_S
+
+
+@pytest.mark.parametrize("answer", [{}, {"expiry_seconds": None}, {"expiry_seconds": True}])
+def test_unknown_life_is_taken_to_be_short(answer: dict[str, object]) -> None:
+    until = expiry_of("https://s/k", answer, {}, 0.0)
+
+    assert until < DEFAULT_LIFETIME_S
+
+
+def test_short_life_keeps_most_of_it() -> None:
+    assert expiry_of("https://s/k", {"expiry_seconds": 20}, {}, 0.0) == 18
+
+
+def test_url_is_asked_for_again_when_it_is_due() -> None:
+    now = [0.0]
+    book = UrlBook(lambda: now[0])
+    answers = [SignedURL("one", 10.0), SignedURL("two", 20.0)]
+
+    def ask() -> dict[Identifier, SignedURL]:
+        return {ITEM: answers.pop(0)}
+
+    assert book.get(DATASET, ITEM, ask).url == "one"
+    now[0] = 9.9
+    assert book.get(DATASET, ITEM, ask).url == "one"
+    now[0] = 10.0
+    assert book.get(DATASET, ITEM, ask).url == "two"
+
+
+def test_refused_url_is_forgotten_but_not_its_successor() -> None:
+    book = UrlBook(lambda: 0.0)
+    old, new = SignedURL("old", 10.0), SignedURL("new", 10.0)
+    book.add(DATASET, {ITEM: old})
+
+    book.forget(DATASET, ITEM, old)
+    assert book.get(DATASET, ITEM, lambda: {ITEM: new}) is new
+    book.forget(DATASET, ITEM, old)
+
+    assert book.get(DATASET, ITEM, dict) is new
+
+
+def test_many_who_wait_for_one_url_ask_once() -> None:
+    book = UrlBook(lambda: 0.0)
+    asked = []
+    gate = threading.Event()
+
+    def ask() -> dict[Identifier, SignedURL]:
+        asked.append(1)
+        gate.wait(10)
+        return {ITEM: SignedURL("url", 10.0)}
+
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(book.get, DATASET, ITEM, ask) for _ in range(8)]
+        gate.set()
+        urls = {future.result(10).url for future in waiting}
+
+    assert urls == {"url"}
+    assert len(asked) == 1
+
+
+def test_failure_reaches_all_and_is_not_kept() -> None:
+    book = UrlBook(lambda: 0.0)
+
+    def fail() -> dict[Identifier, SignedURL]:
+        raise Unreachable("away")
+
+    with pytest.raises(Unreachable):
+        book.get(DATASET, ITEM, fail)
+    with pytest.raises(NotFound):
+        book.get(DATASET, ITEM, dict)
+    assert book.get(DATASET, ITEM, lambda: {ITEM: SignedURL("u", 1.0)}).url == "u"

@@ -1,0 +1,198 @@
+"""Bytes from a store: right ranges, and every wrong answer noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from dserverfs import storage as storage_module
+from dserverfs.errors import (
+    DeadlineExceeded,
+    DserverfsError,
+    IntegrityError,
+    NotFound,
+    ProtocolError,
+    Unreachable,
+)
+from dserverfs.storage import ByteRange, Storage, StorageRefused
+from dserverfs.transport import Deadline
+from tests.faulty_store import (
+    Fault,
+    FaultyStore,
+    Handler,
+    cut_after,
+    faulty_store,
+    ignore_range,
+    refuse,
+)
+from tests.faulty_store import stall as stall_fault
+
+CONTENT = bytes(range(256)) * 41 + b"end"
+BLOCK = 1000
+
+
+@pytest.fixture
+def store() -> Iterator[FaultyStore]:
+    with faulty_store(CONTENT) as running:
+        yield running
+
+
+@pytest.fixture
+def storage() -> Iterator[Storage]:
+    storage = Storage()
+    yield storage
+    storage.close()
+
+
+def read(
+    storage: Storage,
+    store: FaultyStore,
+    start: int = 0,
+    length: int = len(CONTENT),
+    *,
+    etag: str | None = None,
+    blocks: list[bytes] | None = None,
+) -> bytes:
+    blocks = [] if blocks is None else blocks
+    storage.read_range(
+        store.url,
+        ByteRange(start, length, len(CONTENT)),
+        block_size=BLOCK,
+        etag=etag,
+        deadline=Deadline(20),
+        on_etag=lambda etag: None,
+        on_block=lambda block: blocks.append(bytes(block)),
+    )
+    return b"".join(blocks)
+
+
+@pytest.mark.parametrize(
+    ("start", "length"),
+    [(0, 1), (0, BLOCK), (0, len(CONTENT)), (BLOCK, BLOCK + 1), (len(CONTENT) - 1, 1)],
+)
+@pytest.mark.parametrize("fault", [None, ignore_range])
+def test_range_is_handed_out_in_blocks_whether_or_not_the_store_knows_ranges(
+    storage: Storage, store: FaultyStore, start: int, length: int, fault: Fault | None
+) -> None:
+    store.faults = [fault]
+    blocks: list[bytes] = []
+
+    assert read(storage, store, start, length, blocks=blocks) == CONTENT[start : start + length]
+
+    assert all(len(block) == BLOCK for block in blocks[:-1])
+
+
+def test_request_carries_no_token_and_asks_for_no_compression(
+    storage: Storage, store: FaultyStore
+) -> None:
+    read(storage, store)
+
+    assert "Authorization" not in store.requests[0]
+    assert store.requests[0]["Accept-Encoding"] == "identity"
+
+
+def test_connection_is_kept(storage: Storage, store: FaultyStore) -> None:
+    for _ in range(5):
+        read(storage, store, 0, BLOCK)
+
+    (pool,) = (storage._pool.pools[key] for key in storage._pool.pools.keys())  # noqa: SIM118
+    assert pool.num_connections == 1
+
+
+def wrong_total(handler: Handler) -> None:
+    handler.answer(206, CONTENT[:BLOCK], {"Content-Range": f"bytes 0-{BLOCK - 1}/5"})
+
+
+def wrong_place(handler: Handler) -> None:
+    headers = {"Content-Range": f"bytes 1-{BLOCK}/{len(CONTENT)}"}
+    handler.answer(206, CONTENT[1 : BLOCK + 1], headers)
+
+
+def no_content_range(handler: Handler) -> None:
+    handler.answer(206, CONTENT[:BLOCK])
+
+
+def other_size(handler: Handler) -> None:
+    handler.answer(200, CONTENT + b"more")
+
+
+def compressed(handler: Handler) -> None:
+    headers = {"Content-Encoding": "gzip", "Content-Range": f"bytes 0-999/{len(CONTENT)}"}
+    handler.answer(206, CONTENT[:BLOCK], headers)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (wrong_total, IntegrityError),
+        (wrong_place, IntegrityError),
+        (no_content_range, IntegrityError),
+        (other_size, IntegrityError),
+        (compressed, IntegrityError),
+        (cut_after(10), Unreachable),
+        (refuse(403, "AccessDenied"), StorageRefused),
+        (refuse(400, "ExpiredToken"), StorageRefused),
+        (refuse(404, "NoSuchKey"), NotFound),
+        (refuse(416, "InvalidRange"), IntegrityError),
+        (refuse(500, "InternalError"), Unreachable),
+        (refuse(503, "SlowDown"), Unreachable),
+        (refuse(302, "Moved", {"Location": "http://127.0.0.1:1/"}), ProtocolError),
+    ],
+)
+def test_wrong_answer_is_an_error_without_the_signature(
+    storage: Storage, store: FaultyStore, fault: Fault, error: type[DserverfsError]
+) -> None:
+    store.faults = [fault]
+
+    with pytest.raises(error) as refusal:
+        read(storage, store, 0, BLOCK)
+
+    assert type(refusal.value) is error
+    assert "secret" not in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert read(storage, store, 0, BLOCK) == CONTENT[:BLOCK]
+
+
+def test_blocks_before_a_cut_are_good(storage: Storage, store: FaultyStore) -> None:
+    store.faults = [cut_after(2 * BLOCK + 500)]
+    blocks: list[bytes] = []
+
+    with pytest.raises(Unreachable):
+        read(storage, store, blocks=blocks)
+
+    assert b"".join(blocks) == CONTENT[: 2 * BLOCK]
+
+
+def test_another_object_is_noticed_by_its_etag(storage: Storage, store: FaultyStore) -> None:
+    assert read(storage, store, 0, 10, etag='"one"') == CONTENT[:10]
+    store.etag = '"two"'
+
+    with pytest.raises(IntegrityError):
+        read(storage, store, 0, 10, etag='"one"')
+
+
+def test_stalled_store_is_given_up(store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_module, "STALL_TIMEOUT_S", 0.2)
+    storage = Storage()
+    store.faults = [stall_fault]
+
+    with pytest.raises(DeadlineExceeded):
+        read(storage, store)
+    storage.close()
+
+
+def test_store_that_is_not_there_is_unreachable(storage: Storage) -> None:
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1"):
+        storage.read_object("http://127.0.0.1:1/b/k?X-Amz-Signature=secret", Deadline(20))
+
+
+def test_small_object_is_read_whole(storage: Storage, store: FaultyStore) -> None:
+    assert storage.read_object(store.url, Deadline(20)) == CONTENT
+
+
+def test_truncated_object_is_an_error(storage: Storage, store: FaultyStore) -> None:
+    store.faults = [lambda handler: handler.answer(200, b"half", promised=8)]
+
+    with pytest.raises(Unreachable):
+        storage.read_object(store.url, Deadline(20))
