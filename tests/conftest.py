@@ -78,17 +78,17 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     result = yield
     patterns = [p for mark in item.iter_markers("expects_log") for p in mark.args]
-    records = item.config.stash[_WARNINGS].records
-    if wrong := complaint(records, patterns):
+    if wrong := complaint(item.config.stash[_WARNINGS].records, patterns):
         pytest.fail(wrong, pytrace=False)
-    records.clear()
     return result
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
+    records = item.config.stash[_WARNINGS].records
+    records.clear()  # those of the call were judged there
     result = yield
-    if wrong := complaint(item.config.stash[_WARNINGS].records, []):
+    if wrong := complaint(records, []):
         pytest.fail(wrong, pytrace=False)
     return result
 

@@ -270,7 +270,7 @@ def _usable_ports(wanted: dict[str, int]) -> dict[str, int]:
 
 
 def _all_free(ports: dict[str, int]) -> bool:
-    """Return whether all can be bound; connections of the last run that wait to die do not count."""
+    """Return whether all can be bound; dying connections of the last run do not count."""
     for port in ports.values():
         with socket.socket() as candidate:
             candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

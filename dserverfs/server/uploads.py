@@ -84,7 +84,13 @@ def _find(column: str, value: str) -> PendingUpload | None:
     ).first()
     if row is None:
         return None
-    return PendingUpload(*row[:4], UploadRequest.from_json(row[4]))
+    return PendingUpload(
+        row.uri,
+        row.base_uri,
+        row.username,
+        row.started_at,
+        UploadRequest.from_json(row.request),
+    )
 
 
 class KeyedLocks:
