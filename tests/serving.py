@@ -49,9 +49,7 @@ class ServerHandle:
         """Ask the server, as its first user unless another token is given ("" for none)."""
         token = self.token if token is None else token
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return requests.request(
-            method, self.url + path, json=body, headers=headers, timeout=60
-        )
+        return requests.request(method, self.url + path, json=body, headers=headers, timeout=60)
 
     def get(self, path: str, **options: Any) -> requests.Response:
         return self.request("GET", path, **options)
@@ -82,6 +80,7 @@ def running_server(data: Path, *options: str) -> Iterator[ServerHandle]:
             serve_command(data, "--port", "0", *options),
             stdout=subprocess.PIPE,
             stderr=log,
+            cwd=SOURCES,
             env=serve_environment(),
             text=True,
         ) as process,

@@ -71,7 +71,7 @@ class ObjectStore:
                     raise
                 self.client.create_bucket(Bucket=bucket)
 
-    def list(self, bucket: str, prefix: str) -> Iterator[StoredObject]:
+    def iter_objects(self, bucket: str, prefix: str) -> Iterator[StoredObject]:
         """Yield the objects whose keys begin with `prefix`, one request per 1,000."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=bucket, Prefix=prefix, PaginationConfig={"PageSize": PAGE}
@@ -83,7 +83,7 @@ class ObjectStore:
 
     def names(self, bucket: str, prefix: str, suffix: str = "") -> list[str]:
         """Return, sorted, what stands between `prefix` and `suffix` in the keys that have both."""
-        keys = (stored.key for stored in self.list(bucket, prefix))
+        keys = (stored.key for stored in self.iter_objects(bucket, prefix))
         return sorted(
             key[len(prefix) : len(key) - len(suffix)]
             for key in keys

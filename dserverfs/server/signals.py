@@ -32,9 +32,7 @@ class Signals:
         self._before = {
             number: signal.signal(number, _note) for number in (*_STOPPING, signal.SIGCHLD)
         }
-        self._wakeup_before = signal.set_wakeup_fd(
-            self._writer.fileno(), warn_on_full_buffer=False
-        )
+        self._wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         return self
 
     def __exit__(

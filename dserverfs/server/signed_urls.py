@@ -170,9 +170,7 @@ class SignedUrls(ExtensionABC):  # type: ignore[misc]
         """Begin an upload, or begin it again with what is announced now."""
         username = _require_register(base_uri)
         bucket = bucket_of(base_uri)
-        announced = UploadRequest.parse(
-            json_body(), max_put_bytes=self.store.storage.max_put_bytes
-        )
+        announced = UploadRequest.parse(json_body(), max_put_bytes=self.store.storage.max_put_bytes)
         uri = f"{base_uri}/{announced.uuid}"
         with self._locks.holding(announced.uuid):
             upload, begun_before = _announce(uri, base_uri, username, announced)
