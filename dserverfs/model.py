@@ -44,9 +44,7 @@ class DserverURI:
         """Return the parts of `text`; raises UsageError with the expected form."""
         scheme, separator, rest = text.partition("://")
         if not separator or scheme != SCHEME:
-            raise UsageError(
-                f"{text}: not a dserver URI; expected dserver://HOST[:PORT][/s3/BUCKET]"
-            )
+            raise UsageError(f"{text}: not a dserver URI; expected dserver://HOST[:PORT][/s3/BUCKET]")
         server, *parts = rest.rstrip("/").split("/")
         if not _SERVER.match(server):
             raise UsageError(f"{text}: {server!r} is not HOST or HOST:PORT")

@@ -21,6 +21,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -42,6 +43,7 @@ START_DEADLINE_S = 60.0  # measured 2 s; a cold disk and a busy machine take lon
 STOP_DEADLINE_S = 0.5  # its volumes are closed 0.02 s after SIGTERM
 LOCK_DEADLINE_S = 10.0  # a killed `weed` is gone in milliseconds
 POLL_S = 0.05
+PROBE_TIMEOUT_S = 2.0  # bounds how long a signal waits
 _STARTS = 5  # to find ports that nobody takes between our look and the start
 
 # Each server of `weed` and its gRPC side. Given all: the default for gRPC is the
@@ -74,6 +76,8 @@ _OPTIONS = (
     "-volume.preStopSeconds=0",
 )
 _PROBE_KEY = "dserverfs-probe"
+_TAIL_BYTES = 64 * 1024
+_FATAL = re.compile(r"F\d{4} ")
 
 
 class StoreEnded(DserverfsError):
@@ -123,12 +127,13 @@ class SeaweedFS:
         """
         deadline = time.monotonic() + START_DEADLINE_S
         for _ in range(_STARTS):
-            probed = ObjectStore(self._storage(self._credentials), attempts=1)
+            storage = self._storage(self._credentials)
+            probed = ObjectStore(storage, attempts=1, timeout_s=PROBE_TIMEOUT_S)
             while self.ended() is None:
                 fault = _probe(probed, self._bucket)
                 if fault is None:
                     write_private(self._directory / "ports.json", json.dumps(self._ports))
-                    return ObjectStore(probed.storage)
+                    return ObjectStore(storage)
                 if time.monotonic() > deadline:
                     raise Unreachable(
                         f"weed does not answer after {START_DEADLINE_S:.0f} s ({fault}); "
@@ -266,16 +271,18 @@ def _remove_sockets(ports: Mapping[str, int]) -> None:
         Path(f"/tmp/seaweedfs-{kind}-{port}.sock").unlink(missing_ok=True)
 
 
-def _tail(path: Path, *, lines: int = 3) -> str:
-    """Return the last lines of a log as one."""
+def _tail(path: Path) -> str:
+    """Return what a log ends with, as one line: the fatal error if there is one."""
     try:
         with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:
         return "(no log)"
-    found = [line.strip() for line in text.splitlines() if line.strip()]
-    return " | ".join(found[-lines:]) or "(empty)"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # glog marks it so, and writes the stacks of all threads after it.
+    fatal = [line for line in lines if _FATAL.match(line)]
+    return " | ".join(fatal[-1:] or lines[-3:]) or "(empty)"
 
 
 def _private_opener(path: str, flags: int) -> int:
