@@ -33,7 +33,7 @@ class StoredObject(NamedTuple):
 class ObjectStore:
     """The objects of all buckets of one store."""
 
-    def __init__(self, storage: Storage, *, attempts: int = 3) -> None:
+    def __init__(self, storage: Storage, *, attempts: int = 3, timeout_s: float = 60.0) -> None:
         self.storage = storage
         session = boto3.session.Session(
             aws_access_key_id=storage.access_key,
@@ -51,8 +51,8 @@ class ObjectStore:
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
                 retries={"total_max_attempts": attempts, "mode": "standard"},
-                connect_timeout=5,
-                read_timeout=60,
+                connect_timeout=min(5.0, timeout_s),
+                read_timeout=timeout_s,
                 max_pool_connections=16,
                 proxies={},
             ),

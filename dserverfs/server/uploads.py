@@ -85,11 +85,11 @@ def _find(column: str, value: str) -> PendingUpload | None:
     if row is None:
         return None
     return PendingUpload(
-        row.uri,
-        row.base_uri,
-        row.username,
-        row.started_at,
-        UploadRequest.from_json(row.request),
+        uri=row.uri,
+        base_uri=row.base_uri,
+        username=row.username,
+        started_at=row.started_at,
+        request=UploadRequest.from_json(row.request),
     )
 
 
