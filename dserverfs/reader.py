@@ -17,7 +17,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Protocol
 
 from dserverfs.blocks import (
@@ -28,7 +27,6 @@ from dserverfs.blocks import (
     ReadAhead,
     Run,
     block_length,
-    number_of_blocks,
 )
 from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.cache_writer import CacheWriter
@@ -39,10 +37,12 @@ from dserverfs.errors import (
     ProtocolError,
     Unreachable,
 )
+from dserverfs.item_content import ItemContent
 from dserverfs.model import Dataset, Identifier
 from dserverfs.signed_urls import SignedURL
 from dserverfs.storage import ByteRange, Storage, StorageRefused
 from dserverfs.transport import Deadline, backoff_s
+from dserverfs.verification import Verdict, Verification
 from dserverfs.verify import digest
 
 logger = logging.getLogger(__name__)
@@ -60,19 +60,6 @@ AHEAD_THREADS = 3
 MAX_LOADED = 256
 MAX_LOADED_MEMORY = 48 * BLOCK_SIZE
 MAX_ETAGS = 4096
-
-
-@dataclass(frozen=True)
-class ItemContent:
-    """What the reader needs to know of an item to fetch it."""
-
-    key: str  # unique and stable, names server, dataset and item
-    dataset: Dataset
-    identifier: Identifier
-    size_in_bytes: int
-    hash_function: str
-    hash: str
-    neighbours: Callable[[int], Sequence[Identifier]]
 
 
 class UrlSource(Protocol):
@@ -98,10 +85,12 @@ class Reader:
         self._storage = storage
         self._cache = cache
         self._writer = CacheWriter(cache)
+        self._verification = Verification(self._at_hand)
         self._lock = threading.Lock()
         self._pending: dict[BlockKey, Future[Block]] = {}
         self._loaded: OrderedDict[BlockKey, Block] = OrderedDict()
         self._loaded_memory = 0
+        self._tell_drop: Callable[[ItemContent], None] = lambda content: None
         self._etags: OrderedDict[str, str] = OrderedDict()
         self._demand = ThreadPoolExecutor(DEMAND_THREADS, thread_name_prefix="demand")
         self._ahead = ThreadPoolExecutor(AHEAD_THREADS, thread_name_prefix="ahead")
@@ -114,10 +103,18 @@ class Reader:
         """Drop what is queued, write what was fetched; readers then fail."""
         self._demand.shutdown(wait=False, cancel_futures=True)
         self._ahead.shutdown(wait=False, cancel_futures=True)
+        self._verification.close()
         self._writer.close()
         with self._lock:
             self._loaded.clear()
             self._loaded_memory = 0
+
+    def on_drop(self, tell: Callable[[ItemContent], None]) -> None:
+        """Let `tell` know of each item whose bytes turned out wrong after some were handed out.
+
+        It is called in a fetching thread and must not wait for a read to end.
+        """
+        self._tell_drop = tell
 
     def flush(self) -> None:
         """Return when everything fetched so far is in the cache."""
@@ -187,13 +184,15 @@ class Reader:
         goal = len(waiting) - run
 
         def on_block(data: bytes) -> None:
+            index, future = waiting[0]
             if len(data) == content.size_in_bytes:
                 _check_whole(content, data)
-            index, future = waiting[0]
-            key = BlockKey(content.key, index)
+            elif index == content.number_of_blocks - 1:
+                self._check_end(content, data, deadline)
             self._settle(content, index, future, MemoryBlock(data))
             del waiting[0]
-            self._writer.put(key, data)
+            self._writer.put(BlockKey(content.key, index), data)
+            self._verification.arrived(content, index)
 
         attempt = 0
         refused = False
@@ -230,6 +229,51 @@ class Reader:
                 logger.debug("%s: tried again after: %s", content.dataset.uri, error)
                 time.sleep(min(backoff_s(attempt), deadline.remaining_s()))
 
+    def _check_end(self, content: ItemContent, last: bytes, deadline: Deadline) -> None:
+        """Raise IntegrityError if the item was read whole and is not what the manifest says.
+
+        Whoever read it got wrong bytes before this one, so that reader must fail;
+        nothing of the item stays, and the next reader fetches it anew.
+        """
+        verdict = self._verification.verdict(
+            content, last, lambda index: self._is_coming(content, index), deadline
+        )
+        if verdict is Verdict.WRONG:
+            self._drop(content)
+            raise IntegrityError(
+                f"{content.dataset.uri}: item {content.identifier} does not have the hash "
+                f"{content.hash} of the manifest; nothing of it is kept"
+            )
+
+    def _is_coming(self, content: ItemContent, index: int) -> bool:
+        key = BlockKey(content.key, index)
+        with self._lock:
+            if key in self._pending or key in self._loaded:
+                return True
+        return self._at_hand(content, index) is not None
+
+    def _at_hand(self, content: ItemContent, index: int) -> Block | None:
+        """Return a block that was fetched, from wherever it is now."""
+        key = BlockKey(content.key, index)
+        with self._lock:
+            block = self._loaded.get(key) or self._writer.waiting(key)
+        if block is None:
+            block = self._cache.load(key, block_length(content.size_in_bytes, index))
+        return block
+
+    def _drop(self, content: ItemContent) -> None:
+        """Forget every block of an item."""
+        self._writer.flush()
+        keys = [BlockKey(content.key, index) for index in range(content.number_of_blocks)]
+        with self._lock:
+            self._etags.pop(content.key, None)
+            for key in keys:
+                block = self._loaded.pop(key, None)
+                if block is not None:
+                    self._loaded_memory -= block.memory_in_bytes
+        self._cache.drop(keys)
+        self._tell_drop(content)
+
     def _settle(
         self, content: ItemContent, index: int, future: Future[Block], block: Block
     ) -> None:
@@ -245,6 +289,7 @@ class Reader:
         waiting: Sequence[tuple[int, Future[Block]]],
         error: BaseException,
     ) -> None:
+        self._verification.failed(content)
         with self._lock:
             for index, _ in waiting:
                 self._pending.pop(BlockKey(content.key, index), None)
@@ -282,7 +327,7 @@ def _check_whole(content: ItemContent, data: bytes) -> None:
 
     A block takes 1.1 ms of MD5: too little to hand out anything unchecked.
     """
-    found = digest(content.hash_function, [data])
+    found = digest(content.hash_function, data)
     if found is not None and found != content.hash:
         raise _HashMismatch(
             f"{content.dataset.uri}: item {content.identifier} has hash {found}, "
@@ -321,7 +366,7 @@ class ItemReader:
         if offset >= end:
             return []
         first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
-        total = number_of_blocks(self._content.size_in_bytes)
+        total = self._content.number_of_blocks
         with self._lock:
             ahead = self._ahead.plan(first, last, total)
         wanted = self._reader.want(self._content, Run(first, last - first + 1))

@@ -14,8 +14,9 @@ import pytest
 from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.cache import BlockCache
 from dserverfs.errors import DserverfsError, IntegrityError, NotFound, ProtocolError, Unreachable
+from dserverfs.item_content import ItemContent
 from dserverfs.model import UUID, Dataset, Identifier
-from dserverfs.reader import ItemContent, Reader
+from dserverfs.reader import Reader
 from dserverfs.signed_urls import SignedURL
 from dserverfs.storage import Storage
 from tests.faulty_store import (
@@ -251,6 +252,33 @@ def test_lastingly_wrong_bytes_of_a_small_item_are_never_handed_out(world: World
         world.reader.open(world.content(5000)).read(0, 1)
 
     assert world.reader.open(world.content(5000)).read(0, 1) == CONTENT[:1]
+
+
+def read_in_order(world: World) -> bytes:
+    item = world.reader.open(world.content())
+    return b"".join(item.read(start, 128 * 1024) for start in range(0, len(CONTENT), 128 * 1024))
+
+
+@pytest.mark.parametrize("wrong", [0, BLOCK_SIZE + 5, 3 * BLOCK_SIZE, len(CONTENT) - 1])
+def test_item_read_whole_with_one_wrong_byte_fails_before_its_end(world: World, wrong: int) -> None:
+    hash_of_right = world.content()
+    damaged = bytearray(CONTENT)
+    damaged[wrong] ^= 1
+    world.store.content = bytes(damaged)
+    item = world.reader.open(hash_of_right)
+
+    with pytest.raises(IntegrityError, match="of the manifest"):
+        list(map(item.read, range(0, len(CONTENT), BLOCK_SIZE), [BLOCK_SIZE] * 6))
+
+    world.store.content = CONTENT
+    assert read_in_order(world) == CONTENT
+
+
+def test_item_read_from_its_end_is_not_held_up(world: World) -> None:
+    item = world.reader.open(world.content())
+
+    for start in range(5 * BLOCK_SIZE, -1, -BLOCK_SIZE):
+        assert item.read(start, BLOCK_SIZE) == CONTENT[start : start + BLOCK_SIZE]
 
 
 def test_want_never_blocks_and_hands_out_futures(world: World) -> None:
