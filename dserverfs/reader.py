@@ -91,6 +91,7 @@ class Reader:
         self._loaded: OrderedDict[BlockKey, Block] = OrderedDict()
         self._loaded_memory = 0
         self._tell_drop: Callable[[ItemContent], None] = lambda content: None
+        self._drops: dict[str, int] = {}  # how often each item turned out wrong
         self._etags: OrderedDict[str, str] = OrderedDict()
         self._demand = ThreadPoolExecutor(DEMAND_THREADS, thread_name_prefix="demand")
         self._ahead = ThreadPoolExecutor(AHEAD_THREADS, thread_name_prefix="ahead")
@@ -119,6 +120,10 @@ class Reader:
     def flush(self) -> None:
         """Return when everything fetched so far is in the cache."""
         self._writer.flush()
+
+    def times_dropped(self, content: ItemContent) -> int:
+        """Return how often the item's bytes turned out wrong."""
+        return self._drops.get(content.key, 0)
 
     def want(self, content: ItemContent, run: Run) -> list[Block | Future[Block]]:
         """Return the blocks of `run`: loaded ones, and futures of the others, now being fetched."""
@@ -166,6 +171,10 @@ class Reader:
                     waiting.remove(entry)
             while waiting:
                 self._fetch(content, waiting, _leading_run(waiting), deadline)
+        except IntegrityError as error:
+            # Nothing of it may be mixed with what the next reader fetches.
+            self._drop(content)
+            self._abandon(content, waiting, error)
         except DserverfsError as error:
             self._abandon(content, waiting, error)
         except BaseException as error:
@@ -239,7 +248,6 @@ class Reader:
             content, last, lambda index: self._is_coming(content, index), deadline
         )
         if verdict is Verdict.WRONG:
-            self._drop(content)
             raise IntegrityError(
                 f"{content.dataset.uri}: item {content.identifier} does not have the hash "
                 f"{content.hash} of the manifest; nothing of it is kept"
@@ -266,6 +274,7 @@ class Reader:
         self._writer.flush()
         keys = [BlockKey(content.key, index) for index in range(content.number_of_blocks)]
         with self._lock:
+            self._drops[content.key] = self._drops.get(content.key, 0) + 1
             self._etags.pop(content.key, None)
             for key in keys:
                 block = self._loaded.pop(key, None)
@@ -351,6 +360,7 @@ class ItemReader:
         self._reader = reader
         self._content = content
         self._ahead = ReadAhead()
+        self._times_dropped = reader.times_dropped(content)
         self._lock = threading.Lock()
 
     @property
@@ -360,8 +370,15 @@ class ItemReader:
     def want(self, offset: int, size: int) -> list[Block | Future[Block]]:
         """Return the blocks of bytes [offset, offset+size); start fetching those missing.
 
-        Empty at or beyond the end of the item. Never blocks.
+        Empty at or beyond the end of the item. Never blocks. Raises IntegrityError
+        for ever once bytes it handed out were found to be wrong: the kernel asks
+        again after a read-ahead that failed, and must not be told otherwise.
         """
+        if self._reader.times_dropped(self._content) != self._times_dropped:
+            raise IntegrityError(
+                f"{self._content.dataset.uri}: item {self._content.identifier} was read wrong;"
+                " open it again"
+            )
         end = min(offset + size, self._content.size_in_bytes)
         if offset >= end:
             return []

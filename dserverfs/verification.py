@@ -84,7 +84,8 @@ class Verification:
         UNKNOWN at once if it is not being read whole: `is_coming` says whether a
         block is at hand or under way.
         """
-        progress = self._progress(content, start=False)
+        # The first block may be behind the last: they come over different connections.
+        progress = self._progress(content, start=is_coming(0))
         final = content.number_of_blocks - 1
         if progress is None:
             return Verdict.UNKNOWN
