@@ -12,6 +12,14 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing when a client hangs up, which the tests make clients do."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Let it pass."""
+
+
 Fault = Callable[["Handler"], None]
 
 
@@ -117,7 +125,7 @@ def faulty_store(content: bytes) -> Iterator[FaultyStore]:
     """Serve `content` on a free port of 127.0.0.1."""
     store = FaultyStore(content)
     handler = type("BoundHandler", (Handler,), {"store": store})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = QuietServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     store.url = f"http://127.0.0.1:{server.server_address[1]}/bucket/key?X-Amz-Signature=secret"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
