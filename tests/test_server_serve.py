@@ -252,11 +252,12 @@ def test_serve_without_weed_says_what_to_install(data: Path, tmp_path: Path) -> 
     python = tmp_path / "python"
     python.symlink_to(sys.executable)
     code = (
-        "import sys; sys.executable = sys.argv.pop(1); "
-        "from dserverfs.cli import main; sys.exit(main())"
+        "import sys; sys.executable = sys.argv.pop(1);"
+        " from dserverfs.cli import main; sys.exit(main())"
     )
+    arguments = ["serve", "--data", str(data), "--port", "0"]
     ended = subprocess.run(
-        [sys.executable, "-c", code, str(python), "serve", "--data", str(data), "--port", "0"],
+        [sys.executable, "-c", code, str(python), *arguments],
         capture_output=True,
         text=True,
         timeout=60,

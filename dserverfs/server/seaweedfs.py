@@ -66,6 +66,10 @@ _OPTIONS = (
     "-disableHttp",  # of master and filer: anybody could delete a bucket by one GET
     "-master.peers=none",
     "-master.telemetry=false",
+    # A master that resumes may take itself for one of several that has just been
+    # elected, and gives nobody a place to write for 15 s (seen in every fourth
+    # start). What it would resume, the volume server tells it anyway.
+    "-master.resumeState=false",
     "-s3.port.iceberg=0",
     "-s3.port.lance=0",
     # Volumes grow as they are filled, so their number costs nothing. The default
@@ -110,7 +114,8 @@ class SeaweedFS:
             (self._directory / "data").mkdir(mode=0o700, exist_ok=True)
             self._command = [
                 *(sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())),
-                *(weed, "server", *_OPTIONS),
+                # Warnings and worse: at INFO its log grows by 4 MB a day with nothing to do.
+                *(weed, "-v=-1", "server", *_OPTIONS),
                 f"-dir={self._directory / 'data'}",
                 f"-s3.config={self._config.s3_file}",
             ]
