@@ -1,31 +1,37 @@
-"""What the mount does about bytes that are not the manifest's, and what dtool-s3 finds."""
+"""What the mount does about bytes that are not the manifest's, and about expired tokens."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import dtoolcore
+import boto3
 import pytest
 
 from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.model import identifier_of
 from tests.accounts import Account
-from tests.bucket import Bucket
-from tests.datasets import content_of, make_dataset, make_varied_dataset
+from tests.datasets import content_of, make_dataset
 from tests.mounting import mounted, publish
 from tests.serving import ServerHandle
+from tests.stores import storage_of
 
-DTOOL = Path(sys.executable).with_name("dtool")
 SMALL, LARGE = 5000, 4 * BLOCK_SIZE + 99
 
 
 @pytest.fixture(scope="module")
 def token(server: ServerHandle) -> str:
     return server.token_file.read_text().strip()
+
+
+def bucket_of(server: ServerHandle) -> tuple[str, Any]:
+    """Return the store's bucket and a client of it, past the dserver."""
+    storage = storage_of(server)
+    session = boto3.session.Session(storage.access_key, storage.secret_key, region_name="us-east-1")
+    return storage.bucket, session.client("s3", endpoint_url=storage.endpoint)
 
 
 @pytest.fixture
@@ -45,18 +51,18 @@ def test_copy_of_damaged_bytes_fails_and_of_mended_ones_is_right(
     relpath: str,
     size: int,
 ) -> None:
-    bucket = Bucket.of(server)
+    bucket, client = bucket_of(server)
     key = f"{uri.rpartition('/')[2]}/data/{identifier_of(relpath)}"
     right = content_of(relpath, size)
     damaged = bytearray(right)
     damaged[size // 2] ^= 1
-    bucket.client().put_object(Bucket=bucket.name, Key=key, Body=bytes(damaged))
+    client.put_object(Bucket=bucket, Key=key, Body=bytes(damaged))
     with mounted(current_user, uri, token) as path:
         copy = current_user.run("cp", path / "data" / relpath, "copy")
         assert copy.returncode != 0
         assert os.strerror(5) in copy.stderr
 
-        bucket.client().put_object(Bucket=bucket.name, Key=key, Body=right)
+        client.put_object(Bucket=bucket, Key=key, Body=right)
         # The kernel is told in another thread to forget what it was given.
         end = time.monotonic() + 20
         while (path / "data" / relpath).read_bytes() != right:
@@ -69,46 +75,14 @@ def test_copy_of_damaged_bytes_fails_and_of_mended_ones_is_right(
 def test_item_gone_from_the_store_is_enoent_and_the_rest_is_readable(
     fuse: None, current_user: Account, server: ServerHandle, token: str, uri: str
 ) -> None:
-    bucket = Bucket.of(server)
+    bucket, client = bucket_of(server)
     key = f"{uri.rpartition('/')[2]}/data/{identifier_of('large')}"
-    bucket.client().delete_object(Bucket=bucket.name, Key=key)
+    client.delete_object(Bucket=bucket, Key=key)
 
     with mounted(current_user, uri, token) as path:
         with (path / "data/large").open("rb") as file, pytest.raises(FileNotFoundError):
             file.read(1)
         assert (path / "data/small").read_bytes() == content_of("small", SMALL)
-
-
-def test_dtool_s3_reads_from_the_bucket_what_was_uploaded(
-    current_user: Account,
-    server: ServerHandle,
-    token: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    local = make_varied_dataset(tmp_path, "for-dtool-s3")
-    uuid = publish(server.base_uri, token, tmp_path / "cache", local)[0].rpartition("/")[2]
-    bucket = Bucket.of(server)
-    for name, value in bucket.dtool_environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("DTOOL_CACHE_DIRECTORY", str(tmp_path))
-
-    found = dtoolcore.DataSet.from_uri(f"s3://{bucket.name}/{uuid}")
-
-    original = dtoolcore.DataSet.from_uri(f"file://{local}")
-    assert found._admin_metadata == original._admin_metadata
-    assert found.get_readme_content() == original.get_readme_content()
-    assert found._manifest == original._manifest
-    assert found.list_tags() == ["testing"]
-    assert found.get_annotation("answer") == original.get_annotation("answer")
-    assert found.get_overlay("odd") == original.get_overlay("odd")
-    for identifier in found.identifiers:
-        stored = Path(found.item_content_abspath(identifier)).read_bytes()
-        assert stored == Path(original.item_content_abspath(identifier)).read_bytes()
-    verified = current_user.run(
-        *(DTOOL, "verify", "--full", found.uri), env=bucket.dtool_environment()
-    )
-    assert verified.stdout == "All good :)\n", verified.stderr
 
 
 def test_token_that_expired_is_named_as_such(
