@@ -21,7 +21,6 @@ from tests.serving import (
     upload_body,
 )
 
-
 CONTENTS = {"a.txt": b"alpha", "dir/é ü.bin": bytes(range(256)) * 100, "empty": b""}
 
 
