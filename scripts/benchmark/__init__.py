@@ -7,6 +7,7 @@
     peers        what is compared: mounts, and the floors below them
     mounts       one mount of a peer: its daemon's time and memory, and its end
     measuring    reading, checking, and what a measurement is
+    machine      what it runs on
     rows         what is measured, and how
     report       medians, ratios, tables and JSON; pure
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import signal
@@ -19,9 +18,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmark import report
+from benchmark import machine, report
 from benchmark.lab import Sizes, open_lab
 from benchmark.measuring import WrongAnswer
 from benchmark.mounts import Mounts, adopt_orphans
@@ -124,6 +122,7 @@ def _unshare() -> list[str]:
 
 def _run(arguments: argparse.Namespace, work: Path) -> int:
     adopt_orphans()
+    about = machine.describe()
     sizes = Sizes(arguments.size, arguments.list_items, arguments.tar_items, arguments.reads)
     wanted = arguments.only or COLUMNS
     peers = [peer for peer in all_peers() if peer.name in wanted]
@@ -143,10 +142,14 @@ def _run(arguments: argparse.Namespace, work: Path) -> int:
                     _once(bench, scenario, peers, results, with_curl=CURL in wanted)
     if not bench.may_drop:
         results.notes.append("not root: pages of files were dropped, names and attributes not")
+    if machine.takes_idle_pages():
+        results.notes.append("this kernel takes idle memory away (DAMON), cached pages as well")
+    results.notes.append(machine.in_words(about))
+    results.notes.append("; ".join(versions.values()))
     print(report.as_text(results), end="")
     if arguments.json is not None:
-        about = {"machine": _machine(), "versions": versions, "sizes": vars(sizes)}
-        text = json.dumps(report.as_json(results, about), indent=1)
+        made = {"machine": about, "versions": versions, "sizes": vars(sizes)}
+        text = json.dumps(report.as_json(results, made), indent=1)
         arguments.json.write_text(text + "\n")
     return 1 if any(column == OURS for _, column in results.failed) else 0
 
@@ -181,19 +184,6 @@ def _once(
         except (OSError, RuntimeError, WrongAnswer, subprocess.SubprocessError) as error:
             rows = [row for row in scenario.rows if row in missing]
             results.fail(column, rows, f"{type(error).__name__}: {error}")
-
-
-def _machine() -> dict[str, Any]:
-    cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    return {
-        "cpu": cpu[1] if cpu else platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(pages * page_bytes / 1024**3, 1),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "load": os.getloadavg(),
-    }
 
 
 if __name__ == "__main__":
