@@ -113,16 +113,12 @@ class Processes:
             timer.cancel()
 
     def wait_ended(self, timeout_s: float) -> bool:
+        """Return True when there are none any more, False if some stay that long."""
         deadline = time.monotonic() + timeout_s
-        known = set(self.pids())
-        while remaining := self.pids():
-            known.update(remaining)
+        while self.pids():
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.01)
-        for pid in known:
-            with contextlib.suppress(ChildProcessError):  # not adopted by us
-                os.waitpid(pid, os.WNOHANG)
         return True
 
 
@@ -168,13 +164,16 @@ def _environment(top: Path) -> dict[str, str]:
 
 
 def _end(path: Path, processes: Processes) -> None:
-    if os.path.ismount(path) or processes.pids():
+    pids = processes.pids()
+    if pids or os.path.ismount(path):
         _fusermount("-u", path)
-        if processes.wait_ended(END_TIMEOUT_S):
-            return
-        processes.kill()
-        _fusermount("-uz", path)
-        processes.wait_ended(END_TIMEOUT_S)
+        if not processes.wait_ended(END_TIMEOUT_S):
+            processes.kill()
+            _fusermount("-uz", path)
+            processes.wait_ended(END_TIMEOUT_S)
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):  # not adopted by us
+            os.waitpid(pid, os.WNOHANG)
 
 
 def _fusermount(option: str, path: Path) -> None:
