@@ -44,7 +44,7 @@ def test_ratio_is_unknown_without_a_peer(results: Results) -> None:
 def test_a_column_that_failed_once_has_no_value_and_no_part_in_the_ratio(results: Results) -> None:
     for column, seconds in {"dserverfs": 3.0, "rclone": 1.0, "s3fs": 2.0}.items():
         results.add(column, Measurement("read", seconds))
-    results.fail("rclone", ["read"], "wrong bytes")
+    results.fail("rclone", ["read"], "wrong\nbytes")
 
     text = as_text(results)
 

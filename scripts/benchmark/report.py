@@ -40,7 +40,8 @@ class Results:
     def fail(self, column: str, rows: Sequence[str], reason: str) -> None:
         """Note that a column has no trustworthy value in these rows, whatever was measured."""
         self.failed.update((row, column) for row in rows)
-        self.notes.append(f"{column}, {', '.join(rows)}: failed: {reason}")
+        # On one line, whatever a program said: the notes are a list.
+        self.notes.append(f"{column}, {', '.join(rows)}: failed: {' '.join(reason.split())}")
 
     def seconds(self, row: str, column: str) -> Number:
         return self._median(row, column, lambda each: each.seconds)
