@@ -117,14 +117,15 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
         return size, diskcache.core.MODE_BINARY, filename, None
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
-        """Return a blob's bytes, or an open file descriptor which the caller closes."""
+        """Return a blob's bytes, or a _StoredFile which the caller closes."""
         if mode == diskcache.core.MODE_RAW and isinstance(value, bytes):
             return value
         if mode == diskcache.core.MODE_BINARY and filename is not None:
             if os.path.isabs(filename) or ".." in filename.split("/"):
                 raise OSError(errno.EINVAL, "a cache row names a file outside the cache")
             path = os.path.join(self._directory, filename)
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return _StoredFile(filename, fd)
         raise OSError(errno.EINVAL, "a cache row is not of the block cache's form")
 
     def remove(self, file_path: str) -> None:
@@ -162,6 +163,7 @@ class BlockCache:
         self._cache: Any = None
         self._lock = threading.Lock()
         self._used: dict[str, float] = {}
+        self._checked: set[str] = set()  # files found whole in this process; 150 bytes a block
         self._space_checked_s = 0.0
         self._space_left = True
         self._broken_until_s = 0.0
@@ -207,12 +209,26 @@ class BlockCache:
             return None
         if stored is None:
             return None
-        block = _checked_block(stored, length)
+        block = self._block(stored, length)
         if block is None:
             logger.warning("cache %s: a damaged block is fetched again", self._directory)
             self.drop([key])
             return None
         self._note_use(text)
+        return block
+
+    def _block(self, stored: bytes | _StoredFile, length: int) -> Block | None:
+        """Return the block if it is whole: in memory when its file was read to find that out."""
+        if isinstance(stored, bytes):
+            return _blob(stored, length)
+        if stored.name in self._checked:
+            return FileBlock(stored.fd, length)
+        try:
+            block = _whole_file(stored.fd, length)
+        finally:
+            os.close(stored.fd)
+        if block is not None:
+            self._checked.add(stored.name)
         return block
 
     def store(self, blocks: Sequence[tuple[BlockKey, bytes]]) -> None:
@@ -313,16 +329,25 @@ class BlockCache:
             logger.debug("cache %s: order of use not written: %s", self._directory, error)
 
 
-def _checked_block(stored: bytes | int, length: int) -> Block | None:
-    """Return the block if its length and checksum are right; closes the file otherwise."""
-    if isinstance(stored, bytes):
-        data, crc = stored[:-CRC_BYTES], stored[-CRC_BYTES:]
-        good = len(data) == length and zlib.crc32(data).to_bytes(CRC_BYTES, "big") == crc
-        return MemoryBlock(data) if good else None
-    block = FileBlock(stored, length)
-    if os.fstat(stored).st_size != length + CRC_BYTES:
+class _StoredFile(NamedTuple):
+    """A block's file, open, as found in the database."""
+
+    name: str  # random, so it never names another content
+    fd: int
+
+
+def _blob(stored: bytes, length: int) -> Block | None:
+    """Return a block that was a row, if its length and checksum are right."""
+    data, crc = stored[:-CRC_BYTES], stored[-CRC_BYTES:]
+    good = len(data) == length and zlib.crc32(data).to_bytes(CRC_BYTES, "big") == crc
+    return MemoryBlock(data) if good else None
+
+
+def _whole_file(fd: int, length: int) -> Block | None:
+    """Return a file's block in memory, if its length and checksum are right."""
+    data = memoryview(os.pread(fd, length + CRC_BYTES + 1, 0))
+    if len(data) != length + CRC_BYTES:
         return None
-    data = os.pread(stored, length + CRC_BYTES, 0)
-    if zlib.crc32(memoryview(data)[:length]).to_bytes(CRC_BYTES, "big") != data[length:]:
+    if zlib.crc32(data[:length]).to_bytes(CRC_BYTES, "big") != data[length:]:
         return None
-    return block
+    return MemoryBlock(data[:length])

@@ -171,7 +171,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _mount(arguments: argparse.Namespace) -> int:
-    from dserverfs import mount, mountpoint
+    from dserverfs import launcher, mountpoint
     from dserverfs.model import DserverURI
     from dserverfs.settings import Settings
 
@@ -181,8 +181,12 @@ def _mount(arguments: argparse.Namespace) -> int:
     settings = Settings.load()
     if not arguments.foreground and arguments.ready_fd is None:
         log_file = arguments.log_file or settings.state_directory() / _log_name(path)
-        mount.start([*_daemon_arguments(arguments, path), "--log-file", str(log_file.absolute())])
+        launcher.start(
+            [*_daemon_arguments(arguments, path), "--log-file", str(log_file.absolute())]
+        )
         return 0
+    from dserverfs import mount
+
     _log_to(arguments.log_file, arguments.log_level)
     options = mount.MountOptions(uri, path, arguments.cache_dir, arguments.cache_size, *fuse)
     status = 0
@@ -272,7 +276,7 @@ def _size(text: str) -> int:
 
 
 def _umount(arguments: argparse.Namespace) -> int:
-    from dserverfs import mount, mountpoint
+    from dserverfs import launcher, mountpoint
 
-    mount.stop(mountpoint.resolve(arguments.mountpoint), arguments.timeout)
+    launcher.stop(mountpoint.resolve(arguments.mountpoint), arguments.timeout)
     return 0

@@ -1,9 +1,7 @@
-"""The mount daemon: starting it, telling when it answers, and ending it.
+"""The mount daemon: mounts, serves, and says when the mount answers.
 
-`start` runs in the command's process and starts the daemon by executing Python
-anew (no fork after imports), with a pipe on which the daemon says that the
-mount answers. `run` is the daemon. A daemon that is killed or fails leaves a
-dead mount point (ENOTCONN), never an empty directory.
+Started by the launcher. A daemon that is killed or fails leaves a dead mount
+point (ENOTCONN), never an empty directory.
 """
 
 from __future__ import annotations
@@ -11,12 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
+import resource
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +21,7 @@ import trio
 from dserverfs import mountpoint
 from dserverfs.client import Client
 from dserverfs.errors import UsageError
+from dserverfs.launcher import READY
 from dserverfs.model import DserverURI
 from dserverfs.operations import Ownership, ReadOnlyOperations
 from dserverfs.settings import Settings
@@ -33,20 +29,12 @@ from dserverfs.tree import Tree
 
 logger = logging.getLogger(__name__)
 
-READY_TIMEOUT_S = 90.0
 # How long requests under way may go on after a signal to end.
 GRACE_S = 2.0
+OPEN_FILES = 8192
 # The kernel asks for at most that much at once; 1 MiB reads are 1.2 times as fast
 # as the default's 128 KiB. Only root may say so.
 READ_AHEAD_KIB = 1024
-_READY = b"ready\n"
-# Not `python -m`, which would import from the working directory first.
-_DAEMON = """
-import sys
-sys.path[:] = [entry for entry in sys.path if entry]
-from dserverfs.cli import main
-sys.exit(main())
-"""
 
 
 class MountOptions(NamedTuple):
@@ -63,53 +51,12 @@ class MountOptions(NamedTuple):
     fuse_options: tuple[str, ...]
 
 
-def start(arguments: Sequence[str]) -> None:
-    """Start `dserverfs ARGUMENTS` as a daemon and return when its mount answers.
-
-    Raises UsageError with what the daemon said if it ends before, or is not
-    ready within READY_TIMEOUT_S.
-    """
-    ready_read, ready_write = os.pipe()
-    command = [sys.executable, "-c", _DAEMON, *arguments, "--ready-fd", str(ready_write)]
-    try:
-        daemon = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            pass_fds=[ready_write],
-            start_new_session=True,
-        )
-    finally:
-        os.close(ready_write)
-    try:
-        with os.fdopen(ready_read, "rb") as ready:
-            answered, _, _ = select.select([ready], [], [], READY_TIMEOUT_S)
-            if answered and ready.readline() == _READY:
-                # It goes on without us; tell subprocess that this is intended.
-                daemon.returncode = 0
-                return
-            if not answered:
-                raise UsageError(f"not mounted: no answer within {READY_TIMEOUT_S:.0f} s")
-        _, said = daemon.communicate(timeout=READY_TIMEOUT_S)
-        lines = said.decode("utf-8", "replace").strip().splitlines()
-        message = lines[-1] if lines else f"the daemon ended with status {daemon.returncode}"
-        raise UsageError(message.removeprefix("dserverfs: "))
-    except BaseException:
-        if daemon.returncode is None:
-            daemon.kill()
-            daemon.wait()
-        raise
-    finally:
-        if daemon.stderr is not None:
-            daemon.stderr.close()
-
-
 def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None:
     """Mount and serve until unmounted or told to end; raises DserverfsError if it cannot.
 
     `ready_fd` is where to say that the mount answers; it is closed.
     """
+    _raise_file_limit()
     mountpoint.require_fuse()
     if options.allow_other:
         mountpoint.require_allow_other()
@@ -176,8 +123,15 @@ async def _tell_ready(options: MountOptions, ready_fd: int | None) -> None:
     os.close(null)
     os.chdir("/")
     with contextlib.suppress(BrokenPipeError):
-        os.write(ready_fd, _READY)
+        os.write(ready_fd, READY)
     os.close(ready_fd)
+
+
+def _raise_file_limit() -> None:
+    """Allow more open files than the usual 1024: blocks and indexes are kept open."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, wanted), most))
 
 
 def _raise_read_ahead(device: int) -> None:
@@ -186,19 +140,3 @@ def _raise_read_ahead(device: int) -> None:
         path.write_text(str(READ_AHEAD_KIB))
     except OSError as error:
         logger.debug("read-ahead of the kernel stays as it is: %s", error)
-
-
-def stop(path: Path, timeout_s: float) -> None:
-    """Unmount `path`; return when the daemon has let go of it. Raises UsageError."""
-    mounted = mountpoint.find_mounted(path)
-    if mounted is None or mounted.fstype != mountpoint.FSTYPE:
-        raise UsageError(f"{path}: no dserverfs is mounted there")
-    if mountpoint.is_dead(path):
-        mountpoint.detach(path)
-        return
-    mountpoint.unmount(path)
-    end_s = time.monotonic() + timeout_s
-    while mountpoint.find_mounted(path) == mounted:
-        if time.monotonic() >= end_s:
-            raise UsageError(f"{path}: still mounted after {timeout_s:.0f} s")
-        time.sleep(0.05)

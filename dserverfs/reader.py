@@ -55,9 +55,9 @@ ATTEMPTS = 4
 # not queue behind another's read-ahead. 3 streams of read-ahead saturate two cores.
 DEMAND_THREADS = 16
 AHEAD_THREADS = 3
-# Blocks kept at hand: file descriptors (256 MiB of cache files), and memory for
-# those just fetched.
-MAX_LOADED = 256
+# Blocks kept at hand: file descriptors (1 GiB of cache files), and memory for
+# those just fetched or checked.
+MAX_LOADED = 1024
 MAX_LOADED_MEMORY = 64 * BLOCK_SIZE
 MAX_ETAGS = 4096
 

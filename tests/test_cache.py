@@ -50,7 +50,8 @@ def test_small_block_is_a_row_and_large_one_a_file(cache: BlockCache, tmp_path: 
     assert files(tmp_path) == []
 
     cache.store([(KEY, LARGE)])
-    assert isinstance(cache.load(KEY, len(LARGE)), FileBlock)
+    assert isinstance(cache.load(KEY, len(LARGE)), MemoryBlock), "read to be checked"
+    assert isinstance(cache.load(KEY, len(LARGE)), FileBlock), "checked before"
     (path,) = files(tmp_path)
     assert path.stat().st_mode & 0o777 == 0o600
 

@@ -30,6 +30,7 @@ LEVELS = [
     {"tree"},
     {"client"},
     {"operations", "broker"},
+    {"launcher"},
     {"mount"},
     {"demo_datasets"},
     {"demo"},
