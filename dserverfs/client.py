@@ -34,10 +34,11 @@ class Client:
     ) -> None:
         """`server` is HOST[:PORT]; `cache_size` is in bytes."""
         self._directory = cache_directory or settings.cache_directory()
-        token = settings.token()
-        tokens = TokenSource(token, None if token else settings.token_file())
-        self._transport = ServerTransport(f"{settings.protocol()}://{server}", tokens)
-        self._storage = Storage()
+        token = settings.token(server)
+        tokens = TokenSource(token, None if token else settings.token_file(server))
+        trust = settings.trust(server)
+        self._transport = ServerTransport(settings.base_url(server), tokens, trust=trust)
+        self._storage = Storage(trust)
         self._cache = BlockCache(self._directory / "blocks", size_limit=cache_size)
         self.resolver = Resolver(self._transport, self._storage)
         self.catalogue = Catalogue(self.resolver, server, self._directory / "manifests")

@@ -5,19 +5,23 @@ Never sees a token, never logs a URL's query. urllib3's pool, on which requests
 is built, because 5,000 GETs of 4 KiB take 3.0 s with requests and 1.6 s with it.
 
 Every call blocks: no single wait on the network is longer than
-STALL_TIMEOUT_S, and the whole call ends soon after its deadline. Thread-safe.
+STALL_TIMEOUT_S, and the body of an answer ends at the call's deadline however
+slowly it trickles. Thread-safe.
 """
 
 from __future__ import annotations
 
 import http.client
+import io
 import re
+import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import BinaryIO, NamedTuple
 
 import urllib3
 
+from dserverfs.connections import Trust, pool_manager, proxy_for
 from dserverfs.errors import (
     DeadlineExceeded,
     DserverfsError,
@@ -26,11 +30,19 @@ from dserverfs.errors import (
     ProtocolError,
     Unreachable,
 )
-from dserverfs.transport import CONNECT_TIMEOUT_S, USER_AGENT, Deadline
+from dserverfs.transport import (
+    CONNECT_TIMEOUT_S,
+    USER_AGENT,
+    Deadline,
+    retry_after_s,
+    sleep_within,
+)
 
 STALL_TIMEOUT_S = 30.0
 # The deadline is looked at between pieces of this size; a guess, not measured.
 PIECE_BYTES = 256 * 1024
+# How often one call asks again when the store says when: 503 or 429 with Retry-After.
+MAX_WAITS = 3
 MAX_OBJECT_BYTES = 64 * 1024 * 1024
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
 _XML_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
@@ -51,30 +63,32 @@ class ByteRange(NamedTuple):
 class Storage:
     """GETs on signed URLs over kept connections."""
 
-    def __init__(self, *, max_connections: int = 32) -> None:
-        self._pool = urllib3.PoolManager(
-            num_pools=8,
-            maxsize=max_connections,
-            retries=False,
-            timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=STALL_TIMEOUT_S),
-            headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
-        )
+    def __init__(self, trust: Trust | None = None, *, max_connections: int = 32) -> None:
+        """Of each host at most `max_connections` are kept while idle."""
+        self._trust = trust or Trust()
+        self._max_connections = max_connections
+        self._lock = threading.Lock()
+        self._pools: dict[str | None, urllib3.PoolManager] = {}  # by proxy
+        self._proxies: dict[str, str | None] = {}  # by scheme and host
 
     def read_object(self, url: str, deadline: Deadline) -> bytes:
         """Return a whole small object; raises as `read_range` does."""
-        response = self._get(url, {})
+        response = self._get(url, {}, deadline)
         try:
             if response.status != 200:
                 raise _refusal(response, url)
             _check_encoding(response, url)
             body = bytearray()
-            while piece := response.read(PIECE_BYTES):
-                body += piece
+            piece = memoryview(bytearray(PIECE_BYTES))
+            while count := _read_some(response, piece, deadline):
+                body += piece[:count]
                 if len(body) > MAX_OBJECT_BYTES:
                     raise ProtocolError(f"{_public(url)}: larger than any metadata should be")
-                deadline.remaining_s()
+            promised = response.headers.get("Content-Length")
+            if promised is not None and promised != str(len(body)):
+                raise Unreachable(f"{_public(url)}: the body ended too soon")
             return bytes(body)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             raise _no_answer(error, url) from error
         finally:
             _give_back(response)
@@ -104,7 +118,7 @@ class Storage:
         headers = {"Range": f"bytes={wanted.start}-{wanted.start + wanted.length - 1}"}
         if etag is not None:
             headers["If-Match"] = etag
-        response = self._get(url, headers)
+        response = self._get(url, headers, deadline)
         try:
             _check_encoding(response, url)
             if response.status == 206:
@@ -137,7 +151,7 @@ class Storage:
         """
         content.seek(0)
         try:
-            response = self._pool.request(
+            response = self._pool(url).request(
                 "PUT",
                 url,
                 headers={
@@ -148,6 +162,8 @@ class Storage:
                 body=content if size_in_bytes else b"",
                 preload_content=False,
                 redirect=False,
+                retries=False,
+                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=STALL_TIMEOUT_S),
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise _no_answer(error, url) from error
@@ -161,20 +177,79 @@ class Storage:
             _give_back(response)
 
     def close(self) -> None:
-        self._pool.clear()
+        with self._lock:
+            pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            pool.clear()
 
-    def _get(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
-        try:
-            return self._pool.request(
-                "GET",
-                url,
-                headers={**self._pool.headers, **headers},
-                preload_content=False,
-                decode_content=False,
-                redirect=False,
-            )
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise _no_answer(error, url) from error
+    def _pool(self, url: str) -> urllib3.PoolManager:
+        """Return the connections by which `url` is reached."""
+        parts = urllib.parse.urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc}"
+        with self._lock:
+            if origin not in self._proxies:
+                self._proxies[origin] = proxy_for(origin)
+            proxy = self._proxies[origin]
+            pool = self._pools.get(proxy)
+            if pool is None:
+                pool = self._pools[proxy] = pool_manager(
+                    self._trust, proxy, num_pools=8, maxsize=self._max_connections
+                )
+        return pool
+
+    def _get(
+        self, url: str, headers: dict[str, str], deadline: Deadline
+    ) -> urllib3.BaseHTTPResponse:
+        """Return the answer, its body unread; waits where the store says how long."""
+        waits = 0
+        while True:
+            response = self._ask(url, headers, deadline)
+            if response.status not in (429, 503) or "Retry-After" not in response.headers:
+                return response
+            wait_s = retry_after_s(response.headers)
+            waits += 1
+            if waits > MAX_WAITS:
+                return response
+            failure = _refusal(response, url)
+            _give_back(response)
+            if not sleep_within(deadline, wait_s):
+                raise failure
+
+    def _ask(
+        self, url: str, headers: dict[str, str], deadline: Deadline
+    ) -> urllib3.BaseHTTPResponse:
+        """Return the answer to one GET; a kept connection that turns out dead counts for nothing.
+
+        urllib3 sees one that was closed before, but not one that closes while we
+        ask, or whose other end has forgotten it: then nothing comes back, and the
+        same is asked once more on a new connection.
+        """
+        fresh = False
+        while True:
+            pool = self._pool(url)
+            try:
+                return pool.request(
+                    "GET",
+                    url,
+                    headers={
+                        "User-Agent": USER_AGENT,
+                        "Accept-Encoding": "identity",
+                        **headers,
+                    },
+                    preload_content=False,
+                    decode_content=False,
+                    redirect=False,
+                    retries=False,
+                    timeout=urllib3.Timeout(
+                        connect=min(CONNECT_TIMEOUT_S, deadline.remaining_s()),
+                        read=min(STALL_TIMEOUT_S, deadline.remaining_s()),
+                    ),
+                )
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                if fresh or not isinstance(error, urllib3.exceptions.ProtocolError):
+                    raise _no_answer(error, url) from error
+            fresh = True
+            pool.clear()  # the other kept ones may be as old; those in use are not hurt
 
 
 def _public(url: str) -> str:
@@ -185,16 +260,41 @@ def _public(url: str) -> str:
 def _read_fully(
     response: urllib3.BaseHTTPResponse, buffer: memoryview, url: str, deadline: Deadline
 ) -> None:
-    # urllib3's own readinto copies every byte twice more; its _fp is http.client's
-    # response, which reads into our buffer and, as no decoding was asked for, is all of the body.
-    source: http.client.HTTPResponse = response._fp  # type: ignore[attr-defined]
     filled = 0
     while filled < len(buffer):
-        deadline.remaining_s()
-        count = source.readinto(buffer[filled : filled + PIECE_BYTES])
+        count = _read_some(response, buffer[filled : filled + PIECE_BYTES], deadline)
         if not count:
             raise Unreachable(f"{_public(url)}: the body ended too soon")
         filled += count
+
+
+def _read_some(response: urllib3.BaseHTTPResponse, buffer: memoryview, deadline: Deadline) -> int:
+    """Fill `buffer` with what one read from the network brings; 0 at the end of the body.
+
+    urllib3's own readinto copies every byte twice more, and http.client's waits
+    until the buffer is full, so that a body which trickles would outlive every
+    deadline. Hence the file below both, which is all of the body as no decoding
+    was asked for.
+    """
+    source: http.client.HTTPResponse = response._fp  # type: ignore[attr-defined]
+    left_s = deadline.remaining_s()
+    if source.isclosed():
+        return 0
+    file: io.BufferedReader = source.fp
+    # Below urllib3 and http.client: SocketIO has no other way to its socket.
+    file.raw._sock.settimeout(min(STALL_TIMEOUT_S, left_s))  # type: ignore[attr-defined]
+    if source.chunked:
+        data = source.read1(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+    if source.length is not None:
+        buffer = buffer[: source.length]
+    count = file.readinto1(buffer)
+    if source.length is not None:
+        source.length -= count
+    if not count or source.length == 0:
+        source.close()  # the connection can be used again if that was all of it
+    return count
 
 
 def _skip(response: urllib3.BaseHTTPResponse, count: int, url: str, deadline: Deadline) -> None:
@@ -209,7 +309,7 @@ def _skip(response: urllib3.BaseHTTPResponse, count: int, url: str, deadline: De
 def _give_back(response: urllib3.BaseHTTPResponse) -> None:
     """Keep the connection if the body was read to its end, close it otherwise."""
     source = response._fp  # type: ignore[attr-defined]
-    if source is None or source.isclosed():
+    if source is None or (source.isclosed() and not source.length):
         response.release_conn()
     else:
         response.close()
@@ -252,6 +352,8 @@ def _refusal(response: urllib3.BaseHTTPResponse, url: str) -> DserverfsError:
     match = _XML_CODE.search(body)
     reason = match.group(1).decode("ascii") if match else (response.reason or "no reason given")
     what = f"{_public(url)}: the store answers {status} {reason}"
+    if reason == "RequestTimeTooSkewed":
+        what += ": the URL has expired, or the clocks of dserver and store differ"
     if status in (400, 401, 403):
         return StorageRefused(what, status=status)
     if status in (404, 410):
