@@ -20,7 +20,7 @@ import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -272,18 +272,24 @@ class ServerTransport:
                 raise failure
             logger.debug("%s %s: attempt %d failed: %s", method, path, attempt, failure)
 
-    def read_pieces(self, response: requests.Response, deadline: Deadline) -> Iterator[bytes]:
+    def read_pieces(
+        self,
+        response: requests.Response,
+        deadline: Deadline,
+        *,
+        max_bytes: int | None = MAX_ANSWER_BYTES,
+    ) -> Generator[bytes, None, None]:
         """Yield the body as it arrives and close the response; bounded in size and time.
 
-        Raises Unreachable if it breaks off, DeadlineExceeded, ProtocolError if
-        it is larger than MAX_ANSWER_BYTES.
+        Raises Unreachable if it breaks off, DeadlineExceeded, and ProtocolError
+        if it is larger than `max_bytes`.
         """
         total = 0
         try:
             # Not iter_content, which waits for a full piece however slowly it comes.
             while piece := response.raw.read1(_PIECE_BYTES, decode_content=True):
                 total += len(piece)
-                if total > MAX_ANSWER_BYTES:
+                if max_bytes is not None and total > max_bytes:
                     raise ProtocolError(f"{_where(response)}: the answer is too large")
                 yield piece
                 deadline.remaining_s()
