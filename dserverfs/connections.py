@@ -51,7 +51,10 @@ class Trust:
 
     @cached_property
     def context(self) -> ssl.SSLContext:
-        """Return the TLS context; raises UsageError if a file of it cannot be used."""
+        """Return the TLS context; raises UsageError if a file of it cannot be used.
+
+        Takes 0.1 s, so that it is made only where something speaks https.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.set_alpn_protocols(["http/1.1"])
         if not self.verify:
@@ -61,7 +64,8 @@ class Trust:
             return context
         if self.bundle is None:
             context.load_default_certs()
-            _load(context, Path(certifi.where()))  # a container may have none of its own
+            if not context.cert_store_stats()["x509_ca"]:  # as in a bare container
+                _load(context, Path(certifi.where()))
         for path in (self.bundle, self.ca_file):
             if path is not None:
                 _load(context, path)
@@ -102,38 +106,39 @@ def proxy_for(url: str) -> str | None:
 
 
 class Adapter(requests.adapters.HTTPAdapter):
-    """requests' connections, with our trust in place of its own."""
+    """requests' connections to one origin, with our trust in place of its own."""
 
-    def __init__(self, trust: Trust, *, pool_maxsize: int) -> None:
-        self._trust = trust
+    def __init__(self, trust: Trust, origin: str, proxy: str | None, *, pool_maxsize: int) -> None:
+        self._options = _options(trust, origin, proxy)
         super().__init__(pool_maxsize=pool_maxsize)
 
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(
-            *args,
-            **kwargs,
-            ssl_context=self._trust.context,
-            socket_options=SOCKET_OPTIONS,
-        )
+    def init_poolmanager(
+        self, connections: int, maxsize: int, block: bool = False, **kwargs: Any
+    ) -> None:
+        super().init_poolmanager(connections, maxsize, block, **kwargs, **self._options)
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        return super().proxy_manager_for(
-            proxy, **kwargs, ssl_context=self._trust.context, socket_options=SOCKET_OPTIONS
-        )
+        return super().proxy_manager_for(proxy, **kwargs, **self._options)
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """Leave the context alone: requests would add certifi's authorities to it."""
-        conn.cert_reqs = self._trust.context.verify_mode
+        conn.cert_reqs = self._options.get("cert_reqs")
 
 
-def pool_manager(trust: Trust, proxy: str | None, **options: Any) -> urllib3.PoolManager:
-    """Return urllib3's connections to all hosts, direct or by way of `proxy`."""
-    context = trust.context
-    options |= {
-        "ssl_context": context,
-        "cert_reqs": context.verify_mode,
-        "socket_options": SOCKET_OPTIONS,
-    }
+def _options(trust: Trust, origin: str, proxy: str | None) -> dict[str, Any]:
+    """Return what urllib3 is to be told; of certificates only where they are needed."""
+    options: dict[str, Any] = {"socket_options": SOCKET_OPTIONS}
+    if origin.startswith("https:") or (proxy or "").startswith("https:"):
+        options["ssl_context"] = trust.context
+        options["cert_reqs"] = trust.context.verify_mode
+    return options
+
+
+def pool_manager(
+    trust: Trust, origin: str, proxy: str | None, **options: Any
+) -> urllib3.PoolManager:
+    """Return urllib3's connections to hosts of this scheme, direct or by way of `proxy`."""
+    options |= _options(trust, origin, proxy)
     if proxy is None:
         return urllib3.PoolManager(**options)
     parts = urllib.parse.urlsplit(proxy)
@@ -148,6 +153,6 @@ def pool_manager(trust: Trust, proxy: str | None, **options: Any) -> urllib3.Poo
     return urllib3.ProxyManager(
         proxy,
         proxy_headers=urllib3.make_headers(proxy_basic_auth=credentials),
-        proxy_ssl_context=context,
+        proxy_ssl_context=options.get("ssl_context"),
         **options,
     )

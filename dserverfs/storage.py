@@ -68,7 +68,7 @@ class Storage:
         self._trust = trust or Trust()
         self._max_connections = max_connections
         self._lock = threading.Lock()
-        self._pools: dict[str | None, urllib3.PoolManager] = {}  # by proxy
+        self._pools: dict[tuple[str, str | None], urllib3.PoolManager] = {}  # by scheme, proxy
         self._proxies: dict[str, str | None] = {}  # by scheme and host
 
     def read_object(self, url: str, deadline: Deadline) -> bytes:
@@ -190,10 +190,10 @@ class Storage:
             if origin not in self._proxies:
                 self._proxies[origin] = proxy_for(origin)
             proxy = self._proxies[origin]
-            pool = self._pools.get(proxy)
+            pool = self._pools.get((parts.scheme, proxy))
             if pool is None:
-                pool = self._pools[proxy] = pool_manager(
-                    self._trust, proxy, num_pools=8, maxsize=self._max_connections
+                pool = self._pools[parts.scheme, proxy] = pool_manager(
+                    self._trust, origin, proxy, num_pools=8, maxsize=self._max_connections
                 )
         return pool
 
@@ -367,6 +367,13 @@ def _refusal(response: urllib3.BaseHTTPResponse, url: str) -> DserverfsError:
 
 def _no_answer(error: Exception, url: str) -> DserverfsError:
     host = urllib.parse.urlsplit(url).netloc
+    if isinstance(error, urllib3.exceptions.NewConnectionError):  # a timeout to urllib3
+        return Unreachable(f"the store at {host} cannot be reached; is it running?")
     if isinstance(error, (urllib3.exceptions.TimeoutError, TimeoutError)):
         return DeadlineExceeded(f"the store at {host} does not answer in time")
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return ProtocolError(
+            f"the store at {host}: its certificate is not accepted;"
+            " a certificate authority of your own is named by DSERVER_CA_FILE"
+        )
     return Unreachable(f"the store at {host} cannot be read: {type(error).__name__}")

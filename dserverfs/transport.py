@@ -195,7 +195,9 @@ class ServerTransport:
             self._session.proxies[parts.scheme] = self._proxy
         self._session.headers["User-Agent"] = USER_AGENT
         self._session.headers["Accept"] = "application/json"
-        adapter = Adapter(trust or Trust(), pool_maxsize=max_connections)
+        adapter = Adapter(
+            trust or Trust(), self.base_url, self._proxy, pool_maxsize=max_connections
+        )
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
 
@@ -354,7 +356,8 @@ class ServerTransport:
         target = _one_line(f"{there.scheme}://{there.netloc.rpartition('@')[2]}{there.path}")
         what = f"{self.base_url} answers {response.status_code}, look at {target}"
         asked = urllib.parse.unquote(path)
-        if urllib.parse.unquote(there.path).endswith(asked):
+        elsewhere = location not in (response.url, "")
+        if elsewhere and urllib.parse.unquote(there.path).endswith(asked):
             if there.hostname == here.hostname and (here.scheme, there.scheme) == ("http", "https"):
                 return UsageError(
                     f"{what}: set DSERVER_PROTOCOL=https", status=response.status_code
