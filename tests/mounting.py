@@ -7,13 +7,12 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.accounts import Account
-
 from dserverfs.client import Client
 from dserverfs.model import DserverURI
 from dserverfs.mountpoint import find_mounted
 from dserverfs.settings import Settings
 from dserverfs.uploader import LocalDataset
+from tests.accounts import Account
 
 
 def client_of(uri: str, token: str, cache_directory: Path) -> Client:

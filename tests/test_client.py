@@ -52,7 +52,7 @@ def test_what_is_not_there_is_told_with_the_user(quirky: QuirkyServer, tmp_path:
         check(quirky, tmp_path, f"/{UUID}")
     with pytest.raises(NotFound, match="no such dataset"):
         check(quirky, tmp_path, f"/s3/bucket/{UUID}")
-    with pytest.raises(PermissionDenied, match="user grumpy .* permitted: s3://bucket"):
+    with pytest.raises(PermissionDenied, match=r"user grumpy .* permitted: s3://bucket"):
         check(quirky, tmp_path, "/s3/other")
 
 

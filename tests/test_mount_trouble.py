@@ -16,10 +16,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tests.accounts import Account
-from tests.conftest import ServerHandle
 
 from dserverfs.mountpoint import find_mounted
+from tests.accounts import Account
+from tests.conftest import ServerHandle
 from tests.datasets import make_dataset
 from tests.mounting import detach, mounted, publish
 from tests.relay import relay
