@@ -70,12 +70,11 @@ class BlockKey(NamedTuple):
 
 
 class _Checked:
-    """A value on its way to the disk, and the file it went to, if any."""
+    """A value on its way to the disk."""
 
-    def __init__(self, data: bytearray) -> None:
+    def __init__(self, data: bytes) -> None:
         self.data = data
         self.crc = zlib.crc32(data).to_bytes(CRC_BYTES, "big")
-        self.block: FileBlock | None = None
 
 
 class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
@@ -96,11 +95,11 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
             raise TypeError("the block cache stores checked bytes only")
         size = len(value.data) + CRC_BYTES
         if size < self.min_file_size:
-            return 0, diskcache.core.MODE_RAW, None, sqlite3.Binary(bytes(value.data) + value.crc)
+            return 0, diskcache.core.MODE_RAW, None, sqlite3.Binary(value.data + value.crc)
         name = os.urandom(16).hex()
-        filename = f"{name[:2]}/{name[2:]}.blk"
+        filename = f"{name[0]}/{name[1:]}.blk"
         path = os.path.join(self._directory, filename)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             fd = os.open(path, flags, 0o600)
         except FileNotFoundError:
@@ -112,9 +111,9 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
                 raise OSError(errno.ENOSPC, "short write to the cache")
         except BaseException:
             os.unlink(path)
-            os.close(fd)
             raise
-        value.block = FileBlock(fd, len(value.data))
+        finally:
+            os.close(fd)
         return size, diskcache.core.MODE_BINARY, filename, None
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
@@ -197,9 +196,12 @@ class BlockCache:
 
     def load(self, key: BlockKey, length: int) -> Block | None:
         """Return the block of `length` bytes if it is here and whole, else None."""
+        cache = self._usable()
+        if cache is None:
+            return None
         text = key.as_text()
         try:
-            stored = self._cache.get(text) if self._usable() else None
+            stored = cache.get(text)
         except (sqlite3.Error, diskcache.Timeout, OSError, ValueError) as error:
             self._fail(error)
             return None
@@ -213,38 +215,38 @@ class BlockCache:
         self._note_use(text)
         return block
 
-    def store(self, key: BlockKey, data: bytearray) -> Block | None:
-        """Keep the block; return it as read from its file, if it went to one.
-
-        Does nothing if the disk is full or failing.
-        """
-        if not self._usable() or not self._has_space():
-            return None
-        value = _Checked(data)
+    def store(self, blocks: Sequence[tuple[BlockKey, bytes]]) -> None:
+        """Keep the blocks, in one transaction; if the disk is full or failing, do nothing."""
+        cache = self._usable()
+        if cache is None or not self._has_space(cache):
+            return
         try:
-            self._cache.set(key.as_text(), value)
+            with cache.transact(retry=False):
+                for key, data in blocks:
+                    cache.set(key.as_text(), _Checked(data))
         except (sqlite3.Error, diskcache.Timeout, OSError) as error:
             self._fail(error)
-            return None
-        return value.block
 
     def drop(self, keys: Sequence[BlockKey]) -> None:
         """Forget these blocks."""
+        cache = self._usable()
+        if cache is None:
+            return
         try:
-            if self._usable():
-                for key in keys:
-                    self._cache.delete(key.as_text())
+            for key in keys:
+                cache.delete(key.as_text())
         except (sqlite3.Error, diskcache.Timeout, OSError) as error:
             self._fail(error)
 
     def close(self) -> None:
-        if self._cache is not None:
-            self._write_notes()
-            self._cache.close()
-            self._cache = None
+        self._write_notes()
+        cache, self._cache = self._cache, None
+        if cache is not None:
+            cache.close()
 
-    def _usable(self) -> bool:
-        return self._cache is not None and time.monotonic() >= self._broken_until_s
+    def _usable(self) -> Any:
+        """Return diskcache's cache, or None while it is closed or fails."""
+        return self._cache if time.monotonic() >= self._broken_until_s else None
 
     def _fail(self, error: Exception) -> None:
         """Go without the cache for a while; say so once a while."""
@@ -259,7 +261,7 @@ class BlockCache:
             error,
         )
 
-    def _has_space(self) -> bool:
+    def _has_space(self, cache: Any) -> bool:
         """Return whether the file system keeps its floor of free space; evicts if it does not."""
         now_s = time.monotonic()
         if now_s - self._space_checked_s < FREE_SPACE_CHECK_S:
@@ -270,22 +272,22 @@ class BlockCache:
             free = status.f_bavail * status.f_frsize
             floor = min(FLOOR_BYTES, int(status.f_blocks * status.f_frsize * FLOOR_FRACTION))
             if free < floor:
-                self._evict(floor - free)
+                self._evict(cache, floor - free)
             self._space_left = free >= floor
         except (sqlite3.Error, diskcache.Timeout, OSError) as error:
             self._fail(error)
             return False
         return self._space_left
 
-    def _evict(self, size_in_bytes: int) -> None:
+    def _evict(self, cache: Any, size_in_bytes: int) -> None:
         """Give back about that much, the least recently used first."""
-        volume = self._cache.volume()
-        before = self._cache.size_limit
-        self._cache.reset("size_limit", max(0, volume - size_in_bytes))
+        volume = cache.volume()
+        before = cache.size_limit
+        cache.reset("size_limit", max(0, volume - size_in_bytes))
         try:
-            self._cache.cull()
+            cache.cull()
         finally:
-            self._cache.reset("size_limit", before)
+            cache.reset("size_limit", before)
 
     def _note_use(self, text: str) -> None:
         with self._lock:
@@ -297,10 +299,13 @@ class BlockCache:
     def _write_notes(self) -> None:
         with self._lock:
             used, self._used = self._used, {}
+        cache = self._cache
+        if cache is None:
+            return
         try:
-            with self._cache.transact(retry=False):
+            with cache.transact(retry=False):
                 for text, moment_s in used.items():
-                    self._cache._sql(
+                    cache._sql(
                         "UPDATE Cache SET access_time = ? WHERE key = ? AND raw = 1",
                         (moment_s, text),
                     )

@@ -148,16 +148,17 @@ def _add_whoami(parser: argparse.ArgumentParser) -> None:
 def _serve(arguments: argparse.Namespace) -> int:
     try:
         from dserverfs.server.serve import ServeOptions, serve
+
+        return serve(
+            ServeOptions.from_arguments(
+                data=arguments.data,
+                host=arguments.host,
+                port=arguments.port,
+                bucket=arguments.bucket,
+            )
+        )
     except ModuleNotFoundError as error:
         raise _missing("server", error) from error
-    return serve(
-        ServeOptions.from_arguments(
-            data=arguments.data,
-            host=arguments.host,
-            port=arguments.port,
-            bucket=arguments.bucket,
-        )
-    )
 
 
 def _missing(extra: str, error: ModuleNotFoundError) -> Exception:

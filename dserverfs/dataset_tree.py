@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from dserverfs.catalogue import Catalogue
 from dserverfs.errors import IntegrityError, NotFound
+from dserverfs.item_content import ItemContent
 from dserverfs.manifest_index import ManifestIndex, Row
 from dserverfs.model import MAX_COMPONENT_BYTES, Dataset, Identifier, component_is_usable
-from dserverfs.reader import ItemContent
 
 OWN = 1 << 35  # numbers from here on are not rows
 FROZEN_S = 365.0 * 24 * 3600  # how long the kernel may believe what never changes

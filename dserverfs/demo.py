@@ -52,7 +52,13 @@ def run(path: Path | None, data: Path, *, once: bool) -> None:
         with tempfile.TemporaryDirectory(prefix="dserverfs-demo-") as scratch:
             _publish(served, Path(scratch))
         stack.enter_context(_mounted(served, path))
-        _show(path)
+        try:
+            _show(path)
+        except OSError as error:
+            raise UsageError(
+                f"{error.filename or path} cannot be read: {error.strerror}; "
+                f"if it stays so, remove {data} and start again"
+            ) from error
         if once:
             return
         _say_what_to_try(served, path)

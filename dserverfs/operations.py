@@ -15,6 +15,7 @@ import functools
 import logging
 import os
 import stat
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -41,8 +42,9 @@ from dserverfs import errors
 from dserverfs.blocks import Block
 from dserverfs.cells import NotLoaded
 from dserverfs.dataset_tree import Attributes
+from dserverfs.item_content import ItemContent
 from dserverfs.model import MAX_COMPONENT_BYTES
-from dserverfs.reader import ItemContent, ItemReader, Reader
+from dserverfs.reader import ItemReader, Reader
 from dserverfs.tree import Inode, Tree
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ class Ownership(NamedTuple):
 
 class _OpenItem(NamedTuple):
     reader: ItemReader
+    inode: InodeT
 
 
 class _OpenFile(NamedTuple):
@@ -144,6 +147,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
         # Limits of their own, so that stalled reads do not delay `ls`.
         self._metadata_limit = trio.CapacityLimiter(METADATA_THREADS)
         self._disk_limit = trio.CapacityLimiter(DISK_THREADS)
+        reader.on_drop(self._forget_pages)
 
     # Names and attributes
 
@@ -213,7 +217,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
         content = await self._loaded(lambda: self._tree.content(Inode(inode)))
         handle = self._new_handle()
         if isinstance(content, ItemContent):
-            self._handles[handle] = _OpenItem(self._reader.open(content))
+            self._handles[handle] = _OpenItem(self._reader.open(content), inode)
             return FileInfo(fh=handle, keep_cache=True)
         if isinstance(content, Path):
             self._handles[handle] = _OpenFile(os.open(content, os.O_RDONLY | os.O_CLOEXEC))
@@ -357,6 +361,24 @@ class ReadOnlyOperations(pyfuse3.Operations):
             return await trio.to_thread.run_sync(
                 call, abandon_on_cancel=True, limiter=self._disk_limit
             )
+
+    def _forget_pages(self, content: ItemContent) -> None:
+        """Let the kernel forget what it was told of an item; called in another thread."""
+        inodes = {
+            handle.inode
+            for handle in list(self._handles.values())
+            if isinstance(handle, _OpenItem) and handle.reader.content.key == content.key
+        }
+
+        def invalidate() -> None:
+            for inode in inodes:
+                try:
+                    pyfuse3.invalidate_inode(inode)
+                except OSError as error:
+                    logger.warning("the kernel may keep wrong bytes of %s: %s", content.key, error)
+
+        # In a thread of its own: it waits for pages under read, of which some wait for us.
+        threading.Thread(target=invalidate, name="invalidate", daemon=True).start()
 
     def _new_handle(self) -> FileHandleT:
         self._last_handle += 1

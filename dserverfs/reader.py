@@ -17,7 +17,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Protocol
 
 from dserverfs.blocks import (
@@ -28,9 +27,9 @@ from dserverfs.blocks import (
     ReadAhead,
     Run,
     block_length,
-    number_of_blocks,
 )
 from dserverfs.cache import BlockCache, BlockKey
+from dserverfs.cache_writer import CacheWriter
 from dserverfs.errors import (
     DeadlineExceeded,
     DserverfsError,
@@ -38,10 +37,12 @@ from dserverfs.errors import (
     ProtocolError,
     Unreachable,
 )
+from dserverfs.item_content import ItemContent
 from dserverfs.model import Dataset, Identifier
 from dserverfs.signed_urls import SignedURL
 from dserverfs.storage import ByteRange, Storage, StorageRefused
 from dserverfs.transport import Deadline, backoff_s
+from dserverfs.verification import Verdict, Verification
 from dserverfs.verify import digest
 
 logger = logging.getLogger(__name__)
@@ -55,23 +56,10 @@ ATTEMPTS = 4
 DEMAND_THREADS = 16
 AHEAD_THREADS = 3
 # Blocks kept at hand: file descriptors (256 MiB of cache files), and memory for
-# those that no cache holds.
+# those just fetched.
 MAX_LOADED = 256
-MAX_LOADED_MEMORY = 64 * BLOCK_SIZE
+MAX_LOADED_MEMORY = 48 * BLOCK_SIZE
 MAX_ETAGS = 4096
-
-
-@dataclass(frozen=True)
-class ItemContent:
-    """What the reader needs to know of an item to fetch it."""
-
-    key: str  # unique and stable, names server, dataset and item
-    dataset: Dataset
-    identifier: Identifier
-    size_in_bytes: int
-    hash_function: str
-    hash: str
-    neighbours: Callable[[int], Sequence[Identifier]]
 
 
 class UrlSource(Protocol):
@@ -96,10 +84,14 @@ class Reader:
         self._resolver = resolver
         self._storage = storage
         self._cache = cache
+        self._writer = CacheWriter(cache)
+        self._verification = Verification(self._at_hand)
         self._lock = threading.Lock()
         self._pending: dict[BlockKey, Future[Block]] = {}
         self._loaded: OrderedDict[BlockKey, Block] = OrderedDict()
         self._loaded_memory = 0
+        self._tell_drop: Callable[[ItemContent], None] = lambda content: None
+        self._drops: dict[str, int] = {}  # how often each item turned out wrong
         self._etags: OrderedDict[str, str] = OrderedDict()
         self._demand = ThreadPoolExecutor(DEMAND_THREADS, thread_name_prefix="demand")
         self._ahead = ThreadPoolExecutor(AHEAD_THREADS, thread_name_prefix="ahead")
@@ -109,12 +101,29 @@ class Reader:
         return ItemReader(self, content)
 
     def close(self) -> None:
-        """Drop what is queued and wait for fetches under way; readers then fail."""
+        """Drop what is queued, write what was fetched; readers then fail."""
         self._demand.shutdown(wait=False, cancel_futures=True)
         self._ahead.shutdown(wait=False, cancel_futures=True)
+        self._verification.close()
+        self._writer.close()
         with self._lock:
             self._loaded.clear()
             self._loaded_memory = 0
+
+    def on_drop(self, tell: Callable[[ItemContent], None]) -> None:
+        """Let `tell` know of each item whose bytes turned out wrong after some were handed out.
+
+        It is called in a fetching thread and must not wait for a read to end.
+        """
+        self._tell_drop = tell
+
+    def flush(self) -> None:
+        """Return when everything fetched so far is in the cache."""
+        self._writer.flush()
+
+    def times_dropped(self, content: ItemContent) -> int:
+        """Return how often the item's bytes turned out wrong."""
+        return self._drops.get(content.key, 0)
 
     def want(self, content: ItemContent, run: Run) -> list[Block | Future[Block]]:
         """Return the blocks of `run`: loaded ones, and futures of the others, now being fetched."""
@@ -134,9 +143,9 @@ class Reader:
         with self._lock:
             for index in range(run.first, run.first + run.length):
                 key = BlockKey(content.key, index)
-                block = self._loaded.get(key)
+                block = self._loaded.get(key) or self._writer.waiting(key)
                 if block is not None:
-                    self._loaded.move_to_end(key)
+                    self._load_locked(key, block)
                     answer.append(block)
                     continue
                 future = self._pending.get(key)
@@ -162,6 +171,10 @@ class Reader:
                     waiting.remove(entry)
             while waiting:
                 self._fetch(content, waiting, _leading_run(waiting), deadline)
+        except IntegrityError as error:
+            # Nothing of it may be mixed with what the next reader fetches.
+            self._drop(content)
+            self._abandon(content, waiting, error)
         except DserverfsError as error:
             self._abandon(content, waiting, error)
         except BaseException as error:
@@ -179,14 +192,16 @@ class Reader:
         """Fetch the first `run` blocks of `waiting`, taking each off it as it is settled."""
         goal = len(waiting) - run
 
-        def on_block(data: bytearray) -> None:
+        def on_block(data: bytes) -> None:
+            index, future = waiting[0]
             if len(data) == content.size_in_bytes:
                 _check_whole(content, data)
-            index, future = waiting[0]
-            key = BlockKey(content.key, index)
+            elif index == content.number_of_blocks - 1:
+                self._check_end(content, data, deadline)
             self._settle(content, index, future, MemoryBlock(data))
             del waiting[0]
-            self._swap(key, self._cache.store(key, data))
+            self._writer.put(BlockKey(content.key, index), data)
+            self._verification.arrived(content, index)
 
         attempt = 0
         refused = False
@@ -223,6 +238,51 @@ class Reader:
                 logger.debug("%s: tried again after: %s", content.dataset.uri, error)
                 time.sleep(min(backoff_s(attempt), deadline.remaining_s()))
 
+    def _check_end(self, content: ItemContent, last: bytes, deadline: Deadline) -> None:
+        """Raise IntegrityError if the item was read whole and is not what the manifest says.
+
+        Whoever read it got wrong bytes before this one, so that reader must fail;
+        nothing of the item stays, and the next reader fetches it anew.
+        """
+        verdict = self._verification.verdict(
+            content, last, lambda index: self._is_coming(content, index), deadline
+        )
+        if verdict is Verdict.WRONG:
+            raise IntegrityError(
+                f"{content.dataset.uri}: item {content.identifier} does not have the hash "
+                f"{content.hash} of the manifest; nothing of it is kept"
+            )
+
+    def _is_coming(self, content: ItemContent, index: int) -> bool:
+        key = BlockKey(content.key, index)
+        with self._lock:
+            if key in self._pending or key in self._loaded:
+                return True
+        return self._at_hand(content, index) is not None
+
+    def _at_hand(self, content: ItemContent, index: int) -> Block | None:
+        """Return a block that was fetched, from wherever it is now."""
+        key = BlockKey(content.key, index)
+        with self._lock:
+            block = self._loaded.get(key) or self._writer.waiting(key)
+        if block is None:
+            block = self._cache.load(key, block_length(content.size_in_bytes, index))
+        return block
+
+    def _drop(self, content: ItemContent) -> None:
+        """Forget every block of an item."""
+        self._writer.flush()
+        keys = [BlockKey(content.key, index) for index in range(content.number_of_blocks)]
+        with self._lock:
+            self._drops[content.key] = self._drops.get(content.key, 0) + 1
+            self._etags.pop(content.key, None)
+            for key in keys:
+                block = self._loaded.pop(key, None)
+                if block is not None:
+                    self._loaded_memory -= block.memory_in_bytes
+        self._cache.drop(keys)
+        self._tell_drop(content)
+
     def _settle(
         self, content: ItemContent, index: int, future: Future[Block], block: Block
     ) -> None:
@@ -238,19 +298,12 @@ class Reader:
         waiting: Sequence[tuple[int, Future[Block]]],
         error: BaseException,
     ) -> None:
+        self._verification.failed(content)
         with self._lock:
             for index, _ in waiting:
                 self._pending.pop(BlockKey(content.key, index), None)
         for _, future in waiting:
             future.set_exception(error)
-
-    def _swap(self, key: BlockKey, stored: Block | None) -> None:
-        """Let a block be read from the file it was stored in, and its memory go."""
-        if stored is None:
-            return
-        with self._lock:
-            if key in self._loaded:
-                self._load_locked(key, stored)
 
     def _load_locked(self, key: BlockKey, block: Block) -> None:
         old = self._loaded.pop(key, None)
@@ -278,12 +331,12 @@ class _HashMismatch(IntegrityError):
     """The whole item was fetched and is not what the manifest says."""
 
 
-def _check_whole(content: ItemContent, data: bytearray) -> None:
+def _check_whole(content: ItemContent, data: bytes) -> None:
     """Raise _HashMismatch unless `data`, an item in one block, has the manifest's hash.
 
     A block takes 1.1 ms of MD5: too little to hand out anything unchecked.
     """
-    found = digest(content.hash_function, [data])
+    found = digest(content.hash_function, data)
     if found is not None and found != content.hash:
         raise _HashMismatch(
             f"{content.dataset.uri}: item {content.identifier} has hash {found}, "
@@ -307,6 +360,7 @@ class ItemReader:
         self._reader = reader
         self._content = content
         self._ahead = ReadAhead()
+        self._times_dropped = reader.times_dropped(content)
         self._lock = threading.Lock()
 
     @property
@@ -316,13 +370,20 @@ class ItemReader:
     def want(self, offset: int, size: int) -> list[Block | Future[Block]]:
         """Return the blocks of bytes [offset, offset+size); start fetching those missing.
 
-        Empty at or beyond the end of the item. Never blocks.
+        Empty at or beyond the end of the item. Never blocks. Raises IntegrityError
+        for ever once bytes it handed out were found to be wrong: the kernel asks
+        again after a read-ahead that failed, and must not be told otherwise.
         """
+        if self._reader.times_dropped(self._content) != self._times_dropped:
+            raise IntegrityError(
+                f"{self._content.dataset.uri}: item {self._content.identifier} was read wrong;"
+                " open it again"
+            )
         end = min(offset + size, self._content.size_in_bytes)
         if offset >= end:
             return []
         first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
-        total = number_of_blocks(self._content.size_in_bytes)
+        total = self._content.number_of_blocks
         with self._lock:
             ahead = self._ahead.plan(first, last, total)
         wanted = self._reader.want(self._content, Run(first, last - first + 1))

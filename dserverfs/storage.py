@@ -12,7 +12,6 @@ slowly it trickles. Thread-safe.
 from __future__ import annotations
 
 import http.client
-import io
 import re
 import threading
 import urllib.parse
@@ -21,6 +20,7 @@ from typing import BinaryIO, NamedTuple
 
 import urllib3
 
+from dserverfs.body import PIECE_BYTES, Body
 from dserverfs.connections import Trust, pool_manager, proxy_for
 from dserverfs.errors import (
     DeadlineExceeded,
@@ -39,8 +39,6 @@ from dserverfs.transport import (
 )
 
 STALL_TIMEOUT_S = 30.0
-# The deadline is looked at between pieces of this size; a guess, not measured.
-PIECE_BYTES = 256 * 1024
 # How often one call asks again when the store says when: 503 or 429 with Retry-After.
 MAX_WAITS = 3
 MAX_OBJECT_BYTES = 64 * 1024 * 1024
@@ -78,16 +76,17 @@ class Storage:
             if response.status != 200:
                 raise _refusal(response, url)
             _check_encoding(response, url)
-            body = bytearray()
-            piece = memoryview(bytearray(PIECE_BYTES))
-            while count := _read_some(response, piece, deadline):
-                body += piece[:count]
-                if len(body) > MAX_OBJECT_BYTES:
+            body = Body(response, STALL_TIMEOUT_S)
+            content = bytearray()
+            while piece := body.read_some(PIECE_BYTES, deadline):
+                content += piece
+                if len(content) > MAX_OBJECT_BYTES:
                     raise ProtocolError(f"{_public(url)}: larger than any metadata should be")
             promised = response.headers.get("Content-Length")
-            if promised is not None and promised != str(len(body)):
+            if promised is not None and promised != str(len(content)):
                 raise Unreachable(f"{_public(url)}: the body ended too soon")
-            return bytes(body)
+            body.finish()
+            return bytes(content)
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             raise _no_answer(error, url) from error
         finally:
@@ -102,12 +101,11 @@ class Storage:
         etag: str | None,
         deadline: Deadline,
         on_etag: Callable[[str], None],
-        on_block: Callable[[bytearray], None],
+        on_block: Callable[[bytes], None],
     ) -> None:
         """Hand the wanted bytes to `on_block` in order, `block_size` at a time.
 
-        The last block may be shorter; each is a buffer of its own that the
-        receiver may keep. Before the first, `on_etag` gets the ETag of the object
+        The last block may be shorter. Before the first, `on_etag` gets the ETag of the object
         they are of, if the store names it, and may raise. `wanted` is not empty
         and lies within the item. With `etag`, the object must still be the one
         that had it. Raises StorageRefused, NotFound, Unreachable,
@@ -120,22 +118,24 @@ class Storage:
             headers["If-Match"] = etag
         response = self._get(url, headers, deadline)
         try:
+            if response.status not in (200, 206):
+                raise _refusal(response, url)
             _check_encoding(response, url)
             if response.status == 206:
                 _check_content_range(response, url, wanted)
-            elif response.status == 200:
-                _check_whole(response, url, wanted)
-                _skip(response, wanted.start, url, deadline)
             else:
-                raise _refusal(response, url)
+                _check_whole(response, url, wanted)
+            body = Body(response, STALL_TIMEOUT_S)
+            if response.status == 200:
+                _skip(body, wanted.start, deadline)
             if "ETag" in response.headers:
                 on_etag(response.headers["ETag"])
             remaining = wanted.length
             while remaining:
-                block = bytearray(min(block_size, remaining))
-                _read_fully(response, memoryview(block), url, deadline)
+                block = body.read(min(block_size, remaining), deadline)
                 remaining -= len(block)
                 on_block(block)
+            body.finish()
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             raise _no_answer(error, url) from error
         finally:
@@ -257,53 +257,12 @@ def _public(url: str) -> str:
     return url.partition("?")[0]
 
 
-def _read_fully(
-    response: urllib3.BaseHTTPResponse, buffer: memoryview, url: str, deadline: Deadline
-) -> None:
-    filled = 0
-    while filled < len(buffer):
-        count = _read_some(response, buffer[filled : filled + PIECE_BYTES], deadline)
-        if not count:
-            raise Unreachable(f"{_public(url)}: the body ended too soon")
-        filled += count
-
-
-def _read_some(response: urllib3.BaseHTTPResponse, buffer: memoryview, deadline: Deadline) -> int:
-    """Fill `buffer` with what one read from the network brings; 0 at the end of the body.
-
-    urllib3's own readinto copies every byte twice more, and http.client's waits
-    until the buffer is full, so that a body which trickles would outlive every
-    deadline. Hence the file below both, which is all of the body as no decoding
-    was asked for.
-    """
-    source: http.client.HTTPResponse = response._fp  # type: ignore[attr-defined]
-    left_s = deadline.remaining_s()
-    if source.isclosed():
-        return 0
-    file: io.BufferedReader = source.fp
-    # Below urllib3 and http.client: SocketIO has no other way to its socket.
-    file.raw._sock.settimeout(min(STALL_TIMEOUT_S, left_s))  # type: ignore[attr-defined]
-    if source.chunked:
-        data = source.read1(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-    if source.length is not None:
-        buffer = buffer[: source.length]
-    count = file.readinto1(buffer)
-    if source.length is not None:
-        source.length -= count
-    if not count or source.length == 0:
-        source.close()  # the connection can be used again if that was all of it
-    return count
-
-
-def _skip(response: urllib3.BaseHTTPResponse, count: int, url: str, deadline: Deadline) -> None:
+def _skip(body: Body, count: int, deadline: Deadline) -> None:
     """Read over the first `count` bytes of an answer that ignored the range."""
-    scratch = bytearray(min(count, PIECE_BYTES))
     while count:
-        piece = memoryview(scratch)[: min(count, len(scratch))]
-        _read_fully(response, piece, url, deadline)
-        count -= len(piece)
+        piece = min(count, PIECE_BYTES)
+        body.read(piece, deadline)
+        count -= piece
 
 
 def _give_back(response: urllib3.BaseHTTPResponse) -> None:

@@ -6,13 +6,24 @@ Used by whatever compares content with a manifest. Pure.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 Buffer = bytes | bytearray | memoryview
 
+
+class Hasher(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: Buffer, /) -> None:
+        """Take in more bytes."""
+
+    def hexdigest(self) -> str:
+        """Return the digest of all of them."""
+
+
 # dtoolcore.filehasher's names; all end in a hex digest in manifests.
-_HASHES: dict[str, Callable[[], Any]] = {
+_HASHES: dict[str, Callable[[], Hasher]] = {
     "md5sum_hexdigest": hashlib.md5,
     "sha1sum_hexdigest": hashlib.sha1,
     "shasum": hashlib.sha1,
@@ -20,12 +31,16 @@ _HASHES: dict[str, Callable[[], Any]] = {
 }
 
 
-def digest(hash_function: str, pieces: Iterable[Buffer]) -> str | None:
-    """Return the hex digest of the joined pieces; None if the hash function is not known."""
+def hasher_of(hash_function: str) -> Hasher | None:
+    """Return a fresh hasher; None if the hash function is not known."""
     make = _HASHES.get(hash_function)
-    if make is None:
+    return None if make is None else make()
+
+
+def digest(hash_function: str, content: Buffer) -> str | None:
+    """Return the hex digest of `content`; None if the hash function is not known."""
+    hasher = hasher_of(hash_function)
+    if hasher is None:
         return None
-    hasher = make()
-    for piece in pieces:
-        hasher.update(piece)
-    return str(hasher.hexdigest())
+    hasher.update(content)
+    return hasher.hexdigest()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import dserverfs
 from tests.leftovers import ROOT_VARIABLE, USER_PREFIX
-from tests.processes import spawn
+from tests.processes import SETPRIV, spawn
 
 _PACKAGE = Path(dserverfs.__file__).resolve().parent
 
@@ -112,7 +112,7 @@ def ordinary(root: Path) -> Iterator[Account]:
                 raise PermissionError(f"{python} cannot be run by other users; use the system's")
             environment["PYTHONPATH"] = str(copy_client(root / "client"))
         become = (
-            *("setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}"),
+            *(SETPRIV, f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}"),
             # After setpriv changed the user: a change of user takes the death signal away.
             *("--clear-groups", "--pdeathsig=KILL", "--"),
         )

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
 from tests import accounts, fuse_device, leftovers
 from tests.accounts import Account
+from tests.serving import ServerHandle, running_server
 from tests.unexpected_log import WarningCollector, complaint
 
 _RUN = pytest.StashKey[leftovers.Run]()
 _FOUND = pytest.StashKey[list[str]]()
 _WARNINGS = pytest.StashKey[WarningCollector]()
-
-
-class ServerHandle(Protocol):
-    """A running `dserverfs serve`, as `tests.serving` hands it out."""
-
-    @property
-    def url(self) -> str: ...
-    @property
-    def base_uri(self) -> str: ...
-    @property
-    def token_file(self) -> Path: ...
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -78,17 +67,17 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     result = yield
     patterns = [p for mark in item.iter_markers("expects_log") for p in mark.args]
-    records = item.config.stash[_WARNINGS].records
-    if wrong := complaint(records, patterns):
+    if wrong := complaint(item.config.stash[_WARNINGS].records, patterns):
         pytest.fail(wrong, pytrace=False)
-    records.clear()
     return result
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
+    records = item.config.stash[_WARNINGS].records
+    records.clear()  # those of the call were judged there
     result = yield
-    if wrong := complaint(item.config.stash[_WARNINGS].records, []):
+    if wrong := complaint(records, []):
         pytest.fail(wrong, pytrace=False)
     return result
 
@@ -138,7 +127,5 @@ def account(request: pytest.FixtureRequest) -> Account:
 @pytest.fixture(scope="session")
 def server(test_root: Path) -> Iterator[ServerHandle]:
     """One real dserver with its store, for all tests."""
-    # Late: it takes the server's dependencies, which not every test needs.
-    serving = importlib.import_module("tests.serving")
-    with serving.running_server(test_root / "server") as handle:
+    with running_server(test_root / "server") as handle:
         yield handle

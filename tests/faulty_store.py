@@ -14,6 +14,16 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.front import Certificates
+
+
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing when a client hangs up, which the tests make clients do."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Let it pass."""
+
+
 Fault = Callable[["Handler"], None]
 
 
@@ -168,19 +178,18 @@ def stall(handler: Handler) -> None:
     handler.close_connection = True
 
 
-class _Server(ThreadingHTTPServer):
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: connections are broken on purpose."""
-
-
 @contextlib.contextmanager
-def faulty_store(content: bytes) -> Iterator[FaultyStore]:
-    """Serve `content` on a free port of 127.0.0.1."""
+def faulty_store(content: bytes, certificates: Certificates | None = None) -> Iterator[FaultyStore]:
+    """Serve `content` on a free port of 127.0.0.1, with TLS if there are certificates."""
     store = FaultyStore(content)
     handler = type("BoundHandler", (Handler,), {"store": store})
-    server = _Server(("127.0.0.1", 0), handler)
+    server = QuietServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    store.url = f"http://127.0.0.1:{server.server_address[1]}/bucket/key?X-Amz-Signature=secret"
+    scheme = "http"
+    if certificates is not None:
+        server.socket = certificates.listening(server.socket)
+        scheme = "https"
+    store.url = f"{scheme}://127.0.0.1:{server.server_address[1]}/bucket/key?X-Amz-Signature=secret"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:

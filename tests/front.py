@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import http.client
 import ipaddress
+import socket
 import ssl
 import threading
 import urllib.parse
@@ -25,6 +26,13 @@ _HOP_BY_HOP = frozenset({"connection", "transfer-encoding", "content-length", "h
 class Certificates(NamedTuple):
     authority: Path  # PEM of the private CA
     server: Path  # PEM of certificate and key, for 127.0.0.1 and localhost
+
+    def listening(self, listener: socket.socket) -> ssl.SSLSocket:
+        """Return the socket of a server, speaking TLS."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.server)
+        # The handshake in the thread that answers, not in the one that accepts.
+        return context.wrap_socket(listener, server_side=True, do_handshake_on_connect=False)
 
 
 class Front:
@@ -98,12 +106,7 @@ def front(
     server = _Server(("127.0.0.1", 0), type("BoundHandler", (_Handler,), {"front": state}))
     scheme = "http"
     if certificates is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificates.server)
-        # The handshake in the thread that answers, not in the one that accepts.
-        server.socket = context.wrap_socket(
-            server.socket, server_side=True, do_handshake_on_connect=False
-        )
+        server.socket = certificates.listening(server.socket)
         scheme = "https"
     state.url = f"{scheme}://127.0.0.1:{server.server_address[1]}{prefix}"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+SETPRIV = "/usr/bin/setpriv"  # of util-linux; by its path, for a test may change PATH
+
 
 @contextlib.contextmanager
 def spawn(
@@ -31,7 +33,7 @@ def spawn(
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("spawn from the main thread: the child dies with the thread it is from")
     with subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", "--", *command],
+        [SETPRIV, "--pdeathsig", "KILL", "--", *command],
         env=env,
         cwd=cwd,
         stdin=stdin,

@@ -12,13 +12,15 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import jwt
 import requests
 
 from dserverfs.server import die_with_parent
@@ -38,6 +40,34 @@ class ServerHandle:
     @property
     def backend_uri(self) -> str:
         return f"s3://{self.base_uri.rpartition('/')[2]}"
+
+    @property
+    def data(self) -> Path:
+        return self.token_file.parent
+
+    @property
+    def username(self) -> str:
+        return (self.data / "username").read_text()
+
+    def token_for(self, username: str, **claims: Any) -> str:
+        """Return a token as this server signs them, for any user and with any claims."""
+        key = (self.data / "jwt_private.pem").read_text()
+        return jwt.encode({"sub": username, **claims}, key, algorithm="RS256")
+
+    def add_base_uri(self, *, search: Sequence[str] = (), register: Sequence[str] = ()) -> str:
+        """Register a base URI of a new bucket, and users with these rights on it."""
+        for username in {*search, *register} - {self.username}:
+            self.request("PUT", f"/users/{username}", {}).raise_for_status()
+        base_uri = f"s3://bucket-{uuid.uuid4()}"
+        self.request(
+            "PUT",
+            f"/base-uris/{encoded(base_uri)}",
+            {
+                "users_with_search_permissions": list(search),
+                "users_with_register_permissions": list(register),
+            },
+        ).raise_for_status()
+        return base_uri
 
     @property
     def token(self) -> str:
@@ -80,6 +110,7 @@ def running_server(data: Path, *options: str) -> Iterator[ServerHandle]:
             serve_command(data, "--port", "0", *options),
             stdout=subprocess.PIPE,
             stderr=log,
+            cwd=SOURCES,
             env=serve_environment(),
             text=True,
         ) as process,
@@ -115,10 +146,14 @@ def encoded(uri: str) -> str:
     return quote(uri, safe="")
 
 
-def upload_body(uuid: str, contents: Mapping[str, bytes], **others: Any) -> dict[str, Any]:
-    """Return the body that announces a dataset with these items."""
+def new_uuid() -> str:
+    return str(uuid.uuid4())
+
+
+def upload_body(contents: Mapping[str, bytes], **others: Any) -> dict[str, Any]:
+    """Return the body that announces a new dataset with these items."""
     return {
-        "uuid": uuid,
+        "uuid": new_uuid(),
         "name": "a-dataset",
         "creator_username": "grumpy",
         "frozen_at": 1700000000.5,
@@ -154,20 +189,33 @@ def put_items(begun: Mapping[str, Any], contents: Mapping[str, bytes], readme: b
                 ).raise_for_status()
 
 
+def begin(
+    server: ServerHandle, body: Mapping[str, Any], base_uri: str | None = None
+) -> dict[str, Any]:
+    """Begin an upload and return the answer."""
+    path = f"/signed-urls/upload/{encoded(base_uri or server.backend_uri)}"
+    answer = server.post(path, body)
+    assert answer.status_code == 200, answer.text
+    begun: dict[str, Any] = answer.json()
+    return begun
+
+
+def complete(server: ServerHandle, uri: str) -> requests.Response:
+    return server.post("/signed-urls/upload-complete", {"uri": uri})
+
+
 def upload(
     server: ServerHandle,
-    uuid: str,
     contents: Mapping[str, bytes],
+    *,
     readme: bytes = b"",
+    base_uri: str | None = None,
     **others: Any,
 ) -> str:
     """Upload and complete a dataset; return its URI."""
-    begun = server.post(
-        f"/signed-urls/upload/{encoded(server.backend_uri)}", upload_body(uuid, contents, **others)
-    )
-    begun.raise_for_status()
-    put_items(begun.json(), contents, readme)
-    done = server.post("/signed-urls/upload-complete", {"uri": begun.json()["uri"]})
-    done.raise_for_status()
+    begun = begin(server, upload_body(contents, **others), base_uri)
+    put_items(begun, contents, readme)
+    done = complete(server, begun["uri"])
+    assert done.status_code == 200, done.text
     uri: str = done.json()["uri"]
     return uri

@@ -16,8 +16,8 @@ from dserverfs.blocks import FileBlock, MemoryBlock
 from dserverfs.cache import MIN_FILE_SIZE, BlockCache, BlockKey
 from dserverfs.errors import UsageError
 
-SMALL = bytearray(b"small block")
-LARGE = bytearray(os.urandom(MIN_FILE_SIZE * 2))
+SMALL = b"small block"
+LARGE = os.urandom(MIN_FILE_SIZE * 2)
 KEY = BlockKey("dserver://h/s3/b/uuid/item", 0)
 
 
@@ -33,9 +33,9 @@ def files(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "blocks").glob("*/*.blk"))
 
 
-@pytest.mark.parametrize("data", [bytearray(b"x"), SMALL, LARGE], ids=len)
-def test_block_comes_out_as_it_went_in(cache: BlockCache, data: bytearray) -> None:
-    cache.store(KEY, data)
+@pytest.mark.parametrize("data", [b"x", SMALL, LARGE], ids=len)
+def test_block_comes_out_as_it_went_in(cache: BlockCache, data: bytes) -> None:
+    cache.store([(KEY, data)])
 
     block = cache.load(KEY, len(data))
 
@@ -45,18 +45,18 @@ def test_block_comes_out_as_it_went_in(cache: BlockCache, data: bytearray) -> No
 
 
 def test_small_block_is_a_row_and_large_one_a_file(cache: BlockCache, tmp_path: Path) -> None:
-    assert cache.store(KEY, SMALL) is None
+    cache.store([(KEY, SMALL)])
     assert isinstance(cache.load(KEY, len(SMALL)), MemoryBlock)
     assert files(tmp_path) == []
 
-    assert isinstance(cache.store(KEY, LARGE), FileBlock)
+    cache.store([(KEY, LARGE)])
     assert isinstance(cache.load(KEY, len(LARGE)), FileBlock)
     (path,) = files(tmp_path)
     assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_block_survives_reopening(cache: BlockCache, tmp_path: Path) -> None:
-    cache.store(KEY, LARGE)
+    cache.store([(KEY, LARGE)])
     cache.close()
     again = BlockCache(tmp_path / "blocks")
     again.open()
@@ -70,19 +70,28 @@ def test_block_survives_reopening(cache: BlockCache, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [SMALL, LARGE], ids=len)
 def test_block_of_another_length_is_a_miss(
-    cache: BlockCache, data: bytearray, caplog: pytest.LogCaptureFixture
+    cache: BlockCache, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache.store(KEY, data)
+    cache.store([(KEY, data)])
 
     with caplog.at_level(logging.CRITICAL):
         assert cache.load(KEY, len(data) + 1) is None
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "extend", "unlink", "link"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param("flip", marks=pytest.mark.expects_log("damaged block")),
+        pytest.param("truncate", marks=pytest.mark.expects_log("damaged block")),
+        pytest.param("extend", marks=pytest.mark.expects_log("damaged block")),
+        "unlink",
+        "link",
+    ],
+)
 def test_damaged_file_is_a_miss(
     cache: BlockCache, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache.store(KEY, LARGE)
+    cache.store([(KEY, LARGE)])
     (path,) = files(tmp_path)
     content = bytearray(path.read_bytes())
     if damage == "flip":
@@ -100,7 +109,7 @@ def test_damaged_file_is_a_miss(
 
     assert cache.load(KEY, len(LARGE)) is None
 
-    cache.store(KEY, LARGE)
+    cache.store([(KEY, LARGE)])
     block = cache.load(KEY, len(LARGE))
     assert block is not None
     assert bytes(block.read(0, len(LARGE))) == LARGE
@@ -118,7 +127,7 @@ class Exploit:
 @pytest.mark.parametrize("raw", [0, 1])
 def test_nothing_is_ever_unpickled(cache: BlockCache, tmp_path: Path, raw: int) -> None:
     Exploit.mark = tmp_path / "mark"
-    cache.store(KEY, SMALL)
+    cache.store([(KEY, SMALL)])
     database = sqlite3.connect(tmp_path / "blocks" / "cache.db")
     with database:
         database.execute(
@@ -132,7 +141,7 @@ def test_nothing_is_ever_unpickled(cache: BlockCache, tmp_path: Path, raw: int) 
 
 
 def test_row_that_names_a_file_outside_is_a_miss(cache: BlockCache, tmp_path: Path) -> None:
-    cache.store(KEY, LARGE)
+    cache.store([(KEY, LARGE)])
     (path,) = files(tmp_path)
     path.rename(tmp_path / "outside")
     database = sqlite3.connect(tmp_path / "blocks" / "cache.db")
@@ -143,6 +152,7 @@ def test_row_that_names_a_file_outside_is_a_miss(cache: BlockCache, tmp_path: Pa
     assert cache.load(KEY, len(LARGE)) is None
 
 
+@pytest.mark.expects_log("made anew")
 def test_corrupt_database_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     directory = tmp_path / "blocks"
     directory.mkdir(mode=0o700)
@@ -150,7 +160,7 @@ def test_corrupt_database_is_made_anew(tmp_path: Path, caplog: pytest.LogCapture
     cache = BlockCache(directory)
 
     cache.open()
-    cache.store(KEY, SMALL)
+    cache.store([(KEY, SMALL)])
 
     assert cache.load(KEY, len(SMALL)) is not None
     assert "made anew" in caplog.text
@@ -162,14 +172,14 @@ def test_least_recently_used_blocks_give_way(tmp_path: Path) -> None:
     cache.open()
     keys = [BlockKey("item", number) for number in range(60)]
     for key in keys[:30]:
-        cache.store(key, LARGE)
+        cache.store([(key, LARGE)])
     for _ in range(9):  # as often as makes the notes be written
         for key in keys[:30]:
             cache.load(keys[0], len(LARGE))
             cache.load(key, len(LARGE)) if key.block < 3 else None
 
     for key in keys[30:]:
-        cache.store(key, LARGE)
+        cache.store([(key, LARGE)])
         cache.load(keys[0], len(LARGE))
     cache.close()
     cache.open()
@@ -180,6 +190,7 @@ def test_least_recently_used_blocks_give_way(tmp_path: Path) -> None:
     cache.close()
 
 
+@pytest.mark.expects_log("No space left")
 def test_full_disk_means_no_cache_and_no_error(
     cache: BlockCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -188,7 +199,7 @@ def test_full_disk_means_no_cache_and_no_error(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "writev", full)
-        assert cache.store(KEY, LARGE) is None
+        cache.store([(KEY, LARGE)])
 
     assert "No space left" in caplog.text
     assert cache.load(KEY, len(LARGE)) is None
@@ -225,8 +236,8 @@ def test_threads_and_a_second_cache_share_one_directory(cache: BlockCache, tmp_p
 
     def work(mine: BlockCache, start: int) -> None:
         for number in range(start, start + 20):
-            data = bytearray(number.to_bytes(4, "big") * 30_000)
-            mine.store(BlockKey("item", number), data)
+            data = number.to_bytes(4, "big") * 30_000
+            mine.store([(BlockKey("item", number), data)])
             block = other.load(BlockKey("item", number), len(data))
             if block is None or bytes(block.read(0, len(data))) != data:
                 wrong.append(number)

@@ -9,9 +9,9 @@ import pytest
 from dserverfs.cli import main
 from dserverfs.errors import NotFound, PermissionDenied, Unsupported, UsageError
 from dserverfs.model import DserverURI
-from tests.conftest import ServerHandle
 from tests.mounting import client_of
 from tests.quirky_server import BASE_URI, TOKEN, QuirkyServer
+from tests.serving import ServerHandle
 
 pytest_plugins = ["tests.resolving"]
 

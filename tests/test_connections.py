@@ -13,9 +13,9 @@ from dserverfs.errors import DserverfsError, UsageError
 from dserverfs.settings import Settings
 from dserverfs.storage import Storage
 from dserverfs.transport import Deadline
-from tests.conftest import ServerHandle
 from tests.front import Certificates, front, make_certificates
 from tests.quirky_server import TOKEN, quirky_server
+from tests.serving import ServerHandle
 
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.accounts import Account
-from tests.conftest import ServerHandle
 from tests.datasets import README, SIZES, content_of, make_varied_dataset
 from tests.mounting import mounted, publish
+from tests.serving import ServerHandle
 
 DTOOL = Path(sys.executable).with_name("dtool")
 

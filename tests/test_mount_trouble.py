@@ -19,10 +19,10 @@ import pytest
 
 from dserverfs.mountpoint import find_mounted
 from tests.accounts import Account
-from tests.conftest import ServerHandle
 from tests.datasets import make_dataset
 from tests.mounting import detach, mounted, publish
 from tests.relay import relay
+from tests.serving import ServerHandle
 
 ITEMS = {"hello.txt": b"hello\n", "more/data.bin": bytes(3_000_000)}
 

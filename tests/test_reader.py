@@ -14,8 +14,9 @@ import pytest
 from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.cache import BlockCache
 from dserverfs.errors import DserverfsError, IntegrityError, NotFound, ProtocolError, Unreachable
+from dserverfs.item_content import ItemContent
 from dserverfs.model import UUID, Dataset, Identifier
-from dserverfs.reader import ItemContent, Reader
+from dserverfs.reader import Reader
 from dserverfs.signed_urls import SignedURL
 from dserverfs.storage import Storage
 from tests.faulty_store import (
@@ -114,6 +115,7 @@ def test_item_read_in_order_crosses_the_network_once_in_few_requests(world: Worl
 def test_second_reader_and_second_process_fetch_nothing(world: World, tmp_path: Path) -> None:
     world.reader.open(world.content()).read(0, len(CONTENT))
     before = len(world.store.requests)
+    world.reader.flush()
     again = World(world.store, tmp_path / "blocks")
 
     assert world.reader.open(world.content()).read(0, len(CONTENT)) == CONTENT
@@ -211,6 +213,7 @@ def test_store_that_is_gone_is_unreachable_but_cached_blocks_are_read(world: Wor
         item.read(4 * BLOCK_SIZE, 10)
 
 
+@pytest.mark.expects_log("No space left")
 def test_without_a_usable_cache_disk_bytes_are_right_all_the_same(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -229,6 +232,7 @@ def wrong_bytes(handler: Handler) -> None:
     handler.answer(206, bytes(size), headers)
 
 
+@pytest.mark.expects_log("fetched once more")
 def test_wrong_bytes_of_a_small_item_are_fetched_once_more(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -239,6 +243,7 @@ def test_wrong_bytes_of_a_small_item_are_fetched_once_more(
     assert "fetched once more" in caplog.text
 
 
+@pytest.mark.expects_log("fetched once more")
 def test_lastingly_wrong_bytes_of_a_small_item_are_never_handed_out(world: World) -> None:
     world.store.content = CONTENT[:5000]
     world.store.faults = [wrong_bytes, wrong_bytes]
@@ -247,6 +252,33 @@ def test_lastingly_wrong_bytes_of_a_small_item_are_never_handed_out(world: World
         world.reader.open(world.content(5000)).read(0, 1)
 
     assert world.reader.open(world.content(5000)).read(0, 1) == CONTENT[:1]
+
+
+def read_in_order(world: World) -> bytes:
+    item = world.reader.open(world.content())
+    return b"".join(item.read(start, 128 * 1024) for start in range(0, len(CONTENT), 128 * 1024))
+
+
+@pytest.mark.parametrize("wrong", [0, BLOCK_SIZE + 5, 3 * BLOCK_SIZE, len(CONTENT) - 1])
+def test_item_read_whole_with_one_wrong_byte_fails_before_its_end(world: World, wrong: int) -> None:
+    hash_of_right = world.content()
+    damaged = bytearray(CONTENT)
+    damaged[wrong] ^= 1
+    world.store.content = bytes(damaged)
+    item = world.reader.open(hash_of_right)
+
+    with pytest.raises(IntegrityError, match="of the manifest"):
+        list(map(item.read, range(0, len(CONTENT), BLOCK_SIZE), [BLOCK_SIZE] * 6))
+
+    world.store.content = CONTENT
+    assert read_in_order(world) == CONTENT
+
+
+def test_item_read_from_its_end_is_not_held_up(world: World) -> None:
+    item = world.reader.open(world.content())
+
+    for start in range(5 * BLOCK_SIZE, -1, -BLOCK_SIZE):
+        assert item.read(start, BLOCK_SIZE) == CONTENT[start : start + BLOCK_SIZE]
 
 
 def test_want_never_blocks_and_hands_out_futures(world: World) -> None:

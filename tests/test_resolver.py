@@ -25,7 +25,6 @@ from dserverfs.resolver import Resolver
 from dserverfs.storage import Storage
 from dserverfs.transport import Deadline
 from tests import serving
-from tests.conftest import ServerHandle
 from tests.quirky_server import (
     BASE_URI,
     CONTENTS,
@@ -36,6 +35,7 @@ from tests.quirky_server import (
     only_hello,
     says,
 )
+from tests.serving import ServerHandle
 
 pytest_plugins = ["tests.resolving"]
 
@@ -58,8 +58,7 @@ def side(request: pytest.FixtureRequest, connect: Callable[[str, str], Resolver]
     uuid = str(uuid_module.uuid4())
     if request.param == "real":
         server: ServerHandle = request.getfixturevalue("server")
-        assert isinstance(server, serving.ServerHandle)
-        serving.upload(server, uuid, CONTENTS, b"readme: 1\n", **OTHERS)
+        serving.upload(server, CONTENTS, readme=b"readme: 1\n", uuid=uuid, **OTHERS)
         url, token, base_uri = server.url, server.token, server.backend_uri
     else:
         fake: QuirkyServer = request.getfixturevalue("quirky")

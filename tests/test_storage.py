@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dserverfs import storage as storage_module
+from dserverfs.connections import Trust
 from dserverfs.errors import (
     DeadlineExceeded,
     DserverfsError,
@@ -33,6 +34,7 @@ from tests.faulty_store import (
     trickle,
 )
 from tests.faulty_store import stall as stall_fault
+from tests.front import Certificates, make_certificates
 
 CONTENT = bytes(range(256)) * 41 + b"end"
 BLOCK = 1000
@@ -187,6 +189,28 @@ def test_body_that_trickles_ends_at_the_deadline(
         storage.read_object(store.url, Deadline(0.5))
 
     assert time.monotonic() - began < 5
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+def test_store_that_speaks_tls(certificates: Certificates) -> None:
+    storage = Storage(Trust(ca_file=certificates.authority))
+    with faulty_store(CONTENT, certificates) as store:
+        for _ in range(3):
+            assert read(storage, store, 5, 3000) == CONTENT[5:3005]
+        assert len(store.connections) == 1
+        store.faults = [cut_after(BLOCK + 1), trickle(0.05, chunked=False)]
+        blocks: list[bytes] = []
+
+        with pytest.raises(Unreachable):
+            read(storage, store, blocks=blocks)
+        assert b"".join(blocks) == CONTENT[:BLOCK]
+        with pytest.raises(DeadlineExceeded):
+            read(storage, store, 0, BLOCK, timeout_s=0.5)
+    storage.close()
 
 
 def test_chunked_answer_is_read(storage: Storage, store: FaultyStore) -> None:

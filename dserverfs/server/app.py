@@ -42,7 +42,7 @@ def create(*, database: Path, private_key_pem: str, secret_key: str, store: Obje
     app: Flask = dservercore.create_app(_config(database, private_key_pem, secret_key))
     app.extensions["dserverfs_store"] = store  # not in the configuration: it holds keys
     # It logs the headers of each request at DEBUG, tokens and all.
-    app.logger.setLevel(logging.INFO)
+    app.logger.setLevel(max(logging.INFO, app.logger.getEffectiveLevel()))
     app.view_functions["config.server_versions"] = _versions
     with app.app_context():
         event.listen(dservercore.sql_db.engine, "connect", _configure_connection)

@@ -33,7 +33,7 @@ class StoredObject(NamedTuple):
 class ObjectStore:
     """The objects of all buckets of one store."""
 
-    def __init__(self, storage: Storage, *, attempts: int = 3) -> None:
+    def __init__(self, storage: Storage, *, attempts: int = 3, timeout_s: float = 60.0) -> None:
         self.storage = storage
         session = boto3.session.Session(
             aws_access_key_id=storage.access_key,
@@ -51,8 +51,8 @@ class ObjectStore:
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
                 retries={"total_max_attempts": attempts, "mode": "standard"},
-                connect_timeout=5,
-                read_timeout=60,
+                connect_timeout=min(5.0, timeout_s),
+                read_timeout=timeout_s,
                 max_pool_connections=16,
                 proxies={},
             ),
@@ -71,7 +71,7 @@ class ObjectStore:
                     raise
                 self.client.create_bucket(Bucket=bucket)
 
-    def list(self, bucket: str, prefix: str) -> Iterator[StoredObject]:
+    def iter_objects(self, bucket: str, prefix: str) -> Iterator[StoredObject]:
         """Yield the objects whose keys begin with `prefix`, one request per 1,000."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=bucket, Prefix=prefix, PaginationConfig={"PageSize": PAGE}
@@ -83,7 +83,7 @@ class ObjectStore:
 
     def names(self, bucket: str, prefix: str, suffix: str = "") -> list[str]:
         """Return, sorted, what stands between `prefix` and `suffix` in the keys that have both."""
-        keys = (stored.key for stored in self.list(bucket, prefix))
+        keys = (stored.key for stored in self.iter_objects(bucket, prefix))
         return sorted(
             key[len(prefix) : len(key) - len(suffix)]
             for key in keys

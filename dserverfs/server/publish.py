@@ -43,7 +43,7 @@ def compare(store: ObjectStore, upload: PendingUpload) -> Stored:
     complete: set[Identifier] = set()
     different = []
     orphans = []
-    for stored in store.list(bucket, keys.items):
+    for stored in store.iter_objects(bucket, keys.items):
         identifier = Identifier(stored.key[len(keys.items) :])
         item = announced.get(identifier)
         if item is None:
@@ -183,7 +183,7 @@ def _replace_metadata(
         store.write(bucket, key, b"")
     wanted = texts.keys() | tags
     for prefix in (keys.overlays, keys.annotations, keys.tags):
-        found = [stored.key for stored in store.list(bucket, prefix)]
+        found = [stored.key for stored in store.iter_objects(bucket, prefix)]
         store.delete(bucket, (key for key in found if key not in wanted))
 
 

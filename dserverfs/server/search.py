@@ -123,7 +123,7 @@ class Search(SearchABC):  # type: ignore[misc]
         pagination_parameters: Any = None,
         sort_parameters: Any = None,
     ) -> list[dict[str, Any]]:
-        """Return the datasets that match; dservercore has put the permitted base URIs in `query`."""
+        """Return what matches; dservercore has put the permitted base URIs into `query`."""
         conditions, values = _conditions(query)
         where = " AND ".join(conditions) or "1"
         statement = (

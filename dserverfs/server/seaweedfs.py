@@ -2,14 +2,16 @@
 
     store/lock        inherited by `weed`, so held as long as any `weed` uses this directory
     store/ports.json  the ports used last, used again if free: signed URLs outlive a restart
-    store/s3.json     credentials (0600), made once
     store/weed.log    its output; weed.log.1 is the run before
     store/data/       volumes and metadata
+    store/s3.json, store/config/, store/tls/   of `weed_config`
 
-`weed mini`, not `weed server -s3`: it answers after 0.7 s instead of 1.9, makes
-one volume for a bucket instead of seven, and ends 2 s after SIGTERM, where
-`weed server` waits 15 s for its own filer connections. Both keep what was
-acknowledged through kill -9, so a slow end is cut short.
+`weed server`, not `weed mini`. `mini` answers sooner (0.7 s after its start, not
+1.9) and ends by itself 2 s after SIGTERM. But it brings an admin server and a
+worker that re-codes volumes into erasure-coded shards, cannot be switched off
+and, for one disk, puts data at risk for nothing. `server` closes its volumes at
+once on SIGTERM, then waits 15 s for connections of its own; what it acknowledged
+survives SIGKILL, so that is how it ends.
 
 Main thread only: the child dies with the thread that starts it.
 """
@@ -19,14 +21,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dserverfs.errors import DserverfsError, Unreachable, UsageError
@@ -35,15 +37,17 @@ from dserverfs.server.datadir import write_private
 from dserverfs.server.objects import ObjectStore
 from dserverfs.server.signals import Signals
 from dserverfs.server.storage import Storage
+from dserverfs.server.weed_config import Credentials, WeedConfig
 
-START_DEADLINE_S = 30.0  # measured 0.7 s; a cold disk and a busy machine take longer
-STOP_DEADLINE_S = 2.5  # measured 2.2 s
+START_DEADLINE_S = 60.0  # measured 2 s; a cold disk and a busy machine take longer
+STOP_DEADLINE_S = 0.5  # its volumes are closed 0.02 s after SIGTERM
 LOCK_DEADLINE_S = 10.0  # a killed `weed` is gone in milliseconds
 POLL_S = 0.05
-_ATTEMPTS = 5  # to find ports that nobody takes between our look and the start
+PROBE_TIMEOUT_S = 2.0  # bounds how long a signal waits
+_STARTS = 5  # to find ports that nobody takes between our look and the start
 
-# Each server of `weed mini` and its gRPC side. Given all, or two of them collide
-# (gRPC defaults to port + 10000).
+# Each server of `weed` and its gRPC side. Given all: the default for gRPC is the
+# port + 10000, which need not be free or a port at all.
 _PORTS = (
     "master.port",
     "master.port.grpc",
@@ -53,23 +57,31 @@ _PORTS = (
     "filer.port.grpc",
     "s3.port",
     "s3.port.grpc",
-    "admin.port",
-    "admin.port.grpc",
 )
 _OPTIONS = (
+    "-filer",
+    "-s3",
     "-ip=127.0.0.1",
     "-ip.bind=127.0.0.1",
+    "-disableHttp",  # of master and filer: anybody could delete a bucket by one GET
+    "-master.peers=none",
     "-master.telemetry=false",
-    "-webdav=false",
-    "-admin.ui=false",
+    # A master that resumes may take itself for one of several that has just been
+    # elected, and gives nobody a place to write for 15 s (seen in every fourth
+    # start). What it would resume, the volume server tells it anyway.
+    "-master.resumeState=false",
     "-s3.port.iceberg=0",
     "-s3.port.lance=0",
-    # Volumes grow as they are filled. As many as needed: the default (free disk
-    # divided by their size) leaves a second bucket without any on a small disk.
+    # Volumes grow as they are filled, so their number costs nothing. The default
+    # (free disk divided by their size) leaves a second bucket without any on a
+    # small disk, for each bucket takes seven.
     "-master.volumeSizeLimitMB=1024",
     "-volume.max=10000",
+    "-volume.preStopSeconds=0",
 )
 _PROBE_KEY = "dserverfs-probe"
+_TAIL_BYTES = 64 * 1024
+_FATAL = re.compile(r"F\d{4} ")
 
 
 class StoreEnded(DserverfsError):
@@ -77,122 +89,65 @@ class StoreEnded(DserverfsError):
 
 
 class SeaweedFS:
-    """One `weed` on one directory."""
+    """`weed` on one directory, in which nothing else is kept."""
 
     def __init__(self, directory: Path, *, bucket: str) -> None:
         self._directory = directory
         self._bucket = bucket
-        self._weed = find_weed()
+        self._log = directory / "weed.log"
+        self._config = WeedConfig(directory)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ports: Mapping[str, int] = {}
 
     @contextmanager
-    def running(self, signals: Signals) -> Iterator[RunningStore]:
-        """Run `weed` until the end of the block. It may not answer yet: see `wait_ready`.
+    def running(self, signals: Signals) -> Iterator[None]:
+        """Run `weed` until the end of the block; it may not answer yet, see `wait_ready`.
 
-        Raises Conflict-like UsageError if an older `weed` will not let go of the directory.
+        Raises UsageError without `weed`, or when an older one does not let go of the
+        directory, and Stopped on a signal.
         """
-        (self._directory / "data").mkdir(mode=0o700, exist_ok=True)
-        lock = self._lock(signals)
-        store = RunningStore(self._directory, self._weed, self._bucket, self._credentials(), lock)
-        try:
-            store.start()
-            yield store
-        finally:
-            store.stop(signals)
-            os.close(lock)
-
-    def _lock(self, signals: Signals) -> int:
-        descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        deadline = time.monotonic() + LOCK_DEADLINE_S
-        try:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return descriptor
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise UsageError(
-                            f"{self._directory} is still used by a weed process of an earlier "
-                            "serve; end that one"
-                        ) from None
-                signals.wait(POLL_S)
-        except BaseException:
-            os.close(descriptor)
-            raise
-
-    def _credentials(self) -> tuple[str, str]:
-        """Return access key and secret key; makes them, and weed's file of them, at first."""
-        path = self._directory / "s3.json"
-        try:
-            config = json.loads(path.read_text())
-        except FileNotFoundError:
-            config = _new_config()
-            write_private(path, json.dumps(config))
-        credentials = config["identities"][0]["credentials"][0]
-        return credentials["accessKey"], credentials["secretKey"]
-
-
-class RunningStore:
-    """A started `weed`: is it ready, did it end, stop it."""
-
-    def __init__(
-        self, directory: Path, weed: str, bucket: str, credentials: tuple[str, str], lock: int
-    ) -> None:
-        self._directory = directory
-        self._weed = weed
-        self._bucket = bucket
-        self._credentials = credentials
-        self._lock = lock
-        self._process: subprocess.Popen[bytes] | None = None
-        self._ports: dict[str, int] = {}
-
-    def start(self) -> None:
-        """Start `weed` on free ports, those of the last run if they are."""
-        self._ports = _usable_ports(self._last_ports())
-        log = self._directory / "weed.log"
-        if log.exists():
-            log.replace(log.with_name("weed.log.1"))
-        with open(log, "ab", opener=_private_opener) as output:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())),
-                    *(self._weed, "mini"),
-                    f"-dir={self._directory / 'data'}",
-                    f"-s3.config={self._directory / 's3.json'}",
-                    *_OPTIONS,
-                    *(f"-{name}={port}" for name, port in self._ports.items()),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=self._directory / "data",
-                pass_fds=[self._lock],
-                # A terminal's Ctrl-C is for us; we tell the child.
-                start_new_session=True,
-            )
+        weed = find_weed()
+        with ExitStack() as stack:
+            lock = self._lock(signals)
+            stack.callback(os.close, lock)
+            self._credentials = self._config.load()
+            (self._directory / "data").mkdir(mode=0o700, exist_ok=True)
+            self._command = [
+                *(sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())),
+                # Warnings and worse: at INFO its log grows by 4 MB a day with nothing to do.
+                *(weed, "-v=-1", "server", *_OPTIONS),
+                f"-dir={self._directory / 'data'}",
+                f"-s3.config={self._config.s3_file}",
+            ]
+            _remove_sockets(self._last_ports())  # of a run that was killed
+            stack.callback(self._stop)
+            self._start(lock)
+            self._inherited = lock
+            yield
 
     def wait_ready(self, signals: Signals) -> ObjectStore:
-        """Return the store once its bucket takes an object; starts anew on other ports if need be.
+        """Return the store once its bucket takes an object; starts it anew if a port was taken.
 
         Raises StoreEnded or Unreachable when that does not help, and Stopped on a signal.
         """
         deadline = time.monotonic() + START_DEADLINE_S
-        for attempt in range(_ATTEMPTS):
-            store = self._object_store()
+        for _ in range(_STARTS):
+            storage = self._storage(self._credentials)
+            probed = ObjectStore(storage, attempts=1, timeout_s=PROBE_TIMEOUT_S)
             while self.ended() is None:
-                fault = _probe(store, self._bucket)
+                fault = _probe(probed, self._bucket)
                 if fault is None:
                     write_private(self._directory / "ports.json", json.dumps(self._ports))
-                    return store
+                    return ObjectStore(storage)
                 if time.monotonic() > deadline:
                     raise Unreachable(
                         f"weed does not answer after {START_DEADLINE_S:.0f} s ({fault}); "
-                        f"its log is {self._directory / 'weed.log'}"
+                        f"its log is {self._log}"
                     ) from fault
                 signals.wait(POLL_S)
-            if attempt < _ATTEMPTS - 1 and not _all_free(self._ports):
-                self.start()
-                continue
-            break
+            if _all_free(self._ports):
+                break  # it ended for another reason
+            self._start(self._inherited)
         raise self.failure()
 
     def ended(self) -> int | None:
@@ -202,12 +157,41 @@ class RunningStore:
     def failure(self) -> StoreEnded:
         """Return what to raise when `weed` ended by itself."""
         status = self.ended()
-        how = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
-        log = self._directory / "weed.log"
-        return StoreEnded(f"weed ended with {how}; end of {log}: {_tail(log)}")
+        how = f"by signal {-status}" if status is not None and status < 0 else f"with {status}"
+        return StoreEnded(f"weed ended {how}; the end of {self._log}: {_tail(self._log)}")
 
-    def stop(self, signals: Signals) -> None:
-        """End `weed`: politely, and after STOP_DEADLINE_S by force."""
+    def _lock(self, signals: Signals) -> int:
+        descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        deadline = time.monotonic() + LOCK_DEADLINE_S
+        try:
+            while not _try_lock(descriptor):
+                if time.monotonic() > deadline:
+                    raise UsageError(
+                        f"{self._directory} is still used by the weed of an earlier serve; "
+                        "end that process"
+                    )
+                signals.wait(POLL_S)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _start(self, lock: int) -> None:
+        self._ports = _usable_ports(self._last_ports())
+        if self._log.exists():
+            self._log.replace(self._log.with_name("weed.log.1"))
+        with open(self._log, "ab", opener=_private_opener) as output:
+            self._process = subprocess.Popen(
+                [*self._command, *(f"-{name}={port}" for name, port in self._ports.items())],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self._config.directory,
+                pass_fds=[lock],
+                start_new_session=True,  # Ctrl-C in a terminal is for us alone
+            )
+
+    def _stop(self) -> None:
         if self._process is None:
             return
         self._process.terminate()
@@ -216,19 +200,17 @@ class RunningStore:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        _remove_sockets(self._ports)
 
-    def _object_store(self) -> ObjectStore:
-        access_key, secret_key = self._credentials
-        return ObjectStore(
-            Storage(
-                endpoint=f"http://127.0.0.1:{self._ports['s3.port']}",
-                access_key=access_key,
-                secret_key=secret_key,
-                bucket=self._bucket,
-            )
+    def _storage(self, credentials: Credentials) -> Storage:
+        return Storage(
+            endpoint=f"http://127.0.0.1:{self._ports['s3.port']}",
+            access_key=credentials.access_key,
+            secret_key=credentials.secret_key,
+            bucket=self._bucket,
         )
 
-    def _last_ports(self) -> dict[str, int]:
+    def _last_ports(self) -> Mapping[str, int]:
         try:
             ports = json.loads((self._directory / "ports.json").read_text())
         except (FileNotFoundError, ValueError):
@@ -256,21 +238,26 @@ def _probe(store: ObjectStore, bucket: str) -> DserverfsError | None:
     return None
 
 
-def _usable_ports(wanted: dict[str, int]) -> dict[str, int]:
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _usable_ports(wanted: Mapping[str, int]) -> Mapping[str, int]:
     if wanted and _all_free(wanted):
         return wanted
-    sockets = [socket.socket() for _ in _PORTS]
-    try:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in _PORTS]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
-        return {name: each.getsockname()[1] for name, each in zip(_PORTS, sockets, strict=True)}
-    finally:
-        for each in sockets:
-            each.close()
+        return dict(zip(_PORTS, (each.getsockname()[1] for each in sockets), strict=True))
 
 
-def _all_free(ports: dict[str, int]) -> bool:
-    """Return whether all can be bound; connections of the last run that wait to die do not count."""
+def _all_free(ports: Mapping[str, int]) -> bool:
+    """Return whether all can be bound; connections of the last run that linger do not count."""
     for port in ports.values():
         with socket.socket() as candidate:
             candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -281,33 +268,26 @@ def _all_free(ports: dict[str, int]) -> bool:
     return True
 
 
-def _new_config() -> dict[str, object]:
-    return {
-        "identities": [
-            {
-                "name": "dserverfs",
-                "credentials": [
-                    {
-                        "accessKey": secrets.token_hex(10),
-                        "secretKey": secrets.token_urlsafe(30),
-                    }
-                ],
-                "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-            }
-        ]
-    }
+def _remove_sockets(ports: Mapping[str, int]) -> None:
+    """Remove the Unix sockets that `weed` makes in /tmp, wherever told to keep its data."""
+    for name, port in ports.items():
+        part, _, grpc = name.partition(".port")
+        kind = f"{part}-grpc" if grpc else part
+        Path(f"/tmp/seaweedfs-{kind}-{port}.sock").unlink(missing_ok=True)
 
 
-def _tail(path: Path, *, lines: int = 3) -> str:
-    """Return the last lines of a log as one."""
+def _tail(path: Path) -> str:
+    """Return what a log ends with, as one line: the fatal error if there is one."""
     try:
         with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:
         return "(no log)"
-    found = [line.strip() for line in text.splitlines() if line.strip()]
-    return " | ".join(found[-lines:]) or "(empty)"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # glog marks it so, and writes the stacks of all threads after it.
+    fatal = [line for line in lines if _FATAL.match(line)]
+    return " | ".join(fatal[-1:] or lines[-3:]) or "(empty)"
 
 
 def _private_opener(path: str, flags: int) -> int:

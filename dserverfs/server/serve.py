@@ -1,42 +1,28 @@
 """`dserverfs serve`: puts the embedded server together and runs it until told to stop.
 
 The main thread starts the store, then only waits: for a signal, for the end of
-the store, for a fault of the web server, whose loop has a thread of its own
-beside its 8 workers. It must not end before everything else does, for the store
-dies with it.
+the store, for a fault of the web server. It must not end before everything else
+does, for the store dies with it.
 """
 
 from __future__ import annotations
 
-import datetime
-import getpass
 import logging
 import os
 import re
-import secrets
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import dservercore
-import dservercore.utils
-import waitress.server
-import waitress.wasyncore
-from flask import Flask
-
 from dserverfs.errors import DserverfsError, UsageError
-from dserverfs.server import accounts, app
-from dserverfs.server.datadir import DataDirectory, write_private
-from dserverfs.server.objects import ObjectStore
-from dserverfs.server.seaweedfs import RunningStore, SeaweedFS
+from dserverfs.server.datadir import DataDirectory
+from dserverfs.server.seaweedfs import SeaweedFS
 from dserverfs.server.signals import Signals, Stopped
 
-THREADS = 8
-TOKEN_LIFE = datetime.timedelta(days=365)  # and a new one at every start
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]\Z")
+_LOOPBACK = ("127.", "::1")
 
 _log = logging.getLogger(__name__)
 
@@ -71,82 +57,48 @@ def default_data_directory() -> Path:
 def serve(options: ServeOptions) -> int:
     """Run the server until SIGINT or SIGTERM; return 0 then. Raises DserverfsError."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("dservercore").setLevel(logging.WARNING)
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    for name in ("dservercore", "alembic"):  # they tell at INFO how they were put together
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # "depth is 1" says nothing
     os.umask(0o077)
     directory = DataDirectory(options.data)
     with Signals() as signals:
         try:
-            with (
-                _listening(options.host, options.port) as listener,
-                directory.locked(),
-                SeaweedFS(directory.store, bucket=options.bucket).running(signals) as running,
-            ):
-                _run(options, directory, running, listener, signals)
+            with _listening(options.host, options.port) as listener, directory.locked():
+                store = SeaweedFS(directory.store, bucket=options.bucket)
+                with store.running(signals):
+                    _run(directory, store, listener, signals)
         except Stopped:
-            pass
-    _log.info("stopped")
+            _log.info("stopped")
     return 0
 
 
 def _run(
-    options: ServeOptions,
-    directory: DataDirectory,
-    running: RunningStore,
-    listener: socket.socket,
-    signals: Signals,
+    directory: DataDirectory, seaweedfs: SeaweedFS, listener: socket.socket, signals: Signals
 ) -> None:
-    store = running.wait_ready(signals)
-    flask = app.create(
-        database=directory.database,
-        private_key_pem=directory.private_key_pem(),
-        secret_key=directory.secret_key(),
-        store=store,
-    )
-    _prepare_owner(flask, directory, store)
+    # Imported here, for it takes 0.6 s, in which the store starts.
+    from dserverfs.server.web import WebServer, create_app
+
+    store = seaweedfs.wait_ready(signals)
+    web = WebServer(create_app(directory, store), listener, signals)
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    with _web_server(flask, listener, signals) as web:
+    if not host.startswith(_LOOPBACK):
+        _log.warning(
+            "listening on %s, but signed URLs are for 127.0.0.1: other machines see "
+            "the datasets and cannot read them",
+            address,
+        )
+    with web.running():
         print(f"dserver URL: http://{address}")
-        print(f"base URI: dserver://{address}/s3/{options.bucket}")
+        print(f"base URI: dserver://{address}/s3/{store.storage.bucket}")
         print(f"token file: {directory.token_file}", flush=True)
         while True:
             signals.wait()
-            if running.ended() is not None:
-                raise running.failure()
+            if seaweedfs.ended() is not None:
+                raise seaweedfs.failure()
             if web.fault is not None:
                 raise DserverfsError(f"the web server ended: {web.fault}") from web.fault
-
-
-def _prepare_owner(flask: Flask, directory: DataDirectory, store: ObjectStore) -> None:
-    """Make the first user with all rights on the base URI, and that user's new token."""
-    username = directory.load_or_create("username", _login_name).strip()
-    base_uri = store.storage.base_uri
-    with flask.app_context():
-        if not dservercore.utils.user_exists(username):
-            dservercore.utils.register_users([{"username": username, "is_admin": True}])
-        password_is_new = not (directory.path / "password").exists()
-        password = directory.load_or_create("password", lambda: secrets.token_urlsafe(12) + "\n")
-        if password_is_new or not accounts.has_password(username):
-            accounts.set_password(username, password.strip())
-            dservercore.sql_db.session.commit()
-        if not dservercore.utils.base_uri_exists(base_uri):
-            dservercore.utils.register_base_uri(base_uri)
-            dservercore.utils.register_permissions(
-                base_uri,
-                {
-                    "users_with_search_permissions": [username],
-                    "users_with_register_permissions": [username],
-                },
-            )
-        write_private(directory.token_file, accounts.new_token(username, TOKEN_LIFE) + "\n")
-
-
-def _login_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, as in containers
-        return "root"
 
 
 @contextmanager
@@ -170,46 +122,3 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
                 "give another --port (0 takes any free one)"
             ) from error
         yield listener
-
-
-class _WebServer:
-    """waitress in a thread of its own."""
-
-    def __init__(self, flask: Flask, listener: socket.socket, signals: Signals) -> None:
-        self.fault: Exception | None = None
-        self._signals = signals
-        self._stopping = False
-        self._sockets: dict[int, object] = {}
-        self._server = waitress.server.create_server(
-            flask, map=self._sockets, sockets=[listener], threads=THREADS, ident="dserverfs"
-        )
-        self._thread = threading.Thread(target=self._loop, name="waitress", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Answer nobody any more; requests that run are given a second."""
-        self._stopping = True
-        self._server.pull_trigger()
-        self._thread.join(1.0)
-        self._server.task_dispatcher.shutdown(cancel_pending=True, timeout=1)
-        waitress.wasyncore.close_all(self._sockets)
-
-    def _loop(self) -> None:
-        try:
-            while not self._stopping:
-                waitress.wasyncore.loop(timeout=1.0, use_poll=True, map=self._sockets, count=1)
-        except Exception as error:  # noqa: BLE001 - top of a thread; told to the main one
-            self.fault = error
-            self._signals.wake()
-
-
-@contextmanager
-def _web_server(flask: Flask, listener: socket.socket, signals: Signals) -> Iterator[_WebServer]:
-    web = _WebServer(flask, listener, signals)
-    web.start()
-    try:
-        yield web
-    finally:
-        web.stop()

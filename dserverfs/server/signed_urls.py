@@ -173,20 +173,21 @@ class SignedUrls(ExtensionABC):  # type: ignore[misc]
         announced = UploadRequest.parse(json_body(), max_put_bytes=self.store.storage.max_put_bytes)
         uri = f"{base_uri}/{announced.uuid}"
         with self._locks.holding(announced.uuid):
-            upload, begun_before = _announce(uri, base_uri, username, announced)
-            stored = publish.compare(self.store, upload).complete if begun_before else frozenset()
-            keys = DatasetKeys(self.store.storage.prefix, announced.uuid)
-            signer, expiry = self._signing(UPLOAD_EXPIRY_SECONDS)
-            items = {}
-            for identifier, item in announced.items.items():
-                headers = layout.item_headers(item.relpath, item.md5)
-                items[identifier] = {
-                    "url": signer.put_url(bucket, keys.item(identifier), headers),
-                    "relpath": item.relpath,
-                    "headers": headers,
-                }
+            upload = _announce(uri, base_uri, username, announced)
+            self.store.ensure_bucket(bucket)
+            stored = publish.compare(self.store, upload).complete
             uploads.save(upload)
             sql_db.session.commit()
+        keys = DatasetKeys(self.store.storage.prefix, announced.uuid)
+        signer, expiry = self._signing(UPLOAD_EXPIRY_SECONDS)
+        items = {}
+        for identifier, item in announced.items.items():
+            headers = layout.item_headers(item.relpath, item.md5)
+            items[identifier] = {
+                "url": signer.put_url(bucket, keys.item(identifier), headers),
+                "relpath": item.relpath,
+                "headers": headers,
+            }
         readme = signer.put_url(bucket, keys.readme, {})
         return answer(
             {
@@ -240,19 +241,17 @@ class SignedUrls(ExtensionABC):  # type: ignore[misc]
         )
 
 
-def _announce(
-    uri: str, base_uri: str, username: str, announced: UploadRequest
-) -> tuple[PendingUpload, bool]:
-    """Return the upload to keep, and whether it was begun before; raises Conflict."""
+def _announce(uri: str, base_uri: str, username: str, announced: UploadRequest) -> PendingUpload:
+    """Return the upload to keep, with the date of its first announcement; raises Conflict."""
     if dservercore.utils.dataset_uri_exists(uri):
         raise Conflict(f"{uri} exists already", uri=uri)
     before = uploads.find_by_uuid(announced.uuid)
     if before is None:
-        return PendingUpload(uri, base_uri, username, time.time(), announced), False
+        return PendingUpload(uri, base_uri, username, time.time(), announced)
     if before.uri != uri:
         raise Conflict(f"{announced.uuid} is being uploaded to {before.base_uri}", uri=uri)
     _require_same_user(before, username)
-    return before._replace(request=announced), True
+    return before._replace(request=announced)
 
 
 def _identifiers(uri: str) -> frozenset[str]:

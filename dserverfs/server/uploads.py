@@ -84,7 +84,13 @@ def _find(column: str, value: str) -> PendingUpload | None:
     ).first()
     if row is None:
         return None
-    return PendingUpload(*row[:4], UploadRequest.from_json(row[4]))
+    return PendingUpload(
+        uri=row.uri,
+        base_uri=row.base_uri,
+        username=row.username,
+        started_at=row.started_at,
+        request=UploadRequest.from_json(row.request),
+    )
 
 
 class KeyedLocks:

@@ -1,0 +1,86 @@
+"""Writing fetched blocks to the cache, behind the readers' backs, many in a transaction.
+
+Used by the reader. One thread writes: several at a time wait for each other's
+transactions in SQLite (a third of the time of a cold read). Thread-safe.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+from dserverfs.blocks import Block, MemoryBlock
+from dserverfs.cache import BlockCache, BlockKey
+
+MAX_WAITING = 32  # blocks, so at most 32 MiB
+MAX_BATCH = 16
+# A disk that is slower than the network holds up fetching for so long a block, and
+# after that blocks go uncached.
+PATIENCE_S = 1.0
+CLOSE_TIMEOUT_S = 10.0
+
+
+class CacheWriter:
+    """Takes blocks and writes them; what is not written yet can be had back."""
+
+    def __init__(self, cache: BlockCache) -> None:
+        self._cache = cache
+        self._queue: queue.Queue[tuple[BlockKey, bytes] | None] = queue.Queue(MAX_WAITING)
+        self._lock = threading.Lock()
+        self._waiting: dict[BlockKey, MemoryBlock] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def put(self, key: BlockKey, data: bytes) -> None:
+        """Write the block soon; blocks while the disk is far behind."""
+        with self._lock:
+            if self._closed:
+                return
+            self._waiting[key] = MemoryBlock(data)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="cache", daemon=True)
+                self._thread.start()
+        try:
+            self._queue.put((key, data), timeout=PATIENCE_S)
+        except queue.Full:
+            self._forget([key])
+
+    def waiting(self, key: BlockKey) -> Block | None:
+        """Return a block that is not on the disk yet."""
+        return self._waiting.get(key)
+
+    def flush(self) -> None:
+        """Return when everything put before is written."""
+        self._queue.join()
+
+    def close(self) -> None:
+        """Write what is waiting and end the thread, within CLOSE_TIMEOUT_S."""
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        if thread is not None:
+            self._queue.put(None)
+            thread.join(CLOSE_TIMEOUT_S)
+
+    def _run(self) -> None:
+        while True:
+            batch = [self._queue.get()]
+            while len(batch) < MAX_BATCH and batch[-1] is not None:
+                try:
+                    batch.append(self._queue.get_nowait())
+                except queue.Empty:
+                    break
+            blocks = [entry for entry in batch if entry is not None]
+            try:
+                self._cache.store(blocks)
+            finally:
+                self._forget([key for key, _ in blocks])
+                for _ in batch:
+                    self._queue.task_done()
+            if batch[-1] is None:
+                return
+
+    def _forget(self, keys: list[BlockKey]) -> None:
+        with self._lock:
+            for key in keys:
+                self._waiting.pop(key, None)

@@ -1,0 +1,26 @@
+"""What has to be known of an item to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dserverfs.blocks import number_of_blocks
+from dserverfs.model import Dataset, Identifier
+
+
+@dataclass(frozen=True)
+class ItemContent:
+    """An item's place, size and hash."""
+
+    key: str  # unique and stable, names server, dataset and item
+    dataset: Dataset
+    identifier: Identifier
+    size_in_bytes: int
+    hash_function: str  # dtool's name of it
+    hash: str  # hex digits, lower case
+    neighbours: Callable[[int], Sequence[Identifier]]  # up to n items likely to be read next
+
+    @property
+    def number_of_blocks(self) -> int:
+        return number_of_blocks(self.size_in_bytes)

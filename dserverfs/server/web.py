@@ -1,0 +1,103 @@
+"""The web side of `serve`: the app's first user, and waitress in a thread of its own."""
+
+from __future__ import annotations
+
+import getpass
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import dservercore
+import dservercore.utils
+import waitress.server
+import waitress.wasyncore
+from flask import Flask
+
+from dserverfs.server import accounts, app
+from dserverfs.server.datadir import DataDirectory, write_private
+from dserverfs.server.objects import ObjectStore
+from dserverfs.server.signals import Signals
+
+THREADS = 8
+TOKEN_LIFE = timedelta(days=365)  # and a new one at every start
+_STOP_DEADLINE_S = 1.0
+
+
+def create_app(directory: DataDirectory, store: ObjectStore) -> Flask:
+    """Return the app of a data directory, with its first user and that user's new token."""
+    flask = app.create(
+        database=directory.database,
+        private_key_pem=directory.private_key_pem(),
+        secret_key=directory.secret_key(),
+        store=store,
+    )
+    with flask.app_context():
+        _prepare_first_user(directory, store.storage.base_uri)
+    return flask
+
+
+def _prepare_first_user(directory: DataDirectory, base_uri: str) -> None:
+    """Give the first user a password, a token, and all rights on a base URI that is new."""
+    username = directory.load_or_create("username", _login_name).strip()
+    if not dservercore.utils.user_exists(username):
+        dservercore.utils.register_users([{"username": username, "is_admin": True}])
+    password_is_new = not (directory.path / "password").exists()
+    password = directory.load_or_create("password", lambda: secrets.token_urlsafe(12) + "\n")
+    if password_is_new or not accounts.has_password(username):
+        accounts.set_password(username, password.strip())
+        dservercore.sql_db.session.commit()
+    if not dservercore.utils.base_uri_exists(base_uri):
+        dservercore.utils.register_base_uri(base_uri)
+    if not any(dservercore.utils.get_permission_info(base_uri)[kind] for kind in _PERMISSIONS):
+        dservercore.utils.register_permissions(
+            base_uri, {kind: [username] for kind in _PERMISSIONS}
+        )
+    write_private(directory.token_file, accounts.new_token(username, TOKEN_LIFE) + "\n")
+
+
+_PERMISSIONS = ("users_with_search_permissions", "users_with_register_permissions")
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in containers
+        return "root"
+
+
+class WebServer:
+    """waitress: a thread for its loop and `THREADS` that answer."""
+
+    def __init__(self, flask: Flask, listener: socket.socket, signals: Signals) -> None:
+        self.fault: Exception | None = None
+        self._signals = signals
+        self._stopping = False
+        self._sockets: dict[int, object] = {}
+        self._server = waitress.server.create_server(
+            flask, map=self._sockets, sockets=[listener], threads=THREADS, ident="dserverfs"
+        )
+        self._thread = threading.Thread(target=self._loop, name="waitress", daemon=True)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Answer requests until the end of the block; those that run then get a second."""
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._stopping = True
+            self._server.pull_trigger()
+            self._thread.join(_STOP_DEADLINE_S)
+            self._server.task_dispatcher.shutdown(cancel_pending=True, timeout=_STOP_DEADLINE_S)
+            waitress.wasyncore.close_all(self._sockets)
+
+    def _loop(self) -> None:
+        try:
+            while not self._stopping:
+                waitress.wasyncore.loop(timeout=1.0, use_poll=True, map=self._sockets, count=1)
+        except Exception as error:  # noqa: BLE001 - top of a thread; `serve` reports it
+            self.fault = error
+            self._signals.wake()

@@ -1,0 +1,313 @@
+"""The safety net of the suite: nothing it starts outlives it, nothing else is touched."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pwd
+import select
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import accounts, fuse_device, leftovers, processes
+from tests.accounts import Account
+from tests.processes import spawn
+from tests.unexpected_log import complaint
+
+DAEMON = """
+import os, sys, pyfuse3, trio
+pyfuse3.init(pyfuse3.Operations(), sys.argv[1], {"fsname=x", "subtype=" + sys.argv[2]})
+print("mounted", flush=True)
+trio.run(pyfuse3.main)
+"""
+
+
+@pytest.fixture
+def dead_root(test_root: Path) -> Iterator[Path]:
+    """A root like that of a run that was killed: nobody holds its lock."""
+    root = Path(tempfile.mkdtemp(prefix=leftovers.ROOT_PREFIX, dir=test_root))
+    root.chmod(0o755)
+    yield root
+    leftovers.clean(root)
+
+
+def mount(mount_point: Path, root: Path, subtype: str = "dserverfs") -> subprocess.Popen[bytes]:
+    mount_point.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", DAEMON, mount_point, subtype],
+        env={**os.environ, leftovers.ROOT_VARIABLE: str(root)},
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"mounted\n"
+    return process
+
+
+@pytest.mark.usefixtures("fuse")
+def test_clean_removes_dead_and_live_mounts_and_their_processes(dead_root: Path) -> None:
+    dead = mount(dead_root / "dead mount", dead_root)
+    dead.kill()
+    dead.wait()
+    live = mount(dead_root / "live", dead_root)
+
+    found = leftovers.clean(dead_root)
+
+    assert live.wait(10) in (0, -signal.SIGKILL)
+    assert f"mount {dead_root / 'dead mount'}" in found
+    assert f"mount {dead_root / 'live'}" in found
+    assert not leftovers.mounts_below(dead_root, fstype=None)
+    assert not dead_root.exists()
+
+
+@pytest.mark.usefixtures("fuse")
+def test_clean_touches_no_mount_of_another_kind(dead_root: Path, tmp_path: Path) -> None:
+    process = mount(dead_root / "other", tmp_path, subtype="other")
+    try:
+        found = leftovers.clean(dead_root)
+
+        assert process.poll() is None
+        assert leftovers.mounts_below(dead_root, fstype="fuse.other") == [dead_root / "other"]
+        assert found == [f"{dead_root}: kept, for {dead_root / 'other'} is still mounted"]
+    finally:
+        subprocess.run(["fusermount3", "-uz", dead_root / "other"], check=True)
+        process.wait(10)
+
+
+def test_clean_kills_only_processes_of_the_root(dead_root: Path, tmp_path: Path) -> None:
+    def sleeper(root: Path) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, leftovers.ROOT_VARIABLE: str(root)}
+        return subprocess.Popen(["sleep", "60"], env=environment)
+
+    ours, other = sleeper(dead_root), sleeper(Path(f"{dead_root}-other"))
+    try:
+        found = leftovers.clean(dead_root)
+
+        assert ours.wait(10) == -signal.SIGKILL
+        assert other.poll() is None
+        assert found == [f"process {ours.pid} (sleep 60)"]
+    finally:
+        for process in (ours, other):
+            process.kill()
+            process.wait()
+
+
+def test_clean_dead_runs_leaves_the_living_alone(
+    dead_root: Path, test_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(test_root))
+    living = leftovers.Run.start()
+    (dead_root / "file").touch()
+
+    leftovers.clean_dead_runs()
+
+    assert not dead_root.exists()
+    assert living.root.exists()
+    living.end()
+    assert not living.root.exists()
+
+
+def test_spawned_child_dies_with_its_parent() -> None:
+    parent_code = (
+        "import os, signal, subprocess; from tests.processes import spawn\n"
+        "command = ['sh', '-c', 'echo $$; exec sleep 60']\n"
+        "with spawn(command, stdout=subprocess.PIPE) as child:\n"
+        "    os.write(1, child.stdout.readline())\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+
+    parent = subprocess.run(
+        [sys.executable, "-c", parent_code], stdout=subprocess.PIPE, timeout=30, check=False
+    )
+
+    assert parent.returncode == -signal.SIGKILL
+    assert_gone(int(parent.stdout))
+
+
+def assert_gone(pid: int, timeout_s: float = 10) -> None:
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        # Readable once the process has ended, whether or not anybody has reaped it.
+        assert select.select([handle], [], [], timeout_s)[0], f"process {pid} lives on"
+    finally:
+        os.close(handle)
+
+
+def test_spawn_refuses_other_threads() -> None:
+    raised: list[BaseException] = []
+
+    def in_thread() -> None:
+        try:
+            with spawn(["true"]):
+                pass
+        except RuntimeError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+
+    assert len(raised) == 1
+
+
+def test_spawned_child_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes.stop, "__defaults__", (0.1,))
+
+    with spawn(
+        ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"], stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+
+    assert child.returncode == -signal.SIGKILL
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Path:
+    device = tmp_path / "fuse"
+    device.touch()
+    device.chmod(0o600)
+    return device
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the device")
+
+
+@as_root
+def test_device_is_open_for_as_long_as_anybody_uses_it(device: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    first, second = contextlib.ExitStack(), contextlib.ExitStack()
+
+    first.enter_context(fuse_device.usable_by_all(device, state))
+    second.enter_context(fuse_device.usable_by_all(device, state))
+    assert mode_of(device) == 0o666
+    first.close()
+    assert mode_of(device) == 0o666
+    second.close()
+    assert mode_of(device) == 0o600
+
+
+@as_root
+def test_device_is_restored_by_the_run_after_a_killed_one(device: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    code = (
+        "import os, signal, sys; from pathlib import Path; from tests import fuse_device\n"
+        "with fuse_device.usable_by_all(Path(sys.argv[1]), Path(sys.argv[2])):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, device, state], check=False)
+    assert mode_of(device) == 0o666
+
+    with fuse_device.usable_by_all(device, state):
+        pass
+
+    assert mode_of(device) == 0o600
+
+
+def test_ordinary_user_runs_dserverfs_with_nothing_of_ours(ordinary_user: Account) -> None:
+    code = "import os, dserverfs, pyfuse3, trio, requests, dtoolcore, diskcache; print(os.getuid())"
+
+    result = ordinary_user.run(ordinary_user.python, "-c", code)
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert int(result.stdout) == pwd.getpwnam(ordinary_user.name).pw_uid != 0
+    assert "DSERVER_TOKEN" not in ordinary_user.environment
+    assert ordinary_user.home.owner() == ordinary_user.name
+
+
+def test_ordinary_user_can_open_the_fuse_device(fuse: None, ordinary_user: Account) -> None:
+    result = ordinary_user.run("sh", "-c", ": <>/dev/fuse")
+
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_process_of_ordinary_user_dies_with_its_parent(ordinary_user: Account) -> None:
+    show = ordinary_user.run(
+        *(ordinary_user.python, "-c"),
+        "import ctypes; n = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(n)); "
+        "print(n.value)",
+    )
+
+    # An ordinary user's own runs go through spawn alone, which has a test of its own.
+    assert int(show.stdout) == (signal.SIGKILL if os.geteuid() == 0 else 0)
+
+
+def test_client_is_copied_whole_for_users_that_cannot_reach_the_checkout(tmp_path: Path) -> None:
+    client = accounts.copy_client(tmp_path / "client")
+    code = "import dserverfs, pyfuse3, trio, requests, dtoolcore, diskcache; print(dserverfs)"
+
+    result = subprocess.run(
+        [os.path.realpath(sys.executable), "-c", code],
+        env={"PYTHONPATH": str(client)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert str(client) in result.stdout
+
+
+def test_file_below_a_private_directory_is_not_reachable(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    (tmp_path / "file").touch()
+
+    assert not accounts.is_reachable_by_all(tmp_path / "file")
+    assert accounts.is_reachable_by_all(Path("/usr/bin/env"))
+
+
+@pytest.mark.expects_log("^WARNING dserverfs.x: cache is full", "ERROR")
+def test_announced_warnings_pass() -> None:
+    logging.getLogger("dserverfs.x").warning("cache is %s", "full")
+    logging.getLogger("dserverfs.y").error("staged data is kept")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        ([], "logged, and not expected:\nWARNING dserverfs.x: cache is full"),
+        (["full"], None),
+        (["full", "empty"], "expected in the log, and not found: 'empty'"),
+    ],
+)
+def test_complaint_tells_what_was_not_announced(patterns: list[str], expected: str | None) -> None:
+    record = logging.LogRecord(
+        "dserverfs.x", logging.WARNING, __file__, 1, "cache is %s", ("full",), None
+    )
+
+    assert complaint([record], patterns) == expected
+
+
+pytest_plugins = ["pytester"]
+
+
+def test_warning_fails_the_test_that_did_not_announce_it(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    pytester.makeconftest("from tests.conftest import *")
+    pytester.makepyfile(
+        "import logging\ndef test_it():\n    logging.getLogger('dserverfs.x').warning('trouble')"
+    )
+
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*WARNING dserverfs.x: trouble*"])
