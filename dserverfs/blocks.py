@@ -14,9 +14,10 @@ from typing import NamedTuple
 # 1 MiB: waiters need not be woken within a block, and a random reader fetches no
 # more than that; larger ranges are fetched as runs of blocks.
 BLOCK_SIZE = 1024 * 1024
-# A sequential reader's window of blocks asked for ahead of it; 64 MiB in flight
-# fill 1 Gbit/s at 100 ms (12 MiB) with room to spare.
-MAX_WINDOW = 64
+# A sequential reader's window of blocks asked for ahead of it; 32 MiB in flight
+# fill 1 Gbit/s at 100 ms (12 MiB) with room to spare, and two such readers'
+# windows stay in the reader's memory until they are read.
+MAX_WINDOW = 32
 FIRST_WINDOW = 2
 # Blocks fetched by one request. 16 MiB ranges: 1 GiB in 1.2 s; 8 MiB: 1.4 s.
 MAX_RUN = 16

@@ -58,7 +58,7 @@ AHEAD_THREADS = 3
 # Blocks kept at hand: file descriptors (256 MiB of cache files), and memory for
 # those just fetched.
 MAX_LOADED = 256
-MAX_LOADED_MEMORY = 48 * BLOCK_SIZE
+MAX_LOADED_MEMORY = 64 * BLOCK_SIZE
 MAX_ETAGS = 4096
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -127,5 +128,8 @@ def account(request: pytest.FixtureRequest) -> Account:
 @pytest.fixture(scope="session")
 def server(test_root: Path) -> Iterator[ServerHandle]:
     """One real dserver with its store, for all tests."""
+    # At DEBUG, the level of the tests, they fill the report of a failure with a page per request.
+    for name in ("botocore", "boto3", "dtoolcore", "dtool_s3"):
+        logging.getLogger(name).setLevel(logging.INFO)
     with running_server(test_root / "server") as handle:
         yield handle

@@ -7,8 +7,6 @@ import pytest
 
 from tests.serving import ServerHandle
 
-pytest_plugins = ("tests.server_fixtures",)
-
 
 def password_of(server: ServerHandle) -> str:
     return (server.data / "password").read_text().strip()

@@ -22,8 +22,6 @@ from dserverfs.server.web import TOKEN_LIFE
 from tests.serving import ServerHandle, encoded, new_uuid, upload_body
 from tests.stores import storage_of
 
-pytest_plugins = ("tests.server_fixtures",)
-
 
 class Client:
     """A client of an app without a server, which counts what the app asks of the store."""

@@ -12,8 +12,6 @@ from dserverfs.model import identifier_of
 from tests.serving import ServerHandle, upload
 from tests.stores import storage_of
 
-pytest_plugins = ("tests.server_fixtures",)
-
 CONTENTS = {"a.txt": b"alpha", "dir/é ü.bin": bytes(range(256)) * 100, "empty": b""}
 
 

@@ -11,8 +11,6 @@ import requests
 from dserverfs.server.search import fts_query
 from tests.serving import ServerHandle, begin, complete, encoded, new_uuid, upload, upload_body
 
-pytest_plugins = ("tests.server_fixtures",)
-
 
 @pytest.fixture(scope="module")
 def base_uri(server: ServerHandle) -> str:

@@ -21,8 +21,6 @@ from tests.serving import (
     upload_body,
 )
 
-pytest_plugins = ("tests.server_fixtures",)
-
 CONTENTS = {"a.txt": b"alpha", "dir/é ü.bin": bytes(range(256)) * 100, "empty": b""}
 
 

@@ -1,0 +1,13 @@
+"""dserverfs beside other file systems, on the same objects of the same store.
+
+`python -m benchmark` with `scripts` on the path; `scripts/bench` sets all up and does that.
+
+    content      datasets with the same random bytes in every run
+    lab          the server, its store and the datasets in it
+    peers        what is compared: mounts, and the floors below them
+    mounts       one mount of a peer: its daemon's time and memory, and its end
+    measuring    reading, checking, and what a measurement is
+    machine      what it runs on
+    rows         what is measured, and how
+    report       medians, ratios, tables and JSON; pure
+"""

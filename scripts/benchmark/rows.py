@@ -1,0 +1,256 @@
+"""The rows of the table: what is measured, and how.
+
+A scenario measures some rows on fresh mounts of one peer; it is repeated for
+each peer in turn. "Cold" is a new mount with an empty cache directory, while the
+kernel holds all files of the server. To add a row: a title, and a scenario that
+yields its measurement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmark import measuring
+from benchmark.lab import Lab, Published, Sizes, drop_page_cache
+from benchmark.measuring import Buffer, Measurement, WrongAnswer, measure
+from benchmark.mounts import Mount, Mounts
+from benchmark.peers import Peer, curl
+from dserverfs.model import Item
+
+MIB = 1024 * 1024
+READERS = (1, 16)
+WARM_READS_PER_COLD = 20  # they take that much less time
+
+
+class Bench:
+    """What scenarios work with."""
+
+    def __init__(self, lab: Lab, mounts: Mounts) -> None:
+        self.lab = lab
+        self.mounts = mounts
+        self.repeat = 0
+        self.may_drop = True
+        self._buffer: Buffer | None = None
+
+    def buffer(self) -> Buffer:
+        if self._buffer is None:
+            self._buffer = Buffer(self.lab.sizes.large_bytes)
+        return self._buffer
+
+    def settle(self, peer: Peer) -> None:
+        """Prepare for something cold: no writing behind, and the server's files in memory."""
+        os.sync()
+        if peer.is_floor and not drop_page_cache():
+            self.may_drop = False
+        self.lab.warm_store()
+        _load_programs()
+
+    def forget_pages(self, mount: Mount) -> None:
+        """Have the next reading of a file go to the peer, and the peer's to the disk."""
+        if drop_page_cache():
+            _load_programs()
+            return
+        self.may_drop = False
+        for top in {mount.items, mount.cache}:
+            for path in top.rglob("*"):
+                if path.is_file():
+                    forget_pages_of(path)
+
+
+def _load_programs() -> None:
+    """Have the programs that rows run in memory again, for they are not what is measured."""
+    for program in ("ls", "tar"):
+        measuring.output_of(program, "--version")
+
+
+def forget_pages_of(path: Path) -> None:
+    """Have the kernel drop the clean pages of one file; nobody needs to be root for it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def sequential(bench: Bench, peer: Peer) -> Iterator[Measurement]:
+    dataset = bench.lab.large()
+    item = _only_item(dataset)
+    buffer = bench.buffer()
+    with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
+        bench.settle(peer)
+        path = mount.path_of(item)
+        cold, reading = measure("sequential-cold", mount.processes, lambda: buffer.read(path))
+        measuring.check_content(item, reading.content)
+        yield cold
+        yield Measurement("first-byte", reading.first_byte_s)
+        bench.forget_pages(mount)
+        disk, reading = measure("sequential-disk", mount.processes, lambda: buffer.read(path))
+        measuring.check_content(item, reading.content)
+        yield disk
+        again, reading = measure("sequential-again", mount.processes, lambda: buffer.read(path))
+        measuring.check_content(item, reading.content)
+        yield again
+
+
+def download(bench: Bench) -> Iterator[Measurement]:
+    """What curl takes for the same object, without keeping it."""
+    dataset = bench.lab.large()
+    item = _only_item(dataset)
+    url = bench.lab.signed_url(dataset, item.identifier)
+    command = [curl(), "--silent", "--show-error", "--fail", "--noproxy", "*", url]
+    os.sync()
+    bench.lab.warm_store()
+    wanted = ["--output", os.devnull, "--write-out", "%{time_total} %{time_starttransfer}"]
+    times = measuring.output_of(*command, *wanted).split()
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        md5 = hashlib.md5()
+        while chunk := process.stdout.read(MIB):
+            md5.update(chunk)
+    if md5.hexdigest() != item.hash:
+        raise WrongAnswer(f"{item.relpath}: the store has other bytes")
+    yield Measurement("sequential-cold", float(times[0]))
+    yield Measurement("first-byte", float(times[1]))
+
+
+def listing(bench: Bench, peer: Peer) -> Iterator[Measurement]:
+    dataset = bench.lab.listed()
+    items = dataset.local.items.values()
+    with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
+        bench.settle(peer)
+        for row in ("list-first", "list-again"):
+            result, text = measure(
+                row, mount.processes, lambda: measuring.output_of("ls", "-lR", mount.items)
+            )
+            measuring.check_listing(mount, items, text)
+            yield result
+
+
+def archiving(bench: Bench, peer: Peer) -> Iterator[Measurement]:
+    dataset = bench.lab.small()
+    items = dataset.local.items.values()
+    with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
+        bench.settle(peer)
+        for row in ("tar-cold", "tar-disk"):
+            result, archive = measure(
+                row,
+                mount.processes,
+                lambda: measuring.output_of("tar", "--create", "--directory", mount.items, "."),
+            )
+            measuring.check_archive(mount, items, archive)
+            yield result
+            if row == "tar-cold":
+                bench.forget_pages(mount)
+
+
+def mounting(bench: Bench, peer: Peer) -> Iterator[Measurement]:
+    """From the command to the first listing; once before, so that the programs are in memory."""
+    dataset = bench.lab.small()
+    if peer.is_floor:
+        return
+    with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
+        os.listdir(mount.items)
+    bench.settle(peer)
+    start_s = time.perf_counter()
+    with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
+        with mount.processes.killed_after(measuring.LIMIT_S):
+            names = os.listdir(mount.items)
+        seconds = time.perf_counter() - start_s
+        measuring.check_names(mount, dataset.local.items.values(), names)
+        cpu_s = mount.processes.cpu_seconds()
+        yield Measurement("mount-list", seconds, cpu_s, mount.processes.peak_bytes())
+
+
+def random_cold(bench: Bench, peer: Peer) -> Iterator[Measurement]:
+    dataset = bench.lab.large()
+    for readers in READERS:
+        with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
+            bench.settle(peer)
+            row = f"random-cold-{readers}"
+            yield _random(bench, mount, dataset, row, readers, bench.lab.sizes.random_reads)
+
+
+def random_warm(bench: Bench, peer: Peer) -> Iterator[Measurement]:
+    """From the peer's cache, which the kernel holds in memory as it does the plain file."""
+    dataset = bench.lab.large()
+    item = _only_item(dataset)
+    count = bench.lab.sizes.random_reads * WARM_READS_PER_COLD
+    with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
+        bench.settle(peer)
+        path = mount.path_of(item)
+        with mount.processes.killed_after(measuring.LIMIT_S):
+            measuring.check_content(item, bench.buffer().read(path).content)
+        os.sync()
+        for readers in READERS:
+            if not peer.is_floor:
+                forget_pages_of(path)
+            yield _random(bench, mount, dataset, f"random-warm-{readers}", readers, count)
+
+
+def _random(
+    bench: Bench, mount: Mount, dataset: Published, row: str, readers: int, count: int
+) -> Measurement:
+    item = _only_item(dataset)
+    path = mount.path_of(item)
+    # Other places in each repetition, the same for all peers.
+    offsets = measuring.random_offsets(item.size_in_bytes, count, f"{row} {bench.repeat}")
+    result, pieces = measure(
+        row, mount.processes, lambda: measuring.read_at(path, offsets, readers)
+    )
+    measuring.check_pieces(dataset.local.data_directory / item.relpath, pieces, count)
+    return result
+
+
+def _only_item(dataset: Published) -> Item:
+    (item,) = dataset.local.items.values()
+    return item
+
+
+class Scenario(NamedTuple):
+    """Rows that are measured together; `download` does for curl what there is to do."""
+
+    rows: tuple[str, ...]
+    run: Callable[[Bench, Peer], Iterator[Measurement]]
+    download: Callable[[Bench], Iterator[Measurement]] | None = None
+
+
+SCENARIOS = (
+    Scenario(
+        ("sequential-cold", "first-byte", "sequential-disk", "sequential-again"),
+        sequential,
+        download,
+    ),
+    Scenario(("random-cold-1", "random-cold-16"), random_cold),
+    Scenario(("random-warm-1", "random-warm-16"), random_warm),
+    Scenario(("tar-cold", "tar-disk"), archiving),
+    Scenario(("list-first", "list-again"), listing),
+    Scenario(("mount-list",), mounting),
+)
+
+
+def titles(sizes: Sizes) -> dict[str, str]:
+    """Return what each row is called in the table, in its order."""
+    large = f"{sizes.large_bytes / MIB:,.0f} MiB"
+    cold, warm = sizes.random_reads, sizes.random_reads * WARM_READS_PER_COLD
+    tar = f"tar of {sizes.small_items:,} x 4 KiB"
+    return {
+        "sequential-cold": f"{large}, cold",
+        "first-byte": "its first 128 KiB, cold",
+        "sequential-disk": f"{large}, disk cache",
+        "sequential-again": f"{large}, page cache",
+        "random-cold-1": f"{cold:,} random 4 KiB, cold, 1 reader",
+        "random-cold-16": f"{cold:,} random 4 KiB, cold, 16 readers",
+        "random-warm-1": f"{warm:,} random 4 KiB, warm, 1 reader",
+        "random-warm-16": f"{warm:,} random 4 KiB, warm, 16 readers",
+        "tar-cold": f"{tar}, cold",
+        "tar-disk": f"{tar}, disk cache",
+        "list-first": f"ls -lR of {sizes.listed_items:,}, first",
+        "list-again": f"ls -lR of {sizes.listed_items:,}, again",
+        "mount-list": f"mount and ls of {sizes.small_items:,}",
+    }
