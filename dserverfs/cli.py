@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands.add_parser("demo", help="serve and mount two real datasets"))
     _add_mount(commands.add_parser("mount", help="show datasets as a directory tree"))
     _add_umount(commands.add_parser("umount", help="end a mount"))
+    _add_whoami(commands.add_parser("whoami", help="user, and what that user may read and write"))
     return parser
 
 
@@ -134,6 +135,14 @@ def _add_umount(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=float, default=60.0, metavar="SECONDS", help="default: 60"
     )
     parser.set_defaults(command=_umount)
+
+
+def _add_whoami(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Show which user the token is for, and each base URI with r (may read) and w (may write)."
+    )
+    parser.add_argument("server", metavar="SERVER", help="HOST[:PORT] or dserver://HOST[:PORT]")
+    parser.set_defaults(command=_whoami)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -279,4 +288,21 @@ def _umount(arguments: argparse.Namespace) -> int:
     from dserverfs import launcher, mountpoint
 
     launcher.stop(mountpoint.resolve(arguments.mountpoint), arguments.timeout)
+    return 0
+
+
+def _whoami(arguments: argparse.Namespace) -> int:
+    from dserverfs.client import whoami
+    from dserverfs.model import SCHEME, DserverURI
+    from dserverfs.settings import Settings
+
+    text: str = arguments.server
+    server = DserverURI.parse(text if "://" in text else f"{SCHEME}://{text}").server
+    user = whoami(server, Settings.load())
+    print(f"user: {user.username}")
+    print(f"admin: {'yes' if user.is_admin else 'no'}")
+    for base_uri in sorted({*user.search_base_uris, *user.register_base_uris}):
+        may_read = "r" if base_uri in user.search_base_uris else "-"
+        may_write = "w" if base_uri in user.register_base_uris else "-"
+        print(f"{may_read}{may_write} {DserverURI(server, base_uri)}")
     return 0

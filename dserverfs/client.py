@@ -6,19 +6,24 @@ here. `open` starts no thread and sends no request; methods block.
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from dserverfs.cache import BlockCache, private_directory
 from dserverfs.catalogue import Catalogue
-from dserverfs.errors import NotFound, PermissionDenied
-from dserverfs.model import Dataset, DserverURI, User
+from dserverfs.connections import Trust
+from dserverfs.errors import NotFound, PermissionDenied, UsageError
+from dserverfs.model import UUID, Dataset, DserverURI, User
 from dserverfs.reader import Reader
 from dserverfs.resolver import Resolver
 from dserverfs.settings import Settings
 from dserverfs.storage import Storage
 from dserverfs.transport import ServerTransport, TokenSource
 from dserverfs.uploader import Uploader
+
+logger = logging.getLogger(__name__)
 
 
 class Client:
@@ -34,10 +39,9 @@ class Client:
     ) -> None:
         """`server` is HOST[:PORT]; `cache_size` is in bytes."""
         self._directory = cache_directory or settings.cache_directory()
-        token = settings.token()
-        tokens = TokenSource(token, None if token else settings.token_file())
-        self._transport = ServerTransport(f"{settings.protocol()}://{server}", tokens)
-        self._storage = Storage()
+        trust = settings.trust(server)
+        self._transport = _transport(server, settings, trust)
+        self._storage = Storage(trust)
         self._cache = BlockCache(self._directory / "blocks", size_limit=cache_size)
         self.resolver = Resolver(self._transport, self._storage)
         self.catalogue = Catalogue(self.resolver, server, self._directory / "manifests")
@@ -74,12 +78,13 @@ class Client:
 
         Raises what keeps it from being read: no such host, no dserver, no
         signed-URL routes, a token that is refused, a base URI without
-        permission, a dataset that is not there.
+        permission, a dataset that is not there, or several of that uuid where
+        the URI names no base URI.
         """
         self.resolver.require_signed_urls()
         user = self.resolver.user()
         if uri.base_uri is None:
-            return None
+            return None if uri.uuid is None else self._only(uri, uri.uuid, user)
         if not _may_search(user, uri.base_uri):
             known = ", ".join(user.search_base_uris) or "none"
             raise PermissionDenied(
@@ -92,6 +97,43 @@ class Client:
             return self.resolver.dataset_by_uuid(uri.uuid, uri.base_uri)
         except NotFound as error:
             raise NotFound(f"{uri}: no such dataset; a base URI shows all there are") from error
+
+    def _only(self, uri: DserverURI, uuid: UUID, user: User) -> Dataset:
+        """Return the dataset of that uuid, whichever base URI holds it."""
+        found = [
+            dataset
+            for dataset in self.resolver.datasets_by_uuid(uuid)
+            if dataset.base_uri in user.search_base_uris
+        ]
+        if not found:
+            raise NotFound(
+                f"{uri}: no base URI that user {user.username} may search has such a dataset"
+            )
+        if len(found) > 1:
+            full = sorted(str(replace(uri, base_uri=dataset.base_uri)) for dataset in found)
+            raise UsageError(f"{uri}: is in several base URIs; use one of {' '.join(full)}")
+        return found[0]
+
+
+def whoami(server: str, settings: Settings) -> User:
+    """Return whom the token for `server` speaks for; blocks. Raises what the server says."""
+    trust = settings.trust(server)
+    transport, storage = _transport(server, settings, trust), Storage(trust)
+    try:
+        resolver = Resolver(transport, storage)
+        resolver.capabilities()
+        return resolver.user()
+    finally:
+        storage.close()
+        transport.close()
+
+
+def _transport(server: str, settings: Settings, trust: Trust) -> ServerTransport:
+    token = settings.token(server)
+    tokens = TokenSource(token, None if token else settings.token_file(server))
+    if not trust.verify:
+        logger.warning("%s: certificates are not verified", server)
+    return ServerTransport(settings.base_url(server), tokens, trust=trust)
 
 
 def _may_search(user: User, base_uri: str) -> bool:

@@ -33,7 +33,7 @@ MAX_COMPONENT_BYTES = 255  # NAME_MAX of Linux
 
 @dataclass(frozen=True)
 class DserverURI:
-    """`dserver://SERVER[/<backend>/<bucket>[/<prefix>...][/<uuid>]]`."""
+    """`dserver://SERVER[/<backend>/<bucket>[/<prefix>...][/<uuid>]]`, or `.../<uuid>` alone."""
 
     server: str  # HOST or HOST:PORT
     base_uri: str | None = None  # the backend's own, "s3://bucket"
@@ -45,14 +45,14 @@ class DserverURI:
         scheme, separator, rest = text.partition("://")
         if not separator or scheme != SCHEME:
             raise UsageError(
-                f"{text}: not a dserver URI; expected dserver://HOST[:PORT][/s3/BUCKET]"
+                f"{text}: not a dserver URI; expected dserver://HOST[:PORT][/s3/BUCKET][/UUID]"
             )
         server, *parts = rest.rstrip("/").split("/")
         if not _SERVER.match(server):
             raise UsageError(f"{text}: {server!r} is not HOST or HOST:PORT")
         if any(not part or part in (".", "..") for part in parts):
             raise UsageError(f"{text}: has an empty or relative component")
-        uuid = UUID(parts.pop()) if parts and _UUID.match(parts[-1]) else None
+        uuid = UUID(parts.pop().lower()) if parts and is_uuid(parts[-1].lower()) else None
         if not parts:
             return cls(server, None, uuid)
         if len(parts) == 1:

@@ -9,44 +9,43 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
-import urllib.parse
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
-import requests
-
-from dserverfs.errors import Conflict, NotFound, ProtocolError, Unreachable, Unsupported
-from dserverfs.model import UUID, Dataset, Identifier, User
-from dserverfs.signed_urls import SignedURL, UrlBook, boottime_s, expiry_of
+from dserverfs.errors import (
+    Conflict,
+    DeadlineExceeded,
+    NotFound,
+    ProtocolError,
+    Unreachable,
+)
+from dserverfs.listings import Listings
+from dserverfs.model import (
+    UUID,
+    Dataset,
+    Identifier,
+    User,
+    component_is_usable,
+    split_base_uri,
+)
+from dserverfs.routes import Capabilities, Routes, json_of, quote, string_map
+from dserverfs.signed_urls import SignedURL
+from dserverfs.signing import MAX_REMEMBERED, Signing, is_asked_whole
 from dserverfs.storage import Storage, StorageRefused
-from dserverfs.transport import METADATA_TIMEOUT_S, Deadline, ServerTransport
+from dserverfs.transport import METADATA_TIMEOUT_S, Deadline, ServerTransport, backoff_s
 
 logger = logging.getLogger(__name__)
 
-PAGE_SIZE = 100  # the largest a dserver gives
-PARALLEL_PAGES = 4
-# Larger datasets are asked item by item on a server that cannot sign batches: one
-# answer for all costs 420 bytes an item, and 0.37 ms of the server's time.
-MAX_ITEMS_ASKED_WHOLE = 10_000
-BATCH_SIZE = 200
 MANIFEST_TIMEOUT_S = 120.0
 UPLOAD_TIMEOUT_S = 60.0
-_PIECE_BYTES = 1024 * 1024
-
-# Names under which /config/versions lists a plugin with the signed-URL routes.
-_UPSTREAM_PLUGIN = "dserver_signed_url_plugin"
-_OWN_PLUGIN = "dserverfs.server.signed_urls"
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """Which of the routes beyond dservercore's a server has."""
-
-    signed_urls: bool
-    extended: bool  # what dserverfs.server.signed_urls adds
+OBJECT_ATTEMPTS = 3
+# A manifest's keys come sorted, its version before its items.
+_MANIFEST_HEAD_BYTES = 64 * 1024
+_DTOOLCORE_VERSION = re.compile(rb'"dtoolcore_version"\s*:\s*"([0-9A-Za-z.+-]{1,40})"')
 
 
 class UploadUrl(NamedTuple):
@@ -80,125 +79,68 @@ class Resolver:
     def __init__(self, transport: ServerTransport, storage: Storage) -> None:
         self._transport = transport
         self._storage = storage
-        self._urls = UrlBook()
-        self._capabilities: Capabilities | None = None
-        self._lock = threading.Lock()
+        self._routes = Routes(transport)
+        self._listings = Listings(self._routes)
+        self._signing = Signing(self._routes)
+        self._warned: set[str] = set()  # each is said once
 
     @property
     def server_url(self) -> str:
         return self._transport.base_url
 
     def capabilities(self) -> Capabilities:
-        """Return which routes there are; asked once. Needs no token."""
-        with self._lock:
-            if self._capabilities is not None:
-                return self._capabilities
-        answer = _json(self._transport.request("GET", "/config/versions", authenticated=False))
-        versions = answer.get("versions") if isinstance(answer, dict) else None
-        if not isinstance(versions, dict) or "dservercore" not in versions:
-            raise ProtocolError(
-                f"{self.server_url} is not a dserver: /config/versions says otherwise"
-            )
-        capabilities = Capabilities(
-            signed_urls=any("signed_url" in name for name in versions),
-            extended=_OWN_PLUGIN in versions,
-        )
-        with self._lock:
-            self._capabilities = capabilities
-        return capabilities
+        """Return which routes there are; asked once. Fails at once if nobody listens there."""
+        return self._routes.capabilities()
 
     def require_signed_urls(self) -> None:
         """Raise Unsupported if this server cannot sign URLs."""
-        if not self.capabilities().signed_urls:
-            raise Unsupported(
-                f"{self.server_url} has no signed-URL routes: its operator has to install "
-                f"{_UPSTREAM_PLUGIN}"
-            )
+        self._routes.require_signed_urls()
+
+    def token_subject(self) -> str | None:
+        """Return whom the token names, unchecked and without asking; None if it does not say."""
+        return self._transport.subject()
 
     def user(self) -> User:
-        """Return whom the token speaks for."""
-        return User.from_json(_json(self._transport.get("/me")))
+        """Return whom the token speaks for; base URIs that have no place in a path are left out."""
+        user = User.from_json(json_of(self._transport.get("/me")))
+        return User(
+            user.username,
+            user.is_admin,
+            self._usable(user.search_base_uris),
+            self._usable(user.register_base_uris),
+        )
 
     def datasets(self, base_uri: str) -> list[Dataset]:
-        """Return every dataset registered below `base_uri`, oldest first.
+        """Return every dataset registered in `base_uri`, oldest first.
 
-        Pages after the first are asked in parallel. A listing is no snapshot: a
-        dataset seen twice is returned once, and asking goes on until a page is
-        short. Entries that cannot be read are left out with a warning.
+        A listing is no snapshot; entries that cannot be read are left out with
+        a warning.
         """
-        entries, total = self._page(base_uri, 1)
-        pages = -(-total // PAGE_SIZE)
-        if pages > 1:
-            with ThreadPoolExecutor(PARALLEL_PAGES, thread_name_prefix="pages") as pool:
-                for more, _ in pool.map(
-                    lambda page: self._page(base_uri, page), range(2, pages + 1)
-                ):
-                    entries += more
-        page = max(pages, 1)
-        while len(entries) >= page * PAGE_SIZE:
-            page += 1
-            more, _ = self._page(base_uri, page)
-            if not more:
-                break
-            entries += more
-        datasets: dict[UUID, Dataset] = {}
-        for entry in entries:
-            try:
-                dataset = Dataset.from_json(entry)
-            except ProtocolError as error:
-                logger.warning(
-                    "%s: a dataset of %s is left out: %s", self.server_url, base_uri, error
-                )
-                continue
-            datasets[dataset.uuid] = dataset
-        return sorted(datasets.values(), key=lambda dataset: (dataset.frozen_at, dataset.uuid))
+        return self._listings.datasets(base_uri)
 
-    def _page(self, base_uri: str, page: int) -> tuple[list[Any], int]:
-        """Return (entries, total number of entries) of one page."""
-        try:
-            response = self._transport.request(
-                "POST",
-                "/uris",
-                params={"page": page, "page_size": PAGE_SIZE, "sort": "frozen_at,uuid"},
-                json={"base_uris": [base_uri]},
-            )
-        except NotFound:  # beyond the last page, on some servers
-            return [], 0
-        entries = _json(response)
-        if not isinstance(entries, list):
-            raise ProtocolError(f"{self.server_url}: the listing of {base_uri} is not a list")
-        try:
-            pagination = json.loads(response.headers.get("X-Pagination", "{}"))
-            total = int(pagination.get("total", 0))
-        except (ValueError, TypeError, AttributeError):
-            total = 0
-        return entries, total
+    def datasets_by_uuid(self, uuid: UUID) -> list[Dataset]:
+        """Return the datasets of that uuid, one for each base URI that holds it; none: empty."""
+        return self._listings.datasets_by_uuid(uuid)
 
     def dataset_by_uuid(self, uuid: UUID, base_uri: str) -> Dataset:
-        """Return the dataset of that uuid below `base_uri`; raises NotFound."""
-        for entry in _json(self._transport.get(f"/uuids/{uuid}")):
-            dataset = Dataset.from_json(entry)
+        """Return the dataset of that uuid in `base_uri`; raises NotFound."""
+        for dataset in self._listings.datasets_by_uuid(uuid):
             if dataset.base_uri == base_uri:
                 return dataset
         raise NotFound(f"{self.server_url} has no dataset {uuid} in {base_uri}")
 
     def fetch_manifest(self, dataset: Dataset, file: IO[bytes]) -> None:
         """Write the manifest's JSON, as the server sends it, to `file`."""
-        path = f"/manifests/{_quote(dataset.uri)}"
-        response = self._transport.request("GET", path, stream=True, timeout_s=MANIFEST_TIMEOUT_S)
         deadline = Deadline(MANIFEST_TIMEOUT_S)
-        try:
-            for piece in response.iter_content(_PIECE_BYTES):
-                file.write(piece)
-                deadline.remaining_s()
-        except requests.RequestException as error:
-            raise Unreachable(f"{self.server_url}{path}: the answer was cut off") from error
-        finally:
-            response.close()
+        response = self._routes.core(
+            "manifests", dataset.uri, stream=True, timeout_s=MANIFEST_TIMEOUT_S
+        )
+        for piece in self._transport.read_pieces(response, deadline, max_bytes=None):
+            file.write(piece)
 
     def readme(self, dataset: Dataset) -> bytes:
         """Return the content of README.yml."""
-        answer = _json(self._transport.get(f"/readmes/{_quote(dataset.uri)}"))
+        answer = json_of(self._routes.core("readmes", dataset.uri))
         readme = answer.get("readme") if isinstance(answer, dict) else None
         if isinstance(readme, str):
             return readme.encode("utf-8")
@@ -207,27 +149,22 @@ class Resolver:
         raise ProtocolError(f"{self.server_url}: the README of {dataset.uri} is no text")
 
     def metadata(self, dataset: Dataset) -> Metadata:
-        """Return what `.dtool` holds: one request to the server, one to the store an object."""
-        answer = self._signed_dataset(dataset, with_items=False)
+        """Return what `.dtool` holds: one request to the server, one to the store an object.
+
+        Of a dataset that is too large to be asked whole, on a server that cannot
+        leave its items out: what the server's index has, which is all but overlays.
+        """
+        if not self._routes.capabilities().extended and not is_asked_whole(dataset):
+            return self._indexed_metadata(dataset)
         deadline = Deadline(METADATA_TIMEOUT_S)
-        overlays = _string_map(answer.get("overlay_urls"), "overlay_urls")
-        annotations = _string_map(answer.get("annotation_urls"), "annotation_urls")
-        admin_url = answer.get("admin_metadata_url")
-        tags = answer.get("tags", [])
-        if not isinstance(admin_url, str) or not isinstance(tags, list):
-            raise ProtocolError(f"{self.server_url}: signed URLs of {dataset.uri} are incomplete")
-        urls = [admin_url, *overlays.values(), *annotations.values()]
         try:
-            with ThreadPoolExecutor(4, thread_name_prefix="metadata") as pool:
-                admin, *rest = pool.map(lambda url: self._storage.read_object(url, deadline), urls)
+            return self._stored_metadata(dataset, deadline)
+        except StorageRefused as error:
+            logger.debug("%s: signed once more: %s", dataset.uri, error)
+        try:
+            return self._stored_metadata(dataset, deadline)
         except StorageRefused as error:
             raise ProtocolError(f"{error}, for a URL signed just now", uri=dataset.uri) from error
-        return Metadata(
-            admin_metadata=admin,
-            tags=tuple(sorted(str(tag) for tag in tags)),
-            overlays=dict(zip(overlays, rest[: len(overlays)], strict=True)),
-            annotations=dict(zip(annotations, rest[len(overlays) :], strict=True)),
-        )
 
     def item_url(
         self,
@@ -240,13 +177,11 @@ class Resolver:
         `neighbours(n)` names up to n items likely to be asked for next,
         including this one: where the server can, they are signed in the same request.
         """
-        return self._urls.get(
-            dataset.uuid, identifier, lambda: self._sign(dataset, identifier, neighbours)
-        )
+        return self._signing.item_url(dataset, identifier, neighbours)
 
     def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
         """Drop `url`, which the store refused, unless it was already replaced."""
-        self._urls.forget(dataset.uuid, identifier, url)
+        self._signing.forget(dataset, identifier, url)
 
     def start_upload(self, base_uri: str, description: Mapping[str, Any]) -> UploadUrls:
         """Announce a dataset; return where to PUT its README and items.
@@ -255,13 +190,13 @@ class Resolver:
         Repeating it gives fresh URLs. Raises PermissionDenied without register
         permission, Conflict if the dataset exists.
         """
-        path = f"/signed-urls/upload/{_quote(base_uri)}"
-        if not self.capabilities().extended:
+        path = f"/signed-urls/upload/{quote(base_uri)}"
+        if not self._routes.capabilities().extended:
             description = {key: description[key] for key in description if key != "created_at"}
         response = self._transport.request(
             "POST", path, json=description, timeout_s=UPLOAD_TIMEOUT_S
         )
-        answer = _json(response)
+        answer = json_of(response)
         try:
             urls = answer["upload_urls"]
             items = {
@@ -287,75 +222,119 @@ class Resolver:
             )
         except (Unreachable, ProtocolError, Conflict) as error:
             try:
-                self._transport.get(f"/uris/{_quote(uri)}")
+                self._routes.core("uris", uri)
             except NotFound:
                 raise error from None
 
-    def _sign(
-        self,
-        dataset: Dataset,
-        identifier: Identifier,
-        neighbours: Callable[[int], Sequence[Identifier]],
-    ) -> dict[Identifier, SignedURL]:
-        before_s = boottime_s()
-        path = f"/signed-urls/items/{_quote(dataset.uri)}"
-        if self.capabilities().extended:
-            wanted = list(dict.fromkeys([identifier, *neighbours(BATCH_SIZE)]))
-            response = self._transport.request("POST", path, json={"identifiers": wanted})
-            return self._item_urls(response, before_s)
-        if dataset.number_of_items is None or dataset.number_of_items <= MAX_ITEMS_ASKED_WHOLE:
-            response = self._transport.get(f"/signed-urls/dataset/{_quote(dataset.uri)}")
-            return self._item_urls(response, before_s)
-        response = self._transport.get(
-            f"/signed-urls/item/{_quote(dataset.uri)}/{_quote(identifier)}"
-        )
-        answer = _json(response)
-        url = answer.get("url") if isinstance(answer, dict) else None
-        if not isinstance(url, str):
-            raise ProtocolError(f"{self.server_url}: no signed URL for {identifier}")
-        return {identifier: SignedURL(url, expiry_of(url, answer, response.headers, before_s))}
+    def _usable(self, base_uris: Sequence[str]) -> tuple[str, ...]:
+        usable = []
+        for base_uri in base_uris:
+            try:
+                parts = split_base_uri(base_uri)
+            except ProtocolError:
+                parts = [""]
+            if all(component_is_usable(part) for part in parts):
+                usable.append(base_uri)
+            else:
+                self._warn_once(
+                    f"{self.server_url}: base URI {base_uri!r} is left out: it cannot be a path"
+                )
+        return tuple(usable)
 
-    def _item_urls(
-        self, response: requests.Response, before_s: float
-    ) -> dict[Identifier, SignedURL]:
-        answer = _json(response)
-        urls = _string_map(
-            answer.get("item_urls") if isinstance(answer, dict) else None, "item_urls"
+    def _stored_metadata(self, dataset: Dataset, deadline: Deadline) -> Metadata:
+        answer = self._signing.dataset_urls(dataset)
+        overlays = string_map(answer.get("overlay_urls", {}), "overlay_urls")
+        annotations = string_map(answer.get("annotation_urls", {}), "annotation_urls")
+        admin_url = answer.get("admin_metadata_url")
+        tags = answer.get("tags", [])
+        if not isinstance(admin_url, str) or not isinstance(tags, list):
+            raise ProtocolError(f"{self.server_url}: signed URLs of {dataset.uri} are incomplete")
+        with ThreadPoolExecutor(4, thread_name_prefix="metadata") as pool:
+            admin = pool.submit(self._read_object, admin_url, deadline)
+            parts = [
+                {name: pool.submit(self._read_object, url, deadline) for name, url in urls.items()}
+                for urls in (overlays, annotations)
+            ]
+            stored = [
+                {
+                    name: content
+                    for name, future in part.items()
+                    if (content := _unless_gone(future)) is not None
+                }
+                for part in parts
+            ]
+            return Metadata(admin.result(), _sorted_texts(tags), stored[0], stored[1])
+
+    def _read_object(self, url: str, deadline: Deadline) -> bytes:
+        attempt = 0
+        while True:
+            try:
+                return self._storage.read_object(url, deadline)
+            except Unreachable as error:
+                attempt += 1
+                if attempt >= OBJECT_ATTEMPTS or isinstance(error, DeadlineExceeded):
+                    raise
+                logger.debug("tried again after: %s", error)
+                time.sleep(min(backoff_s(attempt - 1), deadline.remaining_s()))
+
+    def _indexed_metadata(self, dataset: Dataset) -> Metadata:
+        tags = json_of(self._routes.core("tags", dataset.uri))
+        annotations = json_of(self._routes.core("annotations", dataset.uri))
+        try:
+            tag_names, values = tags["tags"], dict(annotations["annotations"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(f"{self.server_url}: tags of {dataset.uri} are no tags") from error
+        if not isinstance(tag_names, list):
+            raise ProtocolError(f"{self.server_url}: tags of {dataset.uri} are no list")
+        self._warn_once(
+            f"{dataset.uri}: its overlays are not shown: {self.server_url} cannot sign them"
+            f" without the URLs of {dataset.number_of_items} items"
         )
-        return {
-            Identifier(key): SignedURL(url, expiry_of(url, answer, response.headers, before_s))
-            for key, url in urls.items()
+        admin = {
+            "uuid": dataset.uuid,
+            "name": dataset.name,
+            "type": "dataset",
+            "creator_username": dataset.creator_username,
+            "created_at": dataset.created_at,
+            "frozen_at": dataset.frozen_at,
+            **self._dtoolcore_version(dataset),
         }
+        return Metadata(
+            json.dumps(admin).encode(),
+            _sorted_texts(tag_names),
+            {},
+            {str(name): json.dumps(value, indent=2).encode() for name, value in values.items()},
+        )
 
-    def _signed_dataset(self, dataset: Dataset, *, with_items: bool) -> dict[str, Any]:
-        # A server that does not know the parameter ignores it and answers with all.
-        params = None if with_items else {"items": "false"}
-        before_s = boottime_s()
-        response = self._transport.get(f"/signed-urls/dataset/{_quote(dataset.uri)}", params=params)
-        answer = _json(response)
-        if not isinstance(answer, dict):
-            raise ProtocolError(
-                f"{self.server_url}: signed URLs of {dataset.uri} are not an object"
-            )
-        if answer.get("item_urls"):
-            self._urls.add(dataset.uuid, self._item_urls(response, before_s))
-        return answer
+    def _dtoolcore_version(self, dataset: Dataset) -> dict[str, str]:
+        """Return what the beginning of the manifest says of the version that made it."""
+        deadline = Deadline(MANIFEST_TIMEOUT_S)
+        response = self._routes.core(
+            "manifests", dataset.uri, stream=True, timeout_s=MANIFEST_TIMEOUT_S
+        )
+        head = b""
+        pieces = self._transport.read_pieces(response, deadline, max_bytes=None)
+        for piece in pieces:
+            head += piece
+            if len(head) >= _MANIFEST_HEAD_BYTES or b'"items"' in head:
+                break
+        pieces.close()
+        match = _DTOOLCORE_VERSION.search(head)
+        return {"dtoolcore_version": match[1].decode("ascii")} if match else {}
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned and len(self._warned) < MAX_REMEMBERED:
+            self._warned.add(message)
+            logger.warning("%s", message)
 
 
-def _quote(text: str) -> str:
-    """Return `text` as one path component, the form every dserver route accepts."""
-    return urllib.parse.quote(text, safe="")
-
-
-def _json(response: requests.Response) -> Any:
+def _unless_gone(stored: Future[bytes]) -> bytes | None:
+    """Return the object's content; None if it was deleted since it was listed."""
     try:
-        return response.json()
-    except ValueError as error:
-        where = response.url.partition("?")[0]
-        raise ProtocolError(f"{where}: the answer is not JSON; is this a dserver?") from error
+        return stored.result()
+    except NotFound:
+        return None
 
 
-def _string_map(value: Any, what: str) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(url, str) for url in value.values()):
-        raise ProtocolError(f"{what} of a dataset is not a map of URLs")
-    return value
+def _sorted_texts(tags: list[Any]) -> tuple[str, ...]:
+    return tuple(sorted(str(tag) for tag in tags))

@@ -1,22 +1,47 @@
 """Where configuration comes from: the environment, then `~/.config/dtool/dtool.json`.
 
 Read by `dserverfs.client` alone, so that no lower layer has a hidden switch.
-The variables are those of the dtool ecosystem; what this file does not find
-there has the default written beside it.
+The variables are those of the dtool ecosystem where it has them. SERVER below
+is HOST or HOST:PORT as in the dserver URI; what is set for a server counts
+before what is set for all.
+
+    DSERVER_URL_<SERVER>         base URL, if it is not PROTOCOL://SERVER:
+                                 https://data.example.org/lookup
+    DSERVER_URL                  the same, if SERVER is the host of this URL
+    DSERVER_PROTOCOL             http (default) or https
+    DSERVER_TOKEN[_<SERVER>]     the token itself
+    DSERVER_TOKEN_FILE[_<SERVER>]  a file with it, read again when it changes
+    DSERVER_CA_FILE[_<SERVER>]   certificate authority to trust beside the machine's,
+                                 for dserver and the store: PEM file or directory
+    DSERVER_VERIFY_SSL[_<SERVER>]  false: accept any certificate (default true)
+    REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE, SSL_CERT_FILE
+                                 (environment only) certificates in place of the machine's
+    HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY
+                                 (environment only) never used for this machine itself
+    DSERVER_CACHE_DIR            where blocks and manifests are kept
+
+A name with dots, hyphens or a colon cannot be exported by a shell; `env
+NAME=VALUE command` or dtool.json take it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 
+from dserverfs.connections import Trust
 from dserverfs.errors import UsageError
 
 TOKEN = "DSERVER_TOKEN"
 TOKEN_FILE = "DSERVER_TOKEN_FILE"
 PROTOCOL = "DSERVER_PROTOCOL"
+URL = "DSERVER_URL"
+CA_FILE = "DSERVER_CA_FILE"
+VERIFY_SSL = "DSERVER_VERIFY_SSL"
+BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 CACHE_DIR = "DSERVER_CACHE_DIR"
 
 
@@ -54,12 +79,44 @@ class Settings:
             raise UsageError(f"{PROTOCOL}={protocol}: must be http or https")
         return protocol
 
-    def token(self) -> str | None:
+    def base_url(self, server: str) -> str:
+        """Return where the routes of `server` begin, without a slash at the end."""
+        key, value = f"{URL}_{server}", self.get(f"{URL}_{server}")
+        if value is None:
+            common = self.get(URL)
+            if common is None or urllib.parse.urlsplit(common).netloc != server:
+                return f"{self.protocol()}://{server}"
+            key, value = URL, common
+        parts = urllib.parse.urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError(f"{key}={_public(value)}: must be http://... or https://...")
+        if parts.query or parts.fragment or parts.username is not None:
+            raise UsageError(f"{key}={_public(value)}: must be without user, query and fragment")
+        return value.rstrip("/")
+
+    def token(self, server: str) -> str | None:
+        """Return the token for `server`, unless a token file of its own goes before."""
+        own = self.get(f"{TOKEN}_{server}")
+        if own or self.get(f"{TOKEN_FILE}_{server}"):
+            return own
         return self.get(TOKEN)
 
-    def token_file(self) -> Path | None:
-        value = self.get(TOKEN_FILE)
+    def token_file(self, server: str) -> Path | None:
+        value = self.get(f"{TOKEN_FILE}_{server}") or self.get(TOKEN_FILE)
         return Path(value).expanduser().absolute() if value else None
+
+    def trust(self, server: str) -> Trust:
+        """Return whose certificates count, for `server` and the store behind it."""
+        verify = (self._for(VERIFY_SSL, server) or "true").lower()
+        if verify not in ("true", "false", "1", "0", "yes", "no"):
+            raise UsageError(f"{VERIFY_SSL}={verify}: must be true or false")
+        ca_file = self._for(CA_FILE, server)
+        bundle = next((self._environment[key] for key in BUNDLES if self._environment.get(key)), "")
+        return Trust(
+            bundle=Path(bundle).absolute() if bundle else None,
+            ca_file=Path(ca_file).expanduser().absolute() if ca_file else None,
+            verify=verify in ("true", "1", "yes"),
+        )
 
     def cache_directory(self) -> Path:
         value = self.get(CACHE_DIR)
@@ -77,6 +134,22 @@ class Settings:
         """Return where logs go that the user did not name a file for."""
         home = self._environment.get("XDG_STATE_HOME") or "~/.local/state"
         return (Path(home).expanduser() / "dserverfs").absolute()
+
+    def _for(self, key: str, server: str) -> str | None:
+        """Return the value for `server`; what is set for all otherwise."""
+        own = self._raw(f"{key}_{server}")
+        return self._raw(key) if own is None else own
+
+    def _raw(self, key: str) -> str | None:
+        """As `get`, but a `false` of the JSON file is a value."""
+        value = self._environment.get(key) or self._file_values.get(key)
+        return None if value is None or value == "" else str(value)
+
+
+def _public(url: str) -> str:
+    """Return `url` without what may be a secret in it."""
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _config_home(environment: Mapping[str, str]) -> Path:

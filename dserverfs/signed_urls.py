@@ -12,16 +12,18 @@ import threading
 import time
 import urllib.parse
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
-from dserverfs.errors import NotFound
-from dserverfs.model import UUID, Identifier
+from dserverfs.errors import NotFound, ProtocolError
+from dserverfs.model import UUID, Identifier, parse_timestamp
 
 DEFAULT_LIFETIME_S = 300.0  # where neither URL nor server says; upstream signs for an hour
 MARGIN_S = 60.0  # a URL is renewed so long before it expires, but not before 9/10 of its life
-MAX_URLS = 100_000  # of 420 bytes each; the dataset used longest ago goes first
+# 100,000 URLs of AWS. What was used longest ago goes first, a dataset at a time.
+MAX_BYTES = 64 * 1024 * 1024
+_ENTRY_BYTES = 250  # Python's own, beside the URL's letters
 
 
 class SignedURL(NamedTuple):
@@ -40,90 +42,157 @@ def expiry_of(
 ) -> float:
     """Return until when (CLOCK_BOOTTIME) `url` is to be used.
 
-    The URL's own X-Amz-Date and X-Amz-Expires are trusted above the answer's
-    expiry_seconds, and compared with the answer's Date header, so that the local
-    wall clock does not matter. `before_s` is when the request was sent.
+    The URL's own dates are trusted above the answer's expiry_seconds, and that
+    above its expiry_timestamp, which some servers give seconds too late. Dates
+    are compared with the answer's Date header, so that the local wall clock does
+    not matter. `before_s` is when the request was sent.
     """
     lifetime_s = _lifetime_by_url(url, headers)
     if lifetime_s is None:
-        seconds = answer.get("expiry_seconds")
-        known = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-        lifetime_s = float(seconds) if known and seconds is not None else DEFAULT_LIFETIME_S
+        lifetime_s = _lifetime_by_answer(answer, headers)
     return before_s + lifetime_s - min(MARGIN_S, lifetime_s / 10)
 
 
 def _lifetime_by_url(url: str, headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that AWS's, Google's or Azure's parameters give, if they do."""
     query = urllib.parse.parse_qs(urllib.parse.urlsplit(url).query)
     try:
-        signed_at = datetime.datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ")
-        expires_s = float(query["X-Amz-Expires"][0])
-        server_now = email.utils.parsedate_to_datetime(headers["Date"]).timestamp()
-    except (KeyError, ValueError):
+        for prefix in ("X-Amz", "X-Goog"):
+            if f"{prefix}-Date" in query:
+                signed_at = datetime.datetime.strptime(query[f"{prefix}-Date"][0], "%Y%m%dT%H%M%SZ")
+                expires_s = float(query[f"{prefix}-Expires"][0])
+                signed_at_s = signed_at.replace(tzinfo=datetime.timezone.utc).timestamp()
+                return _usable(signed_at_s + expires_s - _server_now(headers))
+        end = query.get("se") or query.get("Expires")  # Azure's SAS; AWS before version 4
+        return _usable(parse_timestamp(end[0]) - _server_now(headers)) if end else None
+    except (KeyError, ValueError, ProtocolError):
         return None
-    signed_at_s = signed_at.replace(tzinfo=datetime.timezone.utc).timestamp()
-    return signed_at_s + expires_s - server_now
+
+
+def _lifetime_by_answer(answer: Mapping[str, Any], headers: Mapping[str, str]) -> float:
+    try:
+        return _usable(parse_timestamp(answer.get("expiry_seconds")))
+    except (ProtocolError, ValueError):
+        pass
+    try:
+        return _usable(parse_timestamp(answer.get("expiry_timestamp")) - _server_now(headers))
+    except (KeyError, ProtocolError, ValueError):
+        return DEFAULT_LIFETIME_S
+
+
+def _server_now(headers: Mapping[str, str]) -> float:
+    return email.utils.parsedate_to_datetime(headers["Date"]).timestamp()
+
+
+def _usable(lifetime_s: float) -> float:
+    """Return a lifetime that can be one; raises ValueError if a clock must be wrong."""
+    if not 0 < lifetime_s < 366 * 86_400:
+        raise ValueError(f"{lifetime_s} s is no lifetime")
+    return lifetime_s
 
 
 class UrlBook:
     """Signed URLs by dataset and item."""
 
-    def __init__(self, clock_s: Callable[[], float] = boottime_s) -> None:
+    def __init__(
+        self, clock_s: Callable[[], float] = boottime_s, *, max_bytes: int = MAX_BYTES
+    ) -> None:
         self._clock_s = clock_s
+        self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._urls: OrderedDict[UUID, dict[Identifier, SignedURL]] = OrderedDict()
-        self._count = 0
-        self._asking: dict[tuple[UUID, Identifier], Future[SignedURL]] = {}
+        self._bytes = 0
+        self._asking: dict[Hashable, _Question] = {}
 
     def get(
         self,
         dataset: UUID,
         identifier: Identifier,
         ask: Callable[[], Mapping[Identifier, SignedURL]],
+        *,
+        question: Hashable | None = None,
     ) -> SignedURL:
-        """Return a good URL; `ask` is called by one of all who wait for the same item.
+        """Return a good URL; `ask` is called by one of all who wait for the same question.
 
-        Raises what `ask` raises, and NotFound if its answer lacks the item.
+        A question is one item unless told otherwise; whose item its answer lacks
+        asks again for itself. Raises what `ask` raises, and NotFound if its own
+        answer lacks the item.
         """
-        key = (dataset, identifier)
-        with self._lock:
-            known = self._urls.get(dataset, {}).get(identifier)
-            if known is not None and self._clock_s() < known.good_until_s:
-                self._urls.move_to_end(dataset)
-                return known
-            pending = self._asking.get(key)
-            mine = pending is None
-            if pending is None:
-                pending = self._asking[key] = Future()
-        if not mine:
-            return pending.result()
-        try:
-            answer = ask()
-            if identifier not in answer:
-                raise NotFound(f"the server has no item {identifier} in dataset {dataset}")
-            self.add(dataset, answer)
-            pending.set_result(answer[identifier])
-        except BaseException as error:
-            pending.set_exception(error)
-            raise
-        finally:
+        key = (dataset, identifier) if question is None else question
+        while True:
             with self._lock:
-                del self._asking[key]
-        return answer[identifier]
+                known = self._urls.get(dataset, {}).get(identifier)
+                if known is not None and self._clock_s() < known.good_until_s:
+                    self._urls.move_to_end(dataset)
+                    return known
+                pending = self._asking.get(key)
+                if pending is None:
+                    mine = self._asking[key] = _Question(identifier, Future())
+            if pending is None:
+                return self._answer(dataset, mine, key, ask)
+            try:
+                urls = pending.urls.result()
+            except NotFound:
+                if pending.identifier == identifier:
+                    raise
+                continue
+            if identifier in urls:
+                return urls[identifier]
 
     def add(self, dataset: UUID, urls: Mapping[Identifier, SignedURL]) -> None:
+        """Keep `urls`; others go if there are too many, and a dataset's oldest if it alone has."""
         with self._lock:
             known = self._urls.setdefault(dataset, {})
-            self._count -= len(known)
-            known.update(urls)
-            self._count += len(known)
+            for identifier, url in urls.items():
+                self._drop_locked(known, identifier)
+                known[identifier] = url
+                self._bytes += _size(url)
             self._urls.move_to_end(dataset)
-            while self._count > MAX_URLS and len(self._urls) > 1:
+            while self._bytes > self._max_bytes and len(self._urls) > 1:
                 _, dropped = self._urls.popitem(last=False)
-                self._count -= len(dropped)
+                self._bytes -= sum(map(_size, dropped.values()))
+            while self._bytes > self._max_bytes and known:
+                self._drop_locked(known, next(iter(known)))
 
     def forget(self, dataset: UUID, identifier: Identifier, url: SignedURL) -> None:
         with self._lock:
             known = self._urls.get(dataset, {})
             if known.get(identifier) is url:
-                del known[identifier]
-                self._count -= 1
+                self._drop_locked(known, identifier)
+
+    def _answer(
+        self,
+        dataset: UUID,
+        mine: _Question,
+        key: Hashable,
+        ask: Callable[[], Mapping[Identifier, SignedURL]],
+    ) -> SignedURL:
+        try:
+            urls = ask()
+            if mine.identifier not in urls:
+                raise NotFound(f"the server has no item {mine.identifier} in dataset {dataset}")
+            self.add(dataset, urls)
+            mine.urls.set_result(urls)
+        except BaseException as error:
+            mine.urls.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._asking[key]
+        return urls[mine.identifier]
+
+    def _drop_locked(self, known: dict[Identifier, SignedURL], identifier: Identifier) -> None:
+        url = known.pop(identifier, None)
+        if url is not None:
+            self._bytes -= _size(url)
+
+
+class _Question(NamedTuple):
+    """Somebody asks the server for an item's URL, and maybe for others with it."""
+
+    identifier: Identifier
+    urls: Future[Mapping[Identifier, SignedURL]]
+
+
+def _size(url: SignedURL) -> int:
+    return len(url.url) + _ENTRY_BYTES

@@ -5,13 +5,15 @@ Never sees a token, never logs a URL's query. urllib3's pool, on which requests
 is built, because 5,000 GETs of 4 KiB take 3.0 s with requests and 1.6 s with it.
 
 Every call blocks: no single wait on the network is longer than
-STALL_TIMEOUT_S, and the whole call ends soon after its deadline. Thread-safe.
+STALL_TIMEOUT_S, and the body of an answer ends at the call's deadline however
+slowly it trickles. Thread-safe.
 """
 
 from __future__ import annotations
 
 import http.client
 import re
+import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import BinaryIO, NamedTuple
@@ -19,6 +21,7 @@ from typing import BinaryIO, NamedTuple
 import urllib3
 
 from dserverfs.body import PIECE_BYTES, Body
+from dserverfs.connections import Trust, pool_manager, proxy_for
 from dserverfs.errors import (
     DeadlineExceeded,
     DserverfsError,
@@ -27,9 +30,17 @@ from dserverfs.errors import (
     ProtocolError,
     Unreachable,
 )
-from dserverfs.transport import CONNECT_TIMEOUT_S, USER_AGENT, Deadline
+from dserverfs.transport import (
+    CONNECT_TIMEOUT_S,
+    USER_AGENT,
+    Deadline,
+    retry_after_s,
+    sleep_within,
+)
 
 STALL_TIMEOUT_S = 30.0
+# How often one call asks again when the store says when: 503 or 429 with Retry-After.
+MAX_WAITS = 3
 MAX_OBJECT_BYTES = 64 * 1024 * 1024
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
 _XML_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
@@ -50,30 +61,33 @@ class ByteRange(NamedTuple):
 class Storage:
     """GETs on signed URLs over kept connections."""
 
-    def __init__(self, *, max_connections: int = 32) -> None:
-        self._pool = urllib3.PoolManager(
-            num_pools=8,
-            maxsize=max_connections,
-            retries=False,
-            timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=STALL_TIMEOUT_S),
-            headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
-        )
+    def __init__(self, trust: Trust | None = None, *, max_connections: int = 32) -> None:
+        """Of each host at most `max_connections` are kept while idle."""
+        self._trust = trust or Trust()
+        self._max_connections = max_connections
+        self._lock = threading.Lock()
+        self._pools: dict[tuple[str, str | None], urllib3.PoolManager] = {}  # by scheme, proxy
+        self._proxies: dict[str, str | None] = {}  # by scheme and host
 
     def read_object(self, url: str, deadline: Deadline) -> bytes:
         """Return a whole small object; raises as `read_range` does."""
-        response = self._get(url, {})
+        response = self._get(url, {}, deadline)
         try:
             if response.status != 200:
                 raise _refusal(response, url)
             _check_encoding(response, url)
-            body = bytearray()
-            while piece := response.read(PIECE_BYTES):
-                body += piece
-                if len(body) > MAX_OBJECT_BYTES:
+            body = Body(response, STALL_TIMEOUT_S)
+            content = bytearray()
+            while piece := body.read_some(PIECE_BYTES, deadline):
+                content += piece
+                if len(content) > MAX_OBJECT_BYTES:
                     raise ProtocolError(f"{_public(url)}: larger than any metadata should be")
-                deadline.remaining_s()
-            return bytes(body)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+            promised = response.headers.get("Content-Length")
+            if promised is not None and promised != str(len(content)):
+                raise Unreachable(f"{_public(url)}: the body ended too soon")
+            body.finish()
+            return bytes(content)
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             raise _no_answer(error, url) from error
         finally:
             _give_back(response)
@@ -102,7 +116,7 @@ class Storage:
         headers = {"Range": f"bytes={wanted.start}-{wanted.start + wanted.length - 1}"}
         if etag is not None:
             headers["If-Match"] = etag
-        response = self._get(url, headers)
+        response = self._get(url, headers, deadline)
         try:
             if response.status not in (200, 206):
                 raise _refusal(response, url)
@@ -137,7 +151,7 @@ class Storage:
         """
         content.seek(0)
         try:
-            response = self._pool.request(
+            response = self._pool(url).request(
                 "PUT",
                 url,
                 headers={
@@ -148,6 +162,8 @@ class Storage:
                 body=content if size_in_bytes else b"",
                 preload_content=False,
                 redirect=False,
+                retries=False,
+                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=STALL_TIMEOUT_S),
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise _no_answer(error, url) from error
@@ -161,20 +177,79 @@ class Storage:
             _give_back(response)
 
     def close(self) -> None:
-        self._pool.clear()
+        with self._lock:
+            pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            pool.clear()
 
-    def _get(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
-        try:
-            return self._pool.request(
-                "GET",
-                url,
-                headers={**self._pool.headers, **headers},
-                preload_content=False,
-                decode_content=False,
-                redirect=False,
-            )
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise _no_answer(error, url) from error
+    def _pool(self, url: str) -> urllib3.PoolManager:
+        """Return the connections by which `url` is reached."""
+        parts = urllib.parse.urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc}"
+        with self._lock:
+            if origin not in self._proxies:
+                self._proxies[origin] = proxy_for(origin)
+            proxy = self._proxies[origin]
+            pool = self._pools.get((parts.scheme, proxy))
+            if pool is None:
+                pool = self._pools[parts.scheme, proxy] = pool_manager(
+                    self._trust, origin, proxy, num_pools=8, maxsize=self._max_connections
+                )
+        return pool
+
+    def _get(
+        self, url: str, headers: dict[str, str], deadline: Deadline
+    ) -> urllib3.BaseHTTPResponse:
+        """Return the answer, its body unread; waits where the store says how long."""
+        waits = 0
+        while True:
+            response = self._ask(url, headers, deadline)
+            if response.status not in (429, 503) or "Retry-After" not in response.headers:
+                return response
+            wait_s = retry_after_s(response.headers)
+            waits += 1
+            if waits > MAX_WAITS:
+                return response
+            failure = _refusal(response, url)
+            _give_back(response)
+            if not sleep_within(deadline, wait_s):
+                raise failure
+
+    def _ask(
+        self, url: str, headers: dict[str, str], deadline: Deadline
+    ) -> urllib3.BaseHTTPResponse:
+        """Return the answer to one GET; a kept connection that turns out dead counts for nothing.
+
+        urllib3 sees one that was closed before, but not one that closes while we
+        ask, or whose other end has forgotten it: then nothing comes back, and the
+        same is asked once more on a new connection.
+        """
+        fresh = False
+        while True:
+            pool = self._pool(url)
+            try:
+                return pool.request(
+                    "GET",
+                    url,
+                    headers={
+                        "User-Agent": USER_AGENT,
+                        "Accept-Encoding": "identity",
+                        **headers,
+                    },
+                    preload_content=False,
+                    decode_content=False,
+                    redirect=False,
+                    retries=False,
+                    timeout=urllib3.Timeout(
+                        connect=min(CONNECT_TIMEOUT_S, deadline.remaining_s()),
+                        read=min(STALL_TIMEOUT_S, deadline.remaining_s()),
+                    ),
+                )
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                if fresh or not isinstance(error, urllib3.exceptions.ProtocolError):
+                    raise _no_answer(error, url) from error
+            fresh = True
+            pool.clear()  # the other kept ones may be as old; those in use are not hurt
 
 
 def _public(url: str) -> str:
@@ -193,7 +268,7 @@ def _skip(body: Body, count: int, deadline: Deadline) -> None:
 def _give_back(response: urllib3.BaseHTTPResponse) -> None:
     """Keep the connection if the body was read to its end, close it otherwise."""
     source = response._fp  # type: ignore[attr-defined]
-    if source is None or source.isclosed():
+    if source is None or (source.isclosed() and not source.length):
         response.release_conn()
     else:
         response.close()
@@ -236,6 +311,8 @@ def _refusal(response: urllib3.BaseHTTPResponse, url: str) -> DserverfsError:
     match = _XML_CODE.search(body)
     reason = match.group(1).decode("ascii") if match else (response.reason or "no reason given")
     what = f"{_public(url)}: the store answers {status} {reason}"
+    if reason == "RequestTimeTooSkewed":
+        what += ": the URL has expired, or the clocks of dserver and store differ"
     if status in (400, 401, 403):
         return StorageRefused(what, status=status)
     if status in (404, 410):
@@ -249,6 +326,13 @@ def _refusal(response: urllib3.BaseHTTPResponse, url: str) -> DserverfsError:
 
 def _no_answer(error: Exception, url: str) -> DserverfsError:
     host = urllib.parse.urlsplit(url).netloc
+    if isinstance(error, urllib3.exceptions.NewConnectionError):  # a timeout to urllib3
+        return Unreachable(f"the store at {host} cannot be reached; is it running?")
     if isinstance(error, (urllib3.exceptions.TimeoutError, TimeoutError)):
         return DeadlineExceeded(f"the store at {host} does not answer in time")
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return ProtocolError(
+            f"the store at {host}: its certificate is not accepted;"
+            " a certificate authority of your own is named by DSERVER_CA_FILE"
+        )
     return Unreachable(f"the store at {host} cannot be read: {type(error).__name__}")

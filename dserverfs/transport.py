@@ -9,22 +9,27 @@ Every call blocks the calling thread, at most until its deadline. Thread-safe.
 
 from __future__ import annotations
 
-import ipaddress
+import base64
+import binascii
+import datetime
+import email.utils
+import json as json_module
 import logging
 import random
+import re
 import threading
 import time
 import urllib.parse
-import urllib.request
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import requests
-import requests.adapters
 import requests.auth
+import urllib3
 
 from dserverfs import __version__
+from dserverfs.connections import Adapter, Trust, is_loopback, proxy_for
 from dserverfs.errors import (
     Conflict,
     DeadlineExceeded,
@@ -34,6 +39,7 @@ from dserverfs.errors import (
     PermissionDenied,
     ProtocolError,
     Unreachable,
+    Unsupported,
     UsageError,
 )
 
@@ -45,6 +51,11 @@ ATTEMPTS = 4
 FIRST_BACKOFF_S = 0.2
 # Of dserver's answers, those that say "not now" (503 with Retry-After, proxies' 502 and 504).
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+MAX_ANSWER_BYTES = 256 * 1024 * 1024  # 100,000 items' signed URLs are 42 MB
+_PIECE_BYTES = 64 * 1024
+# A token file replaced by other means than renaming is empty for a moment.
+_EMPTY_FILE_WAIT_S = 0.2
+_TITLE = re.compile(r"<(title|message)[^>]*>([^<]+)</", re.IGNORECASE)
 USER_AGENT = f"dserverfs/{__version__}"
 
 
@@ -67,15 +78,6 @@ def backoff_s(attempt: int) -> float:
     return FIRST_BACKOFF_S * 4.0**attempt * random.uniform(0.5, 1.5)
 
 
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
 class TokenSource:
     """The bearer token: a fixed one, or a file that is read again when it changes."""
 
@@ -92,6 +94,8 @@ class TokenSource:
                 self._read_locked(self._path)
             token = self._token
         if not token:
+            if self._path is not None:
+                raise NotAuthenticated(f"token file {self._path}: is empty; get a new token")
             raise NotAuthenticated(
                 "no token: set DSERVER_TOKEN or DSERVER_TOKEN_FILE, or get one from the dserver"
             )
@@ -99,54 +103,107 @@ class TokenSource:
             raise NotAuthenticated(f"{self.describe()} is malformed: not one line of ASCII")
         return token
 
+    def replaced(self, refused: str) -> bool:
+        """Return whether there is another token now than the one that was refused."""
+        with self._lock:
+            self._stamp = None
+        return self.token() != refused
+
+    def subject(self) -> str | None:
+        """Return whom the token is for, unchecked; None if that cannot be told."""
+        subject = _claims(self.token()).get("sub")
+        return subject if isinstance(subject, str) else None
+
     def describe(self) -> str:
         """Return where the token came from, for messages."""
         return f"the token in {self._path}" if self._path else "the token in DSERVER_TOKEN"
+
+    def describe_claims(self) -> str:
+        """Return whose the token is and whether it has expired, for messages; may be empty."""
+        claims = _claims(self._token or "")
+        said = []
+        if isinstance(claims.get("sub"), str):
+            said.append(f"of user {_one_line(claims['sub'])}")
+        expiry = claims.get("exp")
+        if isinstance(expiry, (int, float)) and 0 < expiry < min(time.time(), 1e11):
+            moment = datetime.datetime.fromtimestamp(expiry, datetime.timezone.utc)
+            said.append(f"expired {moment:%Y-%m-%d %H:%M} UTC")
+        return f" ({', '.join(said)})" if said else ""
 
     def _read_locked(self, path: Path) -> None:
         try:
             status = path.stat()
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if stamp != self._stamp:
-                self._token = path.read_text("ascii").strip()
-                self._stamp = stamp
+            if stamp == self._stamp:
+                return
+            token = path.read_text("ascii").strip()
+            if not token:
+                time.sleep(_EMPTY_FILE_WAIT_S)
+                status = path.stat()
+                stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+                token = path.read_text("ascii").strip()
+            self._token = token
+            self._stamp = stamp
         except (OSError, UnicodeDecodeError) as error:
             raise NotAuthenticated(f"token file {path}: cannot be read: {error}") from error
 
 
-class _BearerAuth(requests.auth.AuthBase):
-    """Add the token; also keeps requests from taking credentials out of ~/.netrc."""
+def _claims(token: str) -> Mapping[str, Any]:
+    """Return what a JWT says, unchecked; nothing if it is none."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return {}
+    try:
+        claims = json_module.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (binascii.Error, ValueError):
+        return {}
+    return claims if isinstance(claims, dict) else {}
 
-    def __init__(self, source: TokenSource) -> None:
-        self._source = source
+
+class _Auth(requests.auth.AuthBase):
+    """Add the token, if any; also keeps requests from taking credentials out of ~/.netrc."""
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._source.token()}"
-        return request
-
-
-class _NoAuth(requests.auth.AuthBase):
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._token is not None:
+            request.headers["Authorization"] = f"Bearer {self._token}"
         return request
 
 
 class ServerTransport:
     """Calls to one dserver."""
 
-    def __init__(self, base_url: str, tokens: TokenSource, *, max_connections: int = 16) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        tokens: TokenSource,
+        *,
+        trust: Trust | None = None,
+        max_connections: int = 16,
+    ) -> None:
         self.base_url = base_url.rstrip("/")
         self._tokens = tokens
         self._session = requests.Session()
         self._session.trust_env = False
-        host = urllib.parse.urlsplit(self.base_url).hostname or ""
-        if not is_loopback(host):
-            self._session.proxies.update(urllib.request.getproxies())
+        self._session.verify = True if trust is None else trust.verify
+        parts = urllib.parse.urlsplit(self.base_url)
+        self._plain = parts.scheme == "http" and not is_loopback(parts.hostname or "")
+        self._proxy = proxy_for(self.base_url)
+        if self._proxy is not None:
+            self._session.proxies[parts.scheme] = self._proxy
         self._session.headers["User-Agent"] = USER_AGENT
         self._session.headers["Accept"] = "application/json"
-        adapter = requests.adapters.HTTPAdapter(pool_maxsize=max_connections)
+        adapter = Adapter(
+            trust or Trust(), self.base_url, self._proxy, pool_maxsize=max_connections
+        )
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
-        self._auth = _BearerAuth(tokens)
+
+    def subject(self) -> str | None:
+        """Return whom the token is for, unchecked; raises NotAuthenticated if there is none."""
+        return self._tokens.subject()
 
     def get(self, path: str, *, params: Mapping[str, Any] | None = None) -> requests.Response:
         return self.request("GET", path, params=params)
@@ -161,61 +218,120 @@ class ServerTransport:
         timeout_s: float = METADATA_TIMEOUT_S,
         authenticated: bool = True,
         stream: bool = False,
+        attempts_to_connect: int = ATTEMPTS,
     ) -> requests.Response:
         """Return the 2xx answer to an idempotent call; raises what the status means.
 
         Tried again, until `timeout_s` is over, when no connection could be made
-        or the answer was one of RETRIED_STATUSES; once more, with the token read
-        anew, after a refusal of the token.
+        or the answer was one of RETRIED_STATUSES; once more after a refusal of
+        the token, if its file holds another one by then. With `stream` the body
+        is left to `read_pieces`.
         """
         deadline = Deadline(timeout_s)
         attempt = 0
+        renewed = False
         while True:
+            token = self._tokens.token() if authenticated else None
+            self._warn_if_plain(token)
+            attempts = ATTEMPTS
             try:
                 response = self._session.request(
                     method,
                     f"{self.base_url}{path}",
                     params=params,
                     json=json,
-                    auth=self._auth if authenticated else _NoAuth(),
+                    auth=_Auth(token),
                     timeout=(
                         min(CONNECT_TIMEOUT_S, deadline.remaining_s()),
                         deadline.remaining_s(),
                     ),
                     allow_redirects=False,
-                    stream=stream,
+                    stream=True,
                 )
-                failure: DserverfsError | None = self._failure(response, method, path)
+                if not stream or not 200 <= response.status_code < 300:
+                    response._content = b"".join(self.read_pieces(response, deadline))
+                failure: DserverfsError | None = self._failure(response, method, path, token)
                 if failure is None:
                     return response
-                retry_after_s = _retry_after_s(response)
+                wait_s = max(backoff_s(attempt), retry_after_s(response.headers))
                 retried = response.status_code in RETRIED_STATUSES
-                response.close()
             except requests.RequestException as error:
                 failure = self._no_answer(error)
+                wait_s = backoff_s(attempt)
                 retried = type(failure) is Unreachable
-                retry_after_s = 0.0
-            wait_s = max(backoff_s(attempt), retry_after_s)
+                attempts = attempts_to_connect
+            except Unreachable as error:  # the answer broke off
+                failure = error
+                wait_s = backoff_s(attempt)
+                retried = type(failure) is Unreachable
+            if isinstance(failure, NotAuthenticated) and token is not None and not renewed:
+                renewed = True
+                if self._tokens.replaced(token):
+                    logger.debug("%s %s: asked again with another token", method, path)
+                    continue
             attempt += 1
-            if not retried or attempt >= ATTEMPTS or not _sleep_within(deadline, wait_s):
+            if not retried or attempt >= attempts or not sleep_within(deadline, wait_s):
                 raise failure
             logger.debug("%s %s: attempt %d failed: %s", method, path, attempt, failure)
+
+    def read_pieces(
+        self,
+        response: requests.Response,
+        deadline: Deadline,
+        *,
+        max_bytes: int | None = MAX_ANSWER_BYTES,
+    ) -> Generator[bytes, None, None]:
+        """Yield the body as it arrives and close the response; bounded in size and time.
+
+        Raises Unreachable if it breaks off, DeadlineExceeded, and ProtocolError
+        if it is larger than `max_bytes`.
+        """
+        total = 0
+        try:
+            # Not iter_content, which waits for a full piece however slowly it comes.
+            while piece := response.raw.read1(_PIECE_BYTES, decode_content=True):
+                total += len(piece)
+                if max_bytes is not None and total > max_bytes:
+                    raise ProtocolError(f"{_where(response)}: the answer is too large")
+                yield piece
+                deadline.remaining_s()
+        except urllib3.exceptions.TimeoutError as error:
+            raise DeadlineExceeded(f"{_where(response)}: does not answer in time") from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise Unreachable(f"{_where(response)}: the answer was cut off") from error
+        finally:
+            response.close()
 
     def close(self) -> None:
         self._session.close()
 
+    def _warn_if_plain(self, token: str | None) -> None:
+        if token is not None and self._plain:
+            self._plain = False
+            logger.warning(
+                "%s: the token is sent unencrypted; if the server speaks https, set"
+                " DSERVER_PROTOCOL=https",
+                self.base_url,
+            )
+
     def _failure(
-        self, response: requests.Response, method: str, path: str
+        self, response: requests.Response, method: str, path: str, token: str | None
     ) -> DserverfsError | None:
         status = response.status_code
         if 200 <= status < 300:
             return None
+        if 300 <= status < 400:
+            return self._redirected(response, path)
         said = _server_message(response)
+        if token is not None:
+            said = said.replace(token, "...")
         what = f"{method} {self.base_url}{path}: {status} {said}"
         # flask-jwt-extended: 422 with `msg` for a token it cannot parse, 401 for an expired one.
         if status == 401 or (status == 422 and _is_token_error(response)):
             return NotAuthenticated(
-                f"{self.base_url} refuses {self._tokens.describe()}: {said}; get a new one",
+                f"{self.base_url} refuses {self._tokens.describe()}"
+                f"{self._tokens.describe_claims()}: {said}; get a new one"
+                + ("" if _is_token_error(response) else ", if the server knows its user"),
                 status=status,
             )
         if status == 403:
@@ -224,33 +340,66 @@ class ServerTransport:
             return NotFound(what, status=status)
         if status == 409:
             return Conflict(what, status=status)
+        if status == 501:
+            return Unsupported(what, status=status)
         if status in RETRIED_STATUSES:
             return Unreachable(what, status=status)
         if "HTTP request was sent to HTTPS" in response.text:
             return UsageError(f"{self.base_url} speaks https: set DSERVER_PROTOCOL=https")
         return ProtocolError(what, status=status)
 
+    def _redirected(self, response: requests.Response, path: str) -> DserverfsError:
+        """Say where the server is; a token is not sent after a redirect."""
+        here = urllib.parse.urlsplit(self.base_url)
+        location = urllib.parse.urljoin(response.url, response.headers.get("Location", ""))
+        there = urllib.parse.urlsplit(location)
+        target = _one_line(f"{there.scheme}://{there.netloc.rpartition('@')[2]}{there.path}")
+        what = f"{self.base_url} answers {response.status_code}, look at {target}"
+        asked = urllib.parse.unquote(path)
+        elsewhere = location not in (response.url, "")
+        if elsewhere and urllib.parse.unquote(there.path).endswith(asked):
+            if there.hostname == here.hostname and (here.scheme, there.scheme) == ("http", "https"):
+                return UsageError(
+                    f"{what}: set DSERVER_PROTOCOL=https", status=response.status_code
+                )
+            base = target[: len(target) - len(path)] if target.endswith(path) else target
+            return UsageError(
+                f"{what}: set DSERVER_URL_{here.netloc}={base}", status=response.status_code
+            )
+        return ProtocolError(
+            f"{what}: is this a dserver, or a proxy that wants a login?",
+            status=response.status_code,
+        )
+
     def _no_answer(self, error: requests.RequestException) -> DserverfsError:
+        reason = _root_cause(error)
         if isinstance(error, requests.exceptions.SSLError):
-            reason = _root_cause(error)
             if "WRONG_VERSION_NUMBER" in reason or "record layer failure" in reason.lower():
                 return UsageError(
                     f"{self.base_url} does not speak https: set DSERVER_PROTOCOL=http"
                 )
-            return UsageError(f"{self.base_url}: its certificate is not accepted: {reason}")
-        if isinstance(error, requests.exceptions.InvalidURL):
-            return UsageError(f"{self.base_url}: {error}")
+            if "verif" in reason.lower() or "match" in reason.lower():
+                return UsageError(
+                    f"{self.base_url}: its certificate is not accepted: {reason};"
+                    " a certificate authority of your own is named by DSERVER_CA_FILE"
+                )
+        if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
+            return UsageError(f"{self.base_url}: {_one_line(str(error))}")
+        way = ""
+        if self._proxy is not None:
+            way = f" by way of the proxy {self._proxy.rpartition('@')[2].rpartition('/')[2]}"
         if isinstance(error, requests.Timeout):
             hint = ""
             if self.base_url.startswith("https:"):
                 hint = "; if it speaks plain http, set DSERVER_PROTOCOL=http"
-            return DeadlineExceeded(f"{self.base_url} does not answer in time{hint}")
+            return DeadlineExceeded(f"{self.base_url} does not answer in time{way}{hint}")
         return Unreachable(
-            f"{self.base_url} cannot be reached: {_root_cause(error)}; is the server running there?"
+            f"{self.base_url} cannot be reached{way}: {reason}; is the server running there?"
         )
 
 
-def _sleep_within(deadline: Deadline, wait_s: float) -> bool:
+def sleep_within(deadline: Deadline, wait_s: float) -> bool:
+    """Sleep, unless the deadline would pass; return whether it did."""
     try:
         if deadline.remaining_s() <= wait_s:
             return False
@@ -260,11 +409,24 @@ def _sleep_within(deadline: Deadline, wait_s: float) -> bool:
     return True
 
 
-def _retry_after_s(response: requests.Response) -> float:
+def retry_after_s(headers: Mapping[str, str]) -> float:
+    """Return the seconds an answer's Retry-After asks to wait; 0 if it has none."""
+    value = headers.get("Retry-After", "")
     try:
-        return max(0.0, float(response.headers.get("Retry-After", 0)))
-    except ValueError:  # the date form; the backoff serves
+        seconds = float(value)
+        return max(0.0, seconds) if seconds < float("inf") else 0.0
+    except ValueError:
+        pass
+    try:
+        until = email.utils.parsedate_to_datetime(value)
+        now = email.utils.parsedate_to_datetime(headers["Date"])
+        return max(0.0, (until - now).total_seconds())
+    except (ValueError, TypeError, KeyError):
         return 0.0
+
+
+def _where(response: requests.Response) -> str:
+    return response.url.partition("?")[0]
 
 
 def _is_token_error(response: requests.Response) -> bool:
@@ -280,12 +442,19 @@ def _server_message(response: requests.Response) -> str:
     try:
         data = response.json()
     except ValueError:
-        return response.reason or "no reason given"
+        match = _TITLE.search(response.text[:10_000])  # HTML of a proxy, XML of a store
+        return _one_line(match[2] if match else response.reason or "") or "no reason given"
     if isinstance(data, dict):
         for key in ("msg", "message", "errors", "error", "status"):
             if data.get(key):
-                return " ".join(str(data[key]).split())[:300]
-    return response.reason or "no reason given"
+                return _one_line(str(data[key]))
+    return _one_line(response.reason or "") or "no reason given"
+
+
+def _one_line(text: str) -> str:
+    """Return `text` fit for a terminal: short, printable, without line breaks."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text[:1000])
+    return " ".join(printable.split())[:300]
 
 
 def _root_cause(error: BaseException) -> str:
@@ -301,4 +470,4 @@ def _root_cause(error: BaseException) -> str:
         seen = inner
     if isinstance(seen, OSError) and seen.strerror:
         return seen.strerror
-    return " ".join(str(seen).split())[:200] or type(seen).__name__
+    return _one_line(str(seen)) or type(seen).__name__

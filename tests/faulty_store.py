@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.front import Certificates
 
 
 class QuietServer(ThreadingHTTPServer):
@@ -31,6 +35,9 @@ class FaultyStore:
         self.etag = '"one"'
         self.faults: list[Fault | None] = []
         self.requests: list[dict[str, str]] = []
+        self.connections: list[tuple[str, int]] = []  # every one there ever was
+        self.open_connections = 0
+        self.lock = threading.Lock()
         self.released = threading.Event()
         self.url = ""
 
@@ -40,6 +47,18 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     store: FaultyStore
+
+    def setup(self) -> None:
+        super().setup()
+        with self.store.lock:
+            self.store.connections.append(self.client_address)
+            self.store.open_connections += 1
+
+    def finish(self) -> None:
+        with self.store.lock:
+            self.store.open_connections -= 1
+        with contextlib.suppress(OSError):
+            super().finish()
 
     def do_GET(self) -> None:
         self.store.requests.append(dict(self.headers.items()))
@@ -114,6 +133,45 @@ def cut_after(count: int) -> Fault:
     return fault
 
 
+def hang_up(handler: Handler) -> None:
+    """Close the connection without a word."""
+    handler.close_connection = True
+
+
+def reset(handler: Handler) -> None:
+    """Reset the connection, as one does that has forgotten it."""
+    linger = struct.pack("ii", 1, 0)
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    handler.close_connection = True
+
+
+def trickle(pause_s: float, *, chunked: bool) -> Fault:
+    """Answer a byte at a time."""
+
+    def fault(handler: Handler) -> None:
+        total = len(handler.store.content)
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
+        first, last = (int(match[1]), int(match[2])) if match else (0, total - 1)
+        handler.send_response(206 if match else 200)
+        if match:
+            handler.send_header("Content-Range", f"bytes {first}-{last}/{total}")
+        if chunked:
+            handler.send_header("Transfer-Encoding", "chunked")
+        else:
+            handler.send_header("Content-Length", str(last - first + 1))
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            for byte in handler.store.content[first : last + 1]:
+                if handler.store.released.wait(pause_s):
+                    break
+                handler.wfile.write(b"1\r\n%c\r\n" % byte if chunked else b"%c" % byte)
+                handler.wfile.flush()
+            if chunked:
+                handler.wfile.write(b"0\r\n\r\n")
+
+    return fault
+
+
 def stall(handler: Handler) -> None:
     """Answer nothing until the test is over."""
     handler.store.released.wait(60)
@@ -121,13 +179,17 @@ def stall(handler: Handler) -> None:
 
 
 @contextlib.contextmanager
-def faulty_store(content: bytes) -> Iterator[FaultyStore]:
-    """Serve `content` on a free port of 127.0.0.1."""
+def faulty_store(content: bytes, certificates: Certificates | None = None) -> Iterator[FaultyStore]:
+    """Serve `content` on a free port of 127.0.0.1, with TLS if there are certificates."""
     store = FaultyStore(content)
     handler = type("BoundHandler", (Handler,), {"store": store})
     server = QuietServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    store.url = f"http://127.0.0.1:{server.server_address[1]}/bucket/key?X-Amz-Signature=secret"
+    scheme = "http"
+    if certificates is not None:
+        server.socket = certificates.listening(server.socket)
+        scheme = "https"
+    store.url = f"{scheme}://127.0.0.1:{server.server_address[1]}/bucket/key?X-Amz-Signature=secret"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:

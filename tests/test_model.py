@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dserverfs.errors import ProtocolError, UsageError
+from dserverfs.model import UUID as DatasetUUID
 from dserverfs.model import (
     Dataset,
     DserverURI,
@@ -28,6 +29,7 @@ UUID = "11111111-2222-3333-4444-555555555555"
         "dserver://host/s3/bucket",
         "dserver://host/s3/bucket/prefix/more",
         f"dserver://host:5000/s3/bucket/{UUID}",
+        f"dserver://host:5000/{UUID}",
     ],
 )
 def test_uri_survives_parsing(text: str) -> None:
@@ -39,6 +41,14 @@ def test_uri_parts() -> None:
     uri = DserverURI.parse(f"dserver://host:1/s3/bucket/prefix/{UUID}")
 
     assert (uri.server, uri.base_uri, uri.uuid) == ("host:1", "s3://bucket/prefix", UUID)
+
+
+def test_uuid_alone_names_a_dataset_in_any_case() -> None:
+    uuid = UUID.replace("1", "a")
+
+    assert DserverURI.parse(f"dserver://h/{uuid.upper()}") == DserverURI(
+        "h", None, DatasetUUID(uuid)
+    )
 
 
 @pytest.mark.parametrize(

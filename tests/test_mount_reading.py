@@ -297,6 +297,15 @@ def test_whole_server_and_single_dataset_can_be_mounted(
         assert path.stat().st_ino == 1
 
 
+def test_uuid_alone_can_be_mounted(
+    current_user: Account, fuse: None, uri: str, token: str, original: Path
+) -> None:
+    _, _, host, *_, uuid = uri.split("/")
+
+    with mounted(current_user, f"dserver://{host}/{uuid}", token) as path:
+        assert (path / "README.yml").read_bytes() == (original / "README.yml").read_bytes()
+
+
 def test_second_mount_reads_from_the_cache_of_the_first(
     fuse: None, current_user: Account, server: ServerHandle, token: str, uri: str
 ) -> None:

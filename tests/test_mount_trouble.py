@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -159,6 +160,31 @@ def test_dataset_that_does_not_exist(
     missing = f"{server.base_uri}/11111111-2222-3333-4444-555555555555"
 
     assert "no such dataset" in refused(current_user, "mount", missing, mountpoint, token=token)
+
+
+def test_wrong_port_fails_within_two_seconds(
+    fuse: None, current_user: Account, mountpoint: Path, token: str
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        wrong = f"dserver://127.0.0.1:{probe.getsockname()[1]}"
+    began = time.monotonic()
+
+    line = refused(current_user, "mount", wrong, mountpoint, token=token)
+
+    assert "cannot be reached" in line
+    assert time.monotonic() - began < 4  # 2 s, and as much for a machine that is busy
+
+
+def test_uuid_that_no_base_uri_has(
+    fuse: None, current_user: Account, server: ServerHandle, mountpoint: Path, token: str
+) -> None:
+    host = server.base_uri.split("/")[2]
+    wrong = f"dserver://{host}/11111111-2222-3333-4444-555555555555"
+
+    line = refused(current_user, "mount", wrong, mountpoint, token=token)
+
+    assert "no base URI" in line
 
 
 class OtherServer(BaseHTTPRequestHandler):

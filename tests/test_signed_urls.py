@@ -28,6 +28,26 @@ def test_seconds_of_the_answer_count_where_the_url_says_nothing() -> None:
     assert expiry_of("https://s/k?sig=1", {"expiry_seconds": 3600}, {}, 50.0) == 3650 - MARGIN_S
 
 
+HEADERS = {"Date": "Sat, 21 Nov 2026 10:00:00 GMT"}
+
+
+@pytest.mark.parametrize(
+    ("url", "answer"),
+    [
+        ("https://s/k?X-Goog-Date=20261121T100000Z&X-Goog-Expires=1000", {}),
+        ("https://a/k?se=2026-11-21T10%3A16%3A40Z&sig=x", {}),
+        ("https://s/k?Expires=1795256200&Signature=x", {}),
+        ("https://s/k", {"expiry_timestamp": "2026-11-21T10:16:40.000000+00:00"}),
+        ("https://s/k", {"expiry_timestamp": "2026-11-21T10:16:40Z", "expiry_seconds": None}),
+        ("https://s/k", {"expiry_timestamp": "tomorrow", "expiry_seconds": "1000"}),
+        # A clock that must be wrong does not count.
+        ("https://s/k?X-Amz-Date=20201121T100000Z&X-Amz-Expires=9", {"expiry_seconds": 1000}),
+    ],
+)
+def test_life_is_found_wherever_it_is_told(url: str, answer: dict[str, object]) -> None:
+    assert expiry_of(url, answer, HEADERS, 50.0) == 50.0 + 1000 - MARGIN_S
+
+
 @pytest.mark.parametrize("answer", [{}, {"expiry_seconds": None}, {"expiry_seconds": True}])
 def test_unknown_life_is_taken_to_be_short(answer: dict[str, object]) -> None:
     until = expiry_of("https://s/k", answer, {}, 0.0)
@@ -96,3 +116,65 @@ def test_failure_reaches_all_and_is_not_kept() -> None:
     with pytest.raises(NotFound):
         book.get(DATASET, ITEM, dict)
     assert book.get(DATASET, ITEM, lambda: {ITEM: SignedURL("u", 1.0)}).url == "u"
+
+
+def test_urls_of_one_answer_may_end_at_different_times() -> None:
+    now = [0.0]
+    book = UrlBook(lambda: now[0])
+    other = Identifier("b" * 40)
+    book.add(DATASET, {ITEM: SignedURL("early", 5.0), other: SignedURL("late", 50.0)})
+
+    now[0] = 20.0
+
+    assert book.get(DATASET, other, dict).url == "late"
+    assert book.get(DATASET, ITEM, lambda: {ITEM: SignedURL("new", 99.0)}).url == "new"
+
+
+def test_memory_is_bounded_within_a_dataset_and_over_all() -> None:
+    book = UrlBook(lambda: 0.0, max_bytes=100_000)
+    asked: list[Identifier] = []
+
+    def url_of(dataset: UUID, item: Identifier) -> None:
+        def ask() -> dict[Identifier, SignedURL]:
+            asked.append(item)
+            return {item: SignedURL("x" * 750, 10.0)}
+
+        book.get(dataset, item, ask)
+
+    items = [Identifier(f"{number:040x}") for number in range(150)]
+    for item in items:
+        url_of(DATASET, item)
+    asked.clear()
+    for item in items[-100:]:
+        url_of(DATASET, item)
+    assert asked == []
+    url_of(DATASET, items[0])
+    assert asked == [items[0]]
+
+    url_of(UUID("other"), items[0])
+    asked.clear()
+    url_of(DATASET, items[-1])
+    assert asked == [items[-1]]
+
+
+def test_who_waits_for_a_question_that_leaves_out_its_item_asks_again() -> None:
+    book = UrlBook(lambda: 0.0)
+    other = Identifier("b" * 40)
+    gate, started = threading.Event(), threading.Event()
+
+    def first() -> dict[Identifier, SignedURL]:
+        started.set()
+        gate.wait(10)
+        raise NotFound("no such item")
+
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(book.get, DATASET, ITEM, first, question=DATASET)
+        started.wait(10)
+        two = pool.submit(
+            book.get, DATASET, other, lambda: {other: SignedURL("u", 1.0)}, question=DATASET
+        )
+        gate.set()
+
+        assert two.result(10).url == "u"
+        with pytest.raises(NotFound):
+            one.result(10)

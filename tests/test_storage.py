@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from dserverfs import storage as storage_module
+from dserverfs.connections import Trust
 from dserverfs.errors import (
     DeadlineExceeded,
     DserverfsError,
@@ -23,10 +27,14 @@ from tests.faulty_store import (
     Handler,
     cut_after,
     faulty_store,
+    hang_up,
     ignore_range,
     refuse,
+    reset,
+    trickle,
 )
 from tests.faulty_store import stall as stall_fault
+from tests.front import Certificates, make_certificates
 
 CONTENT = bytes(range(256)) * 41 + b"end"
 BLOCK = 1000
@@ -52,6 +60,7 @@ def read(
     length: int = len(CONTENT),
     *,
     etag: str | None = None,
+    timeout_s: float = 20,
     blocks: list[bytes] | None = None,
 ) -> bytes:
     blocks = [] if blocks is None else blocks
@@ -60,11 +69,18 @@ def read(
         ByteRange(start, length, len(CONTENT)),
         block_size=BLOCK,
         etag=etag,
-        deadline=Deadline(20),
+        deadline=Deadline(timeout_s),
         on_etag=lambda etag: None,
         on_block=lambda block: blocks.append(bytes(block)),
     )
     return b"".join(blocks)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +112,111 @@ def test_connection_is_kept(storage: Storage, store: FaultyStore) -> None:
     for _ in range(5):
         read(storage, store, 0, BLOCK)
 
-    (pool,) = (storage._pool.pools[key] for key in storage._pool.pools.keys())  # noqa: SIM118
-    assert pool.num_connections == 1
+    assert len(store.connections) == 1
+
+
+def test_idle_connections_are_no_more_than_allowed(store: FaultyStore) -> None:
+    storage = Storage(max_connections=4)
+    gate = threading.Barrier(12)
+
+    def together(handler: Handler) -> None:
+        gate.wait(20)
+        handler.serve()
+
+    store.faults = [together] * 12
+
+    with ThreadPoolExecutor(12) as pool:
+        for done in [pool.submit(read, storage, store, 0, 10) for _ in range(12)]:
+            assert done.result(20) == CONTENT[:10]
+
+    wait_until(lambda: store.open_connections == 4)
+    storage.close()
+    wait_until(lambda: store.open_connections == 0)
+
+
+@pytest.mark.parametrize("hang_up", [hang_up, reset])
+def test_connection_that_dies_as_it_is_used_again_is_replaced(
+    storage: Storage, store: FaultyStore, hang_up: Fault
+) -> None:
+    assert read(storage, store, 0, 10) == CONTENT[:10]
+    store.faults = [hang_up]
+
+    assert read(storage, store, 0, 10) == CONTENT[:10]
+
+    assert len(store.connections) == 2
+
+
+def test_store_that_always_hangs_up_is_asked_twice(storage: Storage, store: FaultyStore) -> None:
+    store.faults = [hang_up] * 5
+
+    with pytest.raises(Unreachable):
+        read(storage, store, 0, 10)
+
+    assert len(store.requests) == 2
+
+
+@pytest.mark.parametrize("after", ["0", "Thu, 01 Jan 1970 00:00:00 GMT"])
+def test_store_that_says_when_is_asked_again_then(
+    storage: Storage, store: FaultyStore, after: str
+) -> None:
+    store.faults = [refuse(503, "SlowDown", {"Retry-After": after})] * 3
+
+    assert read(storage, store, 0, 10) == CONTENT[:10]
+    assert len(store.connections) == 1
+
+
+def test_store_that_asks_for_more_time_than_there_is_fails_at_once(
+    storage: Storage, store: FaultyStore
+) -> None:
+    store.faults = [refuse(503, "SlowDown", {"Retry-After": "3600"})]
+
+    with pytest.raises(Unreachable, match="503 SlowDown"):
+        read(storage, store, 0, 10)
+
+    assert len(store.requests) == 1
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_body_that_trickles_ends_at_the_deadline(
+    storage: Storage, store: FaultyStore, chunked: bool
+) -> None:
+    store.faults = [trickle(0.05, chunked=chunked)] * 2
+
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        read(storage, store, 0, BLOCK, timeout_s=0.5)
+    with pytest.raises(DeadlineExceeded):
+        storage.read_object(store.url, Deadline(0.5))
+
+    assert time.monotonic() - began < 5
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+def test_store_that_speaks_tls(certificates: Certificates) -> None:
+    storage = Storage(Trust(ca_file=certificates.authority))
+    with faulty_store(CONTENT, certificates) as store:
+        for _ in range(3):
+            assert read(storage, store, 5, 3000) == CONTENT[5:3005]
+        assert len(store.connections) == 1
+        store.faults = [cut_after(BLOCK + 1), trickle(0.05, chunked=False)]
+        blocks: list[bytes] = []
+
+        with pytest.raises(Unreachable):
+            read(storage, store, blocks=blocks)
+        assert b"".join(blocks) == CONTENT[:BLOCK]
+        with pytest.raises(DeadlineExceeded):
+            read(storage, store, 0, BLOCK, timeout_s=0.5)
+    storage.close()
+
+
+def test_chunked_answer_is_read(storage: Storage, store: FaultyStore) -> None:
+    store.faults = [trickle(0, chunked=True)]
+
+    assert read(storage, store, 0, 300) == CONTENT[:300]
 
 
 def wrong_total(handler: Handler) -> None:
@@ -132,6 +251,7 @@ def compressed(handler: Handler) -> None:
         (compressed, IntegrityError),
         (cut_after(10), Unreachable),
         (refuse(403, "AccessDenied"), StorageRefused),
+        (refuse(403, "RequestTimeTooSkewed"), StorageRefused),
         (refuse(400, "ExpiredToken"), StorageRefused),
         (refuse(404, "NoSuchKey"), NotFound),
         (refuse(416, "InvalidRange"), IntegrityError),
@@ -183,8 +303,9 @@ def test_stalled_store_is_given_up(store: FaultyStore, monkeypatch: pytest.Monke
 
 
 def test_store_that_is_not_there_is_unreachable(storage: Storage) -> None:
-    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1"):
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1") as refusal:
         storage.read_object("http://127.0.0.1:1/b/k?X-Amz-Signature=secret", Deadline(20))
+    assert type(refusal.value) is Unreachable  # so that it is tried again
 
 
 def test_small_object_is_read_whole(storage: Storage, store: FaultyStore) -> None:

@@ -1,0 +1,219 @@
+"""How one dserver is addressed: which routes it has, and how URIs go into their paths.
+
+Used by the resolver's parts, which know what to ask. Remembers of a server what
+it has found out once: its capabilities, and whether a proxy before it spoils
+encoded slashes. Blocking and thread-safe.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import urllib.parse
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+from dserverfs.errors import (
+    DserverfsError,
+    NotAuthenticated,
+    NotFound,
+    PermissionDenied,
+    ProtocolError,
+    Unreachable,
+    Unsupported,
+)
+from dserverfs.transport import ServerTransport
+
+logger = logging.getLogger(__name__)
+
+# Names under which /config/versions lists a plugin with the signed-URL routes.
+UPSTREAM_PLUGIN = "dserver_signed_url_plugin"
+OWN_PLUGIN = "dserverfs.server.signed_urls"
+# Under which it lists the server itself, by age.
+_CORE_NAMES = ("dservercore", "dserver", "dtool_lookup_server")
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """Which of the routes beyond dservercore's a server has."""
+
+    signed_urls: bool
+    extended: bool  # what dserverfs.server.signed_urls adds
+
+
+class Routes:
+    """Requests to the routes of one dserver."""
+
+    def __init__(self, transport: ServerTransport) -> None:
+        self.transport = transport
+        self._capabilities: Capabilities | None = None
+        self._lock = threading.Lock()
+        # Whether core routes take `s3/bucket/uuid` in place of the encoded URI; None: not known.
+        self._suffix_form: bool | None = None
+
+    @property
+    def server_url(self) -> str:
+        return self.transport.base_url
+
+    def capabilities(self) -> Capabilities:
+        """Return which routes there are; asked once, and without a token if that is enough.
+
+        A server that is not there is not asked again, so that a mount of a
+        wrong address fails at once.
+        """
+        with self._lock:
+            if self._capabilities is not None:
+                return self._capabilities
+        capabilities = self._ask_capabilities()
+        with self._lock:
+            self._capabilities = capabilities
+        return capabilities
+
+    def lost_extensions(self) -> bool:
+        """Return whether the server has become one without our extensions; asks it."""
+        if not self.capabilities().extended:
+            return False
+        capabilities = self._ask_capabilities()
+        with self._lock:
+            self._capabilities = capabilities
+        return not capabilities.extended
+
+    def require_signed_urls(self) -> None:
+        """Raise Unsupported if this server cannot sign URLs."""
+        if not self.capabilities().signed_urls:
+            raise Unsupported(
+                f"{self.server_url} has no signed-URL routes: its operator has to install "
+                f"{UPSTREAM_PLUGIN}"
+            )
+
+    def core(self, route: str, uri: str, **options: Any) -> requests.Response:
+        """GET `/<route>/<uri>`, a route of dservercore; raises what `explained` makes of it.
+
+        Behind a proxy that decodes `%2F` or merges slashes only the form
+        `s3/bucket/uuid` arrives; which one does is found out once.
+        """
+        encoded, suffix = f"/{route}/{quote(uri)}", f"/{route}/{_suffix(uri)}"
+        try:
+            response = self.transport.request(
+                "GET", suffix if self._suffix_form else encoded, **options
+            )
+        except (NotFound, PermissionDenied, ProtocolError) as error:
+            if self._suffix_form is not None or not _may_be_spoilt(error):
+                raise self.explained(error, uri) from error
+            try:
+                response = self.transport.request("GET", suffix, **options)
+            except DserverfsError:
+                raise self.explained(error, uri) from error
+            self._suffix_form = True
+            logger.warning(
+                "%s: a proxy before it changes encoded slashes in paths; signed URLs cannot be"
+                " asked for until it passes paths on as they are",
+                self.server_url,
+            )
+        if self._suffix_form is None:
+            self._suffix_form = False
+        return response
+
+    def signed(self, method: str, route: str, uri: str, tail: str = "", **options: Any) -> Any:
+        """Return the response of `/signed-urls/<route>/<uri>[/<tail>]`, as `core` does.
+
+        These routes take the encoded form alone.
+        """
+        path = f"/signed-urls/{route}/{quote(uri)}{'/' + quote(tail) if tail else ''}"
+        try:
+            return self.transport.request(method, path, **options)
+        except (NotFound, PermissionDenied) as error:
+            what = "such dataset" if route == "dataset" else "such dataset or item of it"
+            raise self.explained(error, uri, what) from error
+
+    def explained(
+        self, error: DserverfsError, uri: str, what: str = "such dataset"
+    ) -> DserverfsError:
+        """Return `error` saying which dataset and user it is about."""
+        if isinstance(error, NotAuthenticated):
+            return error
+        hint = ""
+        if self._suffix_form:
+            hint = "; or the proxy before it has to pass %2F in paths on as it is"
+        if isinstance(error, PermissionDenied):
+            user = self.transport.subject() or "of the token"
+            return PermissionDenied(
+                f"{self.server_url}: user {user} may not search {uri.rpartition('/')[0]},"
+                f" or there is no such base URI{hint} ({uri})",
+                uri=uri,
+                status=error.status,
+            )
+        if isinstance(error, NotFound):
+            return NotFound(
+                f"{self.server_url} has no {what}{hint}: {uri}", uri=uri, status=error.status
+            )
+        error.uri = uri
+        return error
+
+    def _ask_capabilities(self) -> Capabilities:
+        try:
+            response = self.transport.request(
+                "GET", "/config/versions", authenticated=False, attempts_to_connect=1
+            )
+        except (NotFound, PermissionDenied) as error:
+            raise ProtocolError(
+                f"{self.server_url} is not a dserver, or an old one: {error}", status=error.status
+            ) from error
+        answer = json_of(response)
+        versions = answer.get("versions") if isinstance(answer, dict) else None
+        if not isinstance(versions, dict) or not any(name in versions for name in _CORE_NAMES):
+            raise ProtocolError(
+                f"{self.server_url} is not a dserver: /config/versions says otherwise"
+            )
+        names = {str(name).replace("-", "_") for name in versions}
+        return Capabilities(
+            signed_urls=any("signed_url" in name for name in names) or self._signs_urls(),
+            extended=OWN_PLUGIN in names,
+        )
+
+    def _signs_urls(self) -> bool:
+        """Return whether the signed-URL routes are there under a name we do not know.
+
+        Then a dataset in no base URI is refused (403); a route that is not there is a 404.
+        """
+        try:
+            self.transport.request("GET", "/signed-urls/dataset/x", attempts_to_connect=1)
+        except NotFound:
+            return False
+        except (NotAuthenticated, Unreachable):
+            raise
+        except DserverfsError as error:
+            logger.debug("%s has signed-URL routes: %s", self.server_url, error)
+        return True
+
+
+def quote(text: str) -> str:
+    """Return `text` as one path component, the form every dserver route accepts."""
+    return urllib.parse.quote(text, safe="")
+
+
+def json_of(response: requests.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError as error:
+        where = response.url.partition("?")[0]
+        raise ProtocolError(f"{where}: the answer is not JSON; is this a dserver?") from error
+
+
+def string_map(value: Any, what: str) -> dict[str, str]:
+    """Return `value` if it maps strings to strings; raises ProtocolError."""
+    if not isinstance(value, dict) or not all(isinstance(url, str) for url in value.values()):
+        raise ProtocolError(f"{what} of a dataset is not a map of URLs")
+    return value
+
+
+def _suffix(uri: str) -> str:
+    backend, _, rest = uri.partition("://")
+    return "/".join(quote(part) for part in [backend, *rest.split("/")])
+
+
+def _may_be_spoilt(error: DserverfsError) -> bool:
+    """Return whether a path that a proxy has changed may be the reason for `error`."""
+    return not isinstance(error, NotAuthenticated) and error.status in (400, 403, 404)

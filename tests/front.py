@@ -1,0 +1,166 @@
+"""A web server before a dserver, over real HTTP or TLS, below a path or as an HTTP proxy."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+_HOP_BY_HOP = frozenset({"connection", "transfer-encoding", "content-length", "host"})
+
+
+class Certificates(NamedTuple):
+    authority: Path  # PEM of the private CA
+    server: Path  # PEM of certificate and key, for 127.0.0.1 and localhost
+
+    def listening(self, listener: socket.socket) -> ssl.SSLSocket:
+        """Return the socket of a server, speaking TLS."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.server)
+        # The handshake in the thread that answers, not in the one that accepts.
+        return context.wrap_socket(listener, server_side=True, do_handshake_on_connect=False)
+
+
+class Front:
+    """Passes on what comes below `prefix`, and counts it."""
+
+    def __init__(self, target: str, prefix: str) -> None:
+        self.target = target
+        self.prefix = prefix
+        self.url = ""
+        self.requests: list[str] = []
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    front: Front
+
+    def do_GET(self) -> None:
+        self._pass_on()
+
+    def do_POST(self) -> None:
+        self._pass_on()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+    def _pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.front.requests.append(self.path)
+        path = self.path
+        target = urllib.parse.urlsplit(self.front.target)
+        if "://" in path.partition("?")[0][:8]:  # asked as a proxy
+            target = urllib.parse.urlsplit(path)
+            path = target.path + (f"?{target.query}" if target.query else "")
+        elif path.startswith(f"{self.front.prefix}/"):
+            path = path.removeprefix(self.front.prefix)
+        else:
+            self._answer(404, [], b"<html><head><title>No such page</title></head></html>")
+            return
+        connection = http.client.HTTPConnection(target.netloc, timeout=30)
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP_BY_HOP}
+        try:
+            connection.request(self.command, path, body or None, headers)
+            response = connection.getresponse()
+            self._answer(response.status, response.getheaders(), response.read())
+        finally:
+            connection.close()
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers:
+            if name.lower() not in _HOP_BY_HOP | {"server", "date"}:
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: clients that do not trust us hang up."""
+
+
+@contextlib.contextmanager
+def front(
+    target: str, prefix: str = "", certificates: Certificates | None = None
+) -> Iterator[Front]:
+    """Run one before the server at URL `target`, with TLS if there are certificates."""
+    state = Front(target, prefix)
+    server = _Server(("127.0.0.1", 0), type("BoundHandler", (_Handler,), {"front": state}))
+    scheme = "http"
+    if certificates is not None:
+        server.socket = certificates.listening(server.socket)
+        scheme = "https"
+    state.url = f"{scheme}://127.0.0.1:{server.server_address[1]}{prefix}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+
+
+def make_certificates(directory: Path) -> Certificates:
+    """Make a private CA, and a certificate of it for this machine."""
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Laboratory CA")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+
+    def builder(
+        subject: x509.Name, public_key: ec.EllipticCurvePublicKey
+    ) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(ca_name)
+            .public_key(public_key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+        )
+
+    authority = (
+        builder(ca_name, ca_key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(ca_key, hashes.SHA256())
+    )
+    names: list[x509.GeneralName] = [
+        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+        x509.DNSName("localhost"),
+    ]
+    server = (
+        builder(name, key.public_key())
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(ca_key, hashes.SHA256())
+    )
+    found = Certificates(directory / "ca.pem", directory / "server.pem")
+    found.authority.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
+    found.server.write_bytes(
+        server.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return found

@@ -1,0 +1,278 @@
+"""Questions to a dserver: the real one and the fake answer alike, odd answers are understood."""
+
+from __future__ import annotations
+
+import io
+import json
+import uuid as uuid_module
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from dserverfs.errors import (
+    NotAuthenticated,
+    NotFound,
+    PermissionDenied,
+    ProtocolError,
+    Unreachable,
+    Unsupported,
+)
+from dserverfs.model import UUID, Dataset, Identifier, identifier_of
+from dserverfs.resolver import Resolver
+from dserverfs.storage import Storage
+from dserverfs.transport import Deadline
+from tests import serving
+from tests.quirky_server import (
+    BASE_URI,
+    CONTENTS,
+    HELLO,
+    OTHERS,
+    TOKEN,
+    QuirkyServer,
+    only_hello,
+    says,
+)
+from tests.serving import ServerHandle
+
+pytest_plugins = ["tests.resolving"]
+
+
+class Side(NamedTuple):
+    """A server with one dataset, real or not."""
+
+    resolver: Resolver
+    connect: Callable[[str], Resolver]
+    uuid: UUID
+    base_uri: str
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.resolver.dataset_by_uuid(self.uuid, self.base_uri)
+
+
+@pytest.fixture(params=["real", "quirky"])
+def side(request: pytest.FixtureRequest, connect: Callable[[str, str], Resolver]) -> Side:
+    uuid = str(uuid_module.uuid4())
+    if request.param == "real":
+        server: ServerHandle = request.getfixturevalue("server")
+        serving.upload(server, CONTENTS, readme=b"readme: 1\n", uuid=uuid, **OTHERS)
+        url, token, base_uri = server.url, server.token, server.backend_uri
+    else:
+        fake: QuirkyServer = request.getfixturevalue("quirky")
+        fake.add(uuid, CONTENTS, b"readme: 1\n", **OTHERS)
+        url, token, base_uri = fake.url, TOKEN, BASE_URI
+    return Side(connect(url, token), lambda other: connect(url, other), UUID(uuid), base_uri)
+
+
+# The contract
+
+
+def test_server_tells_what_it_can_and_who_asks(side: Side) -> None:
+    assert side.resolver.capabilities().signed_urls
+    assert side.resolver.capabilities().extended
+    assert side.base_uri in side.resolver.user().search_base_uris
+
+
+def test_dataset_is_listed_and_found_by_uuid(side: Side) -> None:
+    assert side.dataset in side.resolver.datasets(side.base_uri)
+    assert side.resolver.datasets_by_uuid(side.uuid) == [side.dataset]
+    assert (side.dataset.name, side.dataset.number_of_items) == ("a-dataset", 3)
+    assert side.dataset.frozen_at == pytest.approx(1700000000.5)
+
+
+def test_base_uri_nobody_knows_has_no_datasets(side: Side) -> None:
+    assert side.resolver.datasets("s3://nowhere") == []
+    assert side.resolver.datasets_by_uuid(UUID(str(uuid_module.uuid4()))) == []
+
+
+def test_manifest_readme_and_metadata(side: Side) -> None:
+    manifest = io.BytesIO()
+    side.resolver.fetch_manifest(side.dataset, manifest)
+    metadata = side.resolver.metadata(side.dataset)
+
+    assert json.loads(manifest.getvalue())["items"][HELLO]["relpath"] == "hello.txt"
+    assert side.resolver.readme(side.dataset) == b"readme: 1\n"
+    assert metadata.tags == ("a", "b")
+    assert json.loads(metadata.annotations["n"]) == 5
+    assert json.loads(metadata.overlays["o"])[HELLO] == 1
+    assert json.loads(metadata.admin_metadata)["name"] == "a-dataset"
+
+
+def test_signed_url_leads_to_the_item(side: Side) -> None:
+    url = side.resolver.item_url(side.dataset, HELLO, only_hello)
+    storage = Storage()
+
+    assert storage.read_object(url.url, Deadline(20)) == b"hello\n"
+    storage.close()
+
+
+def test_neighbour_the_server_does_not_know_hurts_nobody(side: Side) -> None:
+    unknown = Identifier("f" * 40)
+
+    for identifier in map(identifier_of, CONTENTS):
+        url = side.resolver.item_url(side.dataset, identifier, lambda n: [unknown, HELLO])
+        assert identifier in url.url
+    with pytest.raises(NotFound, match="item"):
+        side.resolver.item_url(side.dataset, unknown, lambda n: [unknown])
+
+
+@pytest.mark.parametrize("ask", ["readme", "metadata"])
+def test_dataset_that_is_gone_is_not_found(side: Side, ask: str) -> None:
+    uri = f"{side.base_uri}/{uuid_module.uuid4()}"
+    gone = replace(side.dataset, uri=uri)
+
+    with pytest.raises(NotFound, match=uri):
+        getattr(side.resolver, ask)(gone)
+
+
+@pytest.mark.parametrize("ask", ["readme", "metadata"])
+def test_base_uri_without_permission_is_named_with_the_user(side: Side, ask: str) -> None:
+    foreign = replace(side.dataset, uri=f"s3://foreign/{side.uuid}")
+
+    with pytest.raises(PermissionDenied, match=r"user .* may not search s3://foreign,") as refusal:
+        getattr(side.resolver, ask)(foreign)
+    assert not isinstance(refusal.value, NotAuthenticated)
+
+
+@pytest.mark.parametrize("token", ["", "nonsense", "a.b.c"])
+def test_bad_token_is_not_authenticated(side: Side, token: str) -> None:
+    resolver = side.connect(token)
+
+    assert resolver.capabilities().signed_urls
+    for ask in (resolver.user, lambda: resolver.datasets(side.base_uri)):
+        with pytest.raises(NotAuthenticated):
+            ask()
+
+
+# Proxies
+
+
+@pytest.mark.expects_log("changes encoded slashes")
+def test_proxy_that_decodes_slashes_gets_the_other_form(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    quirky.quirks.encoded_slashes = False
+
+    for _ in range(3):
+        assert resolver.readme(dataset) == b"readme: 1\n"
+
+    assert quirky.asked("/readmes/s3%3A") == 1
+    with pytest.raises(PermissionDenied, match="pass %2F"):
+        resolver.metadata(dataset)
+    assert quirky.asked("/signed-urls/dataset/s3/") == 0
+
+
+def test_other_form_is_not_tried_where_the_first_has_worked(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    resolver.readme(dataset)
+
+    with pytest.raises(NotFound):
+        resolver.readme(replace(dataset, uri=f"{BASE_URI}/{uuid_module.uuid4()}"))
+
+    assert quirky.asked("/readmes/") == 2
+
+
+# What a server can
+
+
+@pytest.mark.parametrize(
+    ("versions", "signs"),
+    [
+        ({"dservercore": "0.22.0", "dserver_signed_url_plugin": None}, True),
+        ({"dservercore": "0.22.0", "dserver-signed-url-plugin": "1"}, True),
+        ({"dtool_lookup_server": "0.17", "lab_signing_plugin": "1"}, True),  # found by asking
+        ({"dserver": "0.20"}, False),
+    ],
+)
+def test_capabilities_of_servers_by_other_names(
+    quirky: QuirkyServer, resolver: Resolver, versions: dict[str, Any], signs: bool
+) -> None:
+    quirky.versions = versions
+
+    assert resolver.capabilities().signed_urls is signs
+    assert not resolver.capabilities().extended
+    assert quirky.asked("/config/versions") == 1
+    if not signs:
+        with pytest.raises(Unsupported, match="dserver_signed_url_plugin"):
+            resolver.require_signed_urls()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        says(200, {"versions": {"nginx": "1"}}),
+        says(200, {"versions": []}),
+        says(200, []),
+        says(200, b"<html>welcome", Content_Type="text/html"),
+        says(404, b"<html><title>Not here</title>", Content_Type="text/html"),
+    ],
+)
+def test_what_is_no_dserver_is_told(quirky: QuirkyServer, resolver: Resolver, fault: Any) -> None:
+    quirky.faults = [fault]
+
+    with pytest.raises(ProtocolError, match="dserver"):
+        resolver.capabilities()
+
+
+def test_store_that_cannot_sign_is_unsupported(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    resolver.capabilities()
+    quirky.faults = [says(501)]
+
+    with pytest.raises(Unsupported):
+        resolver.metadata(dataset)
+
+
+# Metadata out of the store
+
+
+def test_metadata_url_refused_is_signed_once_more(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    expired = says(403, b"<Error><Code>AccessDenied</Code></Error>")
+    quirky.store_faults = [expired]
+    assert resolver.metadata(dataset).tags == ("a", "b")
+
+    quirky.store_faults = [expired] * 9
+    with pytest.raises(ProtocolError, match="signed just now") as refusal:
+        resolver.metadata(dataset)
+    assert "secret" not in str(refusal.value)
+
+
+def test_metadata_survives_a_store_that_stumbles(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    quirky.store_faults = [says(500), says(502)]
+    assert resolver.metadata(dataset).tags == ("a", "b")
+
+    quirky.store_faults = [says(500)] * 20
+    with pytest.raises(Unreachable):
+        resolver.metadata(dataset)
+
+
+def test_overlay_deleted_meanwhile_is_left_out(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    del quirky.objects[f"{dataset.uuid}/overlays/o.json"]
+
+    assert resolver.metadata(dataset).overlays == {}
+
+
+def test_manifest_that_breaks_off_is_an_error(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset, tmp_path: Path
+) -> None:
+    def cut(handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.write(b'{"items"')
+        handler.close_connection = True
+
+    quirky.faults = [cut]
+    with (tmp_path / "manifest").open("wb") as file, pytest.raises(Unreachable, match="cut off"):
+        resolver.fetch_manifest(dataset, file)

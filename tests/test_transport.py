@@ -1,0 +1,322 @@
+"""Calls to a dserver: tokens, retries, proxies, and what is said when it goes wrong."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dserverfs import transport as transport_module
+from dserverfs.errors import (
+    Conflict,
+    DeadlineExceeded,
+    DserverfsError,
+    NotAuthenticated,
+    NotFound,
+    PermissionDenied,
+    ProtocolError,
+    Unreachable,
+    Unsupported,
+    UsageError,
+)
+from dserverfs.transport import Deadline, ServerTransport, TokenSource, retry_after_s
+from tests.quirky_server import TOKEN, QuirkyServer, quirky_server, says
+
+HTML = {"Content_Type": "text/html"}
+
+
+@pytest.fixture
+def quirky() -> Iterator[QuirkyServer]:
+    with quirky_server() as running:
+        yield running
+
+
+@pytest.fixture
+def transport(quirky: QuirkyServer) -> Iterator[ServerTransport]:
+    transport = ServerTransport(quirky.url, TokenSource(TOKEN, None))
+    yield transport
+    transport.close()
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def jwt(**claims: Any) -> str:
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    return f"e30.{body}.x"
+
+
+# Answers
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "said"),
+    [
+        (says(400, {"code": 400, "errors": {"json": {"a": ["bad"]}}}), ProtocolError, "bad"),
+        (says(401), NotAuthenticated, "Unauthorized"),
+        (says(401, {"msg": "Token has expired"}), NotAuthenticated, "Token has expired"),
+        (says(422, {"msg": "Bad\nsegments"}), NotAuthenticated, "Bad segments"),
+        (says(422, {"code": 422, "errors": {"query": {"x": ["?"]}}}), ProtocolError, "query"),
+        (says(403), PermissionDenied, "403 Forbidden"),
+        (says(404), NotFound, "404 Not Found"),
+        (says(405), NotFound, "405"),
+        (says(409, {"message": "exists"}), Conflict, "exists"),
+        (says(418, {"error": "teapot"}), ProtocolError, "teapot"),
+        (says(500), ProtocolError, "500 Internal Server Error"),
+        (says(501), Unsupported, "501"),
+        (says(500, b"<html><title>Oh \x1b[31m no</title>", **HTML), ProtocolError, "Oh [31m no"),
+        (says(500, b"<Error><Message>Deep</Message></Error>"), ProtocolError, "Deep"),
+        (says(500, {"message": f"{TOKEN} is bad"}), ProtocolError, "... is bad"),
+    ],
+)
+def test_error_is_one_line_of_what_the_server_said(
+    quirky: QuirkyServer,
+    transport: ServerTransport,
+    fault: Any,
+    error: type[DserverfsError],
+    said: str,
+) -> None:
+    quirky.faults = [fault]
+
+    with pytest.raises(error) as refusal:
+        transport.get("/me")
+
+    assert type(refusal.value) is error
+    assert said in str(refusal.value)
+    assert quirky.url in str(refusal.value)
+    assert str(refusal.value).isprintable()
+    assert TOKEN not in str(refusal.value)
+    assert len(quirky.requests) == 1
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_not_now_is_asked_again(
+    quirky: QuirkyServer, transport: ServerTransport, status: int
+) -> None:
+    quirky.faults = [says(status, b"<html>busy", **HTML), says(status, Retry_After="0")]
+
+    assert transport.get("/me").json()["username"] == "grumpy"
+
+
+def test_retry_after_that_is_too_long_is_not_waited_for(
+    quirky: QuirkyServer, transport: ServerTransport
+) -> None:
+    quirky.faults = [says(503, Retry_After="3600")]
+
+    with pytest.raises(Unreachable, match="503"):
+        transport.get("/me")
+
+    assert len(quirky.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 0),
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": "-7"}, 0),
+        ({"Retry-After": "inf"}, 0),
+        ({"Retry-After": "soon"}, 0),
+        ({"Retry-After": "Sat, 21 Nov 2026 10:00:09 GMT"}, 0),
+        (
+            {
+                "Retry-After": "Sat, 21 Nov 2026 10:00:09 GMT",
+                "Date": "Sat, 21 Nov 2026 10:00:00 GMT",
+            },
+            9,
+        ),
+    ],
+)
+def test_retry_after_in_both_its_forms(headers: dict[str, str], seconds: float) -> None:
+    assert retry_after_s(headers) == seconds
+
+
+@pytest.mark.parametrize(
+    ("location", "error", "said"),
+    [
+        ("https://{host}/me", UsageError, "set DSERVER_PROTOCOL=https"),
+        ("https://other.example/lookup/me", UsageError, "=https://other.example/lookup"),
+        ("https://sso.example/login?next=secret", ProtocolError, "wants a login"),
+        ("", ProtocolError, "is this a dserver"),
+    ],
+)
+def test_redirect_says_what_to_set(
+    quirky: QuirkyServer,
+    transport: ServerTransport,
+    location: str,
+    error: type[DserverfsError],
+    said: str,
+) -> None:
+    host = "127.0.0.1"
+    quirky.faults = [says(301, b"", Location=location.format(host=host))]
+
+    with pytest.raises(error) as refusal:
+        transport.get("/me")
+
+    assert said in str(refusal.value)
+    assert "secret" not in str(refusal.value)
+
+
+def test_answer_that_trickles_ends_at_the_deadline(
+    quirky: QuirkyServer, transport: ServerTransport
+) -> None:
+    def trickle(handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        try:
+            for _ in range(1000):
+                handler.wfile.write(b" ")
+                handler.wfile.flush()
+                time.sleep(0.05)
+        except OSError:
+            handler.close_connection = True
+
+    quirky.faults = [trickle]
+    began = time.monotonic()
+
+    with pytest.raises(DeadlineExceeded):
+        transport.request("GET", "/me", timeout_s=0.5)
+
+    assert time.monotonic() - began < 5
+
+
+def test_answer_without_end_is_refused(
+    quirky: QuirkyServer, transport: ServerTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    response = transport.request("GET", "/me", stream=True)
+
+    with pytest.raises(ProtocolError, match="too large"):
+        list(transport.read_pieces(response, Deadline(10), max_bytes=10))
+
+
+def test_connection_is_kept_and_replaced_when_it_dies(
+    quirky: QuirkyServer, transport: ServerTransport
+) -> None:
+    def hang_up(handler: Any) -> None:
+        handler.close_connection = True
+
+    transport.get("/me")
+    quirky.faults = [hang_up]
+
+    assert transport.get("/me").json()["username"] == "grumpy"
+
+
+# Servers that are not there
+
+
+def test_server_that_restarts_is_waited_for(
+    quirky: QuirkyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def sleep_within(deadline: Deadline, wait_s: float) -> bool:
+        tries.append(wait_s)
+        if len(tries) == 2:
+            restarted.base_url = quirky.url  # it is up again
+        return True
+
+    monkeypatch.setattr(transport_module, "sleep_within", sleep_within)
+    restarted = ServerTransport(f"http://127.0.0.1:{closed_port()}", TokenSource(TOKEN, None))
+
+    assert restarted.get("/me").json()["username"] == "grumpy"
+    restarted.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
+def test_address_where_nobody_is_fails_at_once_if_so_asked(host: str) -> None:
+    transport = ServerTransport(f"http://{host}:{closed_port()}", TokenSource(TOKEN, None))
+    began = time.monotonic()
+
+    with pytest.raises(Unreachable, match=host):
+        transport.request("GET", "/", authenticated=False, attempts_to_connect=1)
+
+    assert time.monotonic() - began < 2
+    transport.close()
+
+
+# Tokens
+
+
+def test_token_replaced_after_its_refusal_is_used(quirky: QuirkyServer, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("old-token\n")
+    transport = ServerTransport(quirky.url, TokenSource(None, path))
+
+    def refuse_and_replace(handler: Any) -> None:
+        stamp = path.stat()
+        path.write_text(f"{TOKEN}")  # of the same length and date, in place
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        handler.answer(401, {"msg": "Token has expired"})
+
+    quirky.faults = [refuse_and_replace]
+
+    assert transport.get("/me").json()["username"] == "grumpy"
+    transport.close()
+
+
+@pytest.mark.parametrize("answer", [says(401, {"msg": "expired"}), says(422, {"msg": "bad"})])
+def test_token_that_stays_is_sent_once(quirky: QuirkyServer, tmp_path: Path, answer: Any) -> None:
+    path = tmp_path / "token"
+    path.write_text(jwt(sub="grumpy", exp=1_600_000_000))
+    transport = ServerTransport(quirky.url, TokenSource(None, path))
+    quirky.faults = [answer] * 3
+
+    with pytest.raises(NotAuthenticated) as refusal:
+        transport.get("/me")
+
+    assert len(quirky.requests) == 1
+    assert f"the token in {path} (of user grumpy, expired 2020-09-13 12:26 UTC)" in str(
+        refusal.value
+    )
+    transport.close()
+
+
+@pytest.mark.parametrize(
+    ("token", "subject"),
+    [
+        (jwt(sub="grumpy"), "grumpy"),
+        (jwt(sub=5), None),
+        (jwt(), None),
+        ("e30.bm90IGpzb24.x", None),
+        ("e30.!.x", None),
+        ("opaque", None),
+    ],
+)
+def test_subject_of_a_token(token: str, subject: str | None) -> None:
+    assert TokenSource(token, None).subject() == subject
+
+
+def test_empty_token_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("\n")
+
+    with pytest.raises(NotAuthenticated, match="is empty"):
+        TokenSource(None, tmp_path / "token").token()
+
+
+@pytest.mark.expects_log("sent unencrypted")
+def test_token_over_plain_http_to_another_host_warns_once(
+    caplog: pytest.LogCaptureFixture, quirky: QuirkyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", quirky.url)  # stands in for the other host
+    transport = ServerTransport("http://data.invalid", TokenSource(TOKEN, None))
+    quirky.faults = [says(200, {}), says(200, {}), says(200, {})]
+
+    transport.request("GET", "/config/versions", authenticated=False)
+    assert "unencrypted" not in caplog.text
+    for _ in range(2):
+        transport.get("/me")
+
+    assert caplog.text.count("unencrypted") == 1
+    transport.close()
