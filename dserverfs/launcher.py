@@ -35,6 +35,7 @@ def start(arguments: Sequence[str]) -> None:
     Raises UsageError with what the daemon said if it ends before, or is not
     ready within READY_TIMEOUT_S.
     """
+    mountpoint.require_fuse()
     ready_read, ready_write = os.pipe()
     command = [sys.executable, "-c", _DAEMON, *arguments, "--ready-fd", str(ready_write)]
     try:

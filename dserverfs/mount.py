@@ -32,6 +32,10 @@ logger = logging.getLogger(__name__)
 # How long requests under way may go on after a signal to end.
 GRACE_S = 2.0
 OPEN_FILES = 8192
+# Requests answered at a time; at pyfuse3's 99, so many stalled reads stop `ls`.
+MAX_REQUESTS = 10_000
+# Reads that the kernel sends before the first is answered; its default is 12.
+MAX_BACKGROUND = 256
 # The kernel asks for at most that much at once; 1 MiB reads are 1.2 times as fast
 # as the default's 128 KiB. Only root may say so.
 READ_AHEAD_KIB = 1024
@@ -99,7 +103,7 @@ async def _serve(options: MountOptions, ready_fd: int | None) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_on_signal, nursery.cancel_scope)
         nursery.start_soon(_tell_ready, options, ready_fd)
-        await pyfuse3.main()
+        await pyfuse3.main(max_tasks=MAX_REQUESTS)
         nursery.cancel_scope.cancel()
 
 
@@ -113,7 +117,7 @@ async def _end_on_signal(scope: trio.CancelScope) -> None:
 
 async def _tell_ready(options: MountOptions, ready_fd: int | None) -> None:
     status = await trio.to_thread.run_sync(os.stat, options.path, abandon_on_cancel=True)
-    _raise_read_ahead(status.st_dev)
+    _tune_kernel(status.st_dev)
     logger.info("%s: mounted at %s", options.uri, options.path)
     if ready_fd is None:
         return
@@ -134,9 +138,16 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, wanted), most))
 
 
-def _raise_read_ahead(device: int) -> None:
-    path = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
-    try:
-        path.write_text(str(READ_AHEAD_KIB))
-    except OSError as error:
-        logger.debug("read-ahead of the kernel stays as it is: %s", error)
+def _tune_kernel(device: int) -> None:
+    """Raise what the kernel asks for at once and at a time; only root may."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    connection = Path(f"/sys/fs/fuse/connections/{os.minor(device)}")
+    for path, value in (
+        (Path(f"/sys/class/bdi/{number}/read_ahead_kb"), READ_AHEAD_KIB),
+        (connection / "max_background", MAX_BACKGROUND),
+        (connection / "congestion_threshold", MAX_BACKGROUND * 3 // 4),
+    ):
+        try:
+            path.write_text(str(value))
+        except OSError as error:
+            logger.debug("%s stays as it is: %s", path, error)

@@ -232,11 +232,12 @@ class Reader:
                 mismatched = True
                 logger.warning("%s; fetched once more", error)
             except Unreachable as error:
-                attempt = 0 if len(waiting) < left else attempt + 1
-                if attempt >= ATTEMPTS or isinstance(error, DeadlineExceeded):
+                attempt = 0 if len(waiting) < left else attempt
+                if attempt + 1 >= ATTEMPTS or isinstance(error, DeadlineExceeded):
                     raise
                 logger.debug("%s: tried again after: %s", content.dataset.uri, error)
                 time.sleep(min(backoff_s(attempt), deadline.remaining_s()))
+                attempt += 1
 
     def _check_end(self, content: ItemContent, last: bytes, deadline: Deadline) -> None:
         """Raise IntegrityError if the item was read whole and is not what the manifest says.

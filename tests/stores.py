@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from dserverfs.server.storage import Storage
 from tests.serving import ServerHandle
@@ -19,3 +20,11 @@ def storage_of(server: ServerHandle) -> Storage:
         secret_key=credentials["secretKey"],
         bucket=server.backend_uri.removeprefix("s3://"),
     )
+
+
+def weed_of(server: ServerHandle) -> int:
+    """Return the process id of the server's `weed`."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    (child,) = children.read_text().split()
+    assert "weed" in Path(f"/proc/{child}/cmdline").read_text()
+    return int(child)

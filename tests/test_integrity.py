@@ -58,7 +58,7 @@ def test_copy_of_damaged_bytes_fails_and_of_mended_ones_is_right(
     damaged[size // 2] ^= 1
     client.put_object(Bucket=bucket, Key=key, Body=bytes(damaged))
     with mounted(current_user, uri, token) as path:
-        copy = current_user.run("cp", path / "data" / relpath, "copy")
+        copy = current_user.run("cp", path / "data" / relpath, "damaged-copy")
         assert copy.returncode != 0
         assert os.strerror(5) in copy.stderr
 

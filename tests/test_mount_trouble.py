@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,8 +24,13 @@ from tests.datasets import make_dataset
 from tests.mounting import detach, mounted, publish
 from tests.relay import relay
 from tests.serving import ServerHandle
+from tests.stores import weed_of
 
-ITEMS = {"hello.txt": b"hello\n", "more/data.bin": bytes(3_000_000)}
+ITEMS = {
+    "hello.txt": b"hello\n",
+    "more/data.bin": bytes(3_000_000),
+    **{f"many/{number}": b"%d" % number * 1000 for number in range(200)},
+}
 
 
 @pytest.fixture(scope="module")
@@ -404,6 +410,28 @@ def test_gone_server_hurts_only_what_is_not_known_yet(
             way.cut()
 
             assert (path / "data/hello.txt").read_bytes() == b"hello\n"
-            assert sorted(os.listdir(path / "data")) == ["hello.txt", "more"]
+            assert sorted(os.listdir(path / "data")) == ["hello.txt", "many", "more"]
             with pytest.raises(OSError, match=os.strerror(errno.EHOSTUNREACH)):
                 os.listdir(path / ".dtool/tags")
+
+
+def test_two_hundred_stalled_reads_do_not_delay_what_is_known(
+    fuse: None, current_user: Account, server: ServerHandle, token: str, uri: str
+) -> None:
+    with mounted(current_user, uri, token) as path, ThreadPoolExecutor(200) as pool:
+        assert (path / "data/hello.txt").read_bytes() == b"hello\n"
+        names = sorted(os.listdir(path / "data/many"))
+        weed = weed_of(server)
+        os.kill(weed, signal.SIGSTOP)
+        try:
+            reads = [pool.submit((path / "data/many" / name).read_bytes) for name in names]
+            started = time.monotonic()
+            assert sorted(os.listdir(path / "data/many")) == names
+            assert (path / "data/more/data.bin").stat().st_size == 3_000_000
+            assert (path / "data/hello.txt").read_bytes() == b"hello\n"
+            assert time.monotonic() - started < 10
+            assert not any(read.done() for read in reads)
+        finally:
+            os.kill(weed, signal.SIGCONT)
+        for name, read in zip(names, reads, strict=True):
+            assert read.result(60) == ITEMS[f"many/{name}"]

@@ -20,7 +20,6 @@ import requests
 from dserverfs.server.serve import default_data_directory
 from tests.serving import (
     SOURCES,
-    ServerHandle,
     begin,
     complete,
     encoded,
@@ -31,6 +30,7 @@ from tests.serving import (
     upload,
     upload_body,
 )
+from tests.stores import weed_of
 
 CONTENTS = {"a.txt": b"alpha", "b/c.txt": b"gamma"}
 
@@ -46,14 +46,6 @@ def run_serve(data: Path, *options: str) -> subprocess.CompletedProcess[str]:
         env=serve_environment(),
         check=False,
     )
-
-
-def weed_of(server: ServerHandle) -> int:
-    """Return the process id of the server's `weed`."""
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
-    (child,) = children.read_text().split()
-    assert "weed" in Path(f"/proc/{child}/cmdline").read_text()
-    return int(child)
 
 
 def wait_gone(pid: int) -> None:

@@ -19,9 +19,10 @@ ROOT = PACKAGE.parent
 LEVELS = [
     {"errors"},
     {"model"},
-    {"transport", "blocks", "settings", "cells", "verify", "mountpoint"},
-    {"body", "signed_urls", "manifest_index"},
-    {"storage"},
+    {"connections", "blocks", "cells", "verify", "mountpoint"},
+    {"transport", "settings"},
+    {"body", "routes", "signed_urls", "manifest_index"},
+    {"storage", "listings", "signing"},
     {"resolver", "item_content"},
     {"cache", "catalogue"},
     {"cache_writer", "verification"},
