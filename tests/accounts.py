@@ -175,6 +175,7 @@ def _environment(root: Path, name: str, home: Path) -> dict[str, str]:
         "LOGNAME": name,
         "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(_PACKAGE.parent),  # this checkout, whichever is installed
         "USER": name,
         ROOT_VARIABLE: str(root),
     }

@@ -1,0 +1,159 @@
+"""Which names datasets are shown under, and datasets no upload would let in."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dserverfs.catalogue import Names
+from dserverfs.model import UUID, Dataset, identifier_of
+from tests.accounts import Account
+from tests.datasets import make_dataset
+from tests.mounting import mounted, publish
+from tests.serving import ServerHandle, encoded, new_uuid
+
+
+def dataset(number: int, name: str = "name", frozen_at: float = 0.0) -> Dataset:
+    uuid = UUID(f"{number:08d}-2222-3333-4444-555555555555")
+    return Dataset(uuid, f"s3://b/{uuid}", "s3://b", name, "c", frozen_at, frozen_at, 1, 1)
+
+
+def test_oldest_of_a_name_keeps_it_and_the_others_have_their_uuid_added() -> None:
+    young, old = dataset(1, frozen_at=2.0), dataset(2, frozen_at=1.0)
+
+    assert Names(frozenset()).bind([young, old]) == {"name": old, "name~00000001": young}
+
+
+def test_equally_old_ones_are_ordered_by_uuid() -> None:
+    first, second = dataset(1), dataset(2)
+
+    assert Names(frozenset()).bind([second, first]) == {"name": first, "name~00000002": second}
+
+
+def test_bound_name_stays_bound_when_older_ones_come_and_others_go() -> None:
+    names = Names(frozenset())
+    young, old = dataset(1, frozen_at=2.0), dataset(2, frozen_at=1.0)
+    names.bind([young])
+
+    assert names.bind([young, old]) == {"name": young, "name~00000002": old}
+    assert names.bind([old]) == {"name~00000002": old}
+    assert names.bind([old, young]) == {"name": young, "name~00000002": old}
+
+
+def test_names_of_directories_are_left_to_them() -> None:
+    one = dataset(1, "prefix")
+
+    assert Names(frozenset({"prefix"})).bind([one]) == {"prefix~00000001": one}
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "x" * 256])
+@pytest.mark.expects_log("cannot be shown")
+def test_dataset_whose_name_cannot_be_shown_is_named_by_its_uuid(name: str) -> None:
+    one = dataset(1, name)
+
+    assert Names(frozenset()).bind([one]) == {one.uuid: one}
+
+
+def test_even_a_name_made_up_to_collide_leaves_every_dataset_visible() -> None:
+    datasets = [dataset(1, "n"), dataset(2, "n~00000003"), dataset(3, "n")]
+
+    shown = Names(frozenset()).bind(datasets)
+
+    assert len(shown) == 3
+
+
+@pytest.fixture(scope="module")
+def token(server: ServerHandle) -> str:
+    return server.token_file.read_text().strip()
+
+
+def test_datasets_of_one_name_are_all_shown(
+    fuse: None, current_user: Account, server: ServerHandle, token: str, tmp_path: Path
+) -> None:
+    directories = []
+    for number in range(3):
+        parent = tmp_path / str(number)
+        parent.mkdir()
+        directories.append(make_dataset(parent, "same-name", {"number": b"%d" % number}))
+    uris = publish(server.base_uri, token, tmp_path / "cache", *directories)
+    uuids = [uri.rpartition("/")[2] for uri in uris]
+
+    with mounted(current_user, server.base_uri, token) as path:
+        shown = {name for name in os.listdir(path) if name.startswith("same-name")}
+
+        assert shown == {"same-name", *(f"same-name~{uuid[:8]}" for uuid in uuids[1:])}
+        assert (path / "same-name/data/number").read_bytes() == b"0"
+        assert (path / f"same-name~{uuids[2][:8]}/data/number").read_bytes() == b"2"
+
+
+def register(server: ServerHandle, name: str, items: Mapping[str, Any]) -> None:
+    """Register a dataset as dservercore lets anybody with the right do it, unchecked."""
+    uuid = new_uuid()
+    base_uri = server.backend_uri
+    uri = f"{base_uri}/{uuid}"
+    body = {
+        "uuid": uuid,
+        "base_uri": base_uri,
+        "uri": uri,
+        "name": name,
+        "type": "dataset",
+        "readme": "",
+        "manifest": {
+            "items": dict(items),
+            "hash_function": "md5sum_hexdigest",
+            "dtoolcore_version": "3.19.0",
+        },
+        "creator_username": "tester",
+        "frozen_at": str(time.time()),
+        "annotations": {},
+        "tags": [],
+    }
+    server.request("PUT", f"/uris/{encoded(uri)}", body).raise_for_status()
+
+
+def entry(relpath: str) -> dict[str, Any]:
+    return {"relpath": relpath, "size_in_bytes": 5, "hash": "0" * 32, "utc_timestamp": 0.0}
+
+
+def test_hostile_relpaths_are_shown_as_refused_and_make_a_copy_fail(
+    fuse: None, current_user: Account, server: ServerHandle, token: str
+) -> None:
+    hostile = ["/etc/passwd", "../../up", "a/../b", "", "a//b", "x" * 256, "file/below"]
+    items = {identifier_of(relpath): entry(relpath) for relpath in [*hostile, "file", "good"]}
+    register(server, "hostile", items)
+
+    with mounted(current_user, server.base_uri, token) as path:
+        data = path / "hostile/data"
+        assert set(os.listdir(data)) == {
+            "file",
+            "good",
+            *(f".refused-{identifier_of(relpath)}" for relpath in hostile),
+        }
+        refused = data / f".refused-{identifier_of('../../up')}"
+        assert refused.stat().st_mode & 0o777 == 0o444
+        copy = current_user.run("cp", refused, "refused-copy")
+        assert copy.returncode != 0
+        assert os.strerror(5) in copy.stderr
+
+
+def test_dataset_that_vanishes_is_an_error_and_the_rest_stays(
+    fuse: None, current_user: Account, server: ServerHandle, token: str, tmp_path: Path
+) -> None:
+    register(server, "vanishing", {identifier_of("a"): entry("a")})
+    local = make_dataset(tmp_path, "staying", {"hello": b"hello"})
+    publish(server.base_uri, token, tmp_path / "cache", local)
+    found = json.loads(server.post("/uris?page_size=100", {"free_text": "vanishing"}).text)
+
+    with mounted(current_user, server.base_uri, token) as path:
+        assert {"vanishing", "staying"} <= set(os.listdir(path))
+        server.request("DELETE", f"/uris/{encoded(found[0]['uri'])}", None).raise_for_status()
+
+        with pytest.raises(FileNotFoundError):
+            os.listdir(path / "vanishing/data")
+        assert (path / "staying/data/hello").read_bytes() == b"hello"
