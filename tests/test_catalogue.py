@@ -125,7 +125,7 @@ def test_hostile_relpaths_are_shown_as_refused_and_make_a_copy_fail(
     fuse: None, current_user: Account, server: ServerHandle, token: str
 ) -> None:
     hostile = ["/etc/passwd", "../../up", "a/../b", "", "a//b", "x" * 256, "file/below"]
-    items = {identifier_of(relpath): entry(relpath) for relpath in [*hostile, "file", "good"]}
+    items = {str(identifier_of(relpath)): entry(relpath) for relpath in [*hostile, "file", "good"]}
     register(server, "hostile", items)
 
     with mounted(current_user, server.base_uri, token) as path:
