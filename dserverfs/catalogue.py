@@ -2,7 +2,7 @@
 
 Used by the tree. Owns how long each is believed, under which name a dataset is
 shown, and the files that manifests are indexed in. Answers at once or raises
-`cells.NotLoaded`; asks the resolver in threads. Thread-safe.
+`cells.NotLoaded`; asks in threads. Thread-safe.
 
 On disk, below `directory`: `<key>.json`, a manifest as the server sent it, and
 `<key>.index`, made from it. Both are written under other names, synced and
@@ -24,9 +24,10 @@ from typing import TypeVar
 from dserverfs import manifest_index
 from dserverfs.cells import FOR_EVER, Cell, NotLoaded
 from dserverfs.errors import DserverfsError, NotFound
+from dserverfs.kept_answers import KeptAnswers
 from dserverfs.manifest_index import ManifestIndex
 from dserverfs.model import UUID, Dataset, User, component_is_usable
-from dserverfs.resolver import Metadata, Resolver
+from dserverfs.resolver import Metadata
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +70,8 @@ class Names:
 class Catalogue:
     """Everything known of one server."""
 
-    def __init__(self, resolver: Resolver, server: str, directory: Path) -> None:
-        self._resolver = resolver
+    def __init__(self, answers: KeptAnswers, server: str, directory: Path) -> None:
+        self._answers = answers
         self._server = server
         self._directory = directory
         self._background = ThreadPoolExecutor(REFRESH_THREADS, thread_name_prefix="refresh")
@@ -82,7 +83,7 @@ class Catalogue:
         self._manifests: dict[UUID, Cell[Path]] = {}
         self._indexes: OrderedDict[UUID, ManifestIndex] = OrderedDict()
         self._index_loads: dict[UUID, threading.Lock] = {}
-        self._user = self._cell(resolver.user, FRESH_S)
+        self._user = self._cell(answers.user, FRESH_S)
 
     def close(self) -> None:
         self._background.shutdown(wait=False, cancel_futures=True)
@@ -105,7 +106,7 @@ class Catalogue:
             if cell is None:
                 names = self._names.setdefault(base_uri, Names(reserved | {UUID_DIRECTORY}))
                 cell = self._listings[base_uri] = self._cell(
-                    lambda: names.bind(self._resolver.datasets(base_uri)), FRESH_S
+                    lambda: names.bind(self._answers.datasets(base_uri)), FRESH_S
                 )
         return cell.get()
 
@@ -123,12 +124,12 @@ class Catalogue:
 
     def readme(self, dataset: Dataset) -> bytes:
         """Return the content of README.yml."""
-        fetch = self._resolver.readme
+        fetch = self._answers.readme
         return self._of(self._readmes, dataset, lambda: fetch(dataset), FRESH_S)
 
     def metadata(self, dataset: Dataset) -> Metadata:
         """Return admin metadata, tags, overlays and annotations."""
-        fetch = self._resolver.metadata
+        fetch = self._answers.metadata
         return self._of(self._metadata, dataset, lambda: fetch(dataset), FRESH_S)
 
     def manifest(self, dataset: Dataset) -> Path:
@@ -188,7 +189,7 @@ class Catalogue:
         scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
         try:
             with scratch.open("xb") as file:
-                self._resolver.fetch_manifest(dataset, file)
+                self._answers.fetch_manifest(dataset, file)
                 file.flush()
                 os.fsync(file.fileno())
             scratch.rename(path)

@@ -15,6 +15,7 @@ from dserverfs.cache import BlockCache, private_directory
 from dserverfs.catalogue import Catalogue
 from dserverfs.connections import Trust
 from dserverfs.errors import NotFound, PermissionDenied, UsageError
+from dserverfs.kept_answers import KeptAnswers
 from dserverfs.model import UUID, Dataset, DserverURI, User
 from dserverfs.reader import Reader
 from dserverfs.resolver import Resolver
@@ -44,7 +45,9 @@ class Client:
         self._storage = Storage(trust)
         self._cache = BlockCache(self._directory / "blocks", size_limit=cache_size)
         self.resolver = Resolver(self._transport, self._storage)
-        self.catalogue = Catalogue(self.resolver, server, self._directory / "manifests")
+        known = self._directory / "manifests"
+        self._answers = KeptAnswers(self.resolver, server, known)
+        self.catalogue = Catalogue(self._answers, server, known)
         self.reader = Reader(self.resolver, self._storage, self._cache)
         self.uploader = Uploader(self.resolver, self._storage)
 
@@ -79,10 +82,11 @@ class Client:
         Raises what keeps it from being read: no such host, no dserver, no
         signed-URL routes, a token that is refused, a base URI without
         permission, a dataset that is not there, or several of that uuid where
-        the URI names no base URI.
+        the URI names no base URI. A server that is away is no reason if what it
+        said last to the token's user is known.
         """
-        self.resolver.require_signed_urls()
-        user = self.resolver.user()
+        self._answers.require_signed_urls()
+        user = self._answers.user()
         if uri.base_uri is None:
             return None if uri.uuid is None else self._only(uri, uri.uuid, user)
         if not _may_search(user, uri.base_uri):
@@ -94,7 +98,7 @@ class Client:
         if uri.uuid is None:
             return None
         try:
-            return self.resolver.dataset_by_uuid(uri.uuid, uri.base_uri)
+            return self._answers.dataset_by_uuid(uri.uuid, uri.base_uri)
         except NotFound as error:
             raise NotFound(f"{uri}: no such dataset; a base URI shows all there are") from error
 
@@ -102,7 +106,7 @@ class Client:
         """Return the dataset of that uuid, whichever base URI holds it."""
         found = [
             dataset
-            for dataset in self.resolver.datasets_by_uuid(uuid)
+            for dataset in self._answers.datasets_by_uuid(uuid)
             if dataset.base_uri in user.search_base_uris
         ]
         if not found:

@@ -1,0 +1,190 @@
+"""A server's last answers, kept on disk for when it cannot be reached.
+
+Used by the catalogue and the client in the resolver's place, with the same
+methods for what is worth keeping. Access before content: an answer is kept by
+server and by whom the token names, so no user is shown what another may see; a
+server that says no (403, 404) takes its earlier answer back. Blocking and
+thread-safe.
+
+On disk: a JSON file an answer, written under another name and renamed. One that
+cannot be read, or is another's, counts as none; a disk that fails keeps nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from dserverfs.errors import (
+    DserverfsError,
+    NotAuthenticated,
+    NotFound,
+    PermissionDenied,
+    Unreachable,
+)
+from dserverfs.model import UUID, Dataset, User
+from dserverfs.resolver import Metadata, Resolver
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class KeptAnswers:
+    """What a resolver says, or said."""
+
+    def __init__(self, resolver: Resolver, server: str, directory: Path) -> None:
+        """`directory` is private and exists when the first method is called."""
+        self._resolver = resolver
+        self._server = server
+        self._directory = directory
+
+    def require_signed_urls(self) -> None:
+        """Raise Unsupported if the server cannot sign URLs; not if it is away and was known."""
+        try:
+            self._resolver.require_signed_urls()
+        except Unreachable as error:
+            if self._load("user") is None:
+                raise
+            logger.warning("%s; what is known of it is shown", error)
+
+    def user(self) -> User:
+        """Return whom the token speaks for."""
+        return self._ask("user", self._resolver.user, _user_to_json, User.from_json)
+
+    def datasets(self, base_uri: str) -> list[Dataset]:
+        """Return every dataset below `base_uri`, oldest first."""
+        return self._ask(
+            f"datasets {base_uri}",
+            lambda: self._resolver.datasets(base_uri),
+            lambda datasets: [dataclasses.asdict(dataset) for dataset in datasets],
+            lambda kept: [Dataset.from_json(entry) for entry in kept],
+        )
+
+    def datasets_by_uuid(self, uuid: UUID) -> list[Dataset]:
+        """Return the datasets of that uuid in whichever base URIs hold it."""
+        return self._ask(
+            f"uuid {uuid}",
+            lambda: self._resolver.datasets_by_uuid(uuid),
+            lambda datasets: [dataclasses.asdict(dataset) for dataset in datasets],
+            lambda kept: [Dataset.from_json(entry) for entry in kept],
+        )
+
+    def dataset_by_uuid(self, uuid: UUID, base_uri: str) -> Dataset:
+        """Return the dataset of that uuid below `base_uri`; raises NotFound."""
+        for dataset in self.datasets_by_uuid(uuid):
+            if dataset.base_uri == base_uri:
+                return dataset
+        raise NotFound(f"{base_uri} has no dataset {uuid}")
+
+    def readme(self, dataset: Dataset) -> bytes:
+        """Return the content of README.yml."""
+        return self._ask(
+            f"readme {dataset.uri}", lambda: self._resolver.readme(dataset), _encode, _decode
+        )
+
+    def metadata(self, dataset: Dataset) -> Metadata:
+        """Return what `.dtool` holds."""
+        return self._ask(
+            f"metadata {dataset.uri}",
+            lambda: self._resolver.metadata(dataset),
+            _metadata_to_json,
+            _metadata_from_json,
+        )
+
+    def fetch_manifest(self, dataset: Dataset, file: IO[bytes]) -> None:
+        """Write the manifest's JSON to `file`; the catalogue keeps it."""
+        self._resolver.fetch_manifest(dataset, file)
+
+    def _ask(
+        self,
+        name: str,
+        ask: Callable[[], T],
+        to_json: Callable[[T], Any],
+        from_json: Callable[[Any], T],
+    ) -> T:
+        try:
+            answer = ask()
+        except (Unreachable, NotAuthenticated):
+            kept = self._load(name)
+            if kept is None:
+                raise
+            try:
+                return from_json(kept)
+            except (DserverfsError, ValueError, KeyError, TypeError):  # of another version
+                pass
+            raise
+        except (NotFound, PermissionDenied):
+            self._path(name).unlink(missing_ok=True)
+            raise
+        self._save(name, to_json(answer))
+        return answer
+
+    def _save(self, name: str, value: Any) -> None:
+        path = self._path(name)
+        scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+        try:
+            with scratch.open("w", encoding="utf-8") as file:
+                json.dump({"about": self._about(name), "value": value}, file)
+            scratch.rename(path)
+        except OSError as error:
+            logger.debug("%s: not kept: %s", name, error)
+            scratch.unlink(missing_ok=True)
+
+    def _load(self, name: str) -> Any:
+        """Return what was kept, None if there is nothing of this server and user."""
+        try:
+            kept = json.loads(self._path(name).read_text("utf-8"))
+            return kept["value"] if kept["about"] == self._about(name) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _about(self, name: str) -> list[str | None]:
+        return [self._server, self._resolver.token_subject(), name]
+
+    def _path(self, name: str) -> Path:
+        key = hashlib.sha256(json.dumps(self._about(name)).encode()).hexdigest()
+        return self._directory / f"{key[:40]}.answer"
+
+
+def _user_to_json(user: User) -> dict[str, Any]:
+    return {
+        "username": user.username,
+        "is_admin": user.is_admin,
+        "search_permissions_on_base_uris": list(user.search_base_uris),
+        "register_permissions_on_base_uris": list(user.register_base_uris),
+    }
+
+
+def _metadata_to_json(metadata: Metadata) -> dict[str, Any]:
+    return {
+        "admin_metadata": _encode(metadata.admin_metadata),
+        "tags": list(metadata.tags),
+        "overlays": {name: _encode(text) for name, text in metadata.overlays.items()},
+        "annotations": {name: _encode(text) for name, text in metadata.annotations.items()},
+    }
+
+
+def _metadata_from_json(kept: Any) -> Metadata:
+    return Metadata(
+        admin_metadata=_decode(kept["admin_metadata"]),
+        tags=tuple(kept["tags"]),
+        overlays={name: _decode(text) for name, text in kept["overlays"].items()},
+        annotations={name: _decode(text) for name, text in kept["annotations"].items()},
+    )
+
+
+def _encode(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _decode(text: str) -> bytes:
+    return base64.b64decode(text)

@@ -1,0 +1,72 @@
+"""A mount whose server is away shows what it showed last, to the same user only."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.accounts import Account
+from tests.datasets import README, make_dataset
+from tests.mounting import mounted, publish
+from tests.relay import relay
+from tests.serving import ServerHandle
+
+
+@pytest.fixture(scope="module")
+def token(server: ServerHandle) -> str:
+    return server.token_file.read_text().strip()
+
+
+@pytest.fixture(scope="module")
+def uri(server: ServerHandle, token: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    items = {"seen": b"seen", "unseen": b"unseen"}
+    local = make_dataset(tmp_path_factory.mktemp("local"), "kept", items)
+    return publish(server.base_uri, token, tmp_path_factory.mktemp("cache"), local)[0]
+
+
+def test_second_mount_works_without_the_server_for_what_is_known(
+    fuse: None, current_user: Account, server: ServerHandle, token: str, uri: str
+) -> None:
+    host, _, port = server.base_uri.split("/")[2].partition(":")
+    cache = ("--cache-dir", str(current_user.home / "kept-cache"))
+    expired = server.token_for(server.username, exp=int(time.time()) - 60)
+    stranger = server.token_for("stranger")
+    with relay(host, int(port)) as way:
+        base = f"dserver://127.0.0.1:{way.port}/" + server.base_uri.split("/", 3)[3]
+        with mounted(current_user, base, token, *cache) as path:
+            assert (path / "kept/data/seen").read_bytes() == b"seen"
+            assert (path / "kept/README.yml").read_text() == README
+            assert os.listdir(path / "kept/.dtool/tags") == ["testing"]
+        with mounted(current_user, base, expired, *cache) as path:
+            assert (path / "kept/data/seen").read_bytes() == b"seen"
+            with pytest.raises(PermissionError):
+                (path / "kept/data/unseen").read_bytes()
+
+        way.cut()
+
+        with mounted(current_user, base, token, *cache) as path:
+            assert (path / "kept/data/seen").read_bytes() == b"seen"
+            assert (path / "kept/README.yml").read_text() == README
+            assert os.listdir(path / "kept/.dtool/tags") == ["testing"]
+            with pytest.raises(OSError, match=os.strerror(errno.EHOSTUNREACH)):
+                (path / "kept/data/unseen").read_bytes()
+        mountpoint = current_user.home / "stranger"
+        mountpoint.mkdir()
+        done = current_user.dserverfs(
+            "mount", base, mountpoint, *cache, env={"DSERVER_TOKEN": stranger}
+        )
+        assert done.returncode == 1
+        assert "cannot be reached" in done.stderr
+        mountpoint.rmdir()
+
+
+def test_kept_answers_are_private(current_user: Account, uri: str) -> None:
+    directory = current_user.home / "kept-cache/manifests"
+
+    assert directory.stat().st_mode & 0o777 == 0o700
+    for path in directory.iterdir():
+        assert Path(path).stat().st_uid == os.geteuid()
