@@ -28,6 +28,7 @@ class CacheWriter:
         self._queue: queue.Queue[tuple[BlockKey, bytes] | None] = queue.Queue(MAX_WAITING)
         self._lock = threading.Lock()
         self._waiting: dict[BlockKey, MemoryBlock] = {}
+        self._storing = threading.Lock()  # held while a batch is written
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -48,6 +49,12 @@ class CacheWriter:
     def waiting(self, key: BlockKey) -> Block | None:
         """Return a block that is not on the disk yet."""
         return self._waiting.get(key)
+
+    def discard(self, keys: list[BlockKey]) -> None:
+        """Return when none of these blocks will be written any more; waits for one batch."""
+        self._forget(keys)
+        with self._storing:
+            pass
 
     def flush(self) -> None:
         """Return when everything put before is written."""
@@ -70,11 +77,12 @@ class CacheWriter:
                     batch.append(self._queue.get_nowait())
                 except queue.Empty:
                     break
-            blocks = [entry for entry in batch if entry is not None]
             try:
-                self._cache.store(blocks)
+                with self._storing:
+                    blocks = [entry for entry in batch if entry and entry[0] in self._waiting]
+                    self._cache.store(blocks)
             finally:
-                self._forget([key for key, _ in blocks])
+                self._forget([entry[0] for entry in batch if entry])
                 for _ in batch:
                     self._queue.task_done()
             if batch[-1] is None:

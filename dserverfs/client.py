@@ -86,7 +86,7 @@ class Client:
         said last to the token's user is known.
         """
         self._answers.require_signed_urls()
-        user = self._answers.user()
+        user = self._answers.accepted_user()
         if uri.base_uri is None:
             return None if uri.uuid is None else self._only(uri, uri.uuid, user)
         if not _may_search(user, uri.base_uri):

@@ -60,6 +60,15 @@ class KeptAnswers:
         """Return whom the token speaks for."""
         return self._ask("user", self._resolver.user, _user_to_json, User.from_json)
 
+    def accepted_user(self) -> User:
+        """Return whom the token speaks for; an expired one is refused, known or not."""
+        try:
+            user = self._resolver.user()
+        except Unreachable:
+            return self.user()
+        self._save("user", _user_to_json(user))
+        return user
+
     def datasets(self, base_uri: str) -> list[Dataset]:
         """Return every dataset below `base_uri`, oldest first."""
         return self._ask(

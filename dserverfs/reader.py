@@ -272,8 +272,8 @@ class Reader:
 
     def _drop(self, content: ItemContent) -> None:
         """Forget every block of an item."""
-        self._writer.flush()
         keys = [BlockKey(content.key, index) for index in range(content.number_of_blocks)]
+        self._writer.discard(keys)
         with self._lock:
             self._drops[content.key] = self._drops.get(content.key, 0) + 1
             self._etags.pop(content.key, None)

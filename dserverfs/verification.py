@@ -58,10 +58,7 @@ class Verification:
         """Hash what can be hashed, soon, now that a block is at hand."""
         progress = self._progress(content, start=index == 0)
         if progress is not None and progress.next <= index:
-            try:
-                self._pool.submit(self._advance, content, progress)
-            except RuntimeError:  # shut down
-                pass
+            self._advance_soon(content, progress)
 
     def failed(self, content: ItemContent) -> None:
         """Let nobody wait for an item of which a block could not be fetched."""
@@ -89,7 +86,7 @@ class Verification:
         final = content.number_of_blocks - 1
         if progress is None:
             return Verdict.UNKNOWN
-        self._pool.submit(self._advance, content, progress)
+        self._advance_soon(content, progress)
         with progress.changed:
             while progress.next < final:
                 if progress.broken or not is_coming(progress.next):
@@ -126,6 +123,12 @@ class Verification:
                 if len(self._items) > MAX_ITEMS:
                     self._items.popitem(last=False)
             return progress
+
+    def _advance_soon(self, content: ItemContent, progress: _Progress) -> None:
+        try:
+            self._pool.submit(self._advance, content, progress)
+        except RuntimeError:  # shut down: nobody gets an answer any more
+            pass
 
     def _advance(self, content: ItemContent, progress: _Progress) -> None:
         """Hash block after block as long as the next is at hand; never the last."""

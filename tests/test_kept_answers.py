@@ -41,7 +41,12 @@ def test_second_mount_works_without_the_server_for_what_is_known(
             assert (path / "kept/data/seen").read_bytes() == b"seen"
             assert (path / "kept/README.yml").read_text() == README
             assert os.listdir(path / "kept/.dtool/tags") == ["testing"]
-        with mounted(current_user, base, expired, *cache) as path:
+        token_file = current_user.home / "token"
+        token_file.write_text(token)
+        by_file = {"DSERVER_TOKEN": "", "DSERVER_TOKEN_FILE": str(token_file)}
+        with mounted(current_user, base, token, *cache, env=by_file) as path:
+            assert sorted(os.listdir(path / "kept/data")) == ["seen", "unseen"]
+            token_file.write_text(expired)
             assert (path / "kept/data/seen").read_bytes() == b"seen"
             with pytest.raises(PermissionError):
                 (path / "kept/data/unseen").read_bytes()
