@@ -123,6 +123,12 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         help="such as 20G; default: half of the free space, at most 50G",
     )
     parser.add_argument("--read-only", action="store_true", help="refuse to write")
+    parser.add_argument(
+        "--verify",
+        default="complete",
+        choices=["off", "complete"],
+        help="compare files read whole with the manifest (complete, the default), or none (off)",
+    )
     parser.add_argument("--allow-other", action="store_true", help="let other users read")
     _add_logging(parser)
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
@@ -197,7 +203,10 @@ def _mount(arguments: argparse.Namespace) -> int:
     from dserverfs import mount
 
     _log_to(arguments.log_file, arguments.log_level)
-    options = mount.MountOptions(uri, path, arguments.cache_dir, arguments.cache_size, *fuse)
+    verify = arguments.verify == "complete"
+    options = mount.MountOptions(
+        uri, path, arguments.cache_dir, arguments.cache_size, *fuse, verify=verify
+    )
     status = 0
     try:
         mount.run(options, settings, arguments.ready_fd)
@@ -216,6 +225,7 @@ def _mount(arguments: argparse.Namespace) -> int:
 def _daemon_arguments(arguments: argparse.Namespace, path: Path) -> list[str]:
     """Return the arguments of the daemon, with every path absolute."""
     again = ["mount", arguments.uri, str(path), "--log-level", arguments.log_level]
+    again += ["--verify", arguments.verify]
     for option in arguments.options:
         again += ["-o", option]
     if arguments.cache_dir is not None:

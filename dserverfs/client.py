@@ -37,8 +37,9 @@ class Client:
         *,
         cache_directory: Path | None = None,
         cache_size: int | None = None,
+        verify: bool = True,
     ) -> None:
-        """`server` is HOST[:PORT]; `cache_size` is in bytes."""
+        """`server` is HOST[:PORT]; `cache_size` is in bytes; `verify` compares with manifests."""
         self._directory = cache_directory or settings.cache_directory()
         trust = settings.trust(server)
         self._transport = _transport(server, settings, trust)
@@ -48,7 +49,7 @@ class Client:
         known = self._directory / "manifests"
         self._answers = KeptAnswers(self.resolver, server, known)
         self.catalogue = Catalogue(self._answers, server, known)
-        self.reader = Reader(self.resolver, self._storage, self._cache)
+        self.reader = Reader(self.resolver, self._storage, self._cache, verify=verify)
         self.uploader = Uploader(self.resolver, self._storage)
 
     def open(self) -> Client:

@@ -53,6 +53,7 @@ class MountOptions(NamedTuple):
     gid: int
     allow_other: bool
     fuse_options: tuple[str, ...]
+    verify: bool
 
 
 def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None:
@@ -70,6 +71,7 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
         settings,
         cache_directory=options.cache_directory,
         cache_size=options.cache_size,
+        verify=options.verify,
     ) as client:
         only = client.check(options.uri)
         tree = Tree(options.uri, client.catalogue, time.time_ns())

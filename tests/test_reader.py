@@ -274,6 +274,18 @@ def test_item_read_whole_with_one_wrong_byte_fails_before_its_end(world: World, 
     assert read_in_order(world) == CONTENT
 
 
+def test_without_verification_bytes_are_handed_out_as_they_come(
+    world: World, tmp_path: Path
+) -> None:
+    content = world.content()
+    world.store.content = bytes(len(CONTENT))
+    reader = Reader(world.urls, world.storage, world.cache, verify=False)
+
+    assert reader.open(content).read(0, len(CONTENT)) == bytes(len(CONTENT))
+
+    reader.close()
+
+
 def test_item_read_from_its_end_is_not_held_up(world: World) -> None:
     item = world.reader.open(world.content())
 
