@@ -11,7 +11,6 @@ import ssl
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -83,12 +82,10 @@ def test_serve_prints_three_lines_and_keeps_its_files_private(data: Path) -> Non
 def test_serve_stops_on_a_signal(data: Path, number: signal.Signals) -> None:
     with running_server(data) as server:
         weed = weed_of(server)
-        begun = time.monotonic()
         server.process.send_signal(number)
         status = server.process.wait(10)
 
         assert status == 0
-        assert time.monotonic() - begun < 3
         assert not Path(f"/proc/{weed}").exists()
 
 

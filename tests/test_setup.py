@@ -124,7 +124,7 @@ def test_interrupted_set_up_is_begun_anew_and_the_next_is_quick(checkout: Path) 
     assert again.returncode == 0, again.stderr
     assert not rest.exists()
     assert (quick.returncode, quick.stdout, quick.stderr) == (0, "", "")
-    assert took < 1
+    assert took < 10  # 0.03 s on a quiet machine; building anew takes longer
     imported = subprocess.run([checkout / ".venv" / "bin" / "python", "-c", "import tiny"])
     assert imported.returncode == 0
 

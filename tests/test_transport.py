@@ -242,7 +242,7 @@ def test_address_where_nobody_is_fails_at_once_if_so_asked(host: str) -> None:
     with pytest.raises(Unreachable, match=host):
         transport.request("GET", "/", authenticated=False, attempts_to_connect=1)
 
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4  # with all tries it is 5
     transport.close()
 
 
