@@ -15,6 +15,7 @@ import hashlib
 import logging
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +84,7 @@ class Catalogue:
         self._manifests: dict[UUID, Cell[Path]] = {}
         self._indexes: OrderedDict[UUID, ManifestIndex] = OrderedDict()
         self._index_loads: dict[UUID, threading.Lock] = {}
+        self._hidden: dict[UUID, float] = {}  # until when; CLOCK_MONOTONIC
         self._user = self._cell(answers.user, FRESH_S)
 
     def close(self) -> None:
@@ -108,7 +110,12 @@ class Catalogue:
                 cell = self._listings[base_uri] = self._cell(
                     lambda: names.bind(self._answers.datasets(base_uri)), FRESH_S
                 )
-        return cell.get()
+        named = cell.get()
+        with self._lock:
+            hidden = [uuid for uuid, end_s in self._hidden.items() if time.monotonic() < end_s]
+        if not hidden:
+            return named
+        return {name: dataset for name, dataset in named.items() if dataset.uuid not in hidden}
 
     def known_datasets(self) -> list[Dataset]:
         """Return the datasets of every listing that is at hand; asks for nothing."""
@@ -174,12 +181,23 @@ class Catalogue:
             except DserverfsError as error:
                 if not isinstance(error, NotFound):
                     logger.warning("made anew: %s", error)
-                manifest_index.build_apart(self._fetch_manifest(dataset), path)
+                try:
+                    manifest = self._fetch_manifest(dataset)
+                except NotFound:
+                    self._hide(dataset)
+                    raise
+                manifest_index.build_apart(manifest, path)
                 index = ManifestIndex(path).open()
             with self._lock:
                 self._indexes[dataset.uuid] = index
                 while len(self._indexes) > MAX_OPEN_INDEXES:
                     self._indexes.popitem(last=False)  # closed when its last user lets it go
+
+    def _hide(self, dataset: Dataset) -> None:
+        """Leave a dataset out of listings for a while: some servers list what they deleted."""
+        logger.info("%s: listed, but gone; hidden for %d s", dataset.uri, FRESH_S)
+        with self._lock:
+            self._hidden[dataset.uuid] = time.monotonic() + FRESH_S
 
     def _fetch_manifest(self, dataset: Dataset) -> Path:
         """Return the manifest's file, fetching it if it is not here; blocks."""

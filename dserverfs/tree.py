@@ -10,7 +10,7 @@ at a time calls; the daemon calls from its event loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, NewType
 
 from dserverfs.catalogue import UUID_DIRECTORY, Catalogue
@@ -146,9 +146,9 @@ class Tree:
         backend, *rest = (*self._top, *path, "")
         return f"{backend}://{'/'.join(rest[:-1])}"
 
-    def _listed(self, path: tuple[str, ...]) -> dict[str, Dataset]:
+    def _listed(self, path: tuple[str, ...]) -> Mapping[str, Dataset]:
         reserved = frozenset(self._directories(path))
-        return dict(self._catalogue.datasets(self._base_uri(path), reserved))
+        return self._catalogue.datasets(self._base_uri(path), reserved)
 
     def _lookup_uuid(self, path: tuple[str, ...], name: str) -> Attributes:
         if is_uuid(name):

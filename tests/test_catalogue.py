@@ -156,4 +156,5 @@ def test_dataset_that_vanishes_is_an_error_and_the_rest_stays(
 
         with pytest.raises(FileNotFoundError):
             os.listdir(path / "vanishing/data")
+        assert "vanishing" not in os.listdir(path)
         assert (path / "staying/data/hello").read_bytes() == b"hello"
