@@ -47,7 +47,7 @@ class Client:
         self._cache = BlockCache(self._directory / "blocks", size_limit=cache_size)
         self.resolver = Resolver(self._transport, self._storage)
         known = self._directory / "manifests"
-        self._answers = KeptAnswers(self.resolver, server, known)
+        self._answers = KeptAnswers(self.resolver, known)
         self.catalogue = Catalogue(self._answers, server, known)
         self.reader = Reader(self.resolver, self._storage, self._cache, verify=verify)
         self.uploader = Uploader(self.resolver, self._storage)

@@ -41,10 +41,9 @@ T = TypeVar("T")
 class KeptAnswers:
     """What a resolver says, or said."""
 
-    def __init__(self, resolver: Resolver, server: str, directory: Path) -> None:
+    def __init__(self, resolver: Resolver, directory: Path) -> None:
         """`directory` is private and exists when the first method is called."""
         self._resolver = resolver
-        self._server = server
         self._directory = directory
 
     def require_signed_urls(self) -> None:
@@ -157,7 +156,8 @@ class KeptAnswers:
             return None
 
     def _about(self, name: str) -> list[str | None]:
-        return [self._server, self._resolver.token_subject(), name]
+        # By URL: a wrong protocol must not pass for a server that is away.
+        return [self._resolver.server_url, self._resolver.token_subject(), name]
 
     def _path(self, name: str) -> Path:
         key = hashlib.sha256(json.dumps(self._about(name)).encode()).hexdigest()
