@@ -116,7 +116,7 @@ def ordinary_user(request: pytest.FixtureRequest, test_root: Path) -> Iterator[A
         yield account
 
 
-@pytest.fixture(params=["current", "ordinary"])
+@pytest.fixture(scope="module", params=["current", "ordinary"])
 def account(request: pytest.FixtureRequest) -> Account:
     """Each user a mount must work for: root, if that runs the tests, and an ordinary one."""
     if request.param == "ordinary" and os.geteuid() != 0:
@@ -133,3 +133,9 @@ def server(test_root: Path) -> Iterator[ServerHandle]:
         logging.getLogger(name).setLevel(logging.INFO)
     with running_server(test_root / "server") as handle:
         yield handle
+
+
+@pytest.fixture(scope="session")
+def token(server: ServerHandle) -> str:
+    """The token of the server's first user."""
+    return server.token

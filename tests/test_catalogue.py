@@ -68,11 +68,6 @@ def test_even_a_name_made_up_to_collide_leaves_every_dataset_visible() -> None:
     assert len(shown) == 3
 
 
-@pytest.fixture(scope="module")
-def token(server: ServerHandle) -> str:
-    return server.token_file.read_text().strip()
-
-
 def test_datasets_of_one_name_are_all_shown(
     fuse: None, current_user: Account, server: ServerHandle, token: str, tmp_path: Path
 ) -> None:

@@ -274,9 +274,11 @@ def test_file_below_a_private_directory_is_not_reachable(tmp_path: Path) -> None
 
 
 @pytest.mark.expects_log("^WARNING dserverfs.x: cache is full", "ERROR")
-def test_announced_warnings_pass() -> None:
+def test_announced_warnings_pass(caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("dserverfs.x").warning("cache is %s", "full")
     logging.getLogger("dserverfs.y").error("staged data is kept")
+
+    assert len(caplog.records) == 2
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,6 @@ from tests.stores import storage_of
 SMALL, LARGE = 5000, 4 * BLOCK_SIZE + 99
 
 
-@pytest.fixture(scope="module")
-def token(server: ServerHandle) -> str:
-    return server.token_file.read_text().strip()
-
-
 def bucket_of(server: ServerHandle) -> tuple[str, Any]:
     """Return the store's bucket and a client of it, past the dserver."""
     storage = storage_of(server)

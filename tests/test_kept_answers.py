@@ -17,11 +17,6 @@ from tests.serving import ServerHandle
 
 
 @pytest.fixture(scope="module")
-def token(server: ServerHandle) -> str:
-    return server.token_file.read_text().strip()
-
-
-@pytest.fixture(scope="module")
 def uri(server: ServerHandle, token: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     items = {"seen": b"seen", "unseen": b"unseen"}
     local = make_dataset(tmp_path_factory.mktemp("local"), "kept", items)

@@ -34,11 +34,6 @@ ITEMS = {
 
 
 @pytest.fixture(scope="module")
-def token(server: ServerHandle) -> str:
-    return server.token_file.read_text().strip()
-
-
-@pytest.fixture(scope="module")
 def uri(server: ServerHandle, token: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     local = make_dataset(tmp_path_factory.mktemp("local"), "trouble", ITEMS)
     return publish(server.base_uri, token, tmp_path_factory.mktemp("cache"), local)[0]
@@ -300,14 +295,6 @@ def test_umount_of_what_is_not_mounted(current_user: Account, mountpoint: Path) 
 
 
 # Afterwards
-
-
-@pytest.fixture(params=["current", "ordinary"])
-def account(request: pytest.FixtureRequest) -> Account:
-    if request.param == "ordinary" and os.geteuid() != 0:
-        pytest.skip("the tests run as an ordinary user already")
-    found: Account = request.getfixturevalue(f"{request.param}_user")
-    return found
 
 
 def test_killed_daemon_leaves_a_dead_mount_that_can_be_mounted_over(

@@ -139,4 +139,8 @@ def test_parse_refuses_values_with_400(others: dict[str, Any]) -> None:
 
 
 def test_parse_takes_the_largest_item_and_the_empty_one() -> None:
-    parse(body(items=[item(size_in_bytes=5 * GIB), item(relpath="empty", size_in_bytes=0)]))
+    parsed = parse(
+        body(items=[item(size_in_bytes=5 * GIB), item(relpath="empty", size_in_bytes=0)])
+    )
+
+    assert sorted(each.size_in_bytes for each in parsed.items.values()) == [0, 5 * GIB]

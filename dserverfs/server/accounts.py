@@ -9,11 +9,10 @@ dservercore itself keeps users but no passwords; their hashes are kept here.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from dservercore import ExtensionABC, utils_auth
+from dservercore import utils_auth
 from dservercore.extensions import sql_db
 from flask import Response
 from flask_jwt_extended import create_access_token
@@ -24,6 +23,7 @@ from werkzeug.security import check_password_hash, generate_password_hash
 from dserverfs import __version__ as __version__
 from dserverfs.errors import UsageError
 from dserverfs.server.answers import answer, error_answer, json_body
+from dserverfs.server.extension import Extension
 
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS dserverfs_password (
@@ -38,23 +38,8 @@ _METHOD = "scrypt:32768:8:1"
 _NOBODY = generate_password_hash("", method=_METHOD)
 
 
-class Accounts(ExtensionABC):  # type: ignore[misc]
+class Accounts(Extension):
     """dservercore makes one per app; its state is all in the database."""
-
-    def init_app(self, app: Any, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def register_dataset(self, dataset_info: Mapping[str, Any]) -> None:
-        pass
-
-    def delete_dataset(self, dataset_uri: str) -> None:
-        pass
-
-    def get_config(self) -> dict[str, Any]:
-        return {}
-
-    def get_config_secrets_to_obfuscate(self) -> list[str]:
-        return []
 
     def get_blueprint(self) -> Any:
         blueprint = Blueprint("accounts", __name__)

@@ -36,7 +36,7 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import dservercore.utils
-from dservercore import ExtensionABC, UnknownURIError, utils_auth
+from dservercore import UnknownURIError, utils_auth
 from dservercore.extensions import sql_db
 from flask import Response, current_app, request
 from flask_smorest import Blueprint
@@ -53,6 +53,7 @@ from dserverfs.errors import (
 )
 from dserverfs.server import layout, publish, uploads
 from dserverfs.server.answers import answer, error_answer, json_body
+from dserverfs.server.extension import Extension
 from dserverfs.server.layout import DatasetKeys
 from dserverfs.server.objects import ObjectStore
 from dserverfs.server.storage import Signer, bucket_of
@@ -80,7 +81,7 @@ class _Signing(NamedTuple):
     expiry: Mapping[str, Any]
 
 
-class SignedUrls(ExtensionABC):  # type: ignore[misc]
+class SignedUrls(Extension):
     """dservercore makes one per app; its store is among the app's extensions."""
 
     def __init__(self) -> None:
@@ -90,21 +91,6 @@ class SignedUrls(ExtensionABC):  # type: ignore[misc]
     def store(self) -> ObjectStore:
         store: ObjectStore = current_app.extensions["dserverfs_store"]
         return store
-
-    def init_app(self, app: Any, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def register_dataset(self, dataset_info: Mapping[str, Any]) -> None:
-        pass
-
-    def delete_dataset(self, dataset_uri: str) -> None:
-        pass
-
-    def get_config(self) -> dict[str, Any]:
-        return {}
-
-    def get_config_secrets_to_obfuscate(self) -> list[str]:
-        return []
 
     def get_blueprint(self) -> Any:
         blueprint = Blueprint("signed_urls", __name__, url_prefix="/signed-urls")

@@ -6,6 +6,7 @@ command a user would type and returning when that does: a daemon stays.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import re
@@ -45,7 +46,7 @@ class Peer(Protocol):
 _Mounting = contextlib.AbstractContextManager[Mount]
 
 
-class FusePeer:
+class FusePeer(abc.ABC):
     """A peer with a daemon."""
 
     name: str
@@ -53,9 +54,9 @@ class FusePeer:
     by_identifier = True
     items = ""  # where they are below the mount point
 
+    @abc.abstractmethod
     def command(self, lab: Lab, dataset: Published, place: Place) -> list[str]:
         """Return what mounts and returns when the mount answers."""
-        raise NotImplementedError
 
     def environment(self, lab: Lab) -> dict[str, str]:
         """Return what the command needs beside the usual environment."""
