@@ -9,6 +9,7 @@
           uploads          pending uploads
           publish          from a pending upload to a frozen dataset
         accounts      extension: POST /token, GET /config/health
+        extension     what both extensions have in common
       seaweedfs       the S3 server as a child process
       objects         the store's objects, through one boto3 client
         storage       which store; signed URLs (pure)
