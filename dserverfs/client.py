@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from dserverfs.cache import BlockCache, private_directory
+from dserverfs.cache import BlockCache
+from dserverfs.cache_place import local_directory, private_directory
 from dserverfs.catalogue import Catalogue
 from dserverfs.connections import Trust
 from dserverfs.errors import NotFound, PermissionDenied, UsageError
@@ -23,6 +24,7 @@ from dserverfs.settings import Settings
 from dserverfs.storage import Storage
 from dserverfs.transport import ServerTransport, TokenSource
 from dserverfs.uploader import Uploader
+from dserverfs.verification import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +39,10 @@ class Client:
         *,
         cache_directory: Path | None = None,
         cache_size: int | None = None,
-        verify: bool = True,
+        verify: Policy = Policy.COMPLETE,
     ) -> None:
-        """`server` is HOST[:PORT]; `cache_size` is in bytes; `verify` compares with manifests."""
-        self._directory = cache_directory or settings.cache_directory()
+        """`server` is HOST[:PORT]; `cache_size` is in bytes."""
+        self._directory = local_directory(cache_directory or settings.cache_directory())
         trust = settings.trust(server)
         self._transport = _transport(server, settings, trust)
         self._storage = Storage(trust)

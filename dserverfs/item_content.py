@@ -22,5 +22,10 @@ class ItemContent:
     neighbours: Callable[[int], Sequence[Identifier]]  # up to n items likely to be read next
 
     @property
+    def content_key(self) -> str:
+        """Return what is the same for every item with this content, and no `key` of an item."""
+        return f"={self.hash_function}:{self.hash}:{self.size_in_bytes}"
+
+    @property
     def number_of_blocks(self) -> int:
         return number_of_blocks(self.size_in_bytes)

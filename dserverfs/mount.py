@@ -26,6 +26,7 @@ from dserverfs.model import DserverURI
 from dserverfs.operations import Ownership, ReadOnlyOperations
 from dserverfs.settings import Settings
 from dserverfs.tree import Tree
+from dserverfs.verification import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class MountOptions(NamedTuple):
     gid: int
     allow_other: bool
     fuse_options: tuple[str, ...]
-    verify: bool
+    verify: Policy
 
 
 def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None:

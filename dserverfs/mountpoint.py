@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,15 +30,20 @@ class Mounted(NamedTuple):
     source: str
 
 
-def find_mounted(path: Path) -> Mounted | None:
-    """Return what is mounted at exactly `path`, the topmost."""
-    found = None
+def all_mounted() -> Iterator[Mounted]:
+    """Yield everything that is mounted, in the order it was."""
     for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
         before, _, after = line.partition(" - ")
         fstype, source, *_ = after.split(" ")
-        where = _unescape(before.split(" ")[4])
-        if where == str(path):
-            found = Mounted(where, fstype, _unescape(source))
+        yield Mounted(_unescape(before.split(" ")[4]), fstype, _unescape(source))
+
+
+def find_mounted(path: Path) -> Mounted | None:
+    """Return what is mounted at exactly `path`, the topmost."""
+    found = None
+    for mounted in all_mounted():
+        if mounted.path == str(path):
+            found = mounted
     return found
 
 

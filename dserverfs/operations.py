@@ -39,12 +39,12 @@ from pyfuse3 import (
 )
 
 from dserverfs import errors
-from dserverfs.blocks import Block
 from dserverfs.cells import NotLoaded
 from dserverfs.dataset_tree import Attributes
 from dserverfs.item_content import ItemContent
+from dserverfs.item_reader import ItemReader
 from dserverfs.model import MAX_COMPONENT_BYTES
-from dserverfs.reader import ItemReader, Reader
+from dserverfs.reader import Reader
 from dserverfs.tree import Inode, Tree
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ ERRNO: tuple[tuple[type[Exception], int], ...] = (
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Ownership(NamedTuple):
@@ -217,7 +218,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
         content = await self._loaded(lambda: self._tree.content(Inode(inode)))
         handle = self._new_handle()
         if isinstance(content, ItemContent):
-            self._handles[handle] = _OpenItem(self._reader.open(content), inode)
+            self._handles[handle] = _OpenItem(ItemReader(self._reader, content), inode)
             return FileInfo(fh=handle, keep_cache=True)
         if isinstance(content, Path):
             self._handles[handle] = _OpenFile(os.open(content, os.O_RDONLY | os.O_CLOEXEC))
@@ -232,18 +233,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
             return handle.content[off : off + size]
         if isinstance(handle, _OpenFile):
             return await self._on_disk(lambda: os.pread(handle.fd, size, off))
-        reader = handle.reader
-        with trio.fail_after(READ_TIMEOUT_S):
-            blocks = [
-                await _result(wanted) if isinstance(wanted, Future) else wanted
-                for wanted in reader.want(off, size)
-            ]
-        if not blocks:
-            return b""
-        data = reader.cut_nowait(blocks, off, size)
-        if data is None:
-            data = await self._on_disk(lambda: reader.cut(blocks, off, size))
-        return data  # type: ignore[return-value]  # pyfuse3 takes any buffer, its stub says bytes
+        return await self._read_item(handle.reader, off, size)
 
     @_guarded
     async def release(self, fh: FileHandleT) -> None:
@@ -356,11 +346,35 @@ class ReadOnlyOperations(pyfuse3.Operations):
                 except NotLoaded as missing:
                     load = missing.load
 
+    async def _read_item(self, reader: ItemReader, offset: int, size: int) -> bytes:
+        try:
+            with trio.fail_after(self._reader.read_timeout_s):
+                while True:
+                    blocks = [
+                        await _result(wanted) if isinstance(wanted, Future) else wanted
+                        for wanted in reader.want(offset, size)
+                    ]
+                    if not blocks:
+                        return b""
+                    held = reader.held_back()
+                    if held is None:
+                        break
+                    await _result(held)
+                data = reader.cut_nowait(blocks, offset, size)
+                if data is None:
+                    data = await self._in_thread(lambda: reader.cut(blocks, offset, size))
+        except trio.TooSlowError:
+            # The kernel asks once more for what failed, and must not wait as long again.
+            reader.gave_up(offset, size)
+            raise
+        return data  # type: ignore[return-value]  # pyfuse3 takes any buffer, its stub says bytes
+
     async def _on_disk(self, call: Callable[[], R]) -> R:
         with trio.fail_after(READ_TIMEOUT_S):
-            return await trio.to_thread.run_sync(
-                call, abandon_on_cancel=True, limiter=self._disk_limit
-            )
+            return await self._in_thread(call)
+
+    async def _in_thread(self, call: Callable[[], R]) -> R:
+        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._disk_limit)
 
     def _forget_pages(self, content: ItemContent) -> None:
         """Let the kernel forget what it was told of an item; called in another thread."""
@@ -410,13 +424,13 @@ def _text(name: FileNameT) -> str:
         raise errors.NotFound(f"{name!r} is not UTF-8, as every name here is") from None
 
 
-async def _result(future: Future[Block]) -> Block:
+async def _result(future: Future[T]) -> T:
     """Wait for a future in the event loop, without a thread."""
     if not future.done():
         token = trio.lowlevel.current_trio_token()
         done = trio.Event()
 
-        def wake(_: Future[Block]) -> None:
+        def wake(_: Future[T]) -> None:
             try:
                 token.run_sync_soon(done.set)
             except trio.RunFinishedError:  # the daemon ended while a fetch was under way

@@ -44,8 +44,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--verify",
         default="complete",
-        choices=["off", "complete"],
-        help="compare files read whole with the manifest (complete, the default), or none (off)",
+        choices=["off", "complete", "strict"],
+        help="compare nothing with the manifest (off), files read whole before their last byte"
+        " (complete, the default), or files up to 256 MiB before their first (strict)",
     )
     parser.add_argument("--allow-other", action="store_true", help="let other users read")
     _add_logging(parser)
@@ -79,9 +80,10 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         return 0
     from dserverfs import mount
+    from dserverfs.verification import Policy
 
     _log_to(arguments.log_file, arguments.log_level)
-    verify = arguments.verify == "complete"
+    verify = Policy(arguments.verify)
     options = mount.MountOptions(
         uri, path, arguments.cache_dir, arguments.cache_size, *fuse, verify=verify
     )
