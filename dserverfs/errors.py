@@ -15,6 +15,8 @@ message holds a token or the query of a signed URL.
     +-- IntegrityError           bytes are not what the manifest says
     +-- Unsupported              this server has no route for it
     +-- Conflict                 exists already, or is being written by another
+    |   +-- NameTaken            another dataset is shown under that name
+    +-- Frozen                   can no longer be changed
 
 Each carries `uri` and `status` where they are known. Which errno an error
 becomes is said in one place, `dserverfs.operations`.
@@ -70,3 +72,11 @@ class Unsupported(DserverfsError):
 
 class Conflict(DserverfsError):
     """It exists already, or somebody else holds it."""
+
+
+class NameTaken(Conflict):
+    """There is a dataset of that name; choose another one."""
+
+
+class Frozen(DserverfsError):
+    """It is frozen, or about to be: its items cannot change any more."""

@@ -19,7 +19,7 @@ ROOT = PACKAGE.parent
 LEVELS = [
     {"errors"},
     {"model"},
-    {"connections", "blocks", "cells", "verify", "mountpoint"},
+    {"connections", "blocks", "cells", "verify", "mountpoint", "staging_state"},
     {"transport", "settings"},
     {"body", "routes", "signed_urls", "manifest_index"},
     {"storage", "listings", "signing"},
