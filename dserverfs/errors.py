@@ -15,6 +15,9 @@ message holds a token or the query of a signed URL.
     +-- IntegrityError           bytes are not what the manifest says
     +-- Unsupported              this server has no route for it
     +-- Conflict                 exists already, or is being written by another
+    +-- TooLarge                 an item is larger than the server can have stored
+    +-- ItemChanged              a local file is not what was hashed
+    +-- Cancelled                the caller asked to stop
 
 Each carries `uri` and `status` where they are known. Which errno an error
 becomes is said in one place, `dserverfs.operations`.
@@ -70,3 +73,19 @@ class Unsupported(DserverfsError):
 
 class Conflict(DserverfsError):
     """It exists already, or somebody else holds it."""
+
+
+class TooLarge(DserverfsError):
+    """An item has more bytes than this server and its store take; nothing was sent."""
+
+
+class ItemChanged(DserverfsError):
+    """A local file changed after it was described or hashed: describe it again, then retry."""
+
+    def __init__(self, message: str, *, relpath: str) -> None:
+        super().__init__(message)
+        self.relpath = relpath
+
+
+class Cancelled(DserverfsError):
+    """The caller's stop was set; what was stored stays stored, and it can be called again."""
