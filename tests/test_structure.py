@@ -36,12 +36,13 @@ LEVELS = [
     {"mount"},
     {"demo_datasets"},
     {"demo"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 OF_SERVER = {"errors", "model"}
-USERS_OF_SERVER = {"demo", "cli"}
+USERS_OF_SERVER = {"demo", "commands"}
 ASYNC = {"operations", "mount"}
 MAX_LINES = 500
 
