@@ -17,6 +17,9 @@ message holds a token or the query of a signed URL.
     +-- Conflict                 exists already, or is being written by another
     |   +-- NameTaken            another dataset is shown under that name
     +-- Frozen                   can no longer be changed
+    +-- TooLarge                 an item is larger than the server can have stored
+    +-- ItemChanged              a local file is not what was hashed
+    +-- Cancelled                the caller asked to stop
 
 Each carries `uri` and `status` where they are known. Which errno an error
 becomes is said in one place, `dserverfs.operations`.
@@ -80,3 +83,19 @@ class NameTaken(Conflict):
 
 class Frozen(DserverfsError):
     """It is frozen, or about to be: its items cannot change any more."""
+
+
+class TooLarge(DserverfsError):
+    """An item has more bytes than this server and its store take; nothing was sent."""
+
+
+class ItemChanged(DserverfsError):
+    """A local file changed after it was described or hashed: describe it again, then retry."""
+
+    def __init__(self, message: str, *, relpath: str) -> None:
+        super().__init__(message)
+        self.relpath = relpath
+
+
+class Cancelled(DserverfsError):
+    """The caller's stop was set; what was stored stays stored, and it can be called again."""

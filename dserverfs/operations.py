@@ -62,6 +62,9 @@ ERRNO: tuple[tuple[type[Exception], int], ...] = (
     (errors.Unreachable, errno.EHOSTUNREACH),
     (errors.Unsupported, errno.EOPNOTSUPP),
     (errors.Conflict, errno.EBUSY),
+    (errors.ItemChanged, errno.EBUSY),
+    (errors.TooLarge, errno.EFBIG),
+    (errors.Cancelled, errno.EINTR),
     (errors.UsageError, errno.EINVAL),
     (errors.DserverfsError, errno.EIO),
 )

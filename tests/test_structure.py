@@ -23,7 +23,7 @@ LEVELS = [
     {"transport", "settings"},
     {"body", "routes", "signed_urls", "manifest_index"},
     {"storage", "listings", "signing"},
-    {"resolver", "item_content"},
+    {"resolver", "item_content", "local_dataset"},
     {"cache", "kept_answers"},
     {"catalogue"},
     {"cache_writer", "verification"},
