@@ -6,6 +6,9 @@ message holds a token or the query of a signed URL.
 
     DserverfsError
     +-- UsageError               the caller asked for what cannot be done; no traceback
+    |   +-- NameTooLong          no store could hold an item of that path
+    |   +-- NotUTF8              a name that is no text
+    |   +-- CannotHold           a kind of file that no dataset can hold
     +-- NotFound                 dataset, item or route is gone
     +-- PermissionDenied         the token is good, the right is missing
     |   +-- NotAuthenticated     token missing, expired or malformed
@@ -39,6 +42,18 @@ class DserverfsError(Exception):
 
 class UsageError(DserverfsError):
     """What was asked for cannot be done as asked; the message says how it can."""
+
+
+class NameTooLong(UsageError):
+    """A path is longer than what the store can keep of it."""
+
+
+class NotUTF8(UsageError):
+    """A name that cannot be told to dserver or to dtool."""
+
+
+class CannotHold(UsageError):
+    """A symbolic link, a device, a socket: datasets hold plain files."""
 
 
 class NotFound(DserverfsError):

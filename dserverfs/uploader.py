@@ -40,6 +40,7 @@ class Uploader:
         *,
         progress: Progress | None = None,
         stop: threading.Event | None = None,
+        before_complete: Callable[[], None] = lambda: None,
     ) -> str:
         """Upload and register; return the dataset's URI in its backend.
 
@@ -64,8 +65,13 @@ class Uploader:
                 done.result()
         readme = UploadUrl(urls.readme_url, {})
         self._put(readme, io.BytesIO(dataset.readme), len(dataset.readme))
+        before_complete()
         self._resolver.complete_upload(urls.uri, len(dataset.items))
         return urls.uri
+
+    def is_registered(self, dataset: LocalDataset, uri: str) -> bool:
+        """Return whether the server has this very dataset."""
+        return True
 
     def max_item_bytes(self) -> int | None:
         """Return the most bytes an item can have on this server; None if it sets no limit.
