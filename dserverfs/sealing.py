@@ -64,6 +64,11 @@ def seal(staged: StagedDataset, layout: Layout | None, stop: threading.Event) ->
     return Sealed(dataset, _notes(found, staged))
 
 
+def left_over_directory(staged: StagedDataset) -> Path:
+    """Return where files go that are no part of the dataset when it is frozen."""
+    return staged.directory.with_name(f".kept-{staged.id}")
+
+
 def load(staged: StagedDataset) -> LocalDataset:
     """Return the description of one that is sealed; raises ProtocolError if it is damaged."""
     path = staged.directory / _SEALED
@@ -181,9 +186,8 @@ def _notes(found: Survey, staged: StagedDataset) -> list[str]:
     if losses := found.losses():
         notes.append(losses)
     if found.left_over:
-        notes.append(
-            f"left out, and kept in {staged.directory.parent}: {', '.join(found.left_over)}"
-        )
+        names = ", ".join(found.left_over)
+        notes.append(f"left out, and kept in {left_over_directory(staged)}: {names}")
     return notes
 
 
