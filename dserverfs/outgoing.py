@@ -34,8 +34,9 @@ from urllib3.util.proxy import connection_requires_http_tunnel
 from dserverfs.errors import ItemChanged
 
 STALL_TIMEOUT_S = 30.0
-# After the last byte was acknowledged. Guess: a store puts a large object together.
-ANSWER_TIMEOUT_S = 120.0
+# After the last byte was acknowledged, in stall timeouts. Guess: a store that puts a large
+# object together takes its time.
+_ANSWER_FACTOR = 4
 PULSE_S = 0.25
 _JOINED_BYTES = 128 * 1024  # up to here one copy is cheaper than another system call
 _PIECE_BYTES = 1024 * 1024
@@ -61,7 +62,7 @@ class Answer(NamedTuple):
 
     status: int
     reason: str
-    headers: Mapping[str, str]  # names in lower case
+    headers: Mapping[str, str]  # names as in "Retry-After"
     body: bytes  # the first 64 KiB
 
 
@@ -88,12 +89,10 @@ class Line:
         user_agent: str,
         *,
         stall_timeout_s: float = STALL_TIMEOUT_S,
-        answer_timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
         self._connect = connect
         self._user_agent = user_agent
         self._stall_timeout_s = stall_timeout_s
-        self._answer_timeout_s = answer_timeout_s
         self._way: Way | None = None
         self._origin = ""
 
@@ -114,7 +113,7 @@ class Line:
             fresh = self._way is None
             if self._way is None:
                 self._way = self._connect(url)
-            exchange = _Exchange(self._way, self._stall_timeout_s, self._answer_timeout_s, pulse)
+            exchange = _Exchange(self._way, self._stall_timeout_s, pulse)
             try:
                 answer = exchange.put(self._head(self._way, url, headers, content), content)
             except (BrokenPipeError, ConnectionError):
@@ -156,12 +155,9 @@ class Line:
 class _Exchange:
     """One PUT and its answer."""
 
-    def __init__(
-        self, way: Way, stall_timeout_s: float, answer_timeout_s: float, pulse: Pulse
-    ) -> None:
+    def __init__(self, way: Way, stall_timeout_s: float, pulse: Pulse) -> None:
         self._socket = way.connection.sock
         self._stall_timeout_s = stall_timeout_s
-        self._answer_timeout_s = answer_timeout_s
         self._pulse = pulse
         self._plain = isinstance(self._socket, socket.socket) and not isinstance(
             self._socket, ssl.SSLSocket
@@ -180,9 +176,7 @@ class _Exchange:
             # It may have answered before it hung up.
             answer = self._read_answer(self._stall_timeout_s)
         else:
-            answer = self._read_answer(
-                self._answer_timeout_s if complete else self._stall_timeout_s
-            )
+            answer = self._read_answer(self._stall_timeout_s * (_ANSWER_FACTOR if complete else 1))
         self.reusable = self.reusable and complete
         return answer
 
@@ -296,12 +290,12 @@ class _Exchange:
             if not code.startswith("1"):
                 break
         pairs = (line.partition(":") for line in lines)
-        headers = {name.lower(): value.strip() for name, _, value in pairs}
-        closing = version == "HTTP/1.0" or "close" in headers.get("connection", "").lower()
-        length = headers.get("content-length", "")
+        headers = {name.title(): value.strip() for name, _, value in pairs}
+        closing = version == "HTTP/1.0" or "close" in headers.get("Connection", "").lower()
+        length = headers.get("Content-Length", "")
         if code == "204":
             length = "0"
-        known = length.isdecimal() and "transfer-encoding" not in headers
+        known = length.isdecimal() and "Transfer-Encoding" not in headers
         wanted = min(int(length), _MAX_ANSWER_BYTES) if known else _MAX_ANSWER_BYTES
         body = self._read_body(data, wanted)
         self.reusable = known and not closing and len(body) == int(length)

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 # connections, and at most 4 minutes of one that stalls.
 ATTEMPTS = 6
 MAX_BACKOFF_S = 15.0
+_MOVED_AFTER = 3
 MAX_RETRY_AFTER_S = 60.0
 _READ_BYTES = 1024 * 1024
 # What a store says to a body that is not that of the pinned Content-MD5: S3, Azure.
@@ -145,12 +146,15 @@ class Sender:
                 content if item.size_in_bytes else b"",
                 lambda urls: urls.items[item.identifier],
                 lambda: self._require_same_content(item, descriptor),
+                counted=True,
             )
             self._check(item, Stamp.of(os.fstat(descriptor)))
         self._tally.add_item()
 
     def send_readme(self, line: Line) -> None:
-        self._persist(line, self._dataset.readme, lambda urls: urls.readme, lambda: None)
+        self._persist(
+            line, self._dataset.readme, lambda urls: urls.readme, lambda: None, counted=False
+        )
 
     def _persist(
         self,
@@ -158,6 +162,8 @@ class Sender:
         content: FilePart | bytes,
         choose: Callable[[UploadUrls], UploadUrl],
         on_other_content: Callable[[], None],
+        *,
+        counted: bool,
     ) -> None:
         """PUT until it is stored. Refused URLs are renewed once; every other fault is retried."""
         failures = 0
@@ -166,7 +172,7 @@ class Sender:
             urls = self._announcement.urls()
             target = choose(urls)
             try:
-                self._attempt(line, target, content)
+                self._attempt(line, target, content, counted)
                 return
             except StorageRefused as error:
                 if error.code in _OTHER_CONTENT:
@@ -184,16 +190,27 @@ class Sender:
             failures += 1
             if failures >= ATTEMPTS:
                 raise failure
+            if failures == _MOVED_AFTER:
+                self._ask_where_it_is_now(urls)
             logger.debug("attempt %d failed: %s", failures, failure)
             self._tally.wait(_pause_s(failure, failures))
 
-    def _attempt(self, line: Line, target: UploadUrl, content: FilePart | bytes) -> None:
+    def _ask_where_it_is_now(self, urls: UploadUrls) -> None:
+        """Announce again: a store that was restarted may have another address."""
+        try:
+            self._announcement.renewed(urls)
+        except Unreachable as error:
+            logger.debug("%s: %s", urls.uri, error)
+
+    def _attempt(
+        self, line: Line, target: UploadUrl, content: FilePart | bytes, counted: bool
+    ) -> None:
         sent = 0
 
         def pulse(count: int) -> None:
             nonlocal sent
-            sent += count
-            self._tally.pulse(count)
+            sent += count if counted else 0
+            self._tally.pulse(count if counted else 0)
 
         try:
             self._storage.write(line, target.url, target.headers, content, pulse)

@@ -145,7 +145,7 @@ def _send_all(storage: Storage, sender: Sender, tally: Tally, items: Iterable[It
         finally:
             line.close()
 
-    count = min(THREADS, len(queue) - 1)
+    count = min(THREADS, len(queue)) - 1
     threads = [threading.Thread(target=work, name=f"upload-{i}", daemon=True) for i in range(count)]
     for thread in threads:
         thread.start()
