@@ -12,10 +12,10 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from dserverfs.announcement import Announcement
 from dserverfs.errors import Cancelled, IntegrityError, ItemChanged, ProtocolError, Unreachable
+from dserverfs.hashing import Stamp
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import Identifier, Item
 from dserverfs.outgoing import FilePart, Line
@@ -34,19 +34,6 @@ MAX_RETRY_AFTER_S = 60.0
 _READ_BYTES = 1024 * 1024
 # What a store says to a body that is not that of the pinned Content-MD5: S3, Azure.
 _OTHER_CONTENT = frozenset({"BadDigest", "Md5Mismatch"})
-
-
-class Stamp(NamedTuple):
-    """What tells that a file is as it was; st_ctime also moves where mtime was set back."""
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Stamp:
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 class Tally:

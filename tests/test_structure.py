@@ -19,7 +19,7 @@ ROOT = PACKAGE.parent
 LEVELS = [
     {"errors"},
     {"model"},
-    {"connections", "blocks", "cells", "verify", "mountpoint"},
+    {"connections", "blocks", "cells", "hashing", "verify", "mountpoint"},
     {"transport", "settings"},
     {"body", "outgoing", "routes", "signed_urls", "manifest_index"},
     {"storage", "listings", "signing", "upload_routes"},
