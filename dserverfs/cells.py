@@ -81,10 +81,10 @@ class Cell(Generic[T]):
             if self._values:
                 self._values = [change(self._values[0])]
 
-    def expire(self) -> None:
-        """Refresh the value the next time it is asked for."""
+    def forget(self) -> None:
+        """Have the value fetched before it is told again."""
         with self._lock:
-            self._fresh_until_s = 0.0
+            self._values = []
 
     def _keep(self, value: T) -> None:
         with self._lock:
