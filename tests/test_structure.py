@@ -24,7 +24,7 @@ LEVELS = [
     {"body", "routes", "signed_urls", "manifest_index"},
     {"storage", "listings", "signing"},
     {"resolver", "item_content"},
-    {"cache", "kept_answers"},
+    {"cache", "kept_answers", "metadata_writes"},
     {"catalogue"},
     {"cache_writer", "verification"},
     {"reader", "staging", "uploader"},
