@@ -19,6 +19,9 @@
       objects         a store's objects, through one boto3 client
         storage       which store; signed URLs (pure)
         layout        a dataset's keys and texts in a bucket (pure)
+    management    users, rights and base URIs, beside a running server
+      bucket_index  registering what a bucket has already
+      foreign       buckets of other S3 servers, by dtool-s3's settings
       datadir         the data directory: version, lock, secrets
 
 Imports nothing of dserverfs but `model` and `errors`. Everything but the main

@@ -1,4 +1,4 @@
-"""From a dataset in a bucket to its entries in the database.
+"""From one dataset in a bucket to its entries in the database.
 
 The bucket is the truth; the database has what makes it quick to list and search.
 """
