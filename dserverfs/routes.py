@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 UPSTREAM_PLUGIN = "dserver_signed_url_plugin"
 OWN_PLUGIN = "dserverfs.server.signed_urls"
 OWN_METADATA_PLUGIN = "dserverfs.server.metadata"
+OWN_PUBLICATIONS_PLUGIN = "dserverfs.server.publications"
 # Under which it lists the server itself, by age.
 _CORE_NAMES = ("dservercore", "dserver", "dtool_lookup_server")
 # The last release of dservercore that cannot change a README, a tag or an annotation.
@@ -47,6 +48,7 @@ class Capabilities:
     signed_urls: bool
     extended: bool  # what dserverfs.server.signed_urls adds
     changes_metadata: bool = False  # what dserverfs.server.metadata adds
+    publishes: bool = False  # what dserverfs.server.publications adds
     core_version: str = "of unknown version"
 
     @property
@@ -204,6 +206,7 @@ class Routes:
             signed_urls=any("signed_url" in name for name in names) or self._signs_urls(),
             extended=OWN_PLUGIN in names,
             changes_metadata=OWN_METADATA_PLUGIN in names,
+            publishes=OWN_PUBLICATIONS_PLUGIN in names,
             core_version=_version_of(versions),
         )
 
