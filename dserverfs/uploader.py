@@ -51,7 +51,6 @@ class Uploader:
         *,
         progress: Progress | None = None,
         stop: threading.Event | None = None,
-        before_complete: Callable[[], None] = lambda: None,
     ) -> str:
         """Upload and register; return the dataset's URI in its backend.
 
@@ -63,7 +62,6 @@ class Uploader:
         sent again where the server can tell. Only when Unreachable is raised at
         the very end may it be registered nevertheless; calling again tells.
         """
-<<<<<<< HEAD
         self._require_sizes(dataset)
         tally = Tally(dataset, progress, stop)
         announcement = Announcement(self._routes, dataset, base_uri)
@@ -106,31 +104,6 @@ class Uploader:
         return True
 
     def max_item_bytes(self, base_uri: str | None = None) -> int | None:
-=======
-        urls = self._resolver.start_upload(base_uri, dataset.description())
-        missing = dataset.items.keys() - urls.items.keys()
-        if missing:
-            raise ProtocolError(f"{urls.uri}: no upload URL for item {min(missing)}")
-
-        def put(item: Item) -> None:
-            with dataset.path_of(item).open("rb") as file:
-                self._put(urls.items[item.identifier], file, item.size_in_bytes)
-
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="upload") as pool:
-            for done in [pool.submit(put, item) for item in dataset.items.values()]:
-                done.result()
-        readme = UploadUrl(urls.readme_url, {})
-        self._put(readme, io.BytesIO(dataset.readme), len(dataset.readme))
-        before_complete()
-        self._resolver.complete_upload(urls.uri, len(dataset.items))
-        return urls.uri
-
-    def is_registered(self, dataset: LocalDataset, uri: str) -> bool:
-        """Return whether the server has this very dataset."""
-        return True
-
-    def max_item_bytes(self) -> int | None:
->>>>>>> main
         """Return the most bytes an item can have on this server; None if it sets no limit.
 
         Asks the server once what it can do; raises Unreachable if that fails.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from dserverfs.server.storage import Storage
 from tests.serving import ServerHandle
 
@@ -20,6 +22,14 @@ def storage_of(server: ServerHandle) -> Storage:
         secret_key=credentials["secretKey"],
         bucket=server.backend_uri.removeprefix("s3://"),
     )
+
+
+def set_dtool_s3(monkeypatch: pytest.MonkeyPatch, storage: Storage, cache: Path) -> None:
+    """Tell dtool-s3 where the bucket is and with which keys."""
+    monkeypatch.setenv(f"DTOOL_S3_ENDPOINT_{storage.bucket}", storage.endpoint)
+    monkeypatch.setenv(f"DTOOL_S3_ACCESS_KEY_ID_{storage.bucket}", storage.access_key)
+    monkeypatch.setenv(f"DTOOL_S3_SECRET_ACCESS_KEY_{storage.bucket}", storage.secret_key)
+    monkeypatch.setenv("DTOOL_CACHE_DIRECTORY", str(cache / "dtool-cache"))
 
 
 def weed_of(server: ServerHandle) -> int:

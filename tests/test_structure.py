@@ -25,7 +25,7 @@ LEVELS = [
     {"body", "outgoing", "routes", "signed_urls", "manifest_index"},
     {"storage", "listings", "signing", "upload_routes"},
     {"resolver", "item_content", "local_dataset"},
-    {"cache", "kept_answers", "announcement"},
+    {"cache", "kept_answers", "metadata_writes", "announcement"},
     {"catalogue"},
     {"cache_writer", "verification", "sender"},
     {"reader", "staging", "uploader"},

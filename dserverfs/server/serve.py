@@ -20,6 +20,7 @@ from dserverfs.errors import DserverfsError, UsageError
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.seaweedfs import SeaweedFS
 from dserverfs.server.signals import Signals, Stopped
+from dserverfs.server.stores import Stores
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]\Z")
 _LOOPBACK = ("127.", "::1")
@@ -80,7 +81,8 @@ def _run(
     from dserverfs.server.web import WebServer, create_app
 
     store = seaweedfs.wait_ready(signals)
-    web = WebServer(create_app(directory, store), listener, signals)
+    stores = Stores(store, {})
+    web = WebServer(create_app(directory, stores, store.storage.base_uri), listener, signals)
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if not host.startswith(_LOOPBACK):
