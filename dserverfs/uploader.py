@@ -51,6 +51,7 @@ class Uploader:
         *,
         progress: Progress | None = None,
         stop: threading.Event | None = None,
+        before_complete: Callable[[], None] = lambda: None,
     ) -> str:
         """Upload and register; return the dataset's URI in its backend.
 
@@ -61,6 +62,8 @@ class Uploader:
         and store say. It can be called again then: what is stored already is not
         sent again where the server can tell. Only when Unreachable is raised at
         the very end may it be registered nevertheless; calling again tells.
+        `before_complete` is called when everything is stored; what it raises ends
+        the upload with nothing registered.
         """
         self._require_sizes(dataset)
         tally = Tally(dataset, progress, stop)
@@ -84,6 +87,7 @@ class Uploader:
         _send_all(self._storage, sender, tally, missing)
         sender.check_files()
         tally.check()
+        before_complete()
         self._routes.complete(urls.uri, len(dataset.items))
         return urls.uri
 
