@@ -19,7 +19,16 @@ from dservercore import utils_auth
 from flask import Flask, Response
 from sqlalchemy import event, text
 
-from dserverfs.server import accounts, changes, datadir, metadata, retrieve, search, uploads
+from dserverfs.server import (
+    accounts,
+    changes,
+    datadir,
+    metadata,
+    multipart,
+    retrieve,
+    search,
+    uploads,
+)
 from dserverfs.server.answers import answer
 from dserverfs.server.extension import STORES
 from dserverfs.server.stores import Stores
@@ -30,6 +39,7 @@ _PLUGINS = {
     "extension": (
         "dserverfs.server.signed_urls:SignedUrls",
         "dserverfs.server.metadata:Metadata",
+        "dserverfs.server.multipart:Multipart",
         "dserverfs.server.accounts:Accounts",
     ),
 }
@@ -53,7 +63,7 @@ def create(*, database: Path, private_key_pem: str, secret_key: str, stores: Sto
     with app.app_context():
         event.listen(dservercore.sql_db.engine, "connect", _configure_connection)
         dservercore.sql_db.create_all()
-        for module in (search, retrieve, uploads, changes, accounts):
+        for module in (search, retrieve, uploads, multipart, changes, accounts):
             for statement in module.SCHEMA:
                 dservercore.sql_db.session.execute(text(statement))
         dservercore.sql_db.session.commit()

@@ -51,6 +51,14 @@ def find_by_uuid(uuid: str) -> PendingUpload | None:
     return _find("uuid", uuid)
 
 
+def owner_of(uri: str) -> str | None:
+    """Return who began the pending upload of a dataset; None if there is none."""
+    username: str | None = sql_db.session.execute(
+        text("SELECT username FROM dserverfs_upload WHERE uri = :uri"), {"uri": uri}
+    ).scalar()
+    return username
+
+
 def save(upload: PendingUpload) -> None:
     """Keep the upload; replaces what its URI announced before."""
     sql_db.session.execute(
