@@ -64,8 +64,8 @@ class Uploader:
         and store say. It can be called again then: what is stored already is not
         sent again where the server can tell. Only when Unreachable is raised at
         the very end may it be registered nevertheless; calling again tells.
-        `before_complete` is called when everything is stored; what it raises ends
-        the upload with nothing registered.
+        `before_complete` is called when everything is stored, before the server is
+        asked to register; if it raises, the server is not asked.
         """
         self._require_sizes(dataset)
         tally = Tally(dataset, progress, stop)
