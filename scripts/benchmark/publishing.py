@@ -221,27 +221,26 @@ def run(sizes: Sizes, repeats: int, work: Path) -> Results:
         )
         for repeat in range(repeats):
             for source in sources:
-                for way, publish in ways.all.items():
+                for way in ways.all:
                     print(f"{source.row} {repeat + 1}: {way}", file=sys.stderr, flush=True)
-                    try:
-                        _settle(source)
-                        outcome = publish(source)
-                        ways.check(source, outcome)
-                        results.add(way, outcome.measurement)
-                    except Missing as missing:
-                        results.notes.append(str(missing))
-                    except (
-                        OSError,
-                        RuntimeError,
-                        WrongAnswer,
-                        subprocess.SubprocessError,
-                    ) as error:
-                        results.fail(way, [source.row], f"{type(error).__name__}: {error}")
+                    _once(ways, way, source, results)
     for row, title in results.titles.items():
         for way in (OURS, UPLOADER):
             results.notes.extend(_compared(results, row, title, way))
     results.notes.append(machine.in_words(about))
     return results
+
+
+def _once(ways: Ways, way: str, source: Source, results: Results) -> None:
+    try:
+        _settle(source)
+        outcome = ways.all[way](source)
+        ways.check(source, outcome)
+        results.add(way, outcome.measurement)
+    except Missing as missing:
+        results.notes.append(str(missing))
+    except (OSError, RuntimeError, WrongAnswer, subprocess.SubprocessError) as error:
+        results.fail(way, [source.row], f"{type(error).__name__}: {error}")
 
 
 def _compared(results: Results, row: str, title: str, way: str) -> list[str]:
