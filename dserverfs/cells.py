@@ -81,6 +81,11 @@ class Cell(Generic[T]):
             if self._values:
                 self._values = [change(self._values[0])]
 
+    def expire(self) -> None:
+        """Refresh the value the next time it is asked for."""
+        with self._lock:
+            self._fresh_until_s = 0.0
+
     def forget(self) -> None:
         """Have the value fetched before it is told again."""
         with self._lock:
