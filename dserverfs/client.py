@@ -16,6 +16,7 @@ from dserverfs.catalogue import Catalogue
 from dserverfs.connections import Trust
 from dserverfs.errors import NotFound, PermissionDenied, UsageError
 from dserverfs.kept_answers import KeptAnswers
+from dserverfs.many_gets import ManyGets
 from dserverfs.model import UUID, Dataset, DserverURI, User
 from dserverfs.reader import Reader
 from dserverfs.resolver import Resolver
@@ -49,7 +50,9 @@ class Client:
         known = self._directory / "manifests"
         self._answers = KeptAnswers(self.resolver, known)
         self.catalogue = Catalogue(self._answers, server, known)
-        self.reader = Reader(self.resolver, self._storage, self._cache, verify=verify)
+        self.reader = Reader(
+            self.resolver, self._storage, self._cache, ManyGets(trust), verify=verify
+        )
         self.uploader = Uploader(self.resolver, self._storage)
 
     def open(self) -> Client:

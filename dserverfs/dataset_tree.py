@@ -8,6 +8,7 @@ raises NotLoaded where the catalogue does.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -106,15 +107,27 @@ class DatasetTree:
             raise IntegrityError(
                 f"{self.dataset.uri}: item {row.identifier} has a relpath that cannot be a file's"
             )
+        return self._item(index, row, row.identifier)
+
+    def _item(self, index: ManifestIndex, row: Row, identifier: Identifier) -> ItemContent:
         return ItemContent(
-            key=f"{self._key}/{row.identifier}",
+            key=f"{self._key}/{identifier}",
             dataset=self.dataset,
-            identifier=row.identifier,
+            identifier=identifier,
             size_in_bytes=row.size_in_bytes,
             hash_function=index.hash_function,
             hash=row.hash,
-            neighbours=_Neighbours(index, row.row),
+            neighbours=functools.partial(index.identifiers_from, row.row),
+            place=row.row,
+            items_from=functools.partial(self._items_from, index),
         )
+
+    def _items_from(self, index: ManifestIndex, row: int, limit: int) -> list[ItemContent]:
+        return [
+            self._item(index, found, found.identifier)
+            for found in index.rows_from(row, limit)
+            if found.identifier is not None and not found.refused
+        ]
 
     def _index(self) -> ManifestIndex:
         return self._catalogue.index(self.dataset)
@@ -202,17 +215,6 @@ class DatasetTree:
             return self._paths[number - OWN]
         except IndexError as error:
             raise NotFound(f"{self.dataset.uri}: no inode {number}") from error
-
-
-class _Neighbours:
-    """The items that follow one in the manifest's tree."""
-
-    def __init__(self, index: ManifestIndex, row: int) -> None:
-        self._index = index
-        self._row = row
-
-    def __call__(self, limit: int) -> list[Identifier]:
-        return self._index.identifiers_from(self._row, limit)
 
 
 def _join(path: str, name: str) -> str:

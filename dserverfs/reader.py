@@ -38,7 +38,9 @@ from dserverfs.errors import (
     Unreachable,
 )
 from dserverfs.item_content import ItemContent
+from dserverfs.many_gets import ManyGets
 from dserverfs.model import Dataset, Identifier
+from dserverfs.prefetch import Claim, Prefetch
 from dserverfs.signed_urls import SignedURL
 from dserverfs.storage import ByteRange, Storage, StorageRefused
 from dserverfs.transport import Deadline, backoff_s
@@ -81,7 +83,13 @@ class Reader:
     """Bytes of items for all who ask in this process."""
 
     def __init__(
-        self, resolver: UrlSource, storage: Storage, cache: BlockCache, *, verify: bool = True
+        self,
+        resolver: UrlSource,
+        storage: Storage,
+        cache: BlockCache,
+        gets: ManyGets | None = None,
+        *,
+        verify: bool = True,
     ) -> None:
         """With `verify`, items fetched whole are compared with the manifest's hash."""
         self._verify = verify
@@ -92,6 +100,7 @@ class Reader:
         self._verification = Verification(self._at_hand)
         self._lock = threading.Lock()
         self._pending: dict[BlockKey, Future[Block]] = {}
+        self._unasked: set[BlockKey] = set()  # pending ones that nobody waits for yet
         self._loaded: OrderedDict[BlockKey, Block] = OrderedDict()
         self._loaded_memory = 0
         self._tell_drop: Callable[[ItemContent], None] = lambda content: None
@@ -99,6 +108,9 @@ class Reader:
         self._etags: OrderedDict[str, str] = OrderedDict()
         self._demand = ThreadPoolExecutor(DEMAND_THREADS, thread_name_prefix="demand")
         self._ahead = ThreadPoolExecutor(AHEAD_THREADS, thread_name_prefix="ahead")
+        self._prefetch = Prefetch(
+            self, resolver, gets or ManyGets(), cache, self._writer, verify=verify
+        )
 
     def open(self, content: ItemContent) -> ItemReader:
         """Return a reader of the item; does no I/O."""
@@ -108,6 +120,7 @@ class Reader:
         """Drop what is queued, write what was fetched; readers then fail."""
         self._demand.shutdown(wait=False, cancel_futures=True)
         self._ahead.shutdown(wait=False, cancel_futures=True)
+        self._prefetch.close()
         self._verification.close()
         self._writer.close()
         with self._lock:
@@ -139,6 +152,41 @@ class Reader:
             count = min(MAX_RUN, run.first + run.length - first)
             self._ask(content, Run(first, count), self._ahead)
 
+    def begun(self, content: ItemContent) -> None:
+        """Note that the item is read from its beginning: the next ones may be fetched ahead."""
+        self._prefetch.begun(content)
+
+    def claim(self, contents: Sequence[ItemContent]) -> list[Claim]:
+        """Return a claim on each item of one block that is neither at hand nor under way."""
+        claims = []
+        with self._lock:
+            for content in contents:
+                key = BlockKey(content.key, 0)
+                at_hand = key in self._loaded or self._writer.waiting(key) is not None
+                if not at_hand and key not in self._pending:
+                    claims.append(Claim(content, Future()))
+                    self._pending[key] = claims[-1].future
+                    self._unasked.add(key)
+        return claims
+
+    def settle(self, claim: Claim, block: Block) -> None:
+        """Hand out a claimed item."""
+        self._settle(claim.content, 0, claim.future, block)
+
+    def release(self, claims: Sequence[Claim]) -> None:
+        """Give claims back: what somebody waits for is fetched in the usual way."""
+        for claim in claims:
+            key = BlockKey(claim.content.key, 0)
+            with self._lock:
+                if key in self._unasked:
+                    self._unasked.discard(key)
+                    del self._pending[key]
+                    continue
+            try:
+                self._demand.submit(self._fill, claim.content, [(0, claim.future)])
+            except RuntimeError:
+                self._abandon(claim.content, [(0, claim.future)], Unreachable("shut down"))
+
     def _ask(
         self, content: ItemContent, run: Run, pool: ThreadPoolExecutor
     ) -> list[Block | Future[Block]]:
@@ -156,6 +204,7 @@ class Reader:
                 if future is None:
                     future = self._pending[key] = Future()
                     missing.append((index, future))
+                self._unasked.discard(key)
                 answer.append(future)
         if missing:
             pool.submit(self._fill, content, missing)
@@ -300,6 +349,7 @@ class Reader:
         key = BlockKey(content.key, index)
         with self._lock:
             self._pending.pop(key, None)
+            self._unasked.discard(key)
             self._load_locked(key, block)
         future.set_result(block)
 
@@ -393,6 +443,8 @@ class ItemReader:
         end = min(offset + size, self._content.size_in_bytes)
         if offset >= end:
             return []
+        if offset == 0:
+            self._reader.begun(self._content)
         first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
         total = self._content.number_of_blocks
         with self._lock:
