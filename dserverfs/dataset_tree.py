@@ -51,11 +51,15 @@ Content = ItemContent | Path | bytes
 class DatasetTree:
     """One dataset."""
 
-    def __init__(self, dataset: Dataset, catalogue: Catalogue, key: str) -> None:
-        """`key` names the dataset among those of all servers (its dserver URI)."""
+    def __init__(self, dataset: Dataset, catalogue: Catalogue, key: str, base: int) -> None:
+        """`key` names the dataset among those of all servers (its dserver URI).
+
+        `base` is added to the numbers in attributes, and to them alone.
+        """
         self.dataset = dataset
         self._catalogue = catalogue
         self._key = key
+        self._base = base
         self._frozen_ns = int(dataset.frozen_at * 1e9)
         self._paths: list[str] = [""]
         self._places: dict[str, int] = {"": 0}
@@ -92,8 +96,9 @@ class DatasetTree:
             (self._own_attributes(_join(path, name)), name) for name in self._own_names(path)
         ]
         for attributes, name in sorted(entries):
-            if attributes.number > cookie:
-                yield Entry(name, attributes, attributes.number)
+            behind = attributes.number - self._base
+            if behind > cookie:
+                yield Entry(name, attributes, behind)
 
     def content(self, number: int) -> Content:
         """Return what a file holds; raises IntegrityError for an item that cannot be shown."""
@@ -141,13 +146,14 @@ class DatasetTree:
             start = rows[-1].row + 1
 
     def _row_attributes(self, row: Row) -> Attributes:
+        number = self._base + row.row
         if row.identifier is None:
-            return Attributes(row.row, True, 0o755, 0, self._frozen_ns, FROZEN_S)
+            return Attributes(number, True, 0o755, 0, self._frozen_ns, FROZEN_S)
         permissions = 0o444 if row.refused else 0o644
-        return Attributes(row.row, False, permissions, row.size_in_bytes, row.mtime_ns, FROZEN_S)
+        return Attributes(number, False, permissions, row.size_in_bytes, row.mtime_ns, FROZEN_S)
 
     def _own_attributes(self, path: str) -> Attributes:
-        number = self._number(path)
+        number = self._base + self._number(path)
         if self._own_is_directory(path):
             return Attributes(number, True, 0o755, 0, self._frozen_ns, MUTABLE_S)
         content = self._own_content(path)

@@ -61,14 +61,14 @@ class Tree:
         """Return the attributes; their number is the inode's."""
         slot, number = self._split(inode)
         if slot:
-            return self._renumber(slot, self._datasets[slot - 1].attributes(number))
+            return self._as_shown(self._datasets[slot - 1].attributes(number))
         return self._directory(self._path(number))
 
     def lookup(self, inode: Inode, name: str) -> Attributes:
         """Return the attributes of an entry; raises NotFound."""
         slot, number = self._split(inode)
         if slot:
-            return self._renumber(slot, self._datasets[slot - 1].lookup(number, name))
+            return self._datasets[slot - 1].lookup(number, name)
         path = self._path(number)
         if path and path[-1] == UUID_DIRECTORY:
             return self._lookup_uuid(path, name)
@@ -86,8 +86,7 @@ class Tree:
         """Yield the entries behind `cookie` (0: all) in a stable order."""
         slot, number = self._split(inode)
         if slot:
-            for entry in self._datasets[slot - 1].children(number, cookie):
-                yield entry._replace(attributes=self._renumber(slot, entry.attributes))
+            yield from self._datasets[slot - 1].children(number, cookie)
             return
         path = self._path(number)
         below = [(self._directory((*path, name)), name) for name in self._directories(path)]
@@ -177,23 +176,21 @@ class Tree:
     def _slot(self, dataset: Dataset, *, alias: bool) -> int:
         slot = self._slots.get((dataset.uuid, alias))
         if slot is None:
-            self._datasets.append(self._dataset_tree(dataset))
-            slot = self._slots[dataset.uuid, alias] = len(self._datasets)
+            slot = self._slots[dataset.uuid, alias] = len(self._datasets) + 1
+            key = str(DserverURI(self._uri.server, dataset.base_uri, dataset.uuid))
+            base = slot << SLOT_BITS
+            self._datasets.append(DatasetTree(dataset, self._catalogue, key, base))
         return slot
-
-    def _dataset_tree(self, dataset: Dataset) -> DatasetTree:
-        key = DserverURI(self._uri.server, dataset.base_uri, dataset.uuid)
-        return DatasetTree(dataset, self._catalogue, str(key))
 
     def _dataset_root(self, dataset: Dataset, *, alias: bool) -> Attributes:
         slot = self._slot(dataset, alias=alias)
-        return self._renumber(slot, self._datasets[slot - 1].attributes(DatasetTree.ROOT))
+        return self._as_shown(self._datasets[slot - 1].attributes(DatasetTree.ROOT))
 
-    def _renumber(self, slot: int, attributes: Attributes) -> Attributes:
-        """Return the attributes with the mount's inode number in place of the slot's."""
-        if self._shows_one and attributes.number == DatasetTree.ROOT:
+    def _as_shown(self, attributes: Attributes) -> Attributes:
+        """Return the attributes with the mount's root in place of that of the only dataset."""
+        if self._shows_one and attributes.number == 1 << SLOT_BITS | DatasetTree.ROOT:
             return attributes._replace(number=ROOT)
-        return attributes._replace(number=slot << SLOT_BITS | attributes.number)
+        return attributes
 
     def _split(self, inode: Inode) -> tuple[int, int]:
         if self._shows_one and inode == ROOT:
