@@ -23,15 +23,23 @@ from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 from dserverfs.connections import SOCKET_OPTIONS, Trust, proxy_for
+from dserverfs.errors import DserverfsError
 from dserverfs.transport import USER_AGENT
 
 # At 100 ms 32 connections bring 320 objects a second; here 8 are as fast as 16.
 MAX_CONNECTIONS = 32
 STALL_TIMEOUT_S = 10.0
+OBJECT_TIMEOUT_S = 60.0  # of those that trickle
+# Asked for at a time, so that a slow line is not shared by many.
+MAX_BYTES_UNDER_WAY = 8 * 1024 * 1024
 ADDRESS_LIFE_S = 60.0
 RECEIVE_BYTES = 256 * 1024
 MAX_HEAD_BYTES = 64 * 1024
-_TICK_S = 1.0
+_TICK_S = 0.25
+# What comes within a moment is handed over together: to wake a reader for each item
+# takes as long as to read it.
+BUNCH = 16
+BUNCH_S = 0.003
 # Printable ASCII only, so that a URL cannot be more than one line of a request.
 _URL = re.compile(r"(https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?(/[!-~]*)\Z")
 
@@ -44,6 +52,13 @@ class Want(NamedTuple, Generic[T]):
     url: str
     size_in_bytes: int
     what: T
+
+
+class Got(NamedTuple, Generic[T]):
+    """What became of a Want."""
+
+    what: T
+    content: bytes | None
 
 
 class _Origin(NamedTuple):
@@ -59,15 +74,19 @@ class _Refused(Exception):
 class _Connection(Generic[T]):
     """A connection and the request that is under way on it."""
 
-    def __init__(self, origin: _Origin, link: socket.socket) -> None:
+    def __init__(
+        self, origin: _Origin, link: socket.socket, want: Want[T], request: bytes, *, kept: bool
+    ) -> None:
         self.origin = origin
         self.link = link
-        self.ready = False  # connected, with its handshake done
-        self.used = False  # brought an answer before
-        self.want: Want[T] | None = None
-        self.request = b""
+        self.number = link.fileno()
+        self.want = want
+        self.request = request  # empty once it is sent
         self.answer = bytearray()
-        self.moved_s = 0.0  # when anything came or went last
+        self.kept = kept  # brought an answer before
+        self.is_ready = kept  # connected, with its handshake done
+        self.asked_s = time.monotonic()
+        self.moved_s = self.asked_s  # when anything came or went last
 
 
 class ManyGets:
@@ -83,12 +102,12 @@ class ManyGets:
     def run(
         self,
         take: Callable[[], Want[T] | None],
-        done: Callable[[Want[T], bytes | None], None],
+        done: Callable[[list[Got[T]]], None],
     ) -> None:
         """Get what `take` gives until it gives None and everything taken is done.
 
-        `done` is called once for each: with its bytes, or with None if they were
-        not to be had here. Neither may raise.
+        `done` is told of each once, with its bytes, or with None if they were not
+        to be had here. Neither may raise.
         """
         with selectors.DefaultSelector() as selector:
             _Run(self, selector, take, done).run()
@@ -162,7 +181,7 @@ class _Run(Generic[T]):
         owner: ManyGets,
         selector: selectors.BaseSelector,
         take: Callable[[], Want[T] | None],
-        done: Callable[[Want[T], bytes | None], None],
+        done: Callable[[list[Got[T]]], None],
     ) -> None:
         self._owner = owner
         self._selector = selector
@@ -170,29 +189,50 @@ class _Run(Generic[T]):
         self._done = done
         self._busy: set[_Connection[T]] = set()
         self._again: deque[Want[T]] = deque()  # their kept connections turned out dead
+        self._under_way = 0  # bytes
+        self._bunch: list[Got[T]] = []  # not handed over yet
+        self._bunch_s = 0.0  # since when
 
     def run(self) -> None:
         checked_s = time.monotonic()
         try:
             self._start_all()
             while self._busy and not self._owner.is_closed:
-                for key, _ in self._selector.select(_TICK_S):
+                for key, _ in self._selector.select(BUNCH_S if self._bunch else _TICK_S):
                     self._advance(key.data)
                 self._start_all()
-                if time.monotonic() - checked_s >= _TICK_S:
-                    checked_s = time.monotonic()
-                    for connection in [*self._busy]:
-                        if checked_s - connection.moved_s > STALL_TIMEOUT_S:
-                            self._fail(connection)
+                now_s = time.monotonic()
+                if len(self._bunch) >= BUNCH or now_s - self._bunch_s > BUNCH_S:
+                    self._hand_over()
+                if now_s - checked_s >= _TICK_S:
+                    checked_s = now_s
+                    self._fail_stalled(now_s)
         finally:
             for connection in [*self._busy]:
                 self._fail(connection)
             while self._again:
-                self._done(self._again.popleft(), None)
+                self._add(self._again.popleft(), None)
+            self._hand_over()
+
+    def _add(self, want: Want[T], content: bytes | None) -> None:
+        if not self._bunch:
+            self._bunch_s = time.monotonic()
+        self._bunch.append(Got(want.what, content))
+
+    def _hand_over(self) -> None:
+        if self._bunch:
+            bunch, self._bunch = self._bunch, []
+            self._done(bunch)
+
+    def _fail_stalled(self, now_s: float) -> None:
+        for connection in [*self._busy]:
+            stalls = now_s - connection.moved_s > STALL_TIMEOUT_S
+            if stalls or now_s - connection.asked_s > OBJECT_TIMEOUT_S:
+                self._fail(connection)
 
     def _start_all(self) -> None:
         """Give every connection there may be something to do."""
-        while len(self._busy) < MAX_CONNECTIONS:
+        while len(self._busy) < MAX_CONNECTIONS and self._under_way < MAX_BYTES_UNDER_WAY:
             fresh = bool(self._again)
             want = self._again.popleft() if fresh else self._take()
             if want is None:
@@ -202,50 +242,43 @@ class _Run(Generic[T]):
     def _start(self, want: Want[T], *, fresh: bool) -> None:
         parts = _URL.match(want.url)
         if parts is None:
-            self._done(want, None)
+            self._add(want, None)
             return
         scheme, host, port, target = parts.groups()
         origin = _Origin(scheme, host, int(port or (443 if scheme == "https" else 80)))
-        link = None if fresh else self._owner.take_idle(origin)
+        kept = None if fresh else self._owner.take_idle(origin)
         try:
-            connection: _Connection[T] = _Connection(origin, link or self._owner.connect(origin))
+            link = kept or self._owner.connect(origin)
         except (OSError, _Refused):
-            self._done(want, None)
+            self._add(want, None)
             return
-        connection.ready = connection.used = link is not None
-        self._selector.register(
-            connection.link.fileno(), selectors.EVENT_WRITE, connection
-        )
+        request = _request(host, port, target)
+        connection = _Connection(origin, link, want, request, kept=kept is not None)
+        self._selector.register(connection.number, selectors.EVENT_WRITE, connection)
         self._busy.add(connection)
-        self._ask(connection, want, _request(host, port, target))
-
-    def _ask(self, connection: _Connection[T], want: Want[T], request: bytes) -> None:
-        connection.want = want
-        connection.request = request
-        connection.answer = bytearray()
-        connection.moved_s = time.monotonic()
-        if connection.ready:
+        self._under_way += want.size_in_bytes
+        if connection.is_ready:
             self._advance(connection)
 
     def _advance(self, connection: _Connection[T]) -> None:
         """Go on with a connection on which something has become possible."""
         connection.moved_s = time.monotonic()
         try:
-            if not connection.ready:
+            if not connection.is_ready:
                 self._connect(connection)
-            if connection.ready and connection.request:
+            if connection.is_ready and connection.request:
                 if connection.link.send(connection.request) != len(connection.request):
                     raise _Refused("no room for a request")
                 connection.request = b""
                 self._wait_for(connection, selectors.EVENT_READ)
                 return  # the answer takes a while
-            if connection.ready:
+            if connection.is_ready:
                 self._receive(connection)
         except (BlockingIOError, ssl.SSLWantReadError):
             self._wait_for(connection, selectors.EVENT_READ)
         except ssl.SSLWantWriteError:
             self._wait_for(connection, selectors.EVENT_WRITE)
-        except (OSError, _Refused, ValueError):
+        except (OSError, _Refused, ValueError, DserverfsError):
             self._fail(connection)
 
     def _connect(self, connection: _Connection[T]) -> None:
@@ -258,11 +291,10 @@ class _Run(Generic[T]):
                 link = connection.link = self._owner.secured(connection.origin, link)
         if isinstance(link, ssl.SSLSocket):
             link.do_handshake()
-        connection.ready = True
+        connection.is_ready = True
 
     def _receive(self, connection: _Connection[T]) -> None:
         want = connection.want
-        assert want is not None
         body = None
         while body is None:
             piece = connection.link.recv(RECEIVE_BYTES)
@@ -272,28 +304,25 @@ class _Run(Generic[T]):
             body = _body(connection.answer, want.size_in_bytes)
             if body is None and not isinstance(connection.link, ssl.SSLSocket):
                 return  # TLS may hold more than the socket tells of
-        connection.want = None
         self._remove(connection)
         self._owner.keep(connection.origin, connection.link)
-        self._done(want, body)
+        self._add(want, body)
 
     def _fail(self, connection: _Connection[T]) -> None:
         self._remove(connection)
         connection.link.close()
-        want = connection.want
-        if want is None:
-            return
-        if connection.used and not connection.answer and not self._owner.is_closed:
-            self._again.append(want)
+        if connection.kept and not connection.answer and not self._owner.is_closed:
+            self._again.append(connection.want)
         else:
-            self._done(want, None)
+            self._add(connection.want, None)
 
     def _remove(self, connection: _Connection[T]) -> None:
+        self._under_way -= connection.want.size_in_bytes
         self._busy.discard(connection)
-        self._selector.unregister(connection.link.fileno())
+        self._selector.unregister(connection.number)
 
     def _wait_for(self, connection: _Connection[T], event: int) -> None:
-        self._selector.modify(connection.link.fileno(), event, connection)
+        self._selector.modify(connection.number, event, connection)
 
 
 def _request(host: str, port: str | None, target: str) -> bytes:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -23,9 +23,8 @@ from dserverfs.cache_writer import CacheWriter
 from dserverfs.errors import DserverfsError
 from dserverfs.item_content import ItemContent
 from dserverfs.item_order import ItemOrder, Stretch
-from dserverfs.many_gets import ManyGets, Want
-from dserverfs.model import Dataset, Identifier
-from dserverfs.signed_urls import SignedURL
+from dserverfs.many_gets import Got, ManyGets, Want
+from dserverfs.signed_urls import UrlSource
 from dserverfs.verify import digest
 
 logger = logging.getLogger(__name__)
@@ -49,26 +48,14 @@ class Claims(Protocol):
     def claim(self, contents: Sequence[ItemContent]) -> list[Claim]:
         """Return a claim on each item that is neither at hand nor under way."""
 
-    def settle(self, claim: Claim, block: Block) -> None:
-        """Hand out a claimed item."""
+    def settle(self, settled: Sequence[tuple[Claim, Block]]) -> None:
+        """Hand out claimed items."""
 
     def release(self, claims: Sequence[Claim]) -> None:
         """Give claims back: what somebody waits for is fetched in the usual way."""
 
     def want_ahead(self, content: ItemContent, run: Run) -> None:
         """Fetch blocks of an item in the background."""
-
-
-class UrlSource(Protocol):
-    """Where signed URLs come from: the resolver."""
-
-    def item_url(
-        self,
-        dataset: Dataset,
-        identifier: Identifier,
-        neighbours: Callable[[int], Sequence[Identifier]],
-    ) -> SignedURL:
-        """Return a good URL for the item; blocks."""
 
 
 class Prefetch:
@@ -112,21 +99,27 @@ class Prefetch:
                 pass
 
     def close(self) -> None:
-        """End soon; what is claimed is released."""
+        """Have what arrived written; what is still claimed is released. Takes a moment."""
         self._prepare_pool.shutdown(wait=False, cancel_futures=True)
         self._gets.close()
-        self._get_pool.shutdown(wait=False)
+        self._get_pool.shutdown()
 
     def _prepare(self, content: ItemContent, stretch: Stretch) -> None:
         """Take what is cached of a stretch from there, and have the rest fetched."""
-        claimed: list[Claim] = []
-        handled = 0
+        mine: deque[Claim] = deque()
         try:
             small, large = self._chosen(content, stretch)
-            claimed = self._claims.claim(small)
-            for claim in claimed:
-                self._load_or_queue(claim)
-                handled += 1
+            mine.extend(self._claims.claim(small))
+            blocks = self._cache.load_many(
+                [(BlockKey(claim.content.key, 0), claim.content.size_in_bytes) for claim in mine]
+            )
+            found = [(claim, block) for claim, block in zip(mine, blocks, strict=True) if block]
+            missing = [claim for claim, block in zip(mine, blocks, strict=True) if not block]
+            mine = deque(missing)
+            self._claims.settle(found)
+            while mine:
+                self._queue(mine[0])
+                mine.popleft()
             for item in large:
                 first = min(FIRST_WINDOW, item.number_of_blocks)
                 self._claims.want_ahead(item, Run(0, first))
@@ -135,7 +128,7 @@ class Prefetch:
         except Exception:
             logger.exception("%s: a fault of ours while fetching ahead", content.dataset.uri)
         finally:
-            self._claims.release(claimed[handled:])
+            self._claims.release([*mine])
 
     def _chosen(
         self, content: ItemContent, stretch: Stretch
@@ -155,18 +148,18 @@ class Prefetch:
                 small.append(item)
         return small, large
 
-    def _load_or_queue(self, claim: Claim) -> None:
+    def _queue(self, claim: Claim) -> None:
+        """Have a claimed item fetched; raises DserverfsError if it gets no URL."""
         content = claim.content
-        block = self._cache.load(BlockKey(content.key, 0), content.size_in_bytes)
-        if block is not None:
-            self._claims.settle(claim, block)
-            return
         url = self._urls.item_url(content.dataset, content.identifier, content.neighbours)
         with self._lock:
             self._waiting.append(Want(url.url, content.size_in_bytes, claim))
             start, self._is_getting = not self._is_getting, True
         if start:
-            self._get_pool.submit(self._get)
+            try:
+                self._get_pool.submit(self._get)
+            except RuntimeError:  # shut down
+                self._give_up()
 
     def _get(self) -> None:
         """Fetch what is waiting, until there is no more."""
@@ -188,21 +181,25 @@ class Prefetch:
         with self._lock:
             return self._waiting.popleft() if self._waiting else None
 
-    def _done(self, want: Want[Claim], data: bytes | None) -> None:
-        """Hand an item out if it is right; leave it to its readers otherwise."""
-        claim = want.what
-        if data is None or (self._verify and not _is_right(claim.content, data)):
-            self._claims.release([claim])
-            self._failures += 1
-            if self._failures >= MAX_FAILURES:
-                self._give_up()
-            return
-        self._failures = 0
-        self._claims.settle(claim, MemoryBlock(data))
-        if self._arrived_bytes + len(data) > BLOCK_SIZE or len(self._arrived) >= MAX_BATCH:
-            self._write()
-        self._arrived.append((BlockKey(claim.content.key, 0), data))
-        self._arrived_bytes += len(data)
+    def _done(self, bunch: list[Got[Claim]]) -> None:
+        """Hand out the items that are right; leave the others to their readers."""
+        right: list[tuple[Claim, Block]] = []
+        failed: list[Claim] = []
+        for claim, data in bunch:
+            if data is None or (self._verify and not _is_right(claim.content, data)):
+                failed.append(claim)
+                self._failures += 1
+                continue
+            self._failures = 0
+            right.append((claim, MemoryBlock(data)))
+            if self._arrived_bytes + len(data) > BLOCK_SIZE or len(self._arrived) >= MAX_BATCH:
+                self._write()
+            self._arrived.append((BlockKey(claim.content.key, 0), data))
+            self._arrived_bytes += len(data)
+        self._claims.settle(right)
+        self._claims.release(failed)
+        if self._failures >= MAX_FAILURES:
+            self._give_up()
 
     def _write(self) -> None:
         if self._arrived:

@@ -17,7 +17,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
 
 from dserverfs.blocks import (
     BLOCK_SIZE,
@@ -38,10 +37,10 @@ from dserverfs.errors import (
     Unreachable,
 )
 from dserverfs.item_content import ItemContent
+from dserverfs.loaded_blocks import LoadedBlocks
 from dserverfs.many_gets import ManyGets
-from dserverfs.model import Dataset, Identifier
 from dserverfs.prefetch import Claim, Prefetch
-from dserverfs.signed_urls import SignedURL
+from dserverfs.signed_urls import UrlSource
 from dserverfs.storage import ByteRange, Storage, StorageRefused
 from dserverfs.transport import Deadline, backoff_s
 from dserverfs.verification import Verdict, Verification
@@ -57,26 +56,7 @@ ATTEMPTS = 4
 # not queue behind another's read-ahead. 3 streams of read-ahead saturate two cores.
 DEMAND_THREADS = 16
 AHEAD_THREADS = 3
-# Blocks kept at hand: file descriptors (1 GiB of cache files), and memory for
-# those just fetched or checked.
-MAX_LOADED = 1024
-MAX_LOADED_MEMORY = 64 * BLOCK_SIZE
 MAX_ETAGS = 4096
-
-
-class UrlSource(Protocol):
-    """Where signed URLs come from: the resolver."""
-
-    def item_url(
-        self,
-        dataset: Dataset,
-        identifier: Identifier,
-        neighbours: Callable[[int], Sequence[Identifier]],
-    ) -> SignedURL:
-        """Return a good URL for the item; blocks."""
-
-    def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
-        """Drop a URL that the store refused."""
 
 
 class Reader:
@@ -101,8 +81,7 @@ class Reader:
         self._lock = threading.Lock()
         self._pending: dict[BlockKey, Future[Block]] = {}
         self._unasked: set[BlockKey] = set()  # pending ones that nobody waits for yet
-        self._loaded: OrderedDict[BlockKey, Block] = OrderedDict()
-        self._loaded_memory = 0
+        self._loaded = LoadedBlocks()
         self._tell_drop: Callable[[ItemContent], None] = lambda content: None
         self._drops: dict[str, int] = {}  # how often each item turned out wrong
         self._etags: OrderedDict[str, str] = OrderedDict()
@@ -125,7 +104,6 @@ class Reader:
         self._writer.close()
         with self._lock:
             self._loaded.clear()
-            self._loaded_memory = 0
 
     def on_drop(self, tell: Callable[[ItemContent], None]) -> None:
         """Let `tell` know of each item whose bytes turned out wrong after some were handed out.
@@ -169,9 +147,13 @@ class Reader:
                     self._unasked.add(key)
         return claims
 
-    def settle(self, claim: Claim, block: Block) -> None:
-        """Hand out a claimed item."""
-        self._settle(claim.content, 0, claim.future, block)
+    def settle(self, settled: Sequence[tuple[Claim, Block]]) -> None:
+        """Hand out claimed items."""
+        with self._lock:
+            for claim, block in settled:
+                self._arrive_locked(BlockKey(claim.content.key, 0), block)
+        for claim, block in settled:
+            claim.future.set_result(block)
 
     def release(self, claims: Sequence[Claim]) -> None:
         """Give claims back: what somebody waits for is fetched in the usual way."""
@@ -197,7 +179,7 @@ class Reader:
                 key = BlockKey(content.key, index)
                 block = self._loaded.get(key) or self._writer.waiting(key)
                 if block is not None:
-                    self._load_locked(key, block)
+                    self._loaded.add(key, block)
                     answer.append(block)
                     continue
                 future = self._pending.get(key)
@@ -336,10 +318,7 @@ class Reader:
         with self._lock:
             self._drops[content.key] = self._drops.get(content.key, 0) + 1
             self._etags.pop(content.key, None)
-            for key in keys:
-                block = self._loaded.pop(key, None)
-                if block is not None:
-                    self._loaded_memory -= block.memory_in_bytes
+            self._loaded.drop(keys)
         self._cache.drop(keys)
         self._tell_drop(content)
 
@@ -348,10 +327,13 @@ class Reader:
     ) -> None:
         key = BlockKey(content.key, index)
         with self._lock:
-            self._pending.pop(key, None)
-            self._unasked.discard(key)
-            self._load_locked(key, block)
+            self._arrive_locked(key, block)
         future.set_result(block)
+
+    def _arrive_locked(self, key: BlockKey, block: Block) -> None:
+        self._pending.pop(key, None)
+        self._unasked.discard(key)
+        self._loaded.add(key, block)
 
     def _abandon(
         self,
@@ -365,16 +347,6 @@ class Reader:
                 self._pending.pop(BlockKey(content.key, index), None)
         for _, future in waiting:
             future.set_exception(error)
-
-    def _load_locked(self, key: BlockKey, block: Block) -> None:
-        old = self._loaded.pop(key, None)
-        if old is not None:
-            self._loaded_memory -= old.memory_in_bytes
-        self._loaded[key] = block
-        self._loaded_memory += block.memory_in_bytes
-        while len(self._loaded) > MAX_LOADED or self._loaded_memory > MAX_LOADED_MEMORY:
-            _, dropped = self._loaded.popitem(last=False)
-            self._loaded_memory -= dropped.memory_in_bytes
 
     def _check_etag(self, content: ItemContent, etag: str) -> None:
         """Note the object's ETag; raises IntegrityError if another one was seen before."""
