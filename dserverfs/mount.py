@@ -22,8 +22,9 @@ from dserverfs import mountpoint
 from dserverfs.client import Client
 from dserverfs.errors import UsageError
 from dserverfs.launcher import READY
-from dserverfs.model import DserverURI
-from dserverfs.operations import Ownership, ReadOnlyOperations
+from dserverfs.model import Dataset, DserverURI
+from dserverfs.operations.reading import Ownership, ReadOnlyOperations
+from dserverfs.operations.writing import Operations
 from dserverfs.settings import Settings
 from dserverfs.tree import Tree
 
@@ -54,6 +55,9 @@ class MountOptions(NamedTuple):
     allow_other: bool
     fuse_options: tuple[str, ...]
     verify: bool
+    staging_directory: Path | None = None
+    read_only: bool = False
+    freeze_delay_s: float | None = None  # None: only by command
 
 
 def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None:
@@ -72,13 +76,11 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
         cache_directory=options.cache_directory,
         cache_size=options.cache_size,
         verify=options.verify,
+        staging_directory=options.staging_directory,
+        freeze_delay_s=options.freeze_delay_s,
     ) as client:
         only = client.check(options.uri)
-        tree = Tree(options.uri, client.catalogue, time.time_ns())
-        if only is not None:
-            tree.show_only(only)
-        ownership = Ownership(options.uid, options.gid, options.umask)
-        operations = ReadOnlyOperations(tree, client.reader, ownership)
+        operations = _operations(options, client, only)
         try:
             pyfuse3.init(operations, str(options.path), _fuse_options(options))
         except RuntimeError as error:
@@ -93,9 +95,28 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
     logger.info("%s: unmounted", options.path)
 
 
+def _operations(options: MountOptions, client: Client, only: Dataset | None) -> ReadOnlyOperations:
+    ownership = Ownership(options.uid, options.gid, options.umask)
+    now_ns = time.time_ns()
+    if only is not None or options.read_only:
+        tree = Tree(options.uri, client.catalogue, now_ns)
+        if only is not None:
+            tree.show_only(only)
+        return ReadOnlyOperations(tree, client.reader, ownership)
+    staging = client.staging.open()
+    for base_uri in staging.base_uris():
+        for staged in staging.datasets(base_uri):
+            client.freezer.resume(staged)
+    client.freezer.open()
+    tree = Tree(options.uri, client.catalogue, now_ns, staging)
+    return Operations(tree, client.reader, ownership, staging, client.freezer, client.give_way)
+
+
 def _fuse_options(options: MountOptions) -> set[str]:
     source = str(options.uri).replace("\\", "\\\\").replace(",", "\\,")
-    wanted = {f"fsname={source}", "subtype=dserverfs", "default_permissions", "ro"}
+    wanted = {f"fsname={source}", "subtype=dserverfs", "default_permissions"}
+    if options.read_only:
+        wanted.add("ro")
     if options.allow_other:
         wanted.add("allow_other")
     return wanted | set(options.fuse_options)

@@ -19,17 +19,19 @@ ROOT = PACKAGE.parent
 LEVELS = [
     {"errors"},
     {"model"},
-    {"connections", "blocks", "cells", "verify", "mountpoint", "cache_rows"},
+    {"connections", "blocks", "cells", "verify", "mountpoint", "owner_lock", "cache_rows"},
+    {"staging_state", "staged_nodes", "staged_layout"},
     {"transport", "settings"},
     {"body", "routes", "signed_urls", "manifest_index"},
     {"storage", "listings", "signing"},
-    {"resolver", "item_content", "item_order", "many_gets"},
+    {"resolver", "item_content", "item_order", "many_gets", "local_dataset"},
     {"cache", "kept_answers"},
     {"catalogue"},
     {"cache_writer", "verification", "loaded_blocks"},
     {"prefetch"},
     {"reader", "staging", "uploader"},
-    {"dataset_tree"},
+    {"dataset_tree", "sealing", "registration"},
+    {"staged_tree", "freezer"},
     {"tree"},
     {"client"},
     {"operations", "broker"},
@@ -37,12 +39,13 @@ LEVELS = [
     {"mount"},
     {"demo_datasets"},
     {"demo"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 OF_SERVER = {"errors", "model"}
-USERS_OF_SERVER = {"demo", "cli"}
+USERS_OF_SERVER = {"demo", "commands"}
 ASYNC = {"operations", "mount"}
 MAX_LINES = 500
 

@@ -1,0 +1,29 @@
+"""What the commands have in common: their place in the parser, and kinds of arguments."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import TypeAlias
+
+from dserverfs.errors import UsageError
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
+
+
+def missing_extra(extra: str, error: ModuleNotFoundError) -> Exception:
+    """Return what to raise when a module of an optional extra is not installed."""
+    if error.name is None or error.name.partition(".")[0] == "dserverfs":
+        return error  # a fault of ours, not of the installation
+    return UsageError(f"{error.name} is not installed; run: pip install 'dserverfs[{extra}]'")
+
+
+def size(text: str) -> int:
+    """Return a number of bytes given as 500M or 20G."""
+    match = _SIZE.match(text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 20G")
+    number, unit = match.groups()
+    return int(float(number) * 1024 ** " KMGT".index(unit.upper() or " "))

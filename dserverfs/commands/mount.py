@@ -1,0 +1,201 @@
+"""`dserverfs mount`: datasets as a directory tree."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import logging.handlers
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dserverfs.commands.common import Commands, size
+from dserverfs.errors import DserverfsError, UsageError
+
+MAX_LOG_BYTES = 10 * 1024 * 1024
+# Options of mount(8) that are the kernel's business and harmless here.
+_KERNEL_OPTIONS = frozenset(
+    {"ro", "nosuid", "nodev", "noexec", "exec", "noatime", "relatime", "async"}
+)
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser("mount", help="show datasets as a directory tree")
+    parser.add_argument("uri", metavar="URI", help="dserver://HOST[:PORT][/BACKEND/BUCKET[/UUID]]")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, help="an empty directory")
+    parser.add_argument("-f", "--foreground", action="store_true", help="do not become a daemon")
+    parser.add_argument(
+        "-o",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="OPT,...",
+        help="allow_other, umask=OCTAL, uid=N, gid=N, and the kernel's ro, noexec, nosuid, ...",
+    )
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="default: ~/.cache/dserverfs")
+    parser.add_argument(
+        "--cache-size",
+        type=size,
+        metavar="SIZE",
+        help="such as 20G; default: half of the free space, at most 50G",
+    )
+    parser.add_argument(
+        "--staging-dir",
+        type=Path,
+        metavar="DIR",
+        help="where datasets are until they are frozen; default: ~/.local/share/dserverfs/staging",
+    )
+    parser.add_argument("--read-only", action="store_true", help="refuse to write")
+    parser.add_argument(
+        "--freeze-delay",
+        type=_delay,
+        default=30.0,
+        metavar="SECONDS",
+        help="freeze what is closed and unchanged for so long (30), or `manual`: by command only",
+    )
+    parser.add_argument(
+        "--verify",
+        default="complete",
+        choices=["off", "complete"],
+        help="compare files read whole with the manifest (complete, the default), or none (off)",
+    )
+    parser.add_argument("--allow-other", action="store_true", help="let other users read")
+    _add_logging(parser)
+    parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    parser.set_defaults(command=_run)
+
+
+def _add_logging(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--log-file", type=Path, metavar="FILE", help="default: standard error")
+    parser.add_argument(
+        "--log-level",
+        default="info",
+        choices=["debug", "info", "warning", "error"],
+        help="default: info",
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dserverfs import launcher, mountpoint
+    from dserverfs.model import DserverURI
+    from dserverfs.settings import Settings
+
+    uri = DserverURI.parse(arguments.uri)
+    path = mountpoint.resolve(arguments.mountpoint)
+    fuse = _fuse_arguments(arguments.options, arguments.allow_other)
+    settings = Settings.load()
+    if not arguments.foreground and arguments.ready_fd is None:
+        log_file = arguments.log_file or settings.state_directory() / _log_name(path)
+        launcher.start(
+            [*_daemon_arguments(arguments, path), "--log-file", str(log_file.absolute())]
+        )
+        return 0
+    from dserverfs import mount
+
+    _log_to(arguments.log_file, arguments.log_level)
+    verify = arguments.verify == "complete"
+    options = mount.MountOptions(
+        uri,
+        path,
+        arguments.cache_dir,
+        arguments.cache_size,
+        *fuse,
+        verify=verify,
+        staging_directory=arguments.staging_dir,
+        read_only=arguments.read_only or "ro" in fuse[-1],
+        freeze_delay_s=arguments.freeze_delay,
+    )
+    status = 0
+    try:
+        mount.run(options, settings, arguments.ready_fd)
+    except DserverfsError as error:
+        print(f"dserverfs: {error}", file=sys.stderr)
+        status = 1
+    except BaseException:
+        logging.getLogger(__name__).exception("the mount ended by a fault of ours")
+        status = 1
+    logging.shutdown()
+    sys.stderr.flush()
+    # Without waiting for threads that may be stalled in a read from the network.
+    os._exit(status)
+
+
+def _daemon_arguments(arguments: argparse.Namespace, path: Path) -> list[str]:
+    """Return the arguments of the daemon, with every path absolute."""
+    again = ["mount", arguments.uri, str(path), "--log-level", arguments.log_level]
+    again += ["--verify", arguments.verify]
+    for option in arguments.options:
+        again += ["-o", option]
+    if arguments.cache_dir is not None:
+        again += ["--cache-dir", str(arguments.cache_dir.absolute())]
+    if arguments.cache_size is not None:
+        again += ["--cache-size", str(arguments.cache_size)]
+    if arguments.staging_dir is not None:
+        again += ["--staging-dir", str(arguments.staging_dir.absolute())]
+    delay_s = arguments.freeze_delay
+    again += ["--freeze-delay", "manual" if delay_s is None else str(delay_s)]
+    if arguments.read_only:
+        again.append("--read-only")
+    if arguments.allow_other:
+        again.append("--allow-other")
+    return again
+
+
+def _fuse_arguments(
+    options: Sequence[str], allow_other: bool
+) -> tuple[int, int, int, bool, tuple[str, ...]]:
+    """Return (umask, uid, gid, allow_other, options for the kernel) of all -o."""
+    numbers = {"umask": 0, "uid": os.getuid(), "gid": os.getgid()}
+    kernel = []
+    for option in (part for group in options for part in group.split(",") if part):
+        name, _, value = option.partition("=")
+        if option == "allow_other":
+            allow_other = True
+        elif name in numbers:
+            try:
+                numbers[name] = int(value, 8 if name == "umask" else 10)
+            except ValueError:
+                raise UsageError(f"-o {option}: {value!r} is not a number") from None
+        elif option in _KERNEL_OPTIONS:
+            kernel.append(option)
+        else:
+            raise UsageError(f"-o {option}: unknown option")
+    return numbers["umask"], numbers["uid"], numbers["gid"], allow_other, tuple(kernel)
+
+
+def _delay(text: str) -> float | None:
+    if text == "manual":
+        return None
+    try:
+        delay_s = float(text)
+    except ValueError:
+        delay_s = -1.0
+    if not 0 <= delay_s < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of seconds nor manual")
+    return delay_s
+
+
+def _log_name(path: Path) -> str:
+    return f"mount{str(path).replace('/', '-')[-200:]}.log"
+
+
+def _log_to(path: Path | None, level: str) -> None:
+    """Send the log of this process to a file, or to standard error."""
+    handler: logging.Handler
+    if path is None:
+        handler = logging.StreamHandler()
+    else:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handler = logging.handlers.RotatingFileHandler(
+                path, maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8"
+            )
+        except OSError as error:
+            raise UsageError(f"--log-file {path}: cannot be written: {error.strerror}") from error
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
+    )
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    # urllib3 logs whole URLs at DEBUG; a signed URL's query is a secret.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
