@@ -7,18 +7,21 @@ here. `open` starts no thread and sends no request; methods block.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from dserverfs.cache import BlockCache, private_directory
 from dserverfs.catalogue import Catalogue
+from dserverfs.cells import NotLoaded
 from dserverfs.connections import Trust
-from dserverfs.errors import NotFound, PermissionDenied, UsageError
+from dserverfs.errors import DserverfsError, NotFound, PermissionDenied, UsageError
 from dserverfs.freezer import Freezer
 from dserverfs.kept_answers import KeptAnswers
 from dserverfs.many_gets import ManyGets
-from dserverfs.model import UUID, Dataset, DserverURI, User
+from dserverfs.model import UUID, Dataset, DserverURI, User, split_base_uri
 from dserverfs.reader import Reader
 from dserverfs.registration import Registration
 from dserverfs.resolver import Resolver
@@ -26,6 +29,7 @@ from dserverfs.settings import Settings
 from dserverfs.staging import Staging
 from dserverfs.storage import Storage
 from dserverfs.transport import ServerTransport, TokenSource
+from dserverfs.tree import directories_below, parts_of
 from dserverfs.uploader import Uploader
 
 logger = logging.getLogger(__name__)
@@ -126,6 +130,23 @@ class Client:
         except NotFound as error:
             raise NotFound(f"{uri}: no such dataset; a base URI shows all there are") from error
 
+    def preload(self, uri: DserverURI, only: Future[Dataset | None]) -> None:
+        """Load what the first listing of a mount shows; blocks. What fails is asked again later."""
+        try:
+            dataset = only.result()
+            _load(self.catalogue.user)
+            if dataset is not None:
+                _load(lambda: self.catalogue.index(dataset))
+            elif uri.base_uri is not None:
+                base_uri = uri.base_uri
+                parts = tuple(split_base_uri(base_uri))
+                known = parts_of(self.catalogue.user().search_base_uris)
+                reserved = frozenset(directories_below(parts, known))
+                if parts in known:
+                    _load(lambda: self.catalogue.datasets(base_uri, reserved))
+        except DserverfsError as error:
+            logger.debug("%s: not loaded ahead: %s", uri, error)
+
     def _only(self, uri: DserverURI, uuid: UUID, user: User) -> Dataset:
         """Return the dataset of that uuid, whichever base URI holds it."""
         found = [
@@ -162,6 +183,14 @@ def _transport(server: str, settings: Settings, trust: Trust) -> ServerTransport
     if not trust.verify:
         logger.warning("%s: certificates are not verified", server)
     return ServerTransport(settings.base_url(server), tokens, trust=trust)
+
+
+def _load(ask: Callable[[], object]) -> None:
+    """Have what `ask` asks the catalogue for at hand; blocks."""
+    try:
+        ask()
+    except NotLoaded as missing:
+        missing.load()
 
 
 def _may_search(user: User, base_uri: str) -> bool:

@@ -37,6 +37,7 @@ LEVELS = [
     {"operations", "broker"},
     {"launcher"},
     {"mount"},
+    {"daemon"},
     {"demo_datasets"},
     {"demo"},
     {"commands"},
