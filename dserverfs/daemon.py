@@ -33,6 +33,6 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
         try:
             from dserverfs import mount
 
-            mount.run(options, client, only, ready_fd)
+            mount.run(options, settings, client, only, ready_fd)
         finally:
             asking.shutdown(wait=False, cancel_futures=True)

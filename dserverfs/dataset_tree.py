@@ -13,13 +13,19 @@ import functools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dserverfs.catalogue import Catalogue
 from dserverfs.errors import IntegrityError, NotFound
 from dserverfs.item_content import ItemContent
 from dserverfs.manifest_index import ManifestIndex, Row
-from dserverfs.model import MAX_COMPONENT_BYTES, Dataset, Identifier, component_is_usable
+from dserverfs.model import (
+    MAX_COMPONENT_BYTES,
+    Dataset,
+    Identifier,
+    Item,
+    component_is_usable,
+)
 
 ALIAS = 1 << 34  # numbers from here on are rows by their other path
 OWN = 1 << 35  # numbers from here on are not rows
@@ -150,6 +156,32 @@ class DatasetTree:
             for found in index.rows_from(row, limit)
             if found.identifier is not None and not found.refused
         ]
+
+    def item(self, number: int) -> Item | None:
+        """Return the item that a number is of; None for directories and what is no item."""
+        if number >= OWN:
+            return None
+        index = self._index()
+        row = index.row(number & ~ALIAS)
+        if row.identifier is None:
+            return None
+        names, parent = [row.name], row.parent
+        while parent:
+            directory = index.row(parent)
+            names.append(directory.name)
+            parent = directory.parent
+        relpath = "/".join(reversed(names))
+        return Item(row.identifier, relpath, row.size_in_bytes, row.hash, row.mtime_ns)
+
+    def overlay_values(self, identifier: Identifier) -> dict[str, Any]:
+        """Return the item's value in each overlay that has one."""
+        values = {}
+        for name, content in self._catalogue.metadata(self.dataset).overlays.items():
+            try:
+                values[name] = json.loads(content)[identifier]
+            except (ValueError, KeyError, TypeError):
+                continue  # not for this item, or nothing that dtool wrote
+        return values
 
     def _index(self) -> ManifestIndex:
         return self._catalogue.index(self.dataset)

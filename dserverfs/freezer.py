@@ -54,14 +54,21 @@ class Progress(NamedTuple):
     items_total: int
 
 
+class Frozen(NamedTuple):
+    """What came of a freeze."""
+
+    uri: str  # in its backend
+    notes: list[str]  # a line each: what was lost, or may surprise
+
+
 class Registry(Protocol):
     """Where frozen datasets are known: the server's catalogue, as the mount sees it."""
 
     def registered(self, local: LocalDataset, base_uri: str) -> Dataset:
         """Return the dataset as the server has it; IntegrityError if its manifest differs."""
 
-    def learn(self, dataset: Dataset, as_staged: UUID) -> None:
-        """Show it from now on, under the name it had while it was staged."""
+    def learn(self, dataset: Dataset, as_staged: UUID) -> str | None:
+        """Show it from now on as it was named while staged; return what may surprise of that."""
 
     def adopt(self, dataset: Dataset, local: LocalDataset) -> None:
         """Take the items' bytes over into the cache; fails silently, they can be fetched."""
@@ -115,8 +122,8 @@ class Freezer:
         else:
             self.watch(staged)
 
-    def freeze(self, staged: StagedDataset, layout: Layout | None = None) -> Future[str]:
-        """Begin to freeze it at once, armed or not; the result is its URI in the backend.
+    def freeze(self, staged: StagedDataset, layout: Layout | None = None) -> Future[Frozen]:
+        """Begin to freeze it at once, armed or not; the result is what came of it.
 
         Fails with what keeps it from being frozen: everything is staged as before then.
         """
@@ -145,11 +152,11 @@ class Freezer:
         job = self._jobs.get(staged.id)
         return job.progress if job else None
 
-    def drain(self) -> list[Future[str]]:
+    def drain(self) -> list[tuple[StagedDataset, Future[Frozen]]]:
         """Begin to freeze what is closed and armed, or sealed, without waiting for its time."""
         with self._condition:
             due = [s for s in self._watched.values() if self._may_freeze(s) or _is_sealed(s)]
-        return [self.freeze(staged) for staged in due]
+        return [(staged, self.freeze(staged)) for staged in due]
 
     # By itself
 
@@ -220,7 +227,7 @@ class Freezer:
         with self._condition:
             del self._jobs[staged.id]
             self._watched.pop(staged.id, None)
-        job.future.set_result(dataset.uri)
+        job.future.set_result(Frozen(dataset.uri, job.notes))
         try:
             self._registry.adopt(dataset, local)
             _keep_left_over(staged, job.layout)
@@ -243,9 +250,15 @@ class Freezer:
             staged.when_reopened(None)
         if staged.record.state is not State.FROZEN:
             staged.move(Move.REGISTER)
-        self._registry.learn(dataset, UUID(staged.id))
+        surprise = self._registry.learn(dataset, UUID(staged.id))
+        if surprise:
+            job.notes.append(surprise)
+        if staged.record.name != dataset.name:
+            job.notes.append(f"its name is {dataset.name}, as when it was frozen first")
         staged.frozen_as = dataset
         logger.info("%s: frozen as %s", staged.record.name, dataset.uri)
+        for note in job.notes:
+            logger.info("%s: %s", staged.record.name, note)
         return dataset, local
 
     def _seal(self, job: _Job) -> LocalDataset:
@@ -260,9 +273,7 @@ class Freezer:
         sealed = sealing.seal(staged, job.layout, job.stop)
         if sealed is None:
             raise UsageError(f"{staged.record.name}: is empty; a dataset has at least one item")
-        for note in sealed.notes:
-            logger.info("%s: %s", staged.record.name, note)
-        job.notes = sealed.notes
+        job.notes += sealed.notes
         return sealed.dataset
 
     def _upload(self, job: _Job, local: LocalDataset) -> Dataset:
@@ -331,7 +342,7 @@ class _Job:
     def __init__(self, staged: StagedDataset, layout: Layout | None) -> None:
         self.staged = staged
         self.layout = layout
-        self.future: Future[str] = Future()
+        self.future: Future[Frozen] = Future()
         self.stop = threading.Event()
         self.progress: Progress | None = None
         self.notes: list[str] = []
@@ -350,6 +361,6 @@ def _keep_left_over(staged: StagedDataset, layout: Layout | None) -> None:
         return
     for path in sorted(staged.tree.iterdir()):
         if path.name not in (DATA, README, METADATA):
-            kept = staged.directory.parent / f".kept-{staged.id}"
+            kept = sealing.left_over_directory(staged)
             kept.mkdir(mode=0o700, exist_ok=True)
             shutil.move(str(path), kept / path.name)

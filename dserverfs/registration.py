@@ -50,9 +50,22 @@ class Registration:
             raise IntegrityError(f"{dataset.uri}: is registered without a manifest")
         return dataset
 
-    def learn(self, dataset: Dataset, as_staged: UUID) -> None:
-        """Show it from now on, under the name it had while it was staged."""
+    def learn(self, dataset: Dataset, as_staged: UUID) -> str | None:
+        """Show it from now on as it was named while staged; return what may surprise of that."""
+        namesakes = [
+            other
+            for other in self._catalogue.known_datasets()
+            if other.name == dataset.name
+            and other.base_uri == dataset.base_uri
+            and other.uuid != dataset.uuid
+        ]
         self._catalogue.learn(dataset, as_staged)
+        if not namesakes:
+            return None
+        return (
+            f"another dataset is named {dataset.name} too: from the next mount on this one is"
+            f" {dataset.name}~{dataset.uuid[:8]}"
+        )
 
     def adopt(self, dataset: Dataset, local: LocalDataset) -> None:
         """Take the items' bytes over into the cache; what fails can be fetched."""

@@ -85,7 +85,7 @@ class StagedTree:
             if self.frozen() is None:
                 return self._entry(self._nodes.get(number), name)
         path = self._path_then(number)
-        attributes = self._of_frozen().lookup(self._number_now(number), name)
+        attributes = self._of_frozen().lookup(self.number_now(number), name)
         if path is None:
             return attributes
         then = self._numbers_then.get(f"{path}/{name}" if path else name)
@@ -93,7 +93,7 @@ class StagedTree:
 
     def children(self, number: int, cookie: int) -> Iterator[Entry]:
         """Yield the entries of a directory of the frozen dataset behind `cookie`."""
-        return self._of_frozen().children(self._number_now(number), cookie)
+        return self._of_frozen().children(self.number_now(number), cookie)
 
     def names(self, number: int) -> list[str] | None:
         """Return what a staged directory holds now, sorted; None once it is frozen."""
@@ -104,7 +104,7 @@ class StagedTree:
 
     def content(self, number: int) -> Content:
         """Return what a file of the frozen dataset holds."""
-        return self._of_frozen().content(self._number_now(number))
+        return self._of_frozen().content(self.number_now(number))
 
     def frozen(self) -> DatasetTree | None:
         """Return the frozen dataset it became, if it did."""
@@ -118,6 +118,18 @@ class StagedTree:
         """Note that the kernel was told of a number that `lookup` gave."""
         if self._frozen is None and number >= FIRST_NODE:
             self._nodes.tell(number)
+
+    def number_now(self, number: int) -> int:
+        """Return, once it is frozen, the number that stands now for what `number` stood for."""
+        if number < FIRST_NODE:
+            return number
+        frozen, path = self._of_frozen(), self._path_then(number)
+        if path is None:
+            raise NotFound(f"{self.staged.record.name}: inode {number} is gone")
+        now = frozen.ROOT
+        for name in path.split("/"):
+            now = frozen.lookup(now, name).number
+        return now
 
     def forget(self, number: int, times: int) -> None:
         """Note that the kernel forgot a number."""
@@ -391,20 +403,8 @@ class StagedTree:
         self.frozen()
         return "" if number == self.ROOT else self._paths_then.get(number)
 
-    def _number_now(self, number: int) -> int:
-        """Return the number in the frozen dataset of one that was a local file's."""
-        if number < FIRST_NODE:
-            return number
-        frozen, path = self._of_frozen(), self._path_then(number)
-        if path is None:
-            raise NotFound(f"{self.staged.record.name}: inode {number} is gone")
-        now = frozen.ROOT
-        for name in path.split("/"):
-            now = frozen.lookup(now, name).number
-        return now
-
     def _thawed(self, number: int) -> Attributes:
-        attributes = self._of_frozen().attributes(self._number_now(number))
+        attributes = self._of_frozen().attributes(self.number_now(number))
         return attributes._replace(number=number)
 
 

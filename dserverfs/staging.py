@@ -366,6 +366,11 @@ class Staging:
         logger.warning("%s: is staged, but cannot be used: %s", path, error)
 
 
+def servers(directory: Path) -> list[str]:
+    """Return the servers for which something is, or was, staged below `directory`."""
+    return [urllib.parse.unquote(path.name) for path in _subdirectories(directory)]
+
+
 def require_name(name: str) -> None:
     """Raise UsageError unless a new dataset may have that name: dtool's rule, no leading dot."""
     if not name_is_valid(name) or name.startswith("."):

@@ -96,6 +96,12 @@ class Record:
     manual: bool = False  # the user wants to freeze it by command
     uuid: str | None = None  # of the dataset, once sealed
 
+    @property
+    def shown_state(self) -> str:
+        """The state as users are told: one that is being registered is being uploaded."""
+        shown = State.UPLOADING if self.state is State.COMPLETING else self.state
+        return str(shown.value)
+
     def moved(self, move: Move, *, reason: str | None = None) -> Record:
         """Return the record after `move`; raises Frozen or UsageError."""
         return replace(self, state=next_state(self.state, move), reason=reason)

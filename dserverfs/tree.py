@@ -174,6 +174,17 @@ class Tree:
         """Return attributes that a staged dataset gave, with the mount's inode number."""
         return self._renumber(self._slots[UUID(tree.staged.id), False], attributes)
 
+    def place_of(self, inode: Inode) -> tuple[DatasetTree | StagedDataset | None, int]:
+        """Return the dataset that an inode is in and its number there; None above datasets."""
+        slot, number = self._split(inode)
+        if not slot:
+            return None, number
+        tree = self._datasets[slot - 1]
+        if isinstance(tree, DatasetTree):
+            return tree, number
+        frozen = tree.frozen()
+        return (tree.staged, number) if frozen is None else (frozen, tree.number_now(number))
+
     def number_in(self, tree: StagedTree, inode: Inode) -> int | None:
         """Return the number that an inode has in a staged dataset; None if it is elsewhere."""
         slot, number = self._split(inode)
