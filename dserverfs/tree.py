@@ -11,7 +11,7 @@ loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, NewType
 
 from dserverfs.catalogue import UUID_DIRECTORY, Catalogue, Names
@@ -35,6 +35,19 @@ class Totals(NamedTuple):
 
     size_in_bytes: int
     number_of_items: int
+
+
+def parts_of(base_uris: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return the names of the directories that lead to each base URI."""
+    return [tuple(split_base_uri(base_uri)) for base_uri in base_uris]
+
+
+def directories_below(path: tuple[str, ...], base_uris: list[tuple[str, ...]]) -> list[str]:
+    """Return the directories right below `path` that lead to base URIs."""
+    depth = len(path)
+    return sorted(
+        {parts[depth] for parts in base_uris if len(parts) > depth and parts[:depth] == path}
+    )
 
 
 class Tree:
@@ -104,7 +117,11 @@ class Tree:
         """Yield the entries behind `cookie` (0: all) in a stable order."""
         slot, number = self._split(inode)
         if slot:
-            for entry in self._datasets[slot - 1].children(number, cookie):
+            dataset = self._datasets[slot - 1]
+            if isinstance(dataset, DatasetTree):
+                yield from dataset.children(number, cookie, slot << SLOT_BITS)
+                return
+            for entry in dataset.children(number, cookie):
                 yield entry._replace(attributes=self._renumber(slot, entry.attributes))
             return
         path = self._path(number)
@@ -289,17 +306,11 @@ class Tree:
         """Return the directories right below `path` that lead to base URIs."""
         if path and path[-1] == UUID_DIRECTORY:
             return []
-        depth = len(self._top) + len(path)
-        names = {
-            parts[depth]
-            for parts in self._permitted()
-            if len(parts) > depth and parts[:depth] == (*self._top, *path)
-        }
-        return sorted(names)
+        return directories_below((*self._top, *path), self._permitted())
 
     def _permitted(self) -> list[tuple[str, ...]]:
         user = self._catalogue.user()
-        return [tuple(split_base_uri(base_uri)) for base_uri in user.search_base_uris]
+        return parts_of(user.search_base_uris)
 
     def _is_base_uri(self, path: tuple[str, ...]) -> bool:
         return (*self._top, *path) in self._permitted()
