@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import diskcache
 import diskcache.core
 
-from dserverfs import cache_space
+from dserverfs import cache_rows, cache_space
 from dserverfs.blocks import (
     BLOCK_SIZE,
     CRC_BYTES,
@@ -47,6 +47,7 @@ from dserverfs.blocks import (
 )
 from dserverfs.cache_disk import BytesDisk, StoredFile, Value, files_in
 from dserverfs.cache_place import private_directory
+from dserverfs.cache_rows import Row
 from dserverfs.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,6 @@ MAX_CHECKED = 200_000  # blocks of which it is remembered which parts were compa
 _POLICY = "dserverfs-noted"
 _NOTES_PER_BATCH = 256
 _ROWS_PER_TRANSACTION = 512
-_SELECT = "SELECT rowid, mode, filename, value, tag FROM Cache WHERE key = ? AND raw = 1"
 _FAILURES = (sqlite3.Error, diskcache.Timeout, OSError)
 
 diskcache.core.EVICTION_POLICY[_POLICY] = {
@@ -181,42 +181,58 @@ class BlockCache:
 
         A block in a file is compared with its checksums when it is read.
         """
+        return self.load_many([(key, length)])[0]
+
+    def load_many(self, wanted: Sequence[tuple[BlockKey, int]]) -> list[Block | None]:
+        """Return what `load` would for each key and length, asking the database once."""
         cache = self._readable()
-        if cache is None:
-            return None
+        if cache is None or not wanted:
+            return [None] * len(wanted)
+        keys = [key.as_text() for key, _ in wanted]
         try:
-            rows = cache._sql(_SELECT, (key.as_text(),)).fetchall()
-            if not rows:
-                return None
-            (row,) = rows
+            rows = cache_rows.rows_of(cache, keys)
+        except _FAILURES as error:
+            self._fail(error)
+            return [None] * len(wanted)
+        blocks = [
+            self._load_row(cache, rows[text], key, length) if text in rows else None
+            for text, (key, length) in zip(keys, wanted, strict=True)
+        ]
+        self._write_notes(at_least=_NOTES_PER_BATCH)
+        return blocks
+
+    def _load_row(self, cache: Any, row: Row, key: BlockKey, length: int) -> Block | None:
+        try:
             block = self._block(cache, row, length)
         except FileNotFoundError:  # evicted meanwhile
             return None
-        except _FAILURES as error:
+        except OSError as error:
             self._fail(error)
             return None
         if block is None:
             self.drop_damaged(key)
             return None
         self.note_use(block)
-        self._write_notes(at_least=_NOTES_PER_BATCH)
         return block
 
-    def _block(self, cache: Any, row: tuple[Any, ...], length: int) -> Block | None:
+    def _block(self, cache: Any, row: Row, length: int) -> Block | None:
         """Return the block of a row, None if it cannot be that; raises FileNotFoundError."""
-        number, mode, filename, value, sums = row
+        sums = row.checksums
         if not isinstance(sums, bytes) or len(sums) != number_of_parts(length) * CRC_BYTES:
             return None
         try:
-            stored = cache.disk.fetch(mode, filename, value, False)
+            stored = cache.disk.fetch(row.mode, row.filename, row.value, False)
         except FileNotFoundError:
             raise
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EIO):
+                raise
             return None
         if isinstance(stored, bytes):
             whole = len(stored) == length and checksums(stored) == sums
-            return MemoryBlock(stored, number) if whole else None
-        block = FileBlock(stored.fd, length, sums, self._parts_checked(stored, length), number)
+            return MemoryBlock(stored, row.number) if whole else None
+        checked = self._parts_checked(stored, length)
+        block = FileBlock(stored.fd, length, sums, checked, row.number)
         return block if os.fstat(stored.fd).st_size == length else None
 
     def _parts_checked(self, stored: StoredFile, length: int) -> bytearray:
@@ -233,36 +249,44 @@ class BlockCache:
         cache = self._writable()
         if cache is None or not self._has_space(cache):
             return {}
+        small = [block for block in blocks if len(block[1].data) < MIN_FILE_SIZE]
+        large = [block for block in blocks if len(block[1].data) >= MIN_FILE_SIZE]
         values: list[Value] = []
-        files: dict[BlockKey, Block] = {}
         try:
-            for _, block in blocks:
+            for _, block in large:
                 values.append(cache.disk.prepare(block.data))
             with cache.transact(retry=False):
+                if small:
+                    cache_rows.insert(
+                        cache,
+                        [(key.as_text(), block.data, block.checksums) for key, block in small],
+                    )
                 rows = [
                     self._insert(cache, key, block, value)
-                    for (key, block), value in zip(blocks, values, strict=True)
+                    for (key, block), value in zip(large, values, strict=True)
                 ]
         except _FAILURES as error:
             for value in values:
                 cache.disk.discard(value)
             self._fail_writing(cache, error)
             return {}
-        for (key, block), value, row in zip(blocks, values, rows, strict=True):
-            block.row = row
-            if value.file is not None:
-                length = len(block.data)
-                checked = self._parts_checked(value.file, length)
-                files[key] = FileBlock(value.file.fd, length, block.checksums, checked, row)
         self._write_notes(at_least=_NOTES_PER_BATCH)
-        return files
+        return {
+            key: self._stored(block, value.file, row)
+            for (key, block), value, row in zip(large, values, rows, strict=True)
+            if value.file is not None
+        }
+
+    def _stored(self, block: MemoryBlock, file: StoredFile, row: int) -> FileBlock:
+        length = len(block.data)
+        return FileBlock(file.fd, length, block.checksums, self._parts_checked(file, length), row)
 
     def _insert(self, cache: Any, key: BlockKey, block: MemoryBlock, value: Value) -> int:
-        """Make the row, in a transaction; return its number."""
+        """Make the row, in a transaction; return its number, 0 if it had to give way at once."""
         text = key.as_text()
         cache.set(text, value, tag=block.checksums)
-        rows = cache._sql("SELECT rowid FROM Cache WHERE key = ? AND raw = 1", (text,)).fetchall()
-        return int(rows[0][0]) if rows else 0  # none if it had to give way at once
+        row = cache_rows.rows_of(cache, [text]).get(text)
+        return 0 if row is None else row.number
 
     def enter_verified(self, item: str, content: str, fingerprints: Sequence[int]) -> None:
         """Move the blocks of `item` to `content`, where every item like it finds them.
@@ -332,6 +356,20 @@ class BlockCache:
         cache, self._cache = self._cache, None
         if cache is not None:
             cache.close()
+
+    def give_way(self, size_in_bytes: int) -> bool:
+        """Give back about that much of the disk to others; return whether there was anything."""
+        cache = self._readable()
+        if cache is None:
+            return False
+        try:
+            if not len(cache):
+                return False
+            self._evict(cache, size_in_bytes)
+        except _FAILURES as error:
+            self._fail(error)
+            return False
+        return True
 
     def _readable(self) -> Any:
         """Return diskcache's cache, or None while it is closed or fails."""

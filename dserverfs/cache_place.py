@@ -43,7 +43,7 @@ def fstype_of(path: Path) -> str:
     """Return the type of the file system that has `path`, or will have it; "" if unknown."""
     resolved = os.path.realpath(path)
     found, length = "", -1
-    for mounted in mountpoint.all_mounted():
+    for mounted in mountpoint.mounts_of_all_kinds():
         inside = resolved == mounted.path or resolved.startswith(mounted.path.rstrip("/") + "/")
         if inside and len(mounted.path) >= length:  # a later one hides an earlier one
             found, length = mounted.fstype, len(mounted.path)

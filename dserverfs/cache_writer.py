@@ -14,7 +14,7 @@ from typing import NamedTuple
 from dserverfs.blocks import Block, MemoryBlock
 from dserverfs.cache import BlockCache, BlockKey
 
-MAX_WAITING = 32  # blocks, so at most 32 MiB
+MAX_WAITING = 32  # blocks or batches of small ones, so at most 32 MiB
 MAX_BATCH = 16
 # A disk that is slower than the network holds up fetching for so long a block, and
 # after that blocks go uncached.
@@ -22,7 +22,9 @@ PATIENCE_S = 1.0
 CLOSE_TIMEOUT_S = 10.0
 
 
-class _Put(NamedTuple):
+class Put(NamedTuple):
+    """A block to write: the name that its readers know it by, and its name in the cache."""
+
     key: BlockKey
     stored_as: BlockKey
     block: MemoryBlock
@@ -45,7 +47,7 @@ class CacheWriter:
         """`on_file` is told, in the writing thread, of each block that can be had from a file."""
         self._cache = cache
         self._on_file = on_file
-        self._queue: queue.Queue[_Put | _Enter | None] = queue.Queue(MAX_WAITING)
+        self._queue: queue.Queue[list[Put] | _Enter | None] = queue.Queue(MAX_WAITING)
         self._lock = threading.Lock()
         self._waiting: dict[BlockKey, MemoryBlock] = {}
         self._storing = threading.Lock()  # held while a batch is written
@@ -60,13 +62,23 @@ class CacheWriter:
 
     def put(self, key: BlockKey, block: MemoryBlock, stored_as: BlockKey) -> None:
         """Write an announced block soon; blocks while the disk is far behind."""
+        self._enqueue([Put(key, stored_as, block)])
+
+    def put_many(self, puts: list[Put]) -> None:
+        """Announce and put blocks that together are no larger than one."""
+        with self._lock:
+            if not self._closed:
+                self._waiting.update((put.key, put.block) for put in puts)
+        self._enqueue(puts)
+
+    def _enqueue(self, puts: list[Put]) -> None:
         with self._lock:
             if not self._start_locked():
                 return
         try:
-            self._queue.put(_Put(key, stored_as, block), timeout=PATIENCE_S)
+            self._queue.put(puts, timeout=PATIENCE_S)
         except queue.Full:
-            self._forget([key])
+            self._forget([put.key for put in puts])
 
     def enter_verified(self, item: str, content: str, fingerprints: Sequence[int]) -> None:
         """As `BlockCache.enter_verified`, behind what was put before."""
@@ -113,25 +125,25 @@ class CacheWriter:
     def _run(self) -> None:
         while True:
             batch = [self._queue.get()]
-            while len(batch) < MAX_BATCH and isinstance(batch[-1], _Put):
+            while len(batch) < MAX_BATCH and isinstance(batch[-1], list):
                 try:
                     batch.append(self._queue.get_nowait())
                 except queue.Empty:
                     break
-            puts = [entry for entry in batch if isinstance(entry, _Put)]
+            puts = [put for entry in batch if isinstance(entry, list) for put in entry]
             try:
                 self._store(puts)
                 last = batch[-1]
                 if isinstance(last, _Enter):
                     self._cache.enter_verified(last.item, last.content, last.fingerprints)
             finally:
-                self._forget([entry.key for entry in puts])
+                self._forget([put.key for put in puts])
                 for _ in batch:
                     self._queue.task_done()
             if batch[-1] is None:
                 return
 
-    def _store(self, puts: Sequence[_Put]) -> None:
+    def _store(self, puts: Sequence[Put]) -> None:
         with self._storing:
             wanted = [put for put in puts if self._waiting.get(put.key) is put.block]
             if not wanted:

@@ -7,6 +7,8 @@ here. `open` starts no thread and sends no request; methods block.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -14,17 +16,25 @@ from types import TracebackType
 from dserverfs.cache import BlockCache
 from dserverfs.cache_place import local_directory, private_directory
 from dserverfs.catalogue import Catalogue
+from dserverfs.cells import NotLoaded
 from dserverfs.connections import Trust
-from dserverfs.errors import NotFound, PermissionDenied, UsageError
+from dserverfs.errors import DserverfsError, NotFound, PermissionDenied, UsageError
+from dserverfs.freezer import Freezer
 from dserverfs.kept_answers import KeptAnswers
-from dserverfs.model import UUID, Dataset, DserverURI, User
+from dserverfs.many_gets import ManyGets
+from dserverfs.metadata_writes import MetadataWrites
+from dserverfs.model import UUID, Dataset, DserverURI, User, split_base_uri
 from dserverfs.reader import Reader
+from dserverfs.registration import Registration
 from dserverfs.resolver import Resolver
+from dserverfs.routes import Routes
 from dserverfs.settings import Settings
+from dserverfs.staging import Staging
 from dserverfs.storage import Storage
 from dserverfs.transport import ServerTransport, TokenSource
+from dserverfs.tree import directories_below, parts_of
 from dserverfs.uploader import Uploader
-from dserverfs.verification import Policy
+from dserverfs.verify import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -40,19 +50,34 @@ class Client:
         cache_directory: Path | None = None,
         cache_size: int | None = None,
         verify: Policy = Policy.COMPLETE,
+        staging_directory: Path | None = None,
+        freeze_delay_s: float | None = None,
     ) -> None:
-        """`server` is HOST[:PORT]; `cache_size` is in bytes."""
+        """`server` is HOST[:PORT]; `cache_size` is in bytes.
+
+        `freeze_delay_s` is for how long a staged dataset is unchanged before it is
+        frozen by itself, None for never.
+        """
         self._directory = local_directory(cache_directory or settings.cache_directory())
         trust = settings.trust(server)
         self._transport = _transport(server, settings, trust)
         self._storage = Storage(trust)
         self._cache = BlockCache(self._directory / "blocks", size_limit=cache_size)
-        self.resolver = Resolver(self._transport, self._storage)
+        routes = Routes(self._transport)
+        self.resolver = Resolver(self._transport, self._storage, routes)
+        self.metadata_writes = MetadataWrites(routes, self.resolver)
         known = self._directory / "manifests"
         self._answers = KeptAnswers(self.resolver, known)
         self.catalogue = Catalogue(self._answers, server, known)
-        self.reader = Reader(self.resolver, self._storage, self._cache, verify=verify)
+        self.reader = Reader(
+            self.resolver, self._storage, self._cache, ManyGets(trust), verify=verify
+        )
         self.uploader = Uploader(self.resolver, self._storage)
+        self.staging = Staging(staging_directory or settings.staging_directory(), server)
+        registration = Registration(
+            server, self.resolver, self.uploader, self.catalogue, self._cache
+        )
+        self.freezer = Freezer(self.uploader, registration, delay_s=freeze_delay_s)
 
     def open(self) -> Client:
         """Make the directories; raises UsageError if they cannot be used."""
@@ -62,6 +87,8 @@ class Client:
         return self
 
     def close(self) -> None:
+        self.freezer.close()
+        self.staging.close()
         self.reader.close()
         self.catalogue.close()
         self._cache.close()
@@ -78,6 +105,10 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def give_way(self, size_in_bytes: int) -> bool:
+        """Have the cache give that many bytes of the disk back; return whether it could."""
+        return self._cache.give_way(size_in_bytes)
 
     def check(self, uri: DserverURI) -> Dataset | None:
         """Return the dataset `uri` names, if it names one; blocks.
@@ -104,6 +135,23 @@ class Client:
             return self._answers.dataset_by_uuid(uri.uuid, uri.base_uri)
         except NotFound as error:
             raise NotFound(f"{uri}: no such dataset; a base URI shows all there are") from error
+
+    def preload(self, uri: DserverURI, only: Future[Dataset | None]) -> None:
+        """Load what the first listing of a mount shows; blocks. What fails is asked again later."""
+        try:
+            dataset = only.result()
+            _load(self.catalogue.user)
+            if dataset is not None:
+                _load(lambda: self.catalogue.index(dataset))
+            elif uri.base_uri is not None:
+                base_uri = uri.base_uri
+                parts = tuple(split_base_uri(base_uri))
+                known = parts_of(self.catalogue.user().search_base_uris)
+                reserved = frozenset(directories_below(parts, known))
+                if parts in known:
+                    _load(lambda: self.catalogue.datasets(base_uri, reserved))
+        except DserverfsError as error:
+            logger.debug("%s: not loaded ahead: %s", uri, error)
 
     def _only(self, uri: DserverURI, uuid: UUID, user: User) -> Dataset:
         """Return the dataset of that uuid, whichever base URI holds it."""
@@ -141,6 +189,14 @@ def _transport(server: str, settings: Settings, trust: Trust) -> ServerTransport
     if not trust.verify:
         logger.warning("%s: certificates are not verified", server)
     return ServerTransport(settings.base_url(server), tokens, trust=trust)
+
+
+def _load(ask: Callable[[], object]) -> None:
+    """Have what `ask` asks the catalogue for at hand; blocks."""
+    try:
+        ask()
+    except NotLoaded as missing:
+        missing.load()
 
 
 def _may_search(user: User, base_uri: str) -> bool:

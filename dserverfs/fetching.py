@@ -11,14 +11,13 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dserverfs.blocks import BLOCK_SIZE, Run
+from dserverfs.cached_items import HashMismatch
 from dserverfs.errors import DeadlineExceeded, IntegrityError, ProtocolError, Unreachable
 from dserverfs.item_content import ItemContent
-from dserverfs.model import Dataset, Identifier
-from dserverfs.signed_urls import SignedURL
+from dserverfs.signed_urls import UrlSource
 from dserverfs.storage import ByteRange, Storage, StorageRefused
 from dserverfs.transport import Deadline, backoff_s
 
@@ -28,27 +27,8 @@ ATTEMPTS = 4
 MAX_ETAGS = 4096
 
 
-class UrlSource(Protocol):
-    """Where signed URLs come from: the resolver."""
-
-    def item_url(
-        self,
-        dataset: Dataset,
-        identifier: Identifier,
-        neighbours: Callable[[int], Sequence[Identifier]],
-    ) -> SignedURL:
-        """Return a good URL for the item; blocks."""
-
-    def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
-        """Drop a URL that the store refused."""
-
-
 class Outdated(Exception):
     """What comes is of no use any more: it was asked for before the item was dropped."""
-
-
-class HashMismatch(IntegrityError):
-    """The whole item was fetched and is not what the manifest says."""
 
 
 class Receiver(Protocol):

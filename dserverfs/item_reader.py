@@ -49,6 +49,8 @@ class ItemReader:
         end = min(offset + size, self._content.size_in_bytes)
         if offset >= end:
             return []
+        if offset == 0:
+            self._reader.begun(self._content)
         first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
         total = self._content.number_of_blocks
         with self._lock:

@@ -55,6 +55,10 @@ class LoadedBlocks(Generic[Key]):
             self._memory_in_bytes -= block.memory_in_bytes
         return block
 
+    def drop(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            self.pop(key)
+
     def clear(self) -> None:
         self._blocks.clear()
         self._memory_in_bytes = 0

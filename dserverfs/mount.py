@@ -1,6 +1,6 @@
-"""The mount daemon: mounts, serves, and says when the mount answers.
+"""The mount: mounts, serves, and says when the mount answers.
 
-Started by the launcher. A daemon that is killed or fails leaves a dead mount
+Run by the daemon. One that is killed or fails leaves a dead mount
 point (ENOTCONN), never an empty directory.
 """
 
@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,13 +21,17 @@ import trio
 
 from dserverfs import mountpoint
 from dserverfs.client import Client
+from dserverfs.commander import Commander
+from dserverfs.control import Server, socket_name
 from dserverfs.errors import UsageError
-from dserverfs.launcher import READY
-from dserverfs.model import DserverURI
-from dserverfs.operations import Ownership, ReadOnlyOperations
+from dserverfs.freezer import Freezer
+from dserverfs.launcher import READY, MountOptions
+from dserverfs.model import Dataset
+from dserverfs.operations.reading import Ownership, ReadOnlyOperations
+from dserverfs.operations.writing import Operations
 from dserverfs.settings import Settings
+from dserverfs.staging import Staging
 from dserverfs.tree import Tree
-from dserverfs.verification import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -42,70 +47,82 @@ MAX_BACKGROUND = 256
 READ_AHEAD_KIB = 1024
 
 
-class MountOptions(NamedTuple):
-    """What `dserverfs mount` was asked for."""
-
-    uri: DserverURI
-    path: Path
-    cache_directory: Path | None
-    cache_size: int | None
-    umask: int
-    uid: int
-    gid: int
-    allow_other: bool
-    fuse_options: tuple[str, ...]
-    verify: Policy
-
-
-def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None:
+def run(
+    options: MountOptions,
+    settings: Settings,
+    client: Client,
+    only: Future[Dataset | None],
+    ready_fd: int | None,
+) -> None:
     """Mount and serve until unmounted or told to end; raises DserverfsError if it cannot.
 
-    `ready_fd` is where to say that the mount answers; it is closed.
+    `only` becomes the dataset that the URI names, if it names one. `ready_fd` is
+    where to say that the mount answers; it is closed.
     """
     _raise_file_limit()
     mountpoint.require_fuse()
     if options.allow_other:
         mountpoint.require_allow_other()
     mountpoint.prepare(options.path)
-    with Client(
-        options.uri.server,
-        settings,
-        cache_directory=options.cache_directory,
-        cache_size=options.cache_size,
-        verify=options.verify,
-    ) as client:
-        only = client.check(options.uri)
-        tree = Tree(options.uri, client.catalogue, time.time_ns())
-        if only is not None:
-            tree.show_only(only)
-        ownership = Ownership(options.uid, options.gid, options.umask)
-        operations = ReadOnlyOperations(tree, client.reader, ownership)
-        try:
-            pyfuse3.init(operations, str(options.path), _fuse_options(options))
-        except RuntimeError as error:
-            raise UsageError(f"{options.path}: cannot be mounted: {error}") from error
-        try:
-            trio.run(_serve, options, ready_fd)
-        except BaseException:
-            # A dead mount point is seen; an empty directory would be mirrored.
-            pyfuse3.close(unmount=False)
-            raise
-        pyfuse3.close(unmount=True)
+    parts = _Parts.of(options, client, only.result())
+    try:
+        pyfuse3.init(parts.operations, str(options.path), _fuse_options(options))
+    except RuntimeError as error:
+        raise UsageError(f"{options.path}: cannot be mounted: {error}") from error
+    try:
+        trio.run(_serve, options, parts, settings.state_directory() / "control", ready_fd)
+    except BaseException:
+        # A dead mount point is seen; an empty directory would be mirrored.
+        pyfuse3.close(unmount=False)
+        raise
+    pyfuse3.close(unmount=True)
     logger.info("%s: unmounted", options.path)
+
+
+class _Parts(NamedTuple):
+    """What answers the kernel, and what it and the commands work on."""
+
+    operations: ReadOnlyOperations
+    tree: Tree
+    staging: Staging | None
+    freezer: Freezer
+
+    @classmethod
+    def of(cls, options: MountOptions, client: Client, only: Dataset | None) -> _Parts:
+        ownership = Ownership(options.uid, options.gid, options.umask)
+        reader, freezer = client.reader, client.freezer
+        now_ns = time.time_ns()
+        if only is not None or options.read_only:
+            tree = Tree(options.uri, client.catalogue, now_ns)
+            if only is not None:
+                tree.show_only(only)
+            return cls(ReadOnlyOperations(tree, reader, ownership), tree, None, freezer)
+        staging = client.staging.open()
+        for base_uri in staging.base_uris():
+            for staged in staging.datasets(base_uri):
+                freezer.resume(staged)
+        freezer.open()
+        tree = Tree(options.uri, client.catalogue, now_ns, staging)
+        operations = Operations(tree, reader, ownership, staging, freezer, client.give_way)
+        return cls(operations, tree, staging, freezer)
 
 
 def _fuse_options(options: MountOptions) -> set[str]:
     source = str(options.uri).replace("\\", "\\\\").replace(",", "\\,")
-    wanted = {f"fsname={source}", "subtype=dserverfs", "default_permissions", "ro"}
+    wanted = {f"fsname={source}", "subtype=dserverfs", "default_permissions"}
+    if options.read_only:
+        wanted.add("ro")
     if options.allow_other:
         wanted.add("allow_other")
     return wanted | set(options.fuse_options)
 
 
-async def _serve(options: MountOptions, ready_fd: int | None) -> None:
+async def _serve(
+    options: MountOptions, parts: _Parts, control_directory: Path, ready_fd: int | None
+) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_on_signal, nursery.cancel_scope)
-        nursery.start_soon(_tell_ready, options, ready_fd)
+        nursery.start_soon(_tell_ready, options, parts, control_directory, ready_fd)
         await pyfuse3.main(max_tasks=MAX_REQUESTS)
         nursery.cancel_scope.cancel()
 
@@ -118,12 +135,32 @@ async def _end_on_signal(scope: trio.CancelScope) -> None:
             scope.deadline = trio.current_time() + GRACE_S
 
 
-async def _tell_ready(options: MountOptions, ready_fd: int | None) -> None:
+async def _tell_ready(
+    options: MountOptions, parts: _Parts, control_directory: Path, ready_fd: int | None
+) -> None:
     status = await trio.to_thread.run_sync(os.stat, options.path, abandon_on_cancel=True)
     _tune_kernel(status.st_dev)
+    token = trio.lowlevel.current_trio_token()
+    commander = Commander(
+        options.uri,
+        parts.tree,
+        parts.staging,
+        parts.freezer,
+        lambda call: trio.from_thread.run_sync(call, trio_token=token),
+    )
+    control = Server(control_directory, socket_name(status.st_dev), commander)
+    control.open()
     logger.info("%s: mounted at %s", options.uri, options.path)
-    if ready_fd is None:
-        return
+    if ready_fd is not None:
+        _become_daemon(ready_fd)
+    try:
+        await trio.sleep_forever()
+    finally:
+        control.close()
+
+
+def _become_daemon(ready_fd: int) -> None:
+    """Tell the command that started this process that the mount answers."""
     # Errors before this went to the command's stderr; from now on there is the log.
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 2)

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,23 +27,21 @@ class Mounted(NamedTuple):
     path: str
     fstype: str
     source: str
-
-
-def all_mounted() -> Iterator[Mounted]:
-    """Yield everything that is mounted, in the order it was."""
-    for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
-        before, _, after = line.partition(" - ")
-        fstype, source, *_ = after.split(" ")
-        yield Mounted(_unescape(before.split(" ")[4]), fstype, _unescape(source))
+    device: int  # st_dev of what is in it
 
 
 def find_mounted(path: Path) -> Mounted | None:
     """Return what is mounted at exactly `path`, the topmost."""
     found = None
-    for mounted in all_mounted():
+    for mounted in mounts_of_all_kinds():
         if mounted.path == str(path):
             found = mounted
     return found
+
+
+def all_mounted() -> list[Mounted]:
+    """Return every mount of dserverfs there is here, anybody's."""
+    return [mounted for mounted in mounts_of_all_kinds() if mounted.fstype == FSTYPE]
 
 
 def resolve(path: Path) -> Path:
@@ -148,6 +145,20 @@ def _fusermount(path: Path, *, lazy: bool) -> None:
     if "busy" in said.lower():
         raise UsageError(f"{path}: is in use; close what uses it (fuser -vm {path} lists that)")
     raise UsageError(f"{path}: cannot be unmounted: {said}")
+
+
+def mounts_of_all_kinds() -> list[Mounted]:
+    """Return everything that is mounted, in the order in which it was."""
+    mounts = []
+    for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        fstype, source, *_ = after.split(" ")
+        _, _, device, _, where, *_ = before.split(" ")
+        major, minor = map(int, device.split(":"))
+        mounts.append(
+            Mounted(_unescape(where), fstype, _unescape(source), os.makedev(major, minor))
+        )
+    return mounts
 
 
 def _unescape(text: str) -> str:

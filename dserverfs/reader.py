@@ -16,7 +16,7 @@ import resource
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from dserverfs.blocks import (
     BLOCK_SIZE,
@@ -25,24 +25,26 @@ from dserverfs.blocks import (
     DamagedBlock,
     MemoryBlock,
     Run,
-    block_length,
-    fingerprint,
 )
 from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.cache_writer import CacheWriter
+from dserverfs.cached_items import CachedItems, check_whole
 from dserverfs.errors import (
     DeadlineExceeded,
     DserverfsError,
     IntegrityError,
     Unreachable,
 )
-from dserverfs.fetching import Fetcher, HashMismatch, Outdated, UrlSource
+from dserverfs.fetching import Fetcher, Outdated
 from dserverfs.item_content import ItemContent
 from dserverfs.loaded_blocks import LoadedBlocks, RecentFailures
+from dserverfs.many_gets import ManyGets
+from dserverfs.prefetch import Claim, Prefetch
+from dserverfs.signed_urls import UrlSource
 from dserverfs.storage import Storage
 from dserverfs.transport import Deadline
-from dserverfs.verification import STRICT_LIMIT_BYTES, Policy, Verdict, Verification
-from dserverfs.verify import digest
+from dserverfs.verification import STRICT_LIMIT_BYTES, Verdict, Verification
+from dserverfs.verify import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class Reader:
         resolver: UrlSource,
         storage: Storage,
         cache: BlockCache,
+        gets: ManyGets | None = None,
         *,
         verify: Policy = Policy.COMPLETE,
         strict_limit_in_bytes: int = STRICT_LIMIT_BYTES,
@@ -75,11 +78,13 @@ class Reader:
         self._fetcher = Fetcher(resolver, storage)
         self._cache = cache
         self._writer = CacheWriter(cache, self._on_file)
+        self._cached = CachedItems(cache, verify, self.found_right)
         self._verification = Verification(self, verify, strict_limit_in_bytes)
         self._lock = threading.Lock()
         self._idle = threading.Condition()
         self._filling = 0  # how many threads are
         self._pending: dict[BlockKey, Future[Block]] = {}
+        self._unasked: set[BlockKey] = set()  # pending ones that nobody waits for yet
         # A quarter of the files that may be open; the mount allows itself more.
         self._loaded = LoadedBlocks[BlockKey](resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._tell_drop: Callable[[ItemContent], None] = lambda content: None
@@ -87,11 +92,15 @@ class Reader:
         self._failures = RecentFailures[BlockKey]()
         self._demand = ThreadPoolExecutor(DEMAND_THREADS, thread_name_prefix="demand")
         self._ahead = ThreadPoolExecutor(AHEAD_THREADS, thread_name_prefix="ahead")
+        self._prefetch = Prefetch(
+            self, resolver, gets or ManyGets(), self._cached, self._writer, verify=verify
+        )
 
     def close(self) -> None:
         """Drop what is queued, write what was fetched; readers then fail."""
         self._demand.shutdown(wait=False, cancel_futures=True)
         self._ahead.shutdown(wait=False, cancel_futures=True)
+        self._prefetch.close()
         self._verification.close()
         self._writer.close()
         with self._lock:
@@ -135,6 +144,46 @@ class Reader:
             count = min(MAX_RUN, run.first + run.length - first)
             self._ask(content, Run(first, count), self._ahead)
 
+    def begun(self, content: ItemContent) -> None:
+        """Note that the item is read from its beginning: the next ones may be fetched ahead."""
+        self._prefetch.begun(content)
+
+    def claim(self, contents: Sequence[ItemContent]) -> list[Claim]:
+        """Return a claim on each item of one block that is neither at hand nor under way."""
+        claims = []
+        with self._lock:
+            for content in contents:
+                key = BlockKey(content.key, 0)
+                at_hand = key in self._loaded or self._writer.waiting(key) is not None
+                if not at_hand and key not in self._pending:
+                    claims.append(Claim(content, Future()))
+                    self._pending[key] = claims[-1].future
+                    self._unasked.add(key)
+        return claims
+
+    def settle(self, settled: Sequence[tuple[Claim, Block]]) -> None:
+        """Hand out claimed items."""
+        with self._lock:
+            for claim, block in settled:
+                self._arrive_locked(BlockKey(claim.content.key, 0), block)
+        for claim, block in settled:
+            claim.future.set_result(block)
+
+    def release(self, claims: Sequence[Claim]) -> None:
+        """Give claims back: what somebody waits for is fetched in the usual way."""
+        for claim in claims:
+            key = BlockKey(claim.content.key, 0)
+            with self._lock:
+                if key in self._unasked:
+                    self._unasked.discard(key)
+                    del self._pending[key]
+                    continue
+            try:
+                deadline = Deadline(self.read_timeout_s)
+                self._demand.submit(self._fill, claim.content, [(0, claim.future)], deadline)
+            except RuntimeError:
+                self._abandon(claim.content, [(0, claim.future)], Unreachable("shut down"))
+
     def _ask(
         self, content: ItemContent, run: Run, pool: ThreadPoolExecutor
     ) -> list[Block | Future[Block]]:
@@ -152,6 +201,7 @@ class Reader:
                 if future is None:
                     future = self._pending[key] = Future()
                     missing.append((index, future))
+                self._unasked.discard(key)
                 answer.append(future)
         if missing:
             try:
@@ -203,7 +253,7 @@ class Reader:
     def _fill_from_cache(self, content: ItemContent, index: int, future: Future[Block]) -> bool:
         """Settle `future` with what is on disk; False if nothing is, or nothing of use."""
         dropped = self.times_dropped(content)
-        cached = self._cached(content, index)
+        cached = self._cached.find(content, index)
         if cached is None:
             return False
         verdict = Verdict.RIGHT if cached.is_right else Verdict.UNKNOWN
@@ -249,7 +299,7 @@ class Reader:
         if self._policy is Policy.OFF:
             return Verdict.UNKNOWN
         if content.number_of_blocks == 1:
-            return _check_whole(content, block.data)
+            return Verdict.RIGHT if check_whole(content, block.data) else Verdict.UNKNOWN
         verdict = Verdict.UNKNOWN
         known = self._verification.recognises(content, index, block)
         if index == content.number_of_blocks - 1 and not known:
@@ -271,29 +321,6 @@ class Reader:
         self._verification.doubt(content)
         return True
 
-    def _cached(self, content: ItemContent, index: int) -> _Cached | None:
-        """Return the block if it is on disk, of this item or of one like it; may block."""
-        length = block_length(content.size_in_bytes, index)
-        block = self._cache.load(BlockKey(content.content_key, index), length)
-        if block is not None:
-            return _Cached(block, True)
-        key = BlockKey(content.key, index)
-        block = self._cache.load(key, length)
-        if block is None:
-            return None
-        if self._policy is Policy.OFF:
-            return _Cached(block, True)
-        if content.number_of_blocks > 1:
-            return _Cached(block, False)
-        try:  # kept without verification
-            right = _check_whole(content, block.read(0, length)) is Verdict.RIGHT
-        except (DamagedBlock, IntegrityError):
-            self._cache.drop([key])
-            return None
-        if right:
-            self.found_right(content, [fingerprint(block.checksums)])
-        return _Cached(block, True)
-
     # What the verification asks for and tells
 
     def at_hand(self, content: ItemContent, index: int) -> Block | None:
@@ -302,7 +329,7 @@ class Reader:
         with self._lock:
             block = self._loaded.get(key) or self._writer.waiting(key)
         if block is None:
-            cached = self._cached(content, index)
+            cached = self._cached.find(content, index)
             block = None if cached is None else cached.block
         return block
 
@@ -313,7 +340,7 @@ class Reader:
 
     def all_verified(self, content: ItemContent) -> bool:
         """Return whether the cache has every block of the item, verified."""
-        return self._cache.count(content.content_key) == content.number_of_blocks
+        return self._cached.has_all_verified(content)
 
     def found_right(self, content: ItemContent, fingerprints: Sequence[int]) -> None:
         """Enter the item's blocks as verified, once they are on disk."""
@@ -339,8 +366,7 @@ class Reader:
         # comes between the two may find what is just being dropped, and is refused, too.
         self._count_drop(content, keys)
         self._writer.discard(keys)
-        self._cache.drop(keys)
-        self._cache.drop([BlockKey(content.content_key, key.block) for key in keys])
+        self._cached.drop(content)
         self._count_drop(content, keys)
         self._tell_drop(content)
 
@@ -348,8 +374,7 @@ class Reader:
         with self._lock:
             self._drops[content.key] = self._drops.get(content.key, 0) + 1
             self._fetcher.forget(content)
-            for key in keys:
-                self._loaded.pop(key)
+            self._loaded.drop(keys)
 
     def drop_damaged(self, content: ItemContent, run: Run) -> None:
         """Forget blocks of which one is not what was stored."""
@@ -357,8 +382,7 @@ class Reader:
             with self._lock:
                 block = self._loaded.pop(BlockKey(content.key, index))
             if block is not None and not _is_sound(block):
-                self._cache.drop_damaged(BlockKey(content.content_key, index))
-                self._cache.drop([BlockKey(content.key, index)])
+                self._cached.drop_damaged(content, index)
 
     def _settle(
         self, content: ItemContent, index: int, future: Future[Block], block: Block, dropped: int
@@ -368,8 +392,7 @@ class Reader:
         with self._lock:
             if self.times_dropped(content) != dropped:
                 raise Outdated
-            self._pending.pop(key, None)
-            self._load_locked(key, block)
+            self._arrive_locked(key, block)
             if isinstance(block, MemoryBlock) and not block.row:
                 self._writer.announce(key, block)
         future.set_result(block)
@@ -390,6 +413,11 @@ class Reader:
         for _, future in waiting:
             future.set_exception(error)
 
+    def _arrive_locked(self, key: BlockKey, block: Block) -> None:
+        self._pending.pop(key, None)
+        self._unasked.discard(key)
+        self._load_locked(key, block)
+
     def _load_locked(self, key: BlockKey, block: Block) -> None:
         self._loaded.add(key, block)
         self._cache.note_use(block)
@@ -398,13 +426,6 @@ class Reader:
         """Have a block from its file from now on, whose pages the kernel may take away."""
         with self._lock:
             self._load_locked(key, block)
-
-
-class _Cached(NamedTuple):
-    """A block out of the cache."""
-
-    block: Block
-    is_right: bool  # compared, or need not be
 
 
 class _Receiver:
@@ -432,20 +453,6 @@ class _Receiver:
 
     def receive(self, index: int, data: bytes) -> None:
         self._reader.take(self._content, self._waiting, data, self._dropped, self._deadline)
-
-
-def _check_whole(content: ItemContent, data: bytes | memoryview) -> Verdict:
-    """Raise HashMismatch unless `data`, an item in one block, has the manifest's hash.
-
-    A block takes 1.1 ms of MD5: too little to hand out anything unchecked.
-    """
-    found = digest(content.hash_function, data)
-    if found is not None and found != content.hash:
-        raise HashMismatch(
-            f"{content.dataset.uri}: item {content.identifier} has hash {found}, "
-            f"the manifest says {content.hash}"
-        )
-    return Verdict.UNKNOWN if found is None else Verdict.RIGHT
 
 
 def _mismatch(content: ItemContent) -> IntegrityError:

@@ -19,6 +19,7 @@ before what is set for all.
     HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY
                                  (environment only) never used for this machine itself
     DSERVER_CACHE_DIR            where blocks and manifests are kept
+    DSERVER_STAGING_DIR          where datasets are until they are frozen
 
 A name with dots, hyphens or a colon cannot be exported by a shell; `env
 NAME=VALUE command` or dtool.json take it.
@@ -43,6 +44,7 @@ CA_FILE = "DSERVER_CA_FILE"
 VERIFY_SSL = "DSERVER_VERIFY_SSL"
 BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 CACHE_DIR = "DSERVER_CACHE_DIR"
+STAGING_DIR = "DSERVER_STAGING_DIR"
 
 
 class Settings:
@@ -129,6 +131,13 @@ class Settings:
         """Return where data of ours is kept that is nowhere else."""
         home = self._environment.get("XDG_DATA_HOME") or "~/.local/share"
         return (Path(home).expanduser() / "dserverfs").absolute()
+
+    def staging_directory(self) -> Path:
+        """Return where datasets are until they are frozen; not to be lost."""
+        value = self.get(STAGING_DIR)
+        if value:
+            return Path(value).expanduser().absolute()
+        return self.data_directory() / "staging"
 
     def state_directory(self) -> Path:
         """Return where logs go that the user did not name a file for."""

@@ -25,7 +25,7 @@ from dserverfs.blocks import Block, DamagedBlock, ReadAhead, Run, fingerprint
 from dserverfs.errors import DeadlineExceeded, DserverfsError, IntegrityError
 from dserverfs.item_content import ItemContent
 from dserverfs.transport import Deadline
-from dserverfs.verify import Hasher, hasher_of
+from dserverfs.verify import Hasher, Policy, hasher_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +36,6 @@ COMPARE_TIMEOUT_S = 120.0
 # `strict` waits for the whole of items up to this size: 1-3 s from a server nearby.
 STRICT_LIMIT_BYTES = 256 * 1024 * 1024
 _WAIT_S = 1.0
-
-
-class Policy(Enum):
-    """When bytes are compared with the manifest's hash."""
-
-    OFF = "off"
-    COMPLETE = "complete"  # before the last byte of an item that is read whole
-    STRICT = "strict"  # before the first byte of items up to a limit
 
 
 class Verdict(Enum):

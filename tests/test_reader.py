@@ -20,7 +20,7 @@ from dserverfs.model import UUID, Dataset, Identifier
 from dserverfs.reader import Reader
 from dserverfs.signed_urls import SignedURL
 from dserverfs.storage import Storage
-from dserverfs.verification import Policy
+from dserverfs.verify import Policy
 from tests.faulty_store import (
     Fault,
     FaultyStore,

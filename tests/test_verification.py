@@ -16,7 +16,7 @@ from dserverfs.errors import IntegrityError
 from dserverfs.item_content import ItemContent
 from dserverfs.item_reader import ItemReader
 from dserverfs.reader import Reader
-from dserverfs.verification import Policy
+from dserverfs.verify import Policy
 from tests.faulty_store import FaultyStore, faulty_store
 from tests.test_reader import CONTENT, World, wrong_bytes
 

@@ -107,6 +107,10 @@ class Rclone(FusePeer):
 
     name = "rclone"
 
+    def program(self) -> str:
+        """Return its path; raises Missing."""
+        return _program("rclone")
+
     def version(self) -> str:
         return _first_line([_program("rclone"), "version"])
 
@@ -163,8 +167,7 @@ class LocalFiles:
 
     @contextlib.contextmanager
     def mounted(self, lab: Lab, mounts: Mounts, dataset: Published) -> Iterator[Mount]:
-        items = dataset.local.data_directory
-        yield Mount(items, items, by_identifier=False, processes=Processes("none"))
+        yield Mount(dataset.items, dataset.items, by_identifier=False, processes=Processes("none"))
 
 
 def all_peers() -> Sequence[Peer]:

@@ -1,25 +1,17 @@
-"""FUSE requests: the thin layer between pyfuse3 and the tree and the reader.
-
-The only module with errno, and the only one with `async` beside the mount.
-Every handler runs in trio's event loop, is guarded (whatever escapes one but
-FUSEError would end the mount) and bounded in time, because the kernel waits
-uninterruptibly and pyfuse3 delivers no interrupts. What is at hand is answered
-in the event loop; only what has to be loaded or fetched hops to a thread or
-waits for a future.
-"""
+"""Names, attributes and content: what a mount answers as long as nobody writes."""
 
 from __future__ import annotations
 
 import errno
-import functools
+import itertools
 import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import pyfuse3
 import trio
@@ -39,11 +31,13 @@ from pyfuse3 import (
 )
 
 from dserverfs import errors
+from dserverfs.blocks import Block
 from dserverfs.cells import NotLoaded
-from dserverfs.dataset_tree import Attributes
+from dserverfs.dataset_tree import Attributes, Entry
 from dserverfs.item_content import ItemContent
-from dserverfs.item_reader import ItemReader
+from dserverfs.item_reader import Buffer, ItemReader
 from dserverfs.model import MAX_COMPONENT_BYTES
+from dserverfs.operations.guard import guarded
 from dserverfs.reader import Reader
 from dserverfs.tree import Inode, Tree
 
@@ -54,19 +48,6 @@ READ_TIMEOUT_S = 120.0
 METADATA_THREADS = 24
 DISK_THREADS = 8
 
-# The errno an error becomes; the first that fits counts.
-ERRNO: tuple[tuple[type[Exception], int], ...] = (
-    (errors.NotFound, errno.ENOENT),
-    (errors.PermissionDenied, errno.EACCES),
-    (errors.DeadlineExceeded, errno.ETIMEDOUT),
-    (errors.Unreachable, errno.EHOSTUNREACH),
-    (errors.Unsupported, errno.EOPNOTSUPP),
-    (errors.Conflict, errno.EBUSY),
-    (errors.UsageError, errno.EINVAL),
-    (errors.DserverfsError, errno.EIO),
-)
-
-P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
@@ -79,56 +60,57 @@ class Ownership(NamedTuple):
     umask: int
 
 
+class _OpenDirectory:
+    """A directory that is being listed.
+
+    The kernel takes 20 entries at a time: looking each time for where to go on made
+    a listing of 100,000 take 20 s.
+    """
+
+    def __init__(self, tree: Tree, inode: Inode) -> None:
+        self._tree = tree
+        self.inode = inode
+        self._entries: Iterator[Entry] = iter(())
+        self._place: int | None = None  # the cookie that `_entries` go on behind
+
+    def behind(self, cookie: int) -> Iterator[Entry]:
+        """Return the entries behind a cookie; those taken are gone."""
+        if self._place != cookie:
+            self._entries = self._tree.children(self.inode, cookie)
+        self._place = None
+        return self._entries
+
+    def put_back(self, cookie: int, entry: Entry) -> None:
+        """Have the next listing behind `cookie` begin with `entry`."""
+        self._entries = itertools.chain([entry], self._entries)
+        self._place = cookie
+
+
 class _OpenItem(NamedTuple):
     reader: ItemReader
     inode: InodeT
 
 
-class _OpenFile(NamedTuple):
+class OpenFile(NamedTuple):
+    """A local file that is read as it is."""
+
     fd: int
+
+    def read_nowait(self, offset: int, size: int) -> bytes | None:
+        """Return what is read if it is in the page cache; None if a thread has to."""
+        buffer = bytearray(size)
+        try:
+            read = os.preadv(self.fd, [buffer], offset, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                return None
+            raise
+        # Less than asked for is the end of the file, or of what is in memory.
+        return bytes(buffer) if read == size else None
 
 
 class _OpenBytes(NamedTuple):
     content: bytes
-
-
-def errno_of(error: Exception) -> int:
-    """Return the errno that reports `error`."""
-    for kind, number in ERRNO:
-        if isinstance(error, kind):
-            return number
-    return errno.EIO
-
-
-def _guarded(
-    handler: Callable[P, Coroutine[Any, Any, R]],
-) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Turn whatever a handler raises into an errno; faults of ours are logged and give EIO."""
-    name = handler.__name__
-
-    @functools.wraps(handler)
-    async def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return await handler(*args, **kwargs)
-        except FUSEError:
-            raise
-        except trio.TooSlowError:
-            logger.warning("%s took too long", name)
-            raise FUSEError(errno.ETIMEDOUT) from None
-        except errors.NotFound as error:
-            logger.debug("%s: %s", name, error)
-            raise FUSEError(errno.ENOENT) from None
-        except errors.DserverfsError as error:
-            logger.warning("%s: %s", name, error)
-            raise FUSEError(errno_of(error)) from None
-        except OSError as error:
-            logger.warning("%s: %s", name, error)
-            raise FUSEError(error.errno or errno.EIO) from None
-        except Exception:
-            logger.exception("%s: a fault of ours", name)
-            raise FUSEError(errno.EIO) from None
-
-    return guarded
 
 
 class ReadOnlyOperations(pyfuse3.Operations):
@@ -142,8 +124,9 @@ class ReadOnlyOperations(pyfuse3.Operations):
         self._tree = tree
         self._reader = reader
         self._ownership = ownership
-        self._handles: dict[FileHandleT, _OpenItem | _OpenFile | _OpenBytes] = {}
-        self._directories: dict[FileHandleT, Inode] = {}
+        self._handles: dict[FileHandleT, _OpenItem | OpenFile | _OpenBytes] = {}
+        self._directories: dict[FileHandleT, _OpenDirectory] = {}
+        self._listed = self._blank_entry()
         self._last_handle = 0
         # Limits of their own, so that stalled reads do not delay `ls`.
         self._metadata_limit = trio.CapacityLimiter(METADATA_THREADS)
@@ -152,52 +135,52 @@ class ReadOnlyOperations(pyfuse3.Operations):
 
     # Names and attributes
 
-    @_guarded
+    @guarded
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        text = _text(name)
+        text = text_of(name)
         return self._entry(await self._loaded(lambda: self._tree.lookup(Inode(parent_inode), text)))
 
-    @_guarded
+    @guarded
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         return self._entry(await self._loaded(lambda: self._tree.attributes(Inode(inode))))
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """Do nothing: inode numbers stand for the life of the mount."""
 
-    @_guarded
+    @guarded
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         attributes = await self._loaded(lambda: self._tree.attributes(Inode(inode)))
         if not attributes.is_directory:
             raise FUSEError(errno.ENOTDIR)
         handle = self._new_handle()
-        self._directories[handle] = Inode(inode)
+        self._directories[handle] = _OpenDirectory(self._tree, Inode(inode))
         return handle
 
-    @_guarded
+    @guarded
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        inode = self._directories[fh]
+        directory = self._directories[fh]
 
         def reply() -> None:
             # Nothing is told before the first entry is there: a second call after
             # NotLoaded goes on behind what was told.
             nonlocal start_id
-            for entry in self._tree.children(inode, start_id):
-                attributes = self._entry(entry.attributes)
-                if not pyfuse3.readdir_reply(
-                    token, FileNameT(entry.name.encode("utf-8")), attributes, entry.cookie
-                ):
+            for entry in directory.behind(start_id):
+                _fill(self._listed, entry.attributes, self._ownership.umask)
+                name = FileNameT(entry.name.encode("utf-8"))
+                if not pyfuse3.readdir_reply(token, name, self._listed, entry.cookie):
+                    directory.put_back(start_id, entry)
                     return
                 start_id = entry.cookie
 
         await self._loaded(reply)
 
-    @_guarded
+    @guarded
     async def releasedir(self, fh: FileHandleT) -> None:
         del self._directories[fh]
 
-    @_guarded
+    @guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         totals = self._tree.totals()
         answer = StatvfsData()
@@ -211,7 +194,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
 
     # Content
 
-    @_guarded
+    @guarded
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND):
             raise FUSEError(errno.EROFS)
@@ -221,37 +204,71 @@ class ReadOnlyOperations(pyfuse3.Operations):
             self._handles[handle] = _OpenItem(ItemReader(self._reader, content), inode)
             return FileInfo(fh=handle, keep_cache=True)
         if isinstance(content, Path):
-            self._handles[handle] = _OpenFile(os.open(content, os.O_RDONLY | os.O_CLOEXEC))
+            self._handles[handle] = OpenFile(os.open(content, os.O_RDONLY | os.O_CLOEXEC))
             return FileInfo(fh=handle, keep_cache=True)
         self._handles[handle] = _OpenBytes(content)
         return FileInfo(fh=handle, keep_cache=False)
 
-    @_guarded
+    @guarded
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         handle = self._handles[fh]
         if isinstance(handle, _OpenBytes):
             return handle.content[off : off + size]
-        if isinstance(handle, _OpenFile):
-            return await self._on_disk(lambda: os.pread(handle.fd, size, off))
-        return await self._read_item(handle.reader, off, size)
+        if isinstance(handle, OpenFile):
+            return await self._read_file(handle, off, size)
+        # pyfuse3 takes any buffer, its stub says bytes
+        return await self._read_item(handle.reader, off, size)  # type: ignore[return-value]
 
-    @_guarded
+    async def _read_item(self, reader: ItemReader, offset: int, size: int) -> Buffer:
+        wanted = reader.want(offset, size)
+        if not any(isinstance(entry, Future) for entry in wanted) and reader.held_back() is None:
+            # Nearly always; a cancel scope costs as much as the rest of a read.
+            data = reader.cut_nowait(cast("list[Block]", wanted), offset, size)
+            if data is not None:
+                return data
+        try:
+            with trio.fail_after(self._reader.read_timeout_s):
+                while True:
+                    blocks = [
+                        await _result(entry) if isinstance(entry, Future) else entry
+                        for entry in reader.want(offset, size)
+                    ]
+                    held = reader.held_back()
+                    if held is None:
+                        break
+                    await _result(held)
+                data = reader.cut_nowait(blocks, offset, size)
+                if data is None:
+                    data = await self._in_thread(lambda: reader.cut(blocks, offset, size))
+                return data
+        except trio.TooSlowError:
+            # The kernel asks once more for what failed, and must not wait as long again.
+            reader.gave_up(offset, size)
+            raise
+
+    async def _read_file(self, file: OpenFile, offset: int, size: int) -> bytes:
+        data = file.read_nowait(offset, size)
+        if data is None:
+            data = await self._on_disk(lambda: os.pread(file.fd, size, offset))
+        return data
+
+    @guarded
     async def release(self, fh: FileHandleT) -> None:
         handle = self._handles.pop(fh)
-        if isinstance(handle, _OpenFile):
+        if isinstance(handle, OpenFile):
             os.close(handle.fd)
 
-    @_guarded
+    @guarded
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """Succeed: nothing here was written."""
 
-    @_guarded
+    @guarded
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         """Succeed: nothing here was written."""
 
     # Frozen means frozen
 
-    @_guarded
+    @guarded
     async def setattr(
         self,
         inode: InodeT,
@@ -262,7 +279,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
     ) -> EntryAttributes:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def create(
         self,
         parent_inode: InodeT,
@@ -273,25 +290,25 @@ class ReadOnlyOperations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def link(
         self,
         inode: InodeT,
@@ -301,7 +318,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
     ) -> EntryAttributes:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def rename(
         self,
         parent_inode_old: InodeT,
@@ -313,15 +330,15 @@ class ReadOnlyOperations(pyfuse3.Operations):
     ) -> None:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         raise FUSEError(errno.EINVAL)
 
@@ -345,29 +362,6 @@ class ReadOnlyOperations(pyfuse3.Operations):
                     return call()
                 except NotLoaded as missing:
                     load = missing.load
-
-    async def _read_item(self, reader: ItemReader, offset: int, size: int) -> bytes:
-        try:
-            with trio.fail_after(self._reader.read_timeout_s):
-                while True:
-                    blocks = [
-                        await _result(wanted) if isinstance(wanted, Future) else wanted
-                        for wanted in reader.want(offset, size)
-                    ]
-                    if not blocks:
-                        return b""
-                    held = reader.held_back()
-                    if held is None:
-                        break
-                    await _result(held)
-                data = reader.cut_nowait(blocks, offset, size)
-                if data is None:
-                    data = await self._in_thread(lambda: reader.cut(blocks, offset, size))
-        except trio.TooSlowError:
-            # The kernel asks once more for what failed, and must not wait as long again.
-            reader.gave_up(offset, size)
-            raise
-        return data  # type: ignore[return-value]  # pyfuse3 takes any buffer, its stub says bytes
 
     async def _on_disk(self, call: Callable[[], R]) -> R:
         with trio.fail_after(READ_TIMEOUT_S):
@@ -399,25 +393,34 @@ class ReadOnlyOperations(pyfuse3.Operations):
         return FileHandleT(self._last_handle)
 
     def _entry(self, attributes: Attributes) -> EntryAttributes:
+        entry = self._blank_entry()
+        _fill(entry, attributes, self._ownership.umask)
+        return entry
+
+    def _blank_entry(self) -> EntryAttributes:
         entry = EntryAttributes()
-        entry.st_ino = InodeT(attributes.number)
-        kind = stat.S_IFDIR if attributes.is_directory else stat.S_IFREG
-        entry.st_mode = ModeT(kind | attributes.permissions & ~self._ownership.umask)
-        entry.st_nlink = 2 if attributes.is_directory else 1
         entry.st_uid = self._ownership.uid
         entry.st_gid = self._ownership.gid
-        entry.st_size = attributes.size_in_bytes
         entry.st_blksize = 4096
-        entry.st_blocks = -(-attributes.size_in_bytes // 512)
-        entry.st_mtime_ns = attributes.mtime_ns
-        entry.st_atime_ns = attributes.mtime_ns
-        entry.st_ctime_ns = attributes.mtime_ns
-        entry.entry_timeout = attributes.believed_s
-        entry.attr_timeout = attributes.believed_s
         return entry
 
 
-def _text(name: FileNameT) -> str:
+def _fill(entry: EntryAttributes, attributes: Attributes, umask: int) -> None:
+    """Set everything that differs from entry to entry."""
+    number, is_directory, permissions, size_in_bytes, mtime_ns, believed_s, *others = attributes
+    number_of_links, blocks, atime_ns, ctime_ns = others
+    entry.st_ino = InodeT(number)
+    entry.st_mode = ModeT((stat.S_IFDIR if is_directory else stat.S_IFREG) | permissions & ~umask)
+    entry.st_nlink = number_of_links or (2 if is_directory else 1)
+    entry.st_size = size_in_bytes
+    entry.st_blocks = -(-size_in_bytes // 512) if blocks is None else blocks
+    entry.st_mtime_ns = mtime_ns
+    entry.st_atime_ns = mtime_ns if atime_ns is None else atime_ns
+    entry.st_ctime_ns = mtime_ns if ctime_ns is None else ctime_ns
+    entry.entry_timeout = entry.attr_timeout = believed_s
+
+
+def text_of(name: FileNameT) -> str:
     try:
         return name.decode("utf-8")
     except UnicodeDecodeError:

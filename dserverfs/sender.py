@@ -1,0 +1,118 @@
+"""Getting single items stored, however large, and finding out that their files changed.
+
+Used by the uploader's threads, each with a `Line` of its own. Thread-safe but for
+the lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+
+from dserverfs.announcement import Announcement
+from dserverfs.attempts import AnnouncedTarget, Attempts, Tally
+from dserverfs.errors import ItemChanged
+from dserverfs.hashing import Stamp
+from dserverfs.local_dataset import LocalDataset
+from dserverfs.model import Identifier, Item
+from dserverfs.outgoing import FilePart, Line
+from dserverfs.parts import PartSender
+from dserverfs.storage import Storage
+
+_READ_BYTES = 1024 * 1024
+
+
+class Sender:
+    """Gets the items of one upload stored."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        announcement: Announcement,
+        dataset: LocalDataset,
+        tally: Tally,
+    ) -> None:
+        self._announcement = announcement
+        self._dataset = dataset
+        self._tally = tally
+        self._attempts = Attempts(storage, tally)
+        self._parts = PartSender(announcement.routes, self._attempts, tally, storage.line)
+        self._stamps: dict[Identifier, Stamp] = {}
+
+    def note_files(self) -> None:
+        """Remember what the items' files are now; raises ItemChanged for a size not announced."""
+        for item in self._dataset.items.values():
+            stamp = self._look(item)
+            if stamp.size != item.size_in_bytes:
+                raise _changed(item, f"has {stamp.size} bytes and not {item.size_in_bytes}")
+            self._stamps[item.identifier] = stamp
+
+    def check_files(self) -> None:
+        """Raise ItemChanged if a file is not what it was for `note_files`."""
+        for item in self._dataset.items.values():
+            self._check(item, self._look(item))
+
+    def send(self, line: Line, item: Item) -> None:
+        """Return when the item is stored; raises ItemChanged, Unreachable, Cancelled, ..."""
+        urls = self._announcement.urls()
+        with self._open(item) as descriptor:
+            if item.identifier in urls.in_parts:
+                self._parts.send(urls.uri, item, descriptor)
+            else:
+                self._send_whole(line, item, descriptor)
+            self._check(item, Stamp.of(os.fstat(descriptor)))
+        self._tally.add_item()
+
+    def send_readme(self, line: Line) -> None:
+        target = AnnouncedTarget(self._announcement, lambda urls: urls.readme)
+        self._attempts.persist(line, target, self._dataset.readme, counted=False)
+
+    def _send_whole(self, line: Line, item: Item, descriptor: int) -> None:
+        content: FilePart | bytes = b""
+        if item.size_in_bytes:
+            content = FilePart(descriptor, 0, item.size_in_bytes, item.relpath)
+        self._attempts.persist(
+            line,
+            AnnouncedTarget(self._announcement, lambda urls: urls.items[item.identifier]),
+            content,
+            on_other_content=lambda: self._require_same_content(item, descriptor),
+        )
+
+    def _require_same_content(self, item: Item, descriptor: int) -> None:
+        """Raise ItemChanged unless the file has the hash that was announced."""
+        md5 = hashlib.md5(usedforsecurity=False)
+        offset = 0
+        while piece := os.pread(descriptor, _READ_BYTES, offset):
+            self._tally.check()
+            md5.update(piece)
+            offset += len(piece)
+        if md5.hexdigest() != item.hash:
+            raise _changed(item, "has other content than was hashed")
+
+    @contextlib.contextmanager
+    def _open(self, item: Item) -> Iterator[int]:
+        try:
+            descriptor = os.open(self._dataset.path_of(item), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _changed(item, f"cannot be read: {error.strerror}") from error
+        try:
+            self._check(item, Stamp.of(os.fstat(descriptor)))
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _look(self, item: Item) -> Stamp:
+        try:
+            return Stamp.of(os.stat(self._dataset.path_of(item)))
+        except OSError as error:
+            raise _changed(item, f"cannot be read: {error.strerror}") from error
+
+    def _check(self, item: Item, stamp: Stamp) -> None:
+        if stamp != self._stamps[item.identifier]:
+            raise _changed(item, "was changed during the upload")
+
+
+def _changed(item: Item, how: str) -> ItemChanged:
+    return ItemChanged(f"{item.relpath}: {how}; nothing is registered", relpath=item.relpath)
