@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from dserverfs.blocks import BLOCK_SIZE, Block, DamagedBlock, ReadAhead, Run
-from dserverfs.errors import IntegrityError
+from dserverfs.errors import DeadlineExceeded, IntegrityError
 from dserverfs.item_content import ItemContent
 from dserverfs.reader import Reader, wait_for
 from dserverfs.transport import Deadline
@@ -112,7 +112,13 @@ class ItemReader:
 
         Raises what the resolver and the storage raise.
         """
-        deadline = Deadline(self._reader.read_timeout_s)
+        try:
+            return self._read(offset, size, Deadline(self._reader.read_timeout_s))
+        except DeadlineExceeded:
+            self.gave_up(offset, size)
+            raise
+
+    def _read(self, offset: int, size: int, deadline: Deadline) -> bytes:
         while True:
             blocks = [
                 wait_for(wanted, self._content, deadline) if isinstance(wanted, Future) else wanted
