@@ -452,7 +452,7 @@ def test_item_that_is_too_large_is_refused_before_anything_is_sent(
 ) -> None:
     dataset = local_dataset(tmp_path / "items", {"a": b"12345", "b": b"123"})
     uploader: Uploader = site.uploader
-    monkeypatch.setattr(uploader, "max_item_bytes", lambda: 4)
+    monkeypatch.setattr(uploader, "max_item_bytes", lambda base_uri: 4)
 
     with pytest.raises(TooLarge, match=r"^a: has 5 bytes; .* up to 4"):
         uploader.upload(dataset, site.base_uri)
