@@ -228,12 +228,12 @@ def test_link_that_is_slow_is_not_one_that_stalls(site: Site, tmp_path: Path) ->
 
     def slowly(handler: Handler) -> None:
         left = int(handler.headers["Content-Length"])
-        while left and not handler.front.released.wait(0.06):
+        while left and not handler.front.released.wait(0.1):
             pieces.append(handler.rfile.read(min(left, 256 * 1024)))
             left -= len(pieces[-1])
         handler.answer(*handler.ask_store(b"".join(pieces)))
 
-    site.front.faults = [slowly]  # 2.2 s in all; the stall timeout is 1 s
+    site.front.faults = [slowly]  # 3.6 s in all; the stall timeout is 2 s
 
     site.uploader.upload(dataset, site.base_uri)
 
