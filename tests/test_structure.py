@@ -32,7 +32,7 @@ LEVELS = [
     {"staging_state", "staged_nodes", "staged_layout"},
     {"transport", "settings"},
     {"body", "outgoing", "routes", "signed_urls", "manifest_index"},
-    {"storage", "listings", "signing", "upload_routes"},
+    {"storage", "listings", "signing", "upload_routes", "login"},
     {"resolver", "item_content", "local_dataset"},
     {"cache", "kept_answers", "announcement", "metadata_writes"},
     {"catalogue"},
