@@ -33,7 +33,7 @@ LEVELS = [
     {"staging_state", "staged_nodes", "staged_layout"},
     {"transport", "settings"},
     {"body", "outgoing", "routes", "signed_urls", "manifest_index"},
-    {"storage", "listings", "signing", "upload_routes"},
+    {"storage", "listings", "signing", "upload_routes", "login"},
     {"resolver", "item_content", "item_order", "many_gets", "local_dataset"},
     {"cache", "kept_answers", "metadata_writes", "announcement"},
     {"catalogue", "attempts"},
