@@ -34,6 +34,7 @@ UPSTREAM_PLUGIN = "dserver_signed_url_plugin"
 OWN_PLUGIN = "dserverfs.server.signed_urls"
 OWN_PARTS_PLUGIN = "dserverfs.server.multipart"
 OWN_METADATA_PLUGIN = "dserverfs.server.metadata"
+OWN_PUBLICATIONS_PLUGIN = "dserverfs.server.publications"
 # Under which it lists the server itself, by age.
 _CORE_NAMES = ("dservercore", "dserver", "dtool_lookup_server")
 # The last release of dservercore that cannot change a README, a tag or an annotation.
@@ -49,6 +50,7 @@ class Capabilities:
     extended: bool  # what dserverfs.server.signed_urls adds
     parts: bool = False  # what dserverfs.server.multipart adds
     changes_metadata: bool = False  # what dserverfs.server.metadata adds
+    publishes: bool = False  # what dserverfs.server.publications adds
     core_version: str = "of unknown version"
 
     @property
@@ -207,6 +209,7 @@ class Routes:
             extended=OWN_PLUGIN in names,
             parts=OWN_PARTS_PLUGIN in names,
             changes_metadata=OWN_METADATA_PLUGIN in names,
+            publishes=OWN_PUBLICATIONS_PLUGIN in names,
             core_version=_version_of(versions),
         )
 

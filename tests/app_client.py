@@ -13,7 +13,7 @@ import dservercore.utils
 import urllib3
 from flask import Flask
 
-from dserverfs.server import accounts, app
+from dserverfs.server import accounts, app, management
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.extension import STORES
 from dserverfs.server.objects import ObjectStore
@@ -38,21 +38,40 @@ class AppClient:
             database=data.database,
             private_key_pem=data.private_key_pem(),
             secret_key=data.secret_key(),
-            stores=Stores(self.store, {}),
+            stores=Stores(self.store, lambda bucket: None),
         )
         self.base_uri = self.storage.base_uri
         with self.app.app_context():
-            dservercore.utils.register_users([{"username": "grumpy"}])
-            dservercore.utils.register_base_uri(self.base_uri)
-            kinds = ("users_with_search_permissions", "users_with_register_permissions")
-            dservercore.utils.register_permissions(
-                self.base_uri, {kind: ["grumpy"] for kind in kinds}
-            )
-            self._token = accounts.new_token("grumpy", TOKEN_LIFE)
+            management.add_base_uri(self.base_uri, self.app.extensions[STORES])
+        self.add_user("grumpy")
+        self.grant("grumpy", search=True, register=True)
         self._client = self.app.test_client()
 
-    def request(self, method: str, path: str, body: Any = None) -> Any:
-        headers = {"Authorization": f"Bearer {self._token}"}
+    def add_user(self, username: str, *, is_admin: bool = False) -> None:
+        with self.app.app_context():
+            dservercore.utils.register_users([{"username": username, "is_admin": is_admin}])
+
+    def add_base_uri(self, base_uri: str) -> None:
+        with self.app.app_context():
+            management.add_base_uri(base_uri, self.app.extensions[STORES])
+
+    def grant(
+        self, username: str, *, search: bool, register: bool, base_uri: str | None = None
+    ) -> None:
+        with self.app.app_context():
+            management.grant(username, base_uri or self.base_uri, search=search, register=register)
+
+    def token_of(self, username: str) -> str:
+        with self.app.app_context():
+            return accounts.new_token(username, TOKEN_LIFE)
+
+    def request(
+        self, method: str, path: str, body: Any = None, *, username: str | None = "grumpy"
+    ) -> Any:
+        """Ask as that user, or without a token."""
+        headers = {}
+        if username is not None:
+            headers["Authorization"] = f"Bearer {self.token_of(username)}"
         return self._client.open(path, method=method, json=body, headers=headers)
 
     def post(self, path: str, body: Any) -> Any:

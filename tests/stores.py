@@ -32,9 +32,14 @@ def set_dtool_s3(monkeypatch: pytest.MonkeyPatch, storage: Storage, cache: Path)
     monkeypatch.setenv("DTOOL_CACHE_DIRECTORY", str(cache / "dtool-cache"))
 
 
+def children_of(server: ServerHandle) -> list[int]:
+    """Return the process ids of what the server has started."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    return [int(child) for child in children.read_text().split()]
+
+
 def weed_of(server: ServerHandle) -> int:
     """Return the process id of the server's `weed`."""
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
-    (child,) = children.read_text().split()
+    (child,) = children_of(server)
     assert "weed" in Path(f"/proc/{child}/cmdline").read_text()
-    return int(child)
+    return child

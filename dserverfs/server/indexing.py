@@ -1,4 +1,4 @@
-"""From a dataset in a bucket to its entries in the database.
+"""From one dataset in a bucket to its entries in the database.
 
 The bucket is the truth; the database has what makes it quick to list and search.
 """
@@ -13,7 +13,7 @@ from dserverfs.errors import IntegrityError, NotFound
 from dserverfs.server.stored_metadata import StoredMetadata
 from dserverfs.server.stores import Place
 
-_REQUIRED = ("uuid", "name", "type", "creator_username", "frozen_at")
+_REQUIRED = ("name", "creator_username", "frozen_at")
 
 
 def read_dataset(place: Place, uri: str) -> dict[str, Any]:
@@ -24,11 +24,11 @@ def read_dataset(place: Place, uri: str) -> dict[str, Any]:
     """
     metadata = StoredMetadata(place)
     admin = metadata.admin_metadata()
+    if admin.get("type") == "protodataset":
+        raise NotFound(f"{uri} is not frozen", uri=uri)
     missing = [name for name in _REQUIRED if name not in admin]
     if missing:
         raise IntegrityError(f"{uri}: its administrative metadata has no {missing[0]}", uri=uri)
-    if admin["type"] != "dataset":
-        raise NotFound(f"{uri} is not frozen", uri=uri)
     try:
         readme = metadata.readme()
     except NotFound:

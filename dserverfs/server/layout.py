@@ -15,6 +15,8 @@ from typing import Any
 # dtool-s3 takes handles as base64 only if this parses as 0.14.0 or later.
 _BROKER_VERSION = "0.14.1"
 
+REGISTRATION_PREFIX = "dtool-"
+
 README_TXT = """README
 ======
 This is a Dtool dataset stored in S3 accessible storage.
@@ -61,7 +63,7 @@ class DatasetKeys:
     @property
     def registration(self) -> str:
         """The key by which dtool-s3 lists the dataset; always at the top of the bucket."""
-        return f"dtool-{self.uuid}"
+        return REGISTRATION_PREFIX + self.uuid
 
     @property
     def admin_metadata(self) -> str:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dservercore import SearchABC
+from dservercore import SearchABC, ValidationError
 from dservercore.extensions import sql_db
 from sqlalchemy import text
 
@@ -78,7 +78,13 @@ class Search(SearchABC):  # type: ignore[misc]
         pass
 
     def register_dataset(self, dataset_info: Mapping[str, Any]) -> None:
-        """Index a dataset; replaces what was indexed under its URI."""
+        """Index a dataset; replaces what was indexed under its URI.
+
+        Raises ValidationError for one that says it is in another base URI than
+        its URI is: dservercore asks for rights on the one and reads by the other.
+        """
+        if dataset_info["uri"].rpartition("/")[0] != dataset_info["base_uri"]:
+            raise ValidationError(f"{dataset_info['uri']} is not in {dataset_info['base_uri']}")
         self.delete_dataset(dataset_info["uri"])
         frozen_at, created_at = dates_of(dataset_info)
         number_of_items, size_in_bytes = sizes_of(dataset_info)

@@ -98,8 +98,8 @@ class StoredMetadata:
         self._store.delete(self._bucket, [self._keys.overlay(name)])
 
     def manifest(self) -> dict[str, Any]:
-        manifest = self._read_json(self._keys.manifest)
-        if not isinstance(manifest, dict) or not isinstance(manifest.get("items"), dict):
+        manifest: dict[str, Any] = self._read_json(self._keys.manifest)
+        if not _is_manifest(manifest):
             raise IntegrityError(f"{self._bucket}/{self._keys.manifest} is no manifest")
         return manifest
 
@@ -156,3 +156,14 @@ class StoredMetadata:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
             raise IntegrityError(f"{self._bucket}/{key} is not JSON") from error
+
+
+def _is_manifest(manifest: Any) -> bool:
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("items"), dict):
+        return False
+    return all(
+        isinstance(item, dict)
+        and isinstance(item.get("relpath"), str)
+        and isinstance(item.get("size_in_bytes"), int)
+        for item in manifest["items"].values()
+    )

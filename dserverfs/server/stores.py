@@ -1,20 +1,20 @@
 """Which store holds a base URI, and where in it a dataset is.
 
-One store is this server's own; a bucket of somebody else's has a store of its
-own here. Safe to share between threads.
+One store is this server's own; a bucket on another S3 server has a store for
+itself. Safe to share between threads.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 from dserverfs.errors import NotFound, Unsupported
 from dserverfs.server.layout import DatasetKeys
 from dserverfs.server.objects import ObjectStore
-from dserverfs.server.storage import bucket_of
+from dserverfs.server.storage import Storage, bucket_of
 
 _MAX_PREFIX_BYTES = 1024  # what S3 allows for a whole key
 _MAX_REMEMBERED = 100_000  # prefixes, about 200 bytes each
@@ -31,28 +31,30 @@ class Place(NamedTuple):
 class Stores:
     """The stores of all base URIs."""
 
-    def __init__(self, own: ObjectStore | None, foreign: Mapping[str, ObjectStore]) -> None:
-        """`foreign` is by bucket; `own` has all others, or is None if there is none."""
+    def __init__(
+        self, own: ObjectStore | None, find_foreign: Callable[[str], Storage | None]
+    ) -> None:
+        """`find_foreign` knows buckets elsewhere; `own` has all others, or is None."""
         self._own = own
-        self._foreign = foreign
+        self._find_foreign = find_foreign
         self._lock = threading.Lock()
+        # Found out once for each bucket: data do not move while a server runs.
+        self._foreign: dict[str, ObjectStore | None] = {}
         self._prefixes: OrderedDict[str, str] = OrderedDict()
 
     def of(self, base_uri: str) -> ObjectStore:
         """Return the store of a base URI; raises Unsupported if there is none."""
-        bucket = bucket_of(base_uri)
-        store = self._foreign.get(bucket, self._own)
+        store = self._foreign_store(base_uri) or self._own
         if store is None:
             raise Unsupported(
-                f"{base_uri}: this server was started without a store for it; "
-                "restart dserverfs serve",
+                f"{base_uri}: this server runs without a store for it; restart dserverfs serve",
                 uri=base_uri,
             )
         return store
 
     def is_foreign(self, base_uri: str) -> bool:
-        """Return whether others may write there, too."""
-        return bucket_of(base_uri) in self._foreign
+        """Return whether it is on another S3 server, where others may write, too."""
+        return self._foreign_store(base_uri) is not None
 
     def ensure_bucket(self, base_uri: str) -> None:
         """Make the bucket if it is ours to make; raises NotFound if it is not and is missing."""
@@ -89,6 +91,14 @@ class Stores:
         """Drop what is known of a dataset that is deleted or about to be written anew."""
         with self._lock:
             self._prefixes.pop(uri, None)
+
+    def _foreign_store(self, base_uri: str) -> ObjectStore | None:
+        bucket = bucket_of(base_uri)
+        with self._lock:
+            if bucket not in self._foreign:
+                storage = self._find_foreign(bucket)
+                self._foreign[bucket] = None if storage is None else ObjectStore(storage)
+            return self._foreign[bucket]
 
     def _read_prefix(self, store: ObjectStore, bucket: str, uuid: str) -> str | None:
         key = DatasetKeys("", uuid).registration
