@@ -92,7 +92,8 @@ class Freezer:
         self._tried: dict[str, int] = {}
         self._closed = False
         self._thread: threading.Thread | None = None
-        self.max_item_bytes: int | None = None
+        self.max_item_bytes: int | None = None  # of one item; None: no limit is known
+        self._knows_limit = False
 
     def open(self) -> None:
         """Start to freeze by itself."""
@@ -116,14 +117,26 @@ class Freezer:
 
     def resume(self, staged: StagedDataset) -> None:
         """Carry on with one that an earlier daemon left behind, unless another owns it now."""
-        if staged.record.state in (State.OPEN, State.FAILED):
-            return  # owned when it is written to, or frozen by command
         try:
             staged.own()
         except Conflict as error:
             logger.info("%s", error)
+            return
+        if staged.record.state in (State.OPEN, State.FAILED):
+            # Not armed any more by being owned. Whoever writes to it next may own it.
+            staged.disown()
         else:
             self.watch(staged)
+
+    def learn_limit(self) -> None:
+        """Find out how large an item may be, unless that is known; blocks."""
+        if self._knows_limit:
+            return
+        try:
+            self.max_item_bytes = self._uploader.max_item_bytes()
+            self._knows_limit = True
+        except DserverfsError as error:
+            logger.info("how large items may be is not known yet: %s", error)
 
     def freeze(self, staged: StagedDataset, layout: Layout | None = None) -> Future[Frozen]:
         """Begin to freeze it at once, armed or not; the result is what came of it.
@@ -287,7 +300,7 @@ class Freezer:
             base_uri,
             progress=job.note_progress,
             stop=job.stop,
-            before_complete=lambda: staged.move(Move.COMPLETE),
+            before_complete=job.before_complete,
         )
         return self._registry.registered(local, base_uri)
 
@@ -347,6 +360,12 @@ class _Job:
         self.progress: Progress | None = None
         self.notes: list[str] = []
         self.changes = staged.changes
+
+    def before_complete(self) -> None:
+        """Rule out writes from now on, unless there was one."""
+        if self.stop.is_set():
+            raise Cancelled(f"{self.staged.record.name}: was written to, or the mount is ending")
+        self.staged.move(Move.COMPLETE)
 
     def note_progress(self, *counts: int) -> None:
         self.progress = Progress(*counts)

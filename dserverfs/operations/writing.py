@@ -371,6 +371,7 @@ class Operations(ReadOnlyOperations):
         username = self._tree.username()
         staged = await self._on_disk(lambda: self._staging.create(base_uri, name, username))
         self._freezer.watch(staged)
+        await self._on_disk(self._freezer.learn_limit)
         attributes = self._tree.show_staged(staged)
         found = self._tree.staged(Inode(attributes.number))
         assert found is not None
