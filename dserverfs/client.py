@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import getpass
 import logging
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +18,14 @@ from typing import NamedTuple
 from dserverfs import login
 from dserverfs.cache import BlockCache, private_directory
 from dserverfs.catalogue import Catalogue
+from dserverfs.cells import NotLoaded
 from dserverfs.connections import Trust
-from dserverfs.errors import NotFound, PermissionDenied, UsageError
+from dserverfs.errors import DserverfsError, NotFound, PermissionDenied, UsageError
 from dserverfs.freezer import Freezer
 from dserverfs.kept_answers import KeptAnswers
+from dserverfs.many_gets import ManyGets
 from dserverfs.metadata_writes import MetadataWrites
-from dserverfs.model import UUID, Dataset, DserverURI, User
+from dserverfs.model import UUID, Dataset, DserverURI, User, split_base_uri
 from dserverfs.reader import Reader
 from dserverfs.registration import Registration
 from dserverfs.resolver import Resolver
@@ -30,6 +34,7 @@ from dserverfs.settings import Settings
 from dserverfs.staging import Staging
 from dserverfs.storage import Storage
 from dserverfs.transport import ServerTransport, TokenSource, expires_at
+from dserverfs.tree import directories_below, parts_of
 from dserverfs.uploader import Uploader
 
 logger = logging.getLogger(__name__)
@@ -65,7 +70,9 @@ class Client:
         known = self._directory / "manifests"
         self._answers = KeptAnswers(self.resolver, known)
         self.catalogue = Catalogue(self._answers, server, known)
-        self.reader = Reader(self.resolver, self._storage, self._cache, verify=verify)
+        self.reader = Reader(
+            self.resolver, self._storage, self._cache, ManyGets(trust), verify=verify
+        )
         self.uploader = Uploader(self.resolver, self._storage)
         self.staging = Staging(staging_directory or settings.staging_directory(), server)
         registration = Registration(
@@ -129,6 +136,23 @@ class Client:
             return self._answers.dataset_by_uuid(uri.uuid, uri.base_uri)
         except NotFound as error:
             raise NotFound(f"{uri}: no such dataset; a base URI shows all there are") from error
+
+    def preload(self, uri: DserverURI, only: Future[Dataset | None]) -> None:
+        """Load what the first listing of a mount shows; blocks. What fails is asked again later."""
+        try:
+            dataset = only.result()
+            _load(self.catalogue.user)
+            if dataset is not None:
+                _load(lambda: self.catalogue.index(dataset))
+            elif uri.base_uri is not None:
+                base_uri = uri.base_uri
+                parts = tuple(split_base_uri(base_uri))
+                known = parts_of(self.catalogue.user().search_base_uris)
+                reserved = frozenset(directories_below(parts, known))
+                if parts in known:
+                    _load(lambda: self.catalogue.datasets(base_uri, reserved))
+        except DserverfsError as error:
+            logger.debug("%s: not loaded ahead: %s", uri, error)
 
     def _only(self, uri: DserverURI, uuid: UUID, user: User) -> Dataset:
         """Return the dataset of that uuid, whichever base URI holds it."""
@@ -210,6 +234,14 @@ def _transport(server: str, settings: Settings, trust: Trust) -> ServerTransport
     if not trust.verify:
         logger.warning("%s: certificates are not verified", server)
     return ServerTransport(settings.base_url(server), tokens, trust=trust)
+
+
+def _load(ask: Callable[[], object]) -> None:
+    """Have what `ask` asks the catalogue for at hand; blocks."""
+    try:
+        ask()
+    except NotLoaded as missing:
+        missing.load()
 
 
 def _may_search(user: User, base_uri: str) -> bool:

@@ -263,6 +263,13 @@ class ManifestIndex:
         )
         return [found.identifier for found in rows if found.identifier is not None]
 
+    def rows_from(self, row: int, limit: int) -> list[Row]:
+        """Return the rows [row, row+limit) that there are, directories as well."""
+        return self._all(
+            f"SELECT {_COLUMNS} FROM node WHERE row >= ? AND row < ? ORDER BY row",
+            (row, row + limit),
+        )
+
     def _one(self, sql: str, parameters: tuple[int | str, ...]) -> Row:
         rows = self._all(sql, parameters)
         if not rows:

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 # Names under which /config/versions lists a plugin with the signed-URL routes.
 UPSTREAM_PLUGIN = "dserver_signed_url_plugin"
 OWN_PLUGIN = "dserverfs.server.signed_urls"
+OWN_PARTS_PLUGIN = "dserverfs.server.multipart"
 OWN_METADATA_PLUGIN = "dserverfs.server.metadata"
 OWN_PUBLICATIONS_PLUGIN = "dserverfs.server.publications"
 # Under which it lists the server itself, by age.
@@ -47,6 +48,7 @@ class Capabilities:
 
     signed_urls: bool
     extended: bool  # what dserverfs.server.signed_urls adds
+    parts: bool = False  # what dserverfs.server.multipart adds
     changes_metadata: bool = False  # what dserverfs.server.metadata adds
     publishes: bool = False  # what dserverfs.server.publications adds
     core_version: str = "of unknown version"
@@ -205,6 +207,7 @@ class Routes:
         return Capabilities(
             signed_urls=any("signed_url" in name for name in names) or self._signs_urls(),
             extended=OWN_PLUGIN in names,
+            parts=OWN_PARTS_PLUGIN in names,
             changes_metadata=OWN_METADATA_PLUGIN in names,
             publishes=OWN_PUBLICATIONS_PLUGIN in names,
             core_version=_version_of(versions),

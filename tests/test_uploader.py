@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dserverfs import uploader as uploader_module
+from dserverfs.attempts import ATTEMPTS
 from dserverfs.errors import (
     Cancelled,
     Conflict,
@@ -24,7 +25,6 @@ from dserverfs.errors import (
 )
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import identifier_of
-from dserverfs.sender import ATTEMPTS
 from dserverfs.upload_routes import UploadUrls
 from dserverfs.uploader import THREADS, Uploader
 from tests.datasets import SIZES, content_of, make_varied_dataset
@@ -215,7 +215,7 @@ def test_store_that_says_how_long_to_wait_is_waited_for(
     dataset = local_dataset(tmp_path / "items", {"a": b"a"})
     site.front.faults = [refuse(503, "SlowDown", {"Retry-After": "7200"})]
     waits: list[float] = []
-    monkeypatch.setattr("dserverfs.sender.Tally.wait", lambda _, seconds: waits.append(seconds))
+    monkeypatch.setattr("dserverfs.attempts.Tally.wait", lambda _, seconds: waits.append(seconds))
 
     site.uploader.upload(dataset, site.base_uri)
 

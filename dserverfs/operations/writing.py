@@ -104,7 +104,7 @@ class Operations(ReadOnlyOperations):
 
     @guarded
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        inode = self._directories[fh]
+        inode = self._directories[fh].inode
         staged = self._tree.staged(inode)
         if staged is not None and (start_id == 0 or fh not in self._listings):
             tree, number = staged
@@ -249,7 +249,7 @@ class Operations(ReadOnlyOperations):
 
     @guarded
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        staged = self._tree.staged(self._directories[fh])
+        staged = self._tree.staged(self._directories[fh].inode)
         if staged is not None:
             tree, number = staged
             await self._in_writer(lambda: tree.sync_directory(number))

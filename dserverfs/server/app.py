@@ -24,6 +24,7 @@ from dserverfs.server import (
     changes,
     datadir,
     metadata,
+    multipart,
     publications,
     retrieve,
     search,
@@ -40,10 +41,19 @@ _PLUGINS = {
         "dserverfs.server.signed_urls:SignedUrls",
         "dserverfs.server.metadata:Metadata",
         "dserverfs.server.publications:Publications",
+        "dserverfs.server.multipart:Multipart",
         "dserverfs.server.accounts:Accounts",
     ),
 }
-_MODULES_WITH_TABLES = (search, retrieve, uploads, changes, accounts, publications)
+_MODULES_WITH_TABLES = (
+    search,
+    retrieve,
+    uploads,
+    multipart,
+    changes,
+    accounts,
+    publications,
+)
 _SECRETS = ["JWT_PRIVATE_KEY", "SECRET_KEY", "SQLALCHEMY_DATABASE_URI"]
 
 # Worker threads wait for each other's transactions this long.

@@ -17,7 +17,9 @@ What this server adds; a client knows it by the name of this module in
          -> {"uri", "expiry_seconds", "expiry_timestamp", "item_urls": {identifier: url}}
     POST /signed-urls/upload/<base_uri>
          takes `created_at` (epoch seconds) to keep a copied dataset's date, and
-         answers `stored`: the identifiers of the items that need no upload again
+         answers `stored`: the identifiers of the items that need no upload again;
+         an item that is too large for one PUT has `in_parts` true in place of a
+         URL: see `dserverfs.server.multipart`
     GET  /signed-urls/uploads
          -> {"uploads"}: the caller's pending ones, each with uri, base_uri, uuid, name,
          creator_username, started_at, created_at, frozen_at, number_of_items, size_in_bytes
@@ -50,7 +52,7 @@ from flask_smorest import Blueprint
 
 from dserverfs import __version__ as __version__
 from dserverfs.errors import Conflict, DserverfsError, NotFound, UsageError
-from dserverfs.server import freeze, layout, uploads
+from dserverfs.server import freeze, layout, multipart, uploads
 from dserverfs.server.answers import answer, json_body
 from dserverfs.server.extension import (
     Extension,
@@ -61,7 +63,7 @@ from dserverfs.server.extension import (
     stores,
 )
 from dserverfs.server.objects import ObjectStore
-from dserverfs.server.storage import Signer
+from dserverfs.server.storage import MAX_OBJECT_BYTES, Signer
 from dserverfs.server.stored_metadata import StoredMetadata
 from dserverfs.server.stores import Place
 from dserverfs.server.upload_request import UploadRequest
@@ -155,7 +157,7 @@ class SignedUrls(Extension):
         """Begin an upload, or begin it again with what is announced now."""
         username = require_register(base_uri)
         store = stores().of(base_uri)
-        announced = UploadRequest.parse(json_body(), max_put_bytes=store.storage.max_put_bytes)
+        announced = UploadRequest.parse(json_body(), max_item_bytes=MAX_OBJECT_BYTES)
         uri = f"{base_uri}/{announced.uuid}"
         with self._locks.holding(announced.uuid):
             upload = _announce(uri, base_uri, username, announced)
@@ -166,8 +168,11 @@ class SignedUrls(Extension):
             sql_db.session.commit()
         _, bucket, keys = place
         signer, expiry = _signing(store, UPLOAD_EXPIRY_SECONDS)
-        items = {}
+        items: dict[str, dict[str, Any]] = {}
         for identifier, item in announced.items.items():
+            if item.size_in_bytes > store.storage.max_put_bytes:
+                items[identifier] = {"relpath": item.relpath, "headers": {}, "in_parts": True}
+                continue
             headers = layout.item_headers(item.relpath, item.md5)
             items[identifier] = {
                 "url": signer.put_url(bucket, keys.item(identifier), headers),
@@ -212,6 +217,7 @@ class SignedUrls(Extension):
             _pending(uri)
             place = stores().place(uri)
             _require_not_frozen(place, uri)
+            multipart.forget(place, uri)
             found = place.store.iter_objects(place.bucket, place.keys.all)
             place.store.delete(place.bucket, (stored.key for stored in found))
             place.store.delete(place.bucket, [place.keys.registration])
@@ -241,6 +247,7 @@ class SignedUrls(Extension):
             freeze.require_complete(stored, uri)
             dataset_info = freeze.freeze(place, upload, stored.orphans)
             uploads.delete(uri)
+            multipart.forget(place, uri)
             dservercore.utils.register_dataset(dataset_info)  # commits both
         return answer(
             {"uri": uri, "status": "registered", "name": upload.request.name, "uuid": uuid}

@@ -60,6 +60,14 @@ def list_of(username: str) -> list[PendingUpload]:
     return [_from_row(row) for row in sql_db.session.execute(statement, {"username": username})]
 
 
+def owner_of(uri: str) -> str | None:
+    """Return who began the pending upload of a dataset; None if there is none."""
+    username: str | None = sql_db.session.execute(
+        text("SELECT username FROM dserverfs_upload WHERE uri = :uri"), {"uri": uri}
+    ).scalar()
+    return username
+
+
 def save(upload: PendingUpload) -> None:
     """Keep the upload; replaces what its URI announced before."""
     sql_db.session.execute(
