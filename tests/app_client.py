@@ -61,7 +61,7 @@ class AppClient:
         with self.app.app_context():
             management.grant(username, base_uri or self.base_uri, search=search, register=register)
 
-    def token_of(self, username: str) -> str:
+    def token(self, username: str) -> str:
         with self.app.app_context():
             return accounts.new_token(username, TOKEN_LIFE)
 
@@ -71,7 +71,7 @@ class AppClient:
         """Ask as that user, or without a token."""
         headers = {}
         if username is not None:
-            headers["Authorization"] = f"Bearer {self.token_of(username)}"
+            headers["Authorization"] = f"Bearer {self.token(username)}"
         return self._client.open(path, method=method, json=body, headers=headers)
 
     def post(self, path: str, body: Any) -> Any:
