@@ -69,6 +69,8 @@ class Names:
 
     def hand_over(self, staged: UUID, frozen: UUID) -> None:
         """Show the frozen dataset under the name that it had while it was staged."""
+        if staged == frozen:
+            return
         name = self._names.pop(staged, None)
         if name is not None and frozen not in self._names:
             self._names[frozen] = name
@@ -163,11 +165,11 @@ class Catalogue:
             cell.replace(lambda named: {**named, **self._named(dataset)})
 
     def relist(self, base_uri: str) -> None:
-        """Have the listing refreshed the next time it is asked for."""
+        """Have the listing fetched anew: another process made a dataset."""
         with self._lock:
             cell = self._listings.get(base_uri)
         if cell is not None:
-            cell.expire()
+            cell.forget()
 
     def known_datasets(self) -> list[Dataset]:
         """Return the datasets of every listing that is at hand; asks for nothing."""
@@ -190,6 +192,20 @@ class Catalogue:
         """Return admin metadata, tags, overlays and annotations."""
         fetch = self._answers.metadata
         return self._of(self._metadata, dataset, lambda: fetch(dataset), FRESH_S)
+
+    def forget(self, dataset: Dataset) -> None:
+        """Ask anew for what can change of a dataset: it was changed by its own user.
+
+        README, tags, annotations and overlays are loaded before they are shown
+        again; the listing with its name is refreshed when it is next asked for.
+        """
+        self._answers.forget(dataset)
+        with self._lock:
+            self._readmes.pop(dataset.uuid, None)
+            self._metadata.pop(dataset.uuid, None)
+            listing = self._listings.get(dataset.base_uri)
+        if listing is not None:
+            listing.expire()
 
     def manifest(self, dataset: Dataset) -> Path:
         """Return the file with the manifest as the server sent it."""

@@ -337,7 +337,8 @@ class StagedTree:
 
     def _attributes(self, node: Node) -> Attributes:
         target = self._target(node)
-        return self._from_status(node, target, os.stat(target, follow_symlinks=False))
+        status = os.fstat(target) if isinstance(target, int) else os.lstat(target)
+        return self._from_status(node, target, status)
 
     def _from_status(self, node: Node, target: int | str, status: os.stat_result) -> Attributes:
         is_directory = stat.S_ISDIR(status.st_mode)

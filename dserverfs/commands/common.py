@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import re
+import sys
 from typing import TypeAlias
 
 from dserverfs.errors import UsageError
+from dserverfs.model import SCHEME, DserverURI
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -27,3 +30,21 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 20G")
     number, unit = match.groups()
     return int(float(number) * 1024 ** " KMGT".index(unit.upper() or " "))
+
+
+def server_of(text: str) -> str:
+    """Return HOST[:PORT] of an argument that is that or a dserver URI."""
+    return DserverURI.parse(text if "://" in text else f"{SCHEME}://{text}").server
+
+
+def read_password(prompt: str, *, again: bool = False) -> str:
+    """Return a password: typed unseen, twice if `again`, or the first line of standard input."""
+    if not sys.stdin.isatty():
+        password = sys.stdin.readline().rstrip("\r\n")
+    else:
+        password = getpass.getpass(prompt)
+        if again and getpass.getpass("Again: ") != password:
+            raise UsageError("the two passwords differ")
+    if not password:
+        raise UsageError("no password was given")
+    return password

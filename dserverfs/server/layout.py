@@ -10,9 +10,12 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 # dtool-s3 takes handles as base64 only if this parses as 0.14.0 or later.
 _BROKER_VERSION = "0.14.1"
+
+REGISTRATION_PREFIX = "dtool-"
 
 README_TXT = """README
 ======
@@ -60,7 +63,7 @@ class DatasetKeys:
     @property
     def registration(self) -> str:
         """The key by which dtool-s3 lists the dataset; always at the top of the bucket."""
-        return f"dtool-{self.uuid}"
+        return REGISTRATION_PREFIX + self.uuid
 
     @property
     def admin_metadata(self) -> str:
@@ -69,6 +72,10 @@ class DatasetKeys:
     @property
     def readme(self) -> str:
         return self._key("README.yml")
+
+    def readme_backup(self, timestamp: str) -> str:
+        """Where dtoolcore keeps a README that was replaced."""
+        return f"{self.readme}-{timestamp}"
 
     @property
     def readme_txt(self) -> str:
@@ -81,6 +88,11 @@ class DatasetKeys:
     @property
     def manifest(self) -> str:
         return self._key("manifest.json")
+
+    @property
+    def all(self) -> str:
+        """What all keys but the registration begin with."""
+        return self._key("")
 
     @property
     def items(self) -> str:
@@ -115,6 +127,11 @@ class DatasetKeys:
         return f"{self.prefix}{self.uuid}/{suffix}"
 
 
+def json_text(value: Any) -> bytes:
+    """Return JSON as dtoolcore writes it."""
+    return json.dumps(value, indent=2, sort_keys=True).encode()
+
+
 def structure_json(uuid: str) -> str:
     return json.dumps(
         {
@@ -142,10 +159,15 @@ def handle_of(relpath: str) -> str:
     return base64.b64encode(relpath.encode()).decode()
 
 
+def content_md5(md5: str) -> str:
+    """Return the value of the header of that name."""
+    return base64.b64encode(bytes.fromhex(md5)).decode()
+
+
 def item_headers(relpath: str, md5: str) -> Mapping[str, str]:
     """Return the headers that a signed URL pins for the PUT of an item."""
     return {
-        "Content-MD5": base64.b64encode(bytes.fromhex(md5)).decode(),
+        "Content-MD5": content_md5(md5),
         "x-amz-meta-handle": handle_of(relpath),
         "x-amz-meta-checksum": md5,
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -21,13 +21,19 @@ from dserverfs.errors import NotFound, Unreachable
 from dserverfs.server.storage import Signer, Storage
 
 PAGE = 1000  # keys in one answer of S3, and in one request to delete
-_ABSENT = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+_ABSENT = {"404", "NoSuchKey", "NoSuchBucket", "NoSuchUpload", "NotFound"}
 
 
 class StoredObject(NamedTuple):
     key: str
     size_in_bytes: int
     etag: str  # without quotes; the MD5 only if the object came in one plain PUT
+
+
+class StoredPart(NamedTuple):
+    number: int
+    size_in_bytes: int
+    etag: str  # without quotes; the MD5 unless the store encrypts
 
 
 class ObjectStore:
@@ -71,6 +77,11 @@ class ObjectStore:
                     raise
                 self.client.create_bucket(Bucket=bucket)
 
+    def require_bucket(self, bucket: str) -> None:
+        """Raise NotFound unless the bucket is there."""
+        with _reporting(f"bucket {bucket}"):
+            self.client.head_bucket(Bucket=bucket)
+
     def iter_objects(self, bucket: str, prefix: str) -> Iterator[StoredObject]:
         """Yield the objects whose keys begin with `prefix`, one request per 1,000."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
@@ -112,6 +123,13 @@ class ObjectStore:
                 Bucket=bucket, Key=key, Body=content, Metadata=dict(metadata or {})
             )
 
+    def copy(self, bucket: str, key: str, target: str) -> None:
+        """Copy an object within the store; raises NotFound."""
+        with _reporting(f"{bucket}/{key}"):
+            self.client.copy_object(
+                Bucket=bucket, Key=target, CopySource={"Bucket": bucket, "Key": key}
+            )
+
     def delete(self, bucket: str, keys: Iterable[str]) -> None:
         """Delete these keys, 1,000 in a request; missing ones do not matter."""
         remaining = iter(keys)
@@ -121,6 +139,42 @@ class ObjectStore:
                     Bucket=bucket,
                     Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True},
                 )
+
+    def begin_parts(self, bucket: str, key: str, metadata: Mapping[str, str]) -> str:
+        """Begin a multipart upload of an object with this metadata; return its id."""
+        with _reporting(f"{bucket}/{key}"):
+            answer = self.client.create_multipart_upload(
+                Bucket=bucket, Key=key, Metadata=dict(metadata)
+            )
+            upload_id: str = answer["UploadId"]
+            return upload_id
+
+    def parts(self, bucket: str, key: str, upload_id: str) -> list[StoredPart]:
+        """Return the parts that are stored; raises NotFound if the upload is not there."""
+        pages = self.client.get_paginator("list_parts").paginate(
+            Bucket=bucket, Key=key, UploadId=upload_id
+        )
+        with _reporting(f"parts of {bucket}/{key}"):
+            return [
+                StoredPart(part["PartNumber"], part["Size"], part["ETag"].strip('"'))
+                for page in pages
+                for part in page.get("Parts", ())
+            ]
+
+    def complete_parts(self, bucket: str, key: str, upload_id: str, etags: Iterable[str]) -> None:
+        """Make the object of the parts 1, 2, ...; the store refuses if one has another ETag."""
+        parts = [
+            {"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in enumerate(etags, 1)
+        ]
+        with _reporting(f"{bucket}/{key}"):
+            self.client.complete_multipart_upload(
+                Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}
+            )
+
+    def abort_parts(self, bucket: str, key: str, upload_id: str) -> None:
+        """Delete the parts; an upload that is not there does not matter."""
+        with suppress(NotFound), _reporting(f"parts of {bucket}/{key}"):
+            self.client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
 
 
 @contextmanager

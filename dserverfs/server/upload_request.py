@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from dserverfs.server import layout
 
 HASH_FUNCTION = "md5sum_hexdigest"
 MAX_METADATA_BYTES = 2048  # of S3, names and values of one object's user metadata
+MAX_README_BYTES = 16 * 1024**2  # guess: a README is a page of YAML, and goes into the search
 MAX_USERNAME_LENGTH = 255  # of dservercore's table
 LAST_TIMESTAMP = 253402300799  # the last second of the year 9999, where datetime ends
 
@@ -51,19 +52,19 @@ class UploadRequest:
     overlays: Mapping[str, Mapping[str, Any]]
 
     @classmethod
-    def parse(cls, body: Any, *, max_put_bytes: int) -> UploadRequest:
+    def parse(cls, body: Any, *, max_item_bytes: int) -> UploadRequest:
         """Return the request in a JSON body; raises UsageError with what is wrong with it."""
         entry = _object(body, "the body")
         uuid = _string(entry, "uuid")
         _require(model.is_uuid(uuid), f"uuid {uuid!r} is not a uuid in lower case with hyphens")
         name = _string(entry, "name")
-        _require(model.name_is_valid(name), f"name {name!r} is not a dataset name dtool accepts")
+        check_name(name)
         hash_function = _string(entry, "hash_function")
         _require(
             hash_function == HASH_FUNCTION,
             f"hash_function {hash_function!r} is not {HASH_FUNCTION!r}, which S3 can check",
         )
-        items = _items(entry.get("items"), max_put_bytes)
+        items = _items(entry.get("items"), max_item_bytes)
         return cls(
             uuid=model.UUID(uuid),
             name=name,
@@ -71,7 +72,7 @@ class UploadRequest:
             frozen_at=_timestamp(entry, "frozen_at"),
             created_at=None if entry.get("created_at") is None else _timestamp(entry, "created_at"),
             items=items,
-            tags=_tags(entry.get("tags", [])),
+            tags=checked_tags(entry.get("tags", [])),
             annotations=_annotations(entry.get("annotations", {})),
             overlays=_overlays(entry.get("overlays", {}), items),
         )
@@ -107,12 +108,17 @@ class UploadRequest:
         return sum(item.size_in_bytes for item in self.items.values())
 
 
-def _items(value: Any, max_put_bytes: int) -> Mapping[Identifier, UploadItem]:
+def is_md5(value: Any) -> bool:
+    """Return whether it is an MD5 as a manifest writes it."""
+    return isinstance(value, str) and _MD5.match(value) is not None
+
+
+def _items(value: Any, max_item_bytes: int) -> Mapping[Identifier, UploadItem]:
     if not isinstance(value, list):
         raise _malformed("items is not a list")
     items: dict[Identifier, UploadItem] = {}
     for position, data in enumerate(value):
-        item = _item(_object(data, f"items[{position}]"), max_put_bytes)
+        item = _item(_object(data, f"items[{position}]"), max_item_bytes)
         identifier = model.identifier_of(item.relpath)
         _require(identifier not in items, f"relpath {item.relpath!r} is there twice")
         items[identifier] = item
@@ -120,7 +126,7 @@ def _items(value: Any, max_put_bytes: int) -> Mapping[Identifier, UploadItem]:
     return items
 
 
-def _item(entry: Mapping[str, Any], max_put_bytes: int) -> UploadItem:
+def _item(entry: Mapping[str, Any], max_item_bytes: int) -> UploadItem:
     relpath = _string(entry, "relpath")
     _require(
         model.relpath_is_usable(relpath),
@@ -132,16 +138,16 @@ def _item(entry: Mapping[str, Any], max_put_bytes: int) -> UploadItem:
     )
     md5 = _string(entry, "hash")
     _require(
-        _MD5.match(md5) is not None,
+        is_md5(md5),
         f"hash {md5!r} of {relpath!r} is not an MD5 as 32 hex digits in lower case",
     )
     size = entry.get("size_in_bytes")
     if isinstance(size, bool) or not isinstance(size, int):
         raise _malformed(f"size_in_bytes of {relpath!r} is not an integer")
     _require(
-        0 <= size <= max_put_bytes,
-        f"size_in_bytes {size} of {relpath!r} is not between 0 and {max_put_bytes}, "
-        "the most that one PUT takes",
+        0 <= size <= max_item_bytes,
+        f"size_in_bytes {size} of {relpath!r} is not between 0 and {max_item_bytes}, "
+        "the most that the store takes",
     )
     return UploadItem(relpath, size, md5, _timestamp(entry, "utc_timestamp"))
 
@@ -166,7 +172,8 @@ def _username(entry: Mapping[str, Any]) -> str:
     return username
 
 
-def _tags(value: Any) -> tuple[str, ...]:
+def checked_tags(value: Any) -> tuple[str, ...]:
+    """Return a list of tags, sorted; raises UsageError."""
     if not isinstance(value, list) or not all(isinstance(tag, str) for tag in value):
         raise _malformed("tags is not a list of strings")
     for tag in value:
@@ -181,9 +188,14 @@ def _tags(value: Any) -> tuple[str, ...]:
 def _annotations(value: Any) -> Mapping[str, Any]:
     annotations = _object(value, "annotations")
     for name, content in annotations.items():
-        _require_metadata_name("annotation", name)
-        _require_encodable(f"annotation {name}", content)
+        check_annotation(name, content)
     return annotations
+
+
+def check_annotation(name: str, value: Any) -> None:
+    """Raise UsageError for what dtool or its S3 broker could not read back."""
+    require_metadata_name("annotation", name)
+    _require_encodable(f"annotation {name}", value)
 
 
 def _overlays(
@@ -191,20 +203,40 @@ def _overlays(
 ) -> Mapping[str, Mapping[str, Any]]:
     overlays = _object(value, "overlays")
     for name, content in overlays.items():
-        _require_metadata_name("overlay", name)
-        values = _object(content, f"overlay {name}")
-        _require(
-            values.keys() == items.keys(),
-            f"overlay {name!r} has not exactly one value for each item's identifier",
-        )
-        _require_encodable(f"overlay {name}", content)
+        check_overlay(name, content, items.keys())
     return overlays
 
 
-def _require_metadata_name(kind: str, name: str) -> None:
+def check_overlay(name: str, value: Any, identifiers: Set[str]) -> None:
+    """Raise UsageError unless `value` has exactly one value for each item."""
+    require_metadata_name("overlay", name)
+    values = _object(value, f"overlay {name}")
+    _require(
+        values.keys() == identifiers,
+        f"overlay {name!r} has not exactly one value for each item's identifier",
+    )
+    _require_encodable(f"overlay {name}", value)
+
+
+def require_metadata_name(kind: str, name: str) -> None:
+    """Raise UsageError for a name of an overlay or annotation that could not be read back."""
     _require(
         model.name_is_valid(name) and "." not in name,
         f"{kind} {name!r} is not a name dtool accepts, or has a dot, which dtool-s3 cannot read",
+    )
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError for a dataset's name that dtool does not accept."""
+    _require(model.name_is_valid(name), f"name {name!r} is not a dataset name dtool accepts")
+
+
+def check_readme(readme: str) -> None:
+    """Raise UsageError for a README that is too large or cannot be stored."""
+    _require_encodable("README.yml", readme)
+    _require(
+        len(readme.encode()) <= MAX_README_BYTES,
+        f"README.yml is larger than {MAX_README_BYTES} bytes",
     )
 
 

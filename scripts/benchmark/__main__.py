@@ -16,10 +16,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmark import machine, plot, report
+from benchmark import machine, plot, publishing, report
 from benchmark.lab import Sizes, open_lab
 from benchmark.measuring import WrongAnswer
 from benchmark.mounts import Mounts, adopt_orphans
@@ -53,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measure dserverfs beside other file systems on the same objects.",
+    )
+    parser.add_argument(
+        "what", nargs="?", choices=("read", "publish"), default="read", help="default: read"
     )
     parser.add_argument(
         "--row", action="append", choices=ROWS, metavar="NAME", help=f"only this: {', '.join(ROWS)}"
@@ -150,6 +154,8 @@ def _run(arguments: argparse.Namespace, work: Path) -> int:
         many_items=arguments.many_items,
         many_datasets=arguments.many_datasets,
     )
+    if arguments.what == "publish":
+        return _report(publishing.run(sizes, arguments.repeat, work), arguments, {"machine": about})
     wanted = arguments.only or COLUMNS
     peers = [peer for peer in all_peers() if peer.name in wanted]
     results = Results(
@@ -176,9 +182,14 @@ def _run(arguments: argparse.Namespace, work: Path) -> int:
         results.notes.append("this kernel takes idle memory away (DAMON), cached pages as well")
     results.notes.append(machine.in_words(about))
     results.notes.append("; ".join(versions.values()))
+    made = {"machine": about, "versions": versions, "sizes": vars(sizes)}
+    return _report(results, arguments, made)
+
+
+def _report(results: Results, arguments: argparse.Namespace, made: Mapping[str, Any]) -> int:
+    """Print and write what was measured; return the exit status."""
     print(report.as_text(results), end="")
     if arguments.json is not None:
-        made = {"machine": about, "versions": versions, "sizes": vars(sizes)}
         text = json.dumps(report.as_json(results, made), indent=1)
         arguments.json.write_text(text + "\n")
     if arguments.plot is not None:

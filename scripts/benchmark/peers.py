@@ -119,6 +119,10 @@ class Rclone(FusePeer):
 
     name = "rclone"
 
+    def program(self) -> str:
+        """Return its path; raises Missing."""
+        return _program("rclone")
+
     def version(self) -> str:
         return _first_line([_program("rclone"), "version"])
 

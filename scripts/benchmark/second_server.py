@@ -17,6 +17,7 @@ from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.objects import ObjectStore
 from dserverfs.server.signals import Signals, Stopped
 from dserverfs.server.storage import Storage
+from dserverfs.server.stores import Stores
 from dserverfs.server.web import WebServer, create_app
 
 
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str]) -> None:
     with Signals() as signals, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)
-        web = WebServer(create_app(directory, ObjectStore(storage)), listener, signals)
+        stores = Stores(ObjectStore(storage), lambda bucket: None)
+        web = WebServer(create_app(directory, stores, storage.base_uri), listener, signals)
         directory.token_file.write_text(token)  # a new one was made; the first is as good
         try:
             with web.running():
