@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import NamedTuple
 
 from dserverfs import login
-from dserverfs.cache import BlockCache, private_directory
+from dserverfs.cache import BlockCache
+from dserverfs.cache_place import local_directory, private_directory
 from dserverfs.catalogue import Catalogue
 from dserverfs.cells import NotLoaded
 from dserverfs.connections import Trust
@@ -36,6 +37,7 @@ from dserverfs.storage import Storage
 from dserverfs.transport import ServerTransport, TokenSource, expires_at
 from dserverfs.tree import directories_below, parts_of
 from dserverfs.uploader import Uploader
+from dserverfs.verify import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -50,16 +52,16 @@ class Client:
         *,
         cache_directory: Path | None = None,
         cache_size: int | None = None,
-        verify: bool = True,
+        verify: Policy = Policy.COMPLETE,
         staging_directory: Path | None = None,
         freeze_delay_s: float | None = None,
     ) -> None:
-        """`server` is HOST[:PORT]; `cache_size` is in bytes; `verify` compares with manifests.
+        """`server` is HOST[:PORT]; `cache_size` is in bytes.
 
         `freeze_delay_s` is for how long a staged dataset is unchanged before it is
         frozen by itself, None for never.
         """
-        self._directory = cache_directory or settings.cache_directory()
+        self._directory = local_directory(cache_directory or settings.cache_directory())
         trust = settings.trust(server)
         self._transport = _transport(server, settings, trust)
         self._storage = Storage(trust)

@@ -30,5 +30,10 @@ class ItemContent:
     items_from: Callable[[int, int], Sequence[ItemContent]] = field(default=_none, compare=False)
 
     @property
+    def content_key(self) -> str:
+        """Return what is the same for every item with this content, and no `key` of an item."""
+        return f"={self.hash_function}:{self.hash}:{self.size_in_bytes}"
+
+    @property
     def number_of_blocks(self) -> int:
         return number_of_blocks(self.size_in_bytes)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import os
 
-from dserverfs.blocks import BLOCK_SIZE, block_length
+from dserverfs.blocks import BLOCK_SIZE, MemoryBlock, block_length
 from dserverfs.cache import BlockCache, BlockKey
-from dserverfs.cache_writer import CacheWriter
+from dserverfs.cache_writer import CacheWriter, Put
 from dserverfs.catalogue import Catalogue
 from dserverfs.errors import IntegrityError
 from dserverfs.local_dataset import LocalDataset
@@ -88,4 +88,4 @@ def _adopt_item(writer: CacheWriter, key: str, local: LocalDataset, item: Item) 
             data = os.pread(file.fileno(), length, block * BLOCK_SIZE)
             if len(data) != length:
                 raise OSError(f"has not its {item.size_in_bytes} bytes any more")
-            writer.put(BlockKey(key, block), data)
+            writer.put_many([Put(BlockKey(key, block), BlockKey(key, block), MemoryBlock(data))])

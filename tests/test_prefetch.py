@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.errors import NotFound
 from dserverfs.item_content import ItemContent
 from dserverfs.item_order import FIRST_WINDOW
+from dserverfs.item_reader import ItemReader
 from dserverfs.model import Identifier
 from tests.faulty_store import Fault, Handler, faulty_store, refuse, stall
 from tests.test_reader import DATASET, World
@@ -22,19 +24,32 @@ CONTENT = b"0123456789" * 400
 COUNT = 100
 
 
+@functools.cache
+def md5_of(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+class Unlike(ItemContent):
+    """An item that passes for the only one with its content, though the store has one for all."""
+
+    @property
+    def content_key(self) -> str:
+        return f"={self.key}"
+
+
 class Directory(World):
-    """Items of one content each, side by side."""
+    """Items side by side, no two alike."""
 
     size = len(CONTENT)
 
     def item(self, place: int) -> ItemContent:
-        return ItemContent(
+        return Unlike(
             key=f"key/{place}",
             dataset=DATASET,
             identifier=Identifier(f"{place:040x}"),
             size_in_bytes=self.size,
             hash_function="md5sum_hexdigest",
-            hash=hashlib.md5(CONTENT[: self.size]).hexdigest(),
+            hash=md5_of(self.store.content),
             neighbours=lambda limit: [],
             place=place,
             items_from=self.items_from,
@@ -44,7 +59,7 @@ class Directory(World):
         return [self.item(each) for each in range(place, min(place + limit, COUNT))]
 
     def read(self, place: int) -> bytes:
-        return self.reader.open(self.item(place)).read(0, 128 * 1024)
+        return ItemReader(self.reader, self.item(place)).read(0, 128 * 1024)
 
 
 @pytest.fixture
@@ -154,7 +169,7 @@ def test_closing_releases_those_who_wait_for_what_stalls(directory: Directory) -
     directory.store.faults = [None, *[stall] * FIRST_WINDOW]
     directory.read(1)
     wait_until(lambda: not directory.store.faults)
-    waiting = directory.reader.open(directory.item(5)).want(0, 10)
+    waiting = ItemReader(directory.reader, directory.item(5)).want(0, 10)
 
     directory.reader.close()
 
@@ -170,7 +185,7 @@ def test_of_larger_items_the_beginnings_are_fetched_within_the_budget(
     directory.size = 3 * BLOCK_SIZE
 
     for place in (0, 1):
-        directory.reader.open(directory.item(place)).read(0, 4096)
+        ItemReader(directory.reader, directory.item(place)).read(0, 4096)
 
     wait_until(lambda: len(directory.store.requests) >= 2 + 8)
     assert all("Range" in request for request in directory.store.requests)
