@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 from dserverfs import login
 from dserverfs.cache import BlockCache
-from dserverfs.cache_place import local_directory, private_directory
 from dserverfs.catalogue import Catalogue
 from dserverfs.cells import NotLoaded
 from dserverfs.connections import Trust
+from dserverfs.directories import local_directory, private_directory
 from dserverfs.errors import DserverfsError, NotFound, PermissionDenied, UsageError
 from dserverfs.freezer import Freezer
 from dserverfs.kept_answers import KeptAnswers

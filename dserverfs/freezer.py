@@ -71,8 +71,8 @@ class Registry(Protocol):
     def learn(self, dataset: Dataset, as_staged: UUID) -> str | None:
         """Show it from now on as it was named while staged; return what may surprise of that."""
 
-    def adopt(self, dataset: Dataset, local: LocalDataset) -> None:
-        """Take the items' bytes over into the cache; fails silently, they can be fetched."""
+    def adopt(self, dataset: Dataset, local: LocalDataset, stop: threading.Event) -> None:
+        """Take the items' bytes over into the cache, until `stop`; they can be fetched, too."""
 
 
 class Freezer:
@@ -91,6 +91,7 @@ class Freezer:
         # What could not be frozen as it was: not tried again by itself until it changes.
         self._tried: dict[str, int] = {}
         self._closed = False
+        self._ending = threading.Event()
         self._thread: threading.Thread | None = None
         self.max_item_bytes: int | None = None  # of one item; None: no limit is known
         self._knows_limit = False
@@ -102,6 +103,7 @@ class Freezer:
 
     def close(self) -> None:
         """Stop; what is not frozen stays staged."""
+        self._ending.set()
         with self._condition:
             self._closed = True
             for job in self._jobs.values():
@@ -242,7 +244,7 @@ class Freezer:
             self._watched.pop(staged.id, None)
         job.future.set_result(Frozen(dataset.uri, job.notes))
         try:
-            self._registry.adopt(dataset, local)
+            self._registry.adopt(dataset, local, self._ending)
             _keep_left_over(staged, job.layout)
             staged.delete()
         except Exception:

@@ -32,7 +32,7 @@ LEVELS = [
         "verify",
     },
     {"staging_state", "staged_nodes", "staged_layout"},
-    {"transport", "settings", "cache_place", "cache_space", "loaded_blocks"},
+    {"transport", "settings", "directories", "cache_space", "loaded_blocks"},
     {"body", "outgoing", "routes", "signed_urls", "manifest_index"},
     {"storage", "listings", "signing", "upload_routes", "login"},
     {"resolver", "item_content", "item_order", "many_gets", "local_dataset"},
