@@ -6,18 +6,21 @@ here. `open` starts no thread and sends no request; methods block.
 
 from __future__ import annotations
 
+import getpass
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
+from dserverfs import login
 from dserverfs.cache import BlockCache
-from dserverfs.cache_place import local_directory, private_directory
 from dserverfs.catalogue import Catalogue
 from dserverfs.cells import NotLoaded
 from dserverfs.connections import Trust
+from dserverfs.directories import local_directory, private_directory
 from dserverfs.errors import DserverfsError, NotFound, PermissionDenied, UsageError
 from dserverfs.freezer import Freezer
 from dserverfs.kept_answers import KeptAnswers
@@ -31,7 +34,7 @@ from dserverfs.routes import Routes
 from dserverfs.settings import Settings
 from dserverfs.staging import Staging
 from dserverfs.storage import Storage
-from dserverfs.transport import ServerTransport, TokenSource
+from dserverfs.transport import ServerTransport, TokenSource, expires_at
 from dserverfs.tree import directories_below, parts_of
 from dserverfs.uploader import Uploader
 from dserverfs.verify import Policy
@@ -181,6 +184,50 @@ def whoami(server: str, settings: Settings) -> User:
     finally:
         storage.close()
         transport.close()
+
+
+class KeptToken(NamedTuple):
+    """A token that was got and kept."""
+
+    user: User
+    expires_at: float | None  # epoch seconds
+    path: Path
+    overridden_by: str | None  # the setting that counts before it
+
+
+class Login:
+    """A password for one dserver, to be exchanged for a token."""
+
+    def __init__(self, server: str, settings: Settings, *, username: str | None) -> None:
+        self._server = server
+        self._settings = settings
+        self._base_url = settings.base_url(server)
+        self._generator_url = settings.token_generator_url(server)
+        self.username = username or settings.username(server) or _login_name()
+
+    def require_private_way(self) -> None:
+        """Raise UsageError if the password or the token could be read on the way."""
+        for url in (self._generator_url, self._base_url):
+            if url is not None:
+                login.require_private_way(url)
+
+    def run(self, password: str) -> KeptToken:
+        """Get a token, try it, and keep it; blocks."""
+        trust = self._settings.trust(self._server)
+        credentials = login.Credentials(self.username, password)
+        token = login.fetch_token(self._base_url, self._generator_url, credentials, trust)
+        user = login.user_of(self._base_url, token, trust)
+        path = self._settings.kept_token_file(self._server)
+        login.keep_token(path, token)
+        overridden_by = self._settings.token_setting(self._server)
+        return KeptToken(user, expires_at(token), path, overridden_by)
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:  # a user id without a name, as in containers
+        raise UsageError("say whom to log in: --username NAME") from error
 
 
 def _transport(server: str, settings: Settings, trust: Trust) -> ServerTransport:

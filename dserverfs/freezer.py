@@ -71,8 +71,8 @@ class Registry(Protocol):
     def learn(self, dataset: Dataset, as_staged: UUID) -> str | None:
         """Show it from now on as it was named while staged; return what may surprise of that."""
 
-    def adopt(self, dataset: Dataset, local: LocalDataset) -> None:
-        """Take the items' bytes over into the cache; fails silently, they can be fetched."""
+    def adopt(self, dataset: Dataset, local: LocalDataset, stop: threading.Event) -> None:
+        """Take the items' bytes over into the cache, until `stop`; they can be fetched, too."""
 
 
 class Freezer:
@@ -91,8 +91,10 @@ class Freezer:
         # What could not be frozen as it was: not tried again by itself until it changes.
         self._tried: dict[str, int] = {}
         self._closed = False
+        self._ending = threading.Event()
         self._thread: threading.Thread | None = None
-        self.max_item_bytes: int | None = None
+        self.max_item_bytes: int | None = None  # of one item; None: no limit is known
+        self._knows_limit = False
 
     def open(self) -> None:
         """Start to freeze by itself."""
@@ -101,6 +103,7 @@ class Freezer:
 
     def close(self) -> None:
         """Stop; what is not frozen stays staged."""
+        self._ending.set()
         with self._condition:
             self._closed = True
             for job in self._jobs.values():
@@ -116,14 +119,26 @@ class Freezer:
 
     def resume(self, staged: StagedDataset) -> None:
         """Carry on with one that an earlier daemon left behind, unless another owns it now."""
-        if staged.record.state in (State.OPEN, State.FAILED):
-            return  # owned when it is written to, or frozen by command
         try:
             staged.own()
         except Conflict as error:
             logger.info("%s", error)
+            return
+        if staged.record.state in (State.OPEN, State.FAILED):
+            # Not armed any more by being owned. Whoever writes to it next may own it.
+            staged.disown()
         else:
             self.watch(staged)
+
+    def learn_limit(self) -> None:
+        """Find out how large an item may be, unless that is known; blocks."""
+        if self._knows_limit:
+            return
+        try:
+            self.max_item_bytes = self._uploader.max_item_bytes()
+            self._knows_limit = True
+        except DserverfsError as error:
+            logger.info("how large items may be is not known yet: %s", error)
 
     def freeze(self, staged: StagedDataset, layout: Layout | None = None) -> Future[Frozen]:
         """Begin to freeze it at once, armed or not; the result is what came of it.
@@ -229,7 +244,7 @@ class Freezer:
             self._watched.pop(staged.id, None)
         job.future.set_result(Frozen(dataset.uri, job.notes))
         try:
-            self._registry.adopt(dataset, local)
+            self._registry.adopt(dataset, local, self._ending)
             _keep_left_over(staged, job.layout)
             staged.delete()
         except Exception:
@@ -287,7 +302,7 @@ class Freezer:
             base_uri,
             progress=job.note_progress,
             stop=job.stop,
-            before_complete=lambda: staged.move(Move.COMPLETE),
+            before_complete=job.before_complete,
         )
         return self._registry.registered(local, base_uri)
 
@@ -347,6 +362,12 @@ class _Job:
         self.progress: Progress | None = None
         self.notes: list[str] = []
         self.changes = staged.changes
+
+    def before_complete(self) -> None:
+        """Rule out writes from now on, unless there was one."""
+        if self.stop.is_set():
+            raise Cancelled(f"{self.staged.record.name}: was written to, or the mount is ending")
+        self.staged.move(Move.COMPLETE)
 
     def note_progress(self, *counts: int) -> None:
         self.progress = Progress(*counts)

@@ -44,6 +44,7 @@ class MountOptions(NamedTuple):
     staging_directory: Path | None = None
     read_only: bool = False
     freeze_delay_s: float | None = None  # None: only by command
+    xattr: bool = False
 
 
 def start(serve: Callable[[int], int]) -> None:

@@ -7,6 +7,7 @@ point (ENOTCONN), never an empty directory.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import resource
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import pyfuse3
 import trio
 
-from dserverfs import mountpoint
+from dserverfs import facts, mountpoint
 from dserverfs.client import Client
 from dserverfs.commander import Commander
 from dserverfs.control import Server, socket_name
@@ -92,19 +93,23 @@ class _Parts(NamedTuple):
         ownership = Ownership(options.uid, options.gid, options.umask)
         reader, freezer = client.reader, client.freezer
         now_ns = time.time_ns()
+        attributes = None
+        if options.xattr:
+            attributes = functools.partial(facts.attributes, server=options.uri.server)
         if only is not None or options.read_only:
             tree = Tree(options.uri, client.catalogue, now_ns)
             if only is not None:
                 tree.show_only(only)
-            return cls(ReadOnlyOperations(tree, reader, ownership), tree, None, freezer)
+            operations = ReadOnlyOperations(tree, reader, ownership, attributes)
+            return cls(operations, tree, None, freezer)
         staging = client.staging.open()
         for base_uri in staging.base_uris():
             for staged in staging.datasets(base_uri):
                 freezer.resume(staged)
         freezer.open()
         tree = Tree(options.uri, client.catalogue, now_ns, staging)
-        operations = Operations(tree, reader, ownership, staging, freezer, client.give_way)
-        return cls(operations, tree, staging, freezer)
+        writing = Operations(tree, reader, ownership, staging, freezer, client.give_way, attributes)
+        return cls(writing, tree, staging, freezer)
 
 
 def _fuse_options(options: MountOptions) -> set[str]:

@@ -67,7 +67,7 @@ def app(server: ServerHandle, tmp_path_factory: pytest.TempPathFactory) -> Itera
     app = AppClient(server, tmp_path_factory.mktemp("limited"))
     app.storage = dataclasses.replace(app.storage, max_put_bytes=6 * MIB, part_bytes=PART)
     limited = ObjectStore(app.storage)
-    app.app.extensions[STORES] = Stores(limited, {})
+    app.app.extensions[STORES] = Stores(limited, lambda bucket: None)
     yield app
     limited.client.close()
     app.close()
@@ -81,8 +81,11 @@ def limited(app: AppClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     thread.start()
     uri = f"dserver://127.0.0.1:{server.server_port}/s3/{app.storage.bucket}"
     try:
-        with put_front() as front, client_of(uri, app._token, tmp_path / "cache") as client:
-            storage = Detour(front, stall_timeout_s=1.0)
+        with (
+            put_front() as front,
+            client_of(uri, app.token("grumpy"), tmp_path / "cache") as client,
+        ):
+            storage = Detour(front, stall_timeout_s=2.0)
             yield Limited(app, client, front, Uploader(client.resolver, storage))
             storage.close()
     finally:

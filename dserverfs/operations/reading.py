@@ -8,7 +8,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
@@ -28,12 +28,13 @@ from pyfuse3 import (
     RequestContext,
     SetattrFields,
     StatvfsData,
+    XAttrNameT,
 )
 
 from dserverfs import errors
 from dserverfs.blocks import Block
 from dserverfs.cells import NotLoaded
-from dserverfs.dataset_tree import Attributes, Entry
+from dserverfs.dataset_tree import Attributes, DatasetTree, Entry
 from dserverfs.item_content import ItemContent
 from dserverfs.item_reader import Buffer, ItemReader
 from dserverfs.model import MAX_COMPONENT_BYTES
@@ -48,8 +49,13 @@ READ_TIMEOUT_S = 120.0
 METADATA_THREADS = 24
 DISK_THREADS = 8
 
+XATTR_PREFIX = b"user.dtool."
+
 R = TypeVar("R")
 T = TypeVar("T")
+
+# Of a number in a dataset, by name without the prefix; raises NotLoaded.
+AttributesOf = Callable[[DatasetTree, int], Mapping[str, str]]
 
 
 class Ownership(NamedTuple):
@@ -119,8 +125,16 @@ class ReadOnlyOperations(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, tree: Tree, reader: Reader, ownership: Ownership) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        reader: Reader,
+        ownership: Ownership,
+        attributes_of: AttributesOf | None = None,
+    ) -> None:
+        """`attributes_of` gives a number's extended attributes; None for a mount without."""
         super().__init__()
+        self._attributes_of = attributes_of
         self._tree = tree
         self._reader = reader
         self._ownership = ownership
@@ -342,8 +356,36 @@ class ReadOnlyOperations(pyfuse3.Operations):
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         raise FUSEError(errno.EINVAL)
 
-    # flush, access and the extended attributes answer ENOSYS, pyfuse3's default, on
-    # purpose: the kernel then never asks again, which spares a request at every close.
+    # Extended attributes
+
+    @guarded
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        if self._attributes_of is None:
+            raise FUSEError(errno.ENOSYS)  # the kernel does not ask again
+        if not name.startswith(XATTR_PREFIX):
+            raise FUSEError(pyfuse3.ENOATTR)
+        known = await self._loaded(lambda: self._dtool_attributes(Inode(inode)))
+        try:
+            return known[name[len(XATTR_PREFIX) :].decode("utf-8", "replace")].encode()
+        except KeyError:
+            raise FUSEError(pyfuse3.ENOATTR) from None
+
+    @guarded
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        """Tell of none, so that `cp -a` does not copy them."""
+        if self._attributes_of is None:
+            raise FUSEError(errno.ENOSYS)
+        return []
+
+    def _dtool_attributes(self, inode: Inode) -> Mapping[str, str]:
+        place, number = self._tree.place_of(inode)
+        if self._attributes_of is None or not isinstance(place, DatasetTree):
+            return {}
+        return self._attributes_of(place, number)
+
+    # flush and access answer ENOSYS, pyfuse3's default, on purpose: the kernel then never
+    # asks again, which spares a request at every close. So do extended attributes, unless
+    # the user wants them.
 
     # Helpers
 

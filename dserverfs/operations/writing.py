@@ -37,7 +37,7 @@ from dserverfs import errors
 from dserverfs.dataset_tree import Attributes
 from dserverfs.freezer import Freezer
 from dserverfs.operations.guard import guarded
-from dserverfs.operations.reading import OpenFile, Ownership, ReadOnlyOperations
+from dserverfs.operations.reading import AttributesOf, OpenFile, Ownership, ReadOnlyOperations
 from dserverfs.reader import Reader
 from dserverfs.staged_tree import Changes, OpenStaged, StagedTree, is_for_writing
 from dserverfs.staging import StagedDataset, Staging
@@ -77,9 +77,10 @@ class Operations(ReadOnlyOperations):
         staging: Staging,
         freezer: Freezer,
         give_way: Callable[[int], bool],
+        attributes_of: AttributesOf | None = None,
     ) -> None:
         """`give_way` has the cache give that many bytes of the disk back, if it can."""
-        super().__init__(tree, reader, ownership)
+        super().__init__(tree, reader, ownership, attributes_of)
         self._staging = staging
         self._give_way = give_way
         self._freezer = freezer
@@ -370,6 +371,7 @@ class Operations(ReadOnlyOperations):
         username = self._tree.username()
         staged = await self._on_disk(lambda: self._staging.create(base_uri, name, username))
         self._freezer.watch(staged)
+        await self._on_disk(self._freezer.learn_limit)
         attributes = self._tree.show_staged(staged)
         found = self._tree.staged(Inode(attributes.number))
         assert found is not None
