@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dserverfs.cache_place import fstype_of, is_of_network, local_directory, private_directory
+from dserverfs.directories import fstype_of, is_of_network, local_directory, private_directory
 from dserverfs.errors import UsageError
 from tests.accounts import Account
 
