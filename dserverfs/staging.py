@@ -213,7 +213,7 @@ class StagedDataset:
     def disarm(self, reason: str) -> None:
         """Have it frozen only by command from now on, and remember the first reason."""
         with self._lock:
-            if not self._record.armed:
+            if not self._record.armed or not self._owner.held:
                 return
             logger.warning("%s: will be frozen only by command: %s", self, reason)
             self._record = replace(self._record, armed=False, reason=reason)
@@ -256,6 +256,9 @@ class StagedDataset:
             self._keep(replace(self._record, name=name))
 
     def _keep(self, record: Record) -> None:
+        """Invariant: nobody but its owner writes the state."""
+        if not self._owner.held:
+            raise Conflict(f"{self._record.name}: belongs to {self._owner.owner()}")
         _write(self.directory, record)
         self._record = record
 
@@ -346,12 +349,12 @@ class Staging:
                 raise Conflict(f"{base_uri}/{record.id}: is staged already in {path}")
             (new / _TREE).mkdir(parents=True, mode=0o700)
             _write(new, record)
-            new.rename(path)
+            staged = StagedDataset(path, record)
+            with self._lock:  # whoever lists it from now on finds this one, and it owned
+                new.rename(path)
+                staged._owner.acquire()
+                self._known[path] = staged
             _sync(base)
-        staged = StagedDataset(path, record)
-        with self._lock:
-            self._known[path] = staged
-        staged._owner.acquire()
         return staged
 
     def rename(self, staged: StagedDataset, name: str) -> None:
