@@ -21,6 +21,7 @@ from dserverfs.reader import Reader
 from dserverfs.resolver import Resolver
 from dserverfs.settings import Settings
 from dserverfs.storage import Storage
+from dserverfs.stored_items import StoredItems
 from dserverfs.transport import ServerTransport, TokenSource
 from dserverfs.uploader import Uploader
 
@@ -50,6 +51,7 @@ class Client:
         self._answers = KeptAnswers(self.resolver, known)
         self.catalogue = Catalogue(self._answers, server, known)
         self.reader = Reader(self.resolver, self._storage, self._cache, verify=verify)
+        self.stored = StoredItems(self.resolver, self._storage)
         self.uploader = Uploader(self.resolver, self._storage)
 
     def open(self) -> Client:

@@ -129,6 +129,10 @@ class Reader:
         """Return how often the item's bytes turned out wrong."""
         return self._drops.get(content.key, 0)
 
+    def drop(self, content: ItemContent) -> None:
+        """Forget every block of an item that turned out to be wrong, here and in the cache."""
+        self._drop(content)
+
     def want(self, content: ItemContent, run: Run) -> list[Block | Future[Block]]:
         """Return the blocks of `run`: loaded ones, and futures of the others, now being fetched."""
         return self._ask(content, run, self._demand)

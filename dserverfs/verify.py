@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import Callable
 from typing import Protocol
 
+from dserverfs.errors import Unsupported
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -35,6 +37,14 @@ def hasher_of(hash_function: str) -> Hasher | None:
     """Return a fresh hasher; None if the hash function is not known."""
     make = _HASHES.get(hash_function)
     return None if make is None else make()
+
+
+def known_hasher(hash_function: str) -> Hasher:
+    """Return a fresh hasher; raises Unsupported if the hash function is not known."""
+    hasher = hasher_of(hash_function)
+    if hasher is None:
+        raise Unsupported(f"the hash function {hash_function} is not known")
+    return hasher
 
 
 def digest(hash_function: str, content: Buffer) -> str | None:

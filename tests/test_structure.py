@@ -27,7 +27,7 @@ LEVELS = [
     {"cache", "kept_answers"},
     {"catalogue"},
     {"cache_writer", "verification"},
-    {"reader", "staging", "uploader"},
+    {"reader", "staging", "stored_items", "uploader"},
     {"dataset_tree"},
     {"tree"},
     {"client"},
