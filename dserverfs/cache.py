@@ -260,6 +260,20 @@ class BlockCache:
         if cache is not None:
             cache.close()
 
+    def give_way(self, size_in_bytes: int) -> bool:
+        """Give back about that much of the disk to others; return whether there was anything."""
+        cache = self._usable()
+        if cache is None:
+            return False
+        try:
+            if not len(cache):
+                return False
+            self._evict(cache, size_in_bytes)
+        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+            self._fail(error)
+            return False
+        return True
+
     def _usable(self) -> Any:
         """Return diskcache's cache, or None while it is closed or fails."""
         return self._cache if time.monotonic() >= self._broken_until_s else None

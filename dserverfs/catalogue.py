@@ -58,14 +58,42 @@ class Names:
             named[name] = dataset
         return named
 
+    def place(self, uuid: UUID, wanted: str) -> str:
+        """Return the name of a staged dataset: `wanted`, if nothing else has that."""
+        name = self._names.get(uuid)
+        if name is None or (name != wanted and wanted not in self._taken):
+            self.release(uuid)
+            name = self._names[uuid] = self._free(wanted, uuid)
+            self._taken[name] = uuid
+        return name
+
+    def hand_over(self, staged: UUID, frozen: UUID) -> None:
+        """Show the frozen dataset under the name that it had while it was staged."""
+        name = self._names.pop(staged, None)
+        if name is not None and frozen not in self._names:
+            self._names[frozen] = name
+            self._taken[name] = frozen
+
+    def is_taken(self, name: str) -> bool:
+        return name in self._taken
+
+    def release(self, uuid: UUID) -> None:
+        """Let others have the name of a staged dataset."""
+        name = self._names.pop(uuid, None)
+        if name is not None:
+            del self._taken[name]
+
     def _choose(self, dataset: Dataset) -> str:
         if not component_is_usable(dataset.name):
             logger.warning("%s: its name cannot be shown, its uuid is", dataset.uri)
             return dataset.uuid
-        for name in (dataset.name, f"{dataset.name}~{dataset.uuid[:8]}"):
+        return self._free(dataset.name, dataset.uuid)
+
+    def _free(self, wanted: str, uuid: UUID) -> str:
+        for name in (wanted, f"{wanted}~{uuid[:8]}"):
             if name not in self._taken:
                 return name
-        return f"{dataset.name}~{dataset.uuid}"
+        return f"{wanted}~{uuid}"
 
 
 class Catalogue:
@@ -85,6 +113,9 @@ class Catalogue:
         self._indexes: OrderedDict[UUID, ManifestIndex] = OrderedDict()
         self._index_loads: dict[UUID, threading.Lock] = {}
         self._hidden: dict[UUID, float] = {}  # until when; CLOCK_MONOTONIC
+        # Registered by us, and until when they are listed even if the server's answer,
+        # which may be older, does not have them.
+        self._learned: dict[UUID, tuple[Dataset, float]] = {}
         self._user = self._cell(answers.user, FRESH_S)
 
     def close(self) -> None:
@@ -108,7 +139,7 @@ class Catalogue:
             if cell is None:
                 names = self._names.setdefault(base_uri, Names(reserved | {UUID_DIRECTORY}))
                 cell = self._listings[base_uri] = self._cell(
-                    lambda: names.bind(self._answers.datasets(base_uri)), FRESH_S
+                    lambda: names.bind(self._with_learned(base_uri)), FRESH_S
                 )
         named = cell.get()
         with self._lock:
@@ -116,6 +147,27 @@ class Catalogue:
         if not hidden:
             return named
         return {name: dataset for name, dataset in named.items() if dataset.uuid not in hidden}
+
+    def names(self, base_uri: str) -> Names:
+        """Return the names bound in a base URI whose datasets were asked for."""
+        return self._names[base_uri]
+
+    def learn(self, dataset: Dataset, as_staged: UUID) -> None:
+        """List a dataset that was registered just now, under the name it had while staged."""
+        with self._lock:
+            self._learned[dataset.uuid] = (dataset, time.monotonic() + 2 * FRESH_S)
+            cell = self._listings.get(dataset.base_uri)
+            if as_staged != dataset.uuid and dataset.base_uri in self._names:
+                self._names[dataset.base_uri].hand_over(as_staged, dataset.uuid)
+        if cell is not None:
+            cell.replace(lambda named: {**named, **self._named(dataset)})
+
+    def relist(self, base_uri: str) -> None:
+        """Have the listing refreshed the next time it is asked for."""
+        with self._lock:
+            cell = self._listings.get(base_uri)
+        if cell is not None:
+            cell.expire()
 
     def known_datasets(self) -> list[Dataset]:
         """Return the datasets of every listing that is at hand; asks for nothing."""
@@ -153,6 +205,22 @@ class Catalogue:
                 return index
             loading = self._index_loads.setdefault(dataset.uuid, threading.Lock())
         raise NotLoaded(lambda: self._load_index(dataset, loading))
+
+    def _with_learned(self, base_uri: str) -> list[Dataset]:
+        listed = self._answers.datasets(base_uri)
+        known = {dataset.uuid for dataset in listed}
+        with self._lock:
+            now = time.monotonic()
+            self._learned = {uuid: entry for uuid, entry in self._learned.items() if entry[1] > now}
+            learned = [dataset for dataset, _ in self._learned.values()]
+        return listed + [
+            dataset
+            for dataset in learned
+            if dataset.base_uri == base_uri and dataset.uuid not in known
+        ]
+
+    def _named(self, dataset: Dataset) -> dict[str, Dataset]:
+        return self._names[dataset.base_uri].bind([dataset])
 
     def _cell(self, fetch: Callable[[], T], max_age_s: float) -> Cell[T]:
         return Cell(fetch, max_age_s, self._background)

@@ -75,6 +75,12 @@ class Cell(Generic[T]):
                     return
             self._keep(self._fetch())
 
+    def replace(self, change: Callable[[T], T]) -> None:
+        """Change the value, if there is one, without fetching; it gets no fresher by that."""
+        with self._lock:
+            if self._values:
+                self._values = [change(self._values[0])]
+
     def expire(self) -> None:
         """Refresh the value the next time it is asked for."""
         with self._lock:

@@ -15,11 +15,14 @@ from dserverfs.cache import BlockCache, private_directory
 from dserverfs.catalogue import Catalogue
 from dserverfs.connections import Trust
 from dserverfs.errors import NotFound, PermissionDenied, UsageError
+from dserverfs.freezer import Freezer
 from dserverfs.kept_answers import KeptAnswers
 from dserverfs.model import UUID, Dataset, DserverURI, User
 from dserverfs.reader import Reader
+from dserverfs.registration import Registration
 from dserverfs.resolver import Resolver
 from dserverfs.settings import Settings
+from dserverfs.staging import Staging
 from dserverfs.storage import Storage
 from dserverfs.stored_items import StoredItems
 from dserverfs.transport import ServerTransport, TokenSource
@@ -39,8 +42,14 @@ class Client:
         cache_directory: Path | None = None,
         cache_size: int | None = None,
         verify: bool = True,
+        staging_directory: Path | None = None,
+        freeze_delay_s: float | None = None,
     ) -> None:
-        """`server` is HOST[:PORT]; `cache_size` is in bytes; `verify` compares with manifests."""
+        """`server` is HOST[:PORT]; `cache_size` is in bytes; `verify` compares with manifests.
+
+        `freeze_delay_s` is for how long a staged dataset is unchanged before it is
+        frozen by itself, None for never.
+        """
         self._directory = cache_directory or settings.cache_directory()
         trust = settings.trust(server)
         self._transport = _transport(server, settings, trust)
@@ -53,6 +62,11 @@ class Client:
         self.reader = Reader(self.resolver, self._storage, self._cache, verify=verify)
         self.stored = StoredItems(self.resolver, self._storage)
         self.uploader = Uploader(self.resolver, self._storage)
+        self.staging = Staging(staging_directory or settings.staging_directory(), server)
+        registration = Registration(
+            server, self.resolver, self.uploader, self.catalogue, self._cache
+        )
+        self.freezer = Freezer(self.uploader, registration, delay_s=freeze_delay_s)
 
     def open(self) -> Client:
         """Make the directories; raises UsageError if they cannot be used."""
@@ -62,6 +76,8 @@ class Client:
         return self
 
     def close(self) -> None:
+        self.freezer.close()
+        self.staging.close()
         self.reader.close()
         self.catalogue.close()
         self._cache.close()
@@ -78,6 +94,10 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def give_way(self, size_in_bytes: int) -> bool:
+        """Have the cache give that many bytes of the disk back; return whether it could."""
+        return self._cache.give_way(size_in_bytes)
 
     def check(self, uri: DserverURI) -> Dataset | None:
         """Return the dataset `uri` names, if it names one; blocks.

@@ -2,8 +2,9 @@
 
 Used by the tree, which gives each dataset a slot of inode numbers. Numbers in
 the slot are arithmetic: an item's or directory's row in the manifest index for
-what is below `data`, and OWN plus a place in a short list for the rest. No I/O:
-raises NotLoaded where the catalogue does.
+what is below `data`, ALIAS plus the row for the same by its path without `data/`
+(unlisted, for paths from before the freeze), and OWN plus a place in a short list
+for the rest. No I/O: raises NotLoaded where the catalogue does.
 """
 
 from __future__ import annotations
@@ -11,14 +12,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dserverfs.catalogue import Catalogue
 from dserverfs.errors import IntegrityError, NotFound
 from dserverfs.item_content import ItemContent
 from dserverfs.manifest_index import ManifestIndex, Row
-from dserverfs.model import MAX_COMPONENT_BYTES, Dataset, Identifier, component_is_usable
+from dserverfs.model import (
+    MAX_COMPONENT_BYTES,
+    Dataset,
+    Identifier,
+    Item,
+    component_is_usable,
+)
 
+ALIAS = 1 << 34  # numbers from here on are rows by their other path
 OWN = 1 << 35  # numbers from here on are not rows
 FROZEN_S = 365.0 * 24 * 3600  # how long the kernel may believe what never changes
 MUTABLE_S = 1.0  # beside the catalogue's own freshness, so that both do not add up
@@ -34,6 +42,11 @@ class Attributes(NamedTuple):
     size_in_bytes: int
     mtime_ns: int
     believed_s: float  # the kernel may keep it so long
+    # What only files that may change have; None: as for a frozen one.
+    number_of_links: int | None = None
+    blocks: int | None = None  # of 512 bytes
+    atime_ns: int | None = None
+    ctime_ns: int | None = None
 
 
 class Entry(NamedTuple):
@@ -64,24 +77,34 @@ class DatasetTree:
     def attributes(self, number: int) -> Attributes:
         """Return the attributes of a number; raises NotFound."""
         if number < OWN:
-            return self._row_attributes(self._index().row(number))
+            row = self._index().row(number & ~ALIAS)
+            return _aliased(self._row_attributes(row), number)
         return self._own_attributes(self._path(number))
 
     def lookup(self, number: int, name: str) -> Attributes:
         """Return the attributes of the entry `name`; raises NotFound."""
         if number < OWN:
-            return self._row_attributes(self._index().child(number, name))
+            row = self._index().child(number & ~ALIAS, name)
+            return _aliased(self._row_attributes(row), number)
         path = self._path(number)
         if path == "" and name == "data":
             return self._row_attributes(self._index().row(0))
         if name not in self._own_names(path):
+            if path == "":
+                row = self._index().child(0, name)
+                return _aliased(self._row_attributes(row), ALIAS)
             raise NotFound(f"{self.dataset.uri}: nothing named {name!r} in {path or '/'}")
         return self._own_attributes(_join(path, name))
 
     def children(self, number: int, cookie: int) -> Iterator[Entry]:
         """Yield the entries behind `cookie` (0: all), in a stable order."""
         if number < OWN:
-            yield from self._rows(self._index(), number, cookie)
+            rows = self._rows(self._index(), number & ~ALIAS, cookie)
+            if not number & ALIAS:
+                yield from rows
+                return
+            for entry in rows:
+                yield entry._replace(attributes=_aliased(entry.attributes, number))
             return
         path = self._path(number)
         if path == "" and cookie == 0:
@@ -99,9 +122,9 @@ class DatasetTree:
         if number >= OWN:
             return self._own_content(self._path(number))
         index = self._index()
-        row = index.row(number)
+        row = index.row(number & ~ALIAS)
         if row.identifier is None:
-            raise NotFound(f"{self.dataset.uri}: row {number} is a directory")
+            raise NotFound(f"{self.dataset.uri}: row {row.row} is a directory")
         if row.refused:
             raise IntegrityError(
                 f"{self.dataset.uri}: item {row.identifier} has a relpath that cannot be a file's"
@@ -115,6 +138,32 @@ class DatasetTree:
             hash=row.hash,
             neighbours=_Neighbours(index, row.row),
         )
+
+    def item(self, number: int) -> Item | None:
+        """Return the item that a number is of; None for directories and what is no item."""
+        if number >= OWN:
+            return None
+        index = self._index()
+        row = index.row(number & ~ALIAS)
+        if row.identifier is None:
+            return None
+        names, parent = [row.name], row.parent
+        while parent:
+            directory = index.row(parent)
+            names.append(directory.name)
+            parent = directory.parent
+        relpath = "/".join(reversed(names))
+        return Item(row.identifier, relpath, row.size_in_bytes, row.hash, row.mtime_ns)
+
+    def overlay_values(self, identifier: Identifier) -> dict[str, Any]:
+        """Return the item's value in each overlay that has one."""
+        values = {}
+        for name, content in self._catalogue.metadata(self.dataset).overlays.items():
+            try:
+                values[name] = json.loads(content)[identifier]
+            except (ValueError, KeyError, TypeError):
+                continue  # not for this item, or nothing that dtool wrote
+        return values
 
     def _index(self) -> ManifestIndex:
         return self._catalogue.index(self.dataset)
@@ -213,6 +262,12 @@ class _Neighbours:
 
     def __call__(self, limit: int) -> list[Identifier]:
         return self._index.identifiers_from(self._row, limit)
+
+
+def _aliased(attributes: Attributes, number: int) -> Attributes:
+    """Return the attributes with a number of the kind that `number` is of."""
+    alias = number & ALIAS
+    return attributes._replace(number=attributes.number | alias) if alias else attributes
 
 
 def _join(path: str, name: str) -> str:

@@ -20,9 +20,9 @@ from dserverfs import mountpoint
 from dserverfs.client import Client
 from dserverfs.demo_datasets import build_datasets
 from dserverfs.errors import Conflict, UsageError
+from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import DserverURI
 from dserverfs.settings import TOKEN_FILE, Settings
-from dserverfs.uploader import LocalDataset
 
 STOP_TIMEOUT_S = 15.0
 SHOWN_BYTES = 300

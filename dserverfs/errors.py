@@ -6,6 +6,9 @@ message holds a token or the query of a signed URL.
 
     DserverfsError
     +-- UsageError               the caller asked for what cannot be done; no traceback
+    |   +-- NameTooLong          no store could hold an item of that path
+    |   +-- NotUTF8              a name that is no text
+    |   +-- CannotHold           a kind of file that no dataset can hold
     +-- NotFound                 dataset, item or route is gone
     +-- PermissionDenied         the token is good, the right is missing
     |   +-- NotAuthenticated     token missing, expired or malformed
@@ -15,6 +18,11 @@ message holds a token or the query of a signed URL.
     +-- IntegrityError           bytes are not what the manifest says
     +-- Unsupported              this server has no route for it
     +-- Conflict                 exists already, or is being written by another
+    |   +-- NameTaken            another dataset is shown under that name
+    +-- Frozen                   can no longer be changed
+    +-- TooLarge                 an item is larger than the server can have stored
+    +-- ItemChanged              a local file is not what was hashed
+    +-- Cancelled                the caller asked to stop
 
 Each carries `uri` and `status` where they are known. Which errno an error
 becomes is said in one place, `dserverfs.operations`.
@@ -34,6 +42,18 @@ class DserverfsError(Exception):
 
 class UsageError(DserverfsError):
     """What was asked for cannot be done as asked; the message says how it can."""
+
+
+class NameTooLong(UsageError):
+    """A path is longer than what the store can keep of it."""
+
+
+class NotUTF8(UsageError):
+    """A name that cannot be told to dserver or to dtool."""
+
+
+class CannotHold(UsageError):
+    """A symbolic link, a device, a socket: datasets hold plain files."""
 
 
 class NotFound(DserverfsError):
@@ -70,3 +90,27 @@ class Unsupported(DserverfsError):
 
 class Conflict(DserverfsError):
     """It exists already, or somebody else holds it."""
+
+
+class NameTaken(Conflict):
+    """There is a dataset of that name; choose another one."""
+
+
+class Frozen(DserverfsError):
+    """It is frozen, or about to be: its items cannot change any more."""
+
+
+class TooLarge(DserverfsError):
+    """An item has more bytes than this server and its store take; nothing was sent."""
+
+
+class ItemChanged(DserverfsError):
+    """A local file changed after it was described or hashed: describe it again, then retry."""
+
+    def __init__(self, message: str, *, relpath: str) -> None:
+        super().__init__(message)
+        self.relpath = relpath
+
+
+class Cancelled(DserverfsError):
+    """The caller's stop was set; what was stored stays stored, and it can be called again."""

@@ -20,11 +20,16 @@ import trio
 
 from dserverfs import mountpoint
 from dserverfs.client import Client
+from dserverfs.commander import Commander
+from dserverfs.control import Server, socket_name
 from dserverfs.errors import UsageError
+from dserverfs.freezer import Freezer
 from dserverfs.launcher import READY
-from dserverfs.model import DserverURI
-from dserverfs.operations import Ownership, ReadOnlyOperations
+from dserverfs.model import Dataset, DserverURI
+from dserverfs.operations.reading import Ownership, ReadOnlyOperations
+from dserverfs.operations.writing import Operations
 from dserverfs.settings import Settings
+from dserverfs.staging import Staging
 from dserverfs.tree import Tree
 
 logger = logging.getLogger(__name__)
@@ -54,6 +59,9 @@ class MountOptions(NamedTuple):
     allow_other: bool
     fuse_options: tuple[str, ...]
     verify: bool
+    staging_directory: Path | None = None
+    read_only: bool = False
+    freeze_delay_s: float | None = None  # None: only by command
 
 
 def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None:
@@ -72,19 +80,17 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
         cache_directory=options.cache_directory,
         cache_size=options.cache_size,
         verify=options.verify,
+        staging_directory=options.staging_directory,
+        freeze_delay_s=options.freeze_delay_s,
     ) as client:
         only = client.check(options.uri)
-        tree = Tree(options.uri, client.catalogue, time.time_ns())
-        if only is not None:
-            tree.show_only(only)
-        ownership = Ownership(options.uid, options.gid, options.umask)
-        operations = ReadOnlyOperations(tree, client.reader, ownership)
+        parts = _Parts.of(options, client, only)
         try:
-            pyfuse3.init(operations, str(options.path), _fuse_options(options))
+            pyfuse3.init(parts.operations, str(options.path), _fuse_options(options))
         except RuntimeError as error:
             raise UsageError(f"{options.path}: cannot be mounted: {error}") from error
         try:
-            trio.run(_serve, options, ready_fd)
+            trio.run(_serve, options, parts, settings.state_directory() / "control", ready_fd)
         except BaseException:
             # A dead mount point is seen; an empty directory would be mirrored.
             pyfuse3.close(unmount=False)
@@ -93,18 +99,50 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
     logger.info("%s: unmounted", options.path)
 
 
+class _Parts(NamedTuple):
+    """What answers the kernel, and what it and the commands work on."""
+
+    operations: ReadOnlyOperations
+    tree: Tree
+    staging: Staging | None
+    freezer: Freezer
+
+    @classmethod
+    def of(cls, options: MountOptions, client: Client, only: Dataset | None) -> _Parts:
+        ownership = Ownership(options.uid, options.gid, options.umask)
+        reader, freezer = client.reader, client.freezer
+        now_ns = time.time_ns()
+        if only is not None or options.read_only:
+            tree = Tree(options.uri, client.catalogue, now_ns)
+            if only is not None:
+                tree.show_only(only)
+            return cls(ReadOnlyOperations(tree, reader, ownership), tree, None, freezer)
+        staging = client.staging.open()
+        for base_uri in staging.base_uris():
+            for staged in staging.datasets(base_uri):
+                freezer.resume(staged)
+        freezer.open()
+        tree = Tree(options.uri, client.catalogue, now_ns, staging)
+        operations = Operations(tree, reader, ownership, staging, freezer, client.give_way)
+        return cls(operations, tree, staging, freezer)
+
+
 def _fuse_options(options: MountOptions) -> set[str]:
     source = str(options.uri).replace("\\", "\\\\").replace(",", "\\,")
-    wanted = {f"fsname={source}", "subtype=dserverfs", "default_permissions", "ro"}
+    wanted = {f"fsname={source}", "subtype=dserverfs", "default_permissions"}
+    if options.read_only:
+        wanted.add("ro")
     if options.allow_other:
         wanted.add("allow_other")
     return wanted | set(options.fuse_options)
 
 
-async def _serve(options: MountOptions, ready_fd: int | None) -> None:
+async def _serve(
+    options: MountOptions, parts: _Parts, control_directory: Path, ready_fd: int | None
+) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_on_signal, nursery.cancel_scope)
-        nursery.start_soon(_tell_ready, options, ready_fd)
+        nursery.start_soon(_tell_ready, options, parts, control_directory, ready_fd)
         await pyfuse3.main(max_tasks=MAX_REQUESTS)
         nursery.cancel_scope.cancel()
 
@@ -117,12 +155,32 @@ async def _end_on_signal(scope: trio.CancelScope) -> None:
             scope.deadline = trio.current_time() + GRACE_S
 
 
-async def _tell_ready(options: MountOptions, ready_fd: int | None) -> None:
+async def _tell_ready(
+    options: MountOptions, parts: _Parts, control_directory: Path, ready_fd: int | None
+) -> None:
     status = await trio.to_thread.run_sync(os.stat, options.path, abandon_on_cancel=True)
     _tune_kernel(status.st_dev)
+    token = trio.lowlevel.current_trio_token()
+    commander = Commander(
+        options.uri,
+        parts.tree,
+        parts.staging,
+        parts.freezer,
+        lambda call: trio.from_thread.run_sync(call, trio_token=token),
+    )
+    control = Server(control_directory, socket_name(status.st_dev), commander)
+    control.open()
     logger.info("%s: mounted at %s", options.uri, options.path)
-    if ready_fd is None:
-        return
+    if ready_fd is not None:
+        _become_daemon(ready_fd)
+    try:
+        await trio.sleep_forever()
+    finally:
+        control.close()
+
+
+def _become_daemon(ready_fd: int) -> None:
+    """Tell the command that started this process that the mount answers."""
     # Errors before this went to the command's stderr; from now on there is the log.
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 2)

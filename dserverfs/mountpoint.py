@@ -27,18 +27,21 @@ class Mounted(NamedTuple):
     path: str
     fstype: str
     source: str
+    device: int  # st_dev of what is in it
 
 
 def find_mounted(path: Path) -> Mounted | None:
     """Return what is mounted at exactly `path`, the topmost."""
     found = None
-    for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
-        before, _, after = line.partition(" - ")
-        fstype, source, *_ = after.split(" ")
-        where = _unescape(before.split(" ")[4])
-        if where == str(path):
-            found = Mounted(where, fstype, _unescape(source))
+    for mounted in _mounts():
+        if mounted.path == str(path):
+            found = mounted
     return found
+
+
+def all_mounted() -> list[Mounted]:
+    """Return every mount of dserverfs there is here, anybody's."""
+    return [mounted for mounted in _mounts() if mounted.fstype == FSTYPE]
 
 
 def resolve(path: Path) -> Path:
@@ -142,6 +145,19 @@ def _fusermount(path: Path, *, lazy: bool) -> None:
     if "busy" in said.lower():
         raise UsageError(f"{path}: is in use; close what uses it (fuser -vm {path} lists that)")
     raise UsageError(f"{path}: cannot be unmounted: {said}")
+
+
+def _mounts() -> list[Mounted]:
+    mounts = []
+    for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        fstype, source, *_ = after.split(" ")
+        _, _, device, _, where, *_ = before.split(" ")
+        major, minor = map(int, device.split(":"))
+        mounts.append(
+            Mounted(_unescape(where), fstype, _unescape(source), os.makedev(major, minor))
+        )
+    return mounts
 
 
 def _unescape(text: str) -> str:

@@ -20,6 +20,7 @@ before what is set for all.
                                  (environment only) never used for this machine itself
     DSERVER_CACHE_DIR            where blocks and manifests are kept
     DTOOL_CACHE_DIRECTORY        where dtool's commands get whole items (default ~/.cache/dtool)
+    DSERVER_STAGING_DIR          where datasets are until they are frozen
 
 A name with dots, hyphens or a colon cannot be exported by a shell; `env
 NAME=VALUE command` or dtool.json take it.
@@ -45,6 +46,7 @@ VERIFY_SSL = "DSERVER_VERIFY_SSL"
 BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 CACHE_DIR = "DSERVER_CACHE_DIR"
 DTOOL_CACHE_DIR = "DTOOL_CACHE_DIRECTORY"
+STAGING_DIR = "DSERVER_STAGING_DIR"
 
 
 class Settings:
@@ -138,6 +140,13 @@ class Settings:
         """Return where data of ours is kept that is nowhere else."""
         home = self._environment.get("XDG_DATA_HOME") or "~/.local/share"
         return (Path(home).expanduser() / "dserverfs").absolute()
+
+    def staging_directory(self) -> Path:
+        """Return where datasets are until they are frozen; not to be lost."""
+        value = self.get(STAGING_DIR)
+        if value:
+            return Path(value).expanduser().absolute()
+        return self.data_directory() / "staging"
 
     def state_directory(self) -> Path:
         """Return where logs go that the user did not name a file for."""

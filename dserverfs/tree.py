@@ -3,9 +3,10 @@
 Used by the operations. Inode numbers are stable for the life of the mount:
 slot << 36 | number, where slot 0 holds the directories above the datasets and
 every dataset, and every alias of one below `.uuid`, has a slot of its own (the
-kernel allows a directory one place only). No I/O: raises NotLoaded where
-something must be fetched first, and NotFound. Thread-safe as long as one thread
-at a time calls; the daemon calls from its event loop.
+kernel allows a directory one place only). A staged dataset keeps its slot when it
+is frozen. No I/O but for the local staging area: raises NotLoaded where something
+must be fetched first, and NotFound. For one thread at a time: the daemon's event
+loop.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import NamedTuple, NewType
 
 from dserverfs.catalogue import UUID_DIRECTORY, Catalogue
 from dserverfs.dataset_tree import MUTABLE_S, OWN, Attributes, Content, DatasetTree, Entry
-from dserverfs.errors import NotFound
+from dserverfs.errors import Frozen, NameTaken, NotFound, PermissionDenied
 from dserverfs.model import UUID, Dataset, DserverURI, is_uuid, split_base_uri
+from dserverfs.staged_tree import StagedTree
+from dserverfs.staging import StagedDataset, Staging, require_name
 
 Inode = NewType("Inode", int)
 
@@ -37,13 +40,24 @@ class Totals(NamedTuple):
 class Tree:
     """What a mount of `uri` shows."""
 
-    def __init__(self, uri: DserverURI, catalogue: Catalogue, mounted_ns: int) -> None:
-        """`mounted_ns` is the mtime of the directories above the datasets."""
+    def __init__(
+        self,
+        uri: DserverURI,
+        catalogue: Catalogue,
+        mounted_ns: int,
+        staging: Staging | None = None,
+    ) -> None:
+        """`mounted_ns` is the mtime of the directories above the datasets.
+
+        Without `staging` nothing can be made, and nothing staged is shown.
+        """
         self._uri = uri
         self._catalogue = catalogue
         self._mounted_ns = mounted_ns
-        self._datasets: list[DatasetTree] = []  # slot N is at N - 1
+        self._staging = staging
+        self._datasets: list[DatasetTree | StagedTree] = []  # slot N is at N - 1
         self._slots: dict[tuple[UUID, bool], int] = {}  # (uuid, is an alias) -> slot
+        self._staged_trees: list[tuple[StagedTree, int]] = []  # with their slots
         # Slot 0: paths of directories above the datasets, place + 1 is the number.
         self._paths: list[tuple[str, ...]] = [()]
         self._places: dict[tuple[str, ...], int] = {(): 0}
@@ -51,6 +65,7 @@ class Tree:
         if uri.base_uri is not None:
             self._top = tuple(split_base_uri(uri.base_uri))
         self._shows_one = False
+        self._shown_staged: dict[str, set[str]] = {}  # names, by base URI
 
     def show_only(self, dataset: Dataset) -> None:
         """Make that dataset the root of the mount; before anything else is asked."""
@@ -77,9 +92,12 @@ class Tree:
         if self._is_base_uri(path):
             if name == UUID_DIRECTORY:
                 return self._directory((*path, name))
-            dataset = self._listed(path).get(name)
-            if dataset is not None:
-                return self._dataset_root(dataset, alias=False)
+            listed = self._listed(path)
+            staged = self._staged(path)
+            if name in staged:
+                return self._root_of(staged[name])
+            if name in listed:
+                return self._dataset_root(listed[name], alias=False)
         raise NotFound(f"{self._uri}: nothing named {name!r} in {'/'.join(path) or '/'}")
 
     def children(self, inode: Inode, cookie: int) -> Iterator[Entry]:
@@ -95,14 +113,15 @@ class Tree:
             if attributes.number > cookie:
                 yield Entry(name, attributes, attributes.number)
         if self._is_base_uri(path):
-            listed = [
-                (self._slot(dataset, alias=False), name, dataset)
+            slots = {
+                name: self._slot(dataset, alias=False)
                 for name, dataset in self._listed(path).items()
-            ]
-            for place, name, dataset in sorted(listed, key=lambda entry: entry[0]):
-                behind = _FIRST_DATASET_COOKIE + place
+            }
+            slots.update(self._staged(path))
+            for name, slot in sorted(slots.items(), key=lambda entry: entry[1]):
+                behind = _FIRST_DATASET_COOKIE + slot
                 if behind > cookie:
-                    yield Entry(name, self._dataset_root(dataset, alias=False), behind)
+                    yield Entry(name, self._root_of(slot), behind)
 
     def content(self, inode: Inode) -> Content:
         """Return what a file holds; raises NotFound and IntegrityError."""
@@ -114,12 +133,142 @@ class Tree:
     def totals(self) -> Totals:
         """Return what is shown in all, as far as listings are known."""
         known = self._catalogue.known_datasets()
-        if self._shows_one:
-            known = [self._datasets[0].dataset]
+        if isinstance(only := self._datasets[0] if self._shows_one else None, DatasetTree):
+            known = [only.dataset]
         return Totals(
             sum(dataset.size_in_bytes or 0 for dataset in known),
             sum(dataset.number_of_items or 0 for dataset in known),
         )
+
+    # Staged datasets
+
+    def staged(self, inode: Inode) -> tuple[StagedTree, int] | None:
+        """Return the staged dataset that an inode is in, and its number there.
+
+        None for everything else, also for what was staged and is frozen now.
+        """
+        slot, number = self._split(inode)
+        tree = self._datasets[slot - 1] if slot else None
+        if isinstance(tree, StagedTree) and tree.frozen() is None:
+            return tree, number
+        return None
+
+    def staged_attributes(self, tree: StagedTree, attributes: Attributes) -> Attributes:
+        """Return attributes that a staged dataset gave, with the mount's inode number."""
+        return self._renumber(self._slots[UUID(tree.staged.id), False], attributes)
+
+    def place_of(self, inode: Inode) -> tuple[DatasetTree | StagedDataset | None, int]:
+        """Return the dataset that an inode is in and its number there; None above datasets."""
+        slot, number = self._split(inode)
+        if not slot:
+            return None, number
+        tree = self._datasets[slot - 1]
+        if isinstance(tree, DatasetTree):
+            return tree, number
+        frozen = tree.frozen()
+        return (tree.staged, number) if frozen is None else (frozen, tree.number_now(number))
+
+    def number_in(self, tree: StagedTree, inode: Inode) -> int | None:
+        """Return the number that an inode has in a staged dataset; None if it is elsewhere."""
+        slot, number = self._split(inode)
+        return number if slot and self._datasets[slot - 1] is tree else None
+
+    def told(self, inode: Inode) -> None:
+        """Note that the kernel was told of an inode that `lookup` gave."""
+        slot, number = self._split(inode)
+        tree = self._datasets[slot - 1] if slot else None
+        if isinstance(tree, StagedTree):
+            tree.told(number)
+
+    def forget(self, inode: Inode, times: int) -> None:
+        """Note that the kernel forgot an inode."""
+        slot, number = self._split(inode)
+        tree = self._datasets[slot - 1] if slot else None
+        if isinstance(tree, StagedTree):
+            tree.forget(number, times)
+
+    def base_uri_at(self, inode: Inode) -> str | None:
+        """Return the base URI whose directory an inode is, if it is one."""
+        slot, number = self._split(inode)
+        if slot or self._shows_one:
+            return None
+        path = self._path(number)
+        return self._base_uri(path) if self._is_base_uri(path) else None
+
+    def require_free(self, base_uri: str, name: str) -> None:
+        """Raise unless a dataset of that name can be made there: PermissionDenied, NameTaken,
+        UsageError for a name dtool refuses."""
+        user = self._catalogue.user()
+        if base_uri not in user.register_base_uris:
+            raise PermissionDenied(
+                f"{base_uri}: user {user.username} may not register datasets there"
+            )
+        require_name(name)
+        path = tuple(split_base_uri(base_uri))[len(self._top) :]
+        self._listed(path)
+        if self._catalogue.names(base_uri).is_taken(name) or name in self._staged(path):
+            raise NameTaken(f"{base_uri}/{name}: there is a dataset of that name")
+
+    def username(self) -> str:
+        """Return whom the token speaks for."""
+        return self._catalogue.user().username
+
+    def show_staged(self, staged: StagedDataset) -> Attributes:
+        """Return the attributes of a staged dataset's directory."""
+        names = self._catalogue.names(staged.record.base_uri)
+        names.place(UUID(staged.id), staged.record.name)
+        return self._root_of(self._staged_slot(staged))
+
+    def rename_dataset(self, base_uri: str, old: str, new: str) -> None:
+        """Rename a staged dataset; raises Frozen for a frozen one, and as `require_free`."""
+        staged = self.staged_named(base_uri, old)
+        if staged is None or self._staging is None:
+            raise Frozen(f"{base_uri}/{old}: is frozen")
+        self.require_free(base_uri, new)
+        self._staging.rename(staged, new)
+        self._catalogue.names(base_uri).place(UUID(staged.id), new)
+
+    def staged_named(self, base_uri: str, name: str) -> StagedDataset | None:
+        """Return the staged dataset of that name; None if it is frozen. Raises NotFound."""
+        path = tuple(split_base_uri(base_uri))[len(self._top) :]
+        listed = self._listed(path)
+        slot = self._staged(path).get(name)
+        tree = self._datasets[slot - 1] if slot else None
+        if isinstance(tree, StagedTree):
+            return tree.staged
+        if name in listed:
+            return None
+        raise NotFound(f"{base_uri}: no dataset {name!r}")
+
+    def _staged(self, path: tuple[str, ...]) -> dict[str, int]:
+        """Return the slots of what is staged in a base URI that was listed, by name."""
+        if self._staging is None:
+            return {}
+        base_uri = self._base_uri(path)
+        names = self._catalogue.names(base_uri)
+        found: dict[str, int] = {}
+        for staged in self._staging.datasets(base_uri):
+            slot = self._staged_slot(staged)
+            if staged.frozen_as is None and not staged.is_gone:
+                found[names.place(UUID(staged.id), staged.record.name)] = slot
+        gone = self._shown_staged.get(base_uri, set()) - found.keys()
+        self._shown_staged[base_uri] = set(found)
+        if gone:  # frozen or discarded, maybe by another process
+            self._catalogue.relist(base_uri)
+            for tree, _ in self._staged_trees:
+                if tree.staged.is_gone and tree.staged.frozen_as is None:
+                    names.release(UUID(tree.staged.id))
+        return found
+
+    def _staged_slot(self, staged: StagedDataset) -> int:
+        key = (UUID(staged.id), False)
+        slot = self._slots.get(key)
+        if slot is None:
+            tree = StagedTree(staged, self._dataset_tree)
+            self._datasets.append(tree)
+            slot = self._slots[key] = len(self._datasets)
+            self._staged_trees.append((tree, slot))
+        return slot
 
     # Directories above the datasets
 
@@ -176,17 +325,30 @@ class Tree:
 
     def _slot(self, dataset: Dataset, *, alias: bool) -> int:
         slot = self._slots.get((dataset.uuid, alias))
+        if slot is None and not alias:
+            slot = self._slot_as_staged(dataset)
         if slot is None:
             self._datasets.append(self._dataset_tree(dataset))
             slot = self._slots[dataset.uuid, alias] = len(self._datasets)
         return slot
+
+    def _slot_as_staged(self, dataset: Dataset) -> int | None:
+        """Return the slot a dataset had while it was staged under another uuid."""
+        for tree, slot in self._staged_trees:
+            frozen_as = tree.staged.frozen_as
+            if frozen_as is not None and frozen_as.uuid == dataset.uuid:
+                self._slots[dataset.uuid, False] = slot
+                return slot
+        return None
 
     def _dataset_tree(self, dataset: Dataset) -> DatasetTree:
         key = DserverURI(self._uri.server, dataset.base_uri, dataset.uuid)
         return DatasetTree(dataset, self._catalogue, str(key))
 
     def _dataset_root(self, dataset: Dataset, *, alias: bool) -> Attributes:
-        slot = self._slot(dataset, alias=alias)
+        return self._root_of(self._slot(dataset, alias=alias))
+
+    def _root_of(self, slot: int) -> Attributes:
         return self._renumber(slot, self._datasets[slot - 1].attributes(DatasetTree.ROOT))
 
     def _renumber(self, slot: int, attributes: Attributes) -> Attributes:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dserverfs.client import Client
+from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import DserverURI
 from dserverfs.mountpoint import find_mounted
 from dserverfs.settings import Settings
-from dserverfs.uploader import LocalDataset
 from tests.accounts import Account
 
 

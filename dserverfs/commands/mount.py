@@ -40,7 +40,20 @@ def add(commands: Commands) -> None:
         metavar="SIZE",
         help="such as 20G; default: half of the free space, at most 50G",
     )
+    parser.add_argument(
+        "--staging-dir",
+        type=Path,
+        metavar="DIR",
+        help="where datasets are until they are frozen; default: ~/.local/share/dserverfs/staging",
+    )
     parser.add_argument("--read-only", action="store_true", help="refuse to write")
+    parser.add_argument(
+        "--freeze-delay",
+        type=_delay,
+        default=30.0,
+        metavar="SECONDS",
+        help="freeze what is closed and unchanged for so long (30), or `manual`: by command only",
+    )
     parser.add_argument(
         "--verify",
         default="complete",
@@ -83,7 +96,15 @@ def _run(arguments: argparse.Namespace) -> int:
     _log_to(arguments.log_file, arguments.log_level)
     verify = arguments.verify == "complete"
     options = mount.MountOptions(
-        uri, path, arguments.cache_dir, arguments.cache_size, *fuse, verify=verify
+        uri,
+        path,
+        arguments.cache_dir,
+        arguments.cache_size,
+        *fuse,
+        verify=verify,
+        staging_directory=arguments.staging_dir,
+        read_only=arguments.read_only or "ro" in fuse[-1],
+        freeze_delay_s=arguments.freeze_delay,
     )
     status = 0
     try:
@@ -110,6 +131,10 @@ def _daemon_arguments(arguments: argparse.Namespace, path: Path) -> list[str]:
         again += ["--cache-dir", str(arguments.cache_dir.absolute())]
     if arguments.cache_size is not None:
         again += ["--cache-size", str(arguments.cache_size)]
+    if arguments.staging_dir is not None:
+        again += ["--staging-dir", str(arguments.staging_dir.absolute())]
+    delay_s = arguments.freeze_delay
+    again += ["--freeze-delay", "manual" if delay_s is None else str(delay_s)]
     if arguments.read_only:
         again.append("--read-only")
     if arguments.allow_other:
@@ -137,6 +162,18 @@ def _fuse_arguments(
         else:
             raise UsageError(f"-o {option}: unknown option")
     return numbers["umask"], numbers["uid"], numbers["gid"], allow_other, tuple(kernel)
+
+
+def _delay(text: str) -> float | None:
+    if text == "manual":
+        return None
+    try:
+        delay_s = float(text)
+    except ValueError:
+        delay_s = -1.0
+    if not 0 <= delay_s < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of seconds nor manual")
+    return delay_s
 
 
 def _log_name(path: Path) -> str:

@@ -20,12 +20,12 @@ from pathlib import Path
 
 from benchmark.content import make_dataset
 from dserverfs.client import Client
+from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import DserverURI, Identifier
 from dserverfs.server import die_with_parent
 from dserverfs.server.layout import DatasetKeys
 from dserverfs.server.storage import Signer, Storage
 from dserverfs.settings import TOKEN_FILE, Settings
-from dserverfs.uploader import LocalDataset
 
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 15
@@ -38,6 +38,7 @@ class Published:
     """A dataset on the local disk and in the store."""
 
     local: LocalDataset
+    items: Path  # the directory of its items on the local disk
     uri: str  # dserver://HOST:PORT/s3/BUCKET/UUID
     keys: DatasetKeys
 
@@ -98,7 +99,8 @@ class Lab:
     def _dataset(self, name: str, sizes: Callable[[], dict[str, int]]) -> Published:
         if name not in self._published:
             print(f"making and uploading the dataset {name}", file=sys.stderr)
-            local = make_dataset(self.directory / "sources", name, sizes())
+            sources = self.directory / "sources"
+            local = make_dataset(sources, name, sizes())
             uuid = local.admin_metadata["uuid"]
             uri = DserverURI.parse(self.base_uri)
             assert uri.base_uri is not None
@@ -107,7 +109,9 @@ class Lab:
             with Client(uri.server, settings, cache_directory=cache) as client:
                 client.uploader.upload(local, uri.base_uri)
             keys = DatasetKeys(self.storage.prefix, uuid)
-            self._published[name] = Published(local, f"{self.base_uri}/{uuid}", keys)
+            self._published[name] = Published(
+                local, sources / name / "data", f"{self.base_uri}/{uuid}", keys
+            )
         return self._published[name]
 
 

@@ -163,8 +163,7 @@ class LocalFiles:
 
     @contextlib.contextmanager
     def mounted(self, lab: Lab, mounts: Mounts, dataset: Published) -> Iterator[Mount]:
-        items = dataset.local.data_directory
-        yield Mount(items, items, by_identifier=False, processes=Processes("none"))
+        yield Mount(dataset.items, dataset.items, by_identifier=False, processes=Processes("none"))
 
 
 def all_peers() -> Sequence[Peer]:

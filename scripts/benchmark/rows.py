@@ -203,7 +203,7 @@ def _random(
     result, pieces = measure(
         row, mount.processes, lambda: measuring.read_at(path, offsets, readers)
     )
-    measuring.check_pieces(dataset.local.data_directory / item.relpath, pieces, count)
+    measuring.check_pieces(dataset.local.path_of(item), pieces, count)
     return result
 
 

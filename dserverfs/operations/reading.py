@@ -1,25 +1,16 @@
-"""FUSE requests: the thin layer between pyfuse3 and the tree and the reader.
-
-The only module with errno, and the only one with `async` beside the mount.
-Every handler runs in trio's event loop, is guarded (whatever escapes one but
-FUSEError would end the mount) and bounded in time, because the kernel waits
-uninterruptibly and pyfuse3 delivers no interrupts. What is at hand is answered
-in the event loop; only what has to be loaded or fetched hops to a thread or
-waits for a future.
-"""
+"""Names, attributes and content: what a mount answers as long as nobody writes."""
 
 from __future__ import annotations
 
 import errno
-import functools
 import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, TypeVar
 
 import pyfuse3
 import trio
@@ -44,6 +35,7 @@ from dserverfs.cells import NotLoaded
 from dserverfs.dataset_tree import Attributes
 from dserverfs.item_content import ItemContent
 from dserverfs.model import MAX_COMPONENT_BYTES
+from dserverfs.operations.guard import guarded
 from dserverfs.reader import ItemReader, Reader
 from dserverfs.tree import Inode, Tree
 
@@ -54,19 +46,6 @@ READ_TIMEOUT_S = 120.0
 METADATA_THREADS = 24
 DISK_THREADS = 8
 
-# The errno an error becomes; the first that fits counts.
-ERRNO: tuple[tuple[type[Exception], int], ...] = (
-    (errors.NotFound, errno.ENOENT),
-    (errors.PermissionDenied, errno.EACCES),
-    (errors.DeadlineExceeded, errno.ETIMEDOUT),
-    (errors.Unreachable, errno.EHOSTUNREACH),
-    (errors.Unsupported, errno.EOPNOTSUPP),
-    (errors.Conflict, errno.EBUSY),
-    (errors.UsageError, errno.EINVAL),
-    (errors.DserverfsError, errno.EIO),
-)
-
-P = ParamSpec("P")
 R = TypeVar("R")
 
 
@@ -83,51 +62,26 @@ class _OpenItem(NamedTuple):
     inode: InodeT
 
 
-class _OpenFile(NamedTuple):
+class OpenFile(NamedTuple):
+    """A local file that is read as it is."""
+
     fd: int
+
+    def read_nowait(self, offset: int, size: int) -> bytes | None:
+        """Return what is read if it is in the page cache; None if a thread has to."""
+        buffer = bytearray(size)
+        try:
+            read = os.preadv(self.fd, [buffer], offset, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                return None
+            raise
+        # Less than asked for is the end of the file, or of what is in memory.
+        return bytes(buffer) if read == size else None
 
 
 class _OpenBytes(NamedTuple):
     content: bytes
-
-
-def errno_of(error: Exception) -> int:
-    """Return the errno that reports `error`."""
-    for kind, number in ERRNO:
-        if isinstance(error, kind):
-            return number
-    return errno.EIO
-
-
-def _guarded(
-    handler: Callable[P, Coroutine[Any, Any, R]],
-) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Turn whatever a handler raises into an errno; faults of ours are logged and give EIO."""
-    name = handler.__name__
-
-    @functools.wraps(handler)
-    async def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return await handler(*args, **kwargs)
-        except FUSEError:
-            raise
-        except trio.TooSlowError:
-            logger.warning("%s took too long", name)
-            raise FUSEError(errno.ETIMEDOUT) from None
-        except errors.NotFound as error:
-            logger.debug("%s: %s", name, error)
-            raise FUSEError(errno.ENOENT) from None
-        except errors.DserverfsError as error:
-            logger.warning("%s: %s", name, error)
-            raise FUSEError(errno_of(error)) from None
-        except OSError as error:
-            logger.warning("%s: %s", name, error)
-            raise FUSEError(error.errno or errno.EIO) from None
-        except Exception:
-            logger.exception("%s: a fault of ours", name)
-            raise FUSEError(errno.EIO) from None
-
-    return guarded
 
 
 class ReadOnlyOperations(pyfuse3.Operations):
@@ -141,7 +95,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
         self._tree = tree
         self._reader = reader
         self._ownership = ownership
-        self._handles: dict[FileHandleT, _OpenItem | _OpenFile | _OpenBytes] = {}
+        self._handles: dict[FileHandleT, _OpenItem | OpenFile | _OpenBytes] = {}
         self._directories: dict[FileHandleT, Inode] = {}
         self._last_handle = 0
         # Limits of their own, so that stalled reads do not delay `ls`.
@@ -151,21 +105,21 @@ class ReadOnlyOperations(pyfuse3.Operations):
 
     # Names and attributes
 
-    @_guarded
+    @guarded
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        text = _text(name)
+        text = text_of(name)
         return self._entry(await self._loaded(lambda: self._tree.lookup(Inode(parent_inode), text)))
 
-    @_guarded
+    @guarded
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         return self._entry(await self._loaded(lambda: self._tree.attributes(Inode(inode))))
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """Do nothing: inode numbers stand for the life of the mount."""
 
-    @_guarded
+    @guarded
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         attributes = await self._loaded(lambda: self._tree.attributes(Inode(inode)))
         if not attributes.is_directory:
@@ -174,7 +128,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
         self._directories[handle] = Inode(inode)
         return handle
 
-    @_guarded
+    @guarded
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         inode = self._directories[fh]
 
@@ -192,11 +146,11 @@ class ReadOnlyOperations(pyfuse3.Operations):
 
         await self._loaded(reply)
 
-    @_guarded
+    @guarded
     async def releasedir(self, fh: FileHandleT) -> None:
         del self._directories[fh]
 
-    @_guarded
+    @guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         totals = self._tree.totals()
         answer = StatvfsData()
@@ -210,7 +164,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
 
     # Content
 
-    @_guarded
+    @guarded
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND):
             raise FUSEError(errno.EROFS)
@@ -220,18 +174,18 @@ class ReadOnlyOperations(pyfuse3.Operations):
             self._handles[handle] = _OpenItem(self._reader.open(content), inode)
             return FileInfo(fh=handle, keep_cache=True)
         if isinstance(content, Path):
-            self._handles[handle] = _OpenFile(os.open(content, os.O_RDONLY | os.O_CLOEXEC))
+            self._handles[handle] = OpenFile(os.open(content, os.O_RDONLY | os.O_CLOEXEC))
             return FileInfo(fh=handle, keep_cache=True)
         self._handles[handle] = _OpenBytes(content)
         return FileInfo(fh=handle, keep_cache=False)
 
-    @_guarded
+    @guarded
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         handle = self._handles[fh]
         if isinstance(handle, _OpenBytes):
             return handle.content[off : off + size]
-        if isinstance(handle, _OpenFile):
-            return await self._on_disk(lambda: os.pread(handle.fd, size, off))
+        if isinstance(handle, OpenFile):
+            return await self._read_file(handle, off, size)
         reader = handle.reader
         with trio.fail_after(READ_TIMEOUT_S):
             blocks = [
@@ -245,23 +199,29 @@ class ReadOnlyOperations(pyfuse3.Operations):
             data = await self._on_disk(lambda: reader.cut(blocks, off, size))
         return data  # type: ignore[return-value]  # pyfuse3 takes any buffer, its stub says bytes
 
-    @_guarded
+    async def _read_file(self, file: OpenFile, offset: int, size: int) -> bytes:
+        data = file.read_nowait(offset, size)
+        if data is None:
+            data = await self._on_disk(lambda: os.pread(file.fd, size, offset))
+        return data
+
+    @guarded
     async def release(self, fh: FileHandleT) -> None:
         handle = self._handles.pop(fh)
-        if isinstance(handle, _OpenFile):
+        if isinstance(handle, OpenFile):
             os.close(handle.fd)
 
-    @_guarded
+    @guarded
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """Succeed: nothing here was written."""
 
-    @_guarded
+    @guarded
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         """Succeed: nothing here was written."""
 
     # Frozen means frozen
 
-    @_guarded
+    @guarded
     async def setattr(
         self,
         inode: InodeT,
@@ -272,7 +232,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
     ) -> EntryAttributes:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def create(
         self,
         parent_inode: InodeT,
@@ -283,25 +243,25 @@ class ReadOnlyOperations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def link(
         self,
         inode: InodeT,
@@ -311,7 +271,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
     ) -> EntryAttributes:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def rename(
         self,
         parent_inode_old: InodeT,
@@ -323,15 +283,15 @@ class ReadOnlyOperations(pyfuse3.Operations):
     ) -> None:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         raise FUSEError(errno.EROFS)
 
-    @_guarded
+    @guarded
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         raise FUSEError(errno.EINVAL)
 
@@ -389,21 +349,24 @@ class ReadOnlyOperations(pyfuse3.Operations):
         entry.st_ino = InodeT(attributes.number)
         kind = stat.S_IFDIR if attributes.is_directory else stat.S_IFREG
         entry.st_mode = ModeT(kind | attributes.permissions & ~self._ownership.umask)
-        entry.st_nlink = 2 if attributes.is_directory else 1
+        links = attributes.number_of_links
+        entry.st_nlink = links or (2 if attributes.is_directory else 1)
         entry.st_uid = self._ownership.uid
         entry.st_gid = self._ownership.gid
         entry.st_size = attributes.size_in_bytes
         entry.st_blksize = 4096
-        entry.st_blocks = -(-attributes.size_in_bytes // 512)
-        entry.st_mtime_ns = attributes.mtime_ns
-        entry.st_atime_ns = attributes.mtime_ns
-        entry.st_ctime_ns = attributes.mtime_ns
+        blocks = attributes.blocks
+        entry.st_blocks = -(-attributes.size_in_bytes // 512) if blocks is None else blocks
+        mtime_ns, atime_ns, ctime_ns = attributes.mtime_ns, attributes.atime_ns, attributes.ctime_ns
+        entry.st_mtime_ns = mtime_ns
+        entry.st_atime_ns = mtime_ns if atime_ns is None else atime_ns
+        entry.st_ctime_ns = mtime_ns if ctime_ns is None else ctime_ns
         entry.entry_timeout = attributes.believed_s
         entry.attr_timeout = attributes.believed_s
         return entry
 
 
-def _text(name: FileNameT) -> str:
+def text_of(name: FileNameT) -> str:
     try:
         return name.decode("utf-8")
     except UnicodeDecodeError:

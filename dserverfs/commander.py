@@ -1,0 +1,141 @@
+"""What a mount's daemon does for commands: tell what it knows, freeze, discard, drain.
+
+Used by the mount, behind the control socket. Requests come in threads; whatever
+needs the tree is done in the daemon's event loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from typing import Any, TypeVar
+
+from dserverfs import facts
+from dserverfs.cells import NotLoaded
+from dserverfs.control import Answer
+from dserverfs.dataset_tree import DatasetTree
+from dserverfs.errors import DserverfsError, UsageError
+from dserverfs.freezer import Freezer
+from dserverfs.model import DserverURI
+from dserverfs.staged_layout import Layout
+from dserverfs.staging import StagedDataset, Staging
+from dserverfs.tree import Inode, Tree
+
+R = TypeVar("R")
+
+PROGRESS_S = 0.2  # between two lines of progress
+
+
+class Commander:
+    """Answers the commands of one mount."""
+
+    def __init__(
+        self,
+        uri: DserverURI,
+        tree: Tree,
+        staging: Staging | None,
+        freezer: Freezer,
+        in_loop: Callable[[Callable[[], Any]], Any],
+    ) -> None:
+        """`in_loop` calls a function in the event loop and returns what it does; blocks."""
+        self._uri = uri
+        self._tree = tree
+        self._staging = staging
+        self._freezer = freezer
+        self._in_loop = in_loop
+
+    def __call__(self, request: dict[str, Any]) -> Iterator[Answer]:
+        """Yield the answers to a request: `status`, `pending`, `freeze`, `discard` or `drain`."""
+        command = request.get("command")
+        if command == "status":
+            yield {"result": self._status(Inode(int(request["inode"])))}
+        elif command == "pending":
+            yield {"result": [facts.of_staged(s, self._freezer) for s in self._all()]}
+        elif command == "freeze":
+            yield from self._freeze(Inode(int(request["inode"])), request.get("layout"))
+        elif command == "discard":
+            staged = self._staged(Inode(int(request["inode"])))
+            self._freezer.discard(staged)
+            yield {"result": staged.record.name}
+        elif command == "drain":
+            yield from self._drain(float(request["timeout_s"]))
+        else:
+            raise UsageError(f"{command!r}: no such command; is the mount of an older dserverfs?")
+
+    def _status(self, inode: Inode) -> dict[str, Any]:
+        def describe() -> dict[str, Any] | StagedDataset:
+            place, number = self._tree.place_of(inode)
+            if isinstance(place, DatasetTree):
+                return facts.of_frozen(place, number, self._uri.server)
+            return place or {"state": "directory", "uri": str(self._uri)}
+
+        found = self._loaded(describe)
+        return facts.of_staged(found, self._freezer) if isinstance(found, StagedDataset) else found
+
+    def _freeze(self, inode: Inode, layout: str | None) -> Iterator[Answer]:
+        place, _ = self._loaded(lambda: self._tree.place_of(inode))
+        if isinstance(place, DatasetTree):
+            yield {"result": {"uri": self._dserver_uri(place.dataset.uri), "notes": []}}
+            return
+        staged = self._staged(inode)
+        job = self._freezer.freeze(staged, Layout(layout) if layout else None)
+        yield from self._progress(staged, job)
+        try:
+            frozen = job.result()
+        except DserverfsError as error:
+            name = staged.record.name
+            raise UsageError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
+        yield {"result": {"uri": self._dserver_uri(frozen.uri), "notes": frozen.notes}}
+
+    def _drain(self, timeout_s: float) -> Iterator[Answer]:
+        """Freeze what may be frozen; the result is what stays staged."""
+        end_s = time.monotonic() + timeout_s
+        jobs = self._freezer.drain()
+        while time.monotonic() < end_s:
+            done, going = wait_for([job for _, job in jobs], timeout=PROGRESS_S)
+            yield {"progress": {"datasets_done": len(done), "datasets_total": len(jobs)}}
+            if not going:
+                break
+        yield {"result": [facts.of_staged(staged, self._freezer) for staged in self._all()]}
+
+    def _progress(self, staged: StagedDataset, job: Future[Any]) -> Iterator[Answer]:
+        while not job.done():
+            wait_for([job], timeout=PROGRESS_S)
+            progress = self._freezer.progress(staged)
+            if progress is not None:
+                yield {"progress": progress._asdict()}
+
+    def _staged(self, inode: Inode) -> StagedDataset:
+        place, number = self._loaded(lambda: self._tree.place_of(inode))
+        if isinstance(place, DatasetTree):
+            raise UsageError(f"{place.dataset.name}: is frozen")
+        if place is None:
+            raise UsageError("not a dataset, but a directory above datasets")
+        if number != DatasetTree.ROOT:
+            raise UsageError(f"not a dataset, but something in {place.record.name}")
+        return place
+
+    def _all(self) -> Sequence[StagedDataset]:
+        if self._staging is None:
+            return []
+        found = []
+        for base_uri in self._staging.base_uris():
+            for staged in self._staging.datasets(base_uri):
+                if staged.frozen_as is None:
+                    found.append(staged)
+        return found
+
+    def _loaded(self, call: Callable[[], R]) -> R:
+        """Return what `call`, made in the event loop, returns; loads what it lacks."""
+        while True:
+            try:
+                found: R = self._in_loop(call)
+                return found
+            except NotLoaded as missing:
+                missing.load()
+
+    def _dserver_uri(self, uri: str) -> str:
+        base_uri, _, uuid = uri.rpartition("/")
+        return f"{DserverURI(self._uri.server, base_uri)}/{uuid}"

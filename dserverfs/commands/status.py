@@ -1,0 +1,92 @@
+"""`dserverfs status`: what a path in a mount is, or all mounts and what is not frozen yet."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dserverfs.commands.common import Commands
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser("status", help="what is mounted, and what is not frozen yet")
+    parser.description = (
+        "Say what PATH is: a frozen dataset or an item of one, or a staged dataset, with its"
+        " state. Without PATH: list this user's mounts, and every dataset that is not frozen,"
+        " with the reason."
+    )
+    parser.add_argument("path", metavar="PATH", type=Path, nargs="?")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    facts = _all() if arguments.path is None else _one(arguments.path)
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+    elif arguments.path is None:
+        _print_all(facts)
+    else:
+        for key, value in facts.items():
+            if value is not None:
+                print(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+    return 0
+
+
+def _one(path: Path) -> dict[str, Any]:
+    from dserverfs.commands import mounted
+
+    found: dict[str, Any] = mounted.last(mounted.find(path).ask("status"))
+    return found
+
+
+def _all() -> dict[str, Any]:
+    from dserverfs import control, facts, mountpoint
+    from dserverfs.commands import mounted
+    from dserverfs.errors import UsageError
+    from dserverfs.settings import Settings
+    from dserverfs.staging import Staging, servers
+
+    mounts = []
+    staged: dict[str, dict[str, Any]] = {}
+    for mount in mountpoint.all_mounted():
+        socket = mounted.socket_of(mount.device)
+        if not socket.exists():
+            continue  # another user's, or dead
+        entry = {"path": mount.path, "uri": mount.source, "answers": True}
+        try:
+            for known in mounted.last(control.ask(socket, {"command": "pending"})):
+                staged[known["directory"]] = known
+        except UsageError:
+            entry["answers"] = False
+        mounts.append(entry)
+    directory = Settings.load().staging_directory()
+    for server in servers(directory):
+        staging = Staging(directory, server)
+        for base_uri in staging.base_uris():
+            for dataset in staging.datasets(base_uri):
+                staged.setdefault(str(dataset.directory), facts.of_staged(dataset, None))
+    return {"mounts": mounts, "staged": sorted(staged.values(), key=lambda one: one["created_at"])}
+
+
+def _print_all(found: dict[str, Any]) -> None:
+    from dserverfs.commands.progress import size
+
+    for mount in found["mounts"]:
+        silent = "" if mount["answers"] else " (does not answer)"
+        print(f"mounted: {mount['uri']} at {mount['path']}{silent}")
+    for staged in found["staged"]:
+        print(
+            f"{staged['state']}: {staged['base_uri']} {staged['name']}:"
+            f" {staged['number_of_items']} items, {size(staged['size_in_bytes'])},"
+            f" in {os.path.join(staged['directory'], 'tree')}"
+        )
+        if staged["state"] == "open" and not staged["armed"]:
+            print("    waits for dserverfs freeze")
+        if staged["reason"]:
+            print(f"    {staged['reason']}")
+    if not found["mounts"]:
+        print("nothing is mounted")

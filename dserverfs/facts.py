@@ -1,0 +1,81 @@
+"""What is known of a path in a mount: for `dserverfs status` and for extended attributes.
+
+Pure but for the tree; raises NotLoaded as the tree does.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dserverfs.dataset_tree import DatasetTree
+from dserverfs.errors import NotFound
+from dserverfs.freezer import Freezer
+from dserverfs.model import DserverURI
+from dserverfs.staged_layout import Ambiguous, StillProto, survey
+from dserverfs.staging import StagedDataset
+
+
+def of_frozen(tree: DatasetTree, number: int, server: str) -> dict[str, Any]:
+    """Return the facts of a dataset, and of the item if `number` is one's."""
+    dataset = tree.dataset
+    facts: dict[str, Any] = {
+        "state": "frozen",
+        "uuid": dataset.uuid,
+        "uri": str(DserverURI(server, dataset.base_uri, dataset.uuid)),
+        "name": dataset.name,
+        "creator_username": dataset.creator_username,
+        "frozen_at": dataset.frozen_at,
+    }
+    item = tree.item(number)
+    if item is None:
+        return facts
+    facts |= {
+        "identifier": item.identifier,
+        "relpath": item.relpath,
+        "size_in_bytes": item.size_in_bytes,
+        "hash": item.hash,
+    }
+    for name, value in tree.overlay_values(item.identifier).items():
+        facts[f"overlay.{name}"] = value
+    return facts
+
+
+def of_staged(staged: StagedDataset, freezer: Freezer | None) -> dict[str, Any]:
+    """Return the facts of a staged dataset; looks at its files on the disk."""
+    record = staged.record
+    facts: dict[str, Any] = {
+        "state": record.shown_state,
+        "armed": record.armed and not record.manual,
+        "reason": record.reason,
+        "name": record.name,
+        "base_uri": str(DserverURI(record.server, record.base_uri)),
+        "uuid": record.uuid or record.id,
+        "creator_username": record.creator_username,
+        "created_at": record.created_at,
+        "directory": str(staged.directory),
+        "open_files": staged.writers,
+    }
+    number_of_items, size_in_bytes = _amount(staged)
+    facts |= {"number_of_items": number_of_items, "size_in_bytes": size_in_bytes}
+    progress = freezer.progress(staged) if freezer else None
+    if progress is not None:
+        facts["progress"] = progress._asdict()
+    return facts
+
+
+def text_of(value: object) -> str:
+    """Return a fact as an extended attribute's value."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _amount(staged: StagedDataset) -> tuple[int, int]:
+    """Return the number of files and their bytes; where the layout is unclear, of all files."""
+    try:
+        found = survey(staged.tree)
+    except (Ambiguous, StillProto, NotFound):
+        files = [path.stat() for path in staged.tree.rglob("*") if path.is_file()]
+        return len(files), sum(status.st_size for status in files)
+    except (OSError, ValueError):
+        return 0, 0
+    return len(found.items), found.size_in_bytes

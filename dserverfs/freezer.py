@@ -1,0 +1,366 @@
+"""Freezing: what makes a staged dataset a registered one, by command or by itself.
+
+Used by the operations and the control socket of a mount, and by the broker. One
+job at a time for each staged dataset: sealed, uploaded, registered, checked,
+its blocks handed to the cache, deleted. A job that fails leaves everything
+staged, with the reason in its state. Thread-safe; the jobs run in threads of
+their own.
+
+After a crash at each step: not yet sealed, it is open; sealed or uploading, the
+next mount carries on; completing, the next mount asks the server again; frozen,
+the next mount only deletes.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+from dserverfs import sealing
+from dserverfs.errors import (
+    Cancelled,
+    Conflict,
+    DserverfsError,
+    ItemChanged,
+    Unreachable,
+    UsageError,
+)
+from dserverfs.local_dataset import LocalDataset
+from dserverfs.model import UUID, Dataset
+from dserverfs.staged_layout import DATA, METADATA, README, Ambiguous, Layout, StillProto
+from dserverfs.staging import StagedDataset
+from dserverfs.staging_state import Move, State
+from dserverfs.uploader import Uploader
+
+logger = logging.getLogger(__name__)
+
+JOBS = 2
+# RELEASE comes after close(2) has returned, so what was just closed may look open.
+LATE_CLOSE_S = 2.0
+RETRY_S = (30.0, 600.0)  # between attempts while server or store is away, first and most
+
+
+class Progress(NamedTuple):
+    """How far an upload is."""
+
+    bytes_done: int
+    bytes_total: int
+    items_done: int
+    items_total: int
+
+
+class Frozen(NamedTuple):
+    """What came of a freeze."""
+
+    uri: str  # in its backend
+    notes: list[str]  # a line each: what was lost, or may surprise
+
+
+class Registry(Protocol):
+    """Where frozen datasets are known: the server's catalogue, as the mount sees it."""
+
+    def registered(self, local: LocalDataset, base_uri: str) -> Dataset:
+        """Return the dataset as the server has it; IntegrityError if its manifest differs."""
+
+    def learn(self, dataset: Dataset, as_staged: UUID) -> str | None:
+        """Show it from now on as it was named while staged; return what may surprise of that."""
+
+    def adopt(self, dataset: Dataset, local: LocalDataset) -> None:
+        """Take the items' bytes over into the cache; fails silently, they can be fetched."""
+
+
+class Freezer:
+    """Freezes the staged datasets of one server."""
+
+    def __init__(self, uploader: Uploader, registry: Registry, *, delay_s: float | None) -> None:
+        """`delay_s` is how long nothing may change before one is frozen by itself; None: never."""
+        self._uploader = uploader
+        self._registry = registry
+        self._delay_s = delay_s
+        self._pool = ThreadPoolExecutor(JOBS, thread_name_prefix="freeze")
+        self._condition = threading.Condition()
+        self._watched: dict[str, StagedDataset] = {}
+        self._jobs: dict[str, _Job] = {}
+        self._retry_at_s: dict[str, tuple[float, float]] = {}  # when, and the pause before it
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self.max_item_bytes: int | None = None
+
+    def open(self) -> None:
+        """Start to freeze by itself."""
+        self._thread = threading.Thread(target=self._run, name="freezer", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop; what is not frozen stays staged."""
+        with self._condition:
+            self._closed = True
+            for job in self._jobs.values():
+                job.stop.set()
+            self._condition.notify_all()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def watch(self, staged: StagedDataset) -> None:
+        """Freeze it when it is due: armed, closed and unchanged for a while, or sealed before."""
+        with self._condition:
+            self._watched[staged.id] = staged
+            self._condition.notify_all()
+
+    def resume(self, staged: StagedDataset) -> None:
+        """Carry on with one that an earlier daemon left behind, unless another owns it now."""
+        if staged.record.state in (State.OPEN, State.FAILED):
+            return  # owned when it is written to, or frozen by command
+        try:
+            staged.own()
+        except Conflict as error:
+            logger.info("%s", error)
+        else:
+            self.watch(staged)
+
+    def freeze(self, staged: StagedDataset, layout: Layout | None = None) -> Future[Frozen]:
+        """Begin to freeze it at once, armed or not; the result is what came of it.
+
+        Fails with what keeps it from being frozen: everything is staged as before then.
+        """
+        with self._condition:
+            job = self._jobs.get(staged.id)
+            if job is None:
+                if self._closed:
+                    raise Cancelled(f"{staged.record.name}: the mount is ending")
+                job = self._jobs[staged.id] = _Job(staged, layout)
+                self._pool.submit(self._work, job)
+            self._watched[staged.id] = staged
+            return job.future
+
+    def discard(self, staged: StagedDataset) -> None:
+        """Delete it with all that is in it; raises Frozen if it is too late, or Conflict."""
+        with self._condition:
+            job = self._jobs.get(staged.id)
+            if job is not None:
+                job.stop.set()
+        staged.discard()
+        with self._condition:
+            self._watched.pop(staged.id, None)
+
+    def progress(self, staged: StagedDataset) -> Progress | None:
+        """Return how far its upload is, if there is one."""
+        job = self._jobs.get(staged.id)
+        return job.progress if job else None
+
+    def drain(self) -> list[tuple[StagedDataset, Future[Frozen]]]:
+        """Begin to freeze what is closed and armed, or sealed, without waiting for its time."""
+        with self._condition:
+            due = [s for s in self._watched.values() if self._may_freeze(s) or _is_sealed(s)]
+        return [(staged, self.freeze(staged)) for staged in due]
+
+    # By itself
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                if self._closed:
+                    return
+                due = []
+                wait_s: float | None = None
+                for staged in list(self._watched.values()):
+                    in_s = self._due_in_s(staged)
+                    if in_s is None:
+                        continue
+                    if in_s <= 0:
+                        due.append(staged)
+                    else:
+                        wait_s = in_s if wait_s is None else min(wait_s, in_s)
+                if not due:
+                    self._condition.wait(wait_s)
+                    continue
+            for staged in due:
+                try:
+                    self.freeze(staged)
+                except Cancelled:
+                    return
+
+    def _due_in_s(self, staged: StagedDataset) -> float | None:
+        """Return in how many seconds it is to be frozen; None if nobody knows."""
+        if staged.is_gone or staged.frozen_as is not None:
+            self._watched.pop(staged.id, None)
+            return None
+        if staged.id in self._jobs or not staged.is_owned:
+            return None
+        now_s = time.monotonic()
+        if _is_sealed(staged):
+            retry_at_s, _ = self._retry_at_s.get(staged.id, (now_s, 0.0))
+            return retry_at_s - now_s
+        if self._delay_s is None or not self._may_be_armed(staged):
+            return None
+        if staged.writers:
+            return self._delay_s  # looked at again then; closing does not wake this thread
+        return max(self._delay_s - staged.quiet_s(), self._pause_s(staged) - now_s)
+
+    def _pause_s(self, staged: StagedDataset) -> float:
+        return self._retry_at_s.get(staged.id, (0.0, 0.0))[0]
+
+    def _may_be_armed(self, staged: StagedDataset) -> bool:
+        record = staged.record
+        return record.state is State.OPEN and record.armed and not record.manual
+
+    def _may_freeze(self, staged: StagedDataset) -> bool:
+        return staged.is_owned and self._may_be_armed(staged) and not staged.writers
+
+    # One job
+
+    def _work(self, job: _Job) -> None:
+        staged = job.staged
+        try:
+            dataset, local = self._freeze(job)
+        except BaseException as error:  # noqa: BLE001 - handed to who waits for the job
+            self._failed(job, error)
+            with self._condition:
+                del self._jobs[staged.id]
+                self._condition.notify_all()
+            job.future.set_exception(error)
+            return
+        with self._condition:
+            del self._jobs[staged.id]
+            self._watched.pop(staged.id, None)
+        job.future.set_result(Frozen(dataset.uri, job.notes))
+        try:
+            self._registry.adopt(dataset, local)
+            _keep_left_over(staged, job.layout)
+            staged.delete()
+        except Exception:
+            # The next mount deletes it: it is frozen.
+            logger.exception("%s: frozen, but what was staged cannot be put away", staged)
+
+    def _freeze(self, job: _Job) -> tuple[Dataset, LocalDataset]:
+        staged = job.staged
+        staged.own()
+        staged.when_reopened(job.stop.set)
+        try:
+            if staged.record.state in (State.OPEN, State.FAILED):
+                local = self._seal(job)
+            else:
+                local = sealing.load(staged)
+            dataset = self._upload(job, local)
+        finally:
+            staged.when_reopened(None)
+        if staged.record.state is not State.FROZEN:
+            staged.move(Move.REGISTER)
+        surprise = self._registry.learn(dataset, UUID(staged.id))
+        if surprise:
+            job.notes.append(surprise)
+        if staged.record.name != dataset.name:
+            job.notes.append(f"its name is {dataset.name}, as when it was frozen first")
+        staged.frozen_as = dataset
+        logger.info("%s: frozen as %s", staged.record.name, dataset.uri)
+        for note in job.notes:
+            logger.info("%s: %s", staged.record.name, note)
+        return dataset, local
+
+    def _seal(self, job: _Job) -> LocalDataset:
+        staged = job.staged
+        end_s = time.monotonic() + LATE_CLOSE_S
+        while staged.writers:
+            if time.monotonic() > end_s:
+                raise UsageError(
+                    f"{staged.record.name}: {staged.writers} files in it are open for writing"
+                )
+            job.stop.wait(0.02)
+        sealed = sealing.seal(staged, job.layout, job.stop)
+        if sealed is None:
+            raise UsageError(f"{staged.record.name}: is empty; a dataset has at least one item")
+        job.notes += sealed.notes
+        return sealed.dataset
+
+    def _upload(self, job: _Job, local: LocalDataset) -> Dataset:
+        staged, base_uri = job.staged, job.staged.record.base_uri
+        if staged.record.state is State.FROZEN:
+            return self._registry.registered(local, base_uri)
+        if staged.record.state is not State.COMPLETING:
+            staged.move(Move.UPLOAD)
+        self._uploader.upload(
+            local,
+            base_uri,
+            progress=job.note_progress,
+            stop=job.stop,
+            before_complete=lambda: staged.move(Move.COMPLETE),
+        )
+        return self._registry.registered(local, base_uri)
+
+    def _failed(self, job: _Job, error: BaseException) -> None:
+        """Note on disk why it is not frozen, and when to try again."""
+        staged, name = job.staged, job.staged.record.name
+        state = staged.record.state
+        reason = str(error)
+        if staged.is_gone:
+            return
+        if not isinstance(error, (DserverfsError, OSError)):
+            logger.error("%s: a fault of ours while freezing", staged, exc_info=error)
+        try:
+            if isinstance(error, (Cancelled, ItemChanged)) and state is State.OPEN:
+                logger.info("%s: not frozen: %s", name, reason)  # it was written to: later again
+                self._put_off(staged, 0.0)
+            elif isinstance(error, Cancelled):
+                logger.info("%s: stays staged: %s", name, reason)
+            elif isinstance(error, (StillProto, UsageError)) and state is State.OPEN:
+                self._stays_open(staged, error)
+            elif state is State.OPEN:
+                staged.disarm(f"not frozen: {reason}")
+            elif isinstance(error, Unreachable):
+                staged.move(Move.POSTPONE, reason=reason)
+                pause_s = self._put_off(staged, RETRY_S[0])
+                logger.warning("%s: tried again in %.0f s: %s", staged, pause_s, reason)
+            elif state is not State.FROZEN:
+                staged.move(Move.FAIL, reason=reason)
+                logger.error("%s: could not be frozen: %s", staged, reason)
+        except (OSError, DserverfsError) as second:
+            logger.error("%s: its state cannot be kept: %s", staged, second)
+
+    def _stays_open(self, staged: StagedDataset, error: BaseException) -> None:
+        if isinstance(error, Ambiguous):
+            staged.disarm(str(error))
+        elif staged.record.reason != str(error):
+            staged.explain(str(error))
+        self._put_off(staged, RETRY_S[0])
+
+    def _put_off(self, staged: StagedDataset, least_s: float) -> float:
+        """Return for how long it is not tried again by itself: twice as long each time."""
+        with self._condition:
+            _, last_s = self._retry_at_s.get(staged.id, (0.0, 0.0))
+            pause_s = min(max(2 * last_s, least_s), RETRY_S[1]) * random.uniform(0.8, 1.0)
+            self._retry_at_s[staged.id] = (time.monotonic() + pause_s, pause_s)
+            return pause_s
+
+
+class _Job:
+    """The freezing of one staged dataset."""
+
+    def __init__(self, staged: StagedDataset, layout: Layout | None) -> None:
+        self.staged = staged
+        self.layout = layout
+        self.future: Future[Frozen] = Future()
+        self.stop = threading.Event()
+        self.progress: Progress | None = None
+        self.notes: list[str] = []
+
+    def note_progress(self, *counts: int) -> None:
+        self.progress = Progress(*counts)
+
+
+def _is_sealed(staged: StagedDataset) -> bool:
+    return staged.is_owned and staged.record.state not in (State.OPEN, State.FAILED)
+
+
+def _keep_left_over(staged: StagedDataset, layout: Layout | None) -> None:
+    """Move what is no part of the dataset out of what is about to be deleted."""
+    if layout is not Layout.DTOOL:
+        return
+    for path in sorted(staged.tree.iterdir()):
+        if path.name not in (DATA, README, METADATA):
+            kept = sealing.left_over_directory(staged)
+            kept.mkdir(mode=0o700, exist_ok=True)
+            shutil.move(str(path), kept / path.name)

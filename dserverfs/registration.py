@@ -1,0 +1,91 @@
+"""What becomes of a dataset that was frozen here: known to the catalogue, its bytes in the cache.
+
+Used by the freezer. Blocking.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from dserverfs.blocks import BLOCK_SIZE, block_length
+from dserverfs.cache import BlockCache, BlockKey
+from dserverfs.cache_writer import CacheWriter
+from dserverfs.catalogue import Catalogue
+from dserverfs.errors import IntegrityError
+from dserverfs.local_dataset import LocalDataset
+from dserverfs.model import UUID, Dataset, DserverURI, Item
+from dserverfs.resolver import Resolver
+from dserverfs.uploader import Uploader
+
+logger = logging.getLogger(__name__)
+
+
+class Registration:
+    """The freezer's view of server, catalogue and cache."""
+
+    def __init__(
+        self,
+        server: str,
+        resolver: Resolver,
+        uploader: Uploader,
+        catalogue: Catalogue,
+        cache: BlockCache,
+    ) -> None:
+        self._server = server
+        self._resolver = resolver
+        self._uploader = uploader
+        self._catalogue = catalogue
+        self._cache = cache
+
+    def registered(self, local: LocalDataset, base_uri: str) -> Dataset:
+        """Return the dataset as the server has it now; raises what keeps it from being right.
+
+        NotFound if it is not there, Conflict or IntegrityError if its manifest
+        is another one.
+        """
+        uuid = UUID(local.admin_metadata["uuid"])
+        dataset = self._resolver.dataset_by_uuid(uuid, base_uri)
+        if not self._uploader.is_registered(local, dataset.uri):
+            raise IntegrityError(f"{dataset.uri}: is registered without a manifest")
+        return dataset
+
+    def learn(self, dataset: Dataset, as_staged: UUID) -> str | None:
+        """Show it from now on as it was named while staged; return what may surprise of that."""
+        namesakes = [
+            other
+            for other in self._catalogue.known_datasets()
+            if other.name == dataset.name
+            and other.base_uri == dataset.base_uri
+            and other.uuid != dataset.uuid
+        ]
+        self._catalogue.learn(dataset, as_staged)
+        if not namesakes:
+            return None
+        return (
+            f"another dataset is named {dataset.name} too: from the next mount on this one is"
+            f" {dataset.name}~{dataset.uuid[:8]}"
+        )
+
+    def adopt(self, dataset: Dataset, local: LocalDataset) -> None:
+        """Take the items' bytes over into the cache; what fails can be fetched."""
+        uri = DserverURI(self._server, dataset.base_uri, dataset.uuid)
+        writer = CacheWriter(self._cache)
+        try:
+            for item in local.items.values():
+                try:
+                    _adopt_item(writer, f"{uri}/{item.identifier}", local, item)
+                except OSError as error:
+                    logger.info("%s: not taken into the cache: %s", item.relpath, error)
+        finally:
+            writer.close()
+
+
+def _adopt_item(writer: CacheWriter, key: str, local: LocalDataset, item: Item) -> None:
+    with local.path_of(item).open("rb", buffering=0) as file:
+        for block in range(-(-item.size_in_bytes // BLOCK_SIZE)):
+            length = block_length(item.size_in_bytes, block)
+            data = os.pread(file.fileno(), length, block * BLOCK_SIZE)
+            if len(data) != length:
+                raise OSError(f"has not its {item.size_in_bytes} bytes any more")
+            writer.put(BlockKey(key, block), data)

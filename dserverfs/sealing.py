@@ -1,0 +1,231 @@
+"""Sealing: from a staged directory to the description of a frozen dataset.
+
+Used by the freezer. Items are hashed, everything is brought to the disk, and the
+description is kept beside the files, so that an upload can be carried on with by
+another process without reading them again. Blocking.
+
+On disk, in the staged dataset's directory: `sealed`, JSON, replaced atomically
+before the state says so; `hashes`, what is known of files by inode and time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dserverfs.errors import Cancelled, IntegrityError, ItemChanged, ProtocolError, UsageError
+from dserverfs.local_dataset import LocalDataset
+from dserverfs.model import Item, identifier_of, is_uuid, name_is_valid
+from dserverfs.staged_layout import DATA, Layout, Survey, survey
+from dserverfs.staging import StagedDataset
+from dserverfs.staging_state import Record
+from dserverfs.verify import hasher_of
+
+HASH_FUNCTION = "md5sum_hexdigest"
+_SEALED = "sealed"
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Sealed(NamedTuple):
+    """A staged dataset that is ready to be uploaded."""
+
+    dataset: LocalDataset
+    notes: list[str]  # what the user should know: lost attributes, files that are left out
+
+
+def seal(staged: StagedDataset, layout: Layout | None, stop: threading.Event) -> Sealed | None:
+    """Describe and hash what is staged and move it on to `sealed`; None if there is no item.
+
+    Raises what `survey` does, ItemChanged if somebody wrote meanwhile, Cancelled,
+    IntegrityError if a dataset frozen elsewhere is not what its manifest says.
+    """
+    changes = staged.changes
+    found = survey(staged.tree, layout)
+    if not found.items:
+        return None
+    syncing = threading.Thread(target=_sync, args=(staged.tree,), name="sync")
+    syncing.start()
+    try:
+        hashes = _hash(found, stop)
+    finally:
+        syncing.join()
+    dataset = _describe(staged.record, found, hashes)
+    _write(staged.directory / _SEALED, staged.tree, dataset, found.layout)
+    if not staged.seal(changes, dataset.admin_metadata["uuid"]):
+        raise ItemChanged(
+            f"{staged.record.name}: was written to while it was being frozen", relpath=""
+        )
+    return Sealed(dataset, _notes(found, staged))
+
+
+def left_over_directory(staged: StagedDataset) -> Path:
+    """Return where files go that are no part of the dataset when it is frozen."""
+    return staged.directory.with_name(f".kept-{staged.id}")
+
+
+def load(staged: StagedDataset) -> LocalDataset:
+    """Return the description of one that is sealed; raises ProtocolError if it is damaged."""
+    path = staged.directory / _SEALED
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+        root = _items_root(staged.tree, Layout(kept["layout"]))
+        items = {
+            identifier_of(relpath): Item(identifier_of(relpath), relpath, size, md5, mtime_ns)
+            for relpath, size, md5, mtime_ns, _ in kept["items"]
+        }
+        timestamps = {identifier_of(entry[0]): float(entry[4]) for entry in kept["items"]}
+        return LocalDataset(
+            kept["admin_metadata"],
+            kept["readme"].encode("utf-8", "surrogateescape"),
+            HASH_FUNCTION,
+            items,
+            timestamps,
+            lambda item: root / item.relpath,
+            kept["tags"],
+            kept["annotations"],
+            kept["overlays"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ProtocolError(f"{path}: cannot be read: {error!r}") from error
+
+
+def _describe(record: Record, found: Survey, hashes: Mapping[str, str]) -> LocalDataset:
+    if found.admin_metadata is None or found.manifest is None:
+        admin: dict[str, Any] = {
+            "uuid": record.id,
+            "name": record.name,
+            "type": "dataset",
+            "creator_username": record.creator_username,
+            "created_at": record.created_at,
+            "frozen_at": time.time(),
+        }
+        timestamps = {relpath: file.mtime_ns / 1e9 for relpath, file in found.items.items()}
+    else:
+        admin = _require_admin(found.admin_metadata)
+        timestamps = _require_same(found, found.manifest, hashes)
+    root = _items_root_of(found)
+    items = {}
+    for relpath, file in found.items.items():
+        identifier = identifier_of(relpath)
+        items[identifier] = Item(
+            identifier, relpath, file.size_in_bytes, hashes[relpath], file.mtime_ns
+        )
+    return LocalDataset(
+        admin,
+        found.readme,
+        HASH_FUNCTION,
+        items,
+        {identifier: timestamps[item.relpath] for identifier, item in items.items()},
+        lambda item: root[item.relpath],
+        found.tags,
+        found.annotations,
+        found.overlays,
+    )
+
+
+def _items_root_of(found: Survey) -> Mapping[str, Path]:
+    return {relpath: file.path for relpath, file in found.items.items()}
+
+
+def _require_admin(admin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the admin metadata of a dataset frozen elsewhere; raises UsageError if it is none."""
+    uuid, name = admin.get("uuid"), admin.get("name")
+    if not isinstance(uuid, str) or not is_uuid(uuid):
+        raise UsageError(f".dtool/dtool: {uuid!r} is not a uuid")
+    if not isinstance(name, str) or not name_is_valid(name):
+        raise UsageError(f".dtool/dtool: {name!r} is not a dataset's name")
+    for key in ("creator_username", "frozen_at"):
+        if key not in admin:
+            raise UsageError(f".dtool/dtool: has no {key}")
+    return {**admin, "frozen_at": float(admin["frozen_at"])}
+
+
+def _require_same(
+    found: Survey, manifest: Mapping[str, Any], hashes: Mapping[str, str]
+) -> dict[str, float]:
+    """Return the manifest's timestamps by relpath; raises IntegrityError where files differ."""
+    if manifest.get("hash_function") != HASH_FUNCTION:
+        raise UsageError(f"its hash function {manifest.get('hash_function')!r} is not MD5")
+    timestamps: dict[str, float] = {}
+    for identifier, entry in manifest.get("items", {}).items():
+        item = Item.from_json(identifier, entry)
+        file = found.items.get(item.relpath)
+        if file is None:
+            raise IntegrityError(f"{item.relpath}: is in the manifest, but not there")
+        if file.size_in_bytes != item.size_in_bytes or hashes[item.relpath] != item.hash:
+            raise IntegrityError(f"{item.relpath}: is not what the manifest says")
+        timestamps[item.relpath] = float(entry["utc_timestamp"])
+    extra = found.items.keys() - timestamps.keys()
+    if extra:
+        raise IntegrityError(f"{min(extra)}: is there, but not in the manifest")
+    return timestamps
+
+
+def _hash(found: Survey, stop: threading.Event) -> dict[str, str]:
+    hashes = {}
+    for relpath, file in found.items.items():
+        hasher = hasher_of(HASH_FUNCTION)
+        assert hasher is not None
+        with file.path.open("rb") as content:
+            while piece := content.read(1 << 20):
+                hasher.update(piece)
+                if stop.is_set():
+                    raise Cancelled("stopped while hashing")
+        hashes[relpath] = hasher.hexdigest()
+    return hashes
+
+
+def _notes(found: Survey, staged: StagedDataset) -> list[str]:
+    notes = []
+    if losses := found.losses():
+        notes.append(losses)
+    if found.left_over:
+        names = ", ".join(found.left_over)
+        notes.append(f"left out, and kept in {left_over_directory(staged)}: {names}")
+    return notes
+
+
+def _items_root(tree: Path, layout: Layout) -> Path:
+    return tree / DATA if layout is Layout.DTOOL else tree
+
+
+def _write(path: Path, tree: Path, dataset: LocalDataset, layout: Layout) -> None:
+    kept = {
+        "layout": layout.value,
+        "admin_metadata": dataset.admin_metadata,
+        "readme": dataset.readme.decode("utf-8", "surrogateescape"),
+        "items": [
+            [
+                item.relpath,
+                item.size_in_bytes,
+                item.hash,
+                item.mtime_ns,
+                dataset.timestamps[identifier],
+            ]
+            for identifier, item in dataset.items.items()
+        ],
+        "tags": dataset.tags,
+        "annotations": dataset.annotations,
+        "overlays": dataset.overlays,
+    }
+    scratch = path.with_name(f"{path.name}.new")
+    with scratch.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        json.dump(kept, file)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+
+
+def _sync(tree: Path) -> None:
+    """Return when everything written to the file system of `tree` is on its disk."""
+    fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _libc.syncfs(fd)
+    finally:
+        os.close(fd)

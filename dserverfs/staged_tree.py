@@ -1,0 +1,423 @@
+"""The inside of a staged dataset: a local directory passed through, then the frozen dataset.
+
+Used by the mount's tree, which gives it a slot of inode numbers, and by the
+operations. Everything a file system does is done to the local directory; what a
+dataset cannot hold is refused. Once the dataset is frozen the same numbers show
+its frozen content, so what a process has open, or works in, stays good. Blocking
+on the local disk only; for one thread at a time.
+
+Raises OSError as the local disk says, NotFound, and Frozen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import stat
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from dserverfs.dataset_tree import OWN, Attributes, Content, DatasetTree, Entry
+from dserverfs.errors import Frozen, NameTooLong, NotFound
+from dserverfs.model import Dataset
+from dserverfs.staged_nodes import Node, Nodes
+from dserverfs.staging import StagedDataset
+
+FIRST_NODE = OWN + (1 << 34)  # numbers from here on are of local files
+RENAME_NOREPLACE = 1  # of renameat2(2)
+RENAME_EXCHANGE = 2
+# dtool-s3 keeps the relpath, in base64, in 2 KB of metadata beside the hash.
+MAX_RELPATH_BYTES = 1400
+_MODE = "user.dserverfs.mode"  # the user's mode, where the owner must be able to read
+_OWNER_FILE = 0o600
+_OWNER_DIRECTORY = 0o700
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class OpenStaged(NamedTuple):
+    """A file handle."""
+
+    fd: int
+    node: Node
+    is_writable: bool
+    tree: StagedTree
+
+
+class Changes(NamedTuple):
+    """What setattr asks for; None leaves it as it is."""
+
+    mode: int | None = None
+    size_in_bytes: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class StagedTree:
+    """One staged dataset."""
+
+    ROOT = OWN
+
+    def __init__(
+        self, staged: StagedDataset, frozen_tree: Callable[[Dataset], DatasetTree]
+    ) -> None:
+        self.staged = staged
+        self._frozen_tree = frozen_tree
+        self._nodes = Nodes(str(staged.tree), OWN, FIRST_NODE)
+        self._frozen: DatasetTree | None = None
+        self._numbers_then: dict[str, int] = {}  # by path, when it was frozen
+        self._paths_then: dict[int, str] = {}
+        self._modes: dict[tuple[int, int], int] = {}  # where the disk knows no xattrs
+
+    # Reading
+
+    def attributes(self, number: int) -> Attributes:
+        """Return the attributes of a number; raises NotFound."""
+        with self._passing_on():
+            if self.frozen() is None:
+                return self._attributes(self._nodes.get(number))
+        return self._thawed(number)
+
+    def lookup(self, number: int, name: str) -> Attributes:
+        """Return the attributes of an entry; raises NotFound. Call `told` if the kernel is."""
+        with self._passing_on():
+            if self.frozen() is None:
+                return self._entry(self._nodes.get(number), name)
+        path = self._path_then(number)
+        attributes = self._of_frozen().lookup(self.number_now(number), name)
+        if path is None:
+            return attributes
+        then = self._numbers_then.get(f"{path}/{name}" if path else name)
+        return attributes if then is None else attributes._replace(number=then)
+
+    def children(self, number: int, cookie: int) -> Iterator[Entry]:
+        """Yield the entries of a directory of the frozen dataset behind `cookie`."""
+        return self._of_frozen().children(self.number_now(number), cookie)
+
+    def names(self, number: int) -> list[str] | None:
+        """Return what a staged directory holds now, sorted; None once it is frozen."""
+        with self._passing_on():
+            if self.frozen() is None:
+                return sorted(os.listdir(self._nodes.local(self._nodes.get(number))))
+        return None
+
+    def content(self, number: int) -> Content:
+        """Return what a file of the frozen dataset holds."""
+        return self._of_frozen().content(self.number_now(number))
+
+    def frozen(self) -> DatasetTree | None:
+        """Return the frozen dataset it became, if it did."""
+        if self._frozen is None and self.staged.frozen_as is not None:
+            self._numbers_then = self._nodes.paths()
+            self._paths_then = {number: path for path, number in self._numbers_then.items()}
+            self._frozen = self._frozen_tree(self.staged.frozen_as)
+        return self._frozen
+
+    def told(self, number: int) -> None:
+        """Note that the kernel was told of a number that `lookup` gave."""
+        if self._frozen is None and number >= FIRST_NODE:
+            self._nodes.tell(number)
+
+    def number_now(self, number: int) -> int:
+        """Return, once it is frozen, the number that stands now for what `number` stood for."""
+        if number < FIRST_NODE:
+            return number
+        frozen, path = self._of_frozen(), self._path_then(number)
+        if path is None:
+            raise NotFound(f"{self.staged.record.name}: inode {number} is gone")
+        now = frozen.ROOT
+        for name in path.split("/"):
+            now = frozen.lookup(now, name).number
+        return now
+
+    def forget(self, number: int, times: int) -> None:
+        """Note that the kernel forgot a number."""
+        if self._frozen is None:
+            self._nodes.forget(number, times)
+
+    # Files
+
+    def open(self, number: int, flags: int) -> OpenStaged | None:
+        """Open a file; None if it has to be read from the frozen dataset. Raises Frozen."""
+        if is_for_writing(flags):
+            with self._changing():
+                return self._open(self._nodes.get(number), flags & os.O_TRUNC, writable=True)
+        with self._passing_on():
+            if self.frozen() is None:
+                return self._open(self._nodes.get(number), 0, writable=False)
+        return None
+
+    def create(
+        self, number: int, name: str, mode: int, flags: int
+    ) -> tuple[Attributes, OpenStaged]:
+        """Make a file and open it; raises OSError if it is there and `flags` has O_EXCL."""
+        with self._changing():
+            directory, path = self._new_path(number, name)
+            # The kernel asks to create what it did not find: whoever was faster made it.
+            exclusive = flags & os.O_EXCL
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | exclusive, _OWNER_FILE)
+            try:
+                self._set_mode(fd, mode, is_directory=False)
+                node = self._nodes.seen(directory, name, os.fstat(fd))
+                self._nodes.tell(node.number)
+                attributes = self._attributes(node)
+            except BaseException:
+                os.close(fd)
+                raise
+            return attributes, self._opened(node, fd, writable=is_for_writing(flags))
+
+    def make_file(self, number: int, name: str, mode: int) -> Attributes:
+        """Make an empty file, as mknod does."""
+        with self._changing():
+            directory, path = self._new_path(number, name)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _OWNER_FILE)
+            try:
+                self._set_mode(fd, mode, is_directory=False)
+            finally:
+                os.close(fd)
+            return self._told(directory, name)
+
+    def release(self, handle: OpenStaged) -> None:
+        """Close a file."""
+        os.close(handle.fd)
+        self._nodes.closed(handle.node, handle.fd)
+        if handle.is_writable:
+            self.staged.writer_closed()
+
+    def change(self, number: int, changes: Changes) -> Attributes:
+        """Change mode, size and times; return the attributes then."""
+        with self._changing():
+            node = self._nodes.get(number)
+            target = self._target(node)
+            if changes.size_in_bytes is not None:
+                os.truncate(target, changes.size_in_bytes)
+            if changes.mode is not None:
+                is_directory = stat.S_ISDIR(os.stat(target).st_mode)
+                self._set_mode(target, changes.mode, is_directory=is_directory)
+            if changes.atime_ns is not None or changes.mtime_ns is not None:
+                now = os.stat(target)
+                atime_ns = now.st_atime_ns if changes.atime_ns is None else changes.atime_ns
+                mtime_ns = now.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+                os.utime(target, ns=(atime_ns, mtime_ns))
+            return self._attributes(node)
+
+    # Names
+
+    def make_directory(self, number: int, name: str, mode: int) -> Attributes:
+        with self._changing():
+            directory, path = self._new_path(number, name)
+            os.mkdir(path, _OWNER_DIRECTORY)
+            self._set_mode(path, mode, is_directory=True)
+            return self._told(directory, name)
+
+    def link(self, number: int, new_parent: int, name: str) -> Attributes:
+        """Give a file one more name; each becomes an item."""
+        with self._changing():
+            directory, path = self._new_path(new_parent, name)
+            os.link(self._nodes.local(self._nodes.get(number)), path, follow_symlinks=False)
+            return self._told(directory, name)
+
+    def remove_file(self, number: int, name: str) -> None:
+        with self._changing():
+            directory, path = self._old_path(number, name)
+            status = os.lstat(path)
+            os.unlink(path)
+            self._removed(directory, name, status)
+
+    def remove_directory(self, number: int, name: str) -> None:
+        with self._changing():
+            _, path = self._old_path(number, name)
+            status = os.lstat(path)
+            os.rmdir(path)
+            self._nodes.deleted((status.st_dev, status.st_ino))
+
+    def rename(self, old_parent: int, old: str, new_parent: int, new: str, flags: int) -> None:
+        """Rename within the dataset, as renameat2(2) does."""
+        with self._changing():
+            old_directory, old_path = self._old_path(old_parent, old)
+            new_directory, new_path = self._new_path(new_parent, new)
+            moved = os.lstat(old_path)
+            replaced = None
+            with contextlib.suppress(FileNotFoundError):
+                replaced = os.lstat(new_path)
+            _renameat2(old_path, new_path, flags)
+            if replaced is not None and os.path.samestat(moved, replaced):
+                return  # two names of one file: rename(2) leaves both
+            self._nodes.removed(old_directory, old, (moved.st_dev, moved.st_ino))
+            if replaced is not None:
+                if flags & RENAME_EXCHANGE:
+                    self._nodes.removed(new_directory, new, (replaced.st_dev, replaced.st_ino))
+                    self._nodes.seen(old_directory, old, replaced)
+                else:
+                    self._removed(new_directory, new, replaced)
+            self._nodes.seen(new_directory, new, moved)
+
+    def describe(self, number: int) -> str:
+        """Return the relative path of a number, for messages."""
+        try:
+            return self._nodes.path(self._nodes.get(number)) or "/"
+        except NotFound:
+            return "a deleted file"
+
+    def is_empty(self) -> bool:
+        return not os.listdir(self.staged.tree)
+
+    def sync_directory(self, number: int) -> None:
+        """Return when a directory's entries are on disk."""
+        with self._passing_on():
+            if self.frozen() is None:
+                path = self._nodes.local(self._nodes.get(number))
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+
+    # Helpers
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        if self.frozen() is not None:
+            raise Frozen(f"{self.staged.record.name}: is frozen")
+        with self.staged.changing():
+            yield
+
+    def _old_path(self, number: int, name: str) -> tuple[Node, str]:
+        directory = self._nodes.get(number)
+        return directory, f"{self._nodes.local(directory)}/{name}"
+
+    def _new_path(self, number: int, name: str) -> tuple[Node, str]:
+        directory, path = self._old_path(number, name)
+        relpath = f"{self._nodes.path(directory)}/{name}"
+        if len(relpath.encode("utf-8")) > MAX_RELPATH_BYTES:
+            raise NameTooLong(f"{relpath!r} is longer than {MAX_RELPATH_BYTES} bytes")
+        return directory, path
+
+    def _removed(self, directory: Node, name: str, status: os.stat_result) -> None:
+        key = (status.st_dev, status.st_ino)
+        if status.st_nlink <= 1 or stat.S_ISDIR(status.st_mode):
+            self._nodes.deleted(key)
+        else:
+            self._nodes.removed(directory, name, key)
+
+    def _open(self, node: Node, truncate: int, *, writable: bool) -> OpenStaged:
+        target = self._target(node)
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | truncate
+        if isinstance(target, int):
+            target = f"/proc/self/fd/{target}"
+        return self._opened(node, os.open(target, flags), writable=writable)
+
+    def _opened(self, node: Node, fd: int, *, writable: bool) -> OpenStaged:
+        self._nodes.opened(node, fd)
+        if writable:
+            self.staged.writer_opened()
+        return OpenStaged(fd, node, writable, self)
+
+    def _target(self, node: Node) -> int | str:
+        """Return a path, or a descriptor where no name is left."""
+        if node is not self._nodes.root and not node.links and node.fds:
+            return node.fds[0]
+        return self._nodes.local(node)
+
+    def _told(self, directory: Node, name: str) -> Attributes:
+        """Return the attributes of an entry that the kernel is told of."""
+        attributes = self._entry(directory, name)
+        self.told(attributes.number)
+        return attributes
+
+    def _entry(self, directory: Node, name: str) -> Attributes:
+        path = f"{self._nodes.local(directory)}/{name}"
+        try:
+            status = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFound(f"{path}: {error.strerror}") from None
+        node = self._nodes.seen(directory, name, status)
+        return self._from_status(node, path, status)
+
+    def _attributes(self, node: Node) -> Attributes:
+        target = self._target(node)
+        return self._from_status(node, target, os.stat(target, follow_symlinks=False))
+
+    def _from_status(self, node: Node, target: int | str, status: os.stat_result) -> Attributes:
+        is_directory = stat.S_ISDIR(status.st_mode)
+        if not (is_directory or stat.S_ISREG(status.st_mode)):
+            raise NotFound(f"{target}: is neither a file nor a directory")
+        return Attributes(
+            node.number,
+            is_directory,
+            self._mode(target, status),
+            0 if is_directory else status.st_size,
+            status.st_mtime_ns,
+            0.0,
+            number_of_links=status.st_nlink,
+            blocks=status.st_blocks,
+            atime_ns=status.st_atime_ns,
+            ctime_ns=status.st_ctime_ns,
+        )
+
+    def _mode(self, target: int | str, status: os.stat_result) -> int:
+        key = (status.st_dev, status.st_ino)
+        if key in self._modes:
+            return self._modes[key]
+        try:
+            return int(os.getxattr(target, _MODE), 8)
+        except (OSError, ValueError):
+            return stat.S_IMODE(status.st_mode)
+
+    def _set_mode(self, target: int | str, mode: int, *, is_directory: bool) -> None:
+        """Record the user's mode; the owner can read and write whatever it says."""
+        needed = _OWNER_DIRECTORY if is_directory else _OWNER_FILE
+        mode = stat.S_IMODE(mode)
+        os.chmod(target, mode | needed)
+        status = os.stat(target)
+        key = (status.st_dev, status.st_ino)
+        self._modes.pop(key, None)
+        try:
+            if mode & needed == needed:
+                with contextlib.suppress(OSError):
+                    os.removexattr(target, _MODE)
+            else:
+                os.setxattr(target, _MODE, f"{mode:o}".encode())
+        except OSError:
+            self._modes[key] = mode
+
+    # After the freeze
+
+    @contextlib.contextmanager
+    def _passing_on(self) -> Iterator[None]:
+        """Let the frozen dataset answer if it was frozen, and the files deleted, in between."""
+        try:
+            yield
+        except (FileNotFoundError, NotFound):
+            if self.staged.frozen_as is None or self._frozen is not None:
+                raise
+
+    def _of_frozen(self) -> DatasetTree:
+        frozen = self.frozen()
+        if frozen is None:
+            raise NotFound(f"{self.staged.record.name}: is staged")
+        return frozen
+
+    def _path_then(self, number: int) -> str | None:
+        self.frozen()
+        return "" if number == self.ROOT else self._paths_then.get(number)
+
+    def _thawed(self, number: int) -> Attributes:
+        attributes = self._of_frozen().attributes(self.number_now(number))
+        return attributes._replace(number=number)
+
+
+def is_for_writing(flags: int) -> bool:
+    """Return whether open(2) with these flags may change the file."""
+    return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC))
+
+
+def _renameat2(old: str, new: str, flags: int) -> None:
+    if not flags:
+        os.rename(old, new)
+        return
+    at_cwd = -100
+    if _libc.renameat2(at_cwd, os.fsencode(old), at_cwd, os.fsencode(new), flags) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), old)
