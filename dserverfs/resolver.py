@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
 from dserverfs.errors import (
-    Conflict,
     DeadlineExceeded,
     NotFound,
     ProtocolError,
@@ -32,35 +31,20 @@ from dserverfs.model import (
     component_is_usable,
     split_base_uri,
 )
-from dserverfs.routes import Capabilities, Routes, json_of, quote, string_map
+from dserverfs.routes import Capabilities, Routes, json_of, string_map
 from dserverfs.signed_urls import SignedURL
 from dserverfs.signing import MAX_REMEMBERED, Signing, is_asked_whole
 from dserverfs.storage import Storage, StorageRefused
 from dserverfs.transport import METADATA_TIMEOUT_S, Deadline, ServerTransport, backoff_s
+from dserverfs.upload_routes import UploadRoutes
 
 logger = logging.getLogger(__name__)
 
 MANIFEST_TIMEOUT_S = 120.0
-UPLOAD_TIMEOUT_S = 60.0
 OBJECT_ATTEMPTS = 3
 # A manifest's keys come sorted, its version before its items.
 _MANIFEST_HEAD_BYTES = 64 * 1024
 _DTOOLCORE_VERSION = re.compile(rb'"dtoolcore_version"\s*:\s*"([0-9A-Za-z.+-]{1,40})"')
-
-
-class UploadUrl(NamedTuple):
-    """Where to PUT an item, and the headers that are signed with it."""
-
-    url: str
-    headers: Mapping[str, str]
-
-
-class UploadUrls(NamedTuple):
-    """The server's answer to the start of an upload."""
-
-    uri: str
-    readme_url: str
-    items: Mapping[Identifier, UploadUrl]
 
 
 @dataclass(frozen=True)
@@ -91,6 +75,7 @@ class Resolver:
         self._routes = Routes(transport)
         self._listings = Listings(self._routes)
         self._signing = Signing(self._routes)
+        self.uploads = UploadRoutes(self._routes)
         self._warned: set[str] = set()  # each is said once
 
     @property
@@ -221,49 +206,6 @@ class Resolver:
     def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
         """Drop `url`, which the store refused, unless it was already replaced."""
         self._signing.forget(dataset, identifier, url)
-
-    def start_upload(self, base_uri: str, description: Mapping[str, Any]) -> UploadUrls:
-        """Announce a dataset; return where to PUT its README and items.
-
-        `created_at` in the description is kept where the server can keep it.
-        Repeating it gives fresh URLs. Raises PermissionDenied without register
-        permission, Conflict if the dataset exists.
-        """
-        path = f"/signed-urls/upload/{quote(base_uri)}"
-        if not self._routes.capabilities().extended:
-            description = {key: description[key] for key in description if key != "created_at"}
-        response = self._transport.request(
-            "POST", path, json=description, timeout_s=UPLOAD_TIMEOUT_S
-        )
-        answer = json_of(response)
-        try:
-            urls = answer["upload_urls"]
-            items = {
-                Identifier(identifier): UploadUrl(str(entry["url"]), dict(entry["headers"]))
-                for identifier, entry in urls["items"].items()
-            }
-            return UploadUrls(str(answer["uri"]), str(urls["readme"]), items)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ProtocolError(f"{self.server_url}: the upload URLs are incomplete") from error
-
-    def complete_upload(self, uri: str, number_of_items: int) -> None:
-        """Register the dataset whose README and items are stored.
-
-        Servers of old look at every item: 6 ms each. If the answer gets lost, or
-        says that nothing is pending, whether the dataset is registered decides.
-        """
-        try:
-            self._transport.request(
-                "POST",
-                "/signed-urls/upload-complete",
-                json={"uri": uri},
-                timeout_s=UPLOAD_TIMEOUT_S + 0.02 * number_of_items,
-            )
-        except (Unreachable, ProtocolError, Conflict) as error:
-            try:
-                self._routes.core("uris", uri)
-            except NotFound:
-                raise error from None
 
     def _usable(self, base_uris: Sequence[str]) -> tuple[str, ...]:
         usable = []

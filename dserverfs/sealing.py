@@ -19,16 +19,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dserverfs.errors import Cancelled, IntegrityError, ItemChanged, ProtocolError, UsageError
+from dserverfs.errors import IntegrityError, ItemChanged, ProtocolError, UsageError
+from dserverfs.hashing import Hashes
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import Item, identifier_of, is_uuid, name_is_valid
 from dserverfs.staged_layout import DATA, Layout, Survey, survey
 from dserverfs.staging import StagedDataset
 from dserverfs.staging_state import Record
-from dserverfs.verify import hasher_of
 
 HASH_FUNCTION = "md5sum_hexdigest"
 _SEALED = "sealed"
+_HASHES = "hashes"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -52,7 +53,7 @@ def seal(staged: StagedDataset, layout: Layout | None, stop: threading.Event) ->
     syncing = threading.Thread(target=_sync, args=(staged.tree,), name="sync")
     syncing.start()
     try:
-        hashes = _hash(found, stop)
+        hashes = _hash(staged, found, stop)
     finally:
         syncing.join()
     dataset = _describe(staged.record, found, hashes)
@@ -167,18 +168,11 @@ def _require_same(
     return timestamps
 
 
-def _hash(found: Survey, stop: threading.Event) -> dict[str, str]:
-    hashes = {}
-    for relpath, file in found.items.items():
-        hasher = hasher_of(HASH_FUNCTION)
-        assert hasher is not None
-        with file.path.open("rb") as content:
-            while piece := content.read(1 << 20):
-                hasher.update(piece)
-                if stop.is_set():
-                    raise Cancelled("stopped while hashing")
-        hashes[relpath] = hasher.hexdigest()
-    return hashes
+def _hash(staged: StagedDataset, found: Survey, stop: threading.Event) -> dict[str, str]:
+    """Return the MD5 of each item by relpath; what was hashed before and is unchanged is kept."""
+    with Hashes(staged.directory / _HASHES, staged.tree) as hashes:
+        digests = hashes.all_of([file.path for file in found.items.values()], stop=stop)
+    return {relpath: digests[file.path] for relpath, file in found.items.items()}
 
 
 def _notes(found: Survey, staged: StagedDataset) -> list[str]:

@@ -16,7 +16,7 @@ import re
 import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import urllib3
 
@@ -30,6 +30,7 @@ from dserverfs.errors import (
     ProtocolError,
     Unreachable,
 )
+from dserverfs.outgoing import FilePart, Line, Pulse, Way, open_way
 from dserverfs.transport import (
     CONNECT_TIMEOUT_S,
     USER_AGENT,
@@ -45,11 +46,25 @@ MAX_OBJECT_BYTES = 64 * 1024 * 1024
 _SMALL_BODY_BYTES = 4096
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
 _TOTAL = re.compile(r"/(\d+)\Z")
+# Answered with 400, by a store that got tired of waiting for the body.
+_TRANSIENT_CODES = frozenset({"RequestTimeout", "IncompleteBody"})
 _XML_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 
 
 class StorageRefused(DserverfsError):
     """The store answered 400, 401 or 403: the URL may have expired; resolve a new one, once."""
+
+    def __init__(self, message: str, *, status: int, code: str) -> None:
+        super().__init__(message, status=status)
+        self.code = code  # the store's own, "AccessDenied"
+
+
+class StorageBusy(Unreachable):
+    """The store cannot now; it may say for how long."""
+
+    def __init__(self, message: str, *, status: int, retry_after_s: float) -> None:
+        super().__init__(message, status=status)
+        self.retry_after_s = retry_after_s
 
 
 class ByteRange(NamedTuple):
@@ -63,8 +78,15 @@ class ByteRange(NamedTuple):
 class Storage:
     """GETs on signed URLs over kept connections."""
 
-    def __init__(self, trust: Trust | None = None, *, max_connections: int = 32) -> None:
-        """Of each host at most `max_connections` are kept while idle."""
+    def __init__(
+        self,
+        trust: Trust | None = None,
+        *,
+        max_connections: int = 32,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
+    ) -> None:
+        """Of each host at most `max_connections` are kept while idle; a PUT may stall so long."""
+        self._stall_timeout_s = stall_timeout_s
         self._trust = trust or Trust()
         self._max_connections = max_connections
         self._lock = threading.Lock()
@@ -169,40 +191,37 @@ class Storage:
         finally:
             _give_back(response)
 
-    def write_object(
-        self, url: str, headers: Mapping[str, str], content: BinaryIO, size_in_bytes: int
-    ) -> None:
-        """PUT `content`, from its beginning, with exactly the headers that the URL pins.
+    def line(self) -> Line:
+        """Return a connection of one's own for PUTs; it is not counted among the kept ones."""
+        return Line(self._connect, USER_AGENT, stall_timeout_s=self._stall_timeout_s)
 
-        Streams, and tries once. Raises StorageRefused (expired URL; also wrong
-        content, which a pinned Content-MD5 shows), Unreachable, ProtocolError.
+    def write(
+        self,
+        line: Line,
+        url: str,
+        headers: Mapping[str, str],
+        content: FilePart | bytes,
+        pulse: Pulse,
+    ) -> Mapping[str, str]:
+        """PUT `content` with exactly the headers that the URL pins; return those of the answer.
+
+        Tries once. Raises StorageRefused (its `code` tells an expired URL from
+        wrong content, which a pinned Content-MD5 shows), Unreachable,
+        ProtocolError, ItemChanged if the file is shorter, and what `pulse` raises.
         """
-        content.seek(0)
         try:
-            response = self._pool(url).request(
-                "PUT",
-                url,
-                headers={
-                    **headers,
-                    "Content-Length": str(size_in_bytes),
-                    "User-Agent": USER_AGENT,
-                },
-                body=content if size_in_bytes else b"",
-                preload_content=False,
-                redirect=False,
-                retries=False,
-                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=STALL_TIMEOUT_S),
-            )
+            answer = line.put(url, headers, content, pulse)
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise _no_answer(error, url) from error
-        try:
-            if response.status not in (200, 201, 204):
-                raise _refusal(response, url)
-            response.drain_conn()
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise _no_answer(error, url) from error
-        finally:
-            _give_back(response)
+            raise _no_answer(error, url, "written to") from error
+        except ValueError as error:
+            raise ProtocolError(f"{_public(url)}: {error}") from error
+        if answer.status not in (200, 201, 204):
+            raise _refused(answer.status, answer.reason, answer.body, answer.headers, url)
+        return answer.headers
+
+    def _connect(self, url: str) -> Way:
+        pool = self._pool(url)
+        return open_way(pool, url, CONNECT_TIMEOUT_S)
 
     def close(self) -> None:
         with self._lock:
@@ -334,25 +353,35 @@ def _check_whole(response: urllib3.BaseHTTPResponse, url: str, wanted: ByteRange
 
 def _refusal(response: urllib3.BaseHTTPResponse, url: str) -> DserverfsError:
     """Return the error that an answer without the object means."""
-    status = response.status
-    body = response.read(_SMALL_BODY_BYTES)
+    return _refused(
+        response.status,
+        response.reason or "",
+        response.read(_SMALL_BODY_BYTES),
+        response.headers,
+        url,
+    )
+
+
+def _refused(
+    status: int, phrase: str, body: bytes, headers: Mapping[str, str], url: str
+) -> DserverfsError:
     match = _XML_CODE.search(body)
-    reason = match.group(1).decode("ascii") if match else (response.reason or "no reason given")
+    reason = match.group(1).decode("ascii") if match else (phrase or "no reason given")
     what = f"{_public(url)}: the store answers {status} {reason}"
     if reason == "RequestTimeTooSkewed":
         what += ": the URL has expired, or the clocks of dserver and store differ"
-    if status in (400, 401, 403):
-        return StorageRefused(what, status=status)
+    if status in (400, 401, 403) and reason not in _TRANSIENT_CODES:
+        return StorageRefused(what, status=status, code=reason)
     if status in (404, 410):
         return NotFound(what, status=status)
     if status in (412, 416):
         return IntegrityError(f"{what}: it is not the object of the manifest", status=status)
-    if status == 429 or status >= 500:
-        return Unreachable(what, status=status)
+    if status in (408, 429) or status >= 500 or reason in _TRANSIENT_CODES:
+        return StorageBusy(what, status=status, retry_after_s=retry_after_s(headers))
     return ProtocolError(what, status=status)
 
 
-def _no_answer(error: Exception, url: str) -> DserverfsError:
+def _no_answer(error: Exception, url: str, done: str = "read") -> DserverfsError:
     host = urllib.parse.urlsplit(url).netloc
     if isinstance(error, urllib3.exceptions.NewConnectionError):  # a timeout to urllib3
         return Unreachable(f"the store at {host} cannot be reached; is it running?")
@@ -363,4 +392,4 @@ def _no_answer(error: Exception, url: str) -> DserverfsError:
             f"the store at {host}: its certificate is not accepted;"
             " a certificate authority of your own is named by DSERVER_CA_FILE"
         )
-    return Unreachable(f"the store at {host} cannot be read: {type(error).__name__}")
+    return Unreachable(f"the store at {host} cannot be {done}: {type(error).__name__}")

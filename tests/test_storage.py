@@ -19,7 +19,7 @@ from dserverfs.errors import (
     ProtocolError,
     Unreachable,
 )
-from dserverfs.storage import ByteRange, Storage, StorageRefused
+from dserverfs.storage import ByteRange, Storage, StorageBusy, StorageRefused
 from dserverfs.transport import Deadline
 from tests.faulty_store import (
     Fault,
@@ -255,8 +255,8 @@ def compressed(handler: Handler) -> None:
         (refuse(400, "ExpiredToken"), StorageRefused),
         (refuse(404, "NoSuchKey"), NotFound),
         (refuse(416, "InvalidRange"), IntegrityError),
-        (refuse(500, "InternalError"), Unreachable),
-        (refuse(503, "SlowDown"), Unreachable),
+        (refuse(500, "InternalError"), StorageBusy),
+        (refuse(503, "SlowDown"), StorageBusy),
         (refuse(302, "Moved", {"Location": "http://127.0.0.1:1/"}), ProtocolError),
     ],
 )
