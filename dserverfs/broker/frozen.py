@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from dserverfs.broker import keys
 from dserverfs.broker.ahead import Ahead, Bounds
 from dserverfs.broker.item_files import ItemFiles
 from dserverfs.broker.metadata import FRESH_S, FrozenMetadata
@@ -33,9 +34,17 @@ SIZE_THREADS = 16
 class FrozenDataset:
     """One dataset."""
 
-    def __init__(self, dataset: Dataset, server: str, client: Client, item_directory: Path) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        server: str,
+        client: Client,
+        item_directory: Path,
+        on_change: Callable[[Dataset], None],
+    ) -> None:
         """`item_directory` is dtool's cache directory."""
         self.dataset = dataset
+        self._on_change = on_change
         self._key = str(DserverURI(server, dataset.base_uri, dataset.uuid))
         self._client = client
         self._files = ItemFiles(
@@ -43,7 +52,7 @@ class FrozenDataset:
             item_directory / "dserver" / dataset.uuid,
             client.resolver.require_signed_urls,
         )
-        self.metadata = FrozenMetadata(client.resolver, dataset)
+        self._metadata = FrozenMetadata(client.resolver, dataset)
         self._lock = threading.RLock()
         self._manifest: dict[str, Any] | None = None
         self._identifiers: list[Identifier] = []
@@ -115,7 +124,7 @@ class FrozenDataset:
             fetching = self._fetching
         return fetching.get(Identifier(identifier))
 
-    def stored_relpaths(self) -> list[str]:
+    def handles(self) -> list[str]:
         """Return the relpaths of the items that the store holds; asks it for each."""
         with self._lock:
             if time.monotonic() >= self._sizes_until_s:
@@ -124,54 +133,109 @@ class FrozenDataset:
                 self._hashing = None
             return list(self._sizes)
 
-    def stored_size(self, relpath: str) -> int:
+    def size(self, handle: str) -> int:
         """Return the size of what is stored of an item; raises NotFound."""
         with self._lock:
-            if relpath not in self._sizes:
-                self.stored_relpaths()
-            size = self._sizes.get(relpath)
+            if handle not in self._sizes:
+                self.handles()
+            size = self._sizes.get(handle)
         if size is None:
-            raise NotFound(f"{self.dataset.uri}: nothing is stored of item {relpath!r}")
+            raise NotFound(f"{self.dataset.uri}: nothing is stored of item {handle!r}")
         return size
 
-    def stored_digest(self, relpath: str) -> str:
+    def hash(self, handle: str) -> str:
         """Return the hash of what is stored of an item; others are hashed ahead."""
-        self.stored_size(relpath)
+        self.size(handle)
         with self._lock:
             if self._hashing is None:
                 sizes = self._sizes
                 self._hashing = Ahead(list(sizes), self._hash, sizes.__getitem__, HASHING)
                 self._hashing.start()
             hashing = self._hashing
-        return hashing.get(relpath)
+        return hashing.get(handle)
 
-    def properties(self, relpath: str) -> Mapping[str, Any]:
-        """Return what the manifest says of an item; raises NotFound."""
+    def timestamp(self, handle: str) -> float:
+        """Return an item's date, which the manifest alone has."""
         try:
-            properties: Mapping[str, Any] = self.manifest()["items"][identifier_of(relpath)]
+            return float(self.manifest()["items"][identifier_of(handle)]["utc_timestamp"])
         except KeyError as error:
-            raise NotFound(f"{self.dataset.uri} has no item {relpath!r}") from error
-        return properties
+            raise NotFound(f"{self.dataset.uri} has no item {handle!r}") from error
+
+    # Metadata
+
+    def get_text(self, key: str) -> str:
+        """Return what dtool's disk layout has at `key`; raises NotFound."""
+        if key == keys.README:
+            return self.readme().decode("utf-8")
+        if key == keys.ADMIN_METADATA:
+            return json.dumps(self.admin_metadata())
+        if key == keys.MANIFEST:
+            return json.dumps(self.manifest(), indent=2, sort_keys=True)
+        directory, _, name = key.rpartition("/")
+        if directory in (keys.OVERLAYS, keys.ANNOTATIONS):
+            kind = directory.rpartition("/")[2]
+            return self._metadata.content(kind, name.removesuffix(".json")).decode("utf-8")
+        if directory == keys.TAGS and name in self.tags():
+            return ""
+        raise NotFound(f"{self.dataset.uri}: has no {key}")
+
+    def names(self, kind: str) -> list[str]:
+        """Return the names of all overlays or annotations."""
+        return self._metadata.names(kind)
+
+    def tags(self) -> list[str]:
+        return self._metadata.tags()
+
+    def put_admin_metadata(self, admin_metadata: Mapping[str, Any]) -> None:
+        """Rename it, which is the only change of it there is; raises Unsupported for others."""
+        known = self.admin_metadata()
+        changed = {key for key, value in admin_metadata.items() if known.get(key, value) != value}
+        if changed - {"name"}:
+            raise Unsupported(
+                f"{self.dataset.uri} is frozen: {', '.join(sorted(changed))} cannot be changed"
+            )
+        if changed:
+            self._client.metadata_writes.rename(self.dataset, str(admin_metadata["name"]))
+            self._tell_change()
 
     def put_text(self, key: str, text: str) -> None:
-        """Change what `.dtool` or README.yml holds at `key`; raises Unsupported."""
-        raise Unsupported(self._refusal(f"change {key}"), uri=self.dataset.uri)
+        """Change README, a tag, an annotation or an overlay; raises Unsupported."""
+        writes = self._client.metadata_writes
+        directory, _, name = key.rpartition("/")
+        name = name.removesuffix(".json")
+        if key == keys.README:
+            writes.put_readme(self.dataset, text.encode("utf-8"))
+        elif directory == keys.TAGS:
+            writes.put_tag(self.dataset, key.rpartition("/")[2])
+        elif directory == keys.ANNOTATIONS:
+            writes.put_annotation(self.dataset, name, json.loads(text))
+        elif directory == keys.OVERLAYS:
+            writes.put_overlay(self.dataset, name, json.loads(text))
+        else:
+            raise Unsupported(f"{self.dataset.uri} is frozen: {key} cannot be changed")
+        self._tell_change()
 
     def delete_key(self, key: str) -> None:
-        """Delete a tag or an annotation; raises Unsupported."""
-        raise Unsupported(self._refusal(f"delete {key}"), uri=self.dataset.uri)
+        """Delete a tag, an annotation or an overlay; raises Unsupported."""
+        writes = self._client.metadata_writes
+        directory, _, name = key.rpartition("/")
+        name = name.removesuffix(".json")
+        if directory == keys.TAGS:
+            writes.delete_tag(self.dataset, key.rpartition("/")[2])
+        elif directory == keys.ANNOTATIONS:
+            writes.delete_annotation(self.dataset, name)
+        elif directory == keys.OVERLAYS:
+            writes.delete_overlay(self.dataset, name)
+        else:
+            raise Unsupported(f"{self.dataset.uri} is frozen: {key} cannot be deleted")
+        self._tell_change()
 
-    def _refusal(self, what: str) -> str:
-        return (
-            f"{self.dataset.uri} is frozen and {self._client.resolver.server_url} has no route"
-            f" to {what} of a frozen dataset; nothing was changed"
-        )
-
-    def forget(self) -> None:
-        """Ask anew for what can change."""
-        self.metadata.forget()
+    def _tell_change(self) -> None:
+        """Have everything that can change asked anew."""
+        self._metadata.forget()
         with self._lock:
             self._readme = None
+        self._on_change(self.dataset)
 
     def _load_manifest(self) -> dict[str, Any]:
         path = loaded(lambda: self._client.catalogue.manifest(self.dataset))
@@ -226,7 +290,7 @@ class FrozenDataset:
 
     def _hash(self, relpath: str) -> str:
         content = self._content(self._item(identifier_of(relpath)))
-        return self._client.stored.digest(content, self.stored_size(relpath))
+        return self._client.stored.digest(content, self.size(relpath))
 
 
 class _Following:
