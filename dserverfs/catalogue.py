@@ -191,6 +191,20 @@ class Catalogue:
         fetch = self._answers.metadata
         return self._of(self._metadata, dataset, lambda: fetch(dataset), FRESH_S)
 
+    def forget(self, dataset: Dataset) -> None:
+        """Ask anew for what can change of a dataset: it was changed by its own user.
+
+        README, tags, annotations and overlays are loaded before they are shown
+        again; the listing with its name is refreshed when it is next asked for.
+        """
+        self._answers.forget(dataset)
+        with self._lock:
+            self._readmes.pop(dataset.uuid, None)
+            self._metadata.pop(dataset.uuid, None)
+            listing = self._listings.get(dataset.base_uri)
+        if listing is not None:
+            listing.expire()
+
     def manifest(self, dataset: Dataset) -> Path:
         """Return the file with the manifest as the server sent it."""
         fetch = self._fetch_manifest

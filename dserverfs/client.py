@@ -17,10 +17,12 @@ from dserverfs.connections import Trust
 from dserverfs.errors import NotFound, PermissionDenied, UsageError
 from dserverfs.freezer import Freezer
 from dserverfs.kept_answers import KeptAnswers
+from dserverfs.metadata_writes import MetadataWrites
 from dserverfs.model import UUID, Dataset, DserverURI, User
 from dserverfs.reader import Reader
 from dserverfs.registration import Registration
 from dserverfs.resolver import Resolver
+from dserverfs.routes import Routes
 from dserverfs.settings import Settings
 from dserverfs.staging import Staging
 from dserverfs.storage import Storage
@@ -55,7 +57,9 @@ class Client:
         self._transport = _transport(server, settings, trust)
         self._storage = Storage(trust)
         self._cache = BlockCache(self._directory / "blocks", size_limit=cache_size)
-        self.resolver = Resolver(self._transport, self._storage)
+        routes = Routes(self._transport)
+        self.resolver = Resolver(self._transport, self._storage, routes)
+        self.metadata_writes = MetadataWrites(routes, self.resolver)
         known = self._directory / "manifests"
         self._answers = KeptAnswers(self.resolver, known)
         self.catalogue = Catalogue(self._answers, server, known)

@@ -108,6 +108,11 @@ class KeptAnswers:
             _metadata_from_json,
         )
 
+    def forget(self, dataset: Dataset) -> None:
+        """Drop what was kept of a dataset that its user has changed."""
+        for name in (f"readme {dataset.uri}", f"metadata {dataset.uri}"):
+            self._path(name).unlink(missing_ok=True)
+
     def fetch_manifest(self, dataset: Dataset, file: IO[bytes]) -> None:
         """Write the manifest's JSON to `file`; the catalogue keeps it."""
         self._resolver.fetch_manifest(dataset, file)

@@ -69,10 +69,13 @@ class MetadataUrls(NamedTuple):
 class Resolver:
     """Questions to one dserver."""
 
-    def __init__(self, transport: ServerTransport, storage: Storage) -> None:
+    def __init__(
+        self, transport: ServerTransport, storage: Storage, routes: Routes | None = None
+    ) -> None:
+        """`routes` are those of the transport, if others know them, too."""
         self._transport = transport
         self._storage = storage
-        self._routes = Routes(transport)
+        self._routes = routes or Routes(transport)
         self._listings = Listings(self._routes)
         self._signing = Signing(self._routes)
         self.uploads = UploadRoutes(self._routes)
@@ -148,6 +151,18 @@ class Resolver:
         if isinstance(readme, dict):  # old servers keep it parsed; JSON is YAML
             return json.dumps(readme, indent=2).encode("utf-8")
         raise ProtocolError(f"{self.server_url}: the README of {dataset.uri} is no text")
+
+    def stored_readme(self, dataset: Dataset) -> bytes:
+        """Return the README that the store has, which may not be the one the server knows.
+
+        The server's own if the store cannot be asked for it.
+        """
+        if not self._routes.capabilities().signed_urls or not is_asked_whole(dataset):
+            return self.readme(dataset)
+        url = self._signing.dataset_urls(dataset).get("readme_url")
+        if not isinstance(url, str):
+            raise ProtocolError(f"{self.server_url}: no signed URL for the README", uri=dataset.uri)
+        return self._read_object(url, Deadline(METADATA_TIMEOUT_S))
 
     def metadata(self, dataset: Dataset) -> Metadata:
         """Return what `.dtool` holds: one request to the server, one to the store an object.

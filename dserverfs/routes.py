@@ -8,6 +8,7 @@ encoded slashes. Blocking and thread-safe.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import urllib.parse
 from dataclasses import dataclass
@@ -31,8 +32,12 @@ logger = logging.getLogger(__name__)
 # Names under which /config/versions lists a plugin with the signed-URL routes.
 UPSTREAM_PLUGIN = "dserver_signed_url_plugin"
 OWN_PLUGIN = "dserverfs.server.signed_urls"
+OWN_METADATA_PLUGIN = "dserverfs.server.metadata"
 # Under which it lists the server itself, by age.
 _CORE_NAMES = ("dservercore", "dserver", "dtool_lookup_server")
+# The last release of dservercore that cannot change a README, a tag or an annotation.
+_LAST_WITHOUT_CHANGES = (0, 22, 0)
+_RELEASE = re.compile(r"(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?\Z")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,19 @@ class Capabilities:
 
     signed_urls: bool
     extended: bool  # what dserverfs.server.signed_urls adds
+    changes_metadata: bool = False  # what dserverfs.server.metadata adds
+    core_version: str = "of unknown version"
+
+    @property
+    def metadata_writes(self) -> bool | None:
+        """Whether README, tags and annotations can be changed; None: to be found out."""
+        if self.changes_metadata:
+            return True
+        release = _RELEASE.match(self.core_version)
+        if release is None:
+            return None
+        numbers = tuple(int(number or 0) for number in release.groups())
+        return None if numbers > _LAST_WITHOUT_CHANGES else False
 
 
 class Routes:
@@ -116,6 +134,20 @@ class Routes:
             self._suffix_form = False
         return response
 
+    def change(
+        self, method: str, route: str, uri: str, tail: str = "", **options: Any
+    ) -> requests.Response:
+        """Return the response of `/<route>/<uri>[/<tail>]`, in the form that `core` found out.
+
+        For changes, which are not tried in both forms.
+        """
+        if self._suffix_form is None:
+            self.core("uris", uri)
+        path = f"/{route}/{_suffix(uri) if self._suffix_form else quote(uri)}"
+        if tail:
+            path += f"/{quote(tail)}"
+        return self.transport.request(method, path, **options)
+
     def signed(self, method: str, route: str, uri: str, tail: str = "", **options: Any) -> Any:
         """Return the response of `/signed-urls/<route>/<uri>[/<tail>]`, as `core` does.
 
@@ -171,6 +203,8 @@ class Routes:
         return Capabilities(
             signed_urls=any("signed_url" in name for name in names) or self._signs_urls(),
             extended=OWN_PLUGIN in names,
+            changes_metadata=OWN_METADATA_PLUGIN in names,
+            core_version=_version_of(versions),
         )
 
     def _signs_urls(self) -> bool:
@@ -187,6 +221,11 @@ class Routes:
         except DserverfsError as error:
             logger.debug("%s has signed-URL routes: %s", self.server_url, error)
         return True
+
+
+def _version_of(versions: dict[str, Any]) -> str:
+    known = [str(versions[name]) for name in _CORE_NAMES if versions.get(name)]
+    return known[0] if known else "of unknown version"
 
 
 def quote(text: str) -> str:

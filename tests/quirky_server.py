@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from dserverfs.model import Identifier, identifier_of
+from tests import quirky_changes
 
 TOKEN = "good-token"
 BASE_URI = "s3://bucket"
@@ -57,6 +58,8 @@ class Quirks:
     max_batch: int = 1000
     odd_answer: dict[str, Any] = field(default_factory=dict)  # over that of signed URLs
     amz_dates: bool = True
+    changes: str = "none"  # as dservercore 0.22; or "master", or "own"
+    loses_changes: bool = False  # those of "master" reach the index, not the store
 
 
 class QuirkyServer:
@@ -74,6 +77,7 @@ class QuirkyServer:
         }
         self.users = {TOKEN: "grumpy"}
         self.permissions = [BASE_URI]
+        self.register: list[str] = []
         self.entries: list[dict[str, Any]] = []
         self.described: dict[str, dict[str, Any]] = {}  # by URI: manifest, readme, tags, ...
         self.objects: dict[str, bytes] = {}  # by key
@@ -122,6 +126,7 @@ class QuirkyServer:
         }
         for relpath, content in contents.items():
             self.objects[f"{uuid}/data/{hashlib.sha1(relpath.encode()).hexdigest()}"] = content
+        self.objects[f"{uuid}/README.yml"] = readme
         self.objects[f"{uuid}/dtool"] = json.dumps(admin).encode()
         for kind in ("annotations", "overlays"):
             for name, value in others.get(kind, {}).items():
@@ -143,6 +148,12 @@ class Handler(BaseHTTPRequestHandler):
         self._dispatch()
 
     def do_POST(self) -> None:
+        self._dispatch()
+
+    def do_PUT(self) -> None:
+        self._dispatch()
+
+    def do_DELETE(self) -> None:
         self._dispatch()
 
     def answer(
@@ -214,7 +225,7 @@ class Handler(BaseHTTPRequestHandler):
                     "username": state.users[token],
                     "is_admin": False,
                     "search_permissions_on_base_uris": state.permissions,
-                    "register_permissions_on_base_uris": [],
+                    "register_permissions_on_base_uris": state.register,
                 },
             )
         elif first == "uris" and self.command == "POST":
@@ -222,7 +233,9 @@ class Handler(BaseHTTPRequestHandler):
         elif first == "uuids":
             uuid = tail.partition("/")[0]
             self.answer(200, [entry for entry in state.entries if entry["uuid"] == uuid])
-        elif first in ("manifests", "readmes", "tags", "annotations"):
+        elif first in quirky_changes.ROUTES and self.command != "GET":
+            quirky_changes.change(self, first, tail)
+        elif first in ("manifests", "readmes", "tags", "annotations", "uris"):
             self._described(first, tail)
         elif first == "signed-urls" and _knows_signing(state):
             self._signed(*tail.partition("/")[::2])
@@ -275,6 +288,8 @@ class Handler(BaseHTTPRequestHandler):
             described = self.server_state.described[uri]
             if what == "manifests":
                 self.answer(200, described["manifest"])
+            elif what == "uris":
+                self.answer(200, next(e for e in self.server_state.entries if e["uri"] == uri))
             else:
                 key = what.removesuffix("s") if what == "readmes" else what
                 self.answer(200, {key: described[key]})
@@ -310,6 +325,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             uuid = uri.rpartition("/")[2]
             answer["admin_metadata_url"] = self._url(f"{uuid}/dtool")
+            answer["readme_url"] = self._url(f"{uuid}/README.yml")
             answer["tags"] = described["tags"]
             for kind in ("overlay", "annotation"):
                 answer[f"{kind}_urls"] = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from dserverfs.server.storage import Storage
 from tests.serving import ServerHandle
 
@@ -22,9 +24,22 @@ def storage_of(server: ServerHandle) -> Storage:
     )
 
 
+def set_dtool_s3(monkeypatch: pytest.MonkeyPatch, storage: Storage, cache: Path) -> None:
+    """Tell dtool-s3 where the bucket is and with which keys."""
+    monkeypatch.setenv(f"DTOOL_S3_ENDPOINT_{storage.bucket}", storage.endpoint)
+    monkeypatch.setenv(f"DTOOL_S3_ACCESS_KEY_ID_{storage.bucket}", storage.access_key)
+    monkeypatch.setenv(f"DTOOL_S3_SECRET_ACCESS_KEY_{storage.bucket}", storage.secret_key)
+    monkeypatch.setenv("DTOOL_CACHE_DIRECTORY", str(cache / "dtool-cache"))
+
+
+def children_of(server: ServerHandle) -> list[int]:
+    """Return the process ids of what the server has started."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    return [int(child) for child in children.read_text().split()]
+
+
 def weed_of(server: ServerHandle) -> int:
     """Return the process id of the server's `weed`."""
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
-    (child,) = children.read_text().split()
+    (child,) = children_of(server)
     assert "weed" in Path(f"/proc/{child}/cmdline").read_text()
-    return int(child)
+    return child

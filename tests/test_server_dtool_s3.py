@@ -10,19 +10,14 @@ import pytest
 
 from dserverfs.model import identifier_of
 from tests.serving import ServerHandle, upload
-from tests.stores import storage_of
+from tests.stores import set_dtool_s3, storage_of
 
 CONTENTS = {"a.txt": b"alpha", "dir/é ü.bin": bytes(range(256)) * 100, "empty": b""}
 
 
 @pytest.fixture(autouse=True)
 def s3_settings(server: ServerHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tell dtool-s3 where the bucket is and with which keys."""
-    storage = storage_of(server)
-    monkeypatch.setenv(f"DTOOL_S3_ENDPOINT_{storage.bucket}", storage.endpoint)
-    monkeypatch.setenv(f"DTOOL_S3_ACCESS_KEY_ID_{storage.bucket}", storage.access_key)
-    monkeypatch.setenv(f"DTOOL_S3_SECRET_ACCESS_KEY_{storage.bucket}", storage.secret_key)
-    monkeypatch.setenv("DTOOL_CACHE_DIRECTORY", str(tmp_path / "cache"))
+    set_dtool_s3(monkeypatch, storage_of(server), tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 
-from dserverfs.server.search import fts_query
+from dserverfs.server.search import fts_queries
 from tests.serving import ServerHandle, begin, complete, encoded, new_uuid, upload, upload_body
 
 
@@ -55,6 +55,7 @@ def names(answer: requests.Response) -> list[str]:
         ({"free_text": "yeast gamma"}, ["alpha", "gamma"]),
         ({"free_text": '"light sheet"'}, ["gamma"]),
         ({"free_text": '"sheet light"'}, []),
+        ({"free_text": '"light sheet" "image"'}, ["gamma"]),  # of the README and of a relpath
         ({"free_text": "image"}, ["beta", "gamma"]),
         ({"free_text": "scope-beta"}, ["beta"]),
         ({"free_text": "grumpy"}, ["alpha", "gamma"]),
@@ -223,17 +224,17 @@ def test_a_dataset_registered_by_hand_is_found_and_replaced(server: ServerHandle
 
 
 @pytest.mark.parametrize(
-    ("text", "query"),
+    ("text", "queries"),
     [
-        ("one two", '"one" OR "two"'),
-        ('"one two" three', '"one two"'),
-        ('"one two" "three"', '"one two" AND "three"'),
-        ("e-coli", '"e-coli"'),
-        ('un"closed', '"un" OR "closed"'),
-        ('"--"', None),
-        ("a\0b c", '"c"'),
-        ("", None),
+        ("one two", ['"one" OR "two"']),
+        ('"one two" three', ['"one two"']),
+        ('"one two" "three"', ['"one two"', '"three"']),
+        ("e-coli", ['"e-coli"']),
+        ('un"closed', ['"un" OR "closed"']),
+        ('"--"', []),
+        ("a\0b c", ['"c"']),
+        ("", []),
     ],
 )
-def test_fts_query_quotes_every_word(text: str, query: str | None) -> None:
-    assert fts_query(text) == query
+def test_fts_queries_quote_every_word(text: str, queries: list[str]) -> None:
+    assert fts_queries(text) == queries

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import re
+import sys
 from typing import TypeAlias
 
 from dserverfs.errors import UsageError
@@ -27,3 +29,16 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 20G")
     number, unit = match.groups()
     return int(float(number) * 1024 ** " KMGT".index(unit.upper() or " "))
+
+
+def read_password(prompt: str, *, again: bool = False) -> str:
+    """Return a password: typed unseen, twice if `again`, or the first line of standard input."""
+    if not sys.stdin.isatty():
+        password = sys.stdin.readline().rstrip("\r\n")
+    else:
+        password = getpass.getpass(prompt)
+        if again and getpass.getpass("Again: ") != password:
+            raise UsageError("the two passwords differ")
+    if not password:
+        raise UsageError("no password was given")
+    return password

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from dserverfs.commands import serve_management
 from dserverfs.commands.common import Commands, missing_extra
 
 
@@ -12,6 +13,7 @@ def add(commands: Commands) -> None:
     command.description = (
         "Run a dserver with its own S3 store on this machine, until SIGINT or SIGTERM."
         " Prints its URL, its base URI and the path of a token file when it is ready."
+        " With ACTION: manage its users, their rights and its base URIs, also while it runs."
     )
     command.add_argument(
         "--data",
@@ -28,9 +30,11 @@ def add(commands: Commands) -> None:
         "--bucket",
         metavar="NAME",
         default="datasets",
-        help="bucket of the base URI s3://NAME (default: %(default)s)",
+        help="bucket of the base URI s3://NAME (default: %(default)s);"
+        " on another S3 server if DTOOL_S3_ENDPOINT_NAME is set",
     )
     command.set_defaults(command=_run)
+    serve_management.add(command.add_subparsers(metavar="ACTION"))
 
 
 def _run(arguments: argparse.Namespace) -> int:

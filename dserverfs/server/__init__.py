@@ -7,13 +7,21 @@
         signed_urls   extension: the /signed-urls routes
           upload_request   the body of an upload, checked
           uploads          pending uploads
-          publish          from a pending upload to a frozen dataset
+          freeze           from a pending upload to a frozen dataset
+        metadata      extension: changes of README, tags, annotations, overlays, name
+          changes          in the bucket and in the database, whatever stops them
+          indexing         from a dataset in a bucket to the database
         accounts      extension: POST /token, GET /config/health
-        extension     what both extensions have in common
+        extension     what the extensions have in common
+      stores          which store holds a base URI, where in it a dataset is
       seaweedfs       the S3 server as a child process
-      objects         the store's objects, through one boto3 client
+      stored_metadata what of a dataset in a bucket can change
+      objects         a store's objects, through one boto3 client
         storage       which store; signed URLs (pure)
         layout        a dataset's keys and texts in a bucket (pure)
+    management    users, rights and base URIs, beside a running server
+      bucket_index  registering what a bucket has already
+      foreign       buckets of other S3 servers, by dtool-s3's settings
       datadir         the data directory: version, lock, secrets
 
 Imports nothing of dserverfs but `model` and `errors`. Everything but the main

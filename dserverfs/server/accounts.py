@@ -14,10 +14,11 @@ from typing import Any
 
 from dservercore import utils_auth
 from dservercore.extensions import sql_db
+from dservercore.sql_models import User
 from flask import Response
 from flask_jwt_extended import create_access_token
 from flask_smorest import Blueprint
-from sqlalchemy import text
+from sqlalchemy import Connection, event, text
 from werkzeug.security import check_password_hash, generate_password_hash
 
 from dserverfs import __version__ as __version__
@@ -79,6 +80,14 @@ def set_password(username: str, password: str) -> None:
     sql_db.session.execute(
         text("INSERT OR REPLACE INTO dserverfs_password (username, hash) VALUES (:name, :hash)"),
         {"name": username, "hash": generate_password_hash(password, method=_METHOD)},
+    )
+
+
+@event.listens_for(User, "after_delete")
+def _delete_password(_mapper: object, connection: Connection, user: User) -> None:
+    """Let nobody who is given the name later have the password, too; in the same transaction."""
+    connection.execute(
+        text("DELETE FROM dserverfs_password WHERE username = :name"), {"name": user.username}
     )
 
 

@@ -15,18 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import dservercore
+from dservercore import utils_auth
 from flask import Flask, Response
 from sqlalchemy import event, text
 
-from dserverfs.server import accounts, datadir, retrieve, search, uploads
+from dserverfs.server import accounts, changes, datadir, metadata, retrieve, search, uploads
 from dserverfs.server.answers import answer
-from dserverfs.server.objects import ObjectStore
+from dserverfs.server.extension import STORES
+from dserverfs.server.stores import Stores
 
 _PLUGINS = {
     "search": ("dserverfs.server.search:Search",),
     "retrieve": ("dserverfs.server.retrieve:Retrieve",),
     "extension": (
         "dserverfs.server.signed_urls:SignedUrls",
+        "dserverfs.server.metadata:Metadata",
         "dserverfs.server.accounts:Accounts",
     ),
 }
@@ -36,18 +39,21 @@ _SECRETS = ["JWT_PRIVATE_KEY", "SECRET_KEY", "SQLALCHEMY_DATABASE_URI"]
 _BUSY_TIMEOUT_MS = 20_000
 
 
-def create(*, database: Path, private_key_pem: str, secret_key: str, store: ObjectStore) -> Flask:
+def create(*, database: Path, private_key_pem: str, secret_key: str, stores: Stores) -> Flask:
     """Return the app, with its tables made if they are missing."""
     _inject_plugins()
     app: Flask = dservercore.create_app(_config(database, private_key_pem, secret_key))
-    app.extensions["dserverfs_store"] = store  # not in the configuration: it holds keys
+    app.extensions[STORES] = stores
     # It logs the headers of each request at DEBUG, tokens and all.
     app.logger.setLevel(max(logging.INFO, app.logger.getEffectiveLevel()))
     app.view_functions["config.server_versions"] = _versions
+    app.view_functions["annotations.annotations"] = utils_auth.jwt_required()(
+        metadata.get_annotations
+    )
     with app.app_context():
         event.listen(dservercore.sql_db.engine, "connect", _configure_connection)
         dservercore.sql_db.create_all()
-        for module in (search, retrieve, uploads, accounts):
+        for module in (search, retrieve, uploads, changes, accounts):
             for statement in module.SCHEMA:
                 dservercore.sql_db.session.execute(text(statement))
         dservercore.sql_db.session.commit()

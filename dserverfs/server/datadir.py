@@ -16,8 +16,9 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -58,6 +59,40 @@ class DataDirectory:
             yield
         finally:
             os.close(descriptor)
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Use the directory beside a running serve; hold it, as `locked` does, if none runs."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.locked())
+            except Conflict:  # that serve has prepared it
+                pass
+            yield
+
+    def known_base_uris(self) -> list[str]:
+        """Return the base URIs in the database; asked before dservercore is there to ask."""
+        if not self.database.exists():
+            return []
+        connection = sqlite3.connect(self.database, timeout=20.0)
+        try:
+            found = connection.execute("SELECT base_uri FROM base_uri ORDER BY base_uri")
+            return [row[0] for row in found]
+        except sqlite3.OperationalError:  # a first start was killed before the tables were there
+            return []
+        finally:
+            connection.close()
+
+    def first_user(self) -> str | None:
+        """Return the user that serve makes, if it has run."""
+        try:
+            return (self.path / "username").read_text().strip()
+        except FileNotFoundError:
+            return None
+
+    @property
+    def password_file(self) -> Path:
+        return self.path / "password"
 
     @property
     def database(self) -> Path:

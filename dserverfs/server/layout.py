@@ -10,9 +10,12 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 # dtool-s3 takes handles as base64 only if this parses as 0.14.0 or later.
 _BROKER_VERSION = "0.14.1"
+
+REGISTRATION_PREFIX = "dtool-"
 
 README_TXT = """README
 ======
@@ -60,7 +63,7 @@ class DatasetKeys:
     @property
     def registration(self) -> str:
         """The key by which dtool-s3 lists the dataset; always at the top of the bucket."""
-        return f"dtool-{self.uuid}"
+        return REGISTRATION_PREFIX + self.uuid
 
     @property
     def admin_metadata(self) -> str:
@@ -69,6 +72,10 @@ class DatasetKeys:
     @property
     def readme(self) -> str:
         return self._key("README.yml")
+
+    def readme_backup(self, timestamp: str) -> str:
+        """Where dtoolcore keeps a README that was replaced."""
+        return f"{self.readme}-{timestamp}"
 
     @property
     def readme_txt(self) -> str:
@@ -81,6 +88,11 @@ class DatasetKeys:
     @property
     def manifest(self) -> str:
         return self._key("manifest.json")
+
+    @property
+    def all(self) -> str:
+        """What all keys but the registration begin with."""
+        return self._key("")
 
     @property
     def items(self) -> str:
@@ -113,6 +125,11 @@ class DatasetKeys:
 
     def _key(self, suffix: str) -> str:
         return f"{self.prefix}{self.uuid}/{suffix}"
+
+
+def json_text(value: Any) -> bytes:
+    """Return JSON as dtoolcore writes it."""
+    return json.dumps(value, indent=2, sort_keys=True).encode()
 
 
 def structure_json(uuid: str) -> str:

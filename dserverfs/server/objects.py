@@ -71,6 +71,11 @@ class ObjectStore:
                     raise
                 self.client.create_bucket(Bucket=bucket)
 
+    def require_bucket(self, bucket: str) -> None:
+        """Raise NotFound unless the bucket is there."""
+        with _reporting(f"bucket {bucket}"):
+            self.client.head_bucket(Bucket=bucket)
+
     def iter_objects(self, bucket: str, prefix: str) -> Iterator[StoredObject]:
         """Yield the objects whose keys begin with `prefix`, one request per 1,000."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
@@ -110,6 +115,13 @@ class ObjectStore:
         with _reporting(f"{bucket}/{key}"):
             self.client.put_object(
                 Bucket=bucket, Key=key, Body=content, Metadata=dict(metadata or {})
+            )
+
+    def copy(self, bucket: str, key: str, target: str) -> None:
+        """Copy an object within the store; raises NotFound."""
+        with _reporting(f"{bucket}/{key}"):
+            self.client.copy_object(
+                Bucket=bucket, Key=target, CopySource={"Bucket": bucket, "Key": key}
             )
 
     def delete(self, bucket: str, keys: Iterable[str]) -> None:

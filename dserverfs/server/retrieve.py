@@ -69,6 +69,23 @@ class Retrieve(RetrieveABC):  # type: ignore[misc]
             },
         )
 
+    def update_dataset(
+        self, uri: str, *, readme: str, annotations: Mapping[str, Any], tags: list[str]
+    ) -> None:
+        """Replace what can change of a dataset; its manifest is left alone."""
+        sql_db.session.execute(
+            text(
+                "UPDATE dserverfs_description SET readme = :readme, annotations = :annotations,"
+                " tags = :tags WHERE uri = :uri"
+            ),
+            {
+                "uri": uri,
+                "readme": readme,
+                "annotations": json.dumps(annotations),
+                "tags": json.dumps(tags),
+            },
+        )
+
     def delete_dataset(self, dataset_uri: str) -> None:
         """Forget a dataset; does nothing if it is not known."""
         sql_db.session.execute(

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dservercore import SearchABC
+from dservercore import SearchABC, ValidationError
 from dservercore.extensions import sql_db
 from sqlalchemy import text
 
@@ -45,7 +45,10 @@ SCHEMA = (
         PRIMARY KEY (tag, id)
     ) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS dserverfs_search_tag_id ON dserverfs_search_tag (id)",
+    # Apart, so that a new tag does not have the relpaths of a million items read again.
     """CREATE VIRTUAL TABLE IF NOT EXISTS dserverfs_search_text
+        USING fts5(content, tokenize = 'porter unicode61')""",
+    """CREATE VIRTUAL TABLE IF NOT EXISTS dserverfs_search_items
         USING fts5(content, tokenize = 'porter unicode61')""",
 )
 
@@ -53,6 +56,7 @@ _COLUMNS = (
     "uri, uuid, base_uri, name, creator_username, frozen_at, created_at,"
     " number_of_items, size_in_bytes, tags"
 )
+_MAX_PHRASES = 100  # each is a condition, of which SQLite takes 1,000 deep
 _SORTABLE = ("base_uri", "created_at", "creator_username", "frozen_at", "name", "uri", "uuid")
 _CONDITIONS = {
     "base_uris": "base_uri IN (SELECT value FROM json_each(:base_uris))",
@@ -60,9 +64,11 @@ _CONDITIONS = {
     "uuids": "uuid IN (SELECT value FROM json_each(:uuids))",
     "tags": "(SELECT count(*) FROM dserverfs_search_tag AS t WHERE t.id = dserverfs_search.id"
     " AND t.tag IN (SELECT value FROM json_each(:tags))) = json_array_length(:tags)",
-    "free_text": "id IN (SELECT rowid FROM dserverfs_search_text"
-    " WHERE dserverfs_search_text MATCH :free_text)",
 }
+_MATCHES = (
+    "id IN (SELECT rowid FROM dserverfs_search_text WHERE dserverfs_search_text MATCH :{0}"
+    " UNION SELECT rowid FROM dserverfs_search_items WHERE dserverfs_search_items MATCH :{0})"
+)
 
 
 class Search(SearchABC):  # type: ignore[misc]
@@ -72,7 +78,13 @@ class Search(SearchABC):  # type: ignore[misc]
         pass
 
     def register_dataset(self, dataset_info: Mapping[str, Any]) -> None:
-        """Index a dataset; replaces what was indexed under its URI."""
+        """Index a dataset; replaces what was indexed under its URI.
+
+        Raises ValidationError for one that says it is in another base URI than
+        its URI is: dservercore asks for rights on the one and reads by the other.
+        """
+        if dataset_info["uri"].rpartition("/")[0] != dataset_info["base_uri"]:
+            raise ValidationError(f"{dataset_info['uri']} is not in {dataset_info['base_uri']}")
         self.delete_dataset(dataset_info["uri"])
         frozen_at, created_at = dates_of(dataset_info)
         number_of_items, size_in_bytes = sizes_of(dataset_info)
@@ -93,15 +105,44 @@ class Search(SearchABC):  # type: ignore[misc]
         identity = sql_db.session.execute(
             text(f"INSERT INTO dserverfs_search ({_COLUMNS}) VALUES ({places})"), row
         ).lastrowid
-        for tag in tags:
-            sql_db.session.execute(
-                text("INSERT INTO dserverfs_search_tag (tag, id) VALUES (:tag, :id)"),
-                {"tag": tag, "id": identity},
-            )
+        _insert_tags(identity, tags)
         sql_db.session.execute(
             text("INSERT INTO dserverfs_search_text (rowid, content) VALUES (:id, :content)"),
             {"id": identity, "content": _searchable_text(dataset_info)},
         )
+        items = dataset_info["manifest"]["items"].values()
+        relpaths = "\n".join(str(item.get("relpath", "")) for item in items)
+        sql_db.session.execute(
+            text("INSERT INTO dserverfs_search_items (rowid, content) VALUES (:id, :content)"),
+            {"id": identity, "content": relpaths},
+        )
+
+    def update_dataset(
+        self, uri: str, *, name: str, readme: str, annotations: Mapping[str, Any], tags: list[str]
+    ) -> None:
+        """Index what can change of a dataset; does nothing if it was not indexed."""
+        row = (
+            sql_db.session.execute(
+                text("SELECT id, uuid, creator_username FROM dserverfs_search WHERE uri = :uri"),
+                {"uri": uri},
+            )
+            .mappings()
+            .first()
+        )
+        if row is None:
+            return
+        changed = {"uri": uri, "name": name, "readme": readme, "annotations": annotations}
+        content = _searchable_text({**row, **changed, "tags": tags})
+        for statement in (
+            "UPDATE dserverfs_search SET name = :name, tags = :tags WHERE id = :id",
+            "UPDATE dserverfs_search_text SET content = :content WHERE rowid = :id",
+            "DELETE FROM dserverfs_search_tag WHERE id = :id",
+        ):
+            sql_db.session.execute(
+                text(statement),
+                {"id": row["id"], "name": name, "tags": json.dumps(tags), "content": content},
+            )
+        _insert_tags(row["id"], tags)
 
     def delete_dataset(self, dataset_uri: str) -> None:
         """Forget a dataset; does nothing if it was not indexed."""
@@ -112,6 +153,7 @@ class Search(SearchABC):  # type: ignore[misc]
             return
         for statement in (
             "DELETE FROM dserverfs_search_text WHERE rowid = :id",
+            "DELETE FROM dserverfs_search_items WHERE rowid = :id",
             "DELETE FROM dserverfs_search_tag WHERE id = :id",
             "DELETE FROM dserverfs_search WHERE id = :id",
         ):
@@ -149,22 +191,21 @@ def _conditions(query: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
             values[name] = json.dumps(sorted({str(value) for value in query[name]}))
             conditions.append(_CONDITIONS[name])
     if "free_text" in query:
-        match = fts_query(query["free_text"])
-        if match is None:
+        for number, match in enumerate(fts_queries(query["free_text"])):
+            values[f"match{number}"] = match
+            conditions.append(_MATCHES.format(f"match{number}"))
+        if "match0" not in values:
             conditions.append("0")
-        else:
-            values["free_text"] = match
-            conditions.append(_CONDITIONS["free_text"])
     return conditions, values
 
 
-def fts_query(free_text: str) -> str | None:
-    """Return the FTS5 query for `free_text`, or None if there is no word in it."""
+def fts_queries(free_text: str) -> list[str]:
+    """Return the FTS5 queries that must all match; none if there is no word in `free_text`."""
     phrases = [phrase for phrase in re.findall(r'"([^"]*)"', free_text) if _has_word(phrase)]
     if phrases:
-        return " AND ".join(f'"{phrase}"' for phrase in phrases)
+        return [f'"{phrase}"' for phrase in phrases[:_MAX_PHRASES]]
     words = [word for word in free_text.replace('"', " ").split() if _has_word(word)]
-    return " OR ".join(f'"{word}"' for word in words) or None
+    return [" OR ".join(f'"{word}"' for word in words)] if words else []
 
 
 def _has_word(part: str) -> bool:
@@ -193,8 +234,16 @@ def _as_answer(row: Any) -> dict[str, Any]:
     return dataset
 
 
+def _insert_tags(identity: int, tags: list[str]) -> None:
+    for tag in tags:
+        sql_db.session.execute(
+            text("INSERT INTO dserverfs_search_tag (tag, id) VALUES (:tag, :id)"),
+            {"tag": tag, "id": identity},
+        )
+
+
 def _searchable_text(dataset_info: Mapping[str, Any]) -> str:
-    """Return what free text finds: every text a person may have given the dataset."""
+    """Return what free text finds beside relpaths: every text a person gave the dataset."""
     parts = [
         dataset_info["name"],
         dataset_info["uri"],
@@ -203,6 +252,5 @@ def _searchable_text(dataset_info: Mapping[str, Any]) -> str:
         readme_text(dataset_info),
         json.dumps(dataset_info["annotations"], ensure_ascii=False),
         *dataset_info["tags"],
-        *(str(item.get("relpath", "")) for item in dataset_info["manifest"]["items"].values()),
     ]
     return "\n".join(parts)

@@ -202,6 +202,13 @@ class SeaweedFS:
             self._process.wait()
         _remove_sockets(self._ports)
 
+    def storage_of_running(self) -> Storage:
+        """Return where a `weed` is that another process runs; raises UsageError if none does."""
+        self._ports = self._last_ports()
+        if not self._ports:
+            raise UsageError(f"{self._directory}: no store was ever started there")
+        return self._storage(self._config.load())
+
     def _storage(self, credentials: Credentials) -> Storage:
         return Storage(
             endpoint=f"http://127.0.0.1:{self._ports['s3.port']}",

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dserverfs.errors import DserverfsError, UsageError
+from dserverfs.errors import DserverfsError, Unsupported, UsageError
+from dserverfs.server import foreign, storage
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.seaweedfs import SeaweedFS
 from dserverfs.server.signals import Signals, Stopped
 
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]\Z")
 _LOOPBACK = ("127.", "::1")
 
 _log = logging.getLogger(__name__)
@@ -39,13 +38,13 @@ class ServeOptions:
         """Check what was given on the command line; raises UsageError."""
         if not 0 <= port <= 65535:
             raise UsageError(f"--port {port}: not between 0 and 65535")
-        if not _BUCKET.match(bucket):
-            raise UsageError(
-                f"--bucket {bucket}: not 3 to 63 characters of a-z, 0-9 and '-', "
-                "beginning and ending with a letter or digit"
-            )
-        path = default_data_directory() if data is None else Path(data).absolute()
-        return cls(path, host, port, bucket)
+        storage.require_bucket_name(bucket, is_foreign=foreign.find_storage(bucket) is not None)
+        return cls(data_directory(data), host, port, bucket)
+
+
+def data_directory(given: str | None) -> Path:
+    """Return the directory of `--data`, or the default."""
+    return default_data_directory() if given is None else Path(given).absolute()
 
 
 def default_data_directory() -> Path:
@@ -64,26 +63,52 @@ def serve(options: ServeOptions) -> int:
     directory = DataDirectory(options.data)
     with Signals() as signals:
         try:
-            with _listening(options.host, options.port) as listener, directory.locked():
-                store = SeaweedFS(directory.store, bucket=options.bucket)
-                with store.running(signals):
-                    _run(directory, store, listener, signals)
+            with ExitStack() as stack:
+                listener = stack.enter_context(_listening(options.host, options.port))
+                stack.enter_context(directory.locked())
+                seaweedfs = None
+                bucket = _own_bucket([f"s3://{options.bucket}", *directory.known_base_uris()])
+                if bucket is not None:
+                    seaweedfs = SeaweedFS(directory.store, bucket=bucket)
+                    stack.enter_context(seaweedfs.running(signals))
+                _run(options, directory, seaweedfs, listener, signals)
         except Stopped:
             _log.info("stopped")
     return 0
 
 
+def _own_bucket(base_uris: Sequence[str]) -> str | None:
+    """Return the first bucket that the embedded store has, None if all are elsewhere."""
+    for base_uri in base_uris:
+        try:
+            bucket = storage.bucket_of(base_uri)
+        except Unsupported:
+            continue
+        if foreign.find_storage(bucket) is None:
+            return bucket
+    return None
+
+
 def _run(
-    directory: DataDirectory, seaweedfs: SeaweedFS, listener: socket.socket, signals: Signals
+    options: ServeOptions,
+    directory: DataDirectory,
+    seaweedfs: SeaweedFS | None,
+    listener: socket.socket,
+    signals: Signals,
 ) -> None:
     # Imported here, for it takes 0.6 s, in which the store starts.
+    from dserverfs.server.stores import Stores
     from dserverfs.server.web import WebServer, create_app
 
-    store = seaweedfs.wait_ready(signals)
-    web = WebServer(create_app(directory, store), listener, signals)
+    stores = Stores(
+        None if seaweedfs is None else seaweedfs.wait_ready(signals), foreign.find_storage
+    )
+    base_uri = f"s3://{options.bucket}"
+    stores.ensure_bucket(base_uri)
+    web = WebServer(create_app(directory, stores, base_uri), listener, signals)
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    if not host.startswith(_LOOPBACK):
+    if seaweedfs is not None and not host.startswith(_LOOPBACK):
         _log.warning(
             "listening on %s, but signed URLs are for 127.0.0.1: other machines see "
             "the datasets and cannot read them",
@@ -91,11 +116,11 @@ def _run(
         )
     with web.running():
         print(f"dserver URL: http://{address}")
-        print(f"base URI: dserver://{address}/s3/{store.storage.bucket}")
+        print(f"base URI: dserver://{address}/s3/{options.bucket}")
         print(f"token file: {directory.token_file}", flush=True)
         while True:
             signals.wait()
-            if seaweedfs.ended() is not None:
+            if seaweedfs is not None and seaweedfs.ended() is not None:
                 raise seaweedfs.failure()
             if web.fault is not None:
                 raise DserverfsError(f"the web server ended: {web.fault}") from web.fault

@@ -44,6 +44,10 @@ class Signals:
         signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of what a Signals that was never entered has."""
         self._reader.close()
         self._writer.close()
 

@@ -32,7 +32,6 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import dservercore.utils
@@ -42,36 +41,26 @@ from flask import Response, current_app, request
 from flask_smorest import Blueprint
 
 from dserverfs import __version__ as __version__
-from dserverfs.errors import (
-    Conflict,
-    DserverfsError,
-    NotFound,
-    PermissionDenied,
-    Unreachable,
-    Unsupported,
-    UsageError,
+from dserverfs.errors import Conflict, DserverfsError, NotFound, UsageError
+from dserverfs.server import freeze, layout, uploads
+from dserverfs.server.answers import answer, json_body
+from dserverfs.server.extension import (
+    Extension,
+    report,
+    require_register,
+    require_search,
+    stores,
 )
-from dserverfs.server import layout, publish, uploads
-from dserverfs.server.answers import answer, error_answer, json_body
-from dserverfs.server.extension import Extension
-from dserverfs.server.layout import DatasetKeys
 from dserverfs.server.objects import ObjectStore
-from dserverfs.server.storage import Signer, bucket_of
+from dserverfs.server.storage import Signer
+from dserverfs.server.stored_metadata import StoredMetadata
+from dserverfs.server.stores import Place
 from dserverfs.server.upload_request import UploadRequest
 from dserverfs.server.uploads import KeyedLocks, PendingUpload
 
 READ_EXPIRY_SECONDS = 3600
 UPLOAD_EXPIRY_SECONDS = 4 * 3600
 MAX_BATCH = 1000
-
-_STATUS: tuple[tuple[type[DserverfsError], HTTPStatus], ...] = (
-    (UsageError, HTTPStatus.BAD_REQUEST),
-    (PermissionDenied, HTTPStatus.FORBIDDEN),
-    (NotFound, HTTPStatus.NOT_FOUND),
-    (Conflict, HTTPStatus.CONFLICT),
-    (Unsupported, HTTPStatus.NOT_IMPLEMENTED),
-    (Unreachable, HTTPStatus.BAD_GATEWAY),
-)
 
 
 class _Signing(NamedTuple):
@@ -82,15 +71,10 @@ class _Signing(NamedTuple):
 
 
 class SignedUrls(Extension):
-    """dservercore makes one per app; its store is among the app's extensions."""
+    """dservercore makes one per app."""
 
     def __init__(self) -> None:
         self._locks = KeyedLocks()
-
-    @property
-    def store(self) -> ObjectStore:
-        store: ObjectStore = current_app.extensions["dserverfs_store"]
-        return store
 
     def get_blueprint(self) -> Any:
         blueprint = Blueprint("signed_urls", __name__, url_prefix="/signed-urls")
@@ -103,20 +87,21 @@ class SignedUrls(Extension):
             ("POST", "/upload-complete", self.post_upload_complete),
         ):
             blueprint.add_url_rule(rule, view.__name__, protected(view), methods=[method])
-        blueprint.register_error_handler(DserverfsError, _report)
+        blueprint.register_error_handler(DserverfsError, report)
         return blueprint
 
     def get_dataset(self, uri: str) -> Response:
         """Sign URLs for all there is of a dataset."""
-        keys, bucket = self._readable(uri)
+        require_search(uri)
         identifiers = _identifiers(uri)
-        signer, expiry = self._signing(READ_EXPIRY_SECONDS)
+        store, bucket, keys = stores().place(uri)
+        signer, expiry = _signing(store, READ_EXPIRY_SECONDS)
 
         def url(key: str) -> str:
             return signer.get_url(bucket, key)
 
-        overlays = self.store.names(bucket, keys.overlays, ".json")
-        annotations = self.store.names(bucket, keys.annotations, ".json")
+        overlays = store.names(bucket, keys.overlays, ".json")
+        annotations = store.names(bucket, keys.annotations, ".json")
         body: dict[str, Any] = {
             "uri": uri,
             **expiry,
@@ -125,7 +110,7 @@ class SignedUrls(Extension):
             "readme_url": url(keys.readme),
             "overlay_urls": {name: url(keys.overlay(name)) for name in overlays},
             "annotation_urls": {name: url(keys.annotation(name)) for name in annotations},
-            "tags": self.store.names(bucket, keys.tags),
+            "tags": store.names(bucket, keys.tags),
         }
         if request.args.get("items") != "false":
             body["item_urls"] = {name: url(keys.item(name)) for name in identifiers}
@@ -133,39 +118,42 @@ class SignedUrls(Extension):
 
     def get_item(self, uri: str, identifier: str) -> Response:
         """Sign a URL for one item."""
-        keys, bucket = self._readable(uri)
+        require_search(uri)
         _require_items(uri, [identifier])
-        signer, expiry = self._signing(READ_EXPIRY_SECONDS)
+        store, bucket, keys = stores().place(uri)
+        signer, expiry = _signing(store, READ_EXPIRY_SECONDS)
         url = signer.get_url(bucket, keys.item(identifier))
         return answer({"uri": uri, "identifier": identifier, **expiry, "url": url})
 
     def post_items(self, uri: str) -> Response:
         """Sign URLs for some items."""
-        keys, bucket = self._readable(uri)
+        require_search(uri)
         wanted = json_body().get("identifiers")
         if not isinstance(wanted, list) or not all(isinstance(each, str) for each in wanted):
             raise UsageError("identifiers is not a list of strings", status=422)
         if len(wanted) > MAX_BATCH:
             raise UsageError(f"more than {MAX_BATCH} identifiers in one request", status=400)
         _require_items(uri, wanted)
-        signer, expiry = self._signing(READ_EXPIRY_SECONDS)
+        store, bucket, keys = stores().place(uri)
+        signer, expiry = _signing(store, READ_EXPIRY_SECONDS)
         urls = {name: signer.get_url(bucket, keys.item(name)) for name in wanted}
         return answer({"uri": uri, **expiry, "item_urls": urls})
 
     def post_upload(self, base_uri: str) -> Response:
         """Begin an upload, or begin it again with what is announced now."""
-        username = _require_register(base_uri)
-        bucket = bucket_of(base_uri)
-        announced = UploadRequest.parse(json_body(), max_put_bytes=self.store.storage.max_put_bytes)
+        username = require_register(base_uri)
+        store = stores().of(base_uri)
+        announced = UploadRequest.parse(json_body(), max_put_bytes=store.storage.max_put_bytes)
         uri = f"{base_uri}/{announced.uuid}"
         with self._locks.holding(announced.uuid):
             upload = _announce(uri, base_uri, username, announced)
-            self.store.ensure_bucket(bucket)
-            stored = publish.compare(self.store, upload).complete
+            stores().ensure_bucket(base_uri)
+            place = _place_of(upload)
+            stored = freeze.compare(place, upload).complete
             uploads.save(upload)
             sql_db.session.commit()
-        keys = DatasetKeys(self.store.storage.prefix, announced.uuid)
-        signer, expiry = self._signing(UPLOAD_EXPIRY_SECONDS)
+        _, bucket, keys = place
+        signer, expiry = _signing(store, UPLOAD_EXPIRY_SECONDS)
         items = {}
         for identifier, item in announced.items.items():
             headers = layout.item_headers(item.relpath, item.md5)
@@ -192,7 +180,7 @@ class SignedUrls(Extension):
         if not isinstance(uri, str):
             raise UsageError("uri is missing or not a string", status=422)
         base_uri, _, uuid = uri.rpartition("/")
-        username = _require_register(base_uri)
+        username = require_register(base_uri)
         with self._locks.holding(uuid):
             upload = uploads.find_by_uri(uri)
             if upload is None:
@@ -202,29 +190,24 @@ class SignedUrls(Extension):
                     status=400,
                 )
             _require_same_user(upload, username)
-            stored = publish.compare(self.store, upload)
-            publish.require_complete(stored, uri)
-            dataset_info = publish.publish(self.store, upload, stored.orphans)
+            place = stores().place(uri)
+            stored = freeze.compare(place, upload)
+            freeze.require_complete(stored, uri)
+            dataset_info = freeze.freeze(place, upload, stored.orphans)
             uploads.delete(uri)
             dservercore.utils.register_dataset(dataset_info)  # commits both
         return answer(
             {"uri": uri, "status": "registered", "name": upload.request.name, "uuid": uuid}
         )
 
-    def _readable(self, uri: str) -> tuple[DatasetKeys, str]:
-        """Return where a dataset is that the caller may search; raises PermissionDenied."""
-        base_uri, _, uuid = uri.rpartition("/")
-        if not utils_auth.may_access(utils_auth.get_jwt_identity(), uri):
-            raise PermissionDenied(f"no permission to search {base_uri}", uri=uri)
-        return DatasetKeys(self.store.storage.prefix, uuid), bucket_of(base_uri)
 
-    def _signing(self, expiry_seconds: int) -> _Signing:
-        now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
-        end = now + datetime.timedelta(seconds=expiry_seconds)
-        return _Signing(
-            self.store.signer(now=now, expiry_seconds=expiry_seconds),
-            {"expiry_seconds": expiry_seconds, "expiry_timestamp": end.isoformat()},
-        )
+def _signing(store: ObjectStore, expiry_seconds: int) -> _Signing:
+    now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
+    end = now + datetime.timedelta(seconds=expiry_seconds)
+    return _Signing(
+        store.signer(now=now, expiry_seconds=expiry_seconds),
+        {"expiry_seconds": expiry_seconds, "expiry_timestamp": end.isoformat()},
+    )
 
 
 def _announce(uri: str, base_uri: str, username: str, announced: UploadRequest) -> PendingUpload:
@@ -238,6 +221,34 @@ def _announce(uri: str, base_uri: str, username: str, announced: UploadRequest) 
         raise Conflict(f"{announced.uuid} is being uploaded to {before.base_uri}", uri=uri)
     _require_same_user(before, username)
     return before._replace(request=announced)
+
+
+def _place_of(upload: PendingUpload) -> Place:
+    """Return where an upload goes, with its registration key there, which says it from now on.
+
+    Raises Conflict if that would overwrite a dataset that somebody else put there.
+    """
+    uuid = upload.request.uuid
+    if uploads.find_by_uuid(uuid) is not None:
+        return stores().place(upload.uri)
+    if stores().is_foreign(upload.base_uri):
+        _require_nothing_there(upload.uri)
+    place = stores().new_place(upload.base_uri, uuid)
+    place.store.write(place.bucket, place.keys.registration, place.keys.prefix.encode())
+    stores().forget(upload.uri)
+    return place
+
+
+def _require_nothing_there(uri: str) -> None:
+    try:
+        StoredMetadata(stores().place(uri)).admin_metadata()
+    except NotFound:
+        return
+    raise Conflict(
+        f"{uri} is in the bucket already, though not registered:"
+        " dserverfs serve index registers it",
+        uri=uri,
+    )
 
 
 def _identifiers(uri: str) -> frozenset[str]:
@@ -255,25 +266,6 @@ def _require_items(uri: str, wanted: list[str]) -> None:
             raise NotFound(f"{uri} has no item {identifier}", uri=uri)
 
 
-def _require_register(base_uri: str) -> str:
-    """Return who asks; raises PermissionDenied without the right to register there."""
-    username: str = utils_auth.get_jwt_identity()
-    if not utils_auth.may_register(username, base_uri):
-        raise PermissionDenied(f"no permission to register in {base_uri}", uri=base_uri)
-    return username
-
-
 def _require_same_user(upload: PendingUpload, username: str) -> None:
     if upload.username != username:
         raise Conflict(f"{upload.uri} is being uploaded by {upload.username}", uri=upload.uri)
-
-
-def _report(error: DserverfsError) -> Response:
-    """Answer with the error's own status, else that of its class."""
-    sql_db.session.rollback()
-    if error.status is not None:
-        return error_answer(HTTPStatus(error.status), str(error))
-    for cls, status in _STATUS:
-        if isinstance(error, cls):
-            return error_answer(status, str(error))
-    return error_answer(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))

@@ -10,12 +10,15 @@ from __future__ import annotations
 import datetime
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote, urlsplit
 
-from dserverfs.errors import Unsupported
+from dserverfs.errors import Unsupported, UsageError
 
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]\Z")
+_FOREIGN_BUCKET = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{1,61}[0-9A-Za-z]\Z")
 GIB = 1024**3
 _UNRESERVED = "-_.~"
 
@@ -43,6 +46,16 @@ def bucket_of(base_uri: str) -> str:
     if scheme != "s3" or not bucket or "/" in bucket:
         raise Unsupported(f"{base_uri}: this server signs URLs for s3://BUCKET only", uri=base_uri)
     return bucket
+
+
+def require_bucket_name(bucket: str, *, is_foreign: bool) -> None:
+    """Raise UsageError for a bucket that cannot be; old ones elsewhere have dots and more."""
+    pattern = _FOREIGN_BUCKET if is_foreign else _BUCKET
+    if not pattern.match(bucket):
+        raise UsageError(
+            f"bucket {bucket}: not 3 to 63 characters of a-z, 0-9 and '-', "
+            "beginning and ending with a letter or digit"
+        )
 
 
 class Signer:

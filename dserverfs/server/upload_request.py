@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from dserverfs.server import layout
 
 HASH_FUNCTION = "md5sum_hexdigest"
 MAX_METADATA_BYTES = 2048  # of S3, names and values of one object's user metadata
+MAX_README_BYTES = 16 * 1024**2  # guess: a README is a page of YAML, and goes into the search
 MAX_USERNAME_LENGTH = 255  # of dservercore's table
 LAST_TIMESTAMP = 253402300799  # the last second of the year 9999, where datetime ends
 
@@ -57,7 +58,7 @@ class UploadRequest:
         uuid = _string(entry, "uuid")
         _require(model.is_uuid(uuid), f"uuid {uuid!r} is not a uuid in lower case with hyphens")
         name = _string(entry, "name")
-        _require(model.name_is_valid(name), f"name {name!r} is not a dataset name dtool accepts")
+        check_name(name)
         hash_function = _string(entry, "hash_function")
         _require(
             hash_function == HASH_FUNCTION,
@@ -71,7 +72,7 @@ class UploadRequest:
             frozen_at=_timestamp(entry, "frozen_at"),
             created_at=None if entry.get("created_at") is None else _timestamp(entry, "created_at"),
             items=items,
-            tags=_tags(entry.get("tags", [])),
+            tags=checked_tags(entry.get("tags", [])),
             annotations=_annotations(entry.get("annotations", {})),
             overlays=_overlays(entry.get("overlays", {}), items),
         )
@@ -166,7 +167,8 @@ def _username(entry: Mapping[str, Any]) -> str:
     return username
 
 
-def _tags(value: Any) -> tuple[str, ...]:
+def checked_tags(value: Any) -> tuple[str, ...]:
+    """Return a list of tags, sorted; raises UsageError."""
     if not isinstance(value, list) or not all(isinstance(tag, str) for tag in value):
         raise _malformed("tags is not a list of strings")
     for tag in value:
@@ -181,9 +183,14 @@ def _tags(value: Any) -> tuple[str, ...]:
 def _annotations(value: Any) -> Mapping[str, Any]:
     annotations = _object(value, "annotations")
     for name, content in annotations.items():
-        _require_metadata_name("annotation", name)
-        _require_encodable(f"annotation {name}", content)
+        check_annotation(name, content)
     return annotations
+
+
+def check_annotation(name: str, value: Any) -> None:
+    """Raise UsageError for what dtool or its S3 broker could not read back."""
+    require_metadata_name("annotation", name)
+    _require_encodable(f"annotation {name}", value)
 
 
 def _overlays(
@@ -191,20 +198,40 @@ def _overlays(
 ) -> Mapping[str, Mapping[str, Any]]:
     overlays = _object(value, "overlays")
     for name, content in overlays.items():
-        _require_metadata_name("overlay", name)
-        values = _object(content, f"overlay {name}")
-        _require(
-            values.keys() == items.keys(),
-            f"overlay {name!r} has not exactly one value for each item's identifier",
-        )
-        _require_encodable(f"overlay {name}", content)
+        check_overlay(name, content, items.keys())
     return overlays
 
 
-def _require_metadata_name(kind: str, name: str) -> None:
+def check_overlay(name: str, value: Any, identifiers: Set[str]) -> None:
+    """Raise UsageError unless `value` has exactly one value for each item."""
+    require_metadata_name("overlay", name)
+    values = _object(value, f"overlay {name}")
+    _require(
+        values.keys() == identifiers,
+        f"overlay {name!r} has not exactly one value for each item's identifier",
+    )
+    _require_encodable(f"overlay {name}", value)
+
+
+def require_metadata_name(kind: str, name: str) -> None:
+    """Raise UsageError for a name of an overlay or annotation that could not be read back."""
     _require(
         model.name_is_valid(name) and "." not in name,
         f"{kind} {name!r} is not a name dtool accepts, or has a dot, which dtool-s3 cannot read",
+    )
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError for a dataset's name that dtool does not accept."""
+    _require(model.name_is_valid(name), f"name {name!r} is not a dataset name dtool accepts")
+
+
+def check_readme(readme: str) -> None:
+    """Raise UsageError for a README that is too large or cannot be stored."""
+    _require_encodable("README.yml", readme)
+    _require(
+        len(readme.encode()) <= MAX_README_BYTES,
+        f"README.yml is larger than {MAX_README_BYTES} bytes",
     )
 
 

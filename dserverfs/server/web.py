@@ -16,26 +16,27 @@ import waitress.server
 import waitress.wasyncore
 from flask import Flask
 
-from dserverfs.server import accounts, app
+from dserverfs.server import accounts, app, changes
 from dserverfs.server.datadir import DataDirectory, write_private
-from dserverfs.server.objects import ObjectStore
 from dserverfs.server.signals import Signals
+from dserverfs.server.stores import Stores
 
 THREADS = 8
 TOKEN_LIFE = timedelta(days=365)  # and a new one at every start
 _STOP_DEADLINE_S = 1.0
 
 
-def create_app(directory: DataDirectory, store: ObjectStore) -> Flask:
+def create_app(directory: DataDirectory, stores: Stores, base_uri: str) -> Flask:
     """Return the app of a data directory, with its first user and that user's new token."""
     flask = app.create(
         database=directory.database,
         private_key_pem=directory.private_key_pem(),
         secret_key=directory.secret_key(),
-        store=store,
+        stores=stores,
     )
     with flask.app_context():
-        _prepare_first_user(directory, store.storage.base_uri)
+        _prepare_first_user(directory, base_uri)
+        changes.repair_all(stores)
     return flask
 
 

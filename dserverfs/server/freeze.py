@@ -7,22 +7,19 @@ database are written, in this order, and doing it again from the start is right.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import dtoolcore
 
-from dserverfs.errors import Conflict, NotFound, UsageError
+from dserverfs.errors import Conflict, NotFound
 from dserverfs.model import Identifier, identifier_of
 from dserverfs.server import layout
-from dserverfs.server.layout import DatasetKeys
-from dserverfs.server.objects import ObjectStore, StoredObject
-from dserverfs.server.storage import bucket_of
+from dserverfs.server.objects import StoredObject
+from dserverfs.server.stored_metadata import StoredMetadata
+from dserverfs.server.stores import Place
 from dserverfs.server.upload_request import HASH_FUNCTION, UploadItem
 from dserverfs.server.uploads import PendingUpload
 
-MAX_README_BYTES = 16 * 1024**2  # guess: a README is a page of YAML, and goes into the search
 _SHOWN = 5  # relpaths named in a message
 
 
@@ -35,20 +32,19 @@ class Stored(NamedTuple):
     orphans: tuple[str, ...]  # keys of items no longer announced
 
 
-def compare(store: ObjectStore, upload: PendingUpload) -> Stored:
+def compare(place: Place, upload: PendingUpload) -> Stored:
     """Compare by listing: one request per 1,000 items, and one per item of doubtful content."""
-    bucket = bucket_of(upload.base_uri)
-    keys = DatasetKeys(store.storage.prefix, upload.request.uuid)
+    keys = place.keys
     announced = upload.request.items
     complete: set[Identifier] = set()
     different = []
     orphans = []
-    for stored in store.iter_objects(bucket, keys.items):
+    for stored in place.store.iter_objects(place.bucket, keys.items):
         identifier = Identifier(stored.key[len(keys.items) :])
         item = announced.get(identifier)
         if item is None:
             orphans.append(stored.key)
-        elif _is_stored(store, bucket, stored, item):
+        elif _is_stored(place, stored, item):
             complete.add(identifier)
         else:
             different.append(item.relpath)
@@ -57,7 +53,7 @@ def compare(store: ObjectStore, upload: PendingUpload) -> Stored:
     return Stored(frozenset(complete), tuple(missing), tuple(different), tuple(orphans))
 
 
-def _is_stored(store: ObjectStore, bucket: str, stored: StoredObject, item: UploadItem) -> bool:
+def _is_stored(place: Place, stored: StoredObject, item: UploadItem) -> bool:
     if stored.size_in_bytes != item.size_in_bytes:
         return False
     if stored.etag == item.md5:
@@ -65,7 +61,7 @@ def _is_stored(store: ObjectStore, bucket: str, stored: StoredObject, item: Uplo
     # Encryption and multipart make other ETags. The signed URL pinned
     # Content-MD5 together with this metadata, so the store has checked it.
     try:
-        return store.metadata(bucket, stored.key).get("checksum") == item.md5
+        return place.store.metadata(place.bucket, stored.key).get("checksum") == item.md5
     except NotFound:
         return False
 
@@ -87,30 +83,26 @@ def _named(relpaths: tuple[str, ...]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def publish(store: ObjectStore, upload: PendingUpload, orphans: tuple[str, ...]) -> dict[str, Any]:
+def freeze(place: Place, upload: PendingUpload, orphans: tuple[str, ...]) -> dict[str, Any]:
     """Write the dataset's metadata and return what dservercore registers.
 
     Call only when all items are there. Raises UsageError for a README that is not text.
     """
-    bucket = bucket_of(upload.base_uri)
-    keys = DatasetKeys(store.storage.prefix, upload.request.uuid)
-    readme = _readme(store, bucket, keys)
+    store, bucket, keys = place
+    metadata = StoredMetadata(place)
+    readme = _readme(metadata)
     manifest = manifest_of(upload)
     store.delete(bucket, orphans)
-    _replace_metadata(store, bucket, keys, upload)
-    _write_json(store, bucket, keys.manifest, manifest)
+    metadata.replace_all(
+        overlays=upload.request.overlays,
+        annotations=upload.request.annotations,
+        tags=upload.request.tags,
+    )
+    store.write(bucket, keys.manifest, layout.json_text(manifest))
     store.write(bucket, keys.readme_txt, layout.README_TXT.encode())
     store.write(bucket, keys.structure, layout.structure_json(upload.request.uuid).encode())
-    store.write(bucket, keys.registration, store.storage.prefix.encode())
     admin_metadata = admin_metadata_of(upload)
-    # Last: from here on dtool-s3 sees a frozen dataset. It reads the object's
-    # metadata, not its content.
-    store.write(
-        bucket,
-        keys.admin_metadata,
-        json.dumps(admin_metadata).encode(),
-        {name: str(value) for name, value in admin_metadata.items()},
-    )
+    metadata.put_admin_metadata(admin_metadata)  # last: now dtool-s3 sees a frozen dataset
     return {
         **{name: value for name, value in admin_metadata.items() if name != "dtoolcore_version"},
         "uri": upload.uri,
@@ -152,41 +144,10 @@ def admin_metadata_of(upload: PendingUpload) -> dict[str, Any]:
     }
 
 
-def _readme(store: ObjectStore, bucket: str, keys: DatasetKeys) -> str:
+def _readme(metadata: StoredMetadata) -> str:
     """Return the README; one that was not uploaded is made empty, as dtool's is."""
     try:
-        content = store.read(bucket, keys.readme, limit_in_bytes=MAX_README_BYTES + 1)
+        return metadata.readme()
     except NotFound:
-        store.write(bucket, keys.readme, b"")
+        metadata.put_readme("")
         return ""
-    if len(content) > MAX_README_BYTES:
-        raise UsageError(f"README.yml is larger than {MAX_README_BYTES} bytes", status=400)
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise UsageError("README.yml is not UTF-8 text", status=400) from error
-
-
-def _replace_metadata(
-    store: ObjectStore, bucket: str, keys: DatasetKeys, upload: PendingUpload
-) -> None:
-    """Write overlays, annotations and tags; remove those of an earlier attempt."""
-    texts: dict[str, Any] = {}
-    for name, overlay in upload.request.overlays.items():
-        texts[keys.overlay(name)] = overlay
-    for name, annotation in upload.request.annotations.items():
-        texts[keys.annotation(name)] = annotation
-    tags = {keys.tag(tag) for tag in upload.request.tags}
-    for key, value in texts.items():
-        _write_json(store, bucket, key, value)
-    for key in tags:
-        store.write(bucket, key, b"")
-    wanted = texts.keys() | tags
-    for prefix in (keys.overlays, keys.annotations, keys.tags):
-        found = [stored.key for stored in store.iter_objects(bucket, prefix)]
-        store.delete(bucket, (key for key in found if key not in wanted))
-
-
-def _write_json(store: ObjectStore, bucket: str, key: str, value: Mapping[str, Any]) -> None:
-    """Write JSON as dtoolcore does."""
-    store.write(bucket, key, json.dumps(value, indent=2, sort_keys=True).encode())

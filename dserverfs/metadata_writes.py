@@ -1,0 +1,187 @@
+"""Changes of a frozen dataset's README, tags, annotations, overlays and name, through dserver.
+
+Used by the mount and the broker. Three kinds of servers: ours says what it did;
+dservercore's development branch has routes for README, tags and annotations that
+answer 200 also to what they did not do, so what it has is read again; released
+ones have no such routes. What is shown is the catalogue's: call its `forget`
+after a change. Blocking and thread-safe.
+
+Each method raises Unsupported where the server has no such route, UsageError
+for what dtool does not accept, PermissionDenied without the right to register,
+NotFound, and ProtocolError if the server has not done what it said.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dserverfs.errors import (
+    DserverfsError,
+    NotAuthenticated,
+    NotFound,
+    PermissionDenied,
+    ProtocolError,
+    Unsupported,
+    UsageError,
+)
+from dserverfs.model import Dataset, Identifier, name_is_valid
+from dserverfs.resolver import Resolver
+from dserverfs.routes import Routes, json_of
+
+_REFUSED_VALUES = (400, 413, 422)
+_NO_ROUTE = 405  # of servers that can read what the same path would change
+
+
+class MetadataWrites:
+    """Changes of the datasets of one dserver."""
+
+    def __init__(self, routes: Routes, resolver: Resolver) -> None:
+        self._routes = routes
+        self._resolver = resolver
+        self._has_routes: bool | None = None  # None: not known
+
+    def supported(self) -> bool:
+        """Return False where README, tags and annotations surely cannot be changed."""
+        if self._has_routes is None:
+            self._has_routes = self._routes.capabilities().metadata_writes
+        return self._has_routes is not False
+
+    def put_readme(self, dataset: Dataset, content: bytes) -> None:
+        """Replace the README; the server keeps the one before."""
+        try:
+            readme = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{dataset.uri}: a README must be UTF-8 text") from error
+        self._write(dataset, "README", "PUT", "readmes", body={"readme": readme})
+        if self._answers_too_soon():
+            self._require(self._resolver.stored_readme(dataset) == content, dataset, "README")
+
+    def put_tag(self, dataset: Dataset, tag: str) -> None:
+        _require_name("tag", tag)
+        self._write(dataset, "tags", "POST", "tags", tag)
+        if self._answers_too_soon():
+            self._require(tag in self._resolver.metadata(dataset).tags, dataset, f"tag {tag}")
+
+    def delete_tag(self, dataset: Dataset, tag: str) -> None:
+        """Take a tag away; one that is not there is no error."""
+        _require_name("tag", tag)
+        self._write(dataset, "tags", "DELETE", "tags", tag)
+        if self._answers_too_soon():
+            self._require(tag not in self._resolver.metadata(dataset).tags, dataset, f"tag {tag}")
+
+    def put_annotation(self, dataset: Dataset, name: str, value: Any) -> None:
+        """Set an annotation to any value that JSON has."""
+        _require_metadata_name("annotation", name)
+        _require_json(f"annotation {name}", value)
+        self._write(dataset, "annotations", "PUT", "annotations", name, {"value": value})
+        if self._answers_too_soon():
+            stored = self._resolver.metadata(dataset).annotations
+            found = name in stored and json.loads(stored[name]) == value
+            self._require(found, dataset, f"annotation {name}")
+
+    def delete_annotation(self, dataset: Dataset, name: str) -> None:
+        """Take an annotation away; one that is not there is no error."""
+        _require_metadata_name("annotation", name)
+        self._write(dataset, "annotations", "DELETE", "annotations", name)
+        if self._answers_too_soon():
+            stored = self._resolver.metadata(dataset).annotations
+            self._require(name not in stored, dataset, f"annotation {name}")
+
+    def put_overlay(self, dataset: Dataset, name: str, values: Mapping[Identifier, Any]) -> None:
+        """Set an overlay: a value for the identifier of each item."""
+        _require_metadata_name("overlay", name)
+        _require_json(f"overlay {name}", dict(values))
+        self._require_ours(dataset, "overlays")
+        self._write(dataset, "overlays", "PUT", "overlays", name, {"value": dict(values)})
+
+    def delete_overlay(self, dataset: Dataset, name: str) -> None:
+        """Take an overlay away; one that is not there is no error."""
+        _require_metadata_name("overlay", name)
+        self._require_ours(dataset, "overlays")
+        self._write(dataset, "overlays", "DELETE", "overlays", name)
+
+    def rename(self, dataset: Dataset, name: str) -> None:
+        _require_name("dataset name", name)
+        self._require_ours(dataset, "the name")
+        self._write(dataset, "the name", "PUT", "names", body={"name": name})
+
+    def _write(
+        self,
+        dataset: Dataset,
+        what: str,
+        method: str,
+        route: str,
+        name: str = "",
+        body: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if not self.supported():
+            raise self._unsupported(dataset, what)
+        try:
+            response = self._routes.change(method, route, dataset.uri, name, json=body)
+        except NotFound as error:
+            if error.status == _NO_ROUTE:
+                self._has_routes = False
+                raise self._unsupported(dataset, what) from error
+            raise self._routes.explained(error, dataset.uri) from error
+        except NotAuthenticated:
+            raise
+        except PermissionDenied as error:
+            raise PermissionDenied(
+                f"{self._routes.server_url}: {what} of {dataset.uri} cannot be changed without the"
+                f" right to register in {dataset.base_uri}",
+                uri=dataset.uri,
+                status=error.status,
+            ) from error
+        except ProtocolError as error:
+            if error.status in _REFUSED_VALUES:
+                raise UsageError(str(error), uri=dataset.uri, status=error.status) from error
+            raise
+        self._has_routes = True
+        return json_of(response)
+
+    def _answers_too_soon(self) -> bool:
+        """Return whether the server's 200 does not mean that it is done."""
+        return not self._routes.capabilities().changes_metadata
+
+    def _require_ours(self, dataset: Dataset, what: str) -> None:
+        if not self._routes.capabilities().changes_metadata:
+            raise self._unsupported(dataset, what)
+
+    def _require(self, done: bool, dataset: Dataset, what: str) -> None:
+        if not done:
+            raise ProtocolError(
+                f"{self._routes.server_url} accepted a change of {what} of {dataset.uri},"
+                " and did not make it",
+                uri=dataset.uri,
+            )
+
+    def _unsupported(self, dataset: Dataset, what: str) -> DserverfsError:
+        version = self._routes.capabilities().core_version
+        return Unsupported(
+            f"{self._routes.server_url} (dservercore {version}) has no route to change {what} of"
+            f" a frozen dataset: {dataset.uri}",
+            uri=dataset.uri,
+        )
+
+
+def _require_name(kind: str, name: str) -> None:
+    # A path that ends in /.. is another path to whatever is on the way.
+    if not name_is_valid(name) or name in (".", ".."):
+        raise UsageError(
+            f"{kind} {name!r}: dtool accepts up to 80 characters of a-z, A-Z, 0-9, '-', '_', '.'"
+        )
+
+
+def _require_metadata_name(kind: str, name: str) -> None:
+    _require_name(kind, name)
+    if "." in name:
+        raise UsageError(f"{kind} {name!r}: dtool's S3 broker cannot read a name with a dot")
+
+
+def _require_json(what: str, value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{what}: not a value that JSON has: {error}") from error

@@ -1,0 +1,195 @@
+"""Users, their rights and base URIs of a data directory, whether its server runs or not.
+
+Works on the database, beside a running server: that asks it anew for every
+request. Each function commits what it changed. Needs the app context that
+`opened` gives.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import dservercore.utils
+from dservercore.extensions import sql_db
+from dservercore.sql_models import BaseURI, User
+from flask import Flask
+from sqlalchemy import text
+
+from dserverfs.errors import Conflict, NotFound, UsageError
+from dserverfs.server import accounts, app, bucket_index
+from dserverfs.server.bucket_index import Indexed
+from dserverfs.server.datadir import DataDirectory, write_private
+from dserverfs.server.objects import ObjectStore
+from dserverfs.server.seaweedfs import SeaweedFS
+from dserverfs.server.storage import bucket_of, require_bucket_name
+from dserverfs.server.stores import Stores
+
+# dservercore keeps 64 characters; a slash could not be in a path, a space not in a list.
+_USERNAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._@+-]{0,63}\Z")
+
+
+class UserEntry(NamedTuple):
+    username: str
+    is_admin: bool
+    has_password: bool
+
+
+class Rights(NamedTuple):
+    username: str
+    base_uri: str
+    may_search: bool
+    may_register: bool
+
+
+@contextmanager
+def opened(directory: DataDirectory, stores: Stores) -> Iterator[Flask]:
+    """Give the app of a data directory, in its context; raises UsageError if it is none."""
+    with directory.shared():
+        flask = app.create(
+            database=directory.database,
+            private_key_pem=directory.private_key_pem(),
+            secret_key=directory.secret_key(),
+            stores=stores,
+        )
+        with flask.app_context():
+            try:
+                yield flask
+            finally:
+                sql_db.session.remove()
+                sql_db.engine.dispose()
+
+
+def add_user(username: str, *, is_admin: bool) -> None:
+    if not _USERNAME.match(username):
+        raise UsageError(
+            f"user {username!r}: not 1 to 64 characters of a-z, A-Z, 0-9, '.', '_', '@', '+', '-'"
+        )
+    if dservercore.utils.user_exists(username):
+        raise Conflict(f"user {username} exists already")
+    dservercore.utils.register_users([{"username": username, "is_admin": is_admin}])
+
+
+def remove_user(directory: DataDirectory, username: str) -> None:
+    """Remove a user with password and rights; refuse the one that `serve` makes."""
+    _user(username)
+    if username == directory.first_user():
+        raise UsageError(f"user {username} belongs to this server, which makes it at every start")
+    dservercore.utils.delete_user(username)
+
+
+def require_user(username: str) -> None:
+    """Raise NotFound unless there is such a user."""
+    _user(username)
+
+
+def users() -> list[UserEntry]:
+    return [
+        UserEntry(user.username, user.is_admin, accounts.has_password(user.username))
+        for user in User.query.order_by(User.username)
+    ]
+
+
+def set_password(directory: DataDirectory, username: str, password: str) -> None:
+    _user(username)
+    accounts.set_password(username, password)
+    if username == directory.first_user():
+        write_private(directory.password_file, password + "\n")
+    sql_db.session.commit()
+
+
+def new_token(username: str, life: datetime.timedelta) -> str:
+    _user(username)
+    return accounts.new_token(username, life)
+
+
+def add_base_uri(base_uri: str, stores: Stores) -> None:
+    """Register a base URI; the bucket is made, in the server's own store, when it is needed."""
+    is_foreign = stores.is_foreign(base_uri)
+    require_bucket_name(bucket_of(base_uri), is_foreign=is_foreign)
+    if is_foreign:
+        stores.ensure_bucket(base_uri)
+    if dservercore.utils.base_uri_exists(base_uri):
+        raise Conflict(f"base URI {base_uri} exists already")
+    dservercore.utils.register_base_uri(base_uri)
+
+
+def remove_base_uri(base_uri: str) -> None:
+    """Remove a base URI without datasets, and all rights on it; its bucket is left alone."""
+    base = _base_uri(base_uri)
+    pending = sql_db.session.execute(
+        text("SELECT count(*) FROM dserverfs_upload WHERE base_uri = :base_uri"),
+        {"base_uri": base_uri},
+    ).scalar_one()
+    if base.datasets or pending:
+        raise Conflict(
+            f"base URI {base_uri} has {len(base.datasets)} datasets and {pending} pending uploads:"
+            " delete these first"
+        )
+    dservercore.utils.delete_base_uri(base_uri)
+
+
+def base_uris() -> list[str]:
+    return sorted(base.base_uri for base in BaseURI.query.all())
+
+
+def grant(username: str, base_uri: str, *, search: bool, register: bool) -> None:
+    user, base = _user(username), _base_uri(base_uri)
+    if search and user not in base.search_users:
+        base.search_users.append(user)
+    if register and user not in base.register_users:
+        base.register_users.append(user)
+    sql_db.session.commit()
+
+
+def revoke(username: str, base_uri: str, *, search: bool, register: bool) -> None:
+    user, base = _user(username), _base_uri(base_uri)
+    if search and user in base.search_users:
+        base.search_users.remove(user)
+    if register and user in base.register_users:
+        base.register_users.remove(user)
+    sql_db.session.commit()
+
+
+def index(directory: DataDirectory, stores: Stores, base_uri: str) -> Indexed:
+    """Register what is in the bucket of a base URI; reads it anew if it is registered.
+
+    Raises UsageError if the bucket is of the embedded store and that does not run.
+    """
+    _base_uri(base_uri)
+    if not stores.is_foreign(base_uri):
+        bucket = bucket_of(base_uri)
+        storage = SeaweedFS(directory.store, bucket=bucket).storage_of_running()
+        stores = Stores(ObjectStore(storage), lambda bucket: None)
+    return bucket_index.index(stores, base_uri)
+
+
+def rights() -> list[Rights]:
+    """Return who may do what where, by base URI and user."""
+    return [
+        Rights(user.username, base.base_uri, user in base.search_users, user in base.register_users)
+        for base in BaseURI.query.order_by(BaseURI.base_uri)
+        for user in sorted(
+            {*base.search_users, *base.register_users}, key=lambda each: each.username
+        )
+    ]
+
+
+def _user(username: str) -> User:
+    user = User.query.filter_by(username=username).first()
+    if user is None:
+        raise NotFound(f"there is no user {username}; add it by: dserverfs serve user add")
+    return user
+
+
+def _base_uri(base_uri: str) -> BaseURI:
+    base = BaseURI.query.filter_by(base_uri=base_uri).first()
+    if base is None:
+        raise NotFound(
+            f"there is no base URI {base_uri}; add it by: dserverfs serve base-uri add",
+            uri=base_uri,
+        )
+    return base
