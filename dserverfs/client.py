@@ -19,6 +19,7 @@ from dserverfs.freezer import Freezer
 from dserverfs.kept_answers import KeptAnswers
 from dserverfs.metadata_writes import MetadataWrites
 from dserverfs.model import UUID, Dataset, DserverURI, User
+from dserverfs.publishing import Publishing
 from dserverfs.reader import Reader
 from dserverfs.registration import Registration
 from dserverfs.resolver import Resolver
@@ -60,6 +61,7 @@ class Client:
         routes = Routes(self._transport)
         self.resolver = Resolver(self._transport, self._storage, routes)
         self.metadata_writes = MetadataWrites(routes, self.resolver)
+        self.publishing = Publishing(routes)
         known = self._directory / "manifests"
         self._answers = KeptAnswers(self.resolver, known)
         self.catalogue = Catalogue(self._answers, server, known)

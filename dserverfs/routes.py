@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 UPSTREAM_PLUGIN = "dserver_signed_url_plugin"
 OWN_PLUGIN = "dserverfs.server.signed_urls"
 OWN_METADATA_PLUGIN = "dserverfs.server.metadata"
+OWN_PUBLICATION_PLUGIN = "dserverfs.server.publication"
 # Under which it lists the server itself, by age.
 _CORE_NAMES = ("dservercore", "dserver", "dtool_lookup_server")
 # The last release of dservercore that cannot change a README, a tag or an annotation.
@@ -48,6 +49,7 @@ class Capabilities:
     extended: bool  # what dserverfs.server.signed_urls adds
     changes_metadata: bool = False  # what dserverfs.server.metadata adds
     core_version: str = "of unknown version"
+    publishes: bool = False  # what dserverfs.server.publication adds
 
     @property
     def metadata_writes(self) -> bool | None:
@@ -205,6 +207,7 @@ class Routes:
             extended=OWN_PLUGIN in names,
             changes_metadata=OWN_METADATA_PLUGIN in names,
             core_version=_version_of(versions),
+            publishes=OWN_PUBLICATION_PLUGIN in names,
         )
 
     def _signs_urls(self) -> bool:

@@ -20,6 +20,7 @@ before what is set for all.
                                  (environment only) never used for this machine itself
     DSERVER_CACHE_DIR            where blocks and manifests are kept
     DTOOL_CACHE_DIRECTORY        where dtool's commands get whole items (default ~/.cache/dtool)
+    DTOOL_S3_PUBLISH_EXPIRY      for how many seconds `dtool publish` lets others read
     DSERVER_STAGING_DIR          where datasets are until they are frozen
 
 A name with dots, hyphens or a colon cannot be exported by a shell; `env
@@ -46,6 +47,8 @@ VERIFY_SSL = "DSERVER_VERIFY_SSL"
 BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 CACHE_DIR = "DSERVER_CACHE_DIR"
 DTOOL_CACHE_DIR = "DTOOL_CACHE_DIRECTORY"
+PUBLISH_EXPIRY = "DTOOL_S3_PUBLISH_EXPIRY"
+MAX_PUBLISH_EXPIRY_S = 7 * 24 * 3600  # S3 signs for no longer
 STAGING_DIR = "DSERVER_STAGING_DIR"
 
 
@@ -135,6 +138,18 @@ class Settings:
         """Return where dtool's brokers keep whole items."""
         value = self.get(DTOOL_CACHE_DIR) or "~/.cache/dtool"
         return Path(value).expanduser().absolute()
+
+    def publish_expiry_s(self) -> int:
+        """Return for how many seconds a published dataset can be read."""
+        value = self.get(PUBLISH_EXPIRY)
+        if value is None:
+            return MAX_PUBLISH_EXPIRY_S
+        if not value.isdecimal() or not 0 < int(value) <= MAX_PUBLISH_EXPIRY_S:
+            raise UsageError(
+                f"{PUBLISH_EXPIRY}={value}: must be a number of seconds,"
+                f" at most {MAX_PUBLISH_EXPIRY_S} (seven days)"
+            )
+        return int(value)
 
     def data_directory(self) -> Path:
         """Return where data of ours is kept that is nowhere else."""

@@ -34,7 +34,7 @@ LEVELS = [
     {"body", "outgoing", "routes", "signed_urls", "manifest_index"},
     {"storage", "listings", "signing", "upload_routes"},
     {"resolver", "item_content", "local_dataset"},
-    {"cache", "kept_answers", "announcement", "metadata_writes"},
+    {"cache", "kept_answers", "announcement", "metadata_writes", "publishing"},
     {"catalogue"},
     {"cache_writer", "verification", "sender"},
     {"reader", "staging", "stored_items", "uploader"},

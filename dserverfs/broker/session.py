@@ -141,6 +141,11 @@ class Session:
             self.close()  # ends the upload, which would go on in its thread
             raise
 
+    def publish(self, uri: DserverURI) -> str:
+        """Return a link to a dataset that expires as dtool-s3's do, after seven days at most."""
+        expiry_s = self.settings.publish_expiry_s()
+        return self.frozen(self._resolve(uri)).publish(expiry_s)
+
     def frozen(self, dataset: Dataset) -> FrozenDataset:
         """Return what there is to know and to do of a dataset."""
         with self._lock:

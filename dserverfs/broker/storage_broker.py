@@ -192,6 +192,12 @@ class DserverStorageBroker(BaseStorageBroker):  # type: ignore[misc]  # dtoolcor
         """Upload and register what dtoolcore has frozen; returns when the server has it."""
         self._session.finish(self._proto("freeze"))
 
+    # Publishing.
+
+    def http_enable(self) -> str:
+        """Return a link by which anybody can read the dataset for a while."""
+        return self._session.publish(self._uri)
+
     # How the answers are found.
 
     @property

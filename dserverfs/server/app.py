@@ -30,6 +30,7 @@ _PLUGINS = {
     "extension": (
         "dserverfs.server.signed_urls:SignedUrls",
         "dserverfs.server.metadata:Metadata",
+        "dserverfs.server.publication:Publication",
         "dserverfs.server.accounts:Accounts",
     ),
 }

@@ -86,6 +86,11 @@ class DatasetKeys:
         return self._key("structure.json")
 
     @property
+    def http_manifest(self) -> str:
+        """What dtool-http reads of a published dataset."""
+        return self._key("http_manifest.json")
+
+    @property
     def manifest(self) -> str:
         return self._key("manifest.json")
 
