@@ -46,7 +46,7 @@ from dserverfs.staging_state import State
 
 FRAGMENTS = ".dtool/tmp_fragments"
 BY_DTOOL = "dtool made it, and dtool freeze freezes it"
-_IDENTIFIER_LENGTH = 40
+_NAMED_BY_FILE = frozenset(Path(kind).name for kind in (OVERLAYS, ANNOTATIONS))
 _HASHING = Bounds(threads=THREADS, keys=64, cost=1 << 62)  # a hash is all that is kept
 # The server was asked to register it: nothing in it changes any more.
 _SETTLED = (State.COMPLETING, State.FROZEN)
@@ -148,6 +148,8 @@ class ProtoDataset:
                 f" {key} has a place only if these are in data/"
             )
         path = self._tree / key
+        if path.parent.name in _NAMED_BY_FILE and "." in path.name.removesuffix(".json"):
+            raise UsageError(f"{path.stem!r}: dtool's S3 broker cannot read a name with a dot")
         if not relpath_is_usable(key) or len(path.name.encode()) > MAX_COMPONENT_BYTES:
             raise UsageError(f"{key!r}: cannot be a file")
         with self._changing():
