@@ -47,11 +47,13 @@ class Client:
         verify: bool = True,
         staging_directory: Path | None = None,
         freeze_delay_s: float | None = None,
+        adopt: bool = True,
     ) -> None:
         """`server` is HOST[:PORT]; `cache_size` is in bytes; `verify` compares with manifests.
 
         `freeze_delay_s` is for how long a staged dataset is unchanged before it is
-        frozen by itself, None for never.
+        frozen by itself, None for never. With `adopt` the bytes of what is frozen
+        here are taken over into the cache.
         """
         self._directory = cache_directory or settings.cache_directory()
         trust = settings.trust(server)
@@ -70,7 +72,11 @@ class Client:
         self.uploader = Uploader(self.resolver, self._storage)
         self.staging = Staging(staging_directory or settings.staging_directory(), server)
         registration = Registration(
-            server, self.resolver, self.uploader, self.catalogue, self._cache
+            server,
+            self.resolver,
+            self.uploader,
+            self.catalogue,
+            self._cache if adopt else None,
         )
         self.freezer = Freezer(self.uploader, registration, delay_s=freeze_delay_s)
 

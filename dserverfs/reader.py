@@ -129,6 +129,10 @@ class Reader:
         """Return how often the item's bytes turned out wrong."""
         return self._drops.get(content.key, 0)
 
+    def is_at_hand(self, content: ItemContent) -> bool:
+        """Return whether the begin of an item needs no request: most of it is likely not to."""
+        return content.size_in_bytes == 0 or self._at_hand(content, 0) is not None
+
     def drop(self, content: ItemContent) -> None:
         """Forget every block of an item that turned out to be wrong, here and in the cache."""
         self._drop(content)

@@ -24,7 +24,7 @@ from dserverfs.item_content import ItemContent
 from dserverfs.resolver import Resolver
 from dserverfs.storage import ByteRange, Storage, StorageRefused
 from dserverfs.transport import METADATA_TIMEOUT_S, Deadline, backoff_s
-from dserverfs.verify import Hasher, known_hasher
+from dserverfs.verify import known_hasher
 
 logger = logging.getLogger(__name__)
 
@@ -58,23 +58,58 @@ class StoredItems:
         Raises IntegrityError if the object changes meanwhile.
         """
         hasher = known_hasher(content.hash_function)
-        position = _Position(hasher)
-        while position.offset < size_in_bytes:
-            self._asked(content, lambda url: self._take(url, position, size_in_bytes))
+        first: list[str] = []
+
+        def same(etag: str) -> str:
+            first.append(etag)
+            return first[0]
+
+        for start in range(0, size_in_bytes, RANGE_BYTES):
+            length = min(RANGE_BYTES, size_in_bytes - start)
+            self.read(content, start, length, size_in_bytes, hasher.update, etag=same)
         return hasher.hexdigest()
 
-    def _take(self, url: str, position: _Position, size_in_bytes: int) -> None:
-        """Move `position` on by a range, or by what came of it before it broke off."""
-        left = size_in_bytes - position.offset
-        self._storage.read_range(
-            url,
-            ByteRange(position.offset, min(RANGE_BYTES, left), size_in_bytes),
-            block_size=BLOCK_SIZE,
-            etag=position.etag,
-            deadline=Deadline(RANGE_TIMEOUT_S),
-            on_etag=position.note_etag,
-            on_block=position.take,
-        )
+    def read(
+        self,
+        content: ItemContent,
+        start: int,
+        length: int,
+        size_in_bytes: int,
+        on_block: Callable[[bytes], None],
+        *,
+        etag: Callable[[str], str],
+    ) -> None:
+        """Hand bytes [start, start+length) of an object of that size to `on_block`, in order.
+
+        What breaks off is gone on with where it broke off. `etag` is called with
+        the object's ETag before its first byte and returns the one it should
+        have: IntegrityError if they differ.
+        """
+        offset = start
+
+        def take(block: bytes) -> None:
+            nonlocal offset
+            on_block(block)
+            offset += len(block)
+
+        def check(found: str) -> None:
+            if etag(found) != found:
+                raise IntegrityError(
+                    f"{content.dataset.uri}: item {content.identifier} changed while it was read"
+                )
+
+        def ask(url: str) -> None:
+            self._storage.read_range(
+                url,
+                ByteRange(offset, start + length - offset, size_in_bytes),
+                block_size=BLOCK_SIZE,
+                etag=None,
+                deadline=Deadline(RANGE_TIMEOUT_S),
+                on_etag=check,
+                on_block=take,
+            )
+
+        self._asked(content, ask)
 
     def _asked(self, content: ItemContent, ask: Callable[[str], T]) -> T:
         """Return what `ask` says of the item's URL; a refused one is replaced once."""
@@ -95,21 +130,3 @@ class StoredItems:
                     raise
                 logger.debug("%s: tried again after: %s", content.dataset.uri, error)
                 time.sleep(backoff_s(attempt - 1))
-
-
-class _Position:
-    """How far an object was hashed."""
-
-    def __init__(self, hasher: Hasher) -> None:
-        self.offset = 0
-        self.etag: str | None = None
-        self._hasher = hasher
-
-    def take(self, block: bytes) -> None:
-        self._hasher.update(block)
-        self.offset += len(block)
-
-    def note_etag(self, etag: str) -> None:
-        if self.etag not in (None, etag):
-            raise IntegrityError("an object changed while it was read")
-        self.etag = etag

@@ -38,7 +38,7 @@ LEVELS = [
     {"catalogue"},
     {"cache_writer", "verification", "sender"},
     {"reader", "staging", "stored_items", "uploader"},
-    {"dataset_tree", "sealing", "registration"},
+    {"dataset_tree", "download", "sealing", "registration"},
     {"staged_tree", "freezer"},
     {"tree", "facts"},
     {"client", "commander"},

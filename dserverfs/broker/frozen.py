@@ -49,6 +49,7 @@ class FrozenDataset:
         self._client = client
         self._files = ItemFiles(
             client.reader,
+            client.stored,
             item_directory / "dserver" / dataset.uuid,
             client.resolver.require_signed_urls,
         )

@@ -9,6 +9,7 @@ fetched anew. Thread-safe, also between processes.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import stat
@@ -18,14 +19,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dserverfs.blocks import BLOCK_SIZE
+from dserverfs.download import download
 from dserverfs.errors import IntegrityError, UsageError
 from dserverfs.item_content import ItemContent
 from dserverfs.model import MAX_COMPONENT_BYTES, Item, component_is_usable
 from dserverfs.reader import Reader
+from dserverfs.stored_items import StoredItems
 from dserverfs.verify import known_hasher
 
 logger = logging.getLogger(__name__)
 
+# What is larger would be written twice: into the file and, in blocks, into the cache.
+MAX_THROUGH_CACHE = 8 * BLOCK_SIZE
 _PARTIAL = ".partial-"
 _ABANDONED_S = 24 * 3600.0  # no fetch takes longer, guess
 
@@ -33,9 +38,16 @@ _ABANDONED_S = 24 * 3600.0  # no fetch takes longer, guess
 class ItemFiles:
     """Files of one dataset's items."""
 
-    def __init__(self, reader: Reader, directory: Path, prepare: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        stored: StoredItems,
+        directory: Path,
+        prepare: Callable[[], None],
+    ) -> None:
         """`prepare` is called before something is fetched."""
         self._reader = reader
+        self._stored = stored
         self._prepare = prepare
         self._directory = directory
         self._made = False
@@ -100,15 +112,20 @@ class ItemFiles:
 
     def _copy(self, partial: Path, content: ItemContent) -> str:
         """Write the item to `partial`; return the hash of what was written."""
+        with partial.open("w+b", buffering=0) as file:
+            if content.size_in_bytes > MAX_THROUGH_CACHE and not self._reader.is_at_hand(content):
+                return download(self._stored, content, file.fileno())
+            return self._copy_blocks(file, content)
+
+    def _copy_blocks(self, file: io.FileIO, content: ItemContent) -> str:
+        """As `_copy`, through the cache, which the mount shares."""
         hasher = known_hasher(content.hash_function)
         reader = self._reader.open(content)
-        with partial.open("wb", buffering=0) as file:
-            for offset in range(0, content.size_in_bytes, BLOCK_SIZE):
-                block = reader.read(offset, BLOCK_SIZE)
-                hasher.update(block)
-                file.write(block)
-            if file.tell() != content.size_in_bytes:  # a disk that is full writes less
-                raise UsageError(f"{partial.parent}: is full")
+        for offset in range(0, content.size_in_bytes, BLOCK_SIZE):
+            block = memoryview(reader.read(offset, BLOCK_SIZE))
+            hasher.update(block)
+            while block:  # a disk that is full takes less, and then says so
+                block = block[file.write(block) :]
         return hasher.hexdigest()
 
 

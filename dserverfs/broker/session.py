@@ -55,7 +55,8 @@ class Session:
         """The client, opened when it is first needed."""
         with self._lock:
             if self._client is None:
-                self._client = Client(self._server, self.settings).open()
+                # What dtool's commands upload is elsewhere on this machine, as a rule.
+                self._client = Client(self._server, self.settings, adopt=False).open()
             return self._client
 
     def close(self) -> None:
