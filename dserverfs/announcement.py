@@ -55,7 +55,7 @@ class Announcement:
 
     def _announce(self) -> UploadUrls:
         urls = self.routes.start(self._base_uri, self._dataset.description())
-        missing = self._dataset.items.keys() - urls.items.keys()
+        missing = self._dataset.items.keys() - urls.items.keys() - urls.in_parts
         if missing:
             raise ProtocolError(f"{urls.uri}: no upload URL for item {min(missing)}")
         if self._urls is not None and self._urls.uri != urls.uri:

@@ -19,6 +19,8 @@ BLOCK_SIZE = 1024 * 1024
 # windows stay in the reader's memory until they are read.
 MAX_WINDOW = 32
 FIRST_WINDOW = 2
+# The full window after two steps: at 100 ms each step costs a round trip.
+WINDOW_GROWTH = 4
 # Blocks fetched by one request. 16 MiB ranges: 1 GiB in 1.2 s; 8 MiB: 1.4 s.
 MAX_RUN = 16
 
@@ -42,7 +44,7 @@ def block_length(size_in_bytes: int, index: int) -> int:
 class ReadAhead:
     """One reader's guess at what it will read next, in blocks.
 
-    The window doubles while reads go on in order and starts anew when the reader
+    The window grows while reads go on in order and starts anew when the reader
     seeks. Reads of a sequential reader may arrive a little out of order: the
     kernel has several requests under way.
     """
@@ -63,7 +65,7 @@ class ReadAhead:
             self._next = last + 1
             return Run(last + 1, 0)
         if last + 1 > self._next or self._window == 0:
-            self._window = min(MAX_WINDOW, max(FIRST_WINDOW, self._window * 2))
+            self._window = min(MAX_WINDOW, max(FIRST_WINDOW, self._window * WINDOW_GROWTH))
         self._next = max(self._next, last + 1)
         start = max(self._asked, last + 1)
         end = min(total, self._next + self._window)

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import diskcache
 import diskcache.core
 
+from dserverfs import cache_rows
 from dserverfs.blocks import BLOCK_SIZE, Block, FileBlock, MemoryBlock
 from dserverfs.errors import UsageError
 
@@ -217,6 +218,30 @@ class BlockCache:
         self._note_use(text)
         return block
 
+    def load_many(self, wanted: Sequence[tuple[BlockKey, int]]) -> list[Block | None]:
+        """Return what `load` would for each key and length, asking the database once."""
+        cache = self._usable()
+        if cache is None or not wanted:
+            return [None] * len(wanted)
+        try:
+            there = cache_rows.values_of(cache, [key.as_text() for key, _ in wanted])
+        except (sqlite3.Error, diskcache.Timeout) as error:
+            self._fail(error)
+            there = {}
+        return [self._load_row(there.get(key.as_text()), key, length) for key, length in wanted]
+
+    def _load_row(
+        self, row: tuple[int, str | None, Any] | None, key: BlockKey, length: int
+    ) -> Block | None:
+        if row is None:
+            return None
+        mode, _, value = row
+        block = _blob(value, length) if mode == diskcache.core.MODE_RAW else None
+        if block is None:
+            return self.load(key, length)  # in a file, or damaged
+        self._note_use(key.as_text())
+        return block
+
     def _block(self, stored: bytes | _StoredFile, length: int) -> Block | None:
         """Return the block if it is whole: in memory when its file was read to find that out."""
         if isinstance(stored, bytes):
@@ -238,8 +263,15 @@ class BlockCache:
             return
         try:
             with cache.transact(retry=False):
+                small = []
                 for key, data in blocks:
-                    cache.set(key.as_text(), _Checked(data))
+                    value = _Checked(data)
+                    if len(data) + CRC_BYTES < MIN_FILE_SIZE:
+                        small.append((key.as_text(), data + value.crc))
+                    else:
+                        cache.set(key.as_text(), value)
+                if small:
+                    cache_rows.insert(cache, small)
         except (sqlite3.Error, diskcache.Timeout, OSError) as error:
             self._fail(error)
 

@@ -12,7 +12,7 @@ import threading
 from dserverfs.blocks import Block, MemoryBlock
 from dserverfs.cache import BlockCache, BlockKey
 
-MAX_WAITING = 32  # blocks, so at most 32 MiB
+MAX_WAITING = 32  # blocks or batches of small ones, so at most 32 MiB
 MAX_BATCH = 16
 # A disk that is slower than the network holds up fetching for so long a block, and
 # after that blocks go uncached.
@@ -25,7 +25,7 @@ class CacheWriter:
 
     def __init__(self, cache: BlockCache) -> None:
         self._cache = cache
-        self._queue: queue.Queue[tuple[BlockKey, bytes] | None] = queue.Queue(MAX_WAITING)
+        self._queue: queue.Queue[list[tuple[BlockKey, bytes]] | None] = queue.Queue(MAX_WAITING)
         self._lock = threading.Lock()
         self._waiting: dict[BlockKey, MemoryBlock] = {}
         self._storing = threading.Lock()  # held while a batch is written
@@ -34,17 +34,21 @@ class CacheWriter:
 
     def put(self, key: BlockKey, data: bytes) -> None:
         """Write the block soon; blocks while the disk is far behind."""
+        self.put_many([(key, data)])
+
+    def put_many(self, blocks: list[tuple[BlockKey, bytes]]) -> None:
+        """As `put`, for blocks that together are no larger than one."""
         with self._lock:
             if self._closed:
                 return
-            self._waiting[key] = MemoryBlock(data)
+            self._waiting.update((key, MemoryBlock(data)) for key, data in blocks)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="cache", daemon=True)
                 self._thread.start()
         try:
-            self._queue.put((key, data), timeout=PATIENCE_S)
+            self._queue.put(blocks, timeout=PATIENCE_S)
         except queue.Full:
-            self._forget([key])
+            self._forget([key for key, _ in blocks])
 
     def waiting(self, key: BlockKey) -> Block | None:
         """Return a block that is not on the disk yet."""
@@ -77,12 +81,12 @@ class CacheWriter:
                     batch.append(self._queue.get_nowait())
                 except queue.Empty:
                     break
+            taken = [block for blocks in batch if blocks for block in blocks]
             try:
                 with self._storing:
-                    blocks = [entry for entry in batch if entry and entry[0] in self._waiting]
-                    self._cache.store(blocks)
+                    self._cache.store([block for block in taken if block[0] in self._waiting])
             finally:
-                self._forget([entry[0] for entry in batch if entry])
+                self._forget([key for key, _ in taken])
                 for _ in batch:
                     self._queue.task_done()
             if batch[-1] is None:

@@ -69,6 +69,8 @@ class Names:
 
     def hand_over(self, staged: UUID, frozen: UUID) -> None:
         """Show the frozen dataset under the name that it had while it was staged."""
+        if staged == frozen:
+            return
         name = self._names.pop(staged, None)
         if name is not None and frozen not in self._names:
             self._names[frozen] = name
@@ -163,11 +165,11 @@ class Catalogue:
             cell.replace(lambda named: {**named, **self._named(dataset)})
 
     def relist(self, base_uri: str) -> None:
-        """Have the listing refreshed the next time it is asked for."""
+        """Have the listing fetched anew: another process made a dataset."""
         with self._lock:
             cell = self._listings.get(base_uri)
         if cell is not None:
-            cell.expire()
+            cell.forget()
 
     def known_datasets(self) -> list[Dataset]:
         """Return the datasets of every listing that is at hand; asks for nothing."""

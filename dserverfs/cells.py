@@ -86,6 +86,11 @@ class Cell(Generic[T]):
         with self._lock:
             self._fresh_until_s = 0.0
 
+    def forget(self) -> None:
+        """Have the value fetched before it is told again."""
+        with self._lock:
+            self._values = []
+
     def _keep(self, value: T) -> None:
         with self._lock:
             self._values = [value]

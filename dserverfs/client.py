@@ -6,20 +6,26 @@ here. `open` starts no thread and sends no request; methods block.
 
 from __future__ import annotations
 
+import getpass
 import logging
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
+from dserverfs import login
 from dserverfs.cache import BlockCache, private_directory
 from dserverfs.catalogue import Catalogue
+from dserverfs.cells import NotLoaded
 from dserverfs.connections import Trust
-from dserverfs.errors import NotFound, PermissionDenied, UsageError
+from dserverfs.errors import DserverfsError, NotFound, PermissionDenied, UsageError
 from dserverfs.freezer import Freezer
 from dserverfs.kept_answers import KeptAnswers
+from dserverfs.many_gets import ManyGets
 from dserverfs.metadata_writes import MetadataWrites
-from dserverfs.model import UUID, Dataset, DserverURI, User
-from dserverfs.publishing import Publishing
+from dserverfs.model import UUID, Dataset, DserverURI, User, split_base_uri
 from dserverfs.reader import Reader
 from dserverfs.registration import Registration
 from dserverfs.resolver import Resolver
@@ -28,7 +34,8 @@ from dserverfs.settings import Settings
 from dserverfs.staging import Staging
 from dserverfs.storage import Storage
 from dserverfs.stored_items import StoredItems
-from dserverfs.transport import ServerTransport, TokenSource
+from dserverfs.transport import ServerTransport, TokenSource, expires_at
+from dserverfs.tree import directories_below, parts_of
 from dserverfs.uploader import Uploader
 
 logger = logging.getLogger(__name__)
@@ -63,11 +70,12 @@ class Client:
         routes = Routes(self._transport)
         self.resolver = Resolver(self._transport, self._storage, routes)
         self.metadata_writes = MetadataWrites(routes, self.resolver)
-        self.publishing = Publishing(routes)
         known = self._directory / "manifests"
         self._answers = KeptAnswers(self.resolver, known)
         self.catalogue = Catalogue(self._answers, server, known)
-        self.reader = Reader(self.resolver, self._storage, self._cache, verify=verify)
+        self.reader = Reader(
+            self.resolver, self._storage, self._cache, ManyGets(trust), verify=verify
+        )
         self.stored = StoredItems(self.resolver, self._storage)
         self.uploader = Uploader(self.resolver, self._storage)
         self.staging = Staging(staging_directory or settings.staging_directory(), server)
@@ -137,6 +145,23 @@ class Client:
         except NotFound as error:
             raise NotFound(f"{uri}: no such dataset; a base URI shows all there are") from error
 
+    def preload(self, uri: DserverURI, only: Future[Dataset | None]) -> None:
+        """Load what the first listing of a mount shows; blocks. What fails is asked again later."""
+        try:
+            dataset = only.result()
+            _load(self.catalogue.user)
+            if dataset is not None:
+                _load(lambda: self.catalogue.index(dataset))
+            elif uri.base_uri is not None:
+                base_uri = uri.base_uri
+                parts = tuple(split_base_uri(base_uri))
+                known = parts_of(self.catalogue.user().search_base_uris)
+                reserved = frozenset(directories_below(parts, known))
+                if parts in known:
+                    _load(lambda: self.catalogue.datasets(base_uri, reserved))
+        except DserverfsError as error:
+            logger.debug("%s: not loaded ahead: %s", uri, error)
+
     def _only(self, uri: DserverURI, uuid: UUID, user: User) -> Dataset:
         """Return the dataset of that uuid, whichever base URI holds it."""
         found = [
@@ -167,12 +192,64 @@ def whoami(server: str, settings: Settings) -> User:
         transport.close()
 
 
+class KeptToken(NamedTuple):
+    """A token that was got and kept."""
+
+    user: User
+    expires_at: float | None  # epoch seconds
+    path: Path
+    overridden_by: str | None  # the setting that counts before it
+
+
+class Login:
+    """A password for one dserver, to be exchanged for a token."""
+
+    def __init__(self, server: str, settings: Settings, *, username: str | None) -> None:
+        self._server = server
+        self._settings = settings
+        self._base_url = settings.base_url(server)
+        self._generator_url = settings.token_generator_url(server)
+        self.username = username or settings.username(server) or _login_name()
+
+    def require_private_way(self) -> None:
+        """Raise UsageError if the password or the token could be read on the way."""
+        for url in (self._generator_url, self._base_url):
+            if url is not None:
+                login.require_private_way(url)
+
+    def run(self, password: str) -> KeptToken:
+        """Get a token, try it, and keep it; blocks."""
+        trust = self._settings.trust(self._server)
+        credentials = login.Credentials(self.username, password)
+        token = login.fetch_token(self._base_url, self._generator_url, credentials, trust)
+        user = login.user_of(self._base_url, token, trust)
+        path = self._settings.kept_token_file(self._server)
+        login.keep_token(path, token)
+        overridden_by = self._settings.token_setting(self._server)
+        return KeptToken(user, expires_at(token), path, overridden_by)
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:  # a user id without a name, as in containers
+        raise UsageError("say whom to log in: --username NAME") from error
+
+
 def _transport(server: str, settings: Settings, trust: Trust) -> ServerTransport:
     token = settings.token(server)
     tokens = TokenSource(token, None if token else settings.token_file(server))
     if not trust.verify:
         logger.warning("%s: certificates are not verified", server)
     return ServerTransport(settings.base_url(server), tokens, trust=trust)
+
+
+def _load(ask: Callable[[], object]) -> None:
+    """Have what `ask` asks the catalogue for at hand; blocks."""
+    try:
+        ask()
+    except NotLoaded as missing:
+        missing.load()
 
 
 def _may_search(user: User, base_uri: str) -> bool:

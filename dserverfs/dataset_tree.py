@@ -9,6 +9,7 @@ for the rest. No I/O: raises NotLoaded where the catalogue does.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -96,10 +97,14 @@ class DatasetTree:
             raise NotFound(f"{self.dataset.uri}: nothing named {name!r} in {path or '/'}")
         return self._own_attributes(_join(path, name))
 
-    def children(self, number: int, cookie: int) -> Iterator[Entry]:
-        """Yield the entries behind `cookie` (0: all), in a stable order."""
+    def children(self, number: int, cookie: int, base: int = 0) -> Iterator[Entry]:
+        """Yield the entries behind `cookie` (0: all), in a stable order.
+
+        `base` is added to the numbers in their attributes: another tuple for each
+        of a million entries takes a third of the time.
+        """
         if number < OWN:
-            rows = self._rows(self._index(), number & ~ALIAS, cookie)
+            rows = self._rows(self._index(), number & ~ALIAS, cookie, base)
             if not number & ALIAS:
                 yield from rows
                 return
@@ -109,13 +114,14 @@ class DatasetTree:
         path = self._path(number)
         if path == "" and cookie == 0:
             # The cookie of row 0 must not be 0, which means the beginning.
-            yield Entry("data", self._row_attributes(self._index().row(0)), OWN)
+            yield Entry("data", self._row_attributes(self._index().row(0), base), OWN)
         entries = [
             (self._own_attributes(_join(path, name)), name) for name in self._own_names(path)
         ]
         for attributes, name in sorted(entries):
-            if attributes.number > cookie:
-                yield Entry(name, attributes, attributes.number)
+            number = attributes.number
+            if number > cookie:
+                yield Entry(name, attributes._replace(number=base + number), number)
 
     def content(self, number: int) -> Content:
         """Return what a file holds; raises IntegrityError for an item that cannot be shown."""
@@ -129,15 +135,27 @@ class DatasetTree:
             raise IntegrityError(
                 f"{self.dataset.uri}: item {row.identifier} has a relpath that cannot be a file's"
             )
+        return self._item(index, row, row.identifier)
+
+    def _item(self, index: ManifestIndex, row: Row, identifier: Identifier) -> ItemContent:
         return ItemContent(
-            key=f"{self._key}/{row.identifier}",
+            key=f"{self._key}/{identifier}",
             dataset=self.dataset,
-            identifier=row.identifier,
+            identifier=identifier,
             size_in_bytes=row.size_in_bytes,
             hash_function=index.hash_function,
             hash=row.hash,
-            neighbours=_Neighbours(index, row.row),
+            neighbours=functools.partial(index.identifiers_from, row.row),
+            place=row.row,
+            items_from=functools.partial(self._items_from, index),
         )
+
+    def _items_from(self, index: ManifestIndex, row: int, limit: int) -> list[ItemContent]:
+        return [
+            self._item(index, found, found.identifier)
+            for found in index.rows_from(row, limit)
+            if found.identifier is not None and not found.refused
+        ]
 
     def item(self, number: int) -> Item | None:
         """Return the item that a number is of; None for directories and what is no item."""
@@ -168,19 +186,20 @@ class DatasetTree:
     def _index(self) -> ManifestIndex:
         return self._catalogue.index(self.dataset)
 
-    def _rows(self, index: ManifestIndex, number: int, cookie: int) -> Iterator[Entry]:
+    def _rows(self, index: ManifestIndex, number: int, cookie: int, base: int) -> Iterator[Entry]:
         parent = index.row(number)
         start = cookie + 1 if cookie else parent.first_child
         while rows := index.children(parent, start, ROWS_AT_A_TIME):
             for row in rows:
-                yield Entry(row.name, self._row_attributes(row), row.row)
+                yield Entry(row.name, self._row_attributes(row, base), row.row)
             start = rows[-1].row + 1
 
-    def _row_attributes(self, row: Row) -> Attributes:
+    def _row_attributes(self, row: Row, base: int = 0) -> Attributes:
+        number = base + row.row
         if row.identifier is None:
-            return Attributes(row.row, True, 0o755, 0, self._frozen_ns, FROZEN_S)
+            return Attributes(number, True, 0o755, 0, self._frozen_ns, FROZEN_S)
         permissions = 0o444 if row.refused else 0o644
-        return Attributes(row.row, False, permissions, row.size_in_bytes, row.mtime_ns, FROZEN_S)
+        return Attributes(number, False, permissions, row.size_in_bytes, row.mtime_ns, FROZEN_S)
 
     def _own_attributes(self, path: str) -> Attributes:
         number = self._number(path)
@@ -251,17 +270,6 @@ class DatasetTree:
             return self._paths[number - OWN]
         except IndexError as error:
             raise NotFound(f"{self.dataset.uri}: no inode {number}") from error
-
-
-class _Neighbours:
-    """The items that follow one in the manifest's tree."""
-
-    def __init__(self, index: ManifestIndex, row: int) -> None:
-        self._index = index
-        self._row = row
-
-    def __call__(self, limit: int) -> list[Identifier]:
-        return self._index.identifiers_from(self._row, limit)
 
 
 def _aliased(attributes: Attributes, number: int) -> Attributes:

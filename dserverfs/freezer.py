@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 JOBS = 2
 # RELEASE comes after close(2) has returned, so what was just closed may look open.
 LATE_CLOSE_S = 2.0
+LOOK_AGAIN_S = 0.5
 RETRY_S = (30.0, 600.0)  # between attempts while server or store is away, first and most
 
 
@@ -87,9 +88,12 @@ class Freezer:
         self._watched: dict[str, StagedDataset] = {}
         self._jobs: dict[str, _Job] = {}
         self._retry_at_s: dict[str, tuple[float, float]] = {}  # when, and the pause before it
+        # What could not be frozen as it was: not tried again by itself until it changes.
+        self._tried: dict[str, int] = {}
         self._closed = False
         self._thread: threading.Thread | None = None
-        self.max_item_bytes: int | None = None
+        self.max_item_bytes: int | None = None  # of one item; None: no limit is known
+        self._knows_limit = False
 
     def open(self) -> None:
         """Start to freeze by itself."""
@@ -113,14 +117,26 @@ class Freezer:
 
     def resume(self, staged: StagedDataset) -> None:
         """Carry on with one that an earlier daemon left behind, unless another owns it now."""
-        if staged.record.state in (State.OPEN, State.FAILED):
-            return  # owned when it is written to, or frozen by command
         try:
             staged.own()
         except Conflict as error:
             logger.info("%s", error)
+            return
+        if staged.record.state in (State.OPEN, State.FAILED):
+            # Not armed any more by being owned. Whoever writes to it next may own it.
+            staged.disown()
         else:
             self.watch(staged)
+
+    def learn_limit(self) -> None:
+        """Find out how large an item may be, unless that is known; blocks."""
+        if self._knows_limit:
+            return
+        try:
+            self.max_item_bytes = self._uploader.max_item_bytes()
+            self._knows_limit = True
+        except DserverfsError as error:
+            logger.info("how large items may be is not known yet: %s", error)
 
     def freeze(self, staged: StagedDataset, layout: Layout | None = None) -> Future[Frozen]:
         """Begin to freeze it at once, armed or not; the result is what came of it.
@@ -197,12 +213,9 @@ class Freezer:
             return retry_at_s - now_s
         if self._delay_s is None or not self._may_be_armed(staged):
             return None
-        if staged.writers:
-            return self._delay_s  # looked at again then; closing does not wake this thread
-        return max(self._delay_s - staged.quiet_s(), self._pause_s(staged) - now_s)
-
-    def _pause_s(self, staged: StagedDataset) -> float:
-        return self._retry_at_s.get(staged.id, (0.0, 0.0))[0]
+        if staged.writers or self._tried.get(staged.id) == staged.changes:
+            return max(self._delay_s, LOOK_AGAIN_S)  # closing does not wake this thread
+        return self._delay_s - staged.quiet_s()
 
     def _may_be_armed(self, staged: StagedDataset) -> bool:
         record = staged.record
@@ -248,14 +261,14 @@ class Freezer:
             dataset = self._upload(job, local)
         finally:
             staged.when_reopened(None)
-        if staged.record.state is not State.FROZEN:
-            staged.move(Move.REGISTER)
         surprise = self._registry.learn(dataset, UUID(staged.id))
         if surprise:
             job.notes.append(surprise)
         if staged.record.name != dataset.name:
             job.notes.append(f"its name is {dataset.name}, as when it was frozen first")
         staged.frozen_as = dataset
+        if staged.record.state is not State.FROZEN:
+            staged.move(Move.REGISTER)
         logger.info("%s: frozen as %s", staged.record.name, dataset.uri)
         for note in job.notes:
             logger.info("%s: %s", staged.record.name, note)
@@ -287,7 +300,7 @@ class Freezer:
             base_uri,
             progress=job.note_progress,
             stop=job.stop,
-            before_complete=lambda: staged.move(Move.COMPLETE),
+            before_complete=job.before_complete,
         )
         return self._registry.registered(local, base_uri)
 
@@ -303,11 +316,10 @@ class Freezer:
         try:
             if isinstance(error, (Cancelled, ItemChanged)) and state is State.OPEN:
                 logger.info("%s: not frozen: %s", name, reason)  # it was written to: later again
-                self._put_off(staged, 0.0)
             elif isinstance(error, Cancelled):
                 logger.info("%s: stays staged: %s", name, reason)
             elif isinstance(error, (StillProto, UsageError)) and state is State.OPEN:
-                self._stays_open(staged, error)
+                self._stays_open(job, error)
             elif state is State.OPEN:
                 staged.disarm(f"not frozen: {reason}")
             elif isinstance(error, Unreachable):
@@ -324,12 +336,13 @@ class Freezer:
         """Log what went wrong; where nothing is frozen by itself, whoever waits is told of it."""
         logger.log(logging.INFO if self._thread is None else level, message, *details)
 
-    def _stays_open(self, staged: StagedDataset, error: BaseException) -> None:
+    def _stays_open(self, job: _Job, error: BaseException) -> None:
+        staged = job.staged
         if isinstance(error, Ambiguous):
             staged.disarm(str(error))
         elif staged.record.reason != str(error):
             staged.explain(str(error))
-        self._put_off(staged, RETRY_S[0])
+        self._tried[staged.id] = job.changes
 
     def _put_off(self, staged: StagedDataset, least_s: float) -> float:
         """Return for how long it is not tried again by itself: twice as long each time."""
@@ -350,6 +363,13 @@ class _Job:
         self.stop = threading.Event()
         self.progress: Progress | None = None
         self.notes: list[str] = []
+        self.changes = staged.changes
+
+    def before_complete(self) -> None:
+        """Rule out writes from now on, unless there was one."""
+        if self.stop.is_set():
+            raise Cancelled(f"{self.staged.record.name}: was written to, or the mount is ending")
+        self.staged.move(Move.COMPLETE)
 
     def note_progress(self, *counts: int) -> None:
         self.progress = Progress(*counts)

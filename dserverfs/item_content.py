@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dserverfs.blocks import number_of_blocks
 from dserverfs.model import Dataset, Identifier
+
+
+def _none(place: int, limit: int) -> Sequence[ItemContent]:
+    return ()
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,10 @@ class ItemContent:
     hash_function: str  # dtool's name of it
     hash: str  # hex digits, lower case
     neighbours: Callable[[int], Sequence[Identifier]]  # up to n items likely to be read next
+    # Its place in the order in which directories list the dataset's items, and how to
+    # get up to n items from a place on; blocks, and raises DserverfsError.
+    place: int = 0
+    items_from: Callable[[int, int], Sequence[ItemContent]] = field(default=_none, compare=False)
 
     @property
     def number_of_blocks(self) -> int:

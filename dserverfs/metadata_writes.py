@@ -1,6 +1,6 @@
-"""Changes of a frozen dataset's README, tags, annotations, overlays and name, through dserver.
+"""Changes of a frozen dataset's README, tags, annotations, overlays and name; publishing it.
 
-Used by the mount and the broker. Three kinds of servers: ours says what it did;
+Used by the mount and the broker, through dserver. Three kinds of servers: ours says what it did;
 dservercore's development branch has routes for README, tags and annotations that
 answer 200 also to what they did not do, so what it has is read again; released
 ones have no such routes. What is shown is the catalogue's: call its `forget`
@@ -107,6 +107,34 @@ class MetadataWrites:
         self._require_ours(dataset, "the name")
         self._write(dataset, "the name", "PUT", "names", body={"name": name})
 
+    def publish(self, dataset: Dataset, expiry_seconds: int | None = None) -> str:
+        """Return a link that dtool-http reads the dataset by, without a token, until it expires.
+
+        The link is a secret. After `expiry_seconds`, at most 7 days, or what the
+        server has as DTOOL_S3_PUBLISH_EXPIRY.
+        """
+        if not self._routes.capabilities().publishes:
+            raise Unsupported(
+                f"{self._routes.server_url} has no route to publish a dataset: {dataset.uri}",
+                uri=dataset.uri,
+            )
+        body = {} if expiry_seconds is None else {"expiry_seconds": expiry_seconds}
+        try:
+            answer = json_of(self._routes.signed("POST", "publish", dataset.uri, json=body))
+        except NotAuthenticated:
+            raise
+        except PermissionDenied as error:
+            raise self._may_not(dataset, "published", error) from error
+        except ProtocolError as error:
+            if error.status in _REFUSED_VALUES:
+                raise UsageError(str(error), uri=dataset.uri, status=error.status) from error
+            raise
+        path = answer.get("path") if isinstance(answer, dict) else None
+        if not isinstance(path, str) or not path.startswith("/"):
+            raise ProtocolError(f"{self._routes.server_url}: no link to {dataset.uri} was answered")
+        # Not the answer's whole URL: a server behind a proxy does not know its own name.
+        return f"{self._routes.server_url}{path}"
+
     def _write(
         self,
         dataset: Dataset,
@@ -128,18 +156,21 @@ class MetadataWrites:
         except NotAuthenticated:
             raise
         except PermissionDenied as error:
-            raise PermissionDenied(
-                f"{self._routes.server_url}: {what} of {dataset.uri} cannot be changed without the"
-                f" right to register in {dataset.base_uri}",
-                uri=dataset.uri,
-                status=error.status,
-            ) from error
+            raise self._may_not(dataset, f"changed ({what})", error) from error
         except ProtocolError as error:
             if error.status in _REFUSED_VALUES:
                 raise UsageError(str(error), uri=dataset.uri, status=error.status) from error
             raise
         self._has_routes = True
         return json_of(response)
+
+    def _may_not(self, dataset: Dataset, done: str, error: DserverfsError) -> DserverfsError:
+        return PermissionDenied(
+            f"{self._routes.server_url}: {dataset.uri} cannot be {done} without the right to"
+            f" register in {dataset.base_uri}",
+            uri=dataset.uri,
+            status=error.status,
+        )
 
     def _answers_too_soon(self) -> bool:
         """Return whether the server's 200 does not mean that it is done."""

@@ -1,31 +1,33 @@
-"""The mount daemon: mounts, serves, and says when the mount answers.
+"""The mount: mounts, serves, and says when the mount answers.
 
-Started by the launcher. A daemon that is killed or fails leaves a dead mount
+Run by the daemon. One that is killed or fails leaves a dead mount
 point (ENOTCONN), never an empty directory.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import resource
 import signal
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
 import pyfuse3
 import trio
 
-from dserverfs import mountpoint
+from dserverfs import facts, mountpoint
 from dserverfs.client import Client
 from dserverfs.commander import Commander
 from dserverfs.control import Server, socket_name
 from dserverfs.errors import UsageError
 from dserverfs.freezer import Freezer
-from dserverfs.launcher import READY
-from dserverfs.model import Dataset, DserverURI
+from dserverfs.launcher import READY, MountOptions
+from dserverfs.model import Dataset
 from dserverfs.operations.reading import Ownership, ReadOnlyOperations
 from dserverfs.operations.writing import Operations
 from dserverfs.settings import Settings
@@ -46,56 +48,35 @@ MAX_BACKGROUND = 256
 READ_AHEAD_KIB = 1024
 
 
-class MountOptions(NamedTuple):
-    """What `dserverfs mount` was asked for."""
-
-    uri: DserverURI
-    path: Path
-    cache_directory: Path | None
-    cache_size: int | None
-    umask: int
-    uid: int
-    gid: int
-    allow_other: bool
-    fuse_options: tuple[str, ...]
-    verify: bool
-    staging_directory: Path | None = None
-    read_only: bool = False
-    freeze_delay_s: float | None = None  # None: only by command
-
-
-def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None:
+def run(
+    options: MountOptions,
+    settings: Settings,
+    client: Client,
+    only: Future[Dataset | None],
+    ready_fd: int | None,
+) -> None:
     """Mount and serve until unmounted or told to end; raises DserverfsError if it cannot.
 
-    `ready_fd` is where to say that the mount answers; it is closed.
+    `only` becomes the dataset that the URI names, if it names one. `ready_fd` is
+    where to say that the mount answers; it is closed.
     """
     _raise_file_limit()
     mountpoint.require_fuse()
     if options.allow_other:
         mountpoint.require_allow_other()
     mountpoint.prepare(options.path)
-    with Client(
-        options.uri.server,
-        settings,
-        cache_directory=options.cache_directory,
-        cache_size=options.cache_size,
-        verify=options.verify,
-        staging_directory=options.staging_directory,
-        freeze_delay_s=options.freeze_delay_s,
-    ) as client:
-        only = client.check(options.uri)
-        parts = _Parts.of(options, client, only)
-        try:
-            pyfuse3.init(parts.operations, str(options.path), _fuse_options(options))
-        except RuntimeError as error:
-            raise UsageError(f"{options.path}: cannot be mounted: {error}") from error
-        try:
-            trio.run(_serve, options, parts, settings.state_directory() / "control", ready_fd)
-        except BaseException:
-            # A dead mount point is seen; an empty directory would be mirrored.
-            pyfuse3.close(unmount=False)
-            raise
-        pyfuse3.close(unmount=True)
+    parts = _Parts.of(options, client, only.result())
+    try:
+        pyfuse3.init(parts.operations, str(options.path), _fuse_options(options))
+    except RuntimeError as error:
+        raise UsageError(f"{options.path}: cannot be mounted: {error}") from error
+    try:
+        trio.run(_serve, options, parts, settings.state_directory() / "control", ready_fd)
+    except BaseException:
+        # A dead mount point is seen; an empty directory would be mirrored.
+        pyfuse3.close(unmount=False)
+        raise
+    pyfuse3.close(unmount=True)
     logger.info("%s: unmounted", options.path)
 
 
@@ -112,19 +93,23 @@ class _Parts(NamedTuple):
         ownership = Ownership(options.uid, options.gid, options.umask)
         reader, freezer = client.reader, client.freezer
         now_ns = time.time_ns()
+        attributes = None
+        if options.xattr:
+            attributes = functools.partial(facts.attributes, server=options.uri.server)
         if only is not None or options.read_only:
             tree = Tree(options.uri, client.catalogue, now_ns)
             if only is not None:
                 tree.show_only(only)
-            return cls(ReadOnlyOperations(tree, reader, ownership), tree, None, freezer)
+            operations = ReadOnlyOperations(tree, reader, ownership, attributes)
+            return cls(operations, tree, None, freezer)
         staging = client.staging.open()
         for base_uri in staging.base_uris():
             for staged in staging.datasets(base_uri):
                 freezer.resume(staged)
         freezer.open()
         tree = Tree(options.uri, client.catalogue, now_ns, staging)
-        operations = Operations(tree, reader, ownership, staging, freezer, client.give_way)
-        return cls(operations, tree, staging, freezer)
+        writing = Operations(tree, reader, ownership, staging, freezer, client.give_way, attributes)
+        return cls(writing, tree, staging, freezer)
 
 
 def _fuse_options(options: MountOptions) -> set[str]:

@@ -17,7 +17,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
 
 from dserverfs.blocks import (
     BLOCK_SIZE,
@@ -38,8 +37,10 @@ from dserverfs.errors import (
     Unreachable,
 )
 from dserverfs.item_content import ItemContent
-from dserverfs.model import Dataset, Identifier
-from dserverfs.signed_urls import SignedURL
+from dserverfs.loaded_blocks import LoadedBlocks
+from dserverfs.many_gets import ManyGets
+from dserverfs.prefetch import Claim, Prefetch
+from dserverfs.signed_urls import UrlSource
 from dserverfs.storage import ByteRange, Storage, StorageRefused
 from dserverfs.transport import Deadline, backoff_s
 from dserverfs.verification import Verdict, Verification
@@ -55,33 +56,20 @@ ATTEMPTS = 4
 # not queue behind another's read-ahead. 3 streams of read-ahead saturate two cores.
 DEMAND_THREADS = 16
 AHEAD_THREADS = 3
-# Blocks kept at hand: file descriptors (1 GiB of cache files), and memory for
-# those just fetched or checked.
-MAX_LOADED = 1024
-MAX_LOADED_MEMORY = 64 * BLOCK_SIZE
 MAX_ETAGS = 4096
-
-
-class UrlSource(Protocol):
-    """Where signed URLs come from: the resolver."""
-
-    def item_url(
-        self,
-        dataset: Dataset,
-        identifier: Identifier,
-        neighbours: Callable[[int], Sequence[Identifier]],
-    ) -> SignedURL:
-        """Return a good URL for the item; blocks."""
-
-    def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
-        """Drop a URL that the store refused."""
 
 
 class Reader:
     """Bytes of items for all who ask in this process."""
 
     def __init__(
-        self, resolver: UrlSource, storage: Storage, cache: BlockCache, *, verify: bool = True
+        self,
+        resolver: UrlSource,
+        storage: Storage,
+        cache: BlockCache,
+        gets: ManyGets | None = None,
+        *,
+        verify: bool = True,
     ) -> None:
         """With `verify`, items fetched whole are compared with the manifest's hash."""
         self._verify = verify
@@ -92,13 +80,16 @@ class Reader:
         self._verification = Verification(self._at_hand)
         self._lock = threading.Lock()
         self._pending: dict[BlockKey, Future[Block]] = {}
-        self._loaded: OrderedDict[BlockKey, Block] = OrderedDict()
-        self._loaded_memory = 0
+        self._unasked: set[BlockKey] = set()  # pending ones that nobody waits for yet
+        self._loaded = LoadedBlocks()
         self._tell_drop: Callable[[ItemContent], None] = lambda content: None
         self._drops: dict[str, int] = {}  # how often each item turned out wrong
         self._etags: OrderedDict[str, str] = OrderedDict()
         self._demand = ThreadPoolExecutor(DEMAND_THREADS, thread_name_prefix="demand")
         self._ahead = ThreadPoolExecutor(AHEAD_THREADS, thread_name_prefix="ahead")
+        self._prefetch = Prefetch(
+            self, resolver, gets or ManyGets(), cache, self._writer, verify=verify
+        )
 
     def open(self, content: ItemContent) -> ItemReader:
         """Return a reader of the item; does no I/O."""
@@ -108,11 +99,11 @@ class Reader:
         """Drop what is queued, write what was fetched; readers then fail."""
         self._demand.shutdown(wait=False, cancel_futures=True)
         self._ahead.shutdown(wait=False, cancel_futures=True)
+        self._prefetch.close()
         self._verification.close()
         self._writer.close()
         with self._lock:
             self._loaded.clear()
-            self._loaded_memory = 0
 
     def on_drop(self, tell: Callable[[ItemContent], None]) -> None:
         """Let `tell` know of each item whose bytes turned out wrong after some were handed out.
@@ -147,6 +138,45 @@ class Reader:
             count = min(MAX_RUN, run.first + run.length - first)
             self._ask(content, Run(first, count), self._ahead)
 
+    def begun(self, content: ItemContent) -> None:
+        """Note that the item is read from its beginning: the next ones may be fetched ahead."""
+        self._prefetch.begun(content)
+
+    def claim(self, contents: Sequence[ItemContent]) -> list[Claim]:
+        """Return a claim on each item of one block that is neither at hand nor under way."""
+        claims = []
+        with self._lock:
+            for content in contents:
+                key = BlockKey(content.key, 0)
+                at_hand = key in self._loaded or self._writer.waiting(key) is not None
+                if not at_hand and key not in self._pending:
+                    claims.append(Claim(content, Future()))
+                    self._pending[key] = claims[-1].future
+                    self._unasked.add(key)
+        return claims
+
+    def settle(self, settled: Sequence[tuple[Claim, Block]]) -> None:
+        """Hand out claimed items."""
+        with self._lock:
+            for claim, block in settled:
+                self._arrive_locked(BlockKey(claim.content.key, 0), block)
+        for claim, block in settled:
+            claim.future.set_result(block)
+
+    def release(self, claims: Sequence[Claim]) -> None:
+        """Give claims back: what somebody waits for is fetched in the usual way."""
+        for claim in claims:
+            key = BlockKey(claim.content.key, 0)
+            with self._lock:
+                if key in self._unasked:
+                    self._unasked.discard(key)
+                    del self._pending[key]
+                    continue
+            try:
+                self._demand.submit(self._fill, claim.content, [(0, claim.future)])
+            except RuntimeError:
+                self._abandon(claim.content, [(0, claim.future)], Unreachable("shut down"))
+
     def _ask(
         self, content: ItemContent, run: Run, pool: ThreadPoolExecutor
     ) -> list[Block | Future[Block]]:
@@ -157,13 +187,14 @@ class Reader:
                 key = BlockKey(content.key, index)
                 block = self._loaded.get(key) or self._writer.waiting(key)
                 if block is not None:
-                    self._load_locked(key, block)
+                    self._loaded.add(key, block)
                     answer.append(block)
                     continue
                 future = self._pending.get(key)
                 if future is None:
                     future = self._pending[key] = Future()
                     missing.append((index, future))
+                self._unasked.discard(key)
                 answer.append(future)
         if missing:
             pool.submit(self._fill, content, missing)
@@ -295,10 +326,7 @@ class Reader:
         with self._lock:
             self._drops[content.key] = self._drops.get(content.key, 0) + 1
             self._etags.pop(content.key, None)
-            for key in keys:
-                block = self._loaded.pop(key, None)
-                if block is not None:
-                    self._loaded_memory -= block.memory_in_bytes
+            self._loaded.drop(keys)
         self._cache.drop(keys)
         self._tell_drop(content)
 
@@ -307,9 +335,13 @@ class Reader:
     ) -> None:
         key = BlockKey(content.key, index)
         with self._lock:
-            self._pending.pop(key, None)
-            self._load_locked(key, block)
+            self._arrive_locked(key, block)
         future.set_result(block)
+
+    def _arrive_locked(self, key: BlockKey, block: Block) -> None:
+        self._pending.pop(key, None)
+        self._unasked.discard(key)
+        self._loaded.add(key, block)
 
     def _abandon(
         self,
@@ -323,16 +355,6 @@ class Reader:
                 self._pending.pop(BlockKey(content.key, index), None)
         for _, future in waiting:
             future.set_exception(error)
-
-    def _load_locked(self, key: BlockKey, block: Block) -> None:
-        old = self._loaded.pop(key, None)
-        if old is not None:
-            self._loaded_memory -= old.memory_in_bytes
-        self._loaded[key] = block
-        self._loaded_memory += block.memory_in_bytes
-        while len(self._loaded) > MAX_LOADED or self._loaded_memory > MAX_LOADED_MEMORY:
-            _, dropped = self._loaded.popitem(last=False)
-            self._loaded_memory -= dropped.memory_in_bytes
 
     def _check_etag(self, content: ItemContent, etag: str) -> None:
         """Note the object's ETag; raises IntegrityError if another one was seen before."""
@@ -401,6 +423,8 @@ class ItemReader:
         end = min(offset + size, self._content.size_in_bytes)
         if offset >= end:
             return []
+        if offset == 0:
+            self._reader.begun(self._content)
         first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
         total = self._content.number_of_blocks
         with self._lock:

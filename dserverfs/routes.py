@@ -32,8 +32,9 @@ logger = logging.getLogger(__name__)
 # Names under which /config/versions lists a plugin with the signed-URL routes.
 UPSTREAM_PLUGIN = "dserver_signed_url_plugin"
 OWN_PLUGIN = "dserverfs.server.signed_urls"
+OWN_PARTS_PLUGIN = "dserverfs.server.multipart"
 OWN_METADATA_PLUGIN = "dserverfs.server.metadata"
-OWN_PUBLICATION_PLUGIN = "dserverfs.server.publication"
+OWN_PUBLICATIONS_PLUGIN = "dserverfs.server.publications"
 # Under which it lists the server itself, by age.
 _CORE_NAMES = ("dservercore", "dserver", "dtool_lookup_server")
 # The last release of dservercore that cannot change a README, a tag or an annotation.
@@ -47,9 +48,10 @@ class Capabilities:
 
     signed_urls: bool
     extended: bool  # what dserverfs.server.signed_urls adds
+    parts: bool = False  # what dserverfs.server.multipart adds
     changes_metadata: bool = False  # what dserverfs.server.metadata adds
+    publishes: bool = False  # what dserverfs.server.publications adds
     core_version: str = "of unknown version"
-    publishes: bool = False  # what dserverfs.server.publication adds
 
     @property
     def metadata_writes(self) -> bool | None:
@@ -205,9 +207,10 @@ class Routes:
         return Capabilities(
             signed_urls=any("signed_url" in name for name in names) or self._signs_urls(),
             extended=OWN_PLUGIN in names,
+            parts=OWN_PARTS_PLUGIN in names,
             changes_metadata=OWN_METADATA_PLUGIN in names,
+            publishes=OWN_PUBLICATIONS_PLUGIN in names,
             core_version=_version_of(versions),
-            publishes=OWN_PUBLICATION_PLUGIN in names,
         )
 
     def _signs_urls(self) -> bool:

@@ -1,4 +1,4 @@
-"""Sending items to the store until they are there: attempts, expired URLs, changed files.
+"""Getting single items stored, however large, and finding out that their files changed.
 
 Used by the uploader's threads, each with a `Line` of its own. Thread-safe but for
 the lines.
@@ -8,91 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from dserverfs.announcement import Announcement
-from dserverfs.errors import Cancelled, IntegrityError, ItemChanged, ProtocolError, Unreachable
+from dserverfs.attempts import AnnouncedTarget, Attempts, Tally
+from dserverfs.azure import BlobSender, is_sas
+from dserverfs.errors import ItemChanged
 from dserverfs.hashing import Stamp
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import Identifier, Item
 from dserverfs.outgoing import FilePart, Line
-from dserverfs.storage import Storage, StorageBusy, StorageRefused
-from dserverfs.transport import backoff_s
-from dserverfs.upload_routes import UploadUrl, UploadUrls
+from dserverfs.parts import PartSender
+from dserverfs.pieces import PieceSender
+from dserverfs.storage import Storage
 
-logger = logging.getLogger(__name__)
-
-# In a row, for one item: with the waits between them 32 s of a store that refuses
-# connections, and at most 4 minutes of one that stalls.
-ATTEMPTS = 6
-MAX_BACKOFF_S = 15.0
-_MOVED_AFTER = 3
-MAX_RETRY_AFTER_S = 60.0
 _READ_BYTES = 1024 * 1024
-# What a store says to a body that is not that of the pinned Content-MD5: S3, Azure.
-_OTHER_CONTENT = frozenset({"BadDigest", "Md5Mismatch"})
-
-
-class Tally:
-    """How much is done. Tells it on, and ends everything if the caller or a failure asks to."""
-
-    def __init__(
-        self,
-        dataset: LocalDataset,
-        progress: Callable[[int, int, int, int], None] | None,
-        stop: threading.Event | None,
-    ) -> None:
-        self._progress = progress
-        self._stop = stop or threading.Event()
-        self._broken = threading.Event()
-        self._lock = threading.Lock()
-        self._bytes = 0
-        self._items = 0
-        self._all_bytes = sum(item.size_in_bytes for item in dataset.items.values())
-        self._all_items = len(dataset.items)
-
-    def pulse(self, count: int) -> None:
-        """Count bytes that were sent; raises Cancelled."""
-        self.check()
-        if count:
-            self._add(count, 0)
-
-    def take_back(self, count: int) -> None:
-        """Uncount bytes of an attempt that failed."""
-        if count:
-            self._add(-count, 0)
-
-    def add_item(self, size_in_bytes: int = 0) -> None:
-        """Count an item that is stored, and bytes of it that were not sent just now."""
-        self._add(size_in_bytes, 1)
-
-    def end(self) -> None:
-        """Have all other threads end soon."""
-        self._broken.set()
-
-    def check(self) -> None:
-        """Raise Cancelled if it is to end."""
-        if self._stop.is_set() or self._broken.is_set():
-            raise Cancelled("the upload was stopped; it can be taken up again")
-
-    def wait(self, seconds: float) -> None:
-        """Sleep, or raise Cancelled as soon as it is to end."""
-        left = seconds
-        while left > 0 and not self._broken.is_set():
-            if self._stop.wait(min(left, 0.1)):
-                break
-            left -= 0.1
-        self.check()
-
-    def _add(self, count: int, items: int) -> None:
-        with self._lock:
-            self._bytes += count
-            self._items += items
-            if self._progress is not None:
-                self._progress(self._bytes, self._all_bytes, self._items, self._all_items)
 
 
 class Sender:
@@ -105,10 +36,13 @@ class Sender:
         dataset: LocalDataset,
         tally: Tally,
     ) -> None:
-        self._storage = storage
         self._announcement = announcement
         self._dataset = dataset
         self._tally = tally
+        self._attempts = Attempts(storage, tally)
+        pieces = PieceSender(self._attempts, tally, storage.line)
+        self._parts = PartSender(announcement.routes, pieces)
+        self._blobs = BlobSender(self._attempts, pieces)
         self._stamps: dict[Identifier, Stamp] = {}
 
     def note_files(self) -> None:
@@ -126,84 +60,38 @@ class Sender:
 
     def send(self, line: Line, item: Item) -> None:
         """Return when the item is stored; raises ItemChanged, Unreachable, Cancelled, ..."""
+        urls = self._announcement.urls()
+        already = 0
         with self._open(item) as descriptor:
-            content = FilePart(descriptor, 0, item.size_in_bytes, item.relpath)
-            self._persist(
-                line,
-                content if item.size_in_bytes else b"",
-                lambda urls: urls.items[item.identifier],
-                lambda: self._require_same_content(item, descriptor),
-                counted=True,
-            )
+            if item.identifier in urls.in_parts:
+                already = self._parts.send(urls.uri, item, descriptor)
+            else:
+                self._send_whole(line, item, descriptor)
             self._check(item, Stamp.of(os.fstat(descriptor)))
-        self._tally.add_item()
+        self._tally.add_item(already)
 
     def send_readme(self, line: Line) -> None:
-        self._persist(
-            line, self._dataset.readme, lambda urls: urls.readme, lambda: None, counted=False
-        )
+        target = AnnouncedTarget(self._announcement, lambda urls: urls.readme)
+        if is_sas(target.url().url):
+            self._blobs.send_readme(line, target, self._dataset.readme)
+        else:
+            self._attempts.persist(line, target, self._dataset.readme, counted=False)
 
-    def _persist(
-        self,
-        line: Line,
-        content: FilePart | bytes,
-        choose: Callable[[UploadUrls], UploadUrl],
-        on_other_content: Callable[[], None],
-        *,
-        counted: bool,
-    ) -> None:
-        """PUT until it is stored. Refused URLs are renewed once; every other fault is retried."""
-        failures = 0
-        refused = False
-        while True:
-            urls = self._announcement.urls()
-            target = choose(urls)
-            try:
-                self._attempt(line, target, content, counted)
-                return
-            except StorageRefused as error:
-                if error.code in _OTHER_CONTENT:
-                    on_other_content()
-                    failure: Exception = IntegrityError(f"{error}, though the file is as hashed")
-                elif refused:
-                    raise ProtocolError(f"{error}, for a URL signed just now") from error
-                else:
-                    refused = True
-                    self._announcement.renewed(urls)
-                    continue
-            except Unreachable as error:
-                failure = error
-            refused = False
-            failures += 1
-            if failures >= ATTEMPTS:
-                raise failure
-            if failures == _MOVED_AFTER:
-                self._ask_where_it_is_now(urls)
-            logger.debug("attempt %d failed: %s", failures, failure)
-            self._tally.wait(_pause_s(failure, failures))
+    def _send_whole(self, line: Line, item: Item, descriptor: int) -> None:
+        def new_target() -> AnnouncedTarget:
+            return AnnouncedTarget(self._announcement, lambda urls: urls.items[item.identifier])
 
-    def _ask_where_it_is_now(self, urls: UploadUrls) -> None:
-        """Announce again: a store that was restarted may have another address."""
-        try:
-            self._announcement.renewed(urls)
-        except Unreachable as error:
-            logger.debug("%s: %s", urls.uri, error)
+        def on_other_content() -> None:
+            self._require_same_content(item, descriptor)
 
-    def _attempt(
-        self, line: Line, target: UploadUrl, content: FilePart | bytes, counted: bool
-    ) -> None:
-        sent = 0
-
-        def pulse(count: int) -> None:
-            nonlocal sent
-            sent += count if counted else 0
-            self._tally.pulse(count if counted else 0)
-
-        try:
-            self._storage.write(line, target.url, target.headers, content, pulse)
-        except BaseException:
-            self._tally.take_back(sent)
-            raise
+        target = new_target()
+        if is_sas(target.url().url):
+            self._blobs.send(line, new_target, item, descriptor, on_other_content)
+            return
+        content: FilePart | bytes = b""
+        if item.size_in_bytes:
+            content = FilePart(descriptor, 0, item.size_in_bytes, item.relpath)
+        self._attempts.persist(line, target, content, on_other_content=on_other_content)
 
     def _require_same_content(self, item: Item, descriptor: int) -> None:
         """Raise ItemChanged unless the file has the hash that was announced."""
@@ -237,13 +125,6 @@ class Sender:
     def _check(self, item: Item, stamp: Stamp) -> None:
         if stamp != self._stamps[item.identifier]:
             raise _changed(item, "was changed during the upload")
-
-
-def _pause_s(failure: Exception, failures: int) -> float:
-    wait_s = min(backoff_s(failures - 1), MAX_BACKOFF_S)
-    if isinstance(failure, StorageBusy):
-        wait_s = max(wait_s, min(failure.retry_after_s, MAX_RETRY_AFTER_S))
-    return wait_s
 
 
 def _changed(item: Item, how: str) -> ItemChanged:

@@ -1,6 +1,6 @@
 """Signed URLs and how long each is good: kept until shortly before expiry, asked for once.
 
-Used by the resolver alone. Times are of CLOCK_BOOTTIME, which goes on while the
+Kept by the resolver alone. Times are of CLOCK_BOOTTIME, which goes on while the
 machine is suspended. Thread-safe.
 """
 
@@ -12,12 +12,12 @@ import threading
 import time
 import urllib.parse
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from dserverfs.errors import NotFound, ProtocolError
-from dserverfs.model import UUID, Identifier, parse_timestamp
+from dserverfs.model import UUID, Dataset, Identifier, parse_timestamp
 
 DEFAULT_LIFETIME_S = 300.0  # where neither URL nor server says; upstream signs for an hour
 MARGIN_S = 60.0  # a URL is renewed so long before it expires, but not before 9/10 of its life
@@ -89,6 +89,21 @@ def _usable(lifetime_s: float) -> float:
     if not 0 < lifetime_s < 366 * 86_400:
         raise ValueError(f"{lifetime_s} s is no lifetime")
     return lifetime_s
+
+
+class UrlSource(Protocol):
+    """Where signed URLs come from: the resolver."""
+
+    def item_url(
+        self,
+        dataset: Dataset,
+        identifier: Identifier,
+        neighbours: Callable[[int], Sequence[Identifier]],
+    ) -> SignedURL:
+        """Return a good URL for the item; blocks."""
+
+    def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
+        """Drop a URL that the store refused."""
 
 
 class UrlBook:

@@ -41,7 +41,7 @@ from dserverfs.errors import (
     NameTaken,
     UsageError,
 )
-from dserverfs.model import Dataset, name_is_valid
+from dserverfs.model import UUID, Dataset, name_is_valid
 from dserverfs.owner_lock import OwnerLock
 from dserverfs.staging_state import Move, Record, State
 
@@ -92,6 +92,16 @@ class StagedDataset:
     def is_gone(self) -> bool:
         """Whether it was discarded, or deleted after it was frozen."""
         return self._gone
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is staged no more: gone, or frozen and about to be deleted."""
+        return self._gone or self.frozen_as is not None or self._record.state is State.FROZEN
+
+    @property
+    def uuid(self) -> UUID:
+        """The uuid of the dataset it becomes, as far as that is known."""
+        return UUID(self._record.uuid or self._record.id)
 
     @property
     def changes(self) -> int:

@@ -11,10 +11,10 @@ loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, NewType
 
-from dserverfs.catalogue import UUID_DIRECTORY, Catalogue
+from dserverfs.catalogue import UUID_DIRECTORY, Catalogue, Names
 from dserverfs.dataset_tree import MUTABLE_S, OWN, Attributes, Content, DatasetTree, Entry
 from dserverfs.errors import Frozen, NameTaken, NotFound, PermissionDenied
 from dserverfs.model import UUID, Dataset, DserverURI, is_uuid, split_base_uri
@@ -35,6 +35,19 @@ class Totals(NamedTuple):
 
     size_in_bytes: int
     number_of_items: int
+
+
+def parts_of(base_uris: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return the names of the directories that lead to each base URI."""
+    return [tuple(split_base_uri(base_uri)) for base_uri in base_uris]
+
+
+def directories_below(path: tuple[str, ...], base_uris: list[tuple[str, ...]]) -> list[str]:
+    """Return the directories right below `path` that lead to base URIs."""
+    depth = len(path)
+    return sorted(
+        {parts[depth] for parts in base_uris if len(parts) > depth and parts[:depth] == path}
+    )
 
 
 class Tree:
@@ -65,7 +78,10 @@ class Tree:
         if uri.base_uri is not None:
             self._top = tuple(split_base_uri(uri.base_uri))
         self._shows_one = False
-        self._shown_staged: dict[str, set[str]] = {}  # names, by base URI
+        # By base URI, slots: what was shown as staged last, and what is that no more but
+        # may still have its name.
+        self._shown_staged: dict[str, set[int]] = {}
+        self._over: dict[str, list[int]] = {}
 
     def show_only(self, dataset: Dataset) -> None:
         """Make that dataset the root of the mount; before anything else is asked."""
@@ -92,19 +108,20 @@ class Tree:
         if self._is_base_uri(path):
             if name == UUID_DIRECTORY:
                 return self._directory((*path, name))
-            listed = self._listed(path)
-            staged = self._staged(path)
-            if name in staged:
-                return self._root_of(staged[name])
-            if name in listed:
-                return self._dataset_root(listed[name], alias=False)
+            slots = self._slots_in(path)
+            if name in slots:
+                return self._root_of(slots[name])
         raise NotFound(f"{self._uri}: nothing named {name!r} in {'/'.join(path) or '/'}")
 
     def children(self, inode: Inode, cookie: int) -> Iterator[Entry]:
         """Yield the entries behind `cookie` (0: all) in a stable order."""
         slot, number = self._split(inode)
         if slot:
-            for entry in self._datasets[slot - 1].children(number, cookie):
+            dataset = self._datasets[slot - 1]
+            if isinstance(dataset, DatasetTree):
+                yield from dataset.children(number, cookie, slot << SLOT_BITS)
+                return
+            for entry in dataset.children(number, cookie):
                 yield entry._replace(attributes=self._renumber(slot, entry.attributes))
             return
         path = self._path(number)
@@ -113,12 +130,7 @@ class Tree:
             if attributes.number > cookie:
                 yield Entry(name, attributes, attributes.number)
         if self._is_base_uri(path):
-            slots = {
-                name: self._slot(dataset, alias=False)
-                for name, dataset in self._listed(path).items()
-            }
-            slots.update(self._staged(path))
-            for name, slot in sorted(slots.items(), key=lambda entry: entry[1]):
+            for name, slot in sorted(self._slots_in(path).items(), key=lambda entry: entry[1]):
                 behind = _FIRST_DATASET_COOKIE + slot
                 if behind > cookie:
                     yield Entry(name, self._root_of(slot), behind)
@@ -205,8 +217,7 @@ class Tree:
             )
         require_name(name)
         path = tuple(split_base_uri(base_uri))[len(self._top) :]
-        self._listed(path)
-        if self._catalogue.names(base_uri).is_taken(name) or name in self._staged(path):
+        if name in self._slots_in(path) or self._catalogue.names(base_uri).is_taken(name):
             raise NameTaken(f"{base_uri}/{name}: there is a dataset of that name")
 
     def username(self) -> str:
@@ -231,14 +242,22 @@ class Tree:
     def staged_named(self, base_uri: str, name: str) -> StagedDataset | None:
         """Return the staged dataset of that name; None if it is frozen. Raises NotFound."""
         path = tuple(split_base_uri(base_uri))[len(self._top) :]
-        listed = self._listed(path)
-        slot = self._staged(path).get(name)
-        tree = self._datasets[slot - 1] if slot else None
-        if isinstance(tree, StagedTree):
-            return tree.staged
-        if name in listed:
+        slot = self._slots_in(path).get(name)
+        if slot is not None:
+            tree = self._datasets[slot - 1]
+            if isinstance(tree, StagedTree) and tree.frozen() is None:
+                return tree.staged
             return None
         raise NotFound(f"{base_uri}: no dataset {name!r}")
+
+    def _slots_in(self, path: tuple[str, ...]) -> dict[str, int]:
+        """Return the slots of all datasets in a base URI, staged or frozen, by name."""
+        self._listed(path)
+        staged = self._staged(path)
+        # Again: what is staged no more made the listing be fetched anew.
+        listed = self._listed(path)
+        slots = {name: self._slot(dataset, alias=False) for name, dataset in listed.items()}
+        return {**slots, **staged}
 
     def _staged(self, path: tuple[str, ...]) -> dict[str, int]:
         """Return the slots of what is staged in a base URI that was listed, by name."""
@@ -246,19 +265,30 @@ class Tree:
             return {}
         base_uri = self._base_uri(path)
         names = self._catalogue.names(base_uri)
+        self._let_names_go(path, names)
         found: dict[str, int] = {}
         for staged in self._staging.datasets(base_uri):
             slot = self._staged_slot(staged)
-            if staged.frozen_as is None and not staged.is_gone:
+            if not staged.is_over:
                 found[names.place(UUID(staged.id), staged.record.name)] = slot
-        gone = self._shown_staged.get(base_uri, set()) - found.keys()
-        self._shown_staged[base_uri] = set(found)
-        if gone:  # frozen or discarded, maybe by another process
+        now = set(found.values())
+        over = self._shown_staged.get(base_uri, set()) - now
+        self._shown_staged[base_uri] = now
+        if over:  # frozen or discarded, by this process or another
+            self._over.setdefault(base_uri, []).extend(over)
             self._catalogue.relist(base_uri)
-            for tree, _ in self._staged_trees:
-                if tree.staged.is_gone and tree.staged.frozen_as is None:
-                    names.release(UUID(tree.staged.id))
         return found
+
+    def _let_names_go(self, path: tuple[str, ...], names: Names) -> None:
+        """Free the names of what was discarded; what was frozen instead is listed by now."""
+        slots = self._over.pop(self._base_uri(path), [])
+        listed = {dataset.uuid for dataset in self._listed(path).values()} if slots else set()
+        for slot in slots:
+            tree = self._datasets[slot - 1]
+            assert isinstance(tree, StagedTree)
+            staged_id, uuid = UUID(tree.staged.id), tree.staged.uuid
+            if uuid not in listed:
+                names.release(staged_id)
 
     def _staged_slot(self, staged: StagedDataset) -> int:
         key = (UUID(staged.id), False)
@@ -276,17 +306,11 @@ class Tree:
         """Return the directories right below `path` that lead to base URIs."""
         if path and path[-1] == UUID_DIRECTORY:
             return []
-        depth = len(self._top) + len(path)
-        names = {
-            parts[depth]
-            for parts in self._permitted()
-            if len(parts) > depth and parts[:depth] == (*self._top, *path)
-        }
-        return sorted(names)
+        return directories_below((*self._top, *path), self._permitted())
 
     def _permitted(self) -> list[tuple[str, ...]]:
         user = self._catalogue.user()
-        return [tuple(split_base_uri(base_uri)) for base_uri in user.search_base_uris]
+        return parts_of(user.search_base_uris)
 
     def _is_base_uri(self, path: tuple[str, ...]) -> bool:
         return (*self._top, *path) in self._permitted()
@@ -324,20 +348,19 @@ class Tree:
     # Datasets
 
     def _slot(self, dataset: Dataset, *, alias: bool) -> int:
-        slot = self._slots.get((dataset.uuid, alias))
-        if slot is None and not alias:
-            slot = self._slot_as_staged(dataset)
+        slot = None if alias else self._slot_as_staged(dataset)
+        slot = slot or self._slots.get((dataset.uuid, alias))
         if slot is None:
             self._datasets.append(self._dataset_tree(dataset))
             slot = self._slots[dataset.uuid, alias] = len(self._datasets)
         return slot
 
     def _slot_as_staged(self, dataset: Dataset) -> int | None:
-        """Return the slot a dataset had while it was staged under another uuid."""
+        """Return the slot a dataset had while it was staged, also by another process."""
         for tree, slot in self._staged_trees:
-            frozen_as = tree.staged.frozen_as
-            if frozen_as is not None and frozen_as.uuid == dataset.uuid:
-                self._slots[dataset.uuid, False] = slot
+            if tree.staged.is_over and tree.staged.uuid == dataset.uuid:
+                if tree.staged.frozen_as is None:
+                    tree.staged.frozen_as = dataset
                 return slot
         return None
 

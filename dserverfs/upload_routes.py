@@ -6,10 +6,17 @@ thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dserverfs.errors import Conflict, DserverfsError, NotFound, ProtocolError, Unreachable
+from dserverfs.errors import (
+    Conflict,
+    DserverfsError,
+    NotFound,
+    ProtocolError,
+    Unreachable,
+    Unsupported,
+)
 from dserverfs.model import Identifier
 from dserverfs.routes import Routes, json_of, quote
 from dserverfs.signed_urls import boottime_s, expiry_of
@@ -18,6 +25,8 @@ UPLOAD_TIMEOUT_S = 60.0
 # Servers of old look at every item at the end, one by one: 6 ms each.
 _SECONDS_PER_ITEM = 0.02
 MANIFEST_TIMEOUT_S = 120.0
+# A store puts 10,000 parts together while the server waits for it. Guess.
+PARTS_TIMEOUT_S = 300.0
 
 
 class UploadUrl(NamedTuple):
@@ -33,8 +42,27 @@ class UploadUrls(NamedTuple):
     uri: str
     readme: UploadUrl
     items: Mapping[Identifier, UploadUrl]
+    in_parts: frozenset[Identifier]  # have no URL: too large for one PUT
     stored: frozenset[Identifier]  # need no upload; empty if the server does not say
     good_until_s: float  # CLOCK_BOOTTIME
+
+
+class Parts(NamedTuple):
+    """What the server has of an item that is uploaded in parts."""
+
+    stored: bool  # the whole item
+    part_bytes: int  # of each but the last
+    etags: Mapping[int, str]  # of the parts that are stored, by their numbers from 1
+
+
+class PendingUpload(NamedTuple):
+    """A dataset that was announced to the server and is not complete."""
+
+    uri: str
+    name: str
+    started_at: float  # epoch seconds
+    number_of_items: int
+    size_in_bytes: int
 
 
 class UploadRoutes:
@@ -66,16 +94,64 @@ class UploadRoutes:
         answer = json_of(response)
         try:
             urls = answer["upload_urls"]
+            entries = {Identifier(key): entry for key, entry in urls["items"].items()}
+            in_parts = frozenset(key for key, entry in entries.items() if entry.get("in_parts"))
             items = {
-                Identifier(identifier): UploadUrl(str(entry["url"]), _headers(entry))
-                for identifier, entry in urls["items"].items()
+                identifier: UploadUrl(str(entry["url"]), _headers(entry))
+                for identifier, entry in entries.items()
+                if identifier not in in_parts
             }
             readme = UploadUrl(str(urls["readme"]), {})
             stored = frozenset(Identifier(each) for each in answer.get("stored", ()))
             good_until_s = expiry_of(readme.url, answer, response.headers, before_s)
-            return UploadUrls(str(answer["uri"]), readme, items, stored, good_until_s)
+            return UploadUrls(str(answer["uri"]), readme, items, in_parts, stored, good_until_s)
         except (KeyError, TypeError, AttributeError) as error:
             raise ProtocolError(f"{self.server_url}: the upload URLs are incomplete") from error
+
+    def takes_parts(self) -> bool:
+        """Return whether the server takes items that are too large for one PUT."""
+        return self._routes.capabilities().parts
+
+    def begin_parts(self, uri: str, identifier: Identifier) -> Parts:
+        """Begin an item in parts, or take it up again."""
+        answer = self._parts("", uri, identifier, {})
+        try:
+            if answer["stored"] is True:
+                return Parts(True, 0, {})
+            etags = {int(number): str(etag) for number, etag in answer["etags"].items()}
+            part_bytes = int(answer["part_bytes"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ProtocolError(f"{self.server_url}: says nothing of parts", uri=uri) from error
+        if part_bytes <= 0:
+            raise ProtocolError(f"{self.server_url}: parts of {part_bytes} bytes", uri=uri)
+        return Parts(False, part_bytes, etags)
+
+    def sign_part(self, uri: str, identifier: Identifier, number: int, md5: str) -> UploadUrl:
+        """Return where to PUT a part that has this MD5."""
+        answer = self._parts("/sign", uri, identifier, {"parts": {str(number): md5}})
+        try:
+            entry = answer["urls"][str(number)]
+            return UploadUrl(str(entry["url"]), _headers(entry))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(f"{self.server_url}: no URL for a part", uri=uri) from error
+
+    def complete_parts(self, uri: str, identifier: Identifier, etags: Sequence[str]) -> None:
+        """Have the item made of its parts; after an error `begin_parts` tells whether it is."""
+        self._parts("/complete", uri, identifier, {"etags": list(etags)})
+
+    def _parts(
+        self, step: str, uri: str, identifier: Identifier, more: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        response = self._routes.transport.request(
+            "POST",
+            f"/signed-urls/upload-parts{step}",
+            json={"uri": uri, "identifier": identifier, **more},
+            timeout_s=PARTS_TIMEOUT_S,
+        )
+        answer = json_of(response)
+        if not isinstance(answer, dict):
+            raise ProtocolError(f"{self.server_url}: says nothing of parts", uri=uri)
+        return answer
 
     def complete(self, uri: str, number_of_items: int) -> None:
         """Register the dataset whose README and items are stored.
@@ -96,6 +172,40 @@ class UploadRoutes:
             except DserverfsError as unknown:
                 # Not the answer to the question whether it is there, but to why it may not be.
                 raise error from unknown
+
+    def pending(self) -> list[PendingUpload]:
+        """Return the user's own pending uploads; raises Unsupported if the server does not tell."""
+        self._require_ours("tell which uploads are pending")
+        answer = json_of(self._routes.transport.get("/signed-urls/uploads"))
+        try:
+            return [
+                PendingUpload(
+                    str(entry["uri"]),
+                    str(entry["name"]),
+                    float(entry["started_at"]),
+                    int(entry["number_of_items"]),
+                    int(entry["size_in_bytes"]),
+                )
+                for entry in answer["uploads"]
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(f"{self.server_url}: the list of uploads is incomplete") from error
+
+    def discard(self, uri: str) -> None:
+        """Delete a pending upload with what of it is stored; one that is not there is no error.
+
+        Raises Unsupported if the server has no such route, and Conflict if
+        another user has begun it or it is a frozen dataset by now.
+        """
+        self._require_ours("delete a pending upload")
+        try:
+            self._routes.transport.request("DELETE", f"/signed-urls/upload/{quote(uri)}")
+        except NotFound:
+            pass
+
+    def _require_ours(self, what: str) -> None:
+        if not self._routes.capabilities().extended:
+            raise Unsupported(f"{self.server_url} has no route to {what}")
 
     def manifest_items(self, uri: str) -> Mapping[str, Any] | None:
         """Return the `items` of a registered dataset's manifest; None if it is not registered."""

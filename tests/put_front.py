@@ -69,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
             self.front.puts.append(Put(self.path, dict(self.headers.items()), content))
         return content
 
-    def ask_store(self, content: bytes) -> tuple[int, bytes]:
+    def ask_store(self, content: bytes) -> tuple[int, bytes, dict[str, str]]:
         """Pass the request on, with this content."""
         connection = http.client.HTTPConnection(self.headers["Host"], timeout=60)
         try:
@@ -78,7 +78,8 @@ class Handler(BaseHTTPRequestHandler):
                 connection.putheader(name, value)
             connection.endheaders(content)
             response = connection.getresponse()
-            return response.status, response.read()
+            etag = response.headers.get("ETag")
+            return response.status, response.read(), {} if etag is None else {"ETag": etag}
         finally:
             connection.close()
 

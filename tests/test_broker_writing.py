@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -398,17 +399,18 @@ def test_published_dataset_is_read_by_its_link_until_that_expires(
     uri = dtool.output("cp", "-q", local, base).strip()
 
     link = dtool.output("publish", "-q", uri).strip()
-    brief = dtool.run("publish", "-q", uri, env={"DTOOL_S3_PUBLISH_EXPIRY": "60"}).stdout
+    brief = dtool.run("publish", "-q", uri, env={"DTOOL_S3_PUBLISH_EXPIRY": "1"}).stdout.strip()
 
     anybody = dtool_of(tmp_path, "")
-    assert "X-Amz-Expires=604800&" in link
-    assert "X-Amz-Expires=60&" in brief
     assert anybody.output("name", link) == "published\n"
     assert anybody.output("tag", "ls", link) == "testing\n"
     (tmp_path / "copies").mkdir()
     anybody.output("cp", "-q", link, "copies")
     assert anybody.output("diff", "--full", local, tmp_path / "copies/published")
-    assert "seven days" in dtool.run("publish", uri, env={"DTOOL_S3_PUBLISH_EXPIRY": "x"}).stderr
+    assert dtool.run("publish", uri, env={"DTOOL_S3_PUBLISH_EXPIRY": "x"}).returncode == 1
+    deadline = time.monotonic() + 30
+    while anybody.run("name", brief).returncode == 0:
+        assert time.monotonic() < deadline
 
 
 def test_dataset_is_copied_from_a_link(

@@ -237,6 +237,11 @@ def test_overlays_and_names_need_our_server(master: Side) -> None:
         master.writes.rename(master.dataset, "x")
 
 
+def test_publishing_needs_our_server(master: Side) -> None:
+    with pytest.raises(Unsupported, match="publish"):
+        master.writes.publish(master.dataset)
+
+
 def test_change_that_reached_the_index_only_is_an_error(master: Side, quirky: QuirkyServer) -> None:
     quirky.quirks.loses_changes = True
 

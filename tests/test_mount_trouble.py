@@ -72,7 +72,7 @@ def daemon_of(path: Path) -> int:
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-                if os.fsencode(path) in words and b"--ready-fd" in words:
+                if os.fsencode(path) in words and b"mount" in words:
                     return int(entry.name)
     raise AssertionError(f"no daemon serves {path}")
 

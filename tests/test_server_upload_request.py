@@ -14,7 +14,7 @@ GIB = 1024**3
 
 
 def parse(body: Any) -> UploadRequest:
-    return UploadRequest.parse(body, max_put_bytes=5 * GIB)
+    return UploadRequest.parse(body, max_item_bytes=5 * GIB)
 
 
 def body(**others: Any) -> dict[str, Any]:

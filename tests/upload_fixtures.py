@@ -15,11 +15,11 @@ from tests.uploading import Site
 
 @pytest.fixture
 def site(server: ServerHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr("dserverfs.sender.MAX_BACKOFF_S", 0.02)
+    monkeypatch.setattr("dserverfs.attempts.MAX_BACKOFF_S", 0.02)
     with (
         put_front() as front,
         client_of(server.base_uri, server.token, tmp_path / "cache") as client,
     ):
-        storage = Detour(front, stall_timeout_s=1.0)
+        storage = Detour(front, stall_timeout_s=2.0)
         yield Site(server, client, front, storage)
         storage.close()

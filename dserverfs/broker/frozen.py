@@ -231,9 +231,9 @@ class FrozenDataset:
             raise Unsupported(f"{self.dataset.uri} is frozen: {key} cannot be deleted")
         self._tell_change()
 
-    def publish(self, expiry_s: int) -> str:
+    def publish(self, expiry_s: int | None) -> str:
         """Return a link by which dtool-http reads the dataset; raises Unsupported."""
-        return self._client.publishing.publish(self.dataset, expiry_s)
+        return self._client.metadata_writes.publish(self.dataset, expiry_s)
 
     def _tell_change(self) -> None:
         """Have everything that can change asked anew."""

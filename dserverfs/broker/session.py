@@ -143,7 +143,7 @@ class Session:
             raise
 
     def publish(self, uri: DserverURI) -> str:
-        """Return a link to a dataset that expires as dtool-s3's do, after seven days at most."""
+        """Return a link to a dataset; it expires as dtool-s3's do where that is set."""
         expiry_s = self.settings.publish_expiry_s()
         return self.frozen(self._resolve(uri)).publish(expiry_s)
 

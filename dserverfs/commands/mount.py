@@ -9,11 +9,17 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from dserverfs.commands.common import Commands, size
 from dserverfs.errors import DserverfsError, UsageError
 
+if TYPE_CHECKING:
+    from dserverfs.model import DserverURI
+    from dserverfs.settings import Settings
+
 MAX_LOG_BYTES = 10 * 1024 * 1024
+_OUR_OPTIONS = frozenset({"allow_other", "xattr"})
 # Options of mount(8) that are the kernel's business and harmless here.
 _KERNEL_OPTIONS = frozenset(
     {"ro", "nosuid", "nodev", "noexec", "exec", "noatime", "relatime", "async"}
@@ -31,7 +37,7 @@ def add(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="OPT,...",
-        help="allow_other, umask=OCTAL, uid=N, gid=N, and the kernel's ro, noexec, nosuid, ...",
+        help="allow_other, xattr, umask=OCTAL, uid=N, gid=N, and the kernel's ro, noexec, ...",
     )
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="default: ~/.cache/dserverfs")
     parser.add_argument(
@@ -62,7 +68,6 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--allow-other", action="store_true", help="let other users read")
     _add_logging(parser)
-    parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     parser.set_defaults(command=_run)
 
 
@@ -83,32 +88,47 @@ def _run(arguments: argparse.Namespace) -> int:
 
     uri = DserverURI.parse(arguments.uri)
     path = mountpoint.resolve(arguments.mountpoint)
-    fuse = _fuse_arguments(arguments.options, arguments.allow_other)
+    fuse = _fuse_arguments(arguments.options)
     settings = Settings.load()
-    if not arguments.foreground and arguments.ready_fd is None:
-        log_file = arguments.log_file or settings.state_directory() / _log_name(path)
-        launcher.start(
-            [*_daemon_arguments(arguments, path), "--log-file", str(log_file.absolute())]
-        )
-        return 0
-    from dserverfs import mount
+    if arguments.foreground:
+        return _serve(arguments, uri, path, fuse, settings, None)
+    if arguments.log_file is None:
+        arguments.log_file = settings.state_directory() / _log_name(path)
+    launcher.start(lambda ready_fd: _serve(arguments, uri, path, fuse, settings, ready_fd))
+    return 0
 
-    _log_to(arguments.log_file, arguments.log_level)
-    verify = arguments.verify == "complete"
-    options = mount.MountOptions(
+
+def _serve(
+    arguments: argparse.Namespace,
+    uri: DserverURI,
+    path: Path,
+    fuse: _Fuse,
+    settings: Settings,
+    ready_fd: int | None,
+) -> int:
+    """Mount and serve until told to end; return the exit status."""
+    from dserverfs import daemon, launcher
+
+    _log_to(_absolute(arguments.log_file), arguments.log_level)
+    options = launcher.MountOptions(
         uri,
         path,
-        arguments.cache_dir,
+        _absolute(arguments.cache_dir),
         arguments.cache_size,
-        *fuse,
-        verify=verify,
-        staging_directory=arguments.staging_dir,
-        read_only=arguments.read_only or "ro" in fuse[-1],
+        fuse.umask,
+        fuse.uid,
+        fuse.gid,
+        arguments.allow_other or "allow_other" in fuse.ours,
+        tuple(fuse.kernel),
+        verify=arguments.verify == "complete",
+        staging_directory=_absolute(arguments.staging_dir),
+        read_only=arguments.read_only or "ro" in fuse.kernel,
         freeze_delay_s=arguments.freeze_delay,
+        xattr="xattr" in fuse.ours,
     )
     status = 0
     try:
-        mount.run(options, settings, arguments.ready_fd)
+        daemon.run(options, settings, ready_fd)
     except DserverfsError as error:
         print(f"dserverfs: {error}", file=sys.stderr)
         status = 1
@@ -121,37 +141,28 @@ def _run(arguments: argparse.Namespace) -> int:
     os._exit(status)
 
 
-def _daemon_arguments(arguments: argparse.Namespace, path: Path) -> list[str]:
-    """Return the arguments of the daemon, with every path absolute."""
-    again = ["mount", arguments.uri, str(path), "--log-level", arguments.log_level]
-    again += ["--verify", arguments.verify]
-    for option in arguments.options:
-        again += ["-o", option]
-    if arguments.cache_dir is not None:
-        again += ["--cache-dir", str(arguments.cache_dir.absolute())]
-    if arguments.cache_size is not None:
-        again += ["--cache-size", str(arguments.cache_size)]
-    if arguments.staging_dir is not None:
-        again += ["--staging-dir", str(arguments.staging_dir.absolute())]
-    delay_s = arguments.freeze_delay
-    again += ["--freeze-delay", "manual" if delay_s is None else str(delay_s)]
-    if arguments.read_only:
-        again.append("--read-only")
-    if arguments.allow_other:
-        again.append("--allow-other")
-    return again
+def _absolute(path: Path | None) -> Path | None:
+    """Return the path as it stays good when the daemon has left the directory."""
+    return None if path is None else path.absolute()
 
 
-def _fuse_arguments(
-    options: Sequence[str], allow_other: bool
-) -> tuple[int, int, int, bool, tuple[str, ...]]:
-    """Return (umask, uid, gid, allow_other, options for the kernel) of all -o."""
+class _Fuse(NamedTuple):
+    """What all the -o say together."""
+
+    umask: int
+    uid: int
+    gid: int
+    ours: list[str]  # of _OUR_OPTIONS
+    kernel: list[str]
+
+
+def _fuse_arguments(options: Sequence[str]) -> _Fuse:
     numbers = {"umask": 0, "uid": os.getuid(), "gid": os.getgid()}
-    kernel = []
+    ours, kernel = [], []
     for option in (part for group in options for part in group.split(",") if part):
         name, _, value = option.partition("=")
-        if option == "allow_other":
-            allow_other = True
+        if option in _OUR_OPTIONS:
+            ours.append(option)
         elif name in numbers:
             try:
                 numbers[name] = int(value, 8 if name == "umask" else 10)
@@ -161,7 +172,7 @@ def _fuse_arguments(
             kernel.append(option)
         else:
             raise UsageError(f"-o {option}: unknown option")
-    return numbers["umask"], numbers["uid"], numbers["gid"], allow_other, tuple(kernel)
+    return _Fuse(numbers["umask"], numbers["uid"], numbers["gid"], ours, kernel)
 
 
 def _delay(text: str) -> float | None:

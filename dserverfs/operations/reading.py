@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -27,12 +28,13 @@ from pyfuse3 import (
     RequestContext,
     SetattrFields,
     StatvfsData,
+    XAttrNameT,
 )
 
 from dserverfs import errors
 from dserverfs.blocks import Block
 from dserverfs.cells import NotLoaded
-from dserverfs.dataset_tree import Attributes
+from dserverfs.dataset_tree import Attributes, DatasetTree, Entry
 from dserverfs.item_content import ItemContent
 from dserverfs.model import MAX_COMPONENT_BYTES
 from dserverfs.operations.guard import guarded
@@ -46,7 +48,12 @@ READ_TIMEOUT_S = 120.0
 METADATA_THREADS = 24
 DISK_THREADS = 8
 
+XATTR_PREFIX = b"user.dtool."
+
 R = TypeVar("R")
+
+# Of a number in a dataset, by name without the prefix; raises NotLoaded.
+AttributesOf = Callable[[DatasetTree, int], Mapping[str, str]]
 
 
 class Ownership(NamedTuple):
@@ -55,6 +62,32 @@ class Ownership(NamedTuple):
     uid: int
     gid: int
     umask: int
+
+
+class _OpenDirectory:
+    """A directory that is being listed.
+
+    The kernel takes 20 entries at a time: looking each time for where to go on made
+    a listing of 100,000 take 20 s.
+    """
+
+    def __init__(self, tree: Tree, inode: Inode) -> None:
+        self._tree = tree
+        self.inode = inode
+        self._entries: Iterator[Entry] = iter(())
+        self._place: int | None = None  # the cookie that `_entries` go on behind
+
+    def behind(self, cookie: int) -> Iterator[Entry]:
+        """Return the entries behind a cookie; those taken are gone."""
+        if self._place != cookie:
+            self._entries = self._tree.children(self.inode, cookie)
+        self._place = None
+        return self._entries
+
+    def put_back(self, cookie: int, entry: Entry) -> None:
+        """Have the next listing behind `cookie` begin with `entry`."""
+        self._entries = itertools.chain([entry], self._entries)
+        self._place = cookie
 
 
 class _OpenItem(NamedTuple):
@@ -90,13 +123,22 @@ class ReadOnlyOperations(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, tree: Tree, reader: Reader, ownership: Ownership) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        reader: Reader,
+        ownership: Ownership,
+        attributes_of: AttributesOf | None = None,
+    ) -> None:
+        """`attributes_of` gives a number's extended attributes; None for a mount without."""
         super().__init__()
+        self._attributes_of = attributes_of
         self._tree = tree
         self._reader = reader
         self._ownership = ownership
         self._handles: dict[FileHandleT, _OpenItem | OpenFile | _OpenBytes] = {}
-        self._directories: dict[FileHandleT, Inode] = {}
+        self._directories: dict[FileHandleT, _OpenDirectory] = {}
+        self._listed = self._blank_entry()
         self._last_handle = 0
         # Limits of their own, so that stalled reads do not delay `ls`.
         self._metadata_limit = trio.CapacityLimiter(METADATA_THREADS)
@@ -125,22 +167,22 @@ class ReadOnlyOperations(pyfuse3.Operations):
         if not attributes.is_directory:
             raise FUSEError(errno.ENOTDIR)
         handle = self._new_handle()
-        self._directories[handle] = Inode(inode)
+        self._directories[handle] = _OpenDirectory(self._tree, Inode(inode))
         return handle
 
     @guarded
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        inode = self._directories[fh]
+        directory = self._directories[fh]
 
         def reply() -> None:
             # Nothing is told before the first entry is there: a second call after
             # NotLoaded goes on behind what was told.
             nonlocal start_id
-            for entry in self._tree.children(inode, start_id):
-                attributes = self._entry(entry.attributes)
-                if not pyfuse3.readdir_reply(
-                    token, FileNameT(entry.name.encode("utf-8")), attributes, entry.cookie
-                ):
+            for entry in directory.behind(start_id):
+                _fill(self._listed, entry.attributes, self._ownership.umask)
+                name = FileNameT(entry.name.encode("utf-8"))
+                if not pyfuse3.readdir_reply(token, name, self._listed, entry.cookie):
+                    directory.put_back(start_id, entry)
                     return
                 start_id = entry.cookie
 
@@ -187,11 +229,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
         if isinstance(handle, OpenFile):
             return await self._read_file(handle, off, size)
         reader = handle.reader
-        with trio.fail_after(READ_TIMEOUT_S):
-            blocks = [
-                await _result(wanted) if isinstance(wanted, Future) else wanted
-                for wanted in reader.want(off, size)
-            ]
+        blocks = await _blocks(reader.want(off, size))
         if not blocks:
             return b""
         data = reader.cut_nowait(blocks, off, size)
@@ -295,8 +333,36 @@ class ReadOnlyOperations(pyfuse3.Operations):
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         raise FUSEError(errno.EINVAL)
 
-    # flush, access and the extended attributes answer ENOSYS, pyfuse3's default, on
-    # purpose: the kernel then never asks again, which spares a request at every close.
+    # Extended attributes
+
+    @guarded
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        if self._attributes_of is None:
+            raise FUSEError(errno.ENOSYS)  # the kernel does not ask again
+        if not name.startswith(XATTR_PREFIX):
+            raise FUSEError(pyfuse3.ENOATTR)
+        known = await self._loaded(lambda: self._dtool_attributes(Inode(inode)))
+        try:
+            return known[name[len(XATTR_PREFIX) :].decode("utf-8", "replace")].encode()
+        except KeyError:
+            raise FUSEError(pyfuse3.ENOATTR) from None
+
+    @guarded
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        """Tell of none, so that `cp -a` does not copy them."""
+        if self._attributes_of is None:
+            raise FUSEError(errno.ENOSYS)
+        return []
+
+    def _dtool_attributes(self, inode: Inode) -> Mapping[str, str]:
+        place, number = self._tree.place_of(inode)
+        if self._attributes_of is None or not isinstance(place, DatasetTree):
+            return {}
+        return self._attributes_of(place, number)
+
+    # flush and access answer ENOSYS, pyfuse3's default, on purpose: the kernel then never
+    # asks again, which spares a request at every close. So do extended attributes, unless
+    # the user wants them.
 
     # Helpers
 
@@ -345,25 +411,31 @@ class ReadOnlyOperations(pyfuse3.Operations):
         return FileHandleT(self._last_handle)
 
     def _entry(self, attributes: Attributes) -> EntryAttributes:
+        entry = self._blank_entry()
+        _fill(entry, attributes, self._ownership.umask)
+        return entry
+
+    def _blank_entry(self) -> EntryAttributes:
         entry = EntryAttributes()
-        entry.st_ino = InodeT(attributes.number)
-        kind = stat.S_IFDIR if attributes.is_directory else stat.S_IFREG
-        entry.st_mode = ModeT(kind | attributes.permissions & ~self._ownership.umask)
-        links = attributes.number_of_links
-        entry.st_nlink = links or (2 if attributes.is_directory else 1)
         entry.st_uid = self._ownership.uid
         entry.st_gid = self._ownership.gid
-        entry.st_size = attributes.size_in_bytes
         entry.st_blksize = 4096
-        blocks = attributes.blocks
-        entry.st_blocks = -(-attributes.size_in_bytes // 512) if blocks is None else blocks
-        mtime_ns, atime_ns, ctime_ns = attributes.mtime_ns, attributes.atime_ns, attributes.ctime_ns
-        entry.st_mtime_ns = mtime_ns
-        entry.st_atime_ns = mtime_ns if atime_ns is None else atime_ns
-        entry.st_ctime_ns = mtime_ns if ctime_ns is None else ctime_ns
-        entry.entry_timeout = attributes.believed_s
-        entry.attr_timeout = attributes.believed_s
         return entry
+
+
+def _fill(entry: EntryAttributes, attributes: Attributes, umask: int) -> None:
+    """Set everything that differs from entry to entry."""
+    number, is_directory, permissions, size_in_bytes, mtime_ns, believed_s, *others = attributes
+    number_of_links, blocks, atime_ns, ctime_ns = others
+    entry.st_ino = InodeT(number)
+    entry.st_mode = ModeT((stat.S_IFDIR if is_directory else stat.S_IFREG) | permissions & ~umask)
+    entry.st_nlink = number_of_links or (2 if is_directory else 1)
+    entry.st_size = size_in_bytes
+    entry.st_blocks = -(-size_in_bytes // 512) if blocks is None else blocks
+    entry.st_mtime_ns = mtime_ns
+    entry.st_atime_ns = mtime_ns if atime_ns is None else atime_ns
+    entry.st_ctime_ns = mtime_ns if ctime_ns is None else ctime_ns
+    entry.entry_timeout = entry.attr_timeout = believed_s
 
 
 def text_of(name: FileNameT) -> str:
@@ -373,8 +445,16 @@ def text_of(name: FileNameT) -> str:
         raise errors.NotFound(f"{name!r} is not UTF-8, as every name here is") from None
 
 
+async def _blocks(wanted: Sequence[Block | Future[Block]]) -> list[Block]:
+    """Return the blocks, waiting in the event loop, without a thread, for those to come."""
+    if all(not isinstance(entry, Future) or entry.done() for entry in wanted):
+        # Nearly always; a cancel scope costs as much as the rest of a read.
+        return [entry.result() if isinstance(entry, Future) else entry for entry in wanted]
+    with trio.fail_after(READ_TIMEOUT_S):
+        return [await _result(entry) if isinstance(entry, Future) else entry for entry in wanted]
+
+
 async def _result(future: Future[Block]) -> Block:
-    """Wait for a future in the event loop, without a thread."""
     if not future.done():
         token = trio.lowlevel.current_trio_token()
         done = trio.Event()

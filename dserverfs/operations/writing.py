@@ -37,7 +37,7 @@ from dserverfs import errors
 from dserverfs.dataset_tree import Attributes
 from dserverfs.freezer import Freezer
 from dserverfs.operations.guard import guarded
-from dserverfs.operations.reading import OpenFile, Ownership, ReadOnlyOperations
+from dserverfs.operations.reading import AttributesOf, OpenFile, Ownership, ReadOnlyOperations
 from dserverfs.reader import Reader
 from dserverfs.staged_tree import Changes, OpenStaged, StagedTree, is_for_writing
 from dserverfs.staging import StagedDataset, Staging
@@ -77,9 +77,10 @@ class Operations(ReadOnlyOperations):
         staging: Staging,
         freezer: Freezer,
         give_way: Callable[[int], bool],
+        attributes_of: AttributesOf | None = None,
     ) -> None:
         """`give_way` has the cache give that many bytes of the disk back, if it can."""
-        super().__init__(tree, reader, ownership)
+        super().__init__(tree, reader, ownership, attributes_of)
         self._staging = staging
         self._give_way = give_way
         self._freezer = freezer
@@ -104,7 +105,7 @@ class Operations(ReadOnlyOperations):
 
     @guarded
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        inode = self._directories[fh]
+        inode = self._directories[fh].inode
         staged = self._tree.staged(inode)
         if staged is not None and (start_id == 0 or fh not in self._listings):
             tree, number = staged
@@ -249,7 +250,7 @@ class Operations(ReadOnlyOperations):
 
     @guarded
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        staged = self._tree.staged(self._directories[fh])
+        staged = self._tree.staged(self._directories[fh].inode)
         if staged is not None:
             tree, number = staged
             await self._in_writer(lambda: tree.sync_directory(number))
@@ -370,6 +371,7 @@ class Operations(ReadOnlyOperations):
         username = self._tree.username()
         staged = await self._on_disk(lambda: self._staging.create(base_uri, name, username))
         self._freezer.watch(staged)
+        await self._on_disk(self._freezer.learn_limit)
         attributes = self._tree.show_staged(staged)
         found = self._tree.staged(Inode(attributes.number))
         assert found is not None

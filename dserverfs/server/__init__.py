@@ -11,6 +11,7 @@
         metadata      extension: changes of README, tags, annotations, overlays, name
           changes          in the bucket and in the database, whatever stops them
           indexing         from a dataset in a bucket to the database
+        publications  extension: links by which dtool-http reads a dataset
         accounts      extension: POST /token, GET /config/health
         extension     what the extensions have in common
       stores          which store holds a base URI, where in it a dataset is

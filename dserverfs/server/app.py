@@ -19,7 +19,17 @@ from dservercore import utils_auth
 from flask import Flask, Response
 from sqlalchemy import event, text
 
-from dserverfs.server import accounts, changes, datadir, metadata, retrieve, search, uploads
+from dserverfs.server import (
+    accounts,
+    changes,
+    datadir,
+    metadata,
+    multipart,
+    publications,
+    retrieve,
+    search,
+    uploads,
+)
 from dserverfs.server.answers import answer
 from dserverfs.server.extension import STORES
 from dserverfs.server.stores import Stores
@@ -30,10 +40,20 @@ _PLUGINS = {
     "extension": (
         "dserverfs.server.signed_urls:SignedUrls",
         "dserverfs.server.metadata:Metadata",
-        "dserverfs.server.publication:Publication",
+        "dserverfs.server.publications:Publications",
+        "dserverfs.server.multipart:Multipart",
         "dserverfs.server.accounts:Accounts",
     ),
 }
+_MODULES_WITH_TABLES = (
+    search,
+    retrieve,
+    uploads,
+    multipart,
+    changes,
+    accounts,
+    publications,
+)
 _SECRETS = ["JWT_PRIVATE_KEY", "SECRET_KEY", "SQLALCHEMY_DATABASE_URI"]
 
 # Worker threads wait for each other's transactions this long.
@@ -41,7 +61,11 @@ _BUSY_TIMEOUT_MS = 20_000
 
 
 def create(*, database: Path, private_key_pem: str, secret_key: str, stores: Stores) -> Flask:
-    """Return the app, with its tables made if they are missing."""
+    """Return the app, with its tables made if they are missing.
+
+    Raises UsageError for a setting that cannot be used.
+    """
+    publications.default_expiry_seconds()
     _inject_plugins()
     app: Flask = dservercore.create_app(_config(database, private_key_pem, secret_key))
     app.extensions[STORES] = stores
@@ -54,7 +78,7 @@ def create(*, database: Path, private_key_pem: str, secret_key: str, stores: Sto
     with app.app_context():
         event.listen(dservercore.sql_db.engine, "connect", _configure_connection)
         dservercore.sql_db.create_all()
-        for module in (search, retrieve, uploads, changes, accounts):
+        for module in _MODULES_WITH_TABLES:
             for statement in module.SCHEMA:
                 dservercore.sql_db.session.execute(text(statement))
         dservercore.sql_db.session.commit()

@@ -14,6 +14,7 @@ from dserverfs.errors import (
     Conflict,
     DserverfsError,
     IntegrityError,
+    NotAuthenticated,
     NotFound,
     PermissionDenied,
     Unreachable,
@@ -62,6 +63,14 @@ def stores() -> Stores:
     """Return the stores of the app that answers this request."""
     found: Stores = current_app.extensions[STORES]
     return found
+
+
+def require_user() -> str:
+    """Return who asks; raises NotAuthenticated for one the server does not know."""
+    username: str = utils_auth.get_jwt_identity()
+    if not utils_auth.user_exists(username):
+        raise NotAuthenticated(f"there is no user {username}", status=401)
+    return username
 
 
 def require_search(uri: str) -> str:

@@ -86,11 +86,6 @@ class DatasetKeys:
         return self._key("structure.json")
 
     @property
-    def http_manifest(self) -> str:
-        """What dtool-http reads of a published dataset."""
-        return self._key("http_manifest.json")
-
-    @property
     def manifest(self) -> str:
         return self._key("manifest.json")
 
@@ -164,10 +159,15 @@ def handle_of(relpath: str) -> str:
     return base64.b64encode(relpath.encode()).decode()
 
 
+def content_md5(md5: str) -> str:
+    """Return the value of the header of that name."""
+    return base64.b64encode(bytes.fromhex(md5)).decode()
+
+
 def item_headers(relpath: str, md5: str) -> Mapping[str, str]:
     """Return the headers that a signed URL pins for the PUT of an item."""
     return {
-        "Content-MD5": base64.b64encode(bytes.fromhex(md5)).decode(),
+        "Content-MD5": content_md5(md5),
         "x-amz-meta-handle": handle_of(relpath),
         "x-amz-meta-checksum": md5,
     }

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any, NamedTuple
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -21,7 +22,7 @@ from dserverfs.errors import NotFound, Unreachable
 from dserverfs.server.storage import Signer, Storage
 
 PAGE = 1000  # keys in one answer of S3, and in one request to delete
-_ABSENT = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+_ABSENT = {"404", "NoSuchKey", "NoSuchBucket", "NoSuchUpload", "NotFound"}
 
 
 class StoredObject(NamedTuple):
@@ -30,12 +31,22 @@ class StoredObject(NamedTuple):
     etag: str  # without quotes; the MD5 only if the object came in one plain PUT
 
 
+class StoredPart(NamedTuple):
+    number: int
+    size_in_bytes: int
+    etag: str  # without quotes; the MD5 unless the store encrypts
+
+
 class ObjectStore:
     """The objects of all buckets of one store."""
 
     def __init__(self, storage: Storage, *, attempts: int = 3, timeout_s: float = 60.0) -> None:
         self.storage = storage
+        core = botocore.session.get_session()
+        # Half the time of a listing would go into dates that nobody asks for.
+        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
         session = boto3.session.Session(
+            botocore_session=core,
             aws_access_key_id=storage.access_key,
             aws_secret_access_key=storage.secret_key,
             region_name=storage.region,
@@ -133,6 +144,42 @@ class ObjectStore:
                     Bucket=bucket,
                     Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True},
                 )
+
+    def begin_parts(self, bucket: str, key: str, metadata: Mapping[str, str]) -> str:
+        """Begin a multipart upload of an object with this metadata; return its id."""
+        with _reporting(f"{bucket}/{key}"):
+            answer = self.client.create_multipart_upload(
+                Bucket=bucket, Key=key, Metadata=dict(metadata)
+            )
+            upload_id: str = answer["UploadId"]
+            return upload_id
+
+    def parts(self, bucket: str, key: str, upload_id: str) -> list[StoredPart]:
+        """Return the parts that are stored; raises NotFound if the upload is not there."""
+        pages = self.client.get_paginator("list_parts").paginate(
+            Bucket=bucket, Key=key, UploadId=upload_id
+        )
+        with _reporting(f"parts of {bucket}/{key}"):
+            return [
+                StoredPart(part["PartNumber"], part["Size"], part["ETag"].strip('"'))
+                for page in pages
+                for part in page.get("Parts", ())
+            ]
+
+    def complete_parts(self, bucket: str, key: str, upload_id: str, etags: Iterable[str]) -> None:
+        """Make the object of the parts 1, 2, ...; the store refuses if one has another ETag."""
+        parts = [
+            {"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in enumerate(etags, 1)
+        ]
+        with _reporting(f"{bucket}/{key}"):
+            self.client.complete_multipart_upload(
+                Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}
+            )
+
+    def abort_parts(self, bucket: str, key: str, upload_id: str) -> None:
+        """Delete the parts; an upload that is not there does not matter."""
+        with suppress(NotFound), _reporting(f"parts of {bucket}/{key}"):
+            self.client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
 
 
 @contextmanager

@@ -17,7 +17,17 @@ What this server adds; a client knows it by the name of this module in
          -> {"uri", "expiry_seconds", "expiry_timestamp", "item_urls": {identifier: url}}
     POST /signed-urls/upload/<base_uri>
          takes `created_at` (epoch seconds) to keep a copied dataset's date, and
-         answers `stored`: the identifiers of the items that need no upload again
+         answers `stored`: the identifiers of the items that need no upload again;
+         an item that is too large for one PUT has `in_parts` true in place of a
+         URL: see `dserverfs.server.multipart`
+    GET  /signed-urls/uploads
+         -> {"uploads"}: the caller's pending ones, each with uri, base_uri, uuid, name,
+         creator_username, started_at, created_at, frozen_at, number_of_items, size_in_bytes
+    GET  /signed-urls/upload/<uri>
+         the same of one, with `items` as in a manifest, tags, annotations, overlays, and
+         `stored`: the identifiers that need no upload
+    DELETE /signed-urls/upload/<uri>
+         forgets a pending upload and deletes what of it is stored
     POST /signed-urls/upload-complete
          answers 422 with the relpaths in `message` when items are missing or not
          as announced; the upload stays pending
@@ -42,7 +52,7 @@ from flask_smorest import Blueprint
 
 from dserverfs import __version__ as __version__
 from dserverfs.errors import Conflict, DserverfsError, NotFound, UsageError
-from dserverfs.server import freeze, layout, uploads
+from dserverfs.server import freeze, layout, multipart, uploads
 from dserverfs.server.answers import answer, json_body
 from dserverfs.server.extension import (
     Extension,
@@ -50,10 +60,11 @@ from dserverfs.server.extension import (
     report,
     require_register,
     require_search,
+    require_user,
     stores,
 )
 from dserverfs.server.objects import ObjectStore
-from dserverfs.server.storage import Signer
+from dserverfs.server.storage import MAX_OBJECT_BYTES, Signer
 from dserverfs.server.stored_metadata import StoredMetadata
 from dserverfs.server.stores import Place
 from dserverfs.server.upload_request import UploadRequest
@@ -84,6 +95,9 @@ class SignedUrls(Extension):
             ("GET", "/dataset/<path:uri>", self.get_dataset),
             ("GET", "/item/<path:uri>/<identifier>", self.get_item),
             ("POST", "/items/<path:uri>", self.post_items),
+            ("GET", "/uploads", self.get_uploads),
+            ("GET", "/upload/<path:uri>", self.get_upload),
+            ("DELETE", "/upload/<path:uri>", self.delete_upload),
             ("POST", "/upload/<path:base_uri>", self.post_upload),
             ("POST", "/upload-complete", self.post_upload_complete),
         ):
@@ -144,7 +158,7 @@ class SignedUrls(Extension):
         """Begin an upload, or begin it again with what is announced now."""
         username = require_register(base_uri)
         store = stores().of(base_uri)
-        announced = UploadRequest.parse(json_body(), max_put_bytes=store.storage.max_put_bytes)
+        announced = UploadRequest.parse(json_body(), max_item_bytes=MAX_OBJECT_BYTES)
         uri = f"{base_uri}/{announced.uuid}"
         with self._locks.holding(announced.uuid):
             upload = _announce(uri, base_uri, username, announced)
@@ -155,8 +169,11 @@ class SignedUrls(Extension):
             sql_db.session.commit()
         _, bucket, keys = place
         signer, expiry = _signing(store, UPLOAD_EXPIRY_SECONDS)
-        items = {}
+        items: dict[str, dict[str, Any]] = {}
         for identifier, item in announced.items.items():
+            if item.size_in_bytes > store.storage.max_put_bytes:
+                items[identifier] = {"relpath": item.relpath, "headers": {}, "in_parts": True}
+                continue
             headers = layout.item_headers(item.relpath, item.md5)
             items[identifier] = {
                 "url": signer.put_url(bucket, keys.item(identifier), headers),
@@ -174,6 +191,41 @@ class SignedUrls(Extension):
                 "stored": sorted(stored),
             }
         )
+
+    def get_uploads(self) -> Response:
+        """List the caller's pending uploads."""
+        pending = uploads.list_of(require_user())
+        return answer({"uploads": [_summary(upload) for upload in pending]})
+
+    def get_upload(self, uri: str) -> Response:
+        """Describe a pending upload, with what of it is stored."""
+        upload = _pending(uri)
+        stored = freeze.compare(stores().place(uri), upload).complete
+        return answer(
+            {
+                **_summary(upload),
+                "items": freeze.manifest_of(upload)["items"],
+                "tags": upload.request.tags,
+                "annotations": upload.request.annotations,
+                "overlays": upload.request.overlays,
+                "stored": sorted(stored),
+            }
+        )
+
+    def delete_upload(self, uri: str) -> Response:
+        """Forget a pending upload once nothing of it is stored any more."""
+        with self._locks.holding(uri.rpartition("/")[2]):
+            _pending(uri)
+            place = stores().place(uri)
+            _require_not_frozen(place, uri)
+            multipart.forget(place, uri)
+            found = place.store.iter_objects(place.bucket, place.keys.all)
+            place.store.delete(place.bucket, (stored.key for stored in found))
+            place.store.delete(place.bucket, [place.keys.registration])
+            stores().forget(uri)
+            uploads.delete(uri)
+            sql_db.session.commit()
+        return answer({"uri": uri, "status": "deleted"})
 
     def post_upload_complete(self) -> Response:
         """Freeze a pending upload whose items are all there, and register it."""
@@ -196,6 +248,7 @@ class SignedUrls(Extension):
             freeze.require_complete(stored, uri)
             dataset_info = freeze.freeze(place, upload, stored.orphans)
             uploads.delete(uri)
+            multipart.forget(place, uri)
             dservercore.utils.register_dataset(dataset_info)  # commits both
         return answer(
             {"uri": uri, "status": "registered", "name": upload.request.name, "uuid": uuid}
@@ -240,16 +293,55 @@ def _place_of(upload: PendingUpload) -> Place:
     return place
 
 
+def _pending(uri: str) -> PendingUpload:
+    """Return the caller's pending upload; raises PermissionDenied, NotFound or Conflict."""
+    username = require_register(uri.rpartition("/")[0])
+    upload = uploads.find_by_uri(uri)
+    if upload is None:
+        raise NotFound(f"{uri} has no pending upload", uri=uri)
+    _require_same_user(upload, username)
+    return upload
+
+
+def _summary(upload: PendingUpload) -> dict[str, Any]:
+    request = upload.request
+    return {
+        "uri": upload.uri,
+        "base_uri": upload.base_uri,
+        "uuid": request.uuid,
+        "name": request.name,
+        "creator_username": request.creator_username,
+        "started_at": upload.started_at,
+        "created_at": upload.created_at,
+        "frozen_at": request.frozen_at,
+        "number_of_items": len(request.items),
+        "size_in_bytes": request.size_in_bytes,
+    }
+
+
+def _require_not_frozen(place: Place, uri: str) -> None:
+    """Raise Conflict for what dtool-s3 takes for a dataset: half completed, or an old one."""
+    if _has_admin_metadata(place):
+        raise Conflict(
+            f"{uri} is stored as a frozen dataset: complete the upload, nothing is deleted", uri=uri
+        )
+
+
 def _require_nothing_there(uri: str) -> None:
+    if _has_admin_metadata(stores().place(uri)):
+        raise Conflict(
+            f"{uri} is in the bucket already, though not registered:"
+            " dserverfs serve index registers it",
+            uri=uri,
+        )
+
+
+def _has_admin_metadata(place: Place) -> bool:
     try:
-        StoredMetadata(stores().place(uri)).admin_metadata()
+        StoredMetadata(place).admin_metadata()
     except NotFound:
-        return
-    raise Conflict(
-        f"{uri} is in the bucket already, though not registered:"
-        " dserverfs serve index registers it",
-        uri=uri,
-    )
+        return False
+    return True
 
 
 def _require_items(uri: str, wanted: list[str]) -> None:

@@ -19,7 +19,10 @@ from dserverfs.errors import Unsupported, UsageError
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]\Z")
 _FOREIGN_BUCKET = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{1,61}[0-9A-Za-z]\Z")
+MIB = 1024**2
 GIB = 1024**3
+MAX_OBJECT_BYTES = 5 * 1024 * GIB  # of S3, in parts
+MAX_PARTS = 10_000  # of S3
 _UNRESERVED = "-_.~"
 
 
@@ -34,6 +37,7 @@ class Storage:
     prefix: str = ""  # before each dataset's keys; empty or ending in "/"
     region: str = "us-east-1"
     max_put_bytes: int = 5 * GIB  # of S3, for one PUT
+    part_bytes: int = 64 * MIB  # of larger objects; S3 takes 5 MiB to 5 GiB
 
     @property
     def base_uri(self) -> str:
@@ -78,7 +82,17 @@ class Signer:
         """Return a URL to which `key` can be put, with exactly these `headers`."""
         return self._signed("PUT", bucket, key, headers)
 
-    def _signed(self, method: str, bucket: str, key: str, headers: Mapping[str, str]) -> str:
+    def part_url(
+        self, bucket: str, key: str, upload_id: str, number: int, headers: Mapping[str, str]
+    ) -> str:
+        """Return a URL to which one part of a multipart upload can be put."""
+        query = f"&partNumber={number}&uploadId={quote(upload_id, safe=_UNRESERVED)}"
+        return self._signed("PUT", bucket, key, headers, query)
+
+    def _signed(
+        self, method: str, bucket: str, key: str, headers: Mapping[str, str], further: str = ""
+    ) -> str:
+        """Sign; `further` comes after X-Amz-... in the order of signing, which is by letters."""
         path = "/" + quote(f"{bucket}/{key}", safe=_UNRESERVED + "/")
         signed = {"host": self._host}
         signed.update((name.lower(), value.strip()) for name, value in headers.items())
@@ -89,7 +103,7 @@ class Signer:
             f"&X-Amz-Credential={credential}"
             f"&X-Amz-Date={self._moment}"
             f"&X-Amz-Expires={self._expiry_seconds}"
-            f"&X-Amz-SignedHeaders={quote(names, safe=_UNRESERVED)}"
+            f"&X-Amz-SignedHeaders={quote(names, safe=_UNRESERVED)}{further}"
         )
         lines = "".join(f"{name}:{signed[name]}\n" for name in sorted(signed))
         canonical = f"{method}\n{path}\n{query}\n{lines}\n{names}\nUNSIGNED-PAYLOAD"

@@ -52,7 +52,7 @@ class UploadRequest:
     overlays: Mapping[str, Mapping[str, Any]]
 
     @classmethod
-    def parse(cls, body: Any, *, max_put_bytes: int) -> UploadRequest:
+    def parse(cls, body: Any, *, max_item_bytes: int) -> UploadRequest:
         """Return the request in a JSON body; raises UsageError with what is wrong with it."""
         entry = _object(body, "the body")
         uuid = _string(entry, "uuid")
@@ -64,7 +64,7 @@ class UploadRequest:
             hash_function == HASH_FUNCTION,
             f"hash_function {hash_function!r} is not {HASH_FUNCTION!r}, which S3 can check",
         )
-        items = _items(entry.get("items"), max_put_bytes)
+        items = _items(entry.get("items"), max_item_bytes)
         return cls(
             uuid=model.UUID(uuid),
             name=name,
@@ -108,12 +108,17 @@ class UploadRequest:
         return sum(item.size_in_bytes for item in self.items.values())
 
 
-def _items(value: Any, max_put_bytes: int) -> Mapping[Identifier, UploadItem]:
+def is_md5(value: Any) -> bool:
+    """Return whether it is an MD5 as a manifest writes it."""
+    return isinstance(value, str) and _MD5.match(value) is not None
+
+
+def _items(value: Any, max_item_bytes: int) -> Mapping[Identifier, UploadItem]:
     if not isinstance(value, list):
         raise _malformed("items is not a list")
     items: dict[Identifier, UploadItem] = {}
     for position, data in enumerate(value):
-        item = _item(_object(data, f"items[{position}]"), max_put_bytes)
+        item = _item(_object(data, f"items[{position}]"), max_item_bytes)
         identifier = model.identifier_of(item.relpath)
         _require(identifier not in items, f"relpath {item.relpath!r} is there twice")
         items[identifier] = item
@@ -121,7 +126,7 @@ def _items(value: Any, max_put_bytes: int) -> Mapping[Identifier, UploadItem]:
     return items
 
 
-def _item(entry: Mapping[str, Any], max_put_bytes: int) -> UploadItem:
+def _item(entry: Mapping[str, Any], max_item_bytes: int) -> UploadItem:
     relpath = _string(entry, "relpath")
     _require(
         model.relpath_is_usable(relpath),
@@ -133,16 +138,16 @@ def _item(entry: Mapping[str, Any], max_put_bytes: int) -> UploadItem:
     )
     md5 = _string(entry, "hash")
     _require(
-        _MD5.match(md5) is not None,
+        is_md5(md5),
         f"hash {md5!r} of {relpath!r} is not an MD5 as 32 hex digits in lower case",
     )
     size = entry.get("size_in_bytes")
     if isinstance(size, bool) or not isinstance(size, int):
         raise _malformed(f"size_in_bytes of {relpath!r} is not an integer")
     _require(
-        0 <= size <= max_put_bytes,
-        f"size_in_bytes {size} of {relpath!r} is not between 0 and {max_put_bytes}, "
-        "the most that one PUT takes",
+        0 <= size <= max_item_bytes,
+        f"size_in_bytes {size} of {relpath!r} is not between 0 and {max_item_bytes}, "
+        "the most that the store takes",
     )
     return UploadItem(relpath, size, md5, _timestamp(entry, "utc_timestamp"))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dservercore.extensions import sql_db
 from sqlalchemy import text
@@ -26,6 +26,9 @@ SCHEMA = (
         request TEXT NOT NULL
     )""",
 )
+
+
+_SELECT = "SELECT uri, base_uri, username, started_at, request FROM dserverfs_upload"
 
 
 class PendingUpload(NamedTuple):
@@ -49,6 +52,20 @@ def find_by_uri(uri: str) -> PendingUpload | None:
 
 def find_by_uuid(uuid: str) -> PendingUpload | None:
     return _find("uuid", uuid)
+
+
+def list_of(username: str) -> list[PendingUpload]:
+    """Return the user's pending uploads, oldest first."""
+    statement = text(f"{_SELECT} WHERE username = :username ORDER BY started_at, uri")
+    return [_from_row(row) for row in sql_db.session.execute(statement, {"username": username})]
+
+
+def owner_of(uri: str) -> str | None:
+    """Return who began the pending upload of a dataset; None if there is none."""
+    username: str | None = sql_db.session.execute(
+        text("SELECT username FROM dserverfs_upload WHERE uri = :uri"), {"uri": uri}
+    ).scalar()
+    return username
 
 
 def save(upload: PendingUpload) -> None:
@@ -76,14 +93,12 @@ def delete(uri: str) -> None:
 
 def _find(column: str, value: str) -> PendingUpload | None:
     row = sql_db.session.execute(
-        text(
-            "SELECT uri, base_uri, username, started_at, request"
-            f" FROM dserverfs_upload WHERE {column} = :value"
-        ),
-        {"value": value},
+        text(f"{_SELECT} WHERE {column} = :value"), {"value": value}
     ).first()
-    if row is None:
-        return None
+    return None if row is None else _from_row(row)
+
+
+def _from_row(row: Any) -> PendingUpload:
     return PendingUpload(
         uri=row.uri,
         base_uri=row.base_uri,

