@@ -337,12 +337,16 @@ class Freezer:
                 if state is not State.FROZEN:
                     staged.move(Move.POSTPONE, reason=reason)
                 pause_s = self._put_off(staged, RETRY_S[0])
-                logger.warning("%s: tried again in %.0f s: %s", staged, pause_s, reason)
+                self._say(logging.WARNING, "%s: tried again in %.0f s: %s", staged, pause_s, reason)
             else:
                 staged.move(Move.FAIL, reason=reason)
-                logger.error("%s: could not be frozen: %s", staged, reason)
+                self._say(logging.ERROR, "%s: could not be frozen: %s", staged, reason)
         except (OSError, DserverfsError) as second:
             logger.error("%s: its state cannot be kept: %s", staged, second)
+
+    def _say(self, level: int, message: str, *details: object) -> None:
+        """Log what went wrong; where nothing is frozen by itself, whoever waits is told of it."""
+        logger.log(logging.INFO if self._thread is None else level, message, *details)
 
     def _stays_open(self, job: _Job, error: BaseException) -> None:
         staged = job.staged

@@ -324,10 +324,17 @@ class Staging:
         return sorted(found, key=lambda staged: (staged.record.created_at, staged.id))
 
     def create(
-        self, base_uri: str, name: str, creator_username: str, *, id: str | None = None
+        self,
+        base_uri: str,
+        name: str,
+        creator_username: str,
+        *,
+        id: str | None = None,
+        unarmed: str | None = None,
     ) -> StagedDataset:
         """Make an empty one that this process owns; `id` is a uuid, of the dataset to be.
 
+        `unarmed` is a reason why it is to be frozen by command only.
         Raises UsageError for a name dtool refuses, NameTaken, Conflict if that id
         is staged already.
         """
@@ -343,6 +350,8 @@ class Staging:
                 name=name,
                 creator_username=creator_username,
                 created_at=time.time(),
+                armed=unarmed is None,
+                reason=unarmed,
             )
             path, new = base / record.id, base / f"{_NEW}{record.id}"
             if path.exists():
