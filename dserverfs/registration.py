@@ -35,8 +35,9 @@ class Registration:
         resolver: Resolver,
         uploader: Uploader,
         catalogue: Catalogue,
-        cache: BlockCache,
+        cache: BlockCache | None,
     ) -> None:
+        """Without `cache`, bytes are taken over into none."""
         self._server = server
         self._resolver = resolver
         self._uploader = uploader
@@ -74,6 +75,8 @@ class Registration:
 
     def adopt(self, dataset: Dataset, local: LocalDataset, stop: threading.Event) -> None:
         """Take the items' bytes over into the cache, until `stop`; what fails can be fetched."""
+        if self._cache is None:
+            return
         uri = DserverURI(self._server, dataset.base_uri, dataset.uuid)
         writer = CacheWriter(self._cache)
         left = MAX_ADOPTED_BYTES

@@ -191,7 +191,7 @@ class StagedTree:
             node = self._nodes.get(number)
             target = self._target(node)
             if changes.size_in_bytes is not None:
-                os.truncate(target, changes.size_in_bytes)
+                os.truncate(_by_path(target), changes.size_in_bytes)
             if changes.mode is not None:
                 is_directory = stat.S_ISDIR(os.stat(target).st_mode)
                 self._set_mode(target, changes.mode, is_directory=is_directory)
@@ -304,9 +304,7 @@ class StagedTree:
     def _open(self, node: Node, truncate: int, *, writable: bool) -> OpenStaged:
         target = self._target(node)
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | truncate
-        if isinstance(target, int):
-            target = f"/proc/self/fd/{target}"
-        return self._opened(node, os.open(target, flags), writable=writable)
+        return self._opened(node, os.open(_by_path(target), flags), writable=writable)
 
     def _opened(self, node: Node, fd: int, *, writable: bool) -> OpenStaged:
         self._nodes.opened(node, fd)
@@ -415,6 +413,18 @@ class StagedTree:
 def is_for_writing(flags: int) -> bool:
     """Return whether open(2) with these flags may change the file."""
     return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC))
+
+
+def write_all(fd: int, data: bytes, offset: int) -> None:
+    """Write all of `data`; a disk that takes only a part says why when asked for more."""
+    done = os.pwrite(fd, data, offset)
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], offset + done)
+
+
+def _by_path(target: int | str) -> str:
+    """Return a path by which a file can be opened anew, whatever its descriptor was opened for."""
+    return f"/proc/self/fd/{target}" if isinstance(target, int) else target
 
 
 def _renameat2(old: str, new: str, flags: int) -> None:

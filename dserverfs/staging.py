@@ -213,7 +213,7 @@ class StagedDataset:
     def disarm(self, reason: str) -> None:
         """Have it frozen only by command from now on, and remember the first reason."""
         with self._lock:
-            if not self._record.armed:
+            if not self._record.armed or not self._owner.held:
                 return
             logger.warning("%s: will be frozen only by command: %s", self, reason)
             self._record = replace(self._record, armed=False, reason=reason)
@@ -256,6 +256,9 @@ class StagedDataset:
             self._keep(replace(self._record, name=name))
 
     def _keep(self, record: Record) -> None:
+        """Invariant: nobody but its owner writes the state."""
+        if not self._owner.held:
+            raise Conflict(f"{self._record.name}: belongs to {self._owner.owner()}")
         _write(self.directory, record)
         self._record = record
 
@@ -321,10 +324,17 @@ class Staging:
         return sorted(found, key=lambda staged: (staged.record.created_at, staged.id))
 
     def create(
-        self, base_uri: str, name: str, creator_username: str, *, id: str | None = None
+        self,
+        base_uri: str,
+        name: str,
+        creator_username: str,
+        *,
+        id: str | None = None,
+        unarmed: str | None = None,
     ) -> StagedDataset:
         """Make an empty one that this process owns; `id` is a uuid, of the dataset to be.
 
+        `unarmed` is a reason why it is to be frozen by command only.
         Raises UsageError for a name dtool refuses, NameTaken, Conflict if that id
         is staged already.
         """
@@ -340,18 +350,20 @@ class Staging:
                 name=name,
                 creator_username=creator_username,
                 created_at=time.time(),
+                armed=unarmed is None,
+                reason=unarmed,
             )
             path, new = base / record.id, base / f"{_NEW}{record.id}"
             if path.exists():
                 raise Conflict(f"{base_uri}/{record.id}: is staged already in {path}")
             (new / _TREE).mkdir(parents=True, mode=0o700)
             _write(new, record)
-            new.rename(path)
+            staged = StagedDataset(path, record)
+            with self._lock:  # whoever lists it from now on finds this one, and it owned
+                new.rename(path)
+                staged._owner.acquire()
+                self._known[path] = staged
             _sync(base)
-        staged = StagedDataset(path, record)
-        with self._lock:
-            self._known[path] = staged
-        staged._owner.acquire()
         return staged
 
     def rename(self, staged: StagedDataset, name: str) -> None:

@@ -453,7 +453,9 @@ def _fill(entry: EntryAttributes, attributes: Attributes, umask: int) -> None:
     number_of_links, blocks, atime_ns, ctime_ns = others
     entry.st_ino = InodeT(number)
     entry.st_mode = ModeT((stat.S_IFDIR if is_directory else stat.S_IFREG) | permissions & ~umask)
-    entry.st_nlink = number_of_links or (2 if is_directory else 1)
+    if number_of_links is None:
+        number_of_links = 2 if is_directory else 1
+    entry.st_nlink = number_of_links
     entry.st_size = size_in_bytes
     entry.st_blocks = -(-size_in_bytes // 512) if blocks is None else blocks
     entry.st_mtime_ns = mtime_ns

@@ -37,9 +37,10 @@ from dserverfs import errors
 from dserverfs.dataset_tree import Attributes
 from dserverfs.freezer import Freezer
 from dserverfs.operations.guard import guarded
+from dserverfs.operations.incomplete import reason_of
 from dserverfs.operations.reading import AttributesOf, OpenFile, Ownership, ReadOnlyOperations
 from dserverfs.reader import Reader
-from dserverfs.staged_tree import Changes, OpenStaged, StagedTree, is_for_writing
+from dserverfs.staged_tree import Changes, OpenStaged, StagedTree, is_for_writing, write_all
 from dserverfs.staging import StagedDataset, Staging
 from dserverfs.staging_state import State
 from dserverfs.tree import Inode, Tree
@@ -54,16 +55,6 @@ WRITE_TIMEOUT_S = 120.0
 WRITE_THREADS = 8
 FREEZE_ATTRIBUTE = b"user.dserverfs.freeze"
 FREEZE_WAIT_S = 25.0
-# After one of these a copy is not complete, whatever the program that made it says.
-DISARMING = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-)
-DISARMING_ERRORS = (
-    errors.CannotHold,
-    errors.NotUTF8,
-    errors.NameTooLong,
-    errors.TooLarge,
-)
 
 
 class Operations(ReadOnlyOperations):
@@ -215,15 +206,18 @@ class Operations(ReadOnlyOperations):
         tree = handle.tree
         self._require_size(tree, handle.node.number, off + len(buf))
         try:
-            if len(buf) <= INLINE_BYTES:
-                _write_all(handle.fd, buf, off)
-            else:
-                await self._in_writer(lambda: _write_all(handle.fd, buf, off))
-        except OSError as error:
-            if error.errno != errno.ENOSPC or not await self._make_room(len(buf)):
-                await self._note(tree, f"writing {tree.describe(handle.node.number)}", error)
-                raise
-            await self._in_writer(lambda: _write_all(handle.fd, buf, off))
+            try:
+                if len(buf) <= INLINE_BYTES:
+                    write_all(handle.fd, buf, off)
+                else:
+                    await self._write_in_thread(handle, buf, off)
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not await self._make_room(len(buf)):
+                    raise
+                await self._write_in_thread(handle, buf, off)
+        except (OSError, trio.TooSlowError) as error:
+            await self._note(tree, f"writing {tree.describe(handle.node.number)}", error)
+            raise
         tree.staged.changed()
         return len(buf)
 
@@ -241,19 +235,14 @@ class Operations(ReadOnlyOperations):
         if handle is None:
             return
         sync = os.fdatasync if datasync else os.fsync
-        try:
-            await self._in_writer(lambda: sync(handle.fd))
-        except OSError as error:
-            what = f"fsync of {handle.tree.describe(handle.node.number)}"
-            await self._note(handle.tree, what, error)
-            raise
+        await self._sync(handle.tree, handle.node.number, lambda: sync(handle.fd))
 
     @guarded
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         staged = self._tree.staged(self._directories[fh].inode)
         if staged is not None:
             tree, number = staged
-            await self._in_writer(lambda: tree.sync_directory(number))
+            await self._sync(tree, number, lambda: tree.sync_directory(number))
 
     # Making and removing names
 
@@ -261,10 +250,9 @@ class Operations(ReadOnlyOperations):
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
-        text = _utf8(name)
         base_uri = self._tree.base_uri_at(Inode(parent_inode))
         if base_uri is not None:
-            return await self._make_dataset(base_uri, text, mode)
+            return await self._make_dataset(base_uri, _utf8(name), mode)
         tree, number, text = await self._parent(parent_inode, name)
         return self._staged_entry(
             tree,
@@ -359,6 +347,7 @@ class Operations(ReadOnlyOperations):
         if value in (b"manual", b"auto"):
             await self._on_disk(dataset.own)
             await self._on_disk(lambda: dataset.set_manual(value == b"manual"))
+            self._freezer.watch(dataset)
         elif value == b"1":
             await self._freeze(dataset)
         else:
@@ -369,8 +358,13 @@ class Operations(ReadOnlyOperations):
     async def _make_dataset(self, base_uri: str, name: str, mode: int) -> EntryAttributes:
         await self._loaded(lambda: self._tree.require_free(base_uri, name))
         username = self._tree.username()
-        staged = await self._on_disk(lambda: self._staging.create(base_uri, name, username))
-        self._freezer.watch(staged)
+
+        def create() -> StagedDataset:
+            staged = self._staging.create(base_uri, name, username)
+            self._freezer.watch(staged)  # here, for the disk may be slower than the request waits
+            return staged
+
+        staged = await self._on_disk(create)
         await self._on_disk(self._freezer.learn_limit)
         attributes = self._tree.show_staged(staged)
         found = self._tree.staged(Inode(attributes.number))
@@ -430,21 +424,30 @@ class Operations(ReadOnlyOperations):
                 await self._on_disk(staged.require_writable)
                 self._freezer.watch(staged)
             return call()
-        except (OSError, errors.DserverfsError) as error:
+        except (OSError, trio.TooSlowError, errors.DserverfsError) as error:
             await self._note(tree, what, error)
+            raise
+
+    async def _sync(self, tree: StagedTree, number: int, call: Callable[[], None]) -> None:
+        try:
+            await self._in_writer(call)
+        except (OSError, trio.TooSlowError) as error:
+            await self._note(tree, f"fsync of {tree.describe(number)}", error)
             raise
 
     async def _note(self, tree: StagedTree, what: str, error: Exception) -> None:
         """Disarm the dataset if after that error it may be incomplete."""
-        number = error.errno if isinstance(error, OSError) else None
-        if number in DISARMING or isinstance(error, DISARMING_ERRORS):
-            said = os.strerror(number) if number else str(error)
-            await self._on_disk(lambda: tree.staged.disarm(f"{what}: {said}"))
+        reason = reason_of(error)
+        if reason is not None:
+            await self._on_disk(lambda: tree.staged.disarm(f"{what}: {reason}"))
 
     async def _refuse(self, tree: StagedTree, what: str) -> None:
-        error = errors.CannotHold(f"{what}: a dataset cannot hold that")
-        await self._note(tree, "refused", error)
-        raise error
+        """Raise CannotHold; what is refused counts as a write, for more of it may follow."""
+
+        def refused() -> None:
+            raise errors.CannotHold(f"{what}: a dataset cannot hold that")
+
+        await self._change(tree, "refused", refused)
 
     def _require_size(self, tree: StagedTree, number: int, size_in_bytes: int) -> None:
         limit = self._freezer.max_item_bytes
@@ -459,6 +462,17 @@ class Operations(ReadOnlyOperations):
     async def _make_room(self, size_in_bytes: int) -> bool:
         """Have the cache give way to what is written; return whether it could."""
         return await self._in_writer(lambda: self._give_way(size_in_bytes))
+
+    async def _write_in_thread(self, handle: OpenStaged, data: bytes, offset: int) -> None:
+        # With a descriptor of its own: a write that the disk holds up for longer than its
+        # request may take must not find another file's behind the number.
+        file = os.fdopen(os.dup(handle.fd), "wb", buffering=0)
+
+        def write() -> None:
+            with file:
+                write_all(file.fileno(), data, offset)
+
+        await self._in_writer(write)
 
     async def _in_writer(self, call: Callable[[], R]) -> R:
         with trio.fail_after(WRITE_TIMEOUT_S):
@@ -476,13 +490,6 @@ class Operations(ReadOnlyOperations):
 
     def _told(self, entry: EntryAttributes) -> None:
         self._tree.told(Inode(entry.st_ino))
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    """Write all of `data`; a disk that takes only a part says why when asked for more."""
-    done = os.pwrite(fd, data, offset)
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)
 
 
 def _utf8(name: bytes) -> str:
