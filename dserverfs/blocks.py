@@ -7,9 +7,11 @@ from any thread.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 # 1 MiB: waiters need not be woken within a block, and a random reader fetches no
@@ -49,6 +51,14 @@ def number_of_parts(length: int) -> int:
 def block_length(size_in_bytes: int, index: int) -> int:
     """Return how many bytes block `index` of an item of that size has."""
     return min(BLOCK_SIZE, size_in_bytes - index * BLOCK_SIZE)
+
+
+def leading_run(indices: Sequence[int]) -> Run:
+    """Return the run that ascending block indices begin with."""
+    length = 1
+    while length < len(indices) and indices[length] == indices[0] + length:
+        length += 1
+    return Run(indices[0], length)
 
 
 class ReadAhead:
@@ -138,6 +148,9 @@ class MemoryBlock:
     def read(self, offset: int, size: int) -> memoryview:
         return self._view[offset : offset + size]
 
+    def read_ahead(self) -> None:
+        """Do nothing: it is in memory."""
+
 
 class FileBlock:
     """A block in an open file of the cache; the file may be unlinked meanwhile.
@@ -194,6 +207,11 @@ class FileBlock:
             return data
         self._check(data, start)
         return memoryview(data)[offset - start : stop - start]
+
+    def read_ahead(self) -> None:
+        """Have the kernel begin to read it all from the disk; waits for nothing."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_WILLNEED)
 
     def _span(self, offset: int, stop: int) -> tuple[int, int, bool]:
         """Return where to read from and to: whole parts if one was not compared yet."""

@@ -111,6 +111,11 @@ class BlockCache:
     def directory(self) -> Path:
         return self._directory
 
+    @property
+    def database(self) -> Any:
+        """Diskcache's cache, for `cache_care`; None if it cannot be used."""
+        return self._readable()
+
     def open(self) -> None:
         """Open or make the cache; a corrupt one is thrown away, with one line in the log.
 

@@ -21,7 +21,7 @@ _SELECT = (
 # What is there already is the same: a block never changes.
 _INSERT = (
     "INSERT OR IGNORE INTO Cache (key, raw, store_time, access_time, access_count, tag, size,"
-    f" mode, value) VALUES (?, 1, ?, ?, 0, ?, ?, {diskcache.core.MODE_RAW}, ?)"
+    f" mode, value) VALUES (?, 1, ?, ?, 0, ?, 0, {diskcache.core.MODE_RAW}, ?)"
 )
 
 
@@ -44,7 +44,7 @@ def rows_of(cache: Any, keys: Sequence[str]) -> dict[str, Row]:
 def insert(cache: Any, blobs: Sequence[tuple[str, memoryview, bytes]]) -> None:
     """Store (key, blob, checksums), in one transaction, evicting as many if the cache is full."""
     now_s = time.time()
-    rows = [(key, now_s, now_s, sums, len(blob), blob) for key, blob, sums in blobs]
+    rows = [(key, now_s, now_s, sums, blob) for key, blob, sums in blobs]
     with cache._transact(False) as (sql, cleanup):
         cache._con.executemany(_INSERT, rows)
         cache._cull(now_s, sql, cleanup, len(rows) + cache.cull_limit)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import getpass
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +20,12 @@ from dserverfs.cache import BlockCache
 from dserverfs.catalogue import Catalogue
 from dserverfs.cells import NotLoaded
 from dserverfs.connections import Trust
+from dserverfs.dataset_tree import DatasetTree
 from dserverfs.directories import local_directory, private_directory
 from dserverfs.errors import DserverfsError, NotFound, PermissionDenied, UsageError
+from dserverfs.fetching import Fetcher
 from dserverfs.freezer import Freezer
+from dserverfs.item_content import ItemContent
 from dserverfs.kept_answers import KeptAnswers
 from dserverfs.many_gets import ManyGets
 from dserverfs.metadata_writes import MetadataWrites
@@ -64,6 +67,7 @@ class Client:
         frozen by itself, None for never. With `adopt` the bytes of what is frozen
         here are taken over into the cache.
         """
+        self._server = server
         self._directory = local_directory(cache_directory or settings.cache_directory())
         trust = settings.trust(server)
         self._transport = _transport(server, settings, trust)
@@ -79,6 +83,7 @@ class Client:
             self.resolver, self._storage, self._cache, ManyGets(trust), verify=verify
         )
         self.stored = StoredItems(self.resolver, self._storage)
+        self.fetcher = Fetcher(self.resolver, self._storage)
         self.uploader = Uploader(self.resolver, self._storage)
         self.staging = Staging(staging_directory or settings.staging_directory(), server)
         registration = Registration(
@@ -146,6 +151,27 @@ class Client:
             return self._answers.dataset_by_uuid(uri.uuid, uri.base_uri)
         except NotFound as error:
             raise NotFound(f"{uri}: no such dataset; a base URI shows all there are") from error
+
+    def datasets(self, uri: DserverURI) -> list[Dataset]:
+        """Return the dataset that `uri` names, or all it shows; blocks. Raises as `check` does."""
+        only = self.check(uri)
+        if only is not None:
+            return [only]
+        user = self._answers.accepted_user()
+        return [
+            dataset
+            for base_uri in user.search_base_uris
+            if _is_below(base_uri, uri.base_uri)
+            for dataset in self._answers.datasets(base_uri)
+        ]
+
+    def contents(self, dataset: Dataset) -> Iterator[tuple[str, ItemContent]]:
+        """Yield every item with its path below `data`; blocks. Raises what the server says."""
+        _load(lambda: self.catalogue.index(dataset))
+        yield from DatasetTree(dataset, self.catalogue, str(self.uri_of(dataset))).items()
+
+    def uri_of(self, dataset: Dataset) -> DserverURI:
+        return DserverURI(self._server, dataset.base_uri, dataset.uuid)
 
     def preload(self, uri: DserverURI, only: Future[Dataset | None]) -> None:
         """Load what the first listing of a mount shows; blocks. What fails is asked again later."""
@@ -256,6 +282,9 @@ def _load(ask: Callable[[], object]) -> None:
 
 def _may_search(user: User, base_uri: str) -> bool:
     """Return whether there is something to see at or below `base_uri`."""
-    return any(
-        known == base_uri or known.startswith(f"{base_uri}/") for known in user.search_base_uris
-    )
+    return any(_is_below(known, base_uri) for known in user.search_base_uris)
+
+
+def _is_below(base_uri: str, other: str | None) -> bool:
+    """Return whether `base_uri` is `other` or in it; None has all."""
+    return other is None or base_uri == other or base_uri.startswith(f"{other}/")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from dserverfs.blocks import BLOCK_SIZE, Block, DamagedBlock, ReadAhead, Run
-from dserverfs.errors import IntegrityError
+from dserverfs.errors import DeadlineExceeded, IntegrityError
 from dserverfs.item_content import ItemContent
 from dserverfs.reader import Reader, wait_for
 from dserverfs.transport import Deadline
@@ -112,7 +112,23 @@ class ItemReader:
 
         Raises what the resolver and the storage raise.
         """
-        deadline = Deadline(self._reader.read_timeout_s)
+        try:
+            return self._read(offset, size, Deadline(self._reader.read_timeout_s))
+        except DeadlineExceeded:
+            self.gave_up(offset, size)
+            raise
+
+    def load(self) -> None:
+        """Have the whole item in the cache, compared if it can be; blocks. Raises as `read`."""
+        for offset in range(0, self._content.size_in_bytes, BLOCK_SIZE):
+            self._obtain(offset, BLOCK_SIZE, Deadline(self._reader.read_timeout_s))
+
+    def _read(self, offset: int, size: int, deadline: Deadline) -> bytes:
+        blocks = self._obtain(offset, size, deadline)
+        return bytes(self.cut(blocks, offset, size)) if blocks else b""
+
+    def _obtain(self, offset: int, size: int, deadline: Deadline) -> list[Block]:
+        """Return the blocks of these bytes when they may be handed out."""
         while True:
             blocks = [
                 wait_for(wanted, self._content, deadline) if isinstance(wanted, Future) else wanted
@@ -120,7 +136,7 @@ class ItemReader:
             ]
             held = self.held_back() if blocks else None
             if held is None:
-                return bytes(self.cut(blocks, offset, size)) if blocks else b""
+                return blocks
             wait_for(held, self._content, deadline)
 
     def _refuse_if_dropped(self) -> None:

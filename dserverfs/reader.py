@@ -11,6 +11,7 @@ at a time.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import resource
 import threading
@@ -23,8 +24,10 @@ from dserverfs.blocks import (
     MAX_RUN,
     Block,
     DamagedBlock,
+    FileBlock,
     MemoryBlock,
     Run,
+    leading_run,
 )
 from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.cache_writer import CacheWriter
@@ -150,7 +153,11 @@ class Reader:
         """Fetch the blocks of `run` in the background, in requests of at most MAX_RUN."""
         for first in range(run.first, run.first + run.length, MAX_RUN):
             count = min(MAX_RUN, run.first + run.length - first)
-            self._ask(content, Run(first, count), self._ahead)
+            wanted = self._ask(content, Run(first, count), self._ahead)
+            at_hand = [entry for entry in wanted if isinstance(entry, FileBlock)]
+            if at_hand:
+                with contextlib.suppress(RuntimeError):  # shut down
+                    self._ahead.submit(_read_ahead, at_hand)
 
     def begun(self, content: ItemContent) -> None:
         """Note that the item is read from its beginning: the next ones may be fetched ahead."""
@@ -237,11 +244,12 @@ class Reader:
             self._filling += 1
         try:
             for entry in missing:
-                if self._fill_from_cache(content, *entry):
+                # Of a run, all that is fetched is read ahead; of a single block, what is asked for.
+                if self._fill_from_cache(content, *entry, ahead=len(missing) > 1):
                     waiting.remove(entry)
             receiver = _Receiver(self, content, waiting, deadline)
             while waiting:
-                run = Run(waiting[0][0], _leading_run(waiting))
+                run = leading_run([index for index, _ in waiting])
                 self._fetcher.fetch(content, run, receiver, deadline)
         except IntegrityError as error:
             # Nothing of it may be mixed with what the next reader fetches.
@@ -258,12 +266,16 @@ class Reader:
                 self._filling -= 1
                 self._idle.notify_all()
 
-    def _fill_from_cache(self, content: ItemContent, index: int, future: Future[Block]) -> bool:
+    def _fill_from_cache(
+        self, content: ItemContent, index: int, future: Future[Block], *, ahead: bool
+    ) -> bool:
         """Settle `future` with what is on disk; False if nothing is, or nothing of use."""
         dropped = self.times_dropped(content)
         cached = self._cached.find(content, index)
         if cached is None:
             return False
+        if ahead:
+            cached.block.read_ahead()
         verdict = Verdict.RIGHT if cached.is_right else Verdict.UNKNOWN
         unverified = self._is_unverified(content, index, cached.block, verdict)
         try:
@@ -436,6 +448,11 @@ class Reader:
             self._load_locked(key, block)
 
 
+def _read_ahead(blocks: Sequence[Block]) -> None:
+    for block in blocks:
+        block.read_ahead()
+
+
 class _Receiver:
     """Gives what is fetched for some futures to the reader."""
 
@@ -484,12 +501,3 @@ def wait_for(future: Future[T], content: ItemContent, deadline: Deadline) -> T:
         return future.result(deadline.remaining_s())
     except TimeoutError as error:
         raise DeadlineExceeded(f"{content.dataset.uri}: read took too long") from error
-
-
-def _leading_run(waiting: Sequence[tuple[int, Future[Block]]]) -> int:
-    """Return how many of the first blocks follow each other without a gap."""
-    first = waiting[0][0]
-    count = 0
-    while count < len(waiting) and waiting[count][0] == first + count:
-        count += 1
-    return count

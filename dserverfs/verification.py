@@ -100,6 +100,7 @@ class Verification:
         self._right: OrderedDict[str, Sequence[int]] = OrderedDict()
         self._right_blocks = 0
         self._doubtful: set[str] = set()
+        self._told_large: set[str] = set()
         self._comparing: dict[str, Future[None]] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="verify")
         self._compare_pool = ThreadPoolExecutor(COMPARE_THREADS, thread_name_prefix="compare")
@@ -122,6 +123,14 @@ class Verification:
             # An item of one block was compared when it came.
             right = content.number_of_blocks == 1 or self.is_right(content)
             return None if right else self.compare(content)
+        if self._policy is Policy.STRICT and content.key not in self._told_large:
+            self._told_large.add(content.key)
+            logger.info(
+                "%s: item %s is larger than %d MiB: parts of it are handed out uncompared",
+                content.dataset.uri,
+                content.identifier,
+                self._strict_limit_in_bytes // 1024**2,
+            )
         return self.compare(content) if whole and known and self.is_doubtful(content) else None
 
     def is_right(self, content: ItemContent) -> bool:

@@ -21,6 +21,7 @@ from dserverfs.blocks import (
     fingerprint,
 )
 from dserverfs.cache import MIN_FILE_SIZE, BlockCache, BlockKey
+from dserverfs.cache_space import GIB, MAX_SIZE_BYTES, default_limit
 from dserverfs.errors import UsageError
 
 SMALL = b"small block"
@@ -250,27 +251,52 @@ def test_corrupt_database_is_made_anew(tmp_path: Path, caplog: pytest.LogCapture
     cache.close()
 
 
-def test_least_recently_used_blocks_give_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", [SMALL * 100, LARGE], ids=["rows", "files"])
+def test_least_recently_used_blocks_give_way(tmp_path: Path, data: bytes) -> None:
+    """Also if they were used by a process that has ended, and while they stayed at hand."""
+    keys = [BlockKey("item", number) for number in range(60)]
+    cache = BlockCache(tmp_path / "blocks")
+    cache.open()
+    for key in keys:
+        cache.store([(key, MemoryBlock(data))])
+    at_hand = cache.load(keys[1], len(data))
+    assert at_hand is not None
+    for key in keys[20:]:
+        assert cache.load(key, len(data)) is not None
+    assert cache.load(keys[0], len(data)) is not None
+    cache.note_use(at_hand)
+    cache.close()
+    cache.open()
+
+    cache.give_way(50 * len(data))
+
+    held = {key.block for key in keys if cache.load(key, len(data)) is not None}
+    assert {0, 1} < held, "used last"
+    assert len(held) == 10
+    assert held - {0, 1} == set(range(52, 60)), "in the order of their use"
+    if data is LARGE:
+        assert len(files(tmp_path)) == 10
+    cache.close()
+
+
+def test_size_limit_holds(tmp_path: Path) -> None:
     cache = BlockCache(tmp_path / "blocks", size_limit=40 * len(LARGE))
     cache.open()
-    keys = [BlockKey("item", number) for number in range(60)]
-    for key in keys[:30]:
-        cache.store([(key, MemoryBlock(LARGE))])
-    for _ in range(9):  # as often as makes the notes be written
-        for key in keys[:30]:
-            cache.load(keys[0], len(LARGE))
-            cache.load(key, len(LARGE)) if key.block < 3 else None
 
-    for key in keys[30:]:
-        cache.store([(key, MemoryBlock(LARGE))])
-        cache.load(keys[0], len(LARGE))
-    cache.close()
-    cache.open()
+    for number in range(100):
+        cache.store([(BlockKey("item", number), MemoryBlock(LARGE))])
+        assert len(files(tmp_path)) <= 41
 
-    held = [key.block for key in keys if cache.load(key, len(LARGE)) is not None]
-    assert len(held) < 60
-    assert len(files(tmp_path)) == len(held)
+    assert cache.load(BlockKey("item", 99), len(LARGE)) is not None
     cache.close()
+
+
+def test_limit_by_default_counts_what_is_held_as_free(tmp_path: Path) -> None:
+    status = os.statvfs(tmp_path)
+    free = status.f_bavail * status.f_frsize
+    expected = min(MAX_SIZE_BYTES, (free + 10 * GIB) // 2)
+
+    assert default_limit(tmp_path, 10 * GIB) == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.expects_log("No space left")

@@ -17,7 +17,7 @@ ROOT = PACKAGE.parent
 
 # A module imports only modules of a level before its own; `server` stands aside.
 LEVELS = [
-    {"errors"},
+    {"errors", "clock"},
     {"model"},
     {
         "blocks",
@@ -40,14 +40,14 @@ LEVELS = [
     {"catalogue", "attempts"},
     {"pieces"},
     {"parts", "azure"},
-    {"cache_writer", "cached_items", "verification", "sender"},
+    {"cache_care", "cache_writer", "cached_items", "verification", "sender"},
     {"prefetch", "fetching"},
     {"reader", "staging", "stored_items", "uploader"},
     {"dataset_tree", "download", "item_reader", "sealing", "registration"},
     {"staged_tree", "freezer"},
     {"tree", "facts"},
     {"client", "commander"},
-    {"operations", "broker"},
+    {"operations", "broker", "whole_datasets", "local_check"},
     {"launcher"},
     {"mount"},
     {"daemon"},

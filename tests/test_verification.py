@@ -301,7 +301,7 @@ def test_strict_works_without_a_disk(
 
 @wrong_is_said
 def test_strict_hands_out_parts_of_what_is_larger_than_its_limit(
-    store: FaultyStore, tmp_path: Path
+    store: FaultyStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = strict(store, tmp_path)
     reader = Reader(
@@ -317,6 +317,7 @@ def test_strict_hands_out_parts_of_what_is_larger_than_its_limit(
     assert ItemReader(reader, right).read(LAST, 1) == CONTENT[-1:]
     with pytest.raises(IntegrityError):
         list(map(ItemReader(reader, right).read, IN_ORDER, [BLOCK_SIZE] * 6))
+    assert caplog.text.count("handed out uncompared") == 1
     reader.close()
     world.close()
 
