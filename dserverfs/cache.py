@@ -46,8 +46,8 @@ from dserverfs.blocks import (
     number_of_parts,
 )
 from dserverfs.cache_disk import BytesDisk, StoredFile, Value, files_in
-from dserverfs.cache_place import private_directory
 from dserverfs.cache_rows import Row
+from dserverfs.directories import private_directory
 from dserverfs.errors import UsageError
 
 logger = logging.getLogger(__name__)

@@ -117,3 +117,12 @@ class Cell(Generic[T]):
         finally:
             with self._lock:
                 self._refreshing = False
+
+
+def loaded(ask: Callable[[], T]) -> T:
+    """Return what `ask` returns, loading what it lacks; blocks."""
+    while True:
+        try:
+            return ask()
+        except NotLoaded as missing:
+            missing.load()

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 from dserverfs import login
 from dserverfs.cache import BlockCache
-from dserverfs.cache_place import local_directory, private_directory
 from dserverfs.catalogue import Catalogue
 from dserverfs.cells import NotLoaded
 from dserverfs.connections import Trust
+from dserverfs.directories import local_directory, private_directory
 from dserverfs.errors import DserverfsError, NotFound, PermissionDenied, UsageError
 from dserverfs.freezer import Freezer
 from dserverfs.kept_answers import KeptAnswers
@@ -34,6 +34,7 @@ from dserverfs.routes import Routes
 from dserverfs.settings import Settings
 from dserverfs.staging import Staging
 from dserverfs.storage import Storage
+from dserverfs.stored_items import StoredItems
 from dserverfs.transport import ServerTransport, TokenSource, expires_at
 from dserverfs.tree import directories_below, parts_of
 from dserverfs.uploader import Uploader
@@ -55,11 +56,13 @@ class Client:
         verify: Policy = Policy.COMPLETE,
         staging_directory: Path | None = None,
         freeze_delay_s: float | None = None,
+        adopt: bool = True,
     ) -> None:
         """`server` is HOST[:PORT]; `cache_size` is in bytes.
 
         `freeze_delay_s` is for how long a staged dataset is unchanged before it is
-        frozen by itself, None for never.
+        frozen by itself, None for never. With `adopt` the bytes of what is frozen
+        here are taken over into the cache.
         """
         self._directory = local_directory(cache_directory or settings.cache_directory())
         trust = settings.trust(server)
@@ -75,10 +78,15 @@ class Client:
         self.reader = Reader(
             self.resolver, self._storage, self._cache, ManyGets(trust), verify=verify
         )
+        self.stored = StoredItems(self.resolver, self._storage)
         self.uploader = Uploader(self.resolver, self._storage)
         self.staging = Staging(staging_directory or settings.staging_directory(), server)
         registration = Registration(
-            server, self.resolver, self.uploader, self.catalogue, self._cache
+            server,
+            self.resolver,
+            self.uploader,
+            self.catalogue,
+            self._cache if adopt else None,
         )
         self.freezer = Freezer(self.uploader, registration, delay_s=freeze_delay_s)
 

@@ -75,8 +75,8 @@ class Registry(Protocol):
     def learn(self, dataset: Dataset, as_staged: UUID) -> str | None:
         """Show it from now on as it was named while staged; return what may surprise of that."""
 
-    def adopt(self, dataset: Dataset, local: LocalDataset) -> None:
-        """Take the items' bytes over into the cache; fails silently, they can be fetched."""
+    def adopt(self, dataset: Dataset, local: LocalDataset, stop: threading.Event) -> None:
+        """Take the items' bytes over into the cache, until `stop`; they can be fetched, too."""
 
 
 class Freezer:
@@ -95,6 +95,7 @@ class Freezer:
         # What could not be frozen as it was: not tried again by itself until it changes.
         self._tried: dict[str, int] = {}
         self._closed = False
+        self._ending = threading.Event()
         self._thread: threading.Thread | None = None
         self.max_item_bytes: int | None = None  # of one item; None: no limit is known
         self._knows_limit = False
@@ -106,6 +107,7 @@ class Freezer:
 
     def close(self) -> None:
         """Stop; what is not frozen stays staged."""
+        self._ending.set()
         with self._condition:
             self._closed = True
             for job in self._jobs.values():
@@ -250,7 +252,7 @@ class Freezer:
             self._watched.pop(staged.id, None)
         job.future.set_result(Frozen(dataset.uri, job.notes))
         try:
-            self._registry.adopt(dataset, local)
+            self._registry.adopt(dataset, local, self._ending)
             _keep_left_over(staged, local)
             staged.delete()
         except Exception:
@@ -335,12 +337,16 @@ class Freezer:
                 if state is not State.FROZEN:
                     staged.move(Move.POSTPONE, reason=reason)
                 pause_s = self._put_off(staged, RETRY_S[0])
-                logger.warning("%s: tried again in %.0f s: %s", staged, pause_s, reason)
+                self._say(logging.WARNING, "%s: tried again in %.0f s: %s", staged, pause_s, reason)
             else:
                 staged.move(Move.FAIL, reason=reason)
-                logger.error("%s: could not be frozen: %s", staged, reason)
+                self._say(logging.ERROR, "%s: could not be frozen: %s", staged, reason)
         except (OSError, DserverfsError) as second:
             logger.error("%s: its state cannot be kept: %s", staged, second)
+
+    def _say(self, level: int, message: str, *details: object) -> None:
+        """Log what went wrong; where nothing is frozen by itself, whoever waits is told of it."""
+        logger.log(logging.INFO if self._thread is None else level, message, *details)
 
     def _stays_open(self, job: _Job, error: BaseException) -> None:
         staged = job.staged

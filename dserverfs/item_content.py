@@ -32,8 +32,13 @@ class ItemContent:
     @property
     def content_key(self) -> str:
         """Return what is the same for every item with this content, and no `key` of an item."""
-        return f"={self.hash_function}:{self.hash}:{self.size_in_bytes}"
+        return content_key(self.hash_function, self.hash, self.size_in_bytes)
 
     @property
     def number_of_blocks(self) -> int:
         return number_of_blocks(self.size_in_bytes)
+
+
+def content_key(hash_function: str, hash: str, size_in_bytes: int) -> str:
+    """Return what names content by its hash; it is no `key` of an item."""
+    return f"={hash_function}:{hash}:{size_in_bytes}"

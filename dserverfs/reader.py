@@ -127,6 +127,14 @@ class Reader:
         """As `Verification.held_back`."""
         return self._verification.held_back(content, whole=whole)
 
+    def is_at_hand(self, content: ItemContent) -> bool:
+        """Return whether the begin of an item needs no request: most of it is likely not to."""
+        return content.size_in_bytes == 0 or self.at_hand(content, 0) is not None
+
+    def drop(self, content: ItemContent) -> None:
+        """Forget every block of an item that turned out to be wrong, here and in the cache."""
+        self._drop(content)
+
     def want(self, content: ItemContent, run: Run) -> list[Block | Future[Block]]:
         """Return the blocks of `run`: loaded ones, and futures of the others, now being fetched.
 

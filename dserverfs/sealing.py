@@ -44,12 +44,13 @@ class Sealed(NamedTuple):
 def seal(staged: StagedDataset, layout: Layout | None, stop: threading.Event) -> Sealed | None:
     """Describe and hash what is staged and move it on to `sealed`; None if there is no item.
 
+    One that was frozen elsewhere may be empty.
     Raises what `survey` does, ItemChanged if somebody wrote meanwhile, Cancelled,
     IntegrityError if a dataset frozen elsewhere is not what its manifest says.
     """
     changes = staged.changes
     found = survey(staged.tree, layout)
-    if not found.items:
+    if not found.items and found.manifest is None:
         return None
     with ThreadPoolExecutor(1, thread_name_prefix="sync") as pool:
         synced = pool.submit(_sync, staged.tree)

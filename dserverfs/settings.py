@@ -22,6 +22,8 @@ before what is set for all.
     HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY
                                  (environment only) never used for this machine itself
     DSERVER_CACHE_DIR            where blocks and manifests are kept
+    DTOOL_CACHE_DIRECTORY        where dtool's commands get whole items (default ~/.cache/dtool)
+    DTOOL_S3_PUBLISH_EXPIRY      for how many seconds `dtool publish` lets others read
     DSERVER_STAGING_DIR          where datasets are until they are frozen
 
 A name with dots, hyphens or a colon cannot be exported by a shell; `env
@@ -49,6 +51,8 @@ CA_FILE = "DSERVER_CA_FILE"
 VERIFY_SSL = "DSERVER_VERIFY_SSL"
 BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 CACHE_DIR = "DSERVER_CACHE_DIR"
+DTOOL_CACHE_DIR = "DTOOL_CACHE_DIRECTORY"
+PUBLISH_EXPIRY = "DTOOL_S3_PUBLISH_EXPIRY"
 STAGING_DIR = "DSERVER_STAGING_DIR"
 
 
@@ -60,10 +64,12 @@ class Settings:
         self._file_values = file_values
 
     @classmethod
-    def load(cls, environment: Mapping[str, str] | None = None) -> Settings:
-        """Read dtool.json; raises UsageError if it is there and is no JSON object."""
+    def load(
+        cls, environment: Mapping[str, str] | None = None, *, path: Path | None = None
+    ) -> Settings:
+        """Read dtool.json, or `path`; raises UsageError if it is there and is no JSON object."""
         environment = os.environ if environment is None else environment
-        path = _config_home(environment) / "dtool" / "dtool.json"
+        path = path or _config_home(environment) / "dtool" / "dtool.json"
         try:
             values = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
@@ -157,6 +163,18 @@ class Settings:
         home = self._environment.get("XDG_CACHE_HOME") or "~/.cache"
         return (Path(home).expanduser() / "dserverfs").absolute()
 
+    def dtool_cache_directory(self) -> Path:
+        """Return where dtool's brokers keep whole items."""
+        value = self.get(DTOOL_CACHE_DIR) or "~/.cache/dtool"
+        return Path(value).expanduser().absolute()
+
+    def publish_expiry_s(self) -> int | None:
+        """Return for how many seconds a published dataset can be read; None: the server says."""
+        value = self.get(PUBLISH_EXPIRY)
+        if value is not None and not value.isdecimal():
+            raise UsageError(f"{PUBLISH_EXPIRY}={value}: must be a number of seconds")
+        return None if value is None else int(value)
+
     def data_directory(self) -> Path:
         """Return where data of ours is kept that is nowhere else."""
         home = self._environment.get("XDG_DATA_HOME") or "~/.local/share"
@@ -192,4 +210,7 @@ def _public(url: str) -> str:
 
 
 def _config_home(environment: Mapping[str, str]) -> Path:
-    return Path(environment.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    own = Path("~/.config").expanduser()
+    wanted = Path(environment.get("XDG_CONFIG_HOME") or own).expanduser()
+    # dtool's own commands write to ~/.config, whatever XDG_CONFIG_HOME says.
+    return wanted if (wanted / "dtool" / "dtool.json").exists() else own

@@ -25,7 +25,6 @@ import fcntl
 import logging
 import os
 import shutil
-import stat
 import threading
 import time
 import urllib.parse
@@ -34,6 +33,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from dserverfs.directories import private_directory
 from dserverfs.errors import (
     Conflict,
     DserverfsError,
@@ -47,6 +47,7 @@ from dserverfs.staging_state import Move, Record, State
 
 logger = logging.getLogger(__name__)
 
+OPTION = "--staging-dir"
 _STATE = "state"
 _LOCK = "lock"
 _TREE = "tree"
@@ -277,8 +278,8 @@ class Staging:
 
     def open(self) -> Staging:
         """Make the directory and delete what a crash left; raises UsageError."""
-        _private_directory(self.directory)
-        _private_directory(self._root)
+        private_directory(self.directory, OPTION)
+        private_directory(self._root, OPTION)
         for base in _subdirectories(self._root):
             with _locked(base / _NAMES):
                 for path in _subdirectories(base):
@@ -323,16 +324,23 @@ class Staging:
         return sorted(found, key=lambda staged: (staged.record.created_at, staged.id))
 
     def create(
-        self, base_uri: str, name: str, creator_username: str, *, id: str | None = None
+        self,
+        base_uri: str,
+        name: str,
+        creator_username: str,
+        *,
+        id: str | None = None,
+        unarmed: str | None = None,
     ) -> StagedDataset:
         """Make an empty one that this process owns; `id` is a uuid, of the dataset to be.
 
+        `unarmed` is a reason why it is to be frozen by command only.
         Raises UsageError for a name dtool refuses, NameTaken, Conflict if that id
         is staged already.
         """
         require_name(name)
         base = self._base(base_uri)
-        _private_directory(base)
+        private_directory(base, OPTION)
         with _locked(base / _NAMES):
             self._require_free(base_uri, name)
             record = Record(
@@ -342,6 +350,8 @@ class Staging:
                 name=name,
                 creator_username=creator_username,
                 created_at=time.time(),
+                armed=unarmed is None,
+                reason=unarmed,
             )
             path, new = base / record.id, base / f"{_NEW}{record.id}"
             if path.exists():
@@ -441,16 +451,3 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def _private_directory(path: Path) -> None:
-    """Make `path` if need be; raises UsageError unless it is ours and private."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.lstat()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot hold staged datasets: {error.strerror}") from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-        raise UsageError(f"{path}: is not a directory of yours; name another with --staging-dir")
-    if status.st_mode & 0o077:
-        path.chmod(0o700)

@@ -1,6 +1,6 @@
-"""Where a cache may lie: in a private directory on a file system of this machine.
+"""Private directories, and where a cache may lie: on a file system of this machine.
 
-Used by the client. SQLite's write-ahead log needs memory shared by all who use
+Used by the client and the staging area. SQLite's write-ahead log needs memory shared by all who use
 a database, which a network file system does not give; a home directory on one
 is usual on clusters. Such a directory is passed over for a local one, which is
 as private.
@@ -94,13 +94,16 @@ def _runtime(environment: Mapping[str, str]) -> Path | None:
     return Path(directory) / "dserverfs" if directory else None
 
 
-def private_directory(path: Path) -> Path:
-    """Make `path` if need be and return it; raises UsageError unless it is ours and private."""
+def private_directory(path: Path, option: str = "--cache-dir") -> Path:
+    """Make `path` if need be and return it; raises UsageError unless it is ours and private.
+
+    `option` is how the user can name another one.
+    """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-            raise UsageError(f"{path}: is not a directory of yours; name another with --cache-dir")
+            raise UsageError(f"{path}: is not a directory of yours; name another with {option}")
         if status.st_mode & 0o077:
             path.chmod(0o700)
     except OSError as error:
