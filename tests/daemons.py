@@ -31,8 +31,7 @@ class Remountable:
 
     def mount(self, *options: str) -> None:
         done = self.account.dserverfs(
-            *("mount", self._uri, self.path, "--staging-dir", self.staging, *options),
-            env=self._env,
+            "mount", self._uri, self.path, "--staging-dir", self.staging, *options, env=self._env
         )
         assert done.returncode == 0, done.stderr
 
