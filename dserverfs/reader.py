@@ -134,10 +134,6 @@ class Reader:
         """Return whether the begin of an item needs no request: most of it is likely not to."""
         return content.size_in_bytes == 0 or self.at_hand(content, 0) is not None
 
-    def drop(self, content: ItemContent) -> None:
-        """Forget every block of an item that turned out to be wrong, here and in the cache."""
-        self._drop(content)
-
     def want(self, content: ItemContent, run: Run) -> list[Block | Future[Block]]:
         """Return the blocks of `run`: loaded ones, and futures of the others, now being fetched.
 
@@ -253,7 +249,7 @@ class Reader:
                 self._fetcher.fetch(content, run, receiver, deadline)
         except IntegrityError as error:
             # Nothing of it may be mixed with what the next reader fetches.
-            self._drop(content)
+            self.drop(content)
             self._abandon(content, waiting, error)
         except DserverfsError as error:
             self._abandon(content, waiting, error)
@@ -368,7 +364,7 @@ class Reader:
 
     def found_wrong(self, content: ItemContent) -> Exception:
         """Forget everything of the item; return what to tell its readers."""
-        self._drop(content)
+        self.drop(content)
         return _mismatch(content)
 
     def _is_coming(self, content: ItemContent, index: int) -> bool:
@@ -378,8 +374,8 @@ class Reader:
                 return True
         return self.at_hand(content, index) is not None
 
-    def _drop(self, content: ItemContent) -> None:
-        """Forget every block of an item."""
+    def drop(self, content: ItemContent) -> None:
+        """Forget every block of an item that turned out to be wrong, here and in the cache."""
         keys = [BlockKey(content.key, index) for index in range(content.number_of_blocks)]
         self._verification.forget(content)
         # Nothing that was asked for before the first time is settled afterwards; who
