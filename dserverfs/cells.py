@@ -32,6 +32,15 @@ class NotLoaded(Exception):
         self.load = load
 
 
+def loaded(call: Callable[[], T]) -> T:
+    """Return what `call` returns, loading what it lacks; blocks."""
+    while True:
+        try:
+            return call()
+        except NotLoaded as missing:
+            missing.load()
+
+
 class Cell(Generic[T]):
     """One value, its age, and how to fetch it."""
 

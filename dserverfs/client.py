@@ -13,12 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from dserverfs import edit_session
 from dserverfs.cache import BlockCache, private_directory
 from dserverfs.catalogue import Catalogue
 from dserverfs.cells import NotLoaded
 from dserverfs.connections import Trust
 from dserverfs.errors import DserverfsError, NotFound, PermissionDenied, UsageError
 from dserverfs.freezer import Freezer
+from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.kept_answers import KeptAnswers
 from dserverfs.many_gets import ManyGets
 from dserverfs.metadata_writes import MetadataWrites
@@ -71,7 +73,11 @@ class Client:
             self.resolver, self._storage, self._cache, ManyGets(trust), verify=verify
         )
         self.uploader = Uploader(self.resolver, self._storage)
-        self.staging = Staging(staging_directory or settings.staging_directory(), server)
+        staged = staging_directory or settings.staging_directory()
+        self.staging = Staging(staged, server)
+        self.edits = FrozenEdits(
+            edit_session.root_of(staged, server), self.metadata_writes, self.catalogue
+        )
         registration = Registration(
             server, self.resolver, self.uploader, self.catalogue, self._cache
         )
@@ -85,6 +91,7 @@ class Client:
         return self
 
     def close(self) -> None:
+        self.edits.close()
         self.freezer.close()
         self.staging.close()
         self.reader.close()

@@ -11,6 +11,7 @@ from typing import Any
 from dserverfs.dataset_tree import DatasetTree
 from dserverfs.errors import NotFound
 from dserverfs.freezer import Freezer
+from dserverfs.frozen_edits import Unsent
 from dserverfs.model import DserverURI
 from dserverfs.staged_layout import Ambiguous, StillProto, survey
 from dserverfs.staging import StagedDataset
@@ -62,6 +63,20 @@ def of_staged(staged: StagedDataset, freezer: Freezer | None) -> dict[str, Any]:
     if progress is not None:
         facts["progress"] = progress._asdict()
     return facts
+
+
+def of_unsent(change: Unsent, server: str) -> dict[str, Any]:
+    """Return the facts of what was written into a frozen dataset and is not sent yet."""
+    dataset = change.dataset
+    return {
+        "dataset": str(DserverURI(server, dataset.base_uri, dataset.uuid)),
+        "name": dataset.name,
+        "path": change.path,
+        "file": str(change.local),
+        "size_in_bytes": change.size_in_bytes,
+        "changed_at": change.changed_at,
+        "reason": change.reason,
+    }
 
 
 def text_of(value: object) -> str:

@@ -18,7 +18,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from dserverfs.dataset_tree import OWN, Attributes, Content, DatasetTree, Entry
+from dserverfs.dataset_tree import EDITED, OWN, Attributes, Content, DatasetTree, Entry
 from dserverfs.errors import Frozen, NameTooLong, NotFound
 from dserverfs.model import Dataset
 from dserverfs.staged_nodes import Node, Nodes
@@ -89,6 +89,8 @@ class StagedTree:
         if path is None:
             return attributes
         then = self._numbers_then.get(f"{path}/{name}" if path else name)
+        if attributes.number >= EDITED:  # another file since, or one that was changed
+            then = None
         return attributes if then is None else attributes._replace(number=then)
 
     def children(self, number: int, cookie: int) -> Iterator[Entry]:

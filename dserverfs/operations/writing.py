@@ -36,8 +36,11 @@ from pyfuse3 import (
 from dserverfs import errors
 from dserverfs.dataset_tree import Attributes
 from dserverfs.freezer import Freezer
+from dserverfs.frozen_edits import FrozenEdits
+from dserverfs.local_edits import write_all
+from dserverfs.operations.editing import INLINE_BYTES, EditingOperations, utf8
 from dserverfs.operations.guard import guarded
-from dserverfs.operations.reading import OpenFile, Ownership, ReadOnlyOperations
+from dserverfs.operations.reading import OpenFile, Ownership
 from dserverfs.reader import Reader
 from dserverfs.staged_tree import Changes, OpenStaged, StagedTree, is_for_writing
 from dserverfs.staging import StagedDataset, Staging
@@ -48,8 +51,6 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-# Smaller writes are done in the event loop: the hop to a thread costs as much as 100 KiB.
-INLINE_BYTES = 32 * 1024
 WRITE_TIMEOUT_S = 120.0
 WRITE_THREADS = 8
 FREEZE_ATTRIBUTE = b"user.dserverfs.freeze"
@@ -66,7 +67,7 @@ DISARMING_ERRORS = (
 )
 
 
-class Operations(ReadOnlyOperations):
+class Operations(EditingOperations):
     """A mount in which datasets can be made."""
 
     def __init__(
@@ -77,9 +78,10 @@ class Operations(ReadOnlyOperations):
         staging: Staging,
         freezer: Freezer,
         give_way: Callable[[int], bool],
+        edits: FrozenEdits,
     ) -> None:
         """`give_way` has the cache give that many bytes of the disk back, if it can."""
-        super().__init__(tree, reader, ownership)
+        super().__init__(tree, reader, ownership, edits)
         self._staging = staging
         self._give_way = give_way
         self._freezer = freezer
@@ -151,7 +153,10 @@ class Operations(ReadOnlyOperations):
         fh: FileHandleT | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        tree, number = self._staged_or_refuse(inode)
+        staged = self._tree.staged(Inode(inode))
+        if staged is None:
+            return await super().setattr(inode, attr, fields, fh, ctx)
+        tree, number = staged
         changes = Changes(
             stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
             attr.st_size if fields.update_size else None,
@@ -193,6 +198,8 @@ class Operations(ReadOnlyOperations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> tuple[FileInfo, EntryAttributes]:
+        if await self._frozen(parent_inode):
+            return await super().create(parent_inode, name, mode, flags, ctx)
         tree, number, text = await self._parent(parent_inode, name)
         attributes, handle = await self._change(
             tree, f"making {text}", lambda: tree.create(number, text, mode, flags)
@@ -210,19 +217,19 @@ class Operations(ReadOnlyOperations):
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         handle = self._staged_handles.get(fh)
         if handle is None or not handle.is_writable:
-            raise FUSEError(errno.EBADF)
+            return await super().write(fh, off, buf)
         tree = handle.tree
         self._require_size(tree, handle.node.number, off + len(buf))
         try:
             if len(buf) <= INLINE_BYTES:
-                _write_all(handle.fd, buf, off)
+                write_all(handle.fd, buf, off)
             else:
-                await self._in_writer(lambda: _write_all(handle.fd, buf, off))
+                await self._in_writer(lambda: write_all(handle.fd, buf, off))
         except OSError as error:
             if error.errno != errno.ENOSPC or not await self._make_room(len(buf)):
                 await self._note(tree, f"writing {tree.describe(handle.node.number)}", error)
                 raise
-            await self._in_writer(lambda: _write_all(handle.fd, buf, off))
+            await self._in_writer(lambda: write_all(handle.fd, buf, off))
         tree.staged.changed()
         return len(buf)
 
@@ -238,7 +245,7 @@ class Operations(ReadOnlyOperations):
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         handle = self._staged_handles.get(fh)
         if handle is None:
-            return
+            return await super().fsync(fh, datasync)
         sync = os.fdatasync if datasync else os.fsync
         try:
             await self._in_writer(lambda: sync(handle.fd))
@@ -260,7 +267,7 @@ class Operations(ReadOnlyOperations):
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
-        text = _utf8(name)
+        text = utf8(name)
         base_uri = self._tree.base_uri_at(Inode(parent_inode))
         if base_uri is not None:
             return await self._make_dataset(base_uri, text, mode)
@@ -288,6 +295,8 @@ class Operations(ReadOnlyOperations):
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
+        if await self._frozen(parent_inode):
+            return await super().symlink(parent_inode, name, target, ctx)
         tree, _, text = await self._parent(parent_inode, name)
         await self._refuse(tree, f"{text} is a symbolic link")
         raise AssertionError  # _refuse raises
@@ -296,6 +305,8 @@ class Operations(ReadOnlyOperations):
     async def link(
         self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
+        if await self._frozen(new_parent_inode):
+            return await super().link(inode, new_parent_inode, new_name, ctx)
         tree, parent, text = await self._parent(new_parent_inode, new_name)
         number = self._tree.number_in(tree, Inode(inode))
         if number is None:
@@ -306,12 +317,14 @@ class Operations(ReadOnlyOperations):
 
     @guarded
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        if await self._frozen(parent_inode):
+            return await super().unlink(parent_inode, name, ctx)
         tree, number, text = await self._parent(parent_inode, name)
         await self._change(tree, f"unlink {text}", lambda: tree.remove_file(number, text))
 
     @guarded
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
-        text = _utf8(name)
+        text = utf8(name)
         base_uri = self._tree.base_uri_at(Inode(parent_inode))
         if base_uri is not None:
             await self._discard_empty(base_uri, text)
@@ -332,11 +345,14 @@ class Operations(ReadOnlyOperations):
         old_base = self._tree.base_uri_at(Inode(parent_inode_old))
         new_base = self._tree.base_uri_at(Inode(parent_inode_new))
         if old_base is not None and new_base is not None:
-            await self._rename_dataset(old_base, _utf8(name_old), new_base, _utf8(name_new))
+            await self._rename_dataset(old_base, utf8(name_old), new_base, utf8(name_new))
             return
         if old_base is not None or new_base is not None:
             # Out of a base URI, or into one, where only datasets are.
             raise FUSEError(errno.EXDEV)
+        if await self._frozen(parent_inode_old) and await self._frozen(parent_inode_new):
+            await super().rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx)
+            return
         tree, old_parent, old = await self._parent(parent_inode_old, name_old)
         new_tree, new_parent, new = await self._parent(parent_inode_new, name_new)
         if new_tree is not tree:
@@ -408,7 +424,7 @@ class Operations(ReadOnlyOperations):
             raise FUSEError(errno.EPERM)  # files beside datasets
         tree, number = self._staged_or_refuse(inode)
         try:
-            return tree, number, _utf8(name)
+            return tree, number, utf8(name)
         except errors.NotUTF8 as error:
             await self._note(tree, "a name", error)
             raise
@@ -474,17 +490,3 @@ class Operations(ReadOnlyOperations):
 
     def _told(self, entry: EntryAttributes) -> None:
         self._tree.told(Inode(entry.st_ino))
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    """Write all of `data`; a disk that takes only a part says why when asked for more."""
-    done = os.pwrite(fd, data, offset)
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)
-
-
-def _utf8(name: bytes) -> str:
-    try:
-        return name.decode("utf-8")
-    except UnicodeDecodeError:
-        raise errors.NotUTF8(f"{name!r}: names in datasets are UTF-8") from None
