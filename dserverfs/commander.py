@@ -16,9 +16,10 @@ from dserverfs import facts
 from dserverfs.cells import NotLoaded
 from dserverfs.control import Answer
 from dserverfs.dataset_tree import DatasetTree
+from dserverfs.edit_session import Unsent
 from dserverfs.errors import DserverfsError, UsageError
 from dserverfs.freezer import Freezer
-from dserverfs.frozen_edits import FrozenEdits, Unsent
+from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.model import DserverURI
 from dserverfs.staged_layout import Layout
 from dserverfs.staging import StagedDataset, Staging

@@ -64,6 +64,23 @@ class Note:
             raise ProtocolError(f"the note cannot be read: {error!r}") from error
 
 
+@dataclass(frozen=True)
+class Unsent:
+    """A change that the server does not have, as users are told of it."""
+
+    dataset: Dataset
+    path: str
+    local: Path
+    size_in_bytes: int
+    changed_at: float  # epoch seconds
+    reason: str | None  # None: it is being written or sent
+
+    @classmethod
+    def of(cls, local: Path, note: Note) -> Unsent:
+        size = local.stat().st_size
+        return cls(note.dataset, note.path, local, size, note.changed_at, note.reason)
+
+
 class EditSession:
     """The directory of one mount."""
 
@@ -145,11 +162,12 @@ def root_of(staging_directory: Path, server: str) -> Path:
     return staging_directory / _EDITS / urllib.parse.quote(server, safe="")
 
 
-def all_notes(staging_directory: Path) -> Iterator[tuple[Path, Note]]:
-    """Yield what no mount has sent, or has sent yet, with the path of its content."""
+def all_unsent(staging_directory: Path) -> Iterator[tuple[str, Unsent]]:
+    """Yield what no mount has sent, or has sent yet, with its server."""
     for root in _subdirectories(staging_directory / _EDITS):
         for session in _subdirectories(root):
-            yield from _notes(session)
+            for path, note in _notes(session):
+                yield urllib.parse.unquote(root.name), Unsent.of(path, note)
 
 
 def _notes(session: Path) -> Iterator[tuple[Path, Note]]:

@@ -77,7 +77,7 @@ class EditedFiles:
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
         # Held while something is sent, so that of two changes the later one stays.
-        self.sending = threading.Lock()
+        self.sending = threading.RLock()
         self._files: dict[str, LocalFile] = {}
         self._by_number: dict[int, LocalFile] = {}  # also of those without a name
         self._hidden: dict[str, LocalFile] = {}  # targets, and what they are now

@@ -9,9 +9,9 @@ import json
 from typing import Any
 
 from dserverfs.dataset_tree import DatasetTree
+from dserverfs.edit_session import Unsent
 from dserverfs.errors import NotFound
 from dserverfs.freezer import Freezer
-from dserverfs.frozen_edits import Unsent
 from dserverfs.model import DserverURI
 from dserverfs.staged_layout import Ambiguous, StillProto, survey
 from dserverfs.staging import StagedDataset

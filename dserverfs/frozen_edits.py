@@ -20,12 +20,12 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from dserverfs import edit_targets
 from dserverfs.catalogue import Catalogue
 from dserverfs.cells import loaded
 from dserverfs.edit_sender import EditSender
+from dserverfs.edit_session import Unsent
 from dserverfs.edit_targets import Kind, Target, is_temporary, target_of
 from dserverfs.edited_files import EditedFiles, LocalFile, MovedAway, Shown
 from dserverfs.errors import Frozen, NotFound, PermissionDenied, UsageError
@@ -37,17 +37,6 @@ logger = logging.getLogger(__name__)
 
 CLOSE_S = 5.0  # for what is being sent when the mount ends
 _RENAME_NOREPLACE = 1  # of renameat2(2)
-
-
-class Unsent(NamedTuple):
-    """A change that the server does not have."""
-
-    dataset: Dataset
-    path: str
-    local: Path
-    size_in_bytes: int
-    changed_at: float  # epoch seconds
-    reason: str | None  # None: it is being written or sent
 
 
 class FrozenEdits:
@@ -295,15 +284,17 @@ class FrozenEdits:
                 raise NotFound(f"{dataset.uri}: nothing at {path}")
         if not target.can_be_removed:
             raise Frozen(f"{dataset.uri}: is frozen, and has a {path}")
-        if self._is_on_server(dataset, target):
-            with edited.sending:
+        with edited.sending:  # after what is being sent just now
+            is_there = self._is_on_server(dataset, target)
+            if is_there:
                 edit_targets.delete(target, dataset, self._writes)
-            self._catalogue.forget(dataset)
-        elif file is None:
+                self._catalogue.forget(dataset)
+            with self._condition:
+                file = edited.at(path)
+                if file is not None:
+                    self._local.discard(file)
+        if file is None and not is_there:
             raise NotFound(f"{dataset.uri}: nothing at {path}")
-        with self._condition:
-            if file is not None and file.path == path:
-                self._local.discard(file)
 
     def rename(self, dataset: Dataset, old: str, new: str, flags: int) -> None:
         """Rename a file; onto a target it is sent. Raises as `send`, Frozen, and OSError."""
