@@ -28,8 +28,8 @@ ATTEMPTS = 6
 MAX_BACKOFF_S = 15.0
 _MOVED_AFTER = 3
 MAX_RETRY_AFTER_S = 60.0
-# What a store says to a body that is not that of the pinned Content-MD5: S3, Azure.
-_OTHER_CONTENT = frozenset({"BadDigest", "Md5Mismatch"})
+# What a store says to a body that is not that of the pinned Content-MD5: S3, Azure, Azurite.
+_OTHER_CONTENT = frozenset({"BadDigest", "Md5Mismatch", "InvalidOperation"})
 
 
 class Target(Protocol):

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
+from dserverfs.clock import boottime_s
 from dserverfs.errors import DserverfsError, NotAuthenticated, NotFound, PermissionDenied
 
 logger = logging.getLogger(__name__)
@@ -32,15 +32,6 @@ class NotLoaded(Exception):
         self.load = load
 
 
-def loaded(call: Callable[[], T]) -> T:
-    """Return what `call` returns, loading what it lacks; blocks."""
-    while True:
-        try:
-            return call()
-        except NotLoaded as missing:
-            missing.load()
-
-
 class Cell(Generic[T]):
     """One value, its age, and how to fetch it."""
 
@@ -49,7 +40,7 @@ class Cell(Generic[T]):
         fetch: Callable[[], T],
         max_age_s: float,
         background: Executor,
-        clock_s: Callable[[], float] = time.monotonic,
+        clock_s: Callable[[], float] = boottime_s,
     ) -> None:
         self._fetch = fetch
         self._max_age_s = max_age_s
@@ -126,3 +117,12 @@ class Cell(Generic[T]):
         finally:
             with self._lock:
                 self._refreshing = False
+
+
+def loaded(ask: Callable[[], T]) -> T:
+    """Return what `ask` returns, loading what it lacks; blocks."""
+    while True:
+        try:
+            return ask()
+        except NotLoaded as missing:
+            missing.load()

@@ -6,21 +6,27 @@ here. `open` starts no thread and sends no request; methods block.
 
 from __future__ import annotations
 
+import getpass
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
-from dserverfs import edit_session
-from dserverfs.cache import BlockCache, private_directory
+from dserverfs import edit_session, login
+from dserverfs.cache import BlockCache
 from dserverfs.catalogue import Catalogue
 from dserverfs.cells import NotLoaded
 from dserverfs.connections import Trust
+from dserverfs.dataset_tree import DatasetTree
+from dserverfs.directories import local_directory, private_directory
 from dserverfs.errors import DserverfsError, NotFound, PermissionDenied, UsageError
+from dserverfs.fetching import Fetcher
 from dserverfs.freezer import Freezer
 from dserverfs.frozen_edits import FrozenEdits
+from dserverfs.item_content import ItemContent
 from dserverfs.kept_answers import KeptAnswers
 from dserverfs.many_gets import ManyGets
 from dserverfs.metadata_writes import MetadataWrites
@@ -32,9 +38,11 @@ from dserverfs.routes import Routes
 from dserverfs.settings import Settings
 from dserverfs.staging import Staging
 from dserverfs.storage import Storage
-from dserverfs.transport import ServerTransport, TokenSource
+from dserverfs.stored_items import StoredItems
+from dserverfs.transport import ServerTransport, TokenSource, expires_at
 from dserverfs.tree import directories_below, parts_of
 from dserverfs.uploader import Uploader
+from dserverfs.verify import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +57,19 @@ class Client:
         *,
         cache_directory: Path | None = None,
         cache_size: int | None = None,
-        verify: bool = True,
+        verify: Policy = Policy.COMPLETE,
         staging_directory: Path | None = None,
         freeze_delay_s: float | None = None,
+        adopt: bool = True,
     ) -> None:
-        """`server` is HOST[:PORT]; `cache_size` is in bytes; `verify` compares with manifests.
+        """`server` is HOST[:PORT]; `cache_size` is in bytes.
 
         `freeze_delay_s` is for how long a staged dataset is unchanged before it is
-        frozen by itself, None for never.
+        frozen by itself, None for never. With `adopt` the bytes of what is frozen
+        here are taken over into the cache.
         """
-        self._directory = cache_directory or settings.cache_directory()
+        self._server = server
+        self._directory = local_directory(cache_directory or settings.cache_directory())
         trust = settings.trust(server)
         self._transport = _transport(server, settings, trust)
         self._storage = Storage(trust)
@@ -72,6 +83,8 @@ class Client:
         self.reader = Reader(
             self.resolver, self._storage, self._cache, ManyGets(trust), verify=verify
         )
+        self.stored = StoredItems(self.resolver, self._storage)
+        self.fetcher = Fetcher(self.resolver, self._storage)
         self.uploader = Uploader(self.resolver, self._storage)
         staged = staging_directory or settings.staging_directory()
         self.staging = Staging(staged, server)
@@ -79,7 +92,11 @@ class Client:
             edit_session.root_of(staged, server), self.metadata_writes, self.catalogue
         )
         registration = Registration(
-            server, self.resolver, self.uploader, self.catalogue, self._cache
+            server,
+            self.resolver,
+            self.uploader,
+            self.catalogue,
+            self._cache if adopt else None,
         )
         self.freezer = Freezer(self.uploader, registration, delay_s=freeze_delay_s)
 
@@ -141,6 +158,27 @@ class Client:
         except NotFound as error:
             raise NotFound(f"{uri}: no such dataset; a base URI shows all there are") from error
 
+    def datasets(self, uri: DserverURI) -> list[Dataset]:
+        """Return the dataset that `uri` names, or all it shows; blocks. Raises as `check` does."""
+        only = self.check(uri)
+        if only is not None:
+            return [only]
+        user = self._answers.accepted_user()
+        return [
+            dataset
+            for base_uri in user.search_base_uris
+            if _is_below(base_uri, uri.base_uri)
+            for dataset in self._answers.datasets(base_uri)
+        ]
+
+    def contents(self, dataset: Dataset) -> Iterator[tuple[str, ItemContent]]:
+        """Yield every item with its path below `data`; blocks. Raises what the server says."""
+        _load(lambda: self.catalogue.index(dataset))
+        yield from DatasetTree(dataset, self.catalogue, str(self.uri_of(dataset))).items()
+
+    def uri_of(self, dataset: Dataset) -> DserverURI:
+        return DserverURI(self._server, dataset.base_uri, dataset.uuid)
+
     def preload(self, uri: DserverURI, only: Future[Dataset | None]) -> None:
         """Load what the first listing of a mount shows; blocks. What fails is asked again later."""
         try:
@@ -188,6 +226,50 @@ def whoami(server: str, settings: Settings) -> User:
         transport.close()
 
 
+class KeptToken(NamedTuple):
+    """A token that was got and kept."""
+
+    user: User
+    expires_at: float | None  # epoch seconds
+    path: Path
+    overridden_by: str | None  # the setting that counts before it
+
+
+class Login:
+    """A password for one dserver, to be exchanged for a token."""
+
+    def __init__(self, server: str, settings: Settings, *, username: str | None) -> None:
+        self._server = server
+        self._settings = settings
+        self._base_url = settings.base_url(server)
+        self._generator_url = settings.token_generator_url(server)
+        self.username = username or settings.username(server) or _login_name()
+
+    def require_private_way(self) -> None:
+        """Raise UsageError if the password or the token could be read on the way."""
+        for url in (self._generator_url, self._base_url):
+            if url is not None:
+                login.require_private_way(url)
+
+    def run(self, password: str) -> KeptToken:
+        """Get a token, try it, and keep it; blocks."""
+        trust = self._settings.trust(self._server)
+        credentials = login.Credentials(self.username, password)
+        token = login.fetch_token(self._base_url, self._generator_url, credentials, trust)
+        user = login.user_of(self._base_url, token, trust)
+        path = self._settings.kept_token_file(self._server)
+        login.keep_token(path, token)
+        overridden_by = self._settings.token_setting(self._server)
+        return KeptToken(user, expires_at(token), path, overridden_by)
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:  # a user id without a name, as in containers
+        raise UsageError("say whom to log in: --username NAME") from error
+
+
 def _transport(server: str, settings: Settings, trust: Trust) -> ServerTransport:
     token = settings.token(server)
     tokens = TokenSource(token, None if token else settings.token_file(server))
@@ -206,6 +288,9 @@ def _load(ask: Callable[[], object]) -> None:
 
 def _may_search(user: User, base_uri: str) -> bool:
     """Return whether there is something to see at or below `base_uri`."""
-    return any(
-        known == base_uri or known.startswith(f"{base_uri}/") for known in user.search_base_uris
-    )
+    return any(_is_below(known, base_uri) for known in user.search_base_uris)
+
+
+def _is_below(base_uri: str, other: str | None) -> bool:
+    """Return whether `base_uri` is `other` or in it; None has all."""
+    return other is None or base_uri == other or base_uri.startswith(f"{other}/")

@@ -185,6 +185,20 @@ class DatasetTree:
             return self._edits.with_number(self.dataset, number - EDITED)
         return self._edits.shown(self.dataset, self._path(number)).file
 
+    def items(self) -> Iterator[tuple[str, ItemContent]]:
+        """Yield every item with its path below `data`, those as well that cannot be shown."""
+        index = self._index()
+        directories = {0: ""}
+        place = 1
+        while rows := index.rows_from(place, ROWS_AT_A_TIME):
+            for row in rows:
+                path = directories[row.parent] + row.name
+                if row.identifier is None:
+                    directories[row.row] = f"{path}/"
+                else:
+                    yield path, self._item(index, row, row.identifier)
+            place = rows[-1].row + 1
+
     def item(self, number: int) -> Item | None:
         """Return the item that a number is of; None for directories and what is no item."""
         if number >= OWN:

@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from dserverfs.errors import DserverfsError, ProtocolError, UsageError
+from dserverfs.local_files import locked
 from dserverfs.model import Dataset
-from dserverfs.owner_lock import OwnerLock, locked
+from dserverfs.owner_lock import OwnerLock
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,12 @@ from dserverfs.model import DserverURI
 from dserverfs.staged_layout import Ambiguous, StillProto, survey
 from dserverfs.staging import StagedDataset
 
+OVERLAY = "overlay."
+# Those of the facts that are extended attributes as well.
+ATTRIBUTES = frozenset(
+    {"uuid", "uri", "name", "creator_username", "frozen_at", "identifier", "hash"}
+)
+
 
 def of_frozen(tree: DatasetTree, number: int, server: str) -> dict[str, Any]:
     """Return the facts of a dataset, and of the item if `number` is one's."""
@@ -38,7 +44,7 @@ def of_frozen(tree: DatasetTree, number: int, server: str) -> dict[str, Any]:
         "hash": item.hash,
     }
     for name, value in tree.overlay_values(item.identifier).items():
-        facts[f"overlay.{name}"] = value
+        facts[f"{OVERLAY}{name}"] = value
     return facts
 
 
@@ -82,6 +88,15 @@ def of_unsent(change: Unsent, server: str) -> dict[str, Any]:
 def text_of(value: object) -> str:
     """Return a fact as an extended attribute's value."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def attributes(tree: DatasetTree, number: int, server: str) -> dict[str, str]:
+    """Return the extended attributes of a number in a frozen dataset, by name."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in of_frozen(tree, number, server).items()
+        if name in ATTRIBUTES or name.startswith(OVERLAY)
+    }
 
 
 def _amount(staged: StagedDataset) -> tuple[int, int]:

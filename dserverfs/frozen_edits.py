@@ -29,7 +29,8 @@ from dserverfs.edit_session import Unsent
 from dserverfs.edit_targets import Kind, Target, is_temporary, target_of
 from dserverfs.edited_files import EditedFiles, LocalFile, MovedAway, Shown
 from dserverfs.errors import Frozen, NotFound, PermissionDenied, UsageError
-from dserverfs.local_edits import TARGET_MODE, EditHandle, LocalEdits, write_all
+from dserverfs.local_edits import TARGET_MODE, EditHandle, LocalEdits
+from dserverfs.local_files import write_all
 from dserverfs.metadata_writes import MetadataWrites
 from dserverfs.model import Dataset
 

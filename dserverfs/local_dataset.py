@@ -49,6 +49,7 @@ class LocalDataset(NamedTuple):
             raise UsageError(f"{directory}: not a frozen dataset: {error}") from error
         if admin.get("type") != "dataset":
             raise UsageError(f"{directory}: is not frozen")
+        data = directory / "data"
         tags = metadata / "tags"
         return cls(
             admin,
@@ -56,7 +57,7 @@ class LocalDataset(NamedTuple):
             hash_function,
             items,
             timestamps,
-            lambda item: directory / "data" / item.relpath,
+            lambda item: data / item.relpath,
             sorted(path.name for path in tags.iterdir()) if tags.is_dir() else [],
             _json_files(metadata / "annotations"),
             _json_files(metadata / "overlays"),

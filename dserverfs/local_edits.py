@@ -183,10 +183,3 @@ class LocalEdits:
             self.note(file)
             logger.warning("%s: %s: %s", note.dataset.uri, note.path, UNFINISHED)
         return file
-
-
-def write_all(fd: int, data: bytes, offset: int) -> None:
-    """Write all of `data`; a disk that takes only a part says why when asked for more."""
-    done = os.pwrite(fd, data, offset)
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)

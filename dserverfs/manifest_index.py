@@ -16,8 +16,10 @@ becomes `.refused-<identifier>` at the top, so that a copy fails visibly.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -28,7 +30,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dserverfs.errors import DserverfsError, NotFound, ProtocolError
-from dserverfs.model import Identifier, Item, identifier_of, is_identifier, relpath_is_usable
+from dserverfs.model import (
+    MAX_COMPONENT_BYTES,
+    Identifier,
+    Item,
+    identifier_of,
+    is_identifier,
+    relpath_is_usable,
+)
 
 FORMAT_VERSION = 1
 # Larger manifests are indexed by a process of their own; it starts in 50 ms, as
@@ -36,6 +45,7 @@ FORMAT_VERSION = 1
 IN_PROCESS_BYTES = 2 * 1024 * 1024
 INDEXING_TIMEOUT_S = 300.0
 REFUSED_PREFIX = ".refused-"
+_MAX_PLAIN_S = 1e11
 
 _SCHEMA = """
 PRAGMA journal_mode = OFF;
@@ -64,15 +74,22 @@ class Row(NamedTuple):
     children: int  # directories: the number of children
 
 
-class _Node:
-    """A node while the tree is built."""
+# (identifier, relpath, size, hash, mtime_ns): a tuple and no object, of which a million
+# take three times as long to make.
+_Entry = tuple[str, str, int, str, int]
 
-    __slots__ = ("children", "item", "refused")
 
-    def __init__(self, item: Item | None = None, refused: bool = False) -> None:
-        self.item = item
-        self.refused = refused
-        self.children: dict[str, _Node] = {}
+class _Leaf(NamedTuple):
+    """An item in the tree while it is built; a directory is a dict."""
+
+    entry: _Entry
+    refused: int
+
+
+_Tree = dict[str, Any]  # of _Leaf and _Tree, by name
+
+# What nearly every relpath looks like, as one match tells; any other is taken apart.
+_PLAIN_RELPATH = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_ .+=,@()-]{0,200}(?:/(?!\Z)|\Z))+\Z")
 
 
 def build(manifest_path: Path, index_path: Path) -> None:
@@ -82,7 +99,7 @@ def build(manifest_path: Path, index_path: Path) -> None:
             manifest = json.load(file)
         items = manifest["items"]
         hash_function = str(manifest.get("hash_function", ""))
-        entries = [Item.from_json(identifier, entry) for identifier, entry in items.items()]
+        entries = [_entry(identifier, entry) for identifier, entry in items.items()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"the manifest cannot be read: {error!r}") from error
     del manifest, items
@@ -97,7 +114,7 @@ def build(manifest_path: Path, index_path: Path) -> None:
                     FORMAT_VERSION,
                     hash_function,
                     len(entries),
-                    sum(item.size_in_bytes for item in entries),
+                    sum(entry[2] for entry in entries),
                 ),
             )
             connection.executemany(
@@ -112,62 +129,79 @@ def build(manifest_path: Path, index_path: Path) -> None:
         raise
 
 
-def _tree(entries: Sequence[Item]) -> _Node:
-    root = _Node()
+def _entry(identifier: str, entry: Any) -> _Entry:
+    relpath, size, digest = entry.get("relpath"), entry.get("size_in_bytes"), entry.get("hash")
+    moment = entry.get("utc_timestamp")
+    is_plain = (type(relpath), type(size), type(digest), type(moment)) == (str, int, str, float)
+    if is_plain and size >= 0 and 0 <= moment < _MAX_PLAIN_S:
+        return identifier, relpath, size, digest.lower(), round(moment * 1_000_000) * 1000
+    item = Item.from_json(identifier, entry)
+    return identifier, item.relpath, item.size_in_bytes, item.hash, item.mtime_ns
+
+
+def _tree(entries: list[_Entry]) -> _Tree:
+    entries.sort(key=lambda entry: entry[0])
+    entries.sort(key=lambda entry: entry[1].count("/"))  # stable: files before what is below
+    root: _Tree = {}
+    directories = {"": root}
     refused = []
-    for item in sorted(entries, key=lambda item: (item.relpath.count("/"), item.identifier)):
-        if not relpath_is_usable(item.relpath) or not is_identifier(item.identifier):
-            refused.append(item)
+    for entry in entries:
+        relpath = entry[1]
+        above, _, name = relpath.rpartition("/")
+        if not _is_usable(relpath) or not is_identifier(entry[0]):
+            refused.append(entry)
             continue
-        *directories, name = item.relpath.split("/")
-        node = root
-        for directory in directories:
-            node = node.children.setdefault(directory, _Node())
-            if node.item is not None:  # file and directory at once: the file came first
-                break
-        if node.item is not None or name in node.children or name.startswith(REFUSED_PREFIX):
-            refused.append(item)
+        directory = directories.get(above)
+        if directory is None:
+            directory = _make_directories(root, above)
+            if directory is not None:
+                directories[above] = directory
+        if directory is None or name in directory or name.startswith(REFUSED_PREFIX):
+            refused.append(entry)
         else:
-            node.children[name] = _Node(item)
-    for item in refused:
-        known = item.identifier if is_identifier(item.identifier) else identifier_of(item.relpath)
-        root.children[f"{REFUSED_PREFIX}{known}"] = _Node(item, refused=True)
+            directory[name] = _Leaf(entry, 0)
+    for entry in refused:
+        known = entry[0] if is_identifier(entry[0]) else identifier_of(entry[1])
+        root[f"{REFUSED_PREFIX}{known}"] = _Leaf(entry, 1)
     return root
 
 
-def _rows(root: _Node) -> Iterator[tuple[Any, ...]]:
+def _is_usable(relpath: str) -> bool:
+    if len(relpath) <= MAX_COMPONENT_BYTES and _PLAIN_RELPATH.match(relpath):
+        return True
+    return relpath_is_usable(relpath)
+
+
+def _make_directories(root: _Tree, path: str) -> _Tree | None:
+    """Return the directory at `path`; None if a file is in its way."""
+    directory = root
+    for name in path.split("/"):
+        below = directory.setdefault(name, {})
+        if isinstance(below, _Leaf):
+            return None
+        directory = below
+    return directory
+
+
+def _rows(root: _Tree) -> Iterator[tuple[Any, ...]]:
     """Number the nodes breadth first and yield their rows, in order."""
-    yield (0, 0, "", None, 0, "", 0, 0, 1, len(root.children))
+    yield (0, 0, "", None, 0, "", 0, 0, 1, len(root))
     level = [(0, root)]
     row = 1
     while level:
-        children = [
-            (parent, name, child)
-            for parent, node in level
-            for name, child in sorted(node.children.items())
-        ]
-        following = row + len(children)
+        following = row + sum(len(directory) for _, directory in level)
         next_level = []
-        for parent, name, node in children:
-            item = node.item
-            if item is None:
-                yield (row, parent, name, None, 0, "", 0, 0, following, len(node.children))
-                following += len(node.children)
-                next_level.append((row, node))
-            else:
-                yield (
-                    row,
-                    parent,
-                    name,
-                    item.identifier,
-                    item.size_in_bytes,
-                    item.hash,
-                    item.mtime_ns,
-                    int(node.refused),
-                    0,
-                    0,
-                )
-            row += 1
+        for parent, directory in level:
+            for name in sorted(directory):
+                node = directory[name]
+                if isinstance(node, _Leaf):
+                    (identifier, _, size, digest, mtime_ns), refused = node
+                    yield (row, parent, name, identifier, size, digest, mtime_ns, refused, 0, 0)
+                else:
+                    yield (row, parent, name, None, 0, "", 0, 0, following, len(node))
+                    following += len(node)
+                    next_level.append((row, node))
+                row += 1
         level = next_level
 
 
@@ -289,6 +323,7 @@ class ManifestIndex:
 def main(arguments: Sequence[str]) -> int:
     """Index JSON (first argument) into INDEX (second); the process `build_apart` starts."""
     manifest_path, index_path = arguments
+    gc.disable()  # a million items are no garbage: looking for it takes half of the time
     try:
         build(Path(manifest_path), Path(index_path))
     except DserverfsError as error:

@@ -10,6 +10,7 @@ import datetime
 import email.utils
 import hashlib
 import re
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NewType
@@ -29,11 +30,16 @@ _IDENTIFIER = re.compile(r"[0-9a-f]{40}\Z")
 _SERVER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^/:@\[\]\s?#%]+)(:\d{1,5})?\Z")
 
 MAX_COMPONENT_BYTES = 255  # NAME_MAX of Linux
+# What RFC 3986 lets stand in a path component.
+_PLAIN = "-_.~!$&'()*+,=:@"
 
 
 @dataclass(frozen=True)
 class DserverURI:
-    """`dserver://SERVER[/<backend>/<bucket>[/<prefix>...][/<uuid>]]`, or `.../<uuid>` alone."""
+    """`dserver://SERVER[/<backend>/<bucket>[/<prefix>...][/<uuid>]]`, or `.../<uuid>` alone.
+
+    In its text the parts are percent-encoded where they have to be.
+    """
 
     server: str  # HOST or HOST:PORT
     base_uri: str | None = None  # the backend's own, "s3://bucket"
@@ -50,6 +56,7 @@ class DserverURI:
         server, *parts = rest.rstrip("/").split("/")
         if not _SERVER.match(server):
             raise UsageError(f"{text}: {server!r} is not HOST or HOST:PORT")
+        parts = [_decoded(part, text) for part in parts]
         if any(not part or part in (".", "..") for part in parts):
             raise UsageError(f"{text}: has an empty or relative component")
         uuid = UUID(parts.pop().lower()) if parts and is_uuid(parts[-1].lower()) else None
@@ -64,7 +71,7 @@ class DserverURI:
     def __str__(self) -> str:
         parts = [f"{SCHEME}://{self.server}"]
         if self.base_uri is not None:
-            parts.append("/".join(split_base_uri(self.base_uri)))
+            parts += [urllib.parse.quote(part, _PLAIN) for part in split_base_uri(self.base_uri)]
         if self.uuid is not None:
             parts.append(self.uuid)
         return "/".join(parts)
@@ -77,6 +84,17 @@ def split_base_uri(base_uri: str) -> list[str]:
     if not separator or not all(parts):
         raise ProtocolError(f"{base_uri}: not of the form backend://bucket", uri=base_uri)
     return parts
+
+
+def _decoded(part: str, text: str) -> str:
+    """Return a component of the URI `text` without its percent-encoding."""
+    try:
+        decoded = urllib.parse.unquote(part, errors="strict")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{text}: {part!r} is not percent-encoded UTF-8") from error
+    if "/" in decoded or "\0" in decoded:
+        raise UsageError(f"{text}: {part!r} is not one component of a path")
+    return decoded
 
 
 def is_uuid(text: str) -> bool:

@@ -7,6 +7,7 @@ point (ENOTCONN), never an empty directory.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import resource
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import pyfuse3
 import trio
 
-from dserverfs import mountpoint
+from dserverfs import facts, mountpoint
 from dserverfs.client import Client
 from dserverfs.commander import Commander
 from dserverfs.control import Server, socket_name
@@ -97,17 +98,20 @@ class _Parts(NamedTuple):
         ownership = Ownership(options.uid, options.gid, options.umask)
         reader, freezer, edits = client.reader, client.freezer, client.edits
         now_ns = time.time_ns()
+        attributes = None
+        if options.xattr:
+            attributes = functools.partial(facts.attributes, server=options.uri.server)
         if options.read_only:
             tree = Tree(options.uri, client.catalogue, now_ns)
             if only is not None:
                 tree.show_only(only)
-            reading = ReadOnlyOperations(tree, reader, ownership)
+            reading = ReadOnlyOperations(tree, reader, ownership, attributes)
             return cls(reading, tree, None, freezer, edits, [])
         edits.open(lambda dataset: _is_shown(dataset, options.uri, only))
         if only is not None:
             tree = Tree(options.uri, client.catalogue, now_ns, edits=edits)
             tree.show_only(only)
-            editing = EditingOperations(tree, reader, ownership, edits)
+            editing = EditingOperations(tree, reader, ownership, edits, attributes)
             return cls(editing, tree, None, freezer, edits, [])
         staging = client.staging.open()
         for base_uri in staging.base_uris():
@@ -115,8 +119,10 @@ class _Parts(NamedTuple):
                 freezer.resume(staged)
         freezer.open()
         tree = Tree(options.uri, client.catalogue, now_ns, staging, edits)
-        operations = Operations(tree, reader, ownership, staging, freezer, client.give_way, edits)
-        return cls(operations, tree, staging, freezer, edits, [])
+        writing = Operations(
+            tree, reader, ownership, staging, freezer, client.give_way, edits, attributes
+        )
+        return cls(writing, tree, staging, freezer, edits, [])
 
 
 def _is_shown(dataset: Dataset, uri: DserverURI, only: Dataset | None) -> bool:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from dserverfs.errors import (
     DeadlineExceeded,
@@ -55,6 +55,15 @@ class Metadata:
     tags: tuple[str, ...]
     overlays: Mapping[str, bytes]
     annotations: Mapping[str, bytes]
+
+
+class MetadataUrls(NamedTuple):
+    """Where the parts of a dataset's metadata can be read one by one, and its tags."""
+
+    admin_metadata: str
+    overlays: Mapping[str, str]
+    annotations: Mapping[str, str]
+    tags: tuple[str, ...]
 
 
 class Resolver:
@@ -117,6 +126,13 @@ class Resolver:
                 return dataset
         raise NotFound(f"{self.server_url} has no dataset {uuid} in {base_uri}")
 
+    def dataset(self, uri: str) -> Dataset:
+        """Return the dataset of that URI of its backend.
+
+        Raises NotFound, and PermissionDenied, which also means an unknown base URI.
+        """
+        return Dataset.from_json(json_of(self._routes.core("uris", uri)))
+
     def fetch_manifest(self, dataset: Dataset, file: IO[bytes]) -> None:
         """Write the manifest's JSON, as the server sends it, to `file`."""
         deadline = Deadline(MANIFEST_TIMEOUT_S)
@@ -151,10 +167,10 @@ class Resolver:
     def metadata(self, dataset: Dataset) -> Metadata:
         """Return what `.dtool` holds: one request to the server, one to the store an object.
 
-        Of a dataset that is too large to be asked whole, on a server that cannot
-        leave its items out: what the server's index has, which is all but overlays.
+        Of a dataset whose metadata is not signed: what the server's index has,
+        which is all but overlays.
         """
-        if not self._routes.capabilities().extended and not is_asked_whole(dataset):
+        if not self.signs_metadata(dataset):
             return self._indexed_metadata(dataset)
         deadline = Deadline(METADATA_TIMEOUT_S)
         try:
@@ -165,6 +181,29 @@ class Resolver:
             return self._stored_metadata(dataset, deadline)
         except StorageRefused as error:
             raise ProtocolError(f"{error}, for a URL signed just now", uri=dataset.uri) from error
+
+    def signs_metadata(self, dataset: Dataset) -> bool:
+        """Return whether `metadata_urls` can be asked for.
+
+        Not of a dataset too large to be asked whole, on a server that cannot leave
+        its items out.
+        """
+        return self._routes.capabilities().extended or is_asked_whole(dataset)
+
+    def metadata_urls(self, dataset: Dataset) -> MetadataUrls:
+        """Return fresh URLs for what `.dtool` holds; one request."""
+        answer = self._signing.dataset_urls(dataset)
+        overlays = string_map(answer.get("overlay_urls", {}), "overlay_urls")
+        annotations = string_map(answer.get("annotation_urls", {}), "annotation_urls")
+        admin_url = answer.get("admin_metadata_url")
+        tags = answer.get("tags", [])
+        if not isinstance(admin_url, str) or not isinstance(tags, list):
+            raise ProtocolError(f"{self.server_url}: signed URLs of {dataset.uri} are incomplete")
+        return MetadataUrls(admin_url, overlays, annotations, _sorted_texts(tags))
+
+    def read_metadata(self, url: str) -> bytes:
+        """Return what is stored at one of the `metadata_urls`; StorageRefused: it has expired."""
+        return self._read_object(url, Deadline(METADATA_TIMEOUT_S))
 
     def item_url(
         self,
@@ -199,18 +238,12 @@ class Resolver:
         return tuple(usable)
 
     def _stored_metadata(self, dataset: Dataset, deadline: Deadline) -> Metadata:
-        answer = self._signing.dataset_urls(dataset)
-        overlays = string_map(answer.get("overlay_urls", {}), "overlay_urls")
-        annotations = string_map(answer.get("annotation_urls", {}), "annotation_urls")
-        admin_url = answer.get("admin_metadata_url")
-        tags = answer.get("tags", [])
-        if not isinstance(admin_url, str) or not isinstance(tags, list):
-            raise ProtocolError(f"{self.server_url}: signed URLs of {dataset.uri} are incomplete")
+        urls = self.metadata_urls(dataset)
         with ThreadPoolExecutor(4, thread_name_prefix="metadata") as pool:
-            admin = pool.submit(self._read_object, admin_url, deadline)
+            admin = pool.submit(self._read_object, urls.admin_metadata, deadline)
             parts = [
-                {name: pool.submit(self._read_object, url, deadline) for name, url in urls.items()}
-                for urls in (overlays, annotations)
+                {name: pool.submit(self._read_object, url, deadline) for name, url in part.items()}
+                for part in (urls.overlays, urls.annotations)
             ]
             stored = [
                 {
@@ -220,7 +253,7 @@ class Resolver:
                 }
                 for part in parts
             ]
-            return Metadata(admin.result(), _sorted_texts(tags), stored[0], stored[1])
+            return Metadata(admin.result(), urls.tags, stored[0], stored[1])
 
     def _read_object(self, url: str, deadline: Deadline) -> bytes:
         attempt = 0

@@ -13,12 +13,14 @@ from collections.abc import Iterator
 
 from dserverfs.announcement import Announcement
 from dserverfs.attempts import AnnouncedTarget, Attempts, Tally
+from dserverfs.azure import BlobSender, is_sas
 from dserverfs.errors import ItemChanged
 from dserverfs.hashing import Stamp
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import Identifier, Item
 from dserverfs.outgoing import FilePart, Line
 from dserverfs.parts import PartSender
+from dserverfs.pieces import PieceSender
 from dserverfs.storage import Storage
 
 _READ_BYTES = 1024 * 1024
@@ -38,7 +40,9 @@ class Sender:
         self._dataset = dataset
         self._tally = tally
         self._attempts = Attempts(storage, tally)
-        self._parts = PartSender(announcement.routes, self._attempts, tally, storage.line)
+        pieces = PieceSender(self._attempts, tally, storage.line)
+        self._parts = PartSender(announcement.routes, pieces)
+        self._blobs = BlobSender(self._attempts, pieces)
         self._stamps: dict[Identifier, Stamp] = {}
 
     def note_files(self) -> None:
@@ -57,28 +61,37 @@ class Sender:
     def send(self, line: Line, item: Item) -> None:
         """Return when the item is stored; raises ItemChanged, Unreachable, Cancelled, ..."""
         urls = self._announcement.urls()
+        already = 0
         with self._open(item) as descriptor:
             if item.identifier in urls.in_parts:
-                self._parts.send(urls.uri, item, descriptor)
+                already = self._parts.send(urls.uri, item, descriptor)
             else:
                 self._send_whole(line, item, descriptor)
             self._check(item, Stamp.of(os.fstat(descriptor)))
-        self._tally.add_item()
+        self._tally.add_item(already)
 
     def send_readme(self, line: Line) -> None:
         target = AnnouncedTarget(self._announcement, lambda urls: urls.readme)
-        self._attempts.persist(line, target, self._dataset.readme, counted=False)
+        if is_sas(target.url().url):
+            self._blobs.send_readme(line, target, self._dataset.readme)
+        else:
+            self._attempts.persist(line, target, self._dataset.readme, counted=False)
 
     def _send_whole(self, line: Line, item: Item, descriptor: int) -> None:
+        def new_target() -> AnnouncedTarget:
+            return AnnouncedTarget(self._announcement, lambda urls: urls.items[item.identifier])
+
+        def on_other_content() -> None:
+            self._require_same_content(item, descriptor)
+
+        target = new_target()
+        if is_sas(target.url().url):
+            self._blobs.send(line, new_target, item, descriptor, on_other_content)
+            return
         content: FilePart | bytes = b""
         if item.size_in_bytes:
             content = FilePart(descriptor, 0, item.size_in_bytes, item.relpath)
-        self._attempts.persist(
-            line,
-            AnnouncedTarget(self._announcement, lambda urls: urls.items[item.identifier]),
-            content,
-            on_other_content=lambda: self._require_same_content(item, descriptor),
-        )
+        self._attempts.persist(line, target, content, on_other_content=on_other_content)
 
     def _require_same_content(self, item: Item, descriptor: int) -> None:
         """Raise ItemChanged unless the file has the hash that was announced."""

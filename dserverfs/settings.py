@@ -11,6 +11,9 @@ before what is set for all.
     DSERVER_PROTOCOL             http (default) or https
     DSERVER_TOKEN[_<SERVER>]     the token itself
     DSERVER_TOKEN_FILE[_<SERVER>]  a file with it, read again when it changes
+                                 without any of these: what `dserverfs login` has kept
+    DSERVER_USERNAME[_<SERVER>]  whom `dserverfs login` logs in
+    DSERVER_TOKEN_GENERATOR_URL[_<SERVER>]  where it does so, if not at the dserver
     DSERVER_CA_FILE[_<SERVER>]   certificate authority to trust beside the machine's,
                                  for dserver and the store: PEM file or directory
     DSERVER_VERIFY_SSL[_<SERVER>]  false: accept any certificate (default true)
@@ -19,6 +22,8 @@ before what is set for all.
     HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY
                                  (environment only) never used for this machine itself
     DSERVER_CACHE_DIR            where blocks and manifests are kept
+    DTOOL_CACHE_DIRECTORY        where dtool's commands get whole items (default ~/.cache/dtool)
+    DTOOL_S3_PUBLISH_EXPIRY      for how many seconds `dtool publish` lets others read
     DSERVER_STAGING_DIR          where datasets are until they are frozen
 
 A name with dots, hyphens or a colon cannot be exported by a shell; `env
@@ -40,10 +45,14 @@ TOKEN = "DSERVER_TOKEN"
 TOKEN_FILE = "DSERVER_TOKEN_FILE"
 PROTOCOL = "DSERVER_PROTOCOL"
 URL = "DSERVER_URL"
+TOKEN_GENERATOR_URL = "DSERVER_TOKEN_GENERATOR_URL"
+USERNAME = "DSERVER_USERNAME"
 CA_FILE = "DSERVER_CA_FILE"
 VERIFY_SSL = "DSERVER_VERIFY_SSL"
 BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 CACHE_DIR = "DSERVER_CACHE_DIR"
+DTOOL_CACHE_DIR = "DTOOL_CACHE_DIRECTORY"
+PUBLISH_EXPIRY = "DTOOL_S3_PUBLISH_EXPIRY"
 STAGING_DIR = "DSERVER_STAGING_DIR"
 
 
@@ -55,10 +64,12 @@ class Settings:
         self._file_values = file_values
 
     @classmethod
-    def load(cls, environment: Mapping[str, str] | None = None) -> Settings:
-        """Read dtool.json; raises UsageError if it is there and is no JSON object."""
+    def load(
+        cls, environment: Mapping[str, str] | None = None, *, path: Path | None = None
+    ) -> Settings:
+        """Read dtool.json, or `path`; raises UsageError if it is there and is no JSON object."""
         environment = os.environ if environment is None else environment
-        path = _config_home(environment) / "dtool" / "dtool.json"
+        path = path or _config_home(environment) / "dtool" / "dtool.json"
         try:
             values = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
@@ -104,8 +115,33 @@ class Settings:
         return self.get(TOKEN)
 
     def token_file(self, server: str) -> Path | None:
+        """Return the file that is set, else the one that `login` has kept, if it has."""
         value = self.get(f"{TOKEN_FILE}_{server}") or self.get(TOKEN_FILE)
-        return Path(value).expanduser().absolute() if value else None
+        if value:
+            return Path(value).expanduser().absolute()
+        kept = self.kept_token_file(server)
+        return kept if kept.exists() else None
+
+    def kept_token_file(self, server: str) -> Path:
+        """Return where `login` keeps the token for `server`."""
+        name = urllib.parse.quote(server, safe="[]:")
+        return (_config_home(self._environment) / "dserverfs" / "tokens" / name).absolute()
+
+    def token_setting(self, server: str) -> str | None:
+        """Return the name of the setting that says which token is for `server`, if one does."""
+        names = (f"{TOKEN}_{server}", f"{TOKEN_FILE}_{server}", TOKEN, TOKEN_FILE)
+        return next((name for name in names if self.get(name)), None)
+
+    def token_generator_url(self, server: str) -> str | None:
+        """Return where passwords are exchanged for tokens, if not at the dserver itself."""
+        value = self._for(TOKEN_GENERATOR_URL, server)
+        if value is not None and urllib.parse.urlsplit(value).scheme not in ("http", "https"):
+            raise UsageError(f"{TOKEN_GENERATOR_URL}={_public(value)}: must be http(s)://...")
+        return value
+
+    def username(self, server: str) -> str | None:
+        """Return the user's name at `server`, if it is set."""
+        return self._for(USERNAME, server)
 
     def trust(self, server: str) -> Trust:
         """Return whose certificates count, for `server` and the store behind it."""
@@ -126,6 +162,18 @@ class Settings:
             return Path(value).expanduser().absolute()
         home = self._environment.get("XDG_CACHE_HOME") or "~/.cache"
         return (Path(home).expanduser() / "dserverfs").absolute()
+
+    def dtool_cache_directory(self) -> Path:
+        """Return where dtool's brokers keep whole items."""
+        value = self.get(DTOOL_CACHE_DIR) or "~/.cache/dtool"
+        return Path(value).expanduser().absolute()
+
+    def publish_expiry_s(self) -> int | None:
+        """Return for how many seconds a published dataset can be read; None: the server says."""
+        value = self.get(PUBLISH_EXPIRY)
+        if value is not None and not value.isdecimal():
+            raise UsageError(f"{PUBLISH_EXPIRY}={value}: must be a number of seconds")
+        return None if value is None else int(value)
 
     def data_directory(self) -> Path:
         """Return where data of ours is kept that is nowhere else."""
@@ -162,4 +210,7 @@ def _public(url: str) -> str:
 
 
 def _config_home(environment: Mapping[str, str]) -> Path:
-    return Path(environment.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    own = Path("~/.config").expanduser()
+    wanted = Path(environment.get("XDG_CONFIG_HOME") or own).expanduser()
+    # dtool's own commands write to ~/.config, whatever XDG_CONFIG_HOME says.
+    return wanted if (wanted / "dtool" / "dtool.json").exists() else own

@@ -24,7 +24,6 @@ import contextlib
 import logging
 import os
 import shutil
-import stat
 import threading
 import time
 import urllib.parse
@@ -33,6 +32,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from dserverfs.directories import private_directory
 from dserverfs.errors import (
     Conflict,
     DserverfsError,
@@ -40,12 +40,14 @@ from dserverfs.errors import (
     NameTaken,
     UsageError,
 )
+from dserverfs.local_files import locked
 from dserverfs.model import UUID, Dataset, name_is_valid
-from dserverfs.owner_lock import OwnerLock, locked
+from dserverfs.owner_lock import OwnerLock
 from dserverfs.staging_state import Move, Record, State
 
 logger = logging.getLogger(__name__)
 
+OPTION = "--staging-dir"
 _STATE = "state"
 _LOCK = "lock"
 _TREE = "tree"
@@ -211,7 +213,7 @@ class StagedDataset:
     def disarm(self, reason: str) -> None:
         """Have it frozen only by command from now on, and remember the first reason."""
         with self._lock:
-            if not self._record.armed:
+            if not self._record.armed or not self._owner.held:
                 return
             logger.warning("%s: will be frozen only by command: %s", self, reason)
             self._record = replace(self._record, armed=False, reason=reason)
@@ -254,6 +256,9 @@ class StagedDataset:
             self._keep(replace(self._record, name=name))
 
     def _keep(self, record: Record) -> None:
+        """Invariant: nobody but its owner writes the state."""
+        if not self._owner.held:
+            raise Conflict(f"{self._record.name}: belongs to {self._owner.owner()}")
         _write(self.directory, record)
         self._record = record
 
@@ -273,8 +278,8 @@ class Staging:
 
     def open(self) -> Staging:
         """Make the directory and delete what a crash left; raises UsageError."""
-        _private_directory(self.directory)
-        _private_directory(self._root)
+        private_directory(self.directory, OPTION)
+        private_directory(self._root, OPTION)
         for base in _subdirectories(self._root):
             with locked(base / _NAMES):
                 for path in _subdirectories(base):
@@ -319,16 +324,23 @@ class Staging:
         return sorted(found, key=lambda staged: (staged.record.created_at, staged.id))
 
     def create(
-        self, base_uri: str, name: str, creator_username: str, *, id: str | None = None
+        self,
+        base_uri: str,
+        name: str,
+        creator_username: str,
+        *,
+        id: str | None = None,
+        unarmed: str | None = None,
     ) -> StagedDataset:
         """Make an empty one that this process owns; `id` is a uuid, of the dataset to be.
 
+        `unarmed` is a reason why it is to be frozen by command only.
         Raises UsageError for a name dtool refuses, NameTaken, Conflict if that id
         is staged already.
         """
         require_name(name)
         base = self._base(base_uri)
-        _private_directory(base)
+        private_directory(base, OPTION)
         with locked(base / _NAMES):
             self._require_free(base_uri, name)
             record = Record(
@@ -338,18 +350,20 @@ class Staging:
                 name=name,
                 creator_username=creator_username,
                 created_at=time.time(),
+                armed=unarmed is None,
+                reason=unarmed,
             )
             path, new = base / record.id, base / f"{_NEW}{record.id}"
             if path.exists():
                 raise Conflict(f"{base_uri}/{record.id}: is staged already in {path}")
             (new / _TREE).mkdir(parents=True, mode=0o700)
             _write(new, record)
-            new.rename(path)
+            staged = StagedDataset(path, record)
+            with self._lock:  # whoever lists it from now on finds this one, and it owned
+                new.rename(path)
+                staged._owner.acquire()
+                self._known[path] = staged
             _sync(base)
-        staged = StagedDataset(path, record)
-        with self._lock:
-            self._known[path] = staged
-        staged._owner.acquire()
         return staged
 
     def rename(self, staged: StagedDataset, name: str) -> None:
@@ -430,16 +444,3 @@ def _delete_tree(path: Path) -> None:
         shutil.rmtree(path)
     except OSError as error:
         logger.warning("%s: cannot be deleted: %s", path, error)
-
-
-def _private_directory(path: Path) -> None:
-    """Make `path` if need be; raises UsageError unless it is ours and private."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.lstat()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot hold staged datasets: {error.strerror}") from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-        raise UsageError(f"{path}: is not a directory of yours; name another with --staging-dir")
-    if status.st_mode & 0o077:
-        path.chmod(0o700)

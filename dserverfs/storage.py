@@ -43,7 +43,9 @@ STALL_TIMEOUT_S = 30.0
 # How often one call asks again when the store says when: 503 or 429 with Retry-After.
 MAX_WAITS = 3
 MAX_OBJECT_BYTES = 64 * 1024 * 1024
+_SMALL_BODY_BYTES = 4096
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
+_TOTAL = re.compile(r"/(\d+)\Z")
 # Answered with 400, by a store that got tired of waiting for the body.
 _TRANSIENT_CODES = frozenset({"RequestTimeout", "IncompleteBody"})
 _XML_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
@@ -109,6 +111,32 @@ class Storage:
                 raise Unreachable(f"{_public(url)}: the body ended too soon")
             body.finish()
             return bytes(content)
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+            raise _no_answer(error, url) from error
+        finally:
+            _give_back(response)
+
+    def size_of(self, url: str, deadline: Deadline) -> int:
+        """Return the size of the object, by asking for its first byte; raises as `read_range` does.
+
+        A signed URL for GET allows no HEAD.
+        """
+        response = self._get(url, {"Range": "bytes=0-0"}, deadline)
+        try:
+            # Of an empty object no byte can be asked for: 416.
+            match = _TOTAL.search(response.headers.get("Content-Range", ""))
+            if response.status in (206, 416) and match is not None:
+                response.read(_SMALL_BODY_BYTES)  # read to its end, the connection is kept
+                return int(match.group(1))
+            if response.status == 416:
+                return 0
+            if response.status != 200:
+                raise _refusal(response, url)
+            _check_encoding(response, url)
+            length = response.headers.get("Content-Length", "")
+            if not length.isdecimal():
+                raise ProtocolError(f"{_public(url)}: the store does not say how large it is")
+            return int(length)
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             raise _no_answer(error, url) from error
         finally:
@@ -326,7 +354,11 @@ def _check_whole(response: urllib3.BaseHTTPResponse, url: str, wanted: ByteRange
 def _refusal(response: urllib3.BaseHTTPResponse, url: str) -> DserverfsError:
     """Return the error that an answer without the object means."""
     return _refused(
-        response.status, response.reason or "", response.read(4096), response.headers, url
+        response.status,
+        response.reason or "",
+        response.read(_SMALL_BODY_BYTES),
+        response.headers,
+        url,
     )
 
 

@@ -63,7 +63,12 @@ class Deadline:
     """A moment after which an operation must have ended, by CLOCK_MONOTONIC."""
 
     def __init__(self, timeout_s: float) -> None:
-        self._end = time.monotonic() + timeout_s
+        self._timeout_s = timeout_s
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew: something of what is waited for has come."""
+        self._end = time.monotonic() + self._timeout_s
 
     def remaining_s(self) -> float:
         """Return the seconds left; raises DeadlineExceeded when there are none."""
@@ -97,7 +102,7 @@ class TokenSource:
             if self._path is not None:
                 raise NotAuthenticated(f"token file {self._path}: is empty; get a new token")
             raise NotAuthenticated(
-                "no token: set DSERVER_TOKEN or DSERVER_TOKEN_FILE, or get one from the dserver"
+                "no token: run dserverfs login, or set DSERVER_TOKEN or DSERVER_TOKEN_FILE"
             )
         if not token.isascii() or not token.isprintable() or " " in token:
             raise NotAuthenticated(f"{self.describe()} is malformed: not one line of ASCII")
@@ -146,6 +151,12 @@ class TokenSource:
             self._stamp = stamp
         except (OSError, UnicodeDecodeError) as error:
             raise NotAuthenticated(f"token file {path}: cannot be read: {error}") from error
+
+
+def expires_at(token: str) -> float | None:
+    """Return when a token says it expires, unchecked, in epoch seconds; None if it does not."""
+    expiry = _claims(token).get("exp")
+    return float(expiry) if isinstance(expiry, (int, float)) and 0 < expiry < 1e11 else None
 
 
 def _claims(token: str) -> Mapping[str, Any]:

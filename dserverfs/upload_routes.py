@@ -9,10 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dserverfs.errors import Conflict, DserverfsError, NotFound, ProtocolError, Unreachable
+from dserverfs.clock import boottime_s
+from dserverfs.errors import (
+    Conflict,
+    DserverfsError,
+    NotFound,
+    ProtocolError,
+    Unreachable,
+    Unsupported,
+)
 from dserverfs.model import Identifier
 from dserverfs.routes import Routes, json_of, quote
-from dserverfs.signed_urls import boottime_s, expiry_of
+from dserverfs.signed_urls import expiry_of
 
 UPLOAD_TIMEOUT_S = 60.0
 # Servers of old look at every item at the end, one by one: 6 ms each.
@@ -46,6 +54,16 @@ class Parts(NamedTuple):
     stored: bool  # the whole item
     part_bytes: int  # of each but the last
     etags: Mapping[int, str]  # of the parts that are stored, by their numbers from 1
+
+
+class PendingUpload(NamedTuple):
+    """A dataset that was announced to the server and is not complete."""
+
+    uri: str
+    name: str
+    started_at: float  # epoch seconds
+    number_of_items: int
+    size_in_bytes: int
 
 
 class UploadRoutes:
@@ -155,6 +173,40 @@ class UploadRoutes:
             except DserverfsError as unknown:
                 # Not the answer to the question whether it is there, but to why it may not be.
                 raise error from unknown
+
+    def pending(self) -> list[PendingUpload]:
+        """Return the user's own pending uploads; raises Unsupported if the server does not tell."""
+        self._require_ours("tell which uploads are pending")
+        answer = json_of(self._routes.transport.get("/signed-urls/uploads"))
+        try:
+            return [
+                PendingUpload(
+                    str(entry["uri"]),
+                    str(entry["name"]),
+                    float(entry["started_at"]),
+                    int(entry["number_of_items"]),
+                    int(entry["size_in_bytes"]),
+                )
+                for entry in answer["uploads"]
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(f"{self.server_url}: the list of uploads is incomplete") from error
+
+    def discard(self, uri: str) -> None:
+        """Delete a pending upload with what of it is stored; one that is not there is no error.
+
+        Raises Unsupported if the server has no such route, and Conflict if
+        another user has begun it or it is a frozen dataset by now.
+        """
+        self._require_ours("delete a pending upload")
+        try:
+            self._routes.transport.request("DELETE", f"/signed-urls/upload/{quote(uri)}")
+        except NotFound:
+            pass
+
+    def _require_ours(self, what: str) -> None:
+        if not self._routes.capabilities().extended:
+            raise Unsupported(f"{self.server_url} has no route to {what}")
 
     def manifest_items(self, uri: str) -> Mapping[str, Any] | None:
         """Return the `items` of a registered dataset's manifest; None if it is not registered."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 
 from dserverfs.announcement import Announcement
 from dserverfs.attempts import Tally
+from dserverfs.azure import MAX_BLOB_BYTES
 from dserverfs.errors import Cancelled, Conflict, TooLarge
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import Item
@@ -67,7 +68,7 @@ class Uploader:
         `before_complete` is called when everything is stored, before the server is
         asked to register; if it raises, the server is not asked.
         """
-        self._require_sizes(dataset)
+        self._require_sizes(dataset, base_uri)
         tally = Tally(dataset, progress, stop)
         announcement = Announcement(self._routes, dataset, base_uri)
         sender = Sender(self._storage, announcement, dataset, tally)
@@ -114,10 +115,12 @@ class Uploader:
 
         Asks the server once what it can do; raises Unreachable if that fails.
         """
+        if base_uri is not None and base_uri.startswith("azure:"):
+            return MAX_BLOB_BYTES
         return MAX_OBJECT_BYTES if self._routes.takes_parts() else MAX_PUT_BYTES
 
-    def _require_sizes(self, dataset: LocalDataset) -> None:
-        limit = self.max_item_bytes()
+    def _require_sizes(self, dataset: LocalDataset, base_uri: str) -> None:
+        limit = self.max_item_bytes(base_uri)
         for item in dataset.items.values():
             if limit is not None and item.size_in_bytes > limit:
                 raise TooLarge(

@@ -61,15 +61,17 @@ class AppClient:
         with self.app.app_context():
             management.grant(username, base_uri or self.base_uri, search=search, register=register)
 
+    def token(self, username: str) -> str:
+        with self.app.app_context():
+            return accounts.new_token(username, TOKEN_LIFE)
+
     def request(
         self, method: str, path: str, body: Any = None, *, username: str | None = "grumpy"
     ) -> Any:
         """Ask as that user, or without a token."""
         headers = {}
         if username is not None:
-            with self.app.app_context():
-                token = accounts.new_token(username, TOKEN_LIFE)
-            headers["Authorization"] = f"Bearer {token}"
+            headers["Authorization"] = f"Bearer {self.token(username)}"
         return self._client.open(path, method=method, json=body, headers=headers)
 
     def post(self, path: str, body: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,21 +36,20 @@ def dataset(base: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 @pytest.fixture
 def elsewhere(
     fuse: None, ordinary_user: Account, server: ServerHandle, token: str
-) -> Iterator[tuple[Account, Path]]:
-    """Another user's mount, which has seen nothing and cached nothing."""
-    with mounted(ordinary_user, server.base_uri, token, "--read-only") as path:
-        yield ordinary_user, path
+) -> Callable[..., str]:
+    """Runs a command on a dataset's paths in another user's mount, which has seen nothing yet."""
 
+    def run(*command: str, path: str) -> str:
+        with mounted(ordinary_user, server.base_uri, token, "--read-only") as base:
+            done = ordinary_user.run(*command, base / path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
-def read_elsewhere(elsewhere: tuple[Account, Path], relpath: str) -> str:
-    user, path = elsewhere
-    done = user.run("cat", path / relpath)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run
 
 
 def test_a_copied_directory_is_a_dataset_for_everybody(
-    dataset: Path, current_user: Account, elsewhere: tuple[Account, Path]
+    dataset: Path, current_user: Account, elsewhere: Callable[..., str]
 ) -> None:
     (dataset / "sub").mkdir()
     (dataset / "sub/ünïcödé.txt").write_text("content")
@@ -60,8 +59,8 @@ def test_a_copied_directory_is_a_dataset_for_everybody(
 
     name = dataset.name
     assert uri == status(current_user, dataset)["uri"]
-    assert read_elsewhere(elsewhere, f"{name}/data/sub/ünïcödé.txt") == "content"
-    assert "by hand" in read_elsewhere(elsewhere, f"{name}/README.yml")
+    assert elsewhere("cat", path=f"{name}/data/sub/ünïcödé.txt") == "content"
+    assert "by hand" in elsewhere("cat", path=f"{name}/README.yml")
 
 
 def test_it_is_frozen_by_itself_when_closed_and_quiet(
@@ -109,16 +108,21 @@ def test_paths_stay_good_after_the_freeze(dataset: Path, current_user: Account) 
 
 
 def test_old_paths_resolve_in_every_mount(
-    dataset: Path, current_user: Account, elsewhere: tuple[Account, Path]
+    dataset: Path, current_user: Account, elsewhere: Callable[..., str]
 ) -> None:
     (dataset / "sub/deep").mkdir(parents=True)
     (dataset / "sub/deep/file").write_text("content")
     freeze(current_user, dataset)
 
-    user, path = elsewhere
-    assert read_elsewhere(elsewhere, f"{dataset.name}/sub/deep/file") == "content"
-    assert user.run("ls", path / dataset.name / "sub").stdout == "deep\n"
-    assert user.run("ls", path / dataset.name).stdout == "README.yml\ndata\n"
+    assert elsewhere("cat", path=f"{dataset.name}/sub/deep/file") == "content"
+    assert (
+        elsewhere(
+            "find",
+            path=f"{dataset.name}/sub",
+        ).count("\n")
+        == 3
+    )
+    assert elsewhere("ls", path=dataset.name) == "README.yml\ndata\n"
 
 
 def test_nothing_in_a_frozen_one_can_be_changed(dataset: Path, current_user: Account) -> None:
@@ -357,6 +361,33 @@ def test_manual_waits_for_a_command(
         wait_until(current_user, base / "other", state="frozen")
         assert status(current_user, dataset)["state"] == "open"
         freeze(current_user, dataset)
+
+
+def test_extended_attributes_tell_of_datasets_and_items(
+    dataset: Path, current_user: Account, server: ServerHandle, token: str
+) -> None:
+    (dataset / "file").write_text("content")
+    freeze(current_user, dataset)
+    with mounted(current_user, server.base_uri, token, "-o", "xattr") as base:
+        item = base / dataset.name / "data/file"
+
+        known = status(current_user, item)
+        for name in ("uuid", "uri", "name", "creator_username", "identifier", "hash"):
+            assert os.getxattr(item, f"user.dtool.{name}").decode() == known[name]
+        assert float(os.getxattr(item, "user.dtool.frozen_at")) == known["frozen_at"]
+        assert os.listxattr(item) == []
+        with pytest.raises(OSError, match="No data available"):
+            os.getxattr(base / dataset.name, "user.dtool.hash")
+
+
+def test_without_the_option_there_are_no_extended_attributes(
+    dataset: Path, current_user: Account
+) -> None:
+    (dataset / "file").write_text("content")
+    freeze(current_user, dataset)
+
+    with pytest.raises(OSError, match="not supported"):
+        os.getxattr(dataset, "user.dtool.uuid")
 
 
 def test_no_permission_to_register_is_said_at_mkdir(

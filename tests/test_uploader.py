@@ -228,12 +228,12 @@ def test_link_that_is_slow_is_not_one_that_stalls(site: Site, tmp_path: Path) ->
 
     def slowly(handler: Handler) -> None:
         left = int(handler.headers["Content-Length"])
-        while left and not handler.front.released.wait(0.06):
+        while left and not handler.front.released.wait(0.1):
             pieces.append(handler.rfile.read(min(left, 256 * 1024)))
             left -= len(pieces[-1])
         handler.answer(*handler.ask_store(b"".join(pieces)))
 
-    site.front.faults = [slowly]  # 2.2 s in all; the stall timeout is 1 s
+    site.front.faults = [slowly]  # 3.6 s in all; the stall timeout is 2 s
 
     site.uploader.upload(dataset, site.base_uri)
 
@@ -452,7 +452,7 @@ def test_item_that_is_too_large_is_refused_before_anything_is_sent(
 ) -> None:
     dataset = local_dataset(tmp_path / "items", {"a": b"12345", "b": b"123"})
     uploader: Uploader = site.uploader
-    monkeypatch.setattr(uploader, "max_item_bytes", lambda: 4)
+    monkeypatch.setattr(uploader, "max_item_bytes", lambda base_uri: 4)
 
     with pytest.raises(TooLarge, match=r"^a: has 5 bytes; .* up to 4"):
         uploader.upload(dataset, site.base_uri)

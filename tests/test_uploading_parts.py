@@ -24,7 +24,7 @@ from tests.app_client import AppClient
 from tests.datasets import content_of
 from tests.mounting import client_of
 from tests.put_front import Detour, Fault, Handler, PutFront, cut_after, put_front, refuse, spoil
-from tests.serving import ServerHandle
+from tests.serving import ServerHandle, encoded
 from tests.uploading import local_dataset, stored
 
 MIB = 1024 * 1024
@@ -67,7 +67,7 @@ def app(server: ServerHandle, tmp_path_factory: pytest.TempPathFactory) -> Itera
     app = AppClient(server, tmp_path_factory.mktemp("limited"))
     app.storage = dataclasses.replace(app.storage, max_put_bytes=6 * MIB, part_bytes=PART)
     limited = ObjectStore(app.storage)
-    app.app.extensions[STORES] = Stores(limited, {})
+    app.app.extensions[STORES] = Stores(limited, lambda bucket: None)
     yield app
     limited.client.close()
     app.close()
@@ -81,8 +81,11 @@ def limited(app: AppClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     thread.start()
     uri = f"dserver://127.0.0.1:{server.server_port}/s3/{app.storage.bucket}"
     try:
-        with put_front() as front, client_of(uri, app._token, tmp_path / "cache") as client:
-            storage = Detour(front, stall_timeout_s=1.0)
+        with (
+            put_front() as front,
+            client_of(uri, app.token("grumpy"), tmp_path / "cache") as client,
+        ):
+            storage = Detour(front, stall_timeout_s=2.0)
             yield Limited(app, client, front, Uploader(client.resolver, storage))
             storage.close()
     finally:
@@ -227,6 +230,19 @@ def test_parts_of_what_is_registered_without_them_are_deleted(
     limited.uploader.upload(second, limited.app.base_uri)
 
     assert limited.begun(second) == []
+
+
+def test_parts_of_an_upload_that_is_deleted_are_deleted(limited: Limited, tmp_path: Path) -> None:
+    dataset = local_dataset(tmp_path / "one", LARGE)
+    limited.front.faults = [refuse(400, "EntityTooLarge")] * 9
+    with pytest.raises(ProtocolError):
+        limited.uploader.upload(dataset, limited.app.base_uri)
+    assert len(limited.begun(dataset)) == 1
+
+    uri = encoded(f"{limited.app.base_uri}/{dataset.admin_metadata['uuid']}")
+    assert limited.app.request("DELETE", f"/signed-urls/upload/{uri}").status_code == 200
+
+    assert limited.begun(dataset) == []
 
 
 def test_server_without_the_route_refuses_large_items_beforehand(

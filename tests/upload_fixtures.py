@@ -20,6 +20,6 @@ def site(server: ServerHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         put_front() as front,
         client_of(server.base_uri, server.token, tmp_path / "cache") as client,
     ):
-        storage = Detour(front, stall_timeout_s=1.0)
+        storage = Detour(front, stall_timeout_s=2.0)
         yield Site(server, client, front, storage)
         storage.close()

@@ -7,7 +7,33 @@ when it is asked for, so that a command needs no more than its own dependencies.
 
 from __future__ import annotations
 
-from dserverfs.commands import demo, discard, freeze, mount, serve, status, umount, whoami
+from dserverfs.commands import (
+    cache,
+    demo,
+    discard,
+    freeze,
+    login,
+    mount,
+    serve,
+    status,
+    umount,
+    verify,
+    warm,
+    whoami,
+)
 
 # In the order in which `dserverfs --help` lists them.
-ALL = (serve, demo, mount, umount, freeze, discard, status, whoami)
+ALL = (
+    serve,
+    demo,
+    mount,
+    umount,
+    freeze,
+    discard,
+    status,
+    warm,
+    verify,
+    cache,
+    login,
+    whoami,
+)

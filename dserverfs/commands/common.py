@@ -9,6 +9,7 @@ import sys
 from typing import TypeAlias
 
 from dserverfs.errors import UsageError
+from dserverfs.model import SCHEME, DserverURI
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -29,6 +30,11 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 20G")
     number, unit = match.groups()
     return int(float(number) * 1024 ** " KMGT".index(unit.upper() or " "))
+
+
+def server_of(text: str) -> str:
+    """Return HOST[:PORT] of an argument that is that or a dserver URI."""
+    return DserverURI.parse(text if "://" in text else f"{SCHEME}://{text}").server
 
 
 def read_password(prompt: str, *, again: bool = False) -> str:

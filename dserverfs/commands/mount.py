@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dserverfs.commands.common import Commands, size
 from dserverfs.errors import DserverfsError, UsageError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dserverfs.settings import Settings
 
 MAX_LOG_BYTES = 10 * 1024 * 1024
+_OUR_OPTIONS = frozenset({"allow_other", "xattr"})
 # Options of mount(8) that are the kernel's business and harmless here.
 _KERNEL_OPTIONS = frozenset(
     {"ro", "nosuid", "nodev", "noexec", "exec", "noatime", "relatime", "async"}
@@ -36,7 +37,7 @@ def add(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="OPT,...",
-        help="allow_other, umask=OCTAL, uid=N, gid=N, and the kernel's ro, noexec, nosuid, ...",
+        help="allow_other, xattr, umask=OCTAL, uid=N, gid=N, and the kernel's ro, noexec, ...",
     )
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="default: ~/.cache/dserverfs")
     parser.add_argument(
@@ -62,8 +63,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--verify",
         default="complete",
-        choices=["off", "complete"],
-        help="compare files read whole with the manifest (complete, the default), or none (off)",
+        choices=["off", "complete", "strict"],
+        help="compare nothing with the manifest (off), files read whole before their last byte"
+        " (complete, the default), or files up to 256 MiB before their first (strict)",
     )
     parser.add_argument("--allow-other", action="store_true", help="let other users read")
     _add_logging(parser)
@@ -87,7 +89,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     uri = DserverURI.parse(arguments.uri)
     path = mountpoint.resolve(arguments.mountpoint)
-    fuse = _fuse_arguments(arguments.options, arguments.allow_other)
+    fuse = _fuse_arguments(arguments.options)
     settings = Settings.load()
     if arguments.foreground:
         return _serve(arguments, uri, path, fuse, settings, None)
@@ -101,12 +103,13 @@ def _serve(
     arguments: argparse.Namespace,
     uri: DserverURI,
     path: Path,
-    fuse: tuple[int, int, int, bool, tuple[str, ...]],
+    fuse: _Fuse,
     settings: Settings,
     ready_fd: int | None,
 ) -> int:
     """Mount and serve until told to end; return the exit status."""
     from dserverfs import daemon, launcher
+    from dserverfs.verify import Policy
 
     _log_to(_absolute(arguments.log_file), arguments.log_level)
     options = launcher.MountOptions(
@@ -114,11 +117,16 @@ def _serve(
         path,
         _absolute(arguments.cache_dir),
         arguments.cache_size,
-        *fuse,
-        verify=arguments.verify == "complete",
+        fuse.umask,
+        fuse.uid,
+        fuse.gid,
+        arguments.allow_other or "allow_other" in fuse.ours,
+        tuple(fuse.kernel),
+        verify=Policy(arguments.verify),
         staging_directory=_absolute(arguments.staging_dir),
-        read_only=arguments.read_only or "ro" in fuse[-1],
+        read_only=arguments.read_only or "ro" in fuse.kernel,
         freeze_delay_s=arguments.freeze_delay,
+        xattr="xattr" in fuse.ours,
     )
     status = 0
     try:
@@ -140,16 +148,23 @@ def _absolute(path: Path | None) -> Path | None:
     return None if path is None else path.absolute()
 
 
-def _fuse_arguments(
-    options: Sequence[str], allow_other: bool
-) -> tuple[int, int, int, bool, tuple[str, ...]]:
-    """Return (umask, uid, gid, allow_other, options for the kernel) of all -o."""
+class _Fuse(NamedTuple):
+    """What all the -o say together."""
+
+    umask: int
+    uid: int
+    gid: int
+    ours: list[str]  # of _OUR_OPTIONS
+    kernel: list[str]
+
+
+def _fuse_arguments(options: Sequence[str]) -> _Fuse:
     numbers = {"umask": 0, "uid": os.getuid(), "gid": os.getgid()}
-    kernel = []
+    ours, kernel = [], []
     for option in (part for group in options for part in group.split(",") if part):
         name, _, value = option.partition("=")
-        if option == "allow_other":
-            allow_other = True
+        if option in _OUR_OPTIONS:
+            ours.append(option)
         elif name in numbers:
             try:
                 numbers[name] = int(value, 8 if name == "umask" else 10)
@@ -159,7 +174,7 @@ def _fuse_arguments(
             kernel.append(option)
         else:
             raise UsageError(f"-o {option}: unknown option")
-    return numbers["umask"], numbers["uid"], numbers["gid"], allow_other, tuple(kernel)
+    return _Fuse(numbers["umask"], numbers["uid"], numbers["gid"], ours, kernel)
 
 
 def _delay(text: str) -> float | None:

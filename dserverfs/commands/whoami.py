@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dserverfs.commands.common import Commands
+from dserverfs.commands.common import Commands, server_of
 
 
 def add(commands: Commands) -> None:
@@ -18,11 +18,10 @@ def add(commands: Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from dserverfs.client import whoami
-    from dserverfs.model import SCHEME, DserverURI
+    from dserverfs.model import DserverURI
     from dserverfs.settings import Settings
 
-    text: str = arguments.server
-    server = DserverURI.parse(text if "://" in text else f"{SCHEME}://{text}").server
+    server = server_of(arguments.server)
     user = whoami(server, Settings.load())
     print(f"user: {user.username}")
     print(f"admin: {'yes' if user.is_admin else 'no'}")

@@ -31,9 +31,16 @@ from dserverfs.dataset_tree import DatasetTree
 from dserverfs.edit_targets import Kind, target_of
 from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.local_edits import EditHandle
+from dserverfs.local_files import with_own_descriptor
 from dserverfs.model import Dataset
 from dserverfs.operations.guard import guarded
-from dserverfs.operations.reading import OpenBytes, OpenFile, Ownership, ReadOnlyOperations
+from dserverfs.operations.reading import (
+    AttributesOf,
+    OpenBytes,
+    OpenFile,
+    Ownership,
+    ReadOnlyOperations,
+)
 from dserverfs.reader import Reader
 from dserverfs.staged_tree import is_for_writing
 from dserverfs.tree import Inode, Tree
@@ -50,9 +57,14 @@ class EditingOperations(ReadOnlyOperations):
     """A mount in which what can change of frozen datasets can be changed."""
 
     def __init__(
-        self, tree: Tree, reader: Reader, ownership: Ownership, edits: FrozenEdits
+        self,
+        tree: Tree,
+        reader: Reader,
+        ownership: Ownership,
+        edits: FrozenEdits,
+        attributes_of: AttributesOf | None = None,
     ) -> None:
-        super().__init__(tree, reader, ownership)
+        super().__init__(tree, reader, ownership, attributes_of)
         self._edits = edits
         self._edit_handles: dict[FileHandleT, EditHandle] = {}
         self._tag_handles: set[FileHandleT] = set()  # a tag has no content
@@ -109,7 +121,7 @@ class EditingOperations(ReadOnlyOperations):
         if len(buf) <= INLINE_BYTES:
             self._edits.write(handle, buf, off)
         else:
-            await self._in_editor(lambda: self._edits.write(handle, buf, off))
+            await self._with_copy(handle, lambda copy: self._edits.write(copy, buf, off))
         return len(buf)
 
     @guarded
@@ -126,7 +138,7 @@ class EditingOperations(ReadOnlyOperations):
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         handle = self._edit_handles.get(fh)
         if handle is not None:
-            await self._in_editor(lambda: self._edits.sync(handle))
+            await self._with_copy(handle, self._edits.sync)
 
     @guarded
     async def setattr(
@@ -236,7 +248,7 @@ class EditingOperations(ReadOnlyOperations):
             opened = await self._loaded(lambda: self._edits.open_file(dataset, path, flags))
             try:
                 self._edits.truncate(opened, size_in_bytes)
-                await self._in_editor(lambda: self._edits.sync(opened))
+                await self._with_copy(opened, self._edits.sync)
             finally:
                 self._edits.release(opened)
 
@@ -253,6 +265,10 @@ class EditingOperations(ReadOnlyOperations):
             return await trio.to_thread.run_sync(
                 call, abandon_on_cancel=True, limiter=self._edit_limit
             )
+
+    async def _with_copy(self, handle: EditHandle, call: Callable[[EditHandle], None]) -> None:
+        copying = with_own_descriptor(handle.fd, lambda fd: call(handle._replace(fd=fd)))
+        await self._in_editor(copying)
 
     def _edit_handle(self, handle: EditHandle) -> FileInfo:
         number = self._new_handle()

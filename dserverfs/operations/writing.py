@@ -37,10 +37,11 @@ from dserverfs import errors
 from dserverfs.dataset_tree import Attributes
 from dserverfs.freezer import Freezer
 from dserverfs.frozen_edits import FrozenEdits
-from dserverfs.local_edits import write_all
+from dserverfs.local_files import with_own_descriptor, write_all
 from dserverfs.operations.editing import INLINE_BYTES, EditingOperations, utf8
 from dserverfs.operations.guard import guarded
-from dserverfs.operations.reading import OpenFile, Ownership
+from dserverfs.operations.incomplete import reason_of
+from dserverfs.operations.reading import AttributesOf, OpenFile, Ownership
 from dserverfs.reader import Reader
 from dserverfs.staged_tree import Changes, OpenStaged, StagedTree, is_for_writing
 from dserverfs.staging import StagedDataset, Staging
@@ -55,16 +56,6 @@ WRITE_TIMEOUT_S = 120.0
 WRITE_THREADS = 8
 FREEZE_ATTRIBUTE = b"user.dserverfs.freeze"
 FREEZE_WAIT_S = 25.0
-# After one of these a copy is not complete, whatever the program that made it says.
-DISARMING = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-)
-DISARMING_ERRORS = (
-    errors.CannotHold,
-    errors.NotUTF8,
-    errors.NameTooLong,
-    errors.TooLarge,
-)
 
 
 class Operations(EditingOperations):
@@ -79,9 +70,10 @@ class Operations(EditingOperations):
         freezer: Freezer,
         give_way: Callable[[int], bool],
         edits: FrozenEdits,
+        attributes_of: AttributesOf | None = None,
     ) -> None:
         """`give_way` has the cache give that many bytes of the disk back, if it can."""
-        super().__init__(tree, reader, ownership, edits)
+        super().__init__(tree, reader, ownership, edits, attributes_of)
         self._staging = staging
         self._give_way = give_way
         self._freezer = freezer
@@ -221,15 +213,18 @@ class Operations(EditingOperations):
         tree = handle.tree
         self._require_size(tree, handle.node.number, off + len(buf))
         try:
-            if len(buf) <= INLINE_BYTES:
-                write_all(handle.fd, buf, off)
-            else:
-                await self._in_writer(lambda: write_all(handle.fd, buf, off))
-        except OSError as error:
-            if error.errno != errno.ENOSPC or not await self._make_room(len(buf)):
-                await self._note(tree, f"writing {tree.describe(handle.node.number)}", error)
-                raise
-            await self._in_writer(lambda: write_all(handle.fd, buf, off))
+            try:
+                if len(buf) <= INLINE_BYTES:
+                    write_all(handle.fd, buf, off)
+                else:
+                    await self._write_in_thread(handle, buf, off)
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not await self._make_room(len(buf)):
+                    raise
+                await self._write_in_thread(handle, buf, off)
+        except (OSError, trio.TooSlowError) as error:
+            await self._note(tree, f"writing {tree.describe(handle.node.number)}", error)
+            raise
         tree.staged.changed()
         return len(buf)
 
@@ -247,19 +242,14 @@ class Operations(EditingOperations):
         if handle is None:
             return await super().fsync(fh, datasync)
         sync = os.fdatasync if datasync else os.fsync
-        try:
-            await self._in_writer(lambda: sync(handle.fd))
-        except OSError as error:
-            what = f"fsync of {handle.tree.describe(handle.node.number)}"
-            await self._note(handle.tree, what, error)
-            raise
+        await self._sync(handle.tree, handle.node.number, lambda: sync(handle.fd))
 
     @guarded
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         staged = self._tree.staged(self._directories[fh].inode)
         if staged is not None:
             tree, number = staged
-            await self._in_writer(lambda: tree.sync_directory(number))
+            await self._sync(tree, number, lambda: tree.sync_directory(number))
 
     # Making and removing names
 
@@ -267,10 +257,9 @@ class Operations(EditingOperations):
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
-        text = utf8(name)
         base_uri = self._tree.base_uri_at(Inode(parent_inode))
         if base_uri is not None:
-            return await self._make_dataset(base_uri, text, mode)
+            return await self._make_dataset(base_uri, utf8(name), mode)
         tree, number, text = await self._parent(parent_inode, name)
         return self._staged_entry(
             tree,
@@ -374,6 +363,7 @@ class Operations(EditingOperations):
         if value in (b"manual", b"auto"):
             await self._on_disk(dataset.own)
             await self._on_disk(lambda: dataset.set_manual(value == b"manual"))
+            self._freezer.watch(dataset)
         elif value == b"1":
             await self._freeze(dataset)
         else:
@@ -384,8 +374,14 @@ class Operations(EditingOperations):
     async def _make_dataset(self, base_uri: str, name: str, mode: int) -> EntryAttributes:
         await self._loaded(lambda: self._tree.require_free(base_uri, name))
         username = self._tree.username()
-        staged = await self._on_disk(lambda: self._staging.create(base_uri, name, username))
-        self._freezer.watch(staged)
+
+        def create() -> StagedDataset:
+            staged = self._staging.create(base_uri, name, username)
+            self._freezer.watch(staged)  # here, for the disk may be slower than the request waits
+            return staged
+
+        staged = await self._on_disk(create)
+        await self._on_disk(self._freezer.learn_limit)
         attributes = self._tree.show_staged(staged)
         found = self._tree.staged(Inode(attributes.number))
         assert found is not None
@@ -422,18 +418,14 @@ class Operations(EditingOperations):
         """Return the staged directory in which a name is to change, and the name."""
         if self._tree.base_uri_at(Inode(inode)) is not None:
             raise FUSEError(errno.EPERM)  # files beside datasets
-        tree, number = self._staged_or_refuse(inode)
-        try:
-            return tree, number, utf8(name)
-        except errors.NotUTF8 as error:
-            await self._note(tree, "a name", error)
-            raise
-
-    def _staged_or_refuse(self, inode: InodeT) -> tuple[StagedTree, int]:
         staged = self._tree.staged(Inode(inode))
         if staged is None:
             raise FUSEError(errno.EROFS)
-        return staged
+        try:
+            return *staged, utf8(name)
+        except errors.NotUTF8 as error:
+            await self._note(staged[0], "a name", error)
+            raise
 
     async def _change(self, tree: StagedTree, what: str, call: Callable[[], R]) -> R:
         """Return what `call` returns; if it fails as copies should not, disarm the dataset."""
@@ -444,21 +436,30 @@ class Operations(EditingOperations):
                 await self._on_disk(staged.require_writable)
                 self._freezer.watch(staged)
             return call()
-        except (OSError, errors.DserverfsError) as error:
+        except (OSError, trio.TooSlowError, errors.DserverfsError) as error:
             await self._note(tree, what, error)
+            raise
+
+    async def _sync(self, tree: StagedTree, number: int, call: Callable[[], None]) -> None:
+        try:
+            await self._in_writer(call)
+        except (OSError, trio.TooSlowError) as error:
+            await self._note(tree, f"fsync of {tree.describe(number)}", error)
             raise
 
     async def _note(self, tree: StagedTree, what: str, error: Exception) -> None:
         """Disarm the dataset if after that error it may be incomplete."""
-        number = error.errno if isinstance(error, OSError) else None
-        if number in DISARMING or isinstance(error, DISARMING_ERRORS):
-            said = os.strerror(number) if number else str(error)
-            await self._on_disk(lambda: tree.staged.disarm(f"{what}: {said}"))
+        reason = reason_of(error)
+        if reason is not None:
+            await self._on_disk(lambda: tree.staged.disarm(f"{what}: {reason}"))
 
     async def _refuse(self, tree: StagedTree, what: str) -> None:
-        error = errors.CannotHold(f"{what}: a dataset cannot hold that")
-        await self._note(tree, "refused", error)
-        raise error
+        """Raise CannotHold; what is refused counts as a write, for more of it may follow."""
+
+        def refused() -> None:
+            raise errors.CannotHold(f"{what}: a dataset cannot hold that")
+
+        await self._change(tree, "refused", refused)
 
     def _require_size(self, tree: StagedTree, number: int, size_in_bytes: int) -> None:
         limit = self._freezer.max_item_bytes
@@ -473,6 +474,10 @@ class Operations(EditingOperations):
     async def _make_room(self, size_in_bytes: int) -> bool:
         """Have the cache give way to what is written; return whether it could."""
         return await self._in_writer(lambda: self._give_way(size_in_bytes))
+
+    async def _write_in_thread(self, handle: OpenStaged, data: bytes, offset: int) -> None:
+        write = with_own_descriptor(handle.fd, lambda fd: write_all(fd, data, offset))
+        await self._in_writer(write)
 
     async def _in_writer(self, call: Callable[[], R]) -> R:
         with trio.fail_after(WRITE_TIMEOUT_S):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from dservercore import ExtensionABC, utils_auth
+from dservercore import ExtensionABC, UnknownURIError, utils_auth
 from dservercore.extensions import sql_db
 from flask import Response, current_app
 
@@ -87,6 +87,15 @@ def require_register(base_uri: str) -> str:
     if not utils_auth.may_register(username, base_uri):
         raise PermissionDenied(f"no permission to register in {base_uri}", uri=base_uri)
     return username
+
+
+def registered_identifiers(uri: str) -> frozenset[str]:
+    """Return the identifiers of a dataset's items; raises NotFound if it is not registered."""
+    try:
+        identifiers: frozenset[str] = current_app.retrieve.get_identifiers(uri)  # type: ignore[attr-defined]
+    except UnknownURIError as error:
+        raise NotFound(f"{uri} is not registered", uri=uri) from error
+    return identifiers
 
 
 def report(error: DserverfsError) -> Response:

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -41,7 +42,11 @@ class ObjectStore:
 
     def __init__(self, storage: Storage, *, attempts: int = 3, timeout_s: float = 60.0) -> None:
         self.storage = storage
+        core = botocore.session.get_session()
+        # Half the time of a listing would go into dates that nobody asks for.
+        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
         session = boto3.session.Session(
+            botocore_session=core,
             aws_access_key_id=storage.access_key,
             aws_secret_access_key=storage.secret_key,
             region_name=storage.region,

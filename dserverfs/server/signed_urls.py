@@ -45,9 +45,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import dservercore.utils
-from dservercore import UnknownURIError, utils_auth
+from dservercore import utils_auth
 from dservercore.extensions import sql_db
-from flask import Response, current_app, request
+from flask import Response, request
 from flask_smorest import Blueprint
 
 from dserverfs import __version__ as __version__
@@ -56,6 +56,7 @@ from dserverfs.server import freeze, layout, multipart, uploads
 from dserverfs.server.answers import answer, json_body
 from dserverfs.server.extension import (
     Extension,
+    registered_identifiers,
     report,
     require_register,
     require_search,
@@ -107,7 +108,7 @@ class SignedUrls(Extension):
     def get_dataset(self, uri: str) -> Response:
         """Sign URLs for all there is of a dataset."""
         require_search(uri)
-        identifiers = _identifiers(uri)
+        identifiers = registered_identifiers(uri)
         store, bucket, keys = stores().place(uri)
         signer, expiry = _signing(store, READ_EXPIRY_SECONDS)
 
@@ -343,16 +344,8 @@ def _has_admin_metadata(place: Place) -> bool:
     return True
 
 
-def _identifiers(uri: str) -> frozenset[str]:
-    try:
-        identifiers: frozenset[str] = current_app.retrieve.get_identifiers(uri)  # type: ignore[attr-defined]
-    except UnknownURIError as error:
-        raise NotFound(f"{uri} is not registered", uri=uri) from error
-    return identifiers
-
-
 def _require_items(uri: str, wanted: list[str]) -> None:
-    known = _identifiers(uri)
+    known = registered_identifiers(uri)
     for identifier in wanted:
         if identifier not in known:
             raise NotFound(f"{uri} has no item {identifier}", uri=uri)

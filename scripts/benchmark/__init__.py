@@ -8,6 +8,12 @@
     mounts       one mount of a peer: its daemon's time and memory, and its end
     measuring    reading, checking, and what a measurement is
     machine      what it runs on
-    rows         what is measured, and how
+    rows         what is measured of one dataset beside the store, and how
+    distant      the lab behind a line of ours: `delay_proxy`, and `second_server` before it
+    distant_rows what is measured there
+    registered   datasets that are only listed, of which nothing is uploaded
+    many_rows    what is measured of them
+    table        all rows, in their order
+    plot         a picture of the table
     report       medians, ratios, tables and JSON; pure
 """

@@ -20,13 +20,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark import machine, publishing, report
+from benchmark import machine, plot, publishing, report
 from benchmark.lab import Sizes, open_lab
 from benchmark.measuring import WrongAnswer
 from benchmark.mounts import Mounts, adopt_orphans
 from benchmark.peers import OURS, Missing, Peer, all_peers
 from benchmark.report import Results
-from benchmark.rows import SCENARIOS, Bench, Scenario, titles
+from benchmark.rows import Bench, Scenario
+from benchmark.table import SCENARIOS, titles
 from dserverfs.server import die_with_parent
 
 STOP_TIMEOUT_S = 60
@@ -72,6 +73,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reads", type=int, default=100, help="random ones, cold, and 20 times that warm"
     )
+    parser.add_argument(
+        "--distant-size", type=_size, default=_size("256M"), help="read from afar; default: 256M"
+    )
+    for name, default, what in (
+        ("distant", 500, "of 4 KiB read from afar"),
+        ("shown", 100_000, "in one directory that is only listed"),
+        ("many", 1_000_000, "in a dataset that is only mounted and listed"),
+    ):
+        parser.add_argument(
+            f"--{name}-items", type=int, default=default, metavar="N", help=f"{what}; {default:,}"
+        )
+    parser.add_argument(
+        "--many-datasets", type=int, default=1000, metavar="N", help="in one base URI; 1,000"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios there (PNG)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement there")
     parser.add_argument(
         "--directory", type=Path, help="where data and caches lie meanwhile: a real disk"
@@ -127,7 +143,17 @@ def _unshare() -> list[str]:
 def _run(arguments: argparse.Namespace, work: Path) -> int:
     adopt_orphans()
     about = machine.describe()
-    sizes = Sizes(arguments.size, arguments.list_items, arguments.tar_items, arguments.reads)
+    sizes = Sizes(
+        large_bytes=arguments.size,
+        listed_items=arguments.list_items,
+        small_items=arguments.tar_items,
+        random_reads=arguments.reads,
+        distant_bytes=arguments.distant_size,
+        distant_items=arguments.distant_items,
+        shown_items=arguments.shown_items,
+        many_items=arguments.many_items,
+        many_datasets=arguments.many_datasets,
+    )
     if arguments.what == "publish":
         return _report(publishing.run(sizes, arguments.repeat, work), arguments, {"machine": about})
     wanted = arguments.only or COLUMNS
@@ -135,8 +161,12 @@ def _run(arguments: argparse.Namespace, work: Path) -> int:
     results = Results(
         {row: text for row, text in titles(sizes).items() if row in (arguments.row or ROWS)},
         OURS,
-        [peer.name for peer in all_peers() if peer.name != OURS and not peer.is_floor],
-        [CURL, *(peer.name for peer in all_peers() if peer.is_floor)],
+        [peer.name for peer in all_peers() if peer.name != OURS and _is_compared(peer)],
+        [
+            *(peer.name for peer in all_peers() if peer.is_reference),
+            CURL,
+            *(peer.name for peer in all_peers() if peer.is_floor),
+        ],
     )
     versions = _versions(peers, results)
     peers = [peer for peer in peers if peer.name in versions]
@@ -162,7 +192,13 @@ def _report(results: Results, arguments: argparse.Namespace, made: Mapping[str, 
     if arguments.json is not None:
         text = json.dumps(report.as_json(results, made), indent=1)
         arguments.json.write_text(text + "\n")
+    if arguments.plot is not None:
+        plot.draw(results, arguments.plot)
     return 1 if any(column == OURS for _, column in results.failed) else 0
+
+
+def _is_compared(peer: Peer) -> bool:
+    return not (peer.is_floor or peer.is_reference)
 
 
 def _versions(peers: Sequence[Peer], results: Results) -> dict[str, str]:

@@ -51,6 +51,11 @@ class Sizes:
     listed_items: int
     small_items: int
     random_reads: int
+    distant_bytes: int
+    distant_items: int
+    shown_items: int  # in one directory, only listed
+    many_items: int  # likewise, in a dataset of its own
+    many_datasets: int
 
 
 class Lab:
@@ -65,6 +70,7 @@ class Lab:
         self.token_file = token_file
         self.storage = storage
         self._published: dict[str, Published] = {}
+        self._registered: dict[str, str] = {}
 
     def large(self) -> Published:
         """One large item."""
@@ -81,6 +87,31 @@ class Lab:
         return self._dataset(
             "small", lambda: {f"item-{i:06}.bin": 4096 for i in range(self.sizes.small_items)}
         )
+
+    def four(self) -> Published:
+        """Four items, together as large as the large one."""
+        size = self.sizes.large_bytes // 4
+        return self._dataset("four", lambda: {f"part-{i}.bin": size for i in range(4)})
+
+    def distant_large(self) -> Published:
+        return self._dataset("distant-large", lambda: {"far.bin": self.sizes.distant_bytes})
+
+    def distant_small(self) -> Published:
+        return self._dataset(
+            "distant-small",
+            lambda: {f"far-{i:06}.bin": 4096 for i in range(self.sizes.distant_items)},
+        )
+
+    def registered(self, name: str, register: Callable[[], str]) -> str:
+        """Return the URI that `register` gave for that name, calling it the first time."""
+        if name not in self._registered:
+            self._registered[name] = register()
+        return self._registered[name]
+
+    @property
+    def store(self) -> Path:
+        """Where the store is run, with its ports and keys."""
+        return self.directory / "server" / "store"
 
     def signed_url(self, dataset: Published, identifier: Identifier) -> str:
         now = datetime.datetime.now(datetime.timezone.utc)

@@ -140,7 +140,7 @@ class Mounts:
         try:
             yield place, processes
         finally:
-            _end(place.path, processes)
+            end(place.path, processes)
             shutil.rmtree(top, ignore_errors=True)
 
 
@@ -163,7 +163,8 @@ def _environment(top: Path) -> dict[str, str]:
     }
 
 
-def _end(path: Path, processes: Processes) -> None:
+def end(path: Path, processes: Processes) -> None:
+    """Unmount, and return when the daemon has ended."""
     pids = processes.pids()
     if pids or os.path.ismount(path):
         _fusermount("-u", path)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -35,6 +37,7 @@ class Peer(Protocol):
 
     name: str
     is_floor: bool  # not a file system to compare with, but the least there could be
+    is_reference: bool  # shown, but not compared with
 
     def version(self) -> str:
         """Return what is compared; raises Missing."""
@@ -51,6 +54,7 @@ class FusePeer(abc.ABC):
 
     name: str
     is_floor = False
+    is_reference = False
     by_identifier = True
     items = ""  # where they are below the mount point
 
@@ -65,21 +69,25 @@ class FusePeer(abc.ABC):
     @contextlib.contextmanager
     def mounted(self, lab: Lab, mounts: Mounts, dataset: Published) -> Iterator[Mount]:
         with mounts.place() as (place, processes):
-            with place.log.open("wb") as log:
-                done = subprocess.run(
-                    self.command(lab, dataset, place),
-                    env={**place.environment, **self.environment(lab)},
-                    stdin=subprocess.DEVNULL,
-                    # Not a pipe: the daemon would hold it open.
-                    stdout=log,
-                    stderr=log,
-                    timeout=MOUNT_TIMEOUT_S,
-                    check=False,
-                )
-            if done.returncode != 0 or not os.path.ismount(place.path):
-                said = place.log.read_text(errors="replace").strip()
-                raise RuntimeError(f"{self.name} did not mount: {said[-500:]}")
+            self.start(lab, place, self.command(lab, dataset, place))
             yield Mount(place.path / self.items, place.cache, self.by_identifier, processes)
+
+    def start(self, lab: Lab, place: Place, command: Sequence[str]) -> None:
+        """Run what mounts; raises RuntimeError if it does not."""
+        with place.log.open("ab") as log:
+            done = subprocess.run(
+                command,
+                env={**place.environment, **self.environment(lab)},
+                stdin=subprocess.DEVNULL,
+                # Not a pipe: the daemon would hold it open.
+                stdout=log,
+                stderr=log,
+                timeout=MOUNT_TIMEOUT_S,
+                check=False,
+            )
+        if done.returncode != 0 or not os.path.ismount(place.path):
+            said = place.log.read_text(errors="replace").strip()
+            raise RuntimeError(f"{self.name} did not mount: {said[-500:]}")
 
 
 class Dserverfs(FusePeer):
@@ -93,9 +101,13 @@ class Dserverfs(FusePeer):
         return _first_line([sys.executable, "-m", "dserverfs", "--version"])
 
     def command(self, lab: Lab, dataset: Published, place: Place) -> list[str]:
+        return self.command_for(dataset.uri, place)
+
+    def command_for(self, uri: str, place: Place) -> list[str]:
+        """Return what mounts any dserver URI."""
         return [
-            *(sys.executable, "-m", "dserverfs", "mount", dataset.uri, str(place.path)),
-            *("--cache-dir", str(place.cache)),
+            *(sys.executable, "-m", "dserverfs", "mount", uri, str(place.path)),
+            *("--cache-dir", str(place.cache), "--read-only"),
         ]
 
     def environment(self, lab: Lab) -> dict[str, str]:
@@ -156,11 +168,48 @@ class S3fs(FusePeer):
         return [_program("s3fs"), bucket, str(place.path), "-o", options]
 
 
+class WeedMount(FusePeer):
+    """The store's own client: beside S3, with access to all of the store."""
+
+    name = "weed"
+    is_reference = True
+
+    def version(self) -> str:
+        return " ".join(_first_line([_program("weed"), "version"]).split()[:4])
+
+    def command(self, lab: Lab, dataset: Published, place: Place) -> list[str]:
+        ports = json.loads((lab.store / "ports.json").read_text())
+        return [
+            *(_program("weed"), "-v=-1", "mount", "-readOnly", f"-dir={place.path}"),
+            f"-filer=127.0.0.1:{ports['filer.port']}.{ports['filer.port.grpc']}",
+            f"-filer.path=/buckets/{lab.storage.bucket}/{dataset.keys.items.rstrip('/')}",
+            f"-cacheDir={place.cache}",
+        ]
+
+    def start(self, lab: Lab, place: Place, command: Sequence[str]) -> None:
+        """Run it in the background: it does not leave its parent by itself."""
+        with place.log.open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                env=place.environment,
+                cwd=lab.store / "config",  # where the keys of the store are
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        end_s = time.monotonic() + MOUNT_TIMEOUT_S
+        while not os.path.ismount(place.path):
+            if process.poll() is not None or time.monotonic() > end_s:
+                raise RuntimeError(f"weed did not mount: {place.log.read_text()[-500:]}")
+            time.sleep(0.005)
+
+
 class LocalFiles:
     """The same files on the local disk: no file system of ours can do less."""
 
     name = "local"
     is_floor = True
+    is_reference = False
 
     def version(self) -> str:
         return "the local file system"
@@ -171,7 +220,7 @@ class LocalFiles:
 
 
 def all_peers() -> Sequence[Peer]:
-    return (Dserverfs(), Rclone(), S3fs(), LocalFiles())
+    return (Dserverfs(), Rclone(), S3fs(), WeedMount(), LocalFiles())
 
 
 def curl() -> str:

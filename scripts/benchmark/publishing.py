@@ -8,6 +8,7 @@ the files, untimed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -174,17 +175,18 @@ class Ways:
             )
             timer = threading.Timer(LIMIT_S, process.kill)
             timer.start()
+            peak = _Peak(process.pid)
             try:
                 _, status, usage = os.wait4(process.pid, 0)
             finally:
                 timer.cancel()
+                peak.end()
             seconds = time.perf_counter() - start_s
             process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
             raise RuntimeError(f"{command[0]}: {log.read_text(errors='replace').strip()[-500:]}")
         cpu_s = usage.ru_utime + usage.ru_stime
-        peak_bytes = usage.ru_maxrss * 1024
-        return Measurement(source.row, seconds, cpu_s, peak_bytes), output.read_text()
+        return Measurement(source.row, seconds, cpu_s, peak.bytes), output.read_text()
 
     def _wait_for_objects(self, prefix: str, source: Source) -> None:
         wanted = sorted(item.size_in_bytes for item in source.dataset.items.values())
@@ -199,6 +201,28 @@ class Ways:
     def _new_prefix(self) -> str:
         self._number += 1
         return f"published-{self._number}/"
+
+
+class _Peak:
+    """The most memory a process has had, as it said last; rusage has that of its parent, too."""
+
+    def __init__(self, pid: int) -> None:
+        self.bytes = 0
+        self._status = Path(f"/proc/{pid}/status")
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(_LOOK_S):
+            with contextlib.suppress(OSError):
+                for line in self._status.read_text().splitlines():
+                    if line.startswith("VmHWM:"):
+                        self.bytes = int(line.split()[1]) * 1024
 
 
 def run(sizes: Sizes, repeats: int, work: Path) -> Results:

@@ -13,11 +13,12 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmark import measuring
-from benchmark.lab import Lab, Published, Sizes, drop_page_cache
+from benchmark.lab import Lab, Published, drop_page_cache
 from benchmark.measuring import Buffer, Measurement, WrongAnswer, measure
 from benchmark.mounts import Mount, Mounts
 from benchmark.peers import Peer, curl
@@ -80,7 +81,7 @@ def forget_pages_of(path: Path) -> None:
 
 def sequential(bench: Bench, peer: Peer) -> Iterator[Measurement]:
     dataset = bench.lab.large()
-    item = _only_item(dataset)
+    item = only_item(dataset)
     buffer = bench.buffer()
     with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
         bench.settle(peer)
@@ -101,7 +102,7 @@ def sequential(bench: Bench, peer: Peer) -> Iterator[Measurement]:
 def download(bench: Bench) -> Iterator[Measurement]:
     """What curl takes for the same object, without keeping it."""
     dataset = bench.lab.large()
-    item = _only_item(dataset)
+    item = only_item(dataset)
     url = bench.lab.signed_url(dataset, item.identifier)
     command = [curl(), "--silent", "--show-error", "--fail", "--noproxy", "*", url]
     os.sync()
@@ -179,7 +180,7 @@ def random_cold(bench: Bench, peer: Peer) -> Iterator[Measurement]:
 def random_warm(bench: Bench, peer: Peer) -> Iterator[Measurement]:
     """From the peer's cache, which the kernel holds in memory as it does the plain file."""
     dataset = bench.lab.large()
-    item = _only_item(dataset)
+    item = only_item(dataset)
     count = bench.lab.sizes.random_reads * WARM_READS_PER_COLD
     with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
         bench.settle(peer)
@@ -196,7 +197,7 @@ def random_warm(bench: Bench, peer: Peer) -> Iterator[Measurement]:
 def _random(
     bench: Bench, mount: Mount, dataset: Published, row: str, readers: int, count: int
 ) -> Measurement:
-    item = _only_item(dataset)
+    item = only_item(dataset)
     path = mount.path_of(item)
     # Other places in each repetition, the same for all peers.
     offsets = measuring.random_offsets(item.size_in_bytes, count, f"{row} {bench.repeat}")
@@ -207,7 +208,23 @@ def _random(
     return result
 
 
-def _only_item(dataset: Published) -> Item:
+def four_readers(bench: Bench, peer: Peer) -> Iterator[Measurement]:
+    dataset = bench.lab.four()
+    items = [*dataset.local.items.values()]
+    quarter = max(item.size_in_bytes for item in items)
+    buffers = [Buffer(quarter) for _ in items]
+    with peer.mounted(bench.lab, bench.mounts, dataset) as mount, ThreadPoolExecutor(4) as pool:
+        bench.settle(peer)
+        paths = [mount.path_of(item) for item in items]
+        cold, readings = measure(
+            "four-cold", mount.processes, lambda: [*pool.map(Buffer.read, buffers, paths)]
+        )
+        for item, reading in zip(items, readings, strict=True):
+            measuring.check_content(item, reading.content)
+        yield cold
+
+
+def only_item(dataset: Published) -> Item:
     (item,) = dataset.local.items.values()
     return item
 
@@ -218,39 +235,3 @@ class Scenario(NamedTuple):
     rows: tuple[str, ...]
     run: Callable[[Bench, Peer], Iterator[Measurement]]
     download: Callable[[Bench], Iterator[Measurement]] | None = None
-
-
-SCENARIOS = (
-    Scenario(
-        ("sequential-cold", "first-byte", "sequential-disk", "sequential-again"),
-        sequential,
-        download,
-    ),
-    Scenario(("random-cold-1", "random-cold-16"), random_cold),
-    Scenario(("random-warm-1", "random-warm-16"), random_warm),
-    Scenario(("tar-cold", "tar-disk"), archiving),
-    Scenario(("list-first", "list-again"), listing),
-    Scenario(("mount-list",), mounting),
-)
-
-
-def titles(sizes: Sizes) -> dict[str, str]:
-    """Return what each row is called in the table, in its order."""
-    large = f"{sizes.large_bytes / MIB:,.0f} MiB"
-    cold, warm = sizes.random_reads, sizes.random_reads * WARM_READS_PER_COLD
-    tar = f"tar of {sizes.small_items:,} x 4 KiB"
-    return {
-        "sequential-cold": f"{large}, cold",
-        "first-byte": "its first 128 KiB, cold",
-        "sequential-disk": f"{large}, disk cache",
-        "sequential-again": f"{large}, page cache",
-        "random-cold-1": f"{cold:,} random 4 KiB, cold, 1 reader",
-        "random-cold-16": f"{cold:,} random 4 KiB, cold, 16 readers",
-        "random-warm-1": f"{warm:,} random 4 KiB, warm, 1 reader",
-        "random-warm-16": f"{warm:,} random 4 KiB, warm, 16 readers",
-        "tar-cold": f"{tar}, cold",
-        "tar-disk": f"{tar}, disk cache",
-        "list-first": f"ls -lR of {sizes.listed_items:,}, first",
-        "list-again": f"ls -lR of {sizes.listed_items:,}, again",
-        "mount-list": f"mount and ls of {sizes.small_items:,}",
-    }

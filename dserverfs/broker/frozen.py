@@ -1,0 +1,313 @@
+"""A frozen dataset as dtoolcore wants it: dictionaries, texts and paths.
+
+Made by the session, one for each dataset and process. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from dserverfs.broker import keys
+from dserverfs.broker.ahead import Ahead, Bounds
+from dserverfs.broker.item_files import ItemFiles
+from dserverfs.broker.metadata import FRESH_S, FrozenMetadata
+from dserverfs.cells import loaded
+from dserverfs.client import Client
+from dserverfs.errors import NotFound, ProtocolError, Unsupported
+from dserverfs.item_content import ItemContent
+from dserverfs.model import Dataset, DserverURI, Identifier, Item, identifier_of
+from dserverfs.signing import is_asked_whole
+
+MIB = 1024 * 1024
+# Fetched ahead of a program that reads one item after the other.
+FETCHING = Bounds(threads=8, keys=64, cost=256 * MIB)
+HASHING = Bounds(threads=4, keys=64, cost=1 << 62)  # nothing is kept of what is hashed
+SIZE_THREADS = 16
+
+
+class FrozenDataset:
+    """One dataset."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        server: str,
+        client: Client,
+        item_directory: Path,
+        on_change: Callable[[Dataset], None],
+        *,
+        is_listed: bool,
+    ) -> None:
+        """`item_directory` is dtool's cache directory; `is_listed`: one of many."""
+        self.dataset = dataset
+        self._on_change = on_change
+        self._is_listed = is_listed
+        self._key = str(DserverURI(server, dataset.base_uri, dataset.uuid))
+        self._client = client
+        self._files = ItemFiles(
+            client.reader,
+            client.stored,
+            item_directory / "dserver" / dataset.uuid,
+            client.resolver.require_signed_urls,
+        )
+        self._metadata = FrozenMetadata(client.resolver, dataset)
+        self._lock = threading.RLock()
+        self._manifest: dict[str, Any] | None = None
+        self._identifiers: list[Identifier] = []
+        self._places: dict[Identifier, int] = {}
+        self._readme: tuple[bytes, float] | None = None  # and until when it is believed
+        self._fetching: Ahead[Identifier, Path] | None = None
+        self._sizes: dict[str, int] = {}  # by relpath, of what is stored
+        self._sizes_until_s = 0.0
+        self._hashing: Ahead[str, str] | None = None
+
+    def close(self) -> None:
+        """Fetch nothing more ahead."""
+        # Not under the lock, which their threads take.
+        for ahead in (self._fetching, self._hashing):
+            if ahead is not None:
+                ahead.close()
+
+    def admin_metadata(self) -> dict[str, Any]:
+        """Return what dtool keeps in `.dtool/dtool`.
+
+        The version of dtoolcore is the manifest's; it is left out where that is
+        not at hand and costs a long answer, or a request for each of a listing.
+        """
+        admin_metadata = {
+            "uuid": self.dataset.uuid,
+            "name": self.dataset.name,
+            "type": "dataset",
+            "creator_username": self.dataset.creator_username,
+            "created_at": self.dataset.created_at,
+            "frozen_at": self.dataset.frozen_at,
+        }
+        is_cheap = not self._is_listed and is_asked_whole(self.dataset)
+        if self._manifest is not None or is_cheap:
+            version = self.manifest().get("dtoolcore_version")
+            if version is not None:
+                admin_metadata["dtoolcore_version"] = version
+        return admin_metadata
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest, not to be changed; fetched once and kept on disk."""
+        with self._lock:
+            if self._manifest is None:
+                self._manifest = self._load_manifest()
+                self._identifiers = [Identifier(key) for key in self._manifest["items"]]
+                self._places = {key: place for place, key in enumerate(self._identifiers)}
+            return self._manifest
+
+    def readme(self) -> bytes:
+        with self._lock:
+            if self._readme is None or time.monotonic() >= self._readme[1]:
+                until_s = time.monotonic() + FRESH_S
+                self._readme = self._client.resolver.readme(self.dataset), until_s
+            return self._readme[0]
+
+    def item_path(self, identifier: str) -> Path:
+        """Return the path of a local file with an item's verified content; blocks.
+
+        Items that are asked for one after the other are fetched in parallel, ahead.
+        """
+        with self._lock:
+            self.manifest()
+            if self._fetching is None:
+                items = self.manifest()["items"]
+                self._fetching = Ahead(
+                    self._identifiers,
+                    self._fetch,
+                    lambda key: int(items[key]["size_in_bytes"]),
+                    FETCHING,
+                )
+            fetching = self._fetching
+        return fetching.get(Identifier(identifier))
+
+    def handles(self) -> list[str]:
+        """Return the relpaths of the items that the store holds; asks it for each."""
+        with self._lock:
+            if time.monotonic() >= self._sizes_until_s:
+                self._sizes = self._ask_sizes()
+                self._sizes_until_s = time.monotonic() + FRESH_S
+                self._hashing = None
+            return list(self._sizes)
+
+    def size(self, handle: str) -> int:
+        """Return the size of what is stored of an item; raises NotFound."""
+        with self._lock:
+            if handle not in self._sizes:
+                self.handles()
+            size = self._sizes.get(handle)
+        if size is None:
+            raise NotFound(f"{self.dataset.uri}: nothing is stored of item {handle!r}")
+        return size
+
+    def hash(self, handle: str) -> str:
+        """Return the hash of what is stored of an item; others are hashed ahead."""
+        self.size(handle)
+        with self._lock:
+            if self._hashing is None:
+                sizes = self._sizes
+                self._hashing = Ahead(list(sizes), self._hash, sizes.__getitem__, HASHING)
+                self._hashing.start()
+            hashing = self._hashing
+        return hashing.get(handle)
+
+    def timestamp(self, handle: str) -> float:
+        """Return an item's date, which the manifest alone has."""
+        try:
+            return float(self.manifest()["items"][identifier_of(handle)]["utc_timestamp"])
+        except KeyError as error:
+            raise NotFound(f"{self.dataset.uri} has no item {handle!r}") from error
+
+    # Metadata
+
+    def get_text(self, key: str) -> str:
+        """Return what dtool's disk layout has at `key`; raises NotFound."""
+        if key == keys.README:
+            return self.readme().decode("utf-8")
+        if key == keys.ADMIN_METADATA:
+            return json.dumps(self.admin_metadata())
+        if key == keys.MANIFEST:
+            return json.dumps(self.manifest(), indent=2, sort_keys=True)
+        directory, _, name = key.rpartition("/")
+        if directory in (keys.OVERLAYS, keys.ANNOTATIONS):
+            kind = directory.rpartition("/")[2]
+            return self._metadata.content(kind, name.removesuffix(".json")).decode("utf-8")
+        if directory == keys.TAGS and name in self.tags():
+            return ""
+        raise NotFound(f"{self.dataset.uri}: has no {key}")
+
+    def names(self, kind: str) -> list[str]:
+        """Return the names of all overlays or annotations."""
+        return self._metadata.names(kind)
+
+    def tags(self) -> list[str]:
+        return self._metadata.tags()
+
+    def put_admin_metadata(self, admin_metadata: Mapping[str, Any]) -> None:
+        """Rename it, which is the only change of it there is; raises Unsupported for others."""
+        known = self.admin_metadata()
+        changed = {key for key, value in admin_metadata.items() if known.get(key, value) != value}
+        if changed - {"name"}:
+            raise Unsupported(
+                f"{self.dataset.uri} is frozen: {', '.join(sorted(changed))} cannot be changed"
+            )
+        if changed:
+            self._client.metadata_writes.rename(self.dataset, str(admin_metadata["name"]))
+            self._tell_change()
+
+    def put_text(self, key: str, text: str) -> None:
+        """Change README, a tag, an annotation or an overlay; raises Unsupported."""
+        writes = self._client.metadata_writes
+        directory, _, name = key.rpartition("/")
+        name = name.removesuffix(".json")
+        if key == keys.README:
+            writes.put_readme(self.dataset, text.encode("utf-8"))
+        elif directory == keys.TAGS:
+            writes.put_tag(self.dataset, key.rpartition("/")[2])
+        elif directory == keys.ANNOTATIONS:
+            writes.put_annotation(self.dataset, name, json.loads(text))
+        elif directory == keys.OVERLAYS:
+            writes.put_overlay(self.dataset, name, json.loads(text))
+        else:
+            raise Unsupported(f"{self.dataset.uri} is frozen: {key} cannot be changed")
+        self._tell_change()
+
+    def delete_key(self, key: str) -> None:
+        """Delete a tag, an annotation or an overlay; raises Unsupported."""
+        writes = self._client.metadata_writes
+        directory, _, name = key.rpartition("/")
+        name = name.removesuffix(".json")
+        if directory == keys.TAGS:
+            writes.delete_tag(self.dataset, key.rpartition("/")[2])
+        elif directory == keys.ANNOTATIONS:
+            writes.delete_annotation(self.dataset, name)
+        elif directory == keys.OVERLAYS:
+            writes.delete_overlay(self.dataset, name)
+        else:
+            raise Unsupported(f"{self.dataset.uri} is frozen: {key} cannot be deleted")
+        self._tell_change()
+
+    def publish(self, expiry_s: int | None) -> str:
+        """Return a link by which dtool-http reads the dataset; raises Unsupported."""
+        return self._client.metadata_writes.publish(self.dataset, expiry_s)
+
+    def _tell_change(self) -> None:
+        """Have everything that can change asked anew."""
+        self._metadata.forget()
+        with self._lock:
+            self._readme = None
+        self._on_change(self.dataset)
+
+    def _load_manifest(self) -> dict[str, Any]:
+        path = loaded(lambda: self._client.catalogue.manifest(self.dataset))
+        try:
+            manifest = json.loads(path.read_bytes())
+            if not isinstance(manifest["items"], dict):
+                raise TypeError("its items are not an object")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            path.unlink(missing_ok=True)
+            raise ProtocolError(
+                f"{self.dataset.uri}: its manifest, kept in {path}, cannot be read ({error});"
+                " it will be fetched anew"
+            ) from error
+        assert isinstance(manifest, dict)
+        return manifest
+
+    def _item(self, identifier: Identifier) -> Item:
+        try:
+            entry = self.manifest()["items"][identifier]
+        except KeyError as error:
+            raise NotFound(f"{self.dataset.uri} has no item {identifier}") from error
+        return Item.from_json(identifier, entry)
+
+    def _content(self, item: Item) -> ItemContent:
+        return ItemContent(
+            key=f"{self._key}/{item.identifier}",
+            dataset=self.dataset,
+            identifier=item.identifier,
+            size_in_bytes=item.size_in_bytes,
+            hash_function=str(self.manifest().get("hash_function", "")),
+            hash=item.hash,
+            neighbours=_Following(self._identifiers, self._places[item.identifier]),
+        )
+
+    def _fetch(self, identifier: Identifier) -> Path:
+        item = self._item(identifier)
+        return self._files.fetch(self._content(item), item)
+
+    def _ask_sizes(self) -> dict[str, int]:
+        self.manifest()
+        self._client.resolver.require_signed_urls()
+        items = [self._item(identifier) for identifier in self._identifiers]
+        # Made here: the threads must not wait for the lock, which we hold.
+        contents = [self._content(item) for item in items]
+        with ThreadPoolExecutor(SIZE_THREADS, thread_name_prefix="sizes") as pool:
+            sizes = pool.map(self._client.stored.size, contents)
+            return {
+                item.relpath: size
+                for item, size in zip(items, sizes, strict=True)
+                if size is not None
+            }
+
+    def _hash(self, relpath: str) -> str:
+        content = self._content(self._item(identifier_of(relpath)))
+        return self._client.stored.digest(content, self.size(relpath))
+
+
+class _Following:
+    """The items that follow one in the manifest."""
+
+    def __init__(self, identifiers: Sequence[Identifier], place: int) -> None:
+        self._identifiers = identifiers
+        self._place = place
+
+    def __call__(self, limit: int) -> Sequence[Identifier]:
+        return self._identifiers[self._place : self._place + limit]

@@ -1,0 +1,151 @@
+"""Items as whole local files, for programs that want a path.
+
+Below dtool's cache directory, `dserver/<uuid>/<identifier><extension>`, of which
+only whole and verified files are ever seen: content goes into a file of another
+name, is compared with the manifest, and renamed. The file has the item's time
+and no write permission, so that one which somebody changed is told from it and
+fetched anew. Thread-safe, also between processes.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dserverfs.blocks import BLOCK_SIZE
+from dserverfs.download import download
+from dserverfs.errors import IntegrityError, UsageError
+from dserverfs.item_content import ItemContent
+from dserverfs.item_reader import ItemReader
+from dserverfs.model import MAX_COMPONENT_BYTES, Item, component_is_usable
+from dserverfs.reader import Reader
+from dserverfs.stored_items import StoredItems
+from dserverfs.verify import known_hasher
+
+logger = logging.getLogger(__name__)
+
+# What is larger would be written twice: into the file and, in blocks, into the cache.
+MAX_THROUGH_CACHE = 8 * BLOCK_SIZE
+_PARTIAL = ".partial-"
+_ABANDONED_S = 24 * 3600.0  # no fetch takes longer, guess
+
+
+class ItemFiles:
+    """Files of one dataset's items."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        stored: StoredItems,
+        directory: Path,
+        prepare: Callable[[], None],
+    ) -> None:
+        """`prepare` is called before something is fetched."""
+        self._reader = reader
+        self._stored = stored
+        self._prepare = prepare
+        self._directory = directory
+        self._made = False
+
+    def fetch(self, content: ItemContent, item: Item) -> Path:
+        """Return the path of the item's file, fetching what is not there; blocks.
+
+        Raises IntegrityError, and UsageError if the directory cannot be used.
+        """
+        path = self._directory / _file_name(item)
+        try:
+            self._make_directory()
+            if not self._is_good(path, content, item):
+                self._prepare()
+                self._write(path, content, item)
+        except OSError as error:
+            raise UsageError(
+                f"{path}: cannot be used: {error.strerror};"
+                " DTOOL_CACHE_DIRECTORY names another place"
+            ) from error
+        return path
+
+    def _make_directory(self) -> None:
+        if self._made:
+            return
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for path in self._directory.glob(f"{_PARTIAL}*"):
+            if path.stat().st_mtime < time.time() - _ABANDONED_S:
+                path.unlink(missing_ok=True)
+        self._made = True
+
+    def _is_good(self, path: Path, content: ItemContent, item: Item) -> bool:
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISREG(status.st_mode) or status.st_size != item.size_in_bytes:
+            return False
+        if status.st_uid == os.geteuid() and status.st_mtime_ns == item.mtime_ns:
+            return True
+        return _digest(path, content) == content.hash  # somebody else's, or touched
+
+    def _write(self, path: Path, content: ItemContent, item: Item) -> None:
+        partial = path.with_name(f"{_PARTIAL}{os.getpid()}-{threading.get_ident()}-{path.name}")
+        if len(partial.name.encode()) > MAX_COMPONENT_BYTES:
+            partial = path.with_name(f"{_PARTIAL}{os.getpid()}-{item.identifier}")
+        try:
+            found = self._copy(partial, content)
+            if found != content.hash:
+                # Blocks that were cached without having been compared as a whole.
+                logger.warning("%s; fetched once more", _mismatch(content, found))
+                self._reader.drop(content)
+                found = self._copy(partial, content)
+            if found != content.hash:
+                self._reader.drop(content)
+                raise IntegrityError(_mismatch(content, found), uri=content.dataset.uri)
+            os.utime(partial, ns=(item.mtime_ns, item.mtime_ns))
+            partial.chmod(0o444)
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _copy(self, partial: Path, content: ItemContent) -> str:
+        """Write the item to `partial`; return the hash of what was written."""
+        with partial.open("w+b", buffering=0) as file:
+            if content.size_in_bytes > MAX_THROUGH_CACHE and not self._reader.is_at_hand(content):
+                return download(self._stored, content, file.fileno())
+            return self._copy_blocks(file, content)
+
+    def _copy_blocks(self, file: io.FileIO, content: ItemContent) -> str:
+        """As `_copy`, through the cache, which the mount shares."""
+        hasher = known_hasher(content.hash_function)
+        reader = ItemReader(self._reader, content)
+        for offset in range(0, content.size_in_bytes, BLOCK_SIZE):
+            block = memoryview(reader.read(offset, BLOCK_SIZE))
+            hasher.update(block)
+            while block:  # a disk that is full takes less, and then says so
+                block = block[file.write(block) :]
+        return hasher.hexdigest()
+
+
+def _file_name(item: Item) -> str:
+    """Return the identifier with the relpath's extension, by which programs tell formats."""
+    name = item.identifier + os.path.splitext(item.relpath)[1]
+    return name if component_is_usable(name) else item.identifier
+
+
+def _digest(path: Path, content: ItemContent) -> str:
+    hasher = known_hasher(content.hash_function)
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_SIZE):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+def _mismatch(content: ItemContent, found: str) -> str:
+    return (
+        f"{content.dataset.uri}: item {content.identifier} has hash {found},"
+        f" the manifest says {content.hash}"
+    )

@@ -1,0 +1,55 @@
+"""Errors as dtool's commands show them: one line and a status, no traceback.
+
+click shows a `ClickException` that way, and dtool's commands are click's. Under
+them, and nowhere else, an error of ours becomes one as well; to a program it is
+what it was. click is never imported for that.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from dserverfs.errors import DserverfsError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def shown(error: DserverfsError) -> DserverfsError:
+    """Return `error`, as one that click shows in a line if click is there."""
+    click = sys.modules.get("click")
+    if click is None or isinstance(error, click.ClickException):
+        return error
+    kind = type(error)
+    both: type[DserverfsError] = type(
+        kind.__name__, (kind, click.ClickException), {"__module__": __name__}
+    )
+    return both(str(error), uri=error.uri, status=error.status)
+
+
+def in_one_line(method: Callable[P, T]) -> Callable[P, T]:
+    """Return `method`, raising errors of ours as `shown`."""
+
+    @functools.wraps(method)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except DserverfsError as error:
+            raise shown(error) from error
+
+    return wrapper
+
+
+def all_in_one_line(cls: type[T]) -> type[T]:
+    """Return the class with every method of its own wrapped by `in_one_line`."""
+    for name, value in list(vars(cls).items()):
+        if isinstance(value, types.FunctionType):
+            setattr(cls, name, in_one_line(value))
+        elif isinstance(value, classmethod):
+            function: Any = value.__func__
+            setattr(cls, name, classmethod(in_one_line(function)))
+    return cls

@@ -1,0 +1,67 @@
+"""The rows in their order: which scenario measures each, and what it is called."""
+
+from __future__ import annotations
+
+from benchmark import distant_rows, many_rows, rows
+from benchmark.lab import Sizes
+from benchmark.rows import MIB, WARM_READS_PER_COLD, Scenario
+
+SCENARIOS = (
+    Scenario(
+        ("sequential-cold", "first-byte", "sequential-disk", "sequential-again"),
+        rows.sequential,
+        rows.download,
+    ),
+    Scenario(("four-cold",), rows.four_readers),
+    Scenario(("random-cold-1", "random-cold-16"), rows.random_cold),
+    Scenario(("random-warm-1", "random-warm-16"), rows.random_warm),
+    Scenario(("tar-cold", "tar-disk"), rows.archiving),
+    Scenario(("list-first", "list-again"), rows.listing),
+    Scenario(("mount-list",), rows.mounting),
+    *(
+        Scenario(
+            (f"distant-{round_trip_ms}-large", f"distant-{round_trip_ms}-small"),
+            distant_rows.reading(round_trip_ms),
+        )
+        for round_trip_ms in distant_rows.ROUND_TRIPS_MS
+    ),
+    Scenario(("datasets-mount",), many_rows.datasets),
+    Scenario(("shown-list",), many_rows.shown),
+    Scenario(("many-first", "many-find", "many-second"), many_rows.many),
+)
+
+
+def titles(sizes: Sizes) -> dict[str, str]:
+    """Return what each row is called in the table, in its order."""
+    large = f"{sizes.large_bytes / MIB:,.0f} MiB"
+    cold, warm = sizes.random_reads, sizes.random_reads * WARM_READS_PER_COLD
+    tar = f"tar of {sizes.small_items:,} x 4 KiB"
+    return {
+        "sequential-cold": f"{large}, cold",
+        "first-byte": "its first 128 KiB, cold",
+        "sequential-disk": f"{large}, disk cache",
+        "sequential-again": f"{large}, page cache",
+        "four-cold": "4 readers of a quarter each, cold",
+        "random-cold-1": f"{cold:,} random 4 KiB, cold, 1 reader",
+        "random-cold-16": f"{cold:,} random 4 KiB, cold, 16 readers",
+        "random-warm-1": f"{warm:,} random 4 KiB, warm, 1 reader",
+        "random-warm-16": f"{warm:,} random 4 KiB, warm, 16 readers",
+        "tar-cold": f"{tar}, cold",
+        "tar-disk": f"{tar}, disk cache",
+        "list-first": f"ls -lR of {sizes.listed_items:,}, first",
+        "list-again": f"ls -lR of {sizes.listed_items:,}, again",
+        "mount-list": f"mount and ls of {sizes.small_items:,}",
+        **{
+            f"distant-{ms}-{kind}": f"{what}, cold, {ms} ms away"
+            for ms in distant_rows.ROUND_TRIPS_MS
+            for kind, what in (
+                ("large", f"{sizes.distant_bytes / MIB:,.0f} MiB"),
+                ("small", f"tar of {sizes.distant_items:,} x 4 KiB"),
+            )
+        },
+        "datasets-mount": f"mount and ls of {sizes.many_datasets:,} datasets",
+        "shown-list": f"ls -l of {sizes.shown_items:,}",
+        "many-first": f"mount of {sizes.many_items:,} items, first",
+        "many-find": f"find in {sizes.many_items:,}",
+        "many-second": f"mount of {sizes.many_items:,} items, second",
+    }
