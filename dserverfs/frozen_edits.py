@@ -328,9 +328,7 @@ class FrozenEdits:
         with self._condition:
             file = self._local.of(dataset).at(path)
             if file is None or not file.is_unsent:
-                raise UsageError(
-                    f"{dataset.name}: is frozen, and {path or 'it'} is as the server's"
-                )
+                raise UsageError(f"{dataset.name}: {path or 'it'} is frozen, and as the server's")
             if file.writers:
                 raise UsageError(f"{dataset.name}/{path}: is open for writing")
             self._local.discard(file)
