@@ -45,6 +45,7 @@ JOBS = 2
 # RELEASE comes after close(2) has returned, so what was just closed may look open.
 LATE_CLOSE_S = 2.0
 LOOK_AGAIN_S = 0.5
+CLOSE_GRACE_S = 5.0
 # Between attempts while server or store is away or the token refused, first and most: a
 # server that is restarted is back in seconds.
 RETRY_S = (5.0, 600.0)
@@ -91,6 +92,7 @@ class Freezer:
         self._condition = threading.Condition()
         self._watched: dict[str, StagedDataset] = {}
         self._jobs: dict[str, _Job] = {}
+        self._working = 0  # threads at work on a job, or on putting away what it froze
         self._retry_at_s: dict[str, tuple[float, float]] = {}  # when, and the pause before it
         # What could not be frozen as it was: not tried again by itself until it changes.
         self._tried: dict[str, int] = {}
@@ -106,14 +108,21 @@ class Freezer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop; what is not frozen stays staged."""
+        """Stop; what is not frozen stays staged.
+
+        A job that waits for a store that does not answer is left behind after
+        CLOSE_GRACE_S: on disk it is like one whose daemon was killed, and what it does
+        from now on is refused when the staged datasets are no longer owned.
+        """
         self._ending.set()
         with self._condition:
             self._closed = True
             for job in self._jobs.values():
                 job.stop.set()
             self._condition.notify_all()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        with self._condition:
+            self._condition.wait_for(lambda: not self._working, CLOSE_GRACE_S)
 
     def watch(self, staged: StagedDataset) -> None:
         """Freeze it when it is due: armed, closed and unchanged for a while, or sealed before."""
@@ -235,6 +244,16 @@ class Freezer:
     # One job
 
     def _work(self, job: _Job) -> None:
+        with self._condition:
+            self._working += 1
+        try:
+            self._carry_out(job)
+        finally:
+            with self._condition:
+                self._working -= 1
+                self._condition.notify_all()
+
+    def _carry_out(self, job: _Job) -> None:
         staged = job.staged
         try:
             dataset, local = self._freeze(job)

@@ -22,7 +22,7 @@ from tests.datasets import README, SIZES, content_of, make_dataset, make_varied_
 from tests.dtool import Dtool, dtool_of
 from tests.front import Front, front, make_certificates
 from tests.mounting import publish
-from tests.serving import ServerHandle
+from tests.serving import ServerHandle, upload
 from tests.stores import storage_of
 
 NAME = "varied"
@@ -282,6 +282,20 @@ def test_command_asks_the_server_a_few_times(
     dtool.output(*command.split(), through(counting, uri))
 
     assert len(cold) <= 4, cold
+    assert len(counting.requests) <= 3, counting.requests
+
+
+def test_listing_asks_for_a_page_of_a_hundred_at_a_time(
+    server: ServerHandle, dtool: Dtool, counting: Front
+) -> None:
+    backend = server.add_base_uri(search=[server.username], register=[server.username])
+    base = f"{server.base_uri.rpartition('/')[0]}/{backend.removeprefix('s3://')}"
+    for number in range(101):
+        upload(server, {}, base_uri=backend, name=f"number-{number:03}")
+
+    listed = dtool.output("ls", "-v", through(counting, base))
+
+    assert listed.count("number-") == 101
     assert len(counting.requests) <= 3, counting.requests
 
 

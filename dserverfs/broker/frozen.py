@@ -41,10 +41,13 @@ class FrozenDataset:
         client: Client,
         item_directory: Path,
         on_change: Callable[[Dataset], None],
+        *,
+        is_listed: bool,
     ) -> None:
-        """`item_directory` is dtool's cache directory."""
+        """`item_directory` is dtool's cache directory; `is_listed`: one of many."""
         self.dataset = dataset
         self._on_change = on_change
+        self._is_listed = is_listed
         self._key = str(DserverURI(server, dataset.base_uri, dataset.uuid))
         self._client = client
         self._files = ItemFiles(
@@ -75,7 +78,7 @@ class FrozenDataset:
         """Return what dtool keeps in `.dtool/dtool`.
 
         The version of dtoolcore is the manifest's; it is left out where that is
-        not at hand and costs more than a request.
+        not at hand and costs a long answer, or a request for each of a listing.
         """
         admin_metadata = {
             "uuid": self.dataset.uuid,
@@ -85,7 +88,8 @@ class FrozenDataset:
             "created_at": self.dataset.created_at,
             "frozen_at": self.dataset.frozen_at,
         }
-        if self._manifest is not None or is_asked_whole(self.dataset):
+        is_cheap = not self._is_listed and is_asked_whole(self.dataset)
+        if self._manifest is not None or is_cheap:
             version = self.manifest().get("dtoolcore_version")
             if version is not None:
                 admin_metadata["dtoolcore_version"] = version

@@ -47,6 +47,7 @@ class Session:
         self._lock = threading.RLock()
         self._client: Client | None = None
         self._datasets: dict[str, Dataset] = {}  # by their backend's URI
+        self._listed: set[str] = set()
         self._frozen: OrderedDict[str, FrozenDataset] = OrderedDict()
         self._protos: dict[Path, ProtoDataset] = {}  # by their directory
 
@@ -106,6 +107,8 @@ class Session:
                     f" {', '.join(user.search_base_uris) or 'none'}"
                 )
         self._note(datasets)
+        with self._lock:
+            self._listed.update(dataset.uri for dataset in datasets)
         known = {dataset.uuid: None for dataset in datasets}
         known |= {UUID(proto.uuid_of(each)): None for each in staged}
         return list(known)
@@ -158,6 +161,7 @@ class Session:
                     self.client,
                     self.settings.dtool_cache_directory(),
                     self._changed,
+                    is_listed=dataset.uri in self._listed,
                 )
                 while len(self._frozen) > MAX_FROZEN:
                     self._frozen.popitem(last=False)[1].close()
