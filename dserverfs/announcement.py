@@ -11,9 +11,9 @@ import logging
 import threading
 from collections.abc import Callable
 
+from dserverfs.clock import boottime_s
 from dserverfs.errors import ProtocolError
 from dserverfs.local_dataset import LocalDataset
-from dserverfs.signed_urls import boottime_s
 from dserverfs.upload_routes import UploadRoutes, UploadUrls
 
 logger = logging.getLogger(__name__)

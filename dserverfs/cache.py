@@ -4,54 +4,70 @@ One directory per user (mode 0700), shared by all mounts and processes. Used by
 the reader; knows nothing of servers, URLs or the network. A cache that fails
 is a cache that misses: no method of BlockCache raises for a bad disk.
 
-On disk: `blocks/cache.db` (SQLite) and a file for each block that is not
-small. A value is the block followed by its CRC-32, 4 bytes, big endian. A
-killed process leaves at worst a file without a row, which takes space until
-the directory is cleared, never a row whose content passes the check wrongly.
+A block is stored under its item. When a whole item was compared with its hash,
+its blocks move, without being rewritten, to a key of that hash, where every
+item with the same content finds them. Nothing else is ever there.
 
-diskcache unpickles what it finds (CVE-2025-69872, no fixed release), so the
-`Disk` here stores bytes only and refuses anything else. Thread-safe: diskcache
-keeps a connection per thread.
+On disk: `blocks/cache.db` (SQLite), a row for each block with the checksums of
+its parts, and a file for each block that is not small. Files are written before
+the transaction with their rows, so a killed process leaves at worst files
+without a row, which a sweep once a day removes. What a power cut or a fault of
+the disk leaves in a file does not pass its checksums.
+
+Thread-safe: diskcache keeps a connection per thread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import sqlite3
-import stat
 import threading
 import time
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import diskcache
 import diskcache.core
 
-from dserverfs import cache_rows
-from dserverfs.blocks import BLOCK_SIZE, Block, FileBlock, MemoryBlock
+from dserverfs import cache_rows, cache_space
+from dserverfs.blocks import (
+    BLOCK_SIZE,
+    CRC_BYTES,
+    Block,
+    FileBlock,
+    MemoryBlock,
+    checksums,
+    fingerprint,
+    number_of_parts,
+)
+from dserverfs.cache_disk import BytesDisk, StoredFile, Value, files_in
+from dserverfs.cache_rows import Row
+from dserverfs.directories import private_directory
 from dserverfs.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-CRC_BYTES = 4
-GIB = 1024**3
-MAX_SIZE_BYTES = 50 * GIB
-FLOOR_BYTES = 2 * GIB
-FLOOR_FRACTION = 0.05
+FORMAT_VERSION = 2
 # Below it a block is a blob in the database: a file costs 50 us more to make and to open.
 MIN_FILE_SIZE = 64 * 1024
 FREE_SPACE_CHECK_S = 2.0
 RETRY_AFTER_FAILURE_S = 30.0
+BUSY_TIMEOUT_S = 5.0
+OPEN_TIMEOUT_S = 10.0
+# Made free at once when a quota or the disk is exhausted.
+MAKE_ROOM_BYTES = 64 * 1024 * 1024
+MAX_CHECKED = 200_000  # blocks of which it is remembered which parts were compared; 150 bytes each
 # diskcache's least-recently-used writes to the database at every hit (36 us against
 # 16 us): the order of use is noted in memory instead and written in batches.
 _POLICY = "dserverfs-noted"
 _NOTES_PER_BATCH = 256
+_ROWS_PER_TRANSACTION = 512
+_FAILURES = (sqlite3.Error, diskcache.Timeout, OSError)
 
 diskcache.core.EVICTION_POLICY[_POLICY] = {
     "init": "CREATE INDEX IF NOT EXISTS Cache_access_time ON Cache (access_time)",
@@ -61,98 +77,18 @@ diskcache.core.EVICTION_POLICY[_POLICY] = {
 
 
 class BlockKey(NamedTuple):
-    """Which block: of an item in a dataset on a server."""
+    """Which block: of an item in a dataset on a server, or of a content whatever item has it."""
 
-    item: str  # dserver URI of the dataset, "/" and the identifier
+    item: str  # ItemContent.key, or its content_key
     block: int
 
     def as_text(self) -> str:
-        return f"{FORMAT_VERSION}:{BLOCK_SIZE}:{self.item}:{self.block}"
+        return f"{prefix_of(self.item)}{self.block}"
 
 
-class _Checked:
-    """A value on its way to the disk."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.crc = zlib.crc32(data).to_bytes(CRC_BYTES, "big")
-
-
-class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
-    """Stores `_Checked` values and text keys; never pickles, never unpickles."""
-
-    def put(self, key: Any) -> tuple[str, bool]:
-        if not isinstance(key, str):
-            raise TypeError("a key of the block cache is text")
-        return key, True
-
-    def get(self, key: Any, raw: bool) -> Any:
-        if not raw or not isinstance(key, str):
-            raise ValueError("a key of the block cache is text")
-        return key
-
-    def store(self, value: Any, read: bool, key: Any = None) -> tuple[int, int, str | None, Any]:
-        if not isinstance(value, _Checked) or read:
-            raise TypeError("the block cache stores checked bytes only")
-        size = len(value.data) + CRC_BYTES
-        if size < self.min_file_size:
-            return 0, diskcache.core.MODE_RAW, None, sqlite3.Binary(value.data + value.crc)
-        name = os.urandom(16).hex()
-        filename = f"{name[0]}/{name[1:]}.blk"
-        path = os.path.join(self._directory, filename)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        try:
-            fd = os.open(path, flags, 0o600)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            fd = os.open(path, flags, 0o600)
-        try:
-            # One call, so that a full disk is noticed as a short count.
-            if os.writev(fd, [value.data, value.crc]) != size:
-                raise OSError(errno.ENOSPC, "short write to the cache")
-        except BaseException:
-            os.unlink(path)
-            raise
-        finally:
-            os.close(fd)
-        return size, diskcache.core.MODE_BINARY, filename, None
-
-    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
-        """Return a blob's bytes, or a _StoredFile which the caller closes."""
-        if mode == diskcache.core.MODE_RAW and isinstance(value, bytes):
-            return value
-        if mode == diskcache.core.MODE_BINARY and filename is not None:
-            if os.path.isabs(filename) or ".." in filename.split("/"):
-                raise OSError(errno.EINVAL, "a cache row names a file outside the cache")
-            path = os.path.join(self._directory, filename)
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            return _StoredFile(filename, fd)
-        raise OSError(errno.EINVAL, "a cache row is not of the block cache's form")
-
-    def remove(self, file_path: str) -> None:
-        # Not the directory as well, as diskcache does: another block is put there soon.
-        with contextlib.suppress(OSError):
-            os.remove(os.path.join(self._directory, file_path))
-
-
-def private_directory(path: Path) -> Path:
-    """Make `path` if need be and return it; raises UsageError unless it is ours and private."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.lstat()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be used as a directory: {error.strerror}") from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-        raise UsageError(f"{path}: is not a directory of yours; name another with --cache-dir")
-    if status.st_mode & 0o077:
-        path.chmod(0o700)
-    return path
-
-
-def default_size_limit(directory: Path) -> int:
-    """Return min(50 GiB, half of what is free), in bytes."""
-    status = os.statvfs(directory)
-    return min(MAX_SIZE_BYTES, status.f_bavail * status.f_frsize // 2)
+def prefix_of(item: str) -> str:
+    """Return what the keys of all blocks of an item begin with, and no other's."""
+    return f"{FORMAT_VERSION}:{BLOCK_SIZE}:{item}:"
 
 
 class BlockCache:
@@ -163,152 +99,304 @@ class BlockCache:
         self._size_limit = size_limit
         self._cache: Any = None
         self._lock = threading.Lock()
-        self._used: dict[str, float] = {}
-        self._checked: set[str] = set()  # files found whole in this process; 150 bytes a block
+        self._used: dict[int, float] = {}  # row numbers; when each was used last
+        self._checked: dict[str, bytearray] = {}  # by file: which parts were compared
         self._space_checked_s = 0.0
         self._space_left = True
+        self._is_corrupt = False
         self._broken_until_s = 0.0
+        self._unwritable_until_s = 0.0
+
+    @property
+    def directory(self) -> Path:
+        return self._directory
+
+    @property
+    def database(self) -> Any:
+        """Diskcache's cache, for `cache_care`; None if it cannot be used."""
+        return self._readable()
 
     def open(self) -> None:
-        """Open or make the cache; a corrupt database is thrown away, with one line in the log."""
+        """Open or make the cache; a corrupt one is thrown away, with one line in the log.
+
+        Raises UsageError unless the directory is ours and private.
+        """
         private_directory(self._directory)
         try:
-            self._cache = self._open()
-        except (sqlite3.DatabaseError, OSError, diskcache.Timeout) as error:
-            logger.warning("cache %s is unusable and is made anew: %s", self._directory, error)
-            for path in self._directory.glob("cache.db*"):
-                path.unlink(missing_ok=True)
-            try:
-                self._cache = self._open()
-            except (sqlite3.DatabaseError, OSError, diskcache.Timeout) as again:
-                logger.warning("cache %s: reading without a cache: %s", self._directory, again)
+            with self._alone():
+                try:
+                    self._cache = self._open()
+                except sqlite3.DatabaseError as error:
+                    if not _means_corrupt(error):
+                        raise
+                    logger.warning(
+                        "cache %s is corrupt and is made anew: %s", self._directory, error
+                    )
+                    self._remove_all()
+                    self._cache = self._open()
+            if cache_space.sweep_is_due(self._directory):
+                sweep = threading.Thread(
+                    target=self._sweep, args=(self._cache,), name="sweep", daemon=True
+                )
+                sweep.start()
+        except _FAILURES as error:
+            logger.warning("cache %s: reading without a cache: %s", self._directory, error)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from opening the cache: what is corrupt is removed by one."""
+        fd = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        end_s = time.monotonic() + OPEN_TIMEOUT_S
+        try:
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= end_s:
+                        raise
+                    time.sleep(0.02)
+            yield
+        finally:
+            os.close(fd)
 
     def _open(self) -> Any:
-        limit = self._size_limit or default_size_limit(self._directory)
-        return diskcache.Cache(
+        cache = diskcache.Cache(
             str(self._directory),
-            timeout=5,
+            timeout=BUSY_TIMEOUT_S,
             disk=BytesDisk,
             eviction_policy=_POLICY,
-            size_limit=limit,
             cull_limit=16,
             disk_min_file_size=MIN_FILE_SIZE,
             statistics=0,
             sqlite_cache_size=2048,
         )
+        limit = self._size_limit or cache_space.default_limit(self._directory, cache.volume())
+        cache.reset("size_limit", limit)
+        return cache
+
+    def _remove_all(self) -> None:
+        for path in self._directory.glob("cache.db*"):
+            path.unlink(missing_ok=True)
+        for name in files_in(self._directory):
+            (self._directory / name).unlink(missing_ok=True)
 
     def load(self, key: BlockKey, length: int) -> Block | None:
-        """Return the block of `length` bytes if it is here and whole, else None."""
-        cache = self._usable()
-        if cache is None:
-            return None
-        text = key.as_text()
-        try:
-            stored = cache.get(text)
-        except (sqlite3.Error, diskcache.Timeout, OSError, ValueError) as error:
-            self._fail(error)
-            return None
-        if stored is None:
-            return None
-        block = self._block(stored, length)
-        if block is None:
-            logger.warning("cache %s: a damaged block is fetched again", self._directory)
-            self.drop([key])
-            return None
-        self._note_use(text)
-        return block
+        """Return the block of `length` bytes if it is here, else None.
+
+        A block in a file is compared with its checksums when it is read.
+        """
+        return self.load_many([(key, length)])[0]
 
     def load_many(self, wanted: Sequence[tuple[BlockKey, int]]) -> list[Block | None]:
         """Return what `load` would for each key and length, asking the database once."""
-        cache = self._usable()
+        cache = self._readable()
         if cache is None or not wanted:
             return [None] * len(wanted)
+        keys = [key.as_text() for key, _ in wanted]
         try:
-            there = cache_rows.values_of(cache, [key.as_text() for key, _ in wanted])
-        except (sqlite3.Error, diskcache.Timeout) as error:
+            rows = cache_rows.rows_of(cache, keys)
+        except _FAILURES as error:
             self._fail(error)
-            there = {}
-        return [self._load_row(there.get(key.as_text()), key, length) for key, length in wanted]
+            return [None] * len(wanted)
+        blocks = [
+            self._load_row(cache, rows[text], key, length) if text in rows else None
+            for text, (key, length) in zip(keys, wanted, strict=True)
+        ]
+        self._write_notes(at_least=_NOTES_PER_BATCH)
+        return blocks
 
-    def _load_row(
-        self, row: tuple[int, str | None, Any] | None, key: BlockKey, length: int
-    ) -> Block | None:
-        if row is None:
-            return None
-        mode, _, value = row
-        block = _blob(value, length) if mode == diskcache.core.MODE_RAW else None
-        if block is None:
-            return self.load(key, length)  # in a file, or damaged
-        self._note_use(key.as_text())
-        return block
-
-    def _block(self, stored: bytes | _StoredFile, length: int) -> Block | None:
-        """Return the block if it is whole: in memory when its file was read to find that out."""
-        if isinstance(stored, bytes):
-            return _blob(stored, length)
-        if stored.name in self._checked:
-            return FileBlock(stored.fd, length)
+    def _load_row(self, cache: Any, row: Row, key: BlockKey, length: int) -> Block | None:
         try:
-            block = _whole_file(stored.fd, length)
-        finally:
-            os.close(stored.fd)
-        if block is not None:
-            self._checked.add(stored.name)
+            block = self._block(cache, row, length)
+        except FileNotFoundError:  # evicted meanwhile
+            return None
+        except OSError as error:
+            self._fail(error)
+            return None
+        if block is None:
+            self.drop_damaged(key)
+            return None
+        self.note_use(block)
         return block
 
-    def store(self, blocks: Sequence[tuple[BlockKey, bytes]]) -> None:
-        """Keep the blocks, in one transaction; if the disk is full or failing, do nothing."""
-        cache = self._usable()
+    def _block(self, cache: Any, row: Row, length: int) -> Block | None:
+        """Return the block of a row, None if it cannot be that; raises FileNotFoundError."""
+        sums = row.checksums
+        if not isinstance(sums, bytes) or len(sums) != number_of_parts(length) * CRC_BYTES:
+            return None
+        try:
+            stored = cache.disk.fetch(row.mode, row.filename, row.value, False)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EIO):
+                raise
+            return None
+        if isinstance(stored, bytes):
+            whole = len(stored) == length and checksums(stored) == sums
+            return MemoryBlock(stored, row.number) if whole else None
+        checked = self._parts_checked(stored, length)
+        block = FileBlock(stored.fd, length, sums, checked, row.number)
+        return block if os.fstat(stored.fd).st_size == length else None
+
+    def _parts_checked(self, stored: StoredFile, length: int) -> bytearray:
+        """Return which parts of that file were compared in this process; to be written to."""
+        if len(self._checked) > MAX_CHECKED:
+            self._checked = {}
+        return self._checked.setdefault(stored.name, bytearray(number_of_parts(length)))
+
+    def store(self, blocks: Sequence[tuple[BlockKey, MemoryBlock]]) -> Mapping[BlockKey, Block]:
+        """Keep the blocks; return those that are files now.
+
+        If the disk is full or failing, do nothing, and say so in the log once a while.
+        """
+        cache = self._writable()
         if cache is None or not self._has_space(cache):
+            return {}
+        small = [block for block in blocks if len(block[1].data) < MIN_FILE_SIZE]
+        large = [block for block in blocks if len(block[1].data) >= MIN_FILE_SIZE]
+        values: list[Value] = []
+        try:
+            for _, block in large:
+                values.append(cache.disk.prepare(block.data))
+            with cache.transact(retry=False):
+                if small:
+                    cache_rows.insert(
+                        cache,
+                        [(key.as_text(), block.data, block.checksums) for key, block in small],
+                    )
+                rows = [
+                    self._insert(cache, key, block, value)
+                    for (key, block), value in zip(large, values, strict=True)
+                ]
+        except _FAILURES as error:
+            for value in values:
+                cache.disk.discard(value)
+            self._fail_writing(cache, error)
+            return {}
+        self._write_notes(at_least=_NOTES_PER_BATCH)
+        return {
+            key: self._stored(block, value.file, row)
+            for (key, block), value, row in zip(large, values, rows, strict=True)
+            if value.file is not None
+        }
+
+    def _stored(self, block: MemoryBlock, file: StoredFile, row: int) -> FileBlock:
+        length = len(block.data)
+        return FileBlock(file.fd, length, block.checksums, self._parts_checked(file, length), row)
+
+    def _insert(self, cache: Any, key: BlockKey, block: MemoryBlock, value: Value) -> int:
+        """Make the row, in a transaction; return its number, 0 if it had to give way at once."""
+        text = key.as_text()
+        cache.set(text, value, tag=block.checksums)
+        row = cache_rows.rows_of(cache, [text]).get(text)
+        return 0 if row is None else row.number
+
+    def enter_verified(self, item: str, content: str, fingerprints: Sequence[int]) -> None:
+        """Move the blocks of `item` to `content`, where every item like it finds them.
+
+        The item was compared with its hash; `fingerprints` are of the blocks that
+        were. A block that is not one of them, or is there already, is dropped.
+        """
+        cache = self._writable()
+        if cache is None:
             return
         try:
-            with cache.transact(retry=False):
-                small = []
-                for key, data in blocks:
-                    value = _Checked(data)
-                    if len(data) + CRC_BYTES < MIN_FILE_SIZE:
-                        small.append((key.as_text(), data + value.crc))
-                    else:
-                        cache.set(key.as_text(), value)
-                if small:
-                    cache_rows.insert(cache, small)
-        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+            for start in range(0, len(fingerprints), _ROWS_PER_TRANSACTION):
+                end = min(start + _ROWS_PER_TRANSACTION, len(fingerprints))
+                with cache.transact(retry=False):
+                    for index in range(start, end):
+                        old, new = BlockKey(item, index), BlockKey(content, index)
+                        self._move(cache, old.as_text(), new.as_text(), fingerprints[index])
+        except _FAILURES as error:
+            self._fail_writing(cache, error)
+
+    def _move(self, cache: Any, old: str, new: str, wanted: int) -> None:
+        rows = cache._sql("SELECT rowid, tag FROM Cache WHERE key = ? AND raw = 1", (old,))
+        for row, sums in rows.fetchall():
+            if isinstance(sums, bytes) and fingerprint(sums) == wanted:
+                cache._sql("UPDATE OR IGNORE Cache SET key = ? WHERE rowid = ?", (new, row))
+            cache.delete(old)  # if it is still there
+
+    def count(self, item: str) -> int:
+        """Return how many blocks of an item, or of a content, are here."""
+        cache = self._readable()
+        if cache is None:
+            return 0
+        prefix = prefix_of(item)
+        try:
+            rows = cache._sql(
+                "SELECT count(*) FROM Cache WHERE key > ? AND key < ? AND raw = 1",
+                (prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)),
+            ).fetchall()
+        except _FAILURES as error:
             self._fail(error)
+            return 0
+        return int(rows[0][0])
 
     def drop(self, keys: Sequence[BlockKey]) -> None:
         """Forget these blocks."""
-        cache = self._usable()
+        cache = self._readable()
         if cache is None:
             return
         try:
             for key in keys:
                 cache.delete(key.as_text())
-        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+        except _FAILURES as error:
             self._fail(error)
 
+    def drop_damaged(self, key: BlockKey) -> None:
+        """Forget a block that is not what was stored."""
+        logger.warning("cache %s: a damaged block is fetched again", self._directory)
+        self.drop([key])
+
+    def note_use(self, block: Block) -> None:
+        """Note that the block was used now. Cheap, never waits."""
+        if block.row:
+            self._used[block.row] = time.time()
+
     def close(self) -> None:
-        self._write_notes()
+        self._write_notes(at_least=1)
         cache, self._cache = self._cache, None
         if cache is not None:
             cache.close()
 
     def give_way(self, size_in_bytes: int) -> bool:
         """Give back about that much of the disk to others; return whether there was anything."""
-        cache = self._usable()
+        cache = self._readable()
         if cache is None:
             return False
         try:
             if not len(cache):
                 return False
             self._evict(cache, size_in_bytes)
-        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+        except _FAILURES as error:
             self._fail(error)
             return False
         return True
 
-    def _usable(self) -> Any:
+    def _readable(self) -> Any:
         """Return diskcache's cache, or None while it is closed or fails."""
-        return self._cache if time.monotonic() >= self._broken_until_s else None
+        if time.monotonic() < self._broken_until_s:
+            return None
+        if self._is_corrupt:
+            self._reopen()
+        return self._cache
+
+    def _reopen(self) -> None:
+        with self._lock:
+            if not self._is_corrupt:
+                return
+            self._is_corrupt = False
+            self._cache = None
+            try:
+                self.open()
+            except UsageError as error:
+                logger.warning("cache %s: reading without a cache: %s", self._directory, error)
+
+    def _writable(self) -> Any:
+        return self._readable() if time.monotonic() >= self._unwritable_until_s else None
 
     def _fail(self, error: Exception) -> None:
         """Go without the cache for a while; say so once a while."""
@@ -316,12 +404,34 @@ class BlockCache:
             if time.monotonic() < self._broken_until_s:
                 return
             self._broken_until_s = time.monotonic() + RETRY_AFTER_FAILURE_S
+            self._is_corrupt = _means_corrupt(error)
         logger.warning(
             "cache %s fails, reading without it for %d s: %s",
             self._directory,
             RETRY_AFTER_FAILURE_S,
             error,
         )
+
+    def _fail_writing(self, cache: Any, error: Exception) -> None:
+        """Keep nothing new for a while; what is here can still be read."""
+        if _means_corrupt(error):
+            self._fail(error)
+            return
+        with self._lock:
+            if time.monotonic() < self._unwritable_until_s:
+                return
+            self._unwritable_until_s = time.monotonic() + RETRY_AFTER_FAILURE_S
+        said = str(error) or "it is busy, or cannot be written"
+        logger.warning(
+            "cache %s cannot be written, keeping nothing new for %d s: %s",
+            self._directory,
+            RETRY_AFTER_FAILURE_S,
+            said,
+        )
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # The file system does not tell of quotas: give back a part of what we have.
+            with contextlib.suppress(*_FAILURES):
+                self._evict(cache, MAKE_ROOM_BYTES)
 
     def _has_space(self, cache: Any) -> bool:
         """Return whether the file system keeps its floor of free space; evicts if it does not."""
@@ -330,70 +440,44 @@ class BlockCache:
             return self._space_left
         self._space_checked_s = now_s
         try:
-            status = os.statvfs(self._directory)
-            free = status.f_bavail * status.f_frsize
-            floor = min(FLOOR_BYTES, int(status.f_blocks * status.f_frsize * FLOOR_FRACTION))
-            if free < floor:
-                self._evict(cache, floor - free)
-            self._space_left = free >= floor
-        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
-            self._fail(error)
+            lacking = cache_space.lacking_in_bytes(self._directory)
+            if lacking > 0:
+                self._evict(cache, lacking)
+                lacking = cache_space.lacking_in_bytes(self._directory)
+            self._space_left = lacking <= 0
+        except _FAILURES as error:
+            self._fail_writing(cache, error)
             return False
         return self._space_left
 
     def _evict(self, cache: Any, size_in_bytes: int) -> None:
-        """Give back about that much, the least recently used first."""
-        volume = cache.volume()
-        before = cache.size_limit
-        cache.reset("size_limit", max(0, volume - size_in_bytes))
-        try:
-            cache.cull()
-        finally:
-            cache.reset("size_limit", before)
+        self._write_notes(at_least=1)
+        cache_space.evict(cache, size_in_bytes)
 
-    def _note_use(self, text: str) -> None:
-        with self._lock:
-            self._used[text] = time.time()
-            due = len(self._used) >= _NOTES_PER_BATCH
-        if due:
-            self._write_notes()
-
-    def _write_notes(self) -> None:
+    def _write_notes(self, *, at_least: int) -> None:
+        """Write the order of use, if there is that much to write."""
+        if len(self._used) < at_least:
+            return
         with self._lock:
             used, self._used = self._used, {}
         cache = self._cache
-        if cache is None:
+        if cache is None or not used:
             return
         try:
             with cache.transact(retry=False):
-                for text, moment_s in used.items():
+                for row, moment_s in list(used.items()):  # a thread may just be adding to it
                     cache._sql(
-                        "UPDATE Cache SET access_time = ? WHERE key = ? AND raw = 1",
-                        (moment_s, text),
+                        "UPDATE Cache SET access_time = max(access_time, ?) WHERE rowid = ?",
+                        (moment_s, row),
                     )
-        except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+        except _FAILURES as error:
             logger.debug("cache %s: order of use not written: %s", self._directory, error)
 
-
-class _StoredFile(NamedTuple):
-    """A block's file, open, as found in the database."""
-
-    name: str  # random, so it never names another content
-    fd: int
+    def _sweep(self, cache: Any) -> None:
+        cache_space.sweep(cache, self._directory, cache_space.ORPHANED_AFTER_S)
+        cache.close()  # this thread's connection
 
 
-def _blob(stored: bytes, length: int) -> Block | None:
-    """Return a block that was a row, if its length and checksum are right."""
-    data, crc = stored[:-CRC_BYTES], stored[-CRC_BYTES:]
-    good = len(data) == length and zlib.crc32(data).to_bytes(CRC_BYTES, "big") == crc
-    return MemoryBlock(data) if good else None
-
-
-def _whole_file(fd: int, length: int) -> Block | None:
-    """Return a file's block in memory, if its length and checksum are right."""
-    data = memoryview(os.pread(fd, length + CRC_BYTES + 1, 0))
-    if len(data) != length + CRC_BYTES:
-        return None
-    if zlib.crc32(data[:length]).to_bytes(CRC_BYTES, "big") != data[length:]:
-        return None
-    return MemoryBlock(data[:length])
+def _means_corrupt(error: Exception) -> bool:
+    """Return whether the database itself is damaged; its kinds of errors say busy, full, ..."""
+    return type(error) is sqlite3.DatabaseError

@@ -10,31 +10,41 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import diskcache.core
 
 _SELECT = (
-    "SELECT key, mode, filename, value FROM Cache"
+    "SELECT key, rowid, mode, filename, value, tag FROM Cache"
     " WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
 )
 # What is there already is the same: a block never changes.
 _INSERT = (
-    "INSERT OR IGNORE INTO Cache (key, raw, store_time, access_time, access_count, size, mode,"
-    f" value) VALUES (?, 1, ?, ?, 0, ?, {diskcache.core.MODE_RAW}, ?)"
+    "INSERT OR IGNORE INTO Cache (key, raw, store_time, access_time, access_count, tag, size,"
+    f" mode, value) VALUES (?, 1, ?, ?, 0, ?, 0, {diskcache.core.MODE_RAW}, ?)"
 )
 
 
-def values_of(cache: Any, keys: Sequence[str]) -> dict[str, tuple[int, str | None, Any]]:
-    """Return (mode, filename, value) of each key that is there."""
+class Row(NamedTuple):
+    """What is stored of a block."""
+
+    number: int
+    mode: int
+    filename: str | None
+    value: Any
+    checksums: Any
+
+
+def rows_of(cache: Any, keys: Sequence[str]) -> dict[str, Row]:
+    """Return the row of each key that is there."""
     rows = cache._sql(_SELECT, (json.dumps(keys),)).fetchall()
-    return {key: (mode, filename, value) for key, mode, filename, value in rows}
+    return {key: Row(*columns) for key, *columns in rows}
 
 
-def insert(cache: Any, blobs: Sequence[tuple[str, bytes]]) -> None:
-    """Store the blobs by their keys, in one transaction, evicting as many if the cache is full."""
+def insert(cache: Any, blobs: Sequence[tuple[str, memoryview, bytes]]) -> None:
+    """Store (key, blob, checksums), in one transaction, evicting as many if the cache is full."""
     now_s = time.time()
-    rows = [(key, now_s, now_s, len(blob), blob) for key, blob in blobs]
+    rows = [(key, now_s, now_s, sums, blob) for key, blob, sums in blobs]
     with cache._transact(False) as (sql, cleanup):
         cache._con.executemany(_INSERT, rows)
         cache._cull(now_s, sql, cleanup, len(rows) + cache.cull_limit)

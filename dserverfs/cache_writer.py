@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from dserverfs.blocks import Block, MemoryBlock
 from dserverfs.cache import BlockCache, BlockKey
@@ -20,35 +22,73 @@ PATIENCE_S = 1.0
 CLOSE_TIMEOUT_S = 10.0
 
 
+class Put(NamedTuple):
+    """A block to write: the name that its readers know it by, and its name in the cache."""
+
+    key: BlockKey
+    stored_as: BlockKey
+    block: MemoryBlock
+
+
+class _Enter(NamedTuple):
+    item: str
+    content: str
+    fingerprints: Sequence[int]
+
+
 class CacheWriter:
     """Takes blocks and writes them; what is not written yet can be had back."""
 
-    def __init__(self, cache: BlockCache) -> None:
+    def __init__(
+        self,
+        cache: BlockCache,
+        on_file: Callable[[BlockKey, Block], None] = lambda key, block: None,
+    ) -> None:
+        """`on_file` is told, in the writing thread, of each block that can be had from a file."""
         self._cache = cache
-        self._queue: queue.Queue[list[tuple[BlockKey, bytes]] | None] = queue.Queue(MAX_WAITING)
+        self._on_file = on_file
+        self._queue: queue.Queue[list[Put] | _Enter | None] = queue.Queue(MAX_WAITING)
         self._lock = threading.Lock()
         self._waiting: dict[BlockKey, MemoryBlock] = {}
         self._storing = threading.Lock()  # held while a batch is written
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def put(self, key: BlockKey, data: bytes) -> None:
-        """Write the block soon; blocks while the disk is far behind."""
-        self.put_many([(key, data)])
-
-    def put_many(self, blocks: list[tuple[BlockKey, bytes]]) -> None:
-        """As `put`, for blocks that together are no larger than one."""
+    def announce(self, key: BlockKey, block: MemoryBlock) -> None:
+        """Note that the block is about to be put; until then `discard` can still stop it."""
         with self._lock:
-            if self._closed:
+            if not self._closed:
+                self._waiting[key] = block
+
+    def put(self, key: BlockKey, block: MemoryBlock, stored_as: BlockKey) -> None:
+        """Write an announced block soon; blocks while the disk is far behind."""
+        self._enqueue([Put(key, stored_as, block)])
+
+    def put_many(self, puts: list[Put]) -> None:
+        """Announce and put blocks that together are no larger than one."""
+        with self._lock:
+            if not self._closed:
+                self._waiting.update((put.key, put.block) for put in puts)
+        self._enqueue(puts)
+
+    def _enqueue(self, puts: list[Put]) -> None:
+        with self._lock:
+            if not self._start_locked():
                 return
-            self._waiting.update((key, MemoryBlock(data)) for key, data in blocks)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="cache", daemon=True)
-                self._thread.start()
         try:
-            self._queue.put(blocks, timeout=PATIENCE_S)
+            self._queue.put(puts, timeout=PATIENCE_S)
         except queue.Full:
-            self._forget([key for key, _ in blocks])
+            self._forget([put.key for put in puts])
+
+    def enter_verified(self, item: str, content: str, fingerprints: Sequence[int]) -> None:
+        """As `BlockCache.enter_verified`, behind what was put before."""
+        with self._lock:
+            if not self._start_locked():
+                return
+        try:
+            self._queue.put(_Enter(item, content, fingerprints), timeout=PATIENCE_S)
+        except queue.Full:
+            pass  # it is compared again another time
 
     def waiting(self, key: BlockKey) -> Block | None:
         """Return a block that is not on the disk yet."""
@@ -73,24 +113,47 @@ class CacheWriter:
             self._queue.put(None)
             thread.join(CLOSE_TIMEOUT_S)
 
+    def _start_locked(self) -> bool:
+        """Have a thread that writes; False once closed."""
+        if self._closed:
+            return False
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="cache", daemon=True)
+            self._thread.start()
+        return True
+
     def _run(self) -> None:
         while True:
             batch = [self._queue.get()]
-            while len(batch) < MAX_BATCH and batch[-1] is not None:
+            while len(batch) < MAX_BATCH and isinstance(batch[-1], list):
                 try:
                     batch.append(self._queue.get_nowait())
                 except queue.Empty:
                     break
-            taken = [block for blocks in batch if blocks for block in blocks]
+            puts = [put for entry in batch if isinstance(entry, list) for put in entry]
             try:
-                with self._storing:
-                    self._cache.store([block for block in taken if block[0] in self._waiting])
+                self._store(puts)
+                last = batch[-1]
+                if isinstance(last, _Enter):
+                    self._cache.enter_verified(last.item, last.content, last.fingerprints)
             finally:
-                self._forget([key for key, _ in taken])
+                self._forget([put.key for put in puts])
                 for _ in batch:
                     self._queue.task_done()
             if batch[-1] is None:
                 return
+
+    def _store(self, puts: Sequence[Put]) -> None:
+        with self._storing:
+            wanted = [put for put in puts if self._waiting.get(put.key) is put.block]
+            if not wanted:
+                return
+            files: Mapping[BlockKey, Block] = self._cache.store(
+                [(put.stored_as, put.block) for put in wanted]
+            )
+            for put in wanted:
+                if put.stored_as in files and self._waiting.get(put.key) is put.block:
+                    self._on_file(put.key, files[put.stored_as])
 
     def _forget(self, keys: list[BlockKey]) -> None:
         with self._lock:

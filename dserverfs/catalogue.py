@@ -15,7 +15,6 @@ import hashlib
 import logging
 import os
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from typing import TypeVar
 
 from dserverfs import manifest_index
 from dserverfs.cells import FOR_EVER, Cell, NotLoaded
+from dserverfs.clock import boottime_s
 from dserverfs.errors import DserverfsError, NotFound
 from dserverfs.kept_answers import KeptAnswers
 from dserverfs.manifest_index import ManifestIndex
@@ -114,7 +114,7 @@ class Catalogue:
         self._manifests: dict[UUID, Cell[Path]] = {}
         self._indexes: OrderedDict[UUID, ManifestIndex] = OrderedDict()
         self._index_loads: dict[UUID, threading.Lock] = {}
-        self._hidden: dict[UUID, float] = {}  # until when; CLOCK_MONOTONIC
+        self._hidden: dict[UUID, float] = {}  # until when; CLOCK_BOOTTIME
         # Registered by us, and until when they are listed even if the server's answer,
         # which may be older, does not have them.
         self._learned: dict[UUID, tuple[Dataset, float]] = {}
@@ -145,7 +145,7 @@ class Catalogue:
                 )
         named = cell.get()
         with self._lock:
-            hidden = [uuid for uuid, end_s in self._hidden.items() if time.monotonic() < end_s]
+            hidden = [uuid for uuid, end_s in self._hidden.items() if boottime_s() < end_s]
         if not hidden:
             return named
         return {name: dataset for name, dataset in named.items() if dataset.uuid not in hidden}
@@ -157,7 +157,7 @@ class Catalogue:
     def learn(self, dataset: Dataset, as_staged: UUID) -> None:
         """List a dataset that was registered just now, under the name it had while staged."""
         with self._lock:
-            self._learned[dataset.uuid] = (dataset, time.monotonic() + 2 * FRESH_S)
+            self._learned[dataset.uuid] = (dataset, boottime_s() + 2 * FRESH_S)
             cell = self._listings.get(dataset.base_uri)
             if as_staged != dataset.uuid and dataset.base_uri in self._names:
                 self._names[dataset.base_uri].hand_over(as_staged, dataset.uuid)
@@ -226,7 +226,7 @@ class Catalogue:
         listed = self._answers.datasets(base_uri)
         known = {dataset.uuid for dataset in listed}
         with self._lock:
-            now = time.monotonic()
+            now = boottime_s()
             self._learned = {uuid: entry for uuid, entry in self._learned.items() if entry[1] > now}
             learned = [dataset for dataset, _ in self._learned.values()]
         return listed + [
@@ -281,7 +281,7 @@ class Catalogue:
         """Leave a dataset out of listings for a while: some servers list what they deleted."""
         logger.info("%s: listed, but gone; hidden for %d s", dataset.uri, FRESH_S)
         with self._lock:
-            self._hidden[dataset.uuid] = time.monotonic() + FRESH_S
+            self._hidden[dataset.uuid] = boottime_s() + FRESH_S
 
     def _fetch_manifest(self, dataset: Dataset) -> Path:
         """Return the manifest's file, fetching it if it is not here; blocks."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
+from dserverfs.clock import boottime_s
 from dserverfs.errors import DserverfsError, NotAuthenticated, NotFound, PermissionDenied
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Cell(Generic[T]):
         fetch: Callable[[], T],
         max_age_s: float,
         background: Executor,
-        clock_s: Callable[[], float] = time.monotonic,
+        clock_s: Callable[[], float] = boottime_s,
     ) -> None:
         self._fetch = fetch
         self._max_age_s = max_age_s

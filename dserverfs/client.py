@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import getpass
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from dserverfs import login
-from dserverfs.cache import BlockCache, private_directory
+from dserverfs import edit_session, login
+from dserverfs.cache import BlockCache
 from dserverfs.catalogue import Catalogue
 from dserverfs.cells import NotLoaded
 from dserverfs.connections import Trust
+from dserverfs.dataset_tree import DatasetTree
+from dserverfs.directories import local_directory, private_directory
 from dserverfs.errors import DserverfsError, NotFound, PermissionDenied, UsageError
 from dserverfs.freezer import Freezer
+from dserverfs.frozen_edits import FrozenEdits
+from dserverfs.item_content import ItemContent
 from dserverfs.kept_answers import KeptAnswers
 from dserverfs.many_gets import ManyGets
 from dserverfs.metadata_writes import MetadataWrites
@@ -37,6 +41,7 @@ from dserverfs.stored_items import StoredItems
 from dserverfs.transport import ServerTransport, TokenSource, expires_at
 from dserverfs.tree import directories_below, parts_of
 from dserverfs.uploader import Uploader
+from dserverfs.verify import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -51,18 +56,19 @@ class Client:
         *,
         cache_directory: Path | None = None,
         cache_size: int | None = None,
-        verify: bool = True,
+        verify: Policy = Policy.COMPLETE,
         staging_directory: Path | None = None,
         freeze_delay_s: float | None = None,
         adopt: bool = True,
     ) -> None:
-        """`server` is HOST[:PORT]; `cache_size` is in bytes; `verify` compares with manifests.
+        """`server` is HOST[:PORT]; `cache_size` is in bytes.
 
         `freeze_delay_s` is for how long a staged dataset is unchanged before it is
         frozen by itself, None for never. With `adopt` the bytes of what is frozen
         here are taken over into the cache.
         """
-        self._directory = cache_directory or settings.cache_directory()
+        self._server = server
+        self._directory = local_directory(cache_directory or settings.cache_directory())
         trust = settings.trust(server)
         self._transport = _transport(server, settings, trust)
         self._storage = Storage(trust)
@@ -78,7 +84,11 @@ class Client:
         )
         self.stored = StoredItems(self.resolver, self._storage)
         self.uploader = Uploader(self.resolver, self._storage)
-        self.staging = Staging(staging_directory or settings.staging_directory(), server)
+        staged = staging_directory or settings.staging_directory()
+        self.staging = Staging(staged, server)
+        self.edits = FrozenEdits(
+            edit_session.root_of(staged, server), self.metadata_writes, self.catalogue
+        )
         registration = Registration(
             server,
             self.resolver,
@@ -96,6 +106,7 @@ class Client:
         return self
 
     def close(self) -> None:
+        self.edits.close()
         self.freezer.close()
         self.staging.close()
         self.reader.close()
@@ -144,6 +155,27 @@ class Client:
             return self._answers.dataset_by_uuid(uri.uuid, uri.base_uri)
         except NotFound as error:
             raise NotFound(f"{uri}: no such dataset; a base URI shows all there are") from error
+
+    def datasets(self, uri: DserverURI) -> list[Dataset]:
+        """Return the dataset that `uri` names, or all it shows; blocks. Raises as `check` does."""
+        only = self.check(uri)
+        if only is not None:
+            return [only]
+        user = self._answers.accepted_user()
+        return [
+            dataset
+            for base_uri in user.search_base_uris
+            if _is_below(base_uri, uri.base_uri)
+            for dataset in self._answers.datasets(base_uri)
+        ]
+
+    def contents(self, dataset: Dataset) -> Iterator[tuple[str, ItemContent]]:
+        """Yield every item with its path below `data`; blocks. Raises what the server says."""
+        _load(lambda: self.catalogue.index(dataset))
+        yield from DatasetTree(dataset, self.catalogue, str(self.uri_of(dataset))).items()
+
+    def uri_of(self, dataset: Dataset) -> DserverURI:
+        return DserverURI(self._server, dataset.base_uri, dataset.uuid)
 
     def preload(self, uri: DserverURI, only: Future[Dataset | None]) -> None:
         """Load what the first listing of a mount shows; blocks. What fails is asked again later."""
@@ -254,6 +286,9 @@ def _load(ask: Callable[[], object]) -> None:
 
 def _may_search(user: User, base_uri: str) -> bool:
     """Return whether there is something to see at or below `base_uri`."""
-    return any(
-        known == base_uri or known.startswith(f"{base_uri}/") for known in user.search_base_uris
-    )
+    return any(_is_below(known, base_uri) for known in user.search_base_uris)
+
+
+def _is_below(base_uri: str, other: str | None) -> bool:
+    """Return whether `base_uri` is `other` or in it; None has all."""
+    return other is None or base_uri == other or base_uri.startswith(f"{other}/")

@@ -26,13 +26,15 @@ from dserverfs.errors import (
     Cancelled,
     Conflict,
     DserverfsError,
+    IntegrityError,
     ItemChanged,
+    NotAuthenticated,
     Unreachable,
     UsageError,
 )
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import UUID, Dataset
-from dserverfs.staged_layout import DATA, METADATA, README, Ambiguous, Layout, StillProto
+from dserverfs.staged_layout import DATA, METADATA, README, Ambiguous, Layout
 from dserverfs.staging import StagedDataset
 from dserverfs.staging_state import Move, State
 from dserverfs.uploader import Uploader
@@ -43,7 +45,10 @@ JOBS = 2
 # RELEASE comes after close(2) has returned, so what was just closed may look open.
 LATE_CLOSE_S = 2.0
 LOOK_AGAIN_S = 0.5
-RETRY_S = (30.0, 600.0)  # between attempts while server or store is away, first and most
+CLOSE_GRACE_S = 5.0
+# Between attempts while server or store is away or the token refused, first and most: a
+# server that is restarted is back in seconds.
+RETRY_S = (5.0, 600.0)
 
 
 class Progress(NamedTuple):
@@ -71,8 +76,8 @@ class Registry(Protocol):
     def learn(self, dataset: Dataset, as_staged: UUID) -> str | None:
         """Show it from now on as it was named while staged; return what may surprise of that."""
 
-    def adopt(self, dataset: Dataset, local: LocalDataset) -> None:
-        """Take the items' bytes over into the cache; fails silently, they can be fetched."""
+    def adopt(self, dataset: Dataset, local: LocalDataset, stop: threading.Event) -> None:
+        """Take the items' bytes over into the cache, until `stop`; they can be fetched, too."""
 
 
 class Freezer:
@@ -87,10 +92,12 @@ class Freezer:
         self._condition = threading.Condition()
         self._watched: dict[str, StagedDataset] = {}
         self._jobs: dict[str, _Job] = {}
+        self._working = 0  # threads at work on a job, or on putting away what it froze
         self._retry_at_s: dict[str, tuple[float, float]] = {}  # when, and the pause before it
         # What could not be frozen as it was: not tried again by itself until it changes.
         self._tried: dict[str, int] = {}
         self._closed = False
+        self._ending = threading.Event()
         self._thread: threading.Thread | None = None
         self.max_item_bytes: int | None = None  # of one item; None: no limit is known
         self._knows_limit = False
@@ -101,13 +108,21 @@ class Freezer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop; what is not frozen stays staged."""
+        """Stop; what is not frozen stays staged.
+
+        A job that waits for a store that does not answer is left behind after
+        CLOSE_GRACE_S: on disk it is like one whose daemon was killed, and what it does
+        from now on is refused when the staged datasets are no longer owned.
+        """
+        self._ending.set()
         with self._condition:
             self._closed = True
             for job in self._jobs.values():
                 job.stop.set()
             self._condition.notify_all()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        with self._condition:
+            self._condition.wait_for(lambda: not self._working, CLOSE_GRACE_S)
 
     def watch(self, staged: StagedDataset) -> None:
         """Freeze it when it is due: armed, closed and unchanged for a while, or sealed before."""
@@ -118,7 +133,7 @@ class Freezer:
     def resume(self, staged: StagedDataset) -> None:
         """Carry on with one that an earlier daemon left behind, unless another owns it now."""
         try:
-            staged.own()
+            staged.own()  # and so no longer armed, if it is open
         except Conflict as error:
             logger.info("%s", error)
             return
@@ -169,9 +184,12 @@ class Freezer:
         return job.progress if job else None
 
     def drain(self) -> list[tuple[StagedDataset, Future[Frozen]]]:
-        """Begin to freeze what is closed and armed, or sealed, without waiting for its time."""
+        """Begin to freeze what is armed, or sealed, without waiting for its time.
+
+        Also what looks open: RELEASE may be on its way.
+        """
         with self._condition:
-            due = [s for s in self._watched.values() if self._may_freeze(s) or _is_sealed(s)]
+            due = [s for s in self._watched.values() if self._is_armed(s) or _is_sealed(s)]
         return [(staged, self.freeze(staged)) for staged in due]
 
     # By itself
@@ -211,39 +229,50 @@ class Freezer:
         if _is_sealed(staged):
             retry_at_s, _ = self._retry_at_s.get(staged.id, (now_s, 0.0))
             return retry_at_s - now_s
-        if self._delay_s is None or not self._may_be_armed(staged):
+        if self._delay_s is None or not self._is_armed(staged):
             return None
         if staged.writers or self._tried.get(staged.id) == staged.changes:
             return max(self._delay_s, LOOK_AGAIN_S)  # closing does not wake this thread
         return self._delay_s - staged.quiet_s()
 
-    def _may_be_armed(self, staged: StagedDataset) -> bool:
+    def _is_armed(self, staged: StagedDataset) -> bool:
+        if self._delay_s is None or not staged.is_owned:
+            return False
         record = staged.record
         return record.state is State.OPEN and record.armed and not record.manual
-
-    def _may_freeze(self, staged: StagedDataset) -> bool:
-        return staged.is_owned and self._may_be_armed(staged) and not staged.writers
 
     # One job
 
     def _work(self, job: _Job) -> None:
+        with self._condition:
+            self._working += 1
+        try:
+            self._carry_out(job)
+        finally:
+            with self._condition:
+                self._working -= 1
+                self._condition.notify_all()
+
+    def _carry_out(self, job: _Job) -> None:
         staged = job.staged
         try:
             dataset, local = self._freeze(job)
         except BaseException as error:  # noqa: BLE001 - handed to who waits for the job
-            self._failed(job, error)
-            with self._condition:
-                del self._jobs[staged.id]
-                self._condition.notify_all()
-            job.future.set_exception(error)
+            try:
+                self._failed(job, error)
+            finally:
+                with self._condition:
+                    del self._jobs[staged.id]
+                    self._condition.notify_all()
+                job.future.set_exception(error)
             return
         with self._condition:
             del self._jobs[staged.id]
             self._watched.pop(staged.id, None)
         job.future.set_result(Frozen(dataset.uri, job.notes))
         try:
-            self._registry.adopt(dataset, local)
-            _keep_left_over(staged, job.layout)
+            self._registry.adopt(dataset, local, self._ending)
+            _keep_left_over(staged, local)
             staged.delete()
         except Exception:
             # The next mount deletes it: it is frozen.
@@ -309,24 +338,26 @@ class Freezer:
         staged, name = job.staged, job.staged.record.name
         state = staged.record.state
         reason = str(error)
-        if staged.is_gone:
-            return
+        if staged.is_gone or not staged.is_owned:
+            return  # discarded, or another's
         if not isinstance(error, (DserverfsError, OSError)):
             logger.error("%s: a fault of ours while freezing", staged, exc_info=error)
         try:
-            if isinstance(error, (Cancelled, ItemChanged)) and state is State.OPEN:
-                logger.info("%s: not frozen: %s", name, reason)  # it was written to: later again
+            was_written_to = isinstance(error, (Cancelled, ItemChanged)) or job.stop.is_set()
+            if was_written_to and state is State.OPEN:
+                logger.info("%s: not frozen: %s", name, reason)  # later again
             elif isinstance(error, Cancelled):
                 logger.info("%s: stays staged: %s", name, reason)
-            elif isinstance(error, (StillProto, UsageError)) and state is State.OPEN:
+            elif isinstance(error, (UsageError, IntegrityError)) and state is State.OPEN:
                 self._stays_open(job, error)
             elif state is State.OPEN:
                 staged.disarm(f"not frozen: {reason}")
-            elif isinstance(error, Unreachable):
-                staged.move(Move.POSTPONE, reason=reason)
+            elif state is State.FROZEN or isinstance(error, (Unreachable, NotAuthenticated)):
+                if state is not State.FROZEN:
+                    staged.move(Move.POSTPONE, reason=reason)
                 pause_s = self._put_off(staged, RETRY_S[0])
                 self._say(logging.WARNING, "%s: tried again in %.0f s: %s", staged, pause_s, reason)
-            elif state is not State.FROZEN:
+            else:
                 staged.move(Move.FAIL, reason=reason)
                 self._say(logging.ERROR, "%s: could not be frozen: %s", staged, reason)
         except (OSError, DserverfsError) as second:
@@ -379,10 +410,11 @@ def _is_sealed(staged: StagedDataset) -> bool:
     return staged.is_owned and staged.record.state not in (State.OPEN, State.FAILED)
 
 
-def _keep_left_over(staged: StagedDataset, layout: Layout | None) -> None:
+def _keep_left_over(staged: StagedDataset, local: LocalDataset) -> None:
     """Move what is no part of the dataset out of what is about to be deleted."""
-    if layout is not Layout.DTOOL:
-        return
+    item = next(iter(local.items.values()))
+    if local.path_of(item) != staged.tree / DATA / item.relpath:
+        return  # not dtool's layout: every file is a part of it
     for path in sorted(staged.tree.iterdir()):
         if path.name not in (DATA, README, METADATA):
             kept = sealing.left_over_directory(staged)

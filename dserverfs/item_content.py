@@ -30,5 +30,15 @@ class ItemContent:
     items_from: Callable[[int, int], Sequence[ItemContent]] = field(default=_none, compare=False)
 
     @property
+    def content_key(self) -> str:
+        """Return what is the same for every item with this content, and no `key` of an item."""
+        return content_key(self.hash_function, self.hash, self.size_in_bytes)
+
+    @property
     def number_of_blocks(self) -> int:
         return number_of_blocks(self.size_in_bytes)
+
+
+def content_key(hash_function: str, hash: str, size_in_bytes: int) -> str:
+    """Return what names content by its hash; it is no `key` of an item."""
+    return f"={hash_function}:{hash}:{size_in_bytes}"

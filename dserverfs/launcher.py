@@ -22,6 +22,7 @@ from typing import NamedTuple, NoReturn
 from dserverfs import mountpoint
 from dserverfs.errors import UsageError
 from dserverfs.model import DserverURI
+from dserverfs.verify import Policy
 
 READY_TIMEOUT_S = 90.0
 READY = b"ready\n"
@@ -39,7 +40,7 @@ class MountOptions(NamedTuple):
     gid: int
     allow_other: bool
     fuse_options: tuple[str, ...]
-    verify: bool
+    verify: Policy
     staging_directory: Path | None = None
     read_only: bool = False
     freeze_delay_s: float | None = None  # None: only by command

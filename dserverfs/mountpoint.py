@@ -33,7 +33,7 @@ class Mounted(NamedTuple):
 def find_mounted(path: Path) -> Mounted | None:
     """Return what is mounted at exactly `path`, the topmost."""
     found = None
-    for mounted in _mounts():
+    for mounted in mounts_of_all_kinds():
         if mounted.path == str(path):
             found = mounted
     return found
@@ -41,7 +41,7 @@ def find_mounted(path: Path) -> Mounted | None:
 
 def all_mounted() -> list[Mounted]:
     """Return every mount of dserverfs there is here, anybody's."""
-    return [mounted for mounted in _mounts() if mounted.fstype == FSTYPE]
+    return [mounted for mounted in mounts_of_all_kinds() if mounted.fstype == FSTYPE]
 
 
 def resolve(path: Path) -> Path:
@@ -147,7 +147,8 @@ def _fusermount(path: Path, *, lazy: bool) -> None:
     raise UsageError(f"{path}: cannot be unmounted: {said}")
 
 
-def _mounts() -> list[Mounted]:
+def mounts_of_all_kinds() -> list[Mounted]:
+    """Return everything that is mounted, in the order in which it was."""
     mounts = []
     for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
         before, _, after = line.partition(" - ")

@@ -5,10 +5,10 @@ Used by the sender, for servers with `dserverfs.server.multipart`.
 
 from __future__ import annotations
 
+from dserverfs.clock import boottime_s
 from dserverfs.errors import Conflict, ProtocolError, Unreachable
 from dserverfs.model import Identifier, Item
 from dserverfs.pieces import PieceSender
-from dserverfs.signed_urls import boottime_s
 from dserverfs.upload_routes import UploadRoutes, UploadUrl
 
 # Not as long as they are signed for: a part is sent as soon as it is signed.

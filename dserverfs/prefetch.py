@@ -18,14 +18,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from dserverfs.blocks import BLOCK_SIZE, FIRST_WINDOW, Block, MemoryBlock, Run
-from dserverfs.cache import BlockCache, BlockKey
-from dserverfs.cache_writer import CacheWriter
+from dserverfs.cache import BlockKey
+from dserverfs.cache_writer import CacheWriter, Put
+from dserverfs.cached_items import CachedItems
 from dserverfs.errors import DserverfsError
 from dserverfs.item_content import ItemContent
 from dserverfs.item_order import ItemOrder, Stretch
 from dserverfs.many_gets import Got, ManyGets, Want
 from dserverfs.signed_urls import UrlSource
-from dserverfs.verify import digest
+from dserverfs.verify import Policy, digest
 
 logger = logging.getLogger(__name__)
 
@@ -66,23 +67,23 @@ class Prefetch:
         claims: Claims,
         urls: UrlSource,
         gets: ManyGets,
-        cache: BlockCache,
+        cached: CachedItems,
         writer: CacheWriter,
         *,
-        verify: bool,
+        verify: Policy,
     ) -> None:
         self._claims = claims
         self._urls = urls
         self._gets = gets
-        self._cache = cache
+        self._cached = cached
         self._writer = writer
-        self._verify = verify
+        self._policy = verify
         self._lock = threading.Lock()
         self._order = ItemOrder()
         self._waiting: deque[Want[Claim]] = deque()
         self._is_getting = False
         # Of the thread that gets: what is to be written, and how often it got nothing.
-        self._arrived: list[tuple[BlockKey, bytes]] = []
+        self._arrived: list[Put] = []
         self._arrived_bytes = 0
         self._failures = 0
         self._prepare_pool = ThreadPoolExecutor(1, thread_name_prefix="prepare")
@@ -110,9 +111,7 @@ class Prefetch:
         try:
             small, large = self._chosen(content, stretch)
             mine.extend(self._claims.claim(small))
-            blocks = self._cache.load_many(
-                [(BlockKey(claim.content.key, 0), claim.content.size_in_bytes) for claim in mine]
-            )
+            blocks = self._cached.find_small([claim.content for claim in mine])
             found = [(claim, block) for claim, block in zip(mine, blocks, strict=True) if block]
             missing = [claim for claim, block in zip(mine, blocks, strict=True) if not block]
             mine = deque(missing)
@@ -186,15 +185,19 @@ class Prefetch:
         right: list[tuple[Claim, Block]] = []
         failed: list[Claim] = []
         for claim, data in bunch:
-            if data is None or (self._verify and not _is_right(claim.content, data)):
+            verdict = _verdict(claim.content, data) if data is not None else False
+            if data is None or (verdict is False and self._policy is not Policy.OFF):
                 failed.append(claim)
                 self._failures += 1
                 continue
             self._failures = 0
-            right.append((claim, MemoryBlock(data)))
+            block = MemoryBlock(data)
+            right.append((claim, block))
             if self._arrived_bytes + len(data) > BLOCK_SIZE or len(self._arrived) >= MAX_BATCH:
                 self._write()
-            self._arrived.append((BlockKey(claim.content.key, 0), data))
+            key = BlockKey(claim.content.key, 0)
+            stored_as = BlockKey(claim.content.content_key, 0) if verdict else key
+            self._arrived.append(Put(key, stored_as, block))
             self._arrived_bytes += len(data)
         self._claims.settle(right)
         self._claims.release(failed)
@@ -214,5 +217,7 @@ class Prefetch:
         self._claims.release(left)
 
 
-def _is_right(content: ItemContent, data: bytes) -> bool:
-    return digest(content.hash_function, data) in (None, content.hash)
+def _verdict(content: ItemContent, data: bytes) -> bool | None:
+    """Return whether `data` is the item; None if that cannot be told."""
+    found = digest(content.hash_function, data)
+    return None if found is None else found == content.hash

@@ -1,8 +1,8 @@
 """Reading items: blocks from memory, the cache or the store, each fetched once.
 
-Used by the mount's operations and everything else that needs item bytes.
-`ItemReader.read` answers at once or hands out what to wait for, so that no
-thread of a caller waits for a block unless it wants to. Thread-safe.
+Used by the readers of items (`item_reader`). `want` answers at once or hands out
+what to wait for, so that no thread of a caller waits for a block unless it wants
+to. Thread-safe.
 
 Invariant: a block that readers wait for is in `_pending` until its future is
 done, and then in `_loaded`, under one lock, so that it is never fetched twice
@@ -11,52 +11,55 @@ at a time.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import resource
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from dserverfs.blocks import (
     BLOCK_SIZE,
     MAX_RUN,
     Block,
+    DamagedBlock,
+    FileBlock,
     MemoryBlock,
-    ReadAhead,
     Run,
-    block_length,
+    leading_run,
 )
 from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.cache_writer import CacheWriter
+from dserverfs.cached_items import CachedItems, check_whole
 from dserverfs.errors import (
     DeadlineExceeded,
     DserverfsError,
     IntegrityError,
-    ProtocolError,
     Unreachable,
 )
+from dserverfs.fetching import Fetcher, Outdated
 from dserverfs.item_content import ItemContent
-from dserverfs.loaded_blocks import LoadedBlocks
+from dserverfs.loaded_blocks import LoadedBlocks, RecentFailures
 from dserverfs.many_gets import ManyGets
 from dserverfs.prefetch import Claim, Prefetch
 from dserverfs.signed_urls import UrlSource
-from dserverfs.storage import ByteRange, Storage, StorageRefused
-from dserverfs.transport import Deadline, backoff_s
-from dserverfs.verification import Verdict, Verification
-from dserverfs.verify import digest
+from dserverfs.storage import Storage
+from dserverfs.transport import Deadline
+from dserverfs.verification import STRICT_LIMIT_BYTES, Verdict, Verification
+from dserverfs.verify import Policy
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Buffer = bytes | bytearray | memoryview
 
 READ_TIMEOUT_S = 120.0
-ATTEMPTS = 4
 # Threads: demanded blocks and read-ahead apart, so that a reader's next block does
 # not queue behind another's read-ahead. 3 streams of read-ahead saturate two cores.
 DEMAND_THREADS = 16
 AHEAD_THREADS = 3
-MAX_ETAGS = 4096
 
 
 class Reader:
@@ -69,31 +72,32 @@ class Reader:
         cache: BlockCache,
         gets: ManyGets | None = None,
         *,
-        verify: bool = True,
+        verify: Policy = Policy.COMPLETE,
+        strict_limit_in_bytes: int = STRICT_LIMIT_BYTES,
+        read_timeout_s: float = READ_TIMEOUT_S,
     ) -> None:
-        """With `verify`, items fetched whole are compared with the manifest's hash."""
-        self._verify = verify
-        self._resolver = resolver
-        self._storage = storage
+        self.read_timeout_s = read_timeout_s
+        self._policy = verify
+        self._fetcher = Fetcher(resolver, storage)
         self._cache = cache
-        self._writer = CacheWriter(cache)
-        self._verification = Verification(self._at_hand)
+        self._writer = CacheWriter(cache, self._on_file)
+        self._cached = CachedItems(cache, verify, self.found_right)
+        self._verification = Verification(self, verify, strict_limit_in_bytes)
         self._lock = threading.Lock()
+        self._idle = threading.Condition()
+        self._filling = 0  # how many threads are
         self._pending: dict[BlockKey, Future[Block]] = {}
         self._unasked: set[BlockKey] = set()  # pending ones that nobody waits for yet
-        self._loaded = LoadedBlocks()
+        # A quarter of the files that may be open; the mount allows itself more.
+        self._loaded = LoadedBlocks[BlockKey](resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._tell_drop: Callable[[ItemContent], None] = lambda content: None
         self._drops: dict[str, int] = {}  # how often each item turned out wrong
-        self._etags: OrderedDict[str, str] = OrderedDict()
+        self._failures = RecentFailures[BlockKey]()
         self._demand = ThreadPoolExecutor(DEMAND_THREADS, thread_name_prefix="demand")
         self._ahead = ThreadPoolExecutor(AHEAD_THREADS, thread_name_prefix="ahead")
         self._prefetch = Prefetch(
-            self, resolver, gets or ManyGets(), cache, self._writer, verify=verify
+            self, resolver, gets or ManyGets(), self._cached, self._writer, verify=verify
         )
-
-    def open(self, content: ItemContent) -> ItemReader:
-        """Return a reader of the item; does no I/O."""
-        return ItemReader(self, content)
 
     def close(self) -> None:
         """Drop what is queued, write what was fetched; readers then fail."""
@@ -113,30 +117,43 @@ class Reader:
         self._tell_drop = tell
 
     def flush(self) -> None:
-        """Return when everything fetched so far is in the cache."""
+        """Return when everything asked for so far is in the cache, or could not be had."""
+        with self._idle:
+            self._idle.wait_for(lambda: self._filling == 0, self.read_timeout_s)
         self._writer.flush()
 
     def times_dropped(self, content: ItemContent) -> int:
         """Return how often the item's bytes turned out wrong."""
         return self._drops.get(content.key, 0)
 
+    def held_back(self, content: ItemContent, *, whole: bool) -> Future[None] | None:
+        """As `Verification.held_back`."""
+        return self._verification.held_back(content, whole=whole)
+
     def is_at_hand(self, content: ItemContent) -> bool:
         """Return whether the begin of an item needs no request: most of it is likely not to."""
-        return content.size_in_bytes == 0 or self._at_hand(content, 0) is not None
-
-    def drop(self, content: ItemContent) -> None:
-        """Forget every block of an item that turned out to be wrong, here and in the cache."""
-        self._drop(content)
+        return content.size_in_bytes == 0 or self.at_hand(content, 0) is not None
 
     def want(self, content: ItemContent, run: Run) -> list[Block | Future[Block]]:
-        """Return the blocks of `run`: loaded ones, and futures of the others, now being fetched."""
+        """Return the blocks of `run`: loaded ones, and futures of the others, now being fetched.
+
+        Raises DeadlineExceeded for blocks that just could not be had in time.
+        """
+        if self._failures:
+            keys = [BlockKey(content.key, run.first + place) for place in range(run.length)]
+            with self._lock:
+                self._failures.check([key for key in keys if key not in self._loaded])
         return self._ask(content, run, self._demand)
 
     def want_ahead(self, content: ItemContent, run: Run) -> None:
         """Fetch the blocks of `run` in the background, in requests of at most MAX_RUN."""
         for first in range(run.first, run.first + run.length, MAX_RUN):
             count = min(MAX_RUN, run.first + run.length - first)
-            self._ask(content, Run(first, count), self._ahead)
+            wanted = self._ask(content, Run(first, count), self._ahead)
+            at_hand = [entry for entry in wanted if isinstance(entry, FileBlock)]
+            if at_hand:
+                with contextlib.suppress(RuntimeError):  # shut down
+                    self._ahead.submit(_read_ahead, at_hand)
 
     def begun(self, content: ItemContent) -> None:
         """Note that the item is read from its beginning: the next ones may be fetched ahead."""
@@ -173,7 +190,8 @@ class Reader:
                     del self._pending[key]
                     continue
             try:
-                self._demand.submit(self._fill, claim.content, [(0, claim.future)])
+                deadline = Deadline(self.read_timeout_s)
+                self._demand.submit(self._fill, claim.content, [(0, claim.future)], deadline)
             except RuntimeError:
                 self._abandon(claim.content, [(0, claim.future)], Unreachable("shut down"))
 
@@ -187,7 +205,7 @@ class Reader:
                 key = BlockKey(content.key, index)
                 block = self._loaded.get(key) or self._writer.waiting(key)
                 if block is not None:
-                    self._loaded.add(key, block)
+                    self._load_locked(key, block)
                     answer.append(block)
                     continue
                 future = self._pending.get(key)
@@ -197,26 +215,41 @@ class Reader:
                 self._unasked.discard(key)
                 answer.append(future)
         if missing:
-            pool.submit(self._fill, content, missing)
+            try:
+                pool.submit(self._fill, content, missing, Deadline(self.read_timeout_s))
+            except RuntimeError:
+                self._abandon(content, missing, Unreachable("reading has come to its end"))
         return answer
 
-    def _fill(self, content: ItemContent, missing: list[tuple[int, Future[Block]]]) -> None:
-        """Settle every future in `missing` (ascending block indices), in a pool's thread."""
+    def gave_up(self, content: ItemContent, run: Run) -> None:
+        """Note that somebody waited for these blocks as long as may be."""
+        error = DeadlineExceeded(f"{content.dataset.uri}: the store does not answer in time")
+        keys = [BlockKey(content.key, run.first + place) for place in range(run.length)]
+        with self._lock:
+            self._failures.note([key for key in keys if key in self._pending], error)
+
+    def _fill(
+        self, content: ItemContent, missing: list[tuple[int, Future[Block]]], deadline: Deadline
+    ) -> None:
+        """Settle every future in `missing` (ascending block indices), in a pool's thread.
+
+        `deadline` began when they were asked for, and begins anew with each block.
+        """
         waiting = list(missing)
+        with self._idle:
+            self._filling += 1
         try:
-            deadline = Deadline(READ_TIMEOUT_S)
             for entry in missing:
-                index, future = entry
-                length = block_length(content.size_in_bytes, index)
-                block = self._cache.load(BlockKey(content.key, index), length)
-                if block is not None:
-                    self._settle(content, index, future, block)
+                # Of a run, all that is fetched is read ahead; of a single block, what is asked for.
+                if self._fill_from_cache(content, *entry, ahead=len(missing) > 1):
                     waiting.remove(entry)
+            receiver = _Receiver(self, content, waiting, deadline)
             while waiting:
-                self._fetch(content, waiting, _leading_run(waiting), deadline)
+                run = leading_run([index for index, _ in waiting])
+                self._fetcher.fetch(content, run, receiver, deadline)
         except IntegrityError as error:
             # Nothing of it may be mixed with what the next reader fetches.
-            self._drop(content)
+            self.drop(content)
             self._abandon(content, waiting, error)
         except DserverfsError as error:
             self._abandon(content, waiting, error)
@@ -224,124 +257,161 @@ class Reader:
             logger.exception("%s: a fault of ours while reading", content.dataset.uri)
             self._abandon(content, waiting, error)
             raise
+        finally:
+            with self._idle:
+                self._filling -= 1
+                self._idle.notify_all()
 
-    def _fetch(
+    def _fill_from_cache(
+        self, content: ItemContent, index: int, future: Future[Block], *, ahead: bool
+    ) -> bool:
+        """Settle `future` with what is on disk; False if nothing is, or nothing of use."""
+        dropped = self.times_dropped(content)
+        cached = self._cached.find(content, index)
+        if cached is None:
+            return False
+        if ahead:
+            cached.block.read_ahead()
+        verdict = Verdict.RIGHT if cached.is_right else Verdict.UNKNOWN
+        unverified = self._is_unverified(content, index, cached.block, verdict)
+        try:
+            self._settle(content, index, future, cached.block, dropped)
+        except Outdated:
+            return False
+        if unverified:
+            self._verification.arrived(content, index)
+        return True
+
+    def take(
         self,
         content: ItemContent,
         waiting: list[tuple[int, Future[Block]]],
-        run: int,
+        data: bytes,
+        dropped: int,
         deadline: Deadline,
     ) -> None:
-        """Fetch the first `run` blocks of `waiting`, taking each off it as it is settled."""
-        goal = len(waiting) - run
+        """Settle the first of `waiting` with what was fetched, and take it off."""
+        index, future = waiting[0]
+        block = MemoryBlock(data)
+        verdict = self._check(content, index, block, deadline)
+        unverified = self._is_unverified(content, index, block, verdict)
+        self._settle(content, index, future, block, dropped)
+        del waiting[0]
+        stored_as = content.content_key if verdict is Verdict.RIGHT else content.key
+        self._writer.put(BlockKey(content.key, index), block, BlockKey(stored_as, index))
+        if unverified:
+            self._verification.arrived(content, index)
 
-        def on_block(data: bytes) -> None:
-            index, future = waiting[0]
-            if self._verify:
-                self._check(content, index, data, deadline)
-            self._settle(content, index, future, MemoryBlock(data))
-            del waiting[0]
-            self._writer.put(BlockKey(content.key, index), data)
-            if self._verify:
-                self._verification.arrived(content, index)
+    def _check(
+        self, content: ItemContent, index: int, block: MemoryBlock, deadline: Deadline
+    ) -> Verdict:
+        """Return what is known of a block that came; raises IntegrityError if it cannot be right.
 
-        attempt = 0
-        refused = False
-        mismatched = False
-        while len(waiting) > goal:
-            left = len(waiting)
-            url = self._resolver.item_url(content.dataset, content.identifier, content.neighbours)
-            start = waiting[0][0] * BLOCK_SIZE
-            end = min(content.size_in_bytes, (waiting[left - goal - 1][0] + 1) * BLOCK_SIZE)
-            try:
-                self._storage.read_range(
-                    url.url,
-                    ByteRange(start, end - start, content.size_in_bytes),
-                    block_size=BLOCK_SIZE,
-                    etag=self._etags.get(content.key),
-                    deadline=deadline,
-                    on_etag=lambda etag: self._check_etag(content, etag),
-                    on_block=on_block,
-                )
-            except StorageRefused as error:
-                self._resolver.forget_url(content.dataset, content.identifier, url)
-                if refused:
-                    raise ProtocolError(f"{error}, also with a new URL") from error
-                refused = True
-            except _HashMismatch as error:
-                if mismatched:
-                    raise
-                mismatched = True
-                logger.warning("%s; fetched once more", error)
-            except Unreachable as error:
-                attempt = 0 if len(waiting) < left else attempt
-                if attempt + 1 >= ATTEMPTS or isinstance(error, DeadlineExceeded):
-                    raise
-                logger.debug("%s: tried again after: %s", content.dataset.uri, error)
-                time.sleep(min(backoff_s(attempt), deadline.remaining_s()))
-                attempt += 1
-
-    def _check(self, content: ItemContent, index: int, data: bytes, deadline: Deadline) -> None:
-        """Raise IntegrityError if this block ends an item that is not what the manifest says."""
-        if len(data) == content.size_in_bytes:
-            _check_whole(content, data)
-        elif index == content.number_of_blocks - 1:
-            self._check_end(content, data, deadline)
-
-    def _check_end(self, content: ItemContent, last: bytes, deadline: Deadline) -> None:
-        """Raise IntegrityError if the item was read whole and is not what the manifest says.
-
-        Whoever read it got wrong bytes before this one, so that reader must fail;
-        nothing of the item stays, and the next reader fetches it anew.
+        A whole item in one block is compared, and so is one of several of which
+        this is the last that was missing. Whoever read that one got wrong bytes
+        before, so that reader must fail; nothing of the item stays, and the next
+        reader fetches it anew.
         """
-        verdict = self._verification.verdict(
-            content, last, lambda index: self._is_coming(content, index), deadline
-        )
-        if verdict is Verdict.WRONG:
-            raise IntegrityError(
-                f"{content.dataset.uri}: item {content.identifier} does not have the hash "
-                f"{content.hash} of the manifest; nothing of it is kept"
+        if self._policy is Policy.OFF:
+            return Verdict.UNKNOWN
+        if content.number_of_blocks == 1:
+            return Verdict.RIGHT if check_whole(content, block.data) else Verdict.UNKNOWN
+        verdict = Verdict.UNKNOWN
+        known = self._verification.recognises(content, index, block)
+        if index == content.number_of_blocks - 1 and not known:
+            verdict = self._verification.verdict(
+                content, block, lambda index: self._is_coming(content, index), deadline
             )
+        if verdict is Verdict.WRONG:
+            raise _mismatch(content)
+        return verdict
+
+    def _is_unverified(
+        self, content: ItemContent, index: int, block: Block, verdict: Verdict
+    ) -> bool:
+        """Return whether the item has to be compared because of a block; notes that."""
+        if verdict is Verdict.RIGHT or self._policy is Policy.OFF:
+            return False
+        if self._verification.recognises(content, index, block):
+            return False
+        self._verification.doubt(content)
+        return True
+
+    # What the verification asks for and tells
+
+    def at_hand(self, content: ItemContent, index: int) -> Block | None:
+        """Return a block that was fetched, from wherever it is now."""
+        key = BlockKey(content.key, index)
+        with self._lock:
+            block = self._loaded.get(key) or self._writer.waiting(key)
+        if block is None:
+            cached = self._cached.find(content, index)
+            block = None if cached is None else cached.block
+        return block
+
+    def obtain(self, content: ItemContent, index: int, deadline: Deadline) -> Block:
+        """Return a block, fetched if need be; blocks."""
+        (wanted,) = self.want(content, Run(index, 1))
+        return wait_for(wanted, content, deadline) if isinstance(wanted, Future) else wanted
+
+    def all_verified(self, content: ItemContent) -> bool:
+        """Return whether the cache has every block of the item, verified."""
+        return self._cached.has_all_verified(content)
+
+    def found_right(self, content: ItemContent, fingerprints: Sequence[int]) -> None:
+        """Enter the item's blocks as verified, once they are on disk."""
+        self._writer.enter_verified(content.key, content.content_key, fingerprints)
+
+    def found_wrong(self, content: ItemContent) -> Exception:
+        """Forget everything of the item; return what to tell its readers."""
+        self.drop(content)
+        return _mismatch(content)
 
     def _is_coming(self, content: ItemContent, index: int) -> bool:
         key = BlockKey(content.key, index)
         with self._lock:
             if key in self._pending or key in self._loaded:
                 return True
-        return self._at_hand(content, index) is not None
+        return self.at_hand(content, index) is not None
 
-    def _at_hand(self, content: ItemContent, index: int) -> Block | None:
-        """Return a block that was fetched, from wherever it is now."""
-        key = BlockKey(content.key, index)
-        with self._lock:
-            block = self._loaded.get(key) or self._writer.waiting(key)
-        if block is None:
-            block = self._cache.load(key, block_length(content.size_in_bytes, index))
-        return block
-
-    def _drop(self, content: ItemContent) -> None:
-        """Forget every block of an item."""
+    def drop(self, content: ItemContent) -> None:
+        """Forget every block of an item that turned out to be wrong, here and in the cache."""
         keys = [BlockKey(content.key, index) for index in range(content.number_of_blocks)]
+        self._verification.forget(content)
+        # Nothing that was asked for before the first time is settled afterwards; who
+        # comes between the two may find what is just being dropped, and is refused, too.
+        self._count_drop(content, keys)
         self._writer.discard(keys)
-        with self._lock:
-            self._drops[content.key] = self._drops.get(content.key, 0) + 1
-            self._etags.pop(content.key, None)
-            self._loaded.drop(keys)
-        self._cache.drop(keys)
+        self._cached.drop(content)
+        self._count_drop(content, keys)
         self._tell_drop(content)
 
+    def _count_drop(self, content: ItemContent, keys: Sequence[BlockKey]) -> None:
+        with self._lock:
+            self._drops[content.key] = self._drops.get(content.key, 0) + 1
+            self._fetcher.forget(content)
+            self._loaded.drop(keys)
+
+    def drop_damaged(self, content: ItemContent, run: Run) -> None:
+        """Forget blocks of which one is not what was stored."""
+        for index in range(run.first, run.first + run.length):
+            with self._lock:
+                block = self._loaded.pop(BlockKey(content.key, index))
+            if block is not None and not _is_sound(block):
+                self._cached.drop_damaged(content, index)
+
     def _settle(
-        self, content: ItemContent, index: int, future: Future[Block], block: Block
+        self, content: ItemContent, index: int, future: Future[Block], block: Block, dropped: int
     ) -> None:
+        """Hand out a block; raises Outdated if the item was dropped since it was asked for."""
         key = BlockKey(content.key, index)
         with self._lock:
+            if self.times_dropped(content) != dropped:
+                raise Outdated
             self._arrive_locked(key, block)
+            if isinstance(block, MemoryBlock) and not block.row:
+                self._writer.announce(key, block)
         future.set_result(block)
-
-    def _arrive_locked(self, key: BlockKey, block: Block) -> None:
-        self._pending.pop(key, None)
-        self._unasked.discard(key)
-        self._loaded.add(key, block)
 
     def _abandon(
         self,
@@ -350,136 +420,80 @@ class Reader:
         error: BaseException,
     ) -> None:
         self._verification.failed(content)
+        keys = [BlockKey(content.key, index) for index, _ in waiting]
         with self._lock:
-            for index, _ in waiting:
-                self._pending.pop(BlockKey(content.key, index), None)
+            for key in keys:
+                self._pending.pop(key, None)
+            if isinstance(error, DeadlineExceeded):
+                self._failures.note(keys, error)
         for _, future in waiting:
             future.set_exception(error)
 
-    def _check_etag(self, content: ItemContent, etag: str) -> None:
-        """Note the object's ETag; raises IntegrityError if another one was seen before."""
+    def _arrive_locked(self, key: BlockKey, block: Block) -> None:
+        self._pending.pop(key, None)
+        self._unasked.discard(key)
+        self._load_locked(key, block)
+
+    def _load_locked(self, key: BlockKey, block: Block) -> None:
+        self._loaded.add(key, block)
+        self._cache.note_use(block)
+
+    def _on_file(self, key: BlockKey, block: Block) -> None:
+        """Have a block from its file from now on, whose pages the kernel may take away."""
         with self._lock:
-            known = self._etags.setdefault(content.key, etag)
-            if len(self._etags) > MAX_ETAGS:
-                self._etags.popitem(last=False)
-        if known != etag:
-            raise IntegrityError(
-                f"{content.dataset.uri}: item {content.identifier} changed while it was read"
-            )
+            self._load_locked(key, block)
 
 
-class _HashMismatch(IntegrityError):
-    """The whole item was fetched and is not what the manifest says."""
+def _read_ahead(blocks: Sequence[Block]) -> None:
+    for block in blocks:
+        block.read_ahead()
 
 
-def _check_whole(content: ItemContent, data: bytes) -> None:
-    """Raise _HashMismatch unless `data`, an item in one block, has the manifest's hash.
+class _Receiver:
+    """Gives what is fetched for some futures to the reader."""
 
-    A block takes 1.1 ms of MD5: too little to hand out anything unchecked.
-    """
-    found = digest(content.hash_function, data)
-    if found is not None and found != content.hash:
-        raise _HashMismatch(
-            f"{content.dataset.uri}: item {content.identifier} has hash {found}, "
-            f"the manifest says {content.hash}"
-        )
-
-
-def _leading_run(waiting: Sequence[tuple[int, Future[Block]]]) -> int:
-    """Return how many of the first blocks follow each other without a gap."""
-    first = waiting[0][0]
-    count = 0
-    while count < len(waiting) and waiting[count][0] == first + count:
-        count += 1
-    return count
-
-
-class ItemReader:
-    """One open item; several threads may read."""
-
-    def __init__(self, reader: Reader, content: ItemContent) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        content: ItemContent,
+        waiting: list[tuple[int, Future[Block]]],
+        deadline: Deadline,
+    ) -> None:
         self._reader = reader
         self._content = content
-        self._ahead = ReadAhead()
-        self._times_dropped = reader.times_dropped(content)
-        self._lock = threading.Lock()
+        self._waiting = waiting
+        self._deadline = deadline
+        self._dropped = 0
 
-    @property
-    def content(self) -> ItemContent:
-        return self._content
+    def begin(self) -> None:
+        self._dropped = self._reader.times_dropped(self._content)
 
-    def want(self, offset: int, size: int) -> list[Block | Future[Block]]:
-        """Return the blocks of bytes [offset, offset+size); start fetching those missing.
+    def check(self) -> None:
+        if self._reader.times_dropped(self._content) != self._dropped:
+            raise Outdated
 
-        Empty at or beyond the end of the item. Never blocks. Raises IntegrityError
-        for ever once bytes it handed out were found to be wrong: the kernel asks
-        again after a read-ahead that failed, and must not be told otherwise.
-        """
-        if self._reader.times_dropped(self._content) != self._times_dropped:
-            raise IntegrityError(
-                f"{self._content.dataset.uri}: item {self._content.identifier} was read wrong;"
-                " open it again"
-            )
-        end = min(offset + size, self._content.size_in_bytes)
-        if offset >= end:
-            return []
-        if offset == 0:
-            self._reader.begun(self._content)
-        first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
-        total = self._content.number_of_blocks
-        with self._lock:
-            ahead = self._ahead.plan(first, last, total)
-        wanted = self._reader.want(self._content, Run(first, last - first + 1))
-        if ahead.length:
-            self._reader.want_ahead(self._content, ahead)
-        return wanted
+    def receive(self, index: int, data: bytes) -> None:
+        self._reader.take(self._content, self._waiting, data, self._dropped, self._deadline)
 
-    def cut_nowait(self, blocks: Sequence[Block], offset: int, size: int) -> Buffer | None:
-        """Return exactly min(size, end - offset) bytes out of the blocks `want` gave.
 
-        None if they would have to come from a disk first: then call `cut` in a thread.
-        """
-        pieces = []
-        for block, start, count in self._parts(blocks, offset, size):
-            piece = block.read_nowait(start, count)
-            if piece is None:
-                return None
-            pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+def _mismatch(content: ItemContent) -> IntegrityError:
+    return IntegrityError(
+        f"{content.dataset.uri}: item {content.identifier} does not have the hash "
+        f"{content.hash} of the manifest; nothing of it is kept"
+    )
 
-    def cut(self, blocks: Sequence[Block], offset: int, size: int) -> Buffer:
-        """As `cut_nowait`, but wait for the disk."""
-        pieces = [
-            block.read(start, count) for block, start, count in self._parts(blocks, offset, size)
-        ]
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def read(self, offset: int, size: int) -> bytes:
-        """Return exactly min(size, end - offset) bytes; blocks until they are there.
+def _is_sound(block: Block) -> bool:
+    try:
+        block.read(0, BLOCK_SIZE)
+    except DamagedBlock:
+        return False
+    return True
 
-        Raises what the resolver and the storage raise.
-        """
-        blocks = []
-        for wanted in self.want(offset, size):
-            if isinstance(wanted, Future):
-                try:
-                    wanted = wanted.result(READ_TIMEOUT_S)
-                except TimeoutError as error:
-                    raise DeadlineExceeded(
-                        f"{self._content.dataset.uri}: read took too long"
-                    ) from error
-            blocks.append(wanted)
-        return bytes(self.cut(blocks, offset, size)) if blocks else b""
 
-    def _parts(
-        self, blocks: Sequence[Block], offset: int, size: int
-    ) -> list[tuple[Block, int, int]]:
-        """Return (block, offset in it, number of bytes) for each piece of the answer."""
-        end = min(offset + size, self._content.size_in_bytes)
-        parts = []
-        first = offset // BLOCK_SIZE
-        for index, block in enumerate(blocks, first):
-            start = max(offset, index * BLOCK_SIZE)
-            stop = min(end, (index + 1) * BLOCK_SIZE)
-            parts.append((block, start - index * BLOCK_SIZE, stop - start))
-        return parts
+def wait_for(future: Future[T], content: ItemContent, deadline: Deadline) -> T:
+    """Return the result of `future`; raises DeadlineExceeded if it does not come in time."""
+    try:
+        return future.result(deadline.remaining_s())
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"{content.dataset.uri}: read took too long") from error

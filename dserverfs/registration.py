@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 
-from dserverfs.blocks import BLOCK_SIZE, block_length
+from dserverfs.blocks import BLOCK_SIZE, MemoryBlock, block_length, number_of_blocks
 from dserverfs.cache import BlockCache, BlockKey
-from dserverfs.cache_writer import CacheWriter
+from dserverfs.cache_writer import CacheWriter, Put
 from dserverfs.catalogue import Catalogue
 from dserverfs.errors import IntegrityError
+from dserverfs.item_content import content_key
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import UUID, Dataset, DserverURI, Item
 from dserverfs.resolver import Resolver
 from dserverfs.uploader import Uploader
 
 logger = logging.getLogger(__name__)
+
+# More would push out of the cache what is read; a guess, not measured.
+MAX_ADOPTED_BYTES = 8 * 1024**3
 
 
 class Registration:
@@ -68,27 +73,37 @@ class Registration:
             f" {dataset.name}~{dataset.uuid[:8]}"
         )
 
-    def adopt(self, dataset: Dataset, local: LocalDataset) -> None:
-        """Take the items' bytes over into the cache; what fails can be fetched."""
+    def adopt(self, dataset: Dataset, local: LocalDataset, stop: threading.Event) -> None:
+        """Take the items' bytes over into the cache, until `stop`; what fails can be fetched."""
         if self._cache is None:
             return
         uri = DserverURI(self._server, dataset.base_uri, dataset.uuid)
         writer = CacheWriter(self._cache)
+        left = MAX_ADOPTED_BYTES
         try:
             for item in local.items.values():
+                left -= item.size_in_bytes
+                if stop.is_set() or left < 0:
+                    break
+                content = content_key(local.hash_function, item.hash, item.size_in_bytes)
                 try:
-                    _adopt_item(writer, f"{uri}/{item.identifier}", local, item)
+                    _adopt_item(writer, f"{uri}/{item.identifier}", content, local, item)
                 except OSError as error:
                     logger.info("%s: not taken into the cache: %s", item.relpath, error)
         finally:
             writer.close()
 
 
-def _adopt_item(writer: CacheWriter, key: str, local: LocalDataset, item: Item) -> None:
+def _adopt_item(
+    writer: CacheWriter, key: str, content: str, local: LocalDataset, item: Item
+) -> None:
+    """Store the blocks of an item as verified: it was hashed as it is now."""
     with local.path_of(item).open("rb", buffering=0) as file:
-        for block in range(-(-item.size_in_bytes // BLOCK_SIZE)):
+        for block in range(number_of_blocks(item.size_in_bytes)):
             length = block_length(item.size_in_bytes, block)
             data = os.pread(file.fileno(), length, block * BLOCK_SIZE)
-            if len(data) != length:
-                raise OSError(f"has not its {item.size_in_bytes} bytes any more")
-            writer.put(BlockKey(key, block), data)
+            if len(data) != length or os.fstat(file.fileno()).st_mtime_ns != item.mtime_ns:
+                raise OSError("changed after it was frozen")
+            writer.put_many(
+                [Put(BlockKey(key, block), BlockKey(content, block), MemoryBlock(data))]
+            )

@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,12 +52,10 @@ def seal(staged: StagedDataset, layout: Layout | None, stop: threading.Event) ->
     found = survey(staged.tree, layout)
     if not found.items and found.manifest is None:
         return None
-    syncing = threading.Thread(target=_sync, args=(staged.tree,), name="sync")
-    syncing.start()
-    try:
+    with ThreadPoolExecutor(1, thread_name_prefix="sync") as pool:
+        synced = pool.submit(_sync, staged.tree)
         hashes = _hash(staged, found, stop)
-    finally:
-        syncing.join()
+        synced.result()
     dataset = _describe(staged.record, found, hashes)
     _write(staged.directory / _SEALED, staged.tree, dataset, found.layout)
     if not staged.seal(changes, dataset.admin_metadata["uuid"]):
@@ -218,9 +217,11 @@ def _write(path: Path, tree: Path, dataset: LocalDataset, layout: Layout) -> Non
 
 
 def _sync(tree: Path) -> None:
-    """Return when everything written to the file system of `tree` is on its disk."""
+    """Return when everything written to the disk of `tree` is on it; raises OSError."""
     fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _libc.syncfs(fd)
+        if _libc.syncfs(fd) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(tree))
     finally:
         os.close(fd)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import datetime
 import email.utils
 import threading
-import time
 import urllib.parse
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
+from dserverfs.clock import boottime_s
 from dserverfs.errors import NotFound, ProtocolError
 from dserverfs.model import UUID, Dataset, Identifier, parse_timestamp
 
@@ -31,10 +31,6 @@ class SignedURL(NamedTuple):
 
     url: str
     good_until_s: float  # CLOCK_BOOTTIME
-
-
-def boottime_s() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def expiry_of(

@@ -14,10 +14,11 @@ from typing import Any
 
 import requests
 
+from dserverfs.clock import boottime_s
 from dserverfs.errors import NotFound, ProtocolError
 from dserverfs.model import UUID, Dataset, Identifier
 from dserverfs.routes import Routes, json_of, string_map
-from dserverfs.signed_urls import SignedURL, UrlBook, boottime_s, expiry_of
+from dserverfs.signed_urls import SignedURL, UrlBook, expiry_of
 
 logger = logging.getLogger(__name__)
 

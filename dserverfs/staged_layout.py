@@ -88,6 +88,8 @@ def survey(tree: Path, wanted: Layout | None = None) -> Survey:
     """
     top = sorted(os.listdir(tree))
     layout = wanted or _layout(top)
+    if layout is Layout.DTOOL and not (tree / DATA).is_dir():
+        raise Ambiguous(f"{DATA} is a file: say what it is with dserverfs freeze --layout items")
     if layout is Layout.ITEMS:
         found = _Found(tree)
         found.walk(tree, skip=README)
@@ -105,8 +107,7 @@ def survey(tree: Path, wanted: Layout | None = None) -> Survey:
             found.executables,
         )
     found = _Found(tree / DATA)
-    if (tree / DATA).is_dir():
-        found.walk(tree / DATA)
+    found.walk(tree / DATA)
     metadata = tree / METADATA
     admin = _json(metadata / "dtool") if (metadata / "dtool").exists() else None
     if admin is not None and admin.get("type") != "dataset":

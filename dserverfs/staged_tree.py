@@ -18,7 +18,15 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from dserverfs.dataset_tree import MUTABLE_S, OWN, Attributes, Content, DatasetTree, Entry
+from dserverfs.dataset_tree import (
+    EDITED,
+    MUTABLE_S,
+    OWN,
+    Attributes,
+    Content,
+    DatasetTree,
+    Entry,
+)
 from dserverfs.errors import Frozen, NameTooLong, NotFound
 from dserverfs.model import Dataset
 from dserverfs.staged_nodes import Node, Nodes
@@ -89,6 +97,8 @@ class StagedTree:
         if path is None:
             return attributes
         then = self._numbers_then.get(f"{path}/{name}" if path else name)
+        if attributes.number >= EDITED:  # another file since, or one that was changed
+            then = None
         return attributes if then is None else attributes._replace(number=then)
 
     def children(self, number: int, cookie: int) -> Iterator[Entry]:
@@ -191,7 +201,7 @@ class StagedTree:
             node = self._nodes.get(number)
             target = self._target(node)
             if changes.size_in_bytes is not None:
-                os.truncate(target, changes.size_in_bytes)
+                os.truncate(_by_path(target), changes.size_in_bytes)
             if changes.mode is not None:
                 is_directory = stat.S_ISDIR(os.stat(target).st_mode)
                 self._set_mode(target, changes.mode, is_directory=is_directory)
@@ -304,9 +314,7 @@ class StagedTree:
     def _open(self, node: Node, truncate: int, *, writable: bool) -> OpenStaged:
         target = self._target(node)
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | truncate
-        if isinstance(target, int):
-            target = f"/proc/self/fd/{target}"
-        return self._opened(node, os.open(target, flags), writable=writable)
+        return self._opened(node, os.open(_by_path(target), flags), writable=writable)
 
     def _opened(self, node: Node, fd: int, *, writable: bool) -> OpenStaged:
         self._nodes.opened(node, fd)
@@ -415,6 +423,11 @@ class StagedTree:
 def is_for_writing(flags: int) -> bool:
     """Return whether open(2) with these flags may change the file."""
     return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC))
+
+
+def _by_path(target: int | str) -> str:
+    """Return a path by which a file can be opened anew, whatever its descriptor was opened for."""
+    return f"/proc/self/fd/{target}" if isinstance(target, int) else target
 
 
 def _renameat2(old: str, new: str, flags: int) -> None:

@@ -21,11 +21,9 @@ ones stay open and are not armed, sealed and uploading ones are carried on with.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
-import stat
 import threading
 import time
 import urllib.parse
@@ -34,6 +32,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from dserverfs.directories import private_directory
 from dserverfs.errors import (
     Conflict,
     DserverfsError,
@@ -41,12 +40,14 @@ from dserverfs.errors import (
     NameTaken,
     UsageError,
 )
+from dserverfs.local_files import locked
 from dserverfs.model import UUID, Dataset, name_is_valid
 from dserverfs.owner_lock import OwnerLock
 from dserverfs.staging_state import Move, Record, State
 
 logger = logging.getLogger(__name__)
 
+OPTION = "--staging-dir"
 _STATE = "state"
 _LOCK = "lock"
 _TREE = "tree"
@@ -212,7 +213,7 @@ class StagedDataset:
     def disarm(self, reason: str) -> None:
         """Have it frozen only by command from now on, and remember the first reason."""
         with self._lock:
-            if not self._record.armed:
+            if not self._record.armed or not self._owner.held:
                 return
             logger.warning("%s: will be frozen only by command: %s", self, reason)
             self._record = replace(self._record, armed=False, reason=reason)
@@ -255,6 +256,9 @@ class StagedDataset:
             self._keep(replace(self._record, name=name))
 
     def _keep(self, record: Record) -> None:
+        """Invariant: nobody but its owner writes the state."""
+        if not self._owner.held:
+            raise Conflict(f"{self._record.name}: belongs to {self._owner.owner()}")
         _write(self.directory, record)
         self._record = record
 
@@ -274,10 +278,10 @@ class Staging:
 
     def open(self) -> Staging:
         """Make the directory and delete what a crash left; raises UsageError."""
-        _private_directory(self.directory)
-        _private_directory(self._root)
+        private_directory(self.directory, OPTION)
+        private_directory(self._root, OPTION)
         for base in _subdirectories(self._root):
-            with _locked(base / _NAMES):
+            with locked(base / _NAMES):
                 for path in _subdirectories(base):
                     if path.name.startswith((_NEW, _GONE)):
                         _delete_tree(path)
@@ -336,8 +340,8 @@ class Staging:
         """
         require_name(name)
         base = self._base(base_uri)
-        _private_directory(base)
-        with _locked(base / _NAMES):
+        private_directory(base, OPTION)
+        with locked(base / _NAMES):
             self._require_free(base_uri, name)
             record = Record(
                 id=id or str(uuid.uuid4()),
@@ -354,12 +358,12 @@ class Staging:
                 raise Conflict(f"{base_uri}/{record.id}: is staged already in {path}")
             (new / _TREE).mkdir(parents=True, mode=0o700)
             _write(new, record)
-            new.rename(path)
+            staged = StagedDataset(path, record)
+            with self._lock:  # whoever lists it from now on finds this one, and it owned
+                new.rename(path)
+                staged._owner.acquire()
+                self._known[path] = staged
             _sync(base)
-        staged = StagedDataset(path, record)
-        with self._lock:
-            self._known[path] = staged
-        staged._owner.acquire()
         return staged
 
     def rename(self, staged: StagedDataset, name: str) -> None:
@@ -367,7 +371,7 @@ class Staging:
         require_name(name)
         staged.require_writable()
         base_uri = staged.record.base_uri
-        with _locked(self._base(base_uri) / _NAMES):
+        with locked(self._base(base_uri) / _NAMES):
             self._require_free(base_uri, name)
             staged.rename(name)
 
@@ -387,7 +391,11 @@ class Staging:
 
 def servers(directory: Path) -> list[str]:
     """Return the servers for which something is, or was, staged below `directory`."""
-    return [urllib.parse.unquote(path.name) for path in _subdirectories(directory)]
+    return [
+        urllib.parse.unquote(path.name)
+        for path in _subdirectories(directory)
+        if not path.name.startswith(".")  # the edits of frozen datasets
+    ]
 
 
 def require_name(name: str) -> None:
@@ -436,27 +444,3 @@ def _delete_tree(path: Path) -> None:
         shutil.rmtree(path)
     except OSError as error:
         logger.warning("%s: cannot be deleted: %s", path, error)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that is waited for, for moments."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _private_directory(path: Path) -> None:
-    """Make `path` if need be; raises UsageError unless it is ours and private."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.lstat()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot hold staged datasets: {error.strerror}") from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-        raise UsageError(f"{path}: is not a directory of yours; name another with --staging-dir")
-    if status.st_mode & 0o077:
-        path.chmod(0o700)

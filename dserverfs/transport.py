@@ -63,7 +63,12 @@ class Deadline:
     """A moment after which an operation must have ended, by CLOCK_MONOTONIC."""
 
     def __init__(self, timeout_s: float) -> None:
-        self._end = time.monotonic() + timeout_s
+        self._timeout_s = timeout_s
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew: something of what is waited for has come."""
+        self._end = time.monotonic() + self._timeout_s
 
     def remaining_s(self) -> float:
         """Return the seconds left; raises DeadlineExceeded when there are none."""

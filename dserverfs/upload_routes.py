@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dserverfs.clock import boottime_s
 from dserverfs.errors import (
     Conflict,
     DserverfsError,
@@ -19,7 +20,7 @@ from dserverfs.errors import (
 )
 from dserverfs.model import Identifier
 from dserverfs.routes import Routes, json_of, quote
-from dserverfs.signed_urls import boottime_s, expiry_of
+from dserverfs.signed_urls import expiry_of
 
 UPLOAD_TIMEOUT_S = 60.0
 # Servers of old look at every item at the end, one by one: 6 ms each.

@@ -1,27 +1,40 @@
 """Comparing items of several blocks with their manifest's hash while they are read.
 
 Used by the reader, which tells of every block that arrives and asks before it
-hands out an item's last one. Blocks are hashed in order by one thread of its
-own (MD5 takes 1.1 ms a block and leaves the interpreter to others); one that
-arrived out of order is read back when its turn comes. What is not read whole
-is not verified. Thread-safe.
+hands out what completes an item. Blocks are hashed in order by one thread of
+its own (MD5 takes 1.1 ms a block and leaves the interpreter to others); one that
+arrived out of order is read back when its turn comes. Whoever must not go on
+before the end has the missing blocks fetched, by `compare`. Thread-safe.
+
+An item is right (compared here, or every block of it came verified from the
+cache), doubtful (an unverified block of it was handed out), or neither.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+from array import array
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum, auto
+from typing import Protocol
 
-from dserverfs.blocks import Block
-from dserverfs.errors import DeadlineExceeded
+from dserverfs.blocks import Block, DamagedBlock, ReadAhead, Run, fingerprint
+from dserverfs.errors import DeadlineExceeded, DserverfsError, IntegrityError
 from dserverfs.item_content import ItemContent
 from dserverfs.transport import Deadline
-from dserverfs.verify import Hasher, hasher_of
+from dserverfs.verify import Hasher, Policy, hasher_of
+
+logger = logging.getLogger(__name__)
 
 MAX_ITEMS = 256  # being hashed at a time; the one fed longest ago is given up
+MAX_FINGERPRINTS = 4 * 1024 * 1024  # 4 bytes a block: of 4 TiB of items compared here
+COMPARE_THREADS = 4
+COMPARE_TIMEOUT_S = 120.0
+# `strict` waits for the whole of items up to this size: 1-3 s from a server nearby.
+STRICT_LIMIT_BYTES = 256 * 1024 * 1024
 _WAIT_S = 1.0
 
 
@@ -33,6 +46,28 @@ class Verdict(Enum):
     UNKNOWN = auto()
 
 
+class Blocks(Protocol):
+    """Where blocks come from and who has to know of the outcome: the reader."""
+
+    def at_hand(self, content: ItemContent, index: int) -> Block | None:
+        """Return a block that arrived, from memory or disk; may block on a disk."""
+
+    def obtain(self, content: ItemContent, index: int, deadline: Deadline) -> Block:
+        """Return a block, fetched if need be; blocks. Raises what fetching raises."""
+
+    def want_ahead(self, content: ItemContent, run: Run) -> None:
+        """Have the blocks of `run` fetched in the background."""
+
+    def all_verified(self, content: ItemContent) -> bool:
+        """Return whether the cache has every block of the item, verified."""
+
+    def found_right(self, content: ItemContent, fingerprints: Sequence[int]) -> None:
+        """Take note that these blocks are the item."""
+
+    def found_wrong(self, content: ItemContent) -> Exception:
+        """Forget everything of the item; return what to tell its readers."""
+
+
 class _Progress:
     """How far an item is hashed."""
 
@@ -41,21 +76,84 @@ class _Progress:
         self.hashing = threading.Lock()  # held by the one who hashes
         self.hasher = hasher
         self.next = 0  # Invariant: blocks before this one are in the hash, no other
+        self.fingerprints = array("I")  # of these blocks
         self.broken = False  # a block before the end will not come
+
+    def feed(self, block: Block, content: ItemContent) -> None:
+        """Hash the next block; the caller holds `hashing`. Raises DamagedBlock."""
+        self.hasher.update(block.read(0, content.size_in_bytes))
+        self.fingerprints.append(fingerprint(block.checksums))
+        with self.changed:
+            self.next += 1
+            self.changed.notify_all()
 
 
 class Verification:
-    """The items that are being read whole."""
+    """The items that are being read whole, and what is known of others."""
 
-    def __init__(self, at_hand: Callable[[ItemContent, int], Block | None]) -> None:
-        """`at_hand` returns a block that arrived, from memory or disk; it may block on a disk."""
-        self._at_hand = at_hand
+    def __init__(self, blocks: Blocks, policy: Policy, strict_limit_in_bytes: int) -> None:
+        self._blocks = blocks
+        self._policy = policy
+        self._strict_limit_in_bytes = strict_limit_in_bytes
         self._lock = threading.Lock()
         self._items: OrderedDict[str, _Progress] = OrderedDict()
+        self._right: OrderedDict[str, Sequence[int]] = OrderedDict()
+        self._right_blocks = 0
+        self._doubtful: set[str] = set()
+        self._told_large: set[str] = set()
+        self._comparing: dict[str, Future[None]] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="verify")
+        self._compare_pool = ThreadPoolExecutor(COMPARE_THREADS, thread_name_prefix="compare")
+
+    def held_back(self, content: ItemContent, *, whole: bool) -> Future[None] | None:
+        """Return what to wait for before any of its bytes at hand may be handed out, if anything.
+
+        `whole` says that the caller has all others. Raises IntegrityError if the
+        policy forbids to hand out what cannot be compared.
+        """
+        if self._policy is Policy.OFF or content.number_of_blocks == 0:
+            return None
+        known = hasher_of(content.hash_function) is not None
+        if self._policy is Policy.STRICT and content.size_in_bytes <= self._strict_limit_in_bytes:
+            if not known:
+                raise IntegrityError(
+                    f"{content.dataset.uri}: item {content.identifier} cannot be compared by its"
+                    f" {content.hash_function}, and --verify strict hands out nothing else"
+                )
+            # An item of one block was compared when it came.
+            right = content.number_of_blocks == 1 or self.is_right(content)
+            return None if right else self.compare(content)
+        if self._policy is Policy.STRICT and content.key not in self._told_large:
+            self._told_large.add(content.key)
+            logger.info(
+                "%s: item %s is larger than %d MiB: parts of it are handed out uncompared",
+                content.dataset.uri,
+                content.identifier,
+                self._strict_limit_in_bytes // 1024**2,
+            )
+        return self.compare(content) if whole and known and self.is_doubtful(content) else None
+
+    def is_right(self, content: ItemContent) -> bool:
+        """Return whether every byte handed out of it, and every one at hand, is the manifest's."""
+        return content.key in self._right
+
+    def is_doubtful(self, content: ItemContent) -> bool:
+        """Return whether a byte of it was handed out that was not compared yet."""
+        return content.key in self._doubtful
+
+    def recognises(self, content: ItemContent, index: int, block: Block) -> bool:
+        """Return whether the block was part of the item when it was compared here."""
+        known = self._right.get(content.key)
+        return bool(known) and known[index] == fingerprint(block.checksums)  # type: ignore[index]
+
+    def doubt(self, content: ItemContent) -> None:
+        """Note that an unverified block is about to be handed out."""
+        with self._lock:
+            self._doubtful.add(content.key)
+            self._right_blocks -= len(self._right.pop(content.key, ()))
 
     def arrived(self, content: ItemContent, index: int) -> None:
-        """Hash what can be hashed, soon, now that a block is at hand."""
+        """Hash what can be hashed, soon, now that an unverified block is at hand."""
         progress = self._progress(content, start=index == 0)
         if progress is not None and progress.next <= index:
             self._advance_soon(content, progress)
@@ -69,10 +167,17 @@ class Verification:
                 progress.broken = True
                 progress.changed.notify_all()
 
+    def forget(self, content: ItemContent) -> None:
+        """Begin anew with an item that was dropped."""
+        self.failed(content)
+        with self._lock:
+            self._doubtful.discard(content.key)
+            self._right_blocks -= len(self._right.pop(content.key, ()))
+
     def verdict(
         self,
         content: ItemContent,
-        last: bytes,
+        last: Block,
         is_coming: Callable[[int], bool],
         deadline: Deadline,
     ) -> Verdict:
@@ -95,15 +200,34 @@ class Verification:
                     progress.changed.wait(min(_WAIT_S, deadline.remaining_s()))
                 except DeadlineExceeded:
                     return Verdict.UNKNOWN
-        with self._lock:
-            self._items.pop(content.key, None)
         with progress.hashing:
-            progress.hasher.update(last)
-            right = progress.hasher.hexdigest() == content.hash
-        return Verdict.RIGHT if right else Verdict.WRONG
+            if progress.next == final:
+                progress.feed(last, content)
+        return self._finish(content, progress)
+
+    def compare(self, content: ItemContent) -> Future[None]:
+        """Return what is done when the item was compared; fails if it is wrong or cannot be had.
+
+        At once if it is right. One comparison at a time serves all who ask.
+        """
+        with self._lock:
+            if content.key in self._right:
+                done: Future[None] = Future()
+                done.set_result(None)
+                return done
+            future = self._comparing.get(content.key)
+            if future is not None:
+                return future
+            future = self._comparing[content.key] = Future()
+        try:
+            self._compare_pool.submit(self._compare, content, future)
+        except RuntimeError as error:  # shut down
+            future.set_exception(error)
+        return future
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._compare_pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             waiting = list(self._items.values())
             self._items.clear()
@@ -111,6 +235,55 @@ class Verification:
             with progress.changed:
                 progress.broken = True
                 progress.changed.notify_all()
+
+    def _compare(self, content: ItemContent, future: Future[None]) -> None:
+        failure: BaseException | None = None
+        try:
+            failure = self._compare_now(content, Deadline(COMPARE_TIMEOUT_S))
+        except DserverfsError as error:
+            failure = error
+        except Exception as error:
+            logger.exception("%s: a fault of ours while comparing", content.dataset.uri)
+            failure = error
+        with self._lock:
+            del self._comparing[content.key]
+        if failure is None:
+            future.set_result(None)
+        else:
+            future.set_exception(failure)
+
+    def _compare_now(self, content: ItemContent, deadline: Deadline) -> BaseException | None:
+        """Return None if the item is right, else what to tell; blocks. Raises as `obtain` does."""
+        if not self.is_doubtful(content) and self._blocks.all_verified(content):
+            self._note_right(content, ())
+            return None
+        fetched: tuple[int, Block] | None = None
+        ahead = ReadAhead()
+        while True:
+            deadline.remaining_s()
+            progress = self._progress(content, start=True)
+            if progress is None or self.is_right(content):
+                return None
+            with progress.hashing:
+                index = progress.next
+                if index < content.number_of_blocks:
+                    block = fetched[1] if fetched and fetched[0] == index else None
+                    fetched = None
+                    if block is None:
+                        block = self._blocks.at_hand(content, index)
+                    try:
+                        if block is not None:
+                            progress.feed(block, content)
+                            continue
+                    except DamagedBlock:
+                        pass
+            if index >= content.number_of_blocks:
+                wrong = self._finish(content, progress) is Verdict.WRONG
+                return self._blocks.found_wrong(content) if wrong else None
+            run = ahead.plan(index, index, content.number_of_blocks)
+            if run.length:
+                self._blocks.want_ahead(content, run)
+            fetched = index, self._blocks.obtain(content, index, deadline)
 
     def _progress(self, content: ItemContent, *, start: bool) -> _Progress | None:
         with self._lock:
@@ -131,16 +304,48 @@ class Verification:
             pass
 
     def _advance(self, content: ItemContent, progress: _Progress) -> None:
-        """Hash block after block as long as the next is at hand; never the last."""
-        with progress.hashing:
-            while progress.next < content.number_of_blocks - 1:
-                block = self._at_hand(content, progress.next)
+        """Hash block after block as long as the next is at hand; the last if it was handed out."""
+        while True:
+            with progress.hashing:
+                if progress.next == content.number_of_blocks:
+                    break
+                block = self._blocks.at_hand(content, progress.next)
                 if block is None:
                     return
                 try:
-                    progress.hasher.update(block.read(0, content.size_in_bytes))
-                except OSError:  # the cache's disk fails; the reader will notice by itself
+                    progress.feed(block, content)
+                except DamagedBlock:  # the reader will notice by itself
                     return
-                with progress.changed:
-                    progress.next += 1
-                    progress.changed.notify_all()
+        with self._lock:
+            if self._items.get(content.key) is not progress:
+                return  # somebody else came to the end of it
+        if self._finish(content, progress) is Verdict.WRONG:
+            self._blocks.found_wrong(content)
+
+    def _finish(self, content: ItemContent, progress: _Progress) -> Verdict:
+        """Return the verdict on an item that is hashed to its end, and tell if it is right."""
+        with self._lock:
+            first = self._items.get(content.key) is progress
+            if first:
+                del self._items[content.key]
+        if progress.hasher.hexdigest() != content.hash:
+            if first:
+                logger.warning(
+                    "%s: item %s was read whole and does not have the manifest's hash",
+                    content.dataset.uri,
+                    content.identifier,
+                )
+            return Verdict.WRONG
+        if first:
+            self._note_right(content, progress.fingerprints)
+            self._blocks.found_right(content, progress.fingerprints)
+        return Verdict.RIGHT
+
+    def _note_right(self, content: ItemContent, fingerprints: Sequence[int]) -> None:
+        with self._lock:
+            self._doubtful.discard(content.key)
+            self._right_blocks += len(fingerprints) - len(self._right.pop(content.key, ()))
+            self._right[content.key] = fingerprints
+            while self._right_blocks > MAX_FINGERPRINTS or len(self._right) > MAX_FINGERPRINTS:
+                _, dropped = self._right.popitem(last=False)
+                self._right_blocks -= len(dropped)

@@ -1,4 +1,4 @@
-"""Hashes by the names that manifests use.
+"""Hashes by the names that manifests use, and when they are compared.
 
 Used by whatever compares content with a manifest. Pure.
 """
@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from enum import Enum
 from typing import Protocol
 
 from dserverfs.errors import Unsupported
 
 Buffer = bytes | bytearray | memoryview
+
+
+class Policy(Enum):
+    """When bytes are compared with the manifest's hash."""
+
+    OFF = "off"
+    COMPLETE = "complete"  # before the last byte of an item that is read whole
+    STRICT = "strict"  # before the first byte of items up to a limit
 
 
 class Hasher(Protocol):

@@ -103,3 +103,24 @@ def test_bench_measures_one_row(fuse: None, tmp_path: Path) -> None:
     assert row["columns"]["dserverfs"]["median_peak_mib"] > 0
     assert "4 MiB, cold" in done.stdout
     assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_bench_publishes_in_every_way_there_is(fuse: None, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    options = ["publish", "--size", "1M", "--tar-items", "5", "--repeat", "1"]
+
+    done = subprocess.run(
+        [*(sys.executable, "-m", "benchmark", *options), "--directory", tmp_path, "--json", path],
+        env={**os.environ, "PYTHONPATH": f"{SOURCES}:{SOURCES / 'scripts'}"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    for row in json.loads(path.read_text())["rows"]:
+        for way in ("dserverfs", "uploader", "sequential"):
+            assert row["columns"][way]["median_seconds"] > 0, done.stdout
+    assert "times as fast as sequential" in done.stdout
+    assert [each.name for each in tmp_path.iterdir()] == ["result.json"]

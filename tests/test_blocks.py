@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,15 @@ import pytest
 from dserverfs.blocks import (
     BLOCK_SIZE,
     MAX_WINDOW,
+    PART_SIZE,
+    DamagedBlock,
     FileBlock,
     MemoryBlock,
     ReadAhead,
     block_length,
+    checksums,
     number_of_blocks,
+    number_of_parts,
 )
 
 
@@ -90,25 +95,68 @@ def test_read_ahead_starts_again_after_a_seek_back_to_the_beginning() -> None:
     assert run.length > 0
 
 
-def test_file_block_reads_its_bytes_though_the_file_is_unlinked(tmp_path: Path) -> None:
-    path = tmp_path / "block"
-    path.write_bytes(bytes(range(256)) * 16 + b"crc!")
-    block = FileBlock(os.open(path, os.O_RDONLY), 4096)
-    path.unlink()
-
-    assert block.read(0, 10_000) == bytes(range(256)) * 16
-    assert block.read(4090, 10) == bytes(range(250, 256))
-    assert block.read_nowait(16, 16) in (None, bytes(range(16, 32)))
+CONTENT = random.Random(7).randbytes(3 * PART_SIZE + 100)
 
 
-def test_file_block_of_a_shortened_file_is_an_error_not_short_bytes(tmp_path: Path) -> None:
-    path = tmp_path / "block"
-    path.write_bytes(b"x" * 100)
-    block = FileBlock(os.open(path, os.O_RDONLY), 4096)
+def file_block(path: Path, content: bytes = CONTENT) -> FileBlock:
+    """Return a block of CONTENT whose file holds `content`, no part compared yet."""
+    path.write_bytes(content)
+    checked = bytearray(number_of_parts(len(CONTENT)))
+    return FileBlock(os.open(path, os.O_RDONLY), len(CONTENT), checksums(CONTENT), checked)
 
-    with pytest.raises(OSError, match="shorter"):
-        block.read(0, 4096)
-    assert block.read_nowait(0, 4096) is None
+
+def flipped(place: int) -> bytes:
+    damaged = bytearray(CONTENT)
+    damaged[place] ^= 1
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize("offset", [0, 1, PART_SIZE - 1, PART_SIZE, len(CONTENT) - 1, len(CONTENT)])
+@pytest.mark.parametrize("size", [0, 1, PART_SIZE, PART_SIZE + 1, 10 * PART_SIZE])
+def test_file_block_reads_its_bytes_though_the_file_is_unlinked(
+    tmp_path: Path, offset: int, size: int
+) -> None:
+    block = file_block(tmp_path / "block")
+    (tmp_path / "block").unlink()
+
+    for _ in range(2):  # compared, and then not any more
+        assert bytes(block.read(offset, size)) == CONTENT[offset : offset + size]
+        at_once = block.read_nowait(offset, size)
+        assert at_once is None or bytes(at_once) == CONTENT[offset : offset + size]
+
+
+@pytest.mark.parametrize("place", [0, PART_SIZE, len(CONTENT) - 1])
+def test_file_block_gives_no_byte_of_a_damaged_part_and_every_other(
+    tmp_path: Path, place: int
+) -> None:
+    block = file_block(tmp_path / "block", flipped(place))
+
+    for part in range(number_of_parts(len(CONTENT))):
+        start = part * PART_SIZE
+        if part == place // PART_SIZE:
+            with pytest.raises(DamagedBlock):
+                block.read(start + 5, 1)
+        else:
+            assert bytes(block.read(start + 5, 9)) == CONTENT[start + 5 : start + 14]
+    with pytest.raises(DamagedBlock):
+        block.read(0, len(CONTENT))
+
+
+def test_file_block_compares_a_part_once(tmp_path: Path) -> None:
+    block = file_block(tmp_path / "block")
+    block.read(0, 1)
+
+    (tmp_path / "block").write_bytes(flipped(3))
+
+    assert bytes(block.read(0, 4)) == flipped(3)[:4]
+
+
+def test_file_block_of_a_shortened_file_is_damaged_not_short(tmp_path: Path) -> None:
+    block = file_block(tmp_path / "block", CONTENT[:-1])
+
+    with pytest.raises(DamagedBlock, match="shorter"):
+        block.read(0, len(CONTENT))
+    assert block.read_nowait(0, len(CONTENT)) is None
 
 
 def test_memory_block_cuts_without_copying() -> None:

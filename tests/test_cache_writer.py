@@ -7,11 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs.blocks import Block, FileBlock, MemoryBlock, checksums, fingerprint
 from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.cache_writer import MAX_WAITING, CacheWriter
 
 KEYS = [BlockKey("item", number) for number in range(3 * MAX_WAITING)]
 DATA = b"x" * 100_000
+
+
+def put(writer: CacheWriter, key: BlockKey) -> None:
+    block = MemoryBlock(DATA)
+    writer.announce(key, block)
+    writer.put(key, block, key)
 
 
 @pytest.fixture
@@ -30,7 +37,7 @@ def test_every_block_is_at_hand_until_it_is_in_the_cache(cache: BlockCache) -> N
     writer = CacheWriter(cache)
 
     for key in KEYS:
-        writer.put(key, DATA)
+        put(writer, key)
         assert writer.waiting(key) or cache.load(key, len(DATA))
     writer.close()
 
@@ -40,7 +47,7 @@ def test_every_block_is_at_hand_until_it_is_in_the_cache(cache: BlockCache) -> N
 def test_flush_returns_when_all_is_written(cache: BlockCache) -> None:
     writer = CacheWriter(cache)
     for key in KEYS[:5]:
-        writer.put(key, DATA)
+        put(writer, key)
 
     writer.flush()
 
@@ -52,12 +59,12 @@ def test_flush_returns_when_all_is_written(cache: BlockCache) -> None:
 def test_discarded_blocks_are_not_written_afterwards(cache: BlockCache) -> None:
     writer = CacheWriter(cache)
     for key in KEYS[:MAX_WAITING]:
-        writer.put(key, DATA)
+        put(writer, key)
 
     writer.discard(KEYS[:MAX_WAITING])
     written = held(cache, KEYS[:MAX_WAITING])
     cache.drop(written)
-    writer.put(KEYS[-1], DATA)
+    put(writer, KEYS[-1])
     writer.close()
 
     assert held(cache, KEYS) == [KEYS[-1]]
@@ -67,6 +74,40 @@ def test_closed_writer_takes_no_more(cache: BlockCache) -> None:
     writer = CacheWriter(cache)
     writer.close()
 
-    writer.put(KEYS[0], DATA)
+    put(writer, KEYS[0])
 
     assert held(cache, KEYS) == []
+
+
+def test_discarded_block_is_not_written_though_it_is_put_afterwards(cache: BlockCache) -> None:
+    writer = CacheWriter(cache)
+    block = MemoryBlock(DATA)
+    writer.announce(KEYS[0], block)
+
+    writer.discard(KEYS[:1])
+    writer.put(KEYS[0], block, KEYS[0])
+    writer.close()
+
+    assert held(cache, KEYS) == []
+
+
+def test_written_block_is_handed_over_as_a_file(cache: BlockCache) -> None:
+    handed: dict[BlockKey, Block] = {}
+    writer = CacheWriter(cache, handed.__setitem__)
+
+    put(writer, KEYS[0])
+    writer.close()
+
+    assert isinstance(handed[KEYS[0]], FileBlock)
+    assert bytes(handed[KEYS[0]].read(0, len(DATA))) == DATA
+
+
+def test_verified_item_is_entered_behind_its_blocks(cache: BlockCache) -> None:
+    writer = CacheWriter(cache)
+    for key in KEYS[:3]:
+        put(writer, key)
+    writer.enter_verified("item", "=content", [fingerprint(checksums(DATA))] * 3)
+    writer.close()
+
+    assert cache.count("=content") == 3
+    assert cache.count("item") == 0

@@ -19,6 +19,7 @@ from tests.mounting import mounted, publish
 from tests.serving import ServerHandle
 from tests.stores import storage_of
 
+# Each mount has a cache of its own: verified bytes of one dataset would serve the other.
 SMALL, LARGE = 5000, 4 * BLOCK_SIZE + 99
 
 
@@ -45,6 +46,7 @@ def test_copy_of_damaged_bytes_fails_and_of_mended_ones_is_right(
     uri: str,
     relpath: str,
     size: int,
+    tmp_path: Path,
 ) -> None:
     bucket, client = bucket_of(server)
     key = f"{uri.rpartition('/')[2]}/data/{identifier_of(relpath)}"
@@ -52,7 +54,7 @@ def test_copy_of_damaged_bytes_fails_and_of_mended_ones_is_right(
     damaged = bytearray(right)
     damaged[size // 2] ^= 1
     client.put_object(Bucket=bucket, Key=key, Body=bytes(damaged))
-    with mounted(current_user, uri, token) as path:
+    with mounted(current_user, uri, token, "--cache-dir", str(tmp_path / "own")) as path:
         copy = current_user.run("cp", path / "data" / relpath, "damaged-copy")
         assert copy.returncode != 0
         assert os.strerror(5) in copy.stderr
@@ -68,13 +70,18 @@ def test_copy_of_damaged_bytes_fails_and_of_mended_ones_is_right(
 
 
 def test_item_gone_from_the_store_is_enoent_and_the_rest_is_readable(
-    fuse: None, current_user: Account, server: ServerHandle, token: str, uri: str
+    fuse: None,
+    current_user: Account,
+    server: ServerHandle,
+    token: str,
+    uri: str,
+    tmp_path: Path,
 ) -> None:
     bucket, client = bucket_of(server)
     key = f"{uri.rpartition('/')[2]}/data/{identifier_of('large')}"
     client.delete_object(Bucket=bucket, Key=key)
 
-    with mounted(current_user, uri, token) as path:
+    with mounted(current_user, uri, token, "--cache-dir", str(tmp_path / "own")) as path:
         with (path / "data/large").open("rb") as file, pytest.raises(FileNotFoundError):
             file.read(1)
         assert (path / "data/small").read_bytes() == content_of("small", SMALL)

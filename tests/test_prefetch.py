@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.errors import NotFound
 from dserverfs.item_content import ItemContent
 from dserverfs.item_order import FIRST_WINDOW
+from dserverfs.item_reader import ItemReader
 from dserverfs.model import Identifier
 from tests.faulty_store import Fault, Handler, faulty_store, refuse, stall
 from tests.test_reader import DATASET, World
@@ -22,19 +24,32 @@ CONTENT = b"0123456789" * 400
 COUNT = 100
 
 
+@functools.cache
+def md5_of(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+class Unlike(ItemContent):
+    """An item that passes for the only one with its content, though the store has one for all."""
+
+    @property
+    def content_key(self) -> str:
+        return f"={self.key}"
+
+
 class Directory(World):
-    """Items of one content each, side by side."""
+    """Items side by side, no two alike."""
 
     size = len(CONTENT)
 
     def item(self, place: int) -> ItemContent:
-        return ItemContent(
+        return Unlike(
             key=f"key/{place}",
             dataset=DATASET,
             identifier=Identifier(f"{place:040x}"),
             size_in_bytes=self.size,
             hash_function="md5sum_hexdigest",
-            hash=hashlib.md5(CONTENT[: self.size]).hexdigest(),
+            hash=md5_of(self.store.content),
             neighbours=lambda limit: [],
             place=place,
             items_from=self.items_from,
@@ -44,7 +59,7 @@ class Directory(World):
         return [self.item(each) for each in range(place, min(place + limit, COUNT))]
 
     def read(self, place: int) -> bytes:
-        return self.reader.open(self.item(place)).read(0, 128 * 1024)
+        return ItemReader(self.reader, self.item(place)).read(0, 128 * 1024)
 
 
 @pytest.fixture
@@ -53,6 +68,19 @@ def directory(tmp_path: Path) -> Iterator[Directory]:
         directory = Directory(store, tmp_path / "blocks")
         yield directory
         directory.close()
+
+
+def ahead(fault: Fault) -> Fault:
+    """Do that to a request for a whole item, as only those made ahead are."""
+
+    def only_ahead(handler: Handler) -> None:
+        if "Range" in handler.headers:
+            handler.store.faults.insert(0, only_ahead)
+            handler.serve()
+        else:
+            fault(handler)
+
+    return only_ahead
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -112,14 +140,14 @@ def wrong(handler: Handler) -> None:
         [refuse(403, "AccessDenied")] * 6,
         [refuse(503, "SlowDown")] * 10,
         [wrong] * 5,
-        [refuse(404, "NoSuchKey"), None, wrong, None, refuse(500, "InternalError")],
+        [refuse(404, "NoSuchKey"), wrong, refuse(500, "InternalError")],
     ],
 )
 def test_what_fails_ahead_is_fetched_for_those_who_ask(
-    directory: Directory, faults: list[Fault | None]
+    directory: Directory, faults: list[Fault]
 ) -> None:
     directory.read(0)
-    directory.store.faults = [None, *faults]
+    directory.store.faults = [ahead(fault) for fault in faults]
 
     directory.read(1)
     wait_until(lambda: not directory.store.faults)
@@ -128,7 +156,7 @@ def test_what_fails_ahead_is_fetched_for_those_who_ask(
 
 
 def test_item_that_is_gone_is_missing_and_the_others_are_read(directory: Directory) -> None:
-    directory.store.faults = [None, None, *[refuse(404, "NoSuchKey")] * FIRST_WINDOW]
+    directory.store.faults = [ahead(refuse(404, "NoSuchKey"))] * FIRST_WINDOW
     directory.read(0)
     directory.read(1)
     wait_until(lambda: not directory.store.faults)
@@ -142,7 +170,7 @@ def test_item_that_is_gone_is_missing_and_the_others_are_read(directory: Directo
 
 def test_store_that_stalls_ahead_does_not_hold_up_another_item(directory: Directory) -> None:
     directory.read(0)
-    directory.store.faults = [None, *[stall] * FIRST_WINDOW]
+    directory.store.faults = [ahead(stall)] * FIRST_WINDOW
     directory.read(1)
     wait_until(lambda: not directory.store.faults)
 
@@ -151,10 +179,10 @@ def test_store_that_stalls_ahead_does_not_hold_up_another_item(directory: Direct
 
 def test_closing_releases_those_who_wait_for_what_stalls(directory: Directory) -> None:
     directory.read(0)
-    directory.store.faults = [None, *[stall] * FIRST_WINDOW]
+    directory.store.faults = [ahead(stall)] * FIRST_WINDOW
     directory.read(1)
     wait_until(lambda: not directory.store.faults)
-    waiting = directory.reader.open(directory.item(5)).want(0, 10)
+    waiting = ItemReader(directory.reader, directory.item(5)).want(0, 10)
 
     directory.reader.close()
 
@@ -170,7 +198,7 @@ def test_of_larger_items_the_beginnings_are_fetched_within_the_budget(
     directory.size = 3 * BLOCK_SIZE
 
     for place in (0, 1):
-        directory.reader.open(directory.item(place)).read(0, 4096)
+        ItemReader(directory.reader, directory.item(place)).read(0, 4096)
 
     wait_until(lambda: len(directory.store.requests) >= 2 + 8)
     assert all("Range" in request for request in directory.store.requests)

@@ -102,7 +102,7 @@ def test_serve_stops_on_a_signal_while_it_starts(data: Path) -> None:
             os.sched_yield()
             assert process.poll() is None
         process.terminate()
-        out, _ = process.communicate(timeout=10)
+        out, _ = process.communicate(timeout=60)
 
     assert process.returncode == 0
     assert out == ""

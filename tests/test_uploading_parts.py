@@ -24,7 +24,7 @@ from tests.app_client import AppClient
 from tests.datasets import content_of
 from tests.mounting import client_of
 from tests.put_front import Detour, Fault, Handler, PutFront, cut_after, put_front, refuse, spoil
-from tests.serving import ServerHandle
+from tests.serving import ServerHandle, encoded
 from tests.uploading import local_dataset, stored
 
 MIB = 1024 * 1024
@@ -230,6 +230,19 @@ def test_parts_of_what_is_registered_without_them_are_deleted(
     limited.uploader.upload(second, limited.app.base_uri)
 
     assert limited.begun(second) == []
+
+
+def test_parts_of_an_upload_that_is_deleted_are_deleted(limited: Limited, tmp_path: Path) -> None:
+    dataset = local_dataset(tmp_path / "one", LARGE)
+    limited.front.faults = [refuse(400, "EntityTooLarge")] * 9
+    with pytest.raises(ProtocolError):
+        limited.uploader.upload(dataset, limited.app.base_uri)
+    assert len(limited.begun(dataset)) == 1
+
+    uri = encoded(f"{limited.app.base_uri}/{dataset.admin_metadata['uuid']}")
+    assert limited.app.request("DELETE", f"/signed-urls/upload/{uri}").status_code == 200
+
+    assert limited.begun(dataset) == []
 
 
 def test_server_without_the_route_refuses_large_items_beforehand(

@@ -22,6 +22,7 @@ from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.download import download
 from dserverfs.errors import IntegrityError, UsageError
 from dserverfs.item_content import ItemContent
+from dserverfs.item_reader import ItemReader
 from dserverfs.model import MAX_COMPONENT_BYTES, Item, component_is_usable
 from dserverfs.reader import Reader
 from dserverfs.stored_items import StoredItems
@@ -120,7 +121,7 @@ class ItemFiles:
     def _copy_blocks(self, file: io.FileIO, content: ItemContent) -> str:
         """As `_copy`, through the cache, which the mount shares."""
         hasher = known_hasher(content.hash_function)
-        reader = self._reader.open(content)
+        reader = ItemReader(self._reader, content)
         for offset in range(0, content.size_in_bytes, BLOCK_SIZE):
             block = memoryview(reader.read(offset, BLOCK_SIZE))
             hasher.update(block)

@@ -8,6 +8,7 @@ when it is asked for, so that a command needs no more than its own dependencies.
 from __future__ import annotations
 
 from dserverfs.commands import (
+    cache,
     demo,
     discard,
     freeze,
@@ -16,8 +17,23 @@ from dserverfs.commands import (
     serve,
     status,
     umount,
+    verify,
+    warm,
     whoami,
 )
 
 # In the order in which `dserverfs --help` lists them.
-ALL = (serve, demo, mount, umount, freeze, discard, status, login, whoami)
+ALL = (
+    serve,
+    demo,
+    mount,
+    umount,
+    freeze,
+    discard,
+    status,
+    warm,
+    verify,
+    cache,
+    login,
+    whoami,
+)

@@ -63,8 +63,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--verify",
         default="complete",
-        choices=["off", "complete"],
-        help="compare files read whole with the manifest (complete, the default), or none (off)",
+        choices=["off", "complete", "strict"],
+        help="compare nothing with the manifest (off), files read whole before their last byte"
+        " (complete, the default), or files up to 256 MiB before their first (strict)",
     )
     parser.add_argument("--allow-other", action="store_true", help="let other users read")
     _add_logging(parser)
@@ -108,6 +109,7 @@ def _serve(
 ) -> int:
     """Mount and serve until told to end; return the exit status."""
     from dserverfs import daemon, launcher
+    from dserverfs.verify import Policy
 
     _log_to(_absolute(arguments.log_file), arguments.log_level)
     options = launcher.MountOptions(
@@ -120,7 +122,7 @@ def _serve(
         fuse.gid,
         arguments.allow_other or "allow_other" in fuse.ours,
         tuple(fuse.kernel),
-        verify=arguments.verify == "complete",
+        verify=Policy(arguments.verify),
         staging_directory=_absolute(arguments.staging_dir),
         read_only=arguments.read_only or "ro" in fuse.kernel,
         freeze_delay_s=arguments.freeze_delay,

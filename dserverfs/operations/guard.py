@@ -17,7 +17,15 @@ logger = logging.getLogger(__name__)
 
 # What programs expect to be told by a local file system every now and then.
 _ORDINARY = frozenset(
-    {errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR, errno.EXDEV}
+    {
+        errno.ENOENT,
+        errno.EEXIST,
+        errno.ENOTEMPTY,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EXDEV,
+        errno.ENAMETOOLONG,
+    }
 )
 
 P = ParamSpec("P")

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import pyfuse3
 import trio
@@ -36,9 +36,10 @@ from dserverfs.blocks import Block
 from dserverfs.cells import NotLoaded
 from dserverfs.dataset_tree import Attributes, DatasetTree, Entry
 from dserverfs.item_content import ItemContent
+from dserverfs.item_reader import Buffer, ItemReader
 from dserverfs.model import MAX_COMPONENT_BYTES
 from dserverfs.operations.guard import guarded
-from dserverfs.reader import ItemReader, Reader
+from dserverfs.reader import Reader
 from dserverfs.tree import Inode, Tree
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ DISK_THREADS = 8
 XATTR_PREFIX = b"user.dtool."
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 # Of a number in a dataset, by name without the prefix; raises NotLoaded.
 AttributesOf = Callable[[DatasetTree, int], Mapping[str, str]]
@@ -113,7 +115,7 @@ class OpenFile(NamedTuple):
         return bytes(buffer) if read == size else None
 
 
-class _OpenBytes(NamedTuple):
+class OpenBytes(NamedTuple):
     content: bytes
 
 
@@ -136,7 +138,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
         self._tree = tree
         self._reader = reader
         self._ownership = ownership
-        self._handles: dict[FileHandleT, _OpenItem | OpenFile | _OpenBytes] = {}
+        self._handles: dict[FileHandleT, _OpenItem | OpenFile | OpenBytes] = {}
         self._directories: dict[FileHandleT, _OpenDirectory] = {}
         self._listed = self._blank_entry()
         self._last_handle = 0
@@ -213,29 +215,50 @@ class ReadOnlyOperations(pyfuse3.Operations):
         content = await self._loaded(lambda: self._tree.content(Inode(inode)))
         handle = self._new_handle()
         if isinstance(content, ItemContent):
-            self._handles[handle] = _OpenItem(self._reader.open(content), inode)
+            self._handles[handle] = _OpenItem(ItemReader(self._reader, content), inode)
             return FileInfo(fh=handle, keep_cache=True)
         if isinstance(content, Path):
             self._handles[handle] = OpenFile(os.open(content, os.O_RDONLY | os.O_CLOEXEC))
             return FileInfo(fh=handle, keep_cache=True)
-        self._handles[handle] = _OpenBytes(content)
+        self._handles[handle] = OpenBytes(content)
         return FileInfo(fh=handle, keep_cache=False)
 
     @guarded
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         handle = self._handles[fh]
-        if isinstance(handle, _OpenBytes):
+        if isinstance(handle, OpenBytes):
             return handle.content[off : off + size]
         if isinstance(handle, OpenFile):
             return await self._read_file(handle, off, size)
-        reader = handle.reader
-        blocks = await _blocks(reader.want(off, size))
-        if not blocks:
-            return b""
-        data = reader.cut_nowait(blocks, off, size)
-        if data is None:
-            data = await self._on_disk(lambda: reader.cut(blocks, off, size))
-        return data  # type: ignore[return-value]  # pyfuse3 takes any buffer, its stub says bytes
+        # pyfuse3 takes any buffer, its stub says bytes
+        return await self._read_item(handle.reader, off, size)  # type: ignore[return-value]
+
+    async def _read_item(self, reader: ItemReader, offset: int, size: int) -> Buffer:
+        wanted = reader.want(offset, size)
+        if not any(isinstance(entry, Future) for entry in wanted) and reader.held_back() is None:
+            # Nearly always; a cancel scope costs as much as the rest of a read.
+            data = reader.cut_nowait(cast("list[Block]", wanted), offset, size)
+            if data is not None:
+                return data
+        try:
+            with trio.fail_after(self._reader.read_timeout_s):
+                while True:
+                    blocks = [
+                        await _result(entry) if isinstance(entry, Future) else entry
+                        for entry in reader.want(offset, size)
+                    ]
+                    held = reader.held_back()
+                    if held is None:
+                        break
+                    await _result(held)
+                data = reader.cut_nowait(blocks, offset, size)
+                if data is None:
+                    data = await self._in_thread(lambda: reader.cut(blocks, offset, size))
+                return data
+        except trio.TooSlowError:
+            # The kernel asks once more for what failed, and must not wait as long again.
+            reader.gave_up(offset, size)
+            raise
 
     async def _read_file(self, file: OpenFile, offset: int, size: int) -> bytes:
         data = file.read_nowait(offset, size)
@@ -384,9 +407,10 @@ class ReadOnlyOperations(pyfuse3.Operations):
 
     async def _on_disk(self, call: Callable[[], R]) -> R:
         with trio.fail_after(READ_TIMEOUT_S):
-            return await trio.to_thread.run_sync(
-                call, abandon_on_cancel=True, limiter=self._disk_limit
-            )
+            return await self._in_thread(call)
+
+    async def _in_thread(self, call: Callable[[], R]) -> R:
+        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._disk_limit)
 
     def _forget_pages(self, content: ItemContent) -> None:
         """Let the kernel forget what it was told of an item; called in another thread."""
@@ -429,7 +453,9 @@ def _fill(entry: EntryAttributes, attributes: Attributes, umask: int) -> None:
     number_of_links, blocks, atime_ns, ctime_ns = others
     entry.st_ino = InodeT(number)
     entry.st_mode = ModeT((stat.S_IFDIR if is_directory else stat.S_IFREG) | permissions & ~umask)
-    entry.st_nlink = number_of_links or (2 if is_directory else 1)
+    if number_of_links is None:
+        number_of_links = 2 if is_directory else 1
+    entry.st_nlink = number_of_links
     entry.st_size = size_in_bytes
     entry.st_blocks = -(-size_in_bytes // 512) if blocks is None else blocks
     entry.st_mtime_ns = mtime_ns
@@ -445,21 +471,13 @@ def text_of(name: FileNameT) -> str:
         raise errors.NotFound(f"{name!r} is not UTF-8, as every name here is") from None
 
 
-async def _blocks(wanted: Sequence[Block | Future[Block]]) -> list[Block]:
-    """Return the blocks, waiting in the event loop, without a thread, for those to come."""
-    if all(not isinstance(entry, Future) or entry.done() for entry in wanted):
-        # Nearly always; a cancel scope costs as much as the rest of a read.
-        return [entry.result() if isinstance(entry, Future) else entry for entry in wanted]
-    with trio.fail_after(READ_TIMEOUT_S):
-        return [await _result(entry) if isinstance(entry, Future) else entry for entry in wanted]
-
-
-async def _result(future: Future[Block]) -> Block:
+async def _result(future: Future[T]) -> T:
+    """Wait for a future in the event loop, without a thread."""
     if not future.done():
         token = trio.lowlevel.current_trio_token()
         done = trio.Event()
 
-        def wake(_: Future[Block]) -> None:
+        def wake(_: Future[T]) -> None:
             try:
                 token.run_sync_soon(done.set)
             except trio.RunFinishedError:  # the daemon ended while a fetch was under way

@@ -36,8 +36,12 @@ from pyfuse3 import (
 from dserverfs import errors
 from dserverfs.dataset_tree import Attributes
 from dserverfs.freezer import Freezer
+from dserverfs.frozen_edits import FrozenEdits
+from dserverfs.local_files import with_own_descriptor, write_all
+from dserverfs.operations.editing import INLINE_BYTES, EditingOperations, utf8
 from dserverfs.operations.guard import guarded
-from dserverfs.operations.reading import AttributesOf, OpenFile, Ownership, ReadOnlyOperations
+from dserverfs.operations.incomplete import reason_of
+from dserverfs.operations.reading import AttributesOf, OpenFile, Ownership
 from dserverfs.reader import Reader
 from dserverfs.staged_tree import Changes, OpenStaged, StagedTree, is_for_writing
 from dserverfs.staging import StagedDataset, Staging
@@ -48,25 +52,13 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-# Smaller writes are done in the event loop: the hop to a thread costs as much as 100 KiB.
-INLINE_BYTES = 32 * 1024
 WRITE_TIMEOUT_S = 120.0
 WRITE_THREADS = 8
 FREEZE_ATTRIBUTE = b"user.dserverfs.freeze"
 FREEZE_WAIT_S = 25.0
-# After one of these a copy is not complete, whatever the program that made it says.
-DISARMING = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-)
-DISARMING_ERRORS = (
-    errors.CannotHold,
-    errors.NotUTF8,
-    errors.NameTooLong,
-    errors.TooLarge,
-)
 
 
-class Operations(ReadOnlyOperations):
+class Operations(EditingOperations):
     """A mount in which datasets can be made."""
 
     def __init__(
@@ -77,10 +69,11 @@ class Operations(ReadOnlyOperations):
         staging: Staging,
         freezer: Freezer,
         give_way: Callable[[int], bool],
+        edits: FrozenEdits,
         attributes_of: AttributesOf | None = None,
     ) -> None:
         """`give_way` has the cache give that many bytes of the disk back, if it can."""
-        super().__init__(tree, reader, ownership, attributes_of)
+        super().__init__(tree, reader, ownership, edits, attributes_of)
         self._staging = staging
         self._give_way = give_way
         self._freezer = freezer
@@ -152,7 +145,10 @@ class Operations(ReadOnlyOperations):
         fh: FileHandleT | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        tree, number = self._staged_or_refuse(inode)
+        staged = self._tree.staged(Inode(inode))
+        if staged is None:
+            return await super().setattr(inode, attr, fields, fh, ctx)
+        tree, number = staged
         changes = Changes(
             stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
             attr.st_size if fields.update_size else None,
@@ -194,6 +190,8 @@ class Operations(ReadOnlyOperations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> tuple[FileInfo, EntryAttributes]:
+        if await self._frozen(parent_inode):
+            return await super().create(parent_inode, name, mode, flags, ctx)
         tree, number, text = await self._parent(parent_inode, name)
         attributes, handle = await self._change(
             tree, f"making {text}", lambda: tree.create(number, text, mode, flags)
@@ -211,19 +209,22 @@ class Operations(ReadOnlyOperations):
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         handle = self._staged_handles.get(fh)
         if handle is None or not handle.is_writable:
-            raise FUSEError(errno.EBADF)
+            return await super().write(fh, off, buf)
         tree = handle.tree
         self._require_size(tree, handle.node.number, off + len(buf))
         try:
-            if len(buf) <= INLINE_BYTES:
-                _write_all(handle.fd, buf, off)
-            else:
-                await self._in_writer(lambda: _write_all(handle.fd, buf, off))
-        except OSError as error:
-            if error.errno != errno.ENOSPC or not await self._make_room(len(buf)):
-                await self._note(tree, f"writing {tree.describe(handle.node.number)}", error)
-                raise
-            await self._in_writer(lambda: _write_all(handle.fd, buf, off))
+            try:
+                if len(buf) <= INLINE_BYTES:
+                    write_all(handle.fd, buf, off)
+                else:
+                    await self._write_in_thread(handle, buf, off)
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not await self._make_room(len(buf)):
+                    raise
+                await self._write_in_thread(handle, buf, off)
+        except (OSError, trio.TooSlowError) as error:
+            await self._note(tree, f"writing {tree.describe(handle.node.number)}", error)
+            raise
         tree.staged.changed()
         return len(buf)
 
@@ -239,21 +240,16 @@ class Operations(ReadOnlyOperations):
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         handle = self._staged_handles.get(fh)
         if handle is None:
-            return
+            return await super().fsync(fh, datasync)
         sync = os.fdatasync if datasync else os.fsync
-        try:
-            await self._in_writer(lambda: sync(handle.fd))
-        except OSError as error:
-            what = f"fsync of {handle.tree.describe(handle.node.number)}"
-            await self._note(handle.tree, what, error)
-            raise
+        await self._sync(handle.tree, handle.node.number, lambda: sync(handle.fd))
 
     @guarded
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         staged = self._tree.staged(self._directories[fh].inode)
         if staged is not None:
             tree, number = staged
-            await self._in_writer(lambda: tree.sync_directory(number))
+            await self._sync(tree, number, lambda: tree.sync_directory(number))
 
     # Making and removing names
 
@@ -261,10 +257,9 @@ class Operations(ReadOnlyOperations):
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
-        text = _utf8(name)
         base_uri = self._tree.base_uri_at(Inode(parent_inode))
         if base_uri is not None:
-            return await self._make_dataset(base_uri, text, mode)
+            return await self._make_dataset(base_uri, utf8(name), mode)
         tree, number, text = await self._parent(parent_inode, name)
         return self._staged_entry(
             tree,
@@ -289,6 +284,8 @@ class Operations(ReadOnlyOperations):
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
+        if await self._frozen(parent_inode):
+            return await super().symlink(parent_inode, name, target, ctx)
         tree, _, text = await self._parent(parent_inode, name)
         await self._refuse(tree, f"{text} is a symbolic link")
         raise AssertionError  # _refuse raises
@@ -297,6 +294,8 @@ class Operations(ReadOnlyOperations):
     async def link(
         self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
+        if await self._frozen(new_parent_inode):
+            return await super().link(inode, new_parent_inode, new_name, ctx)
         tree, parent, text = await self._parent(new_parent_inode, new_name)
         number = self._tree.number_in(tree, Inode(inode))
         if number is None:
@@ -307,12 +306,14 @@ class Operations(ReadOnlyOperations):
 
     @guarded
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        if await self._frozen(parent_inode):
+            return await super().unlink(parent_inode, name, ctx)
         tree, number, text = await self._parent(parent_inode, name)
         await self._change(tree, f"unlink {text}", lambda: tree.remove_file(number, text))
 
     @guarded
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
-        text = _utf8(name)
+        text = utf8(name)
         base_uri = self._tree.base_uri_at(Inode(parent_inode))
         if base_uri is not None:
             await self._discard_empty(base_uri, text)
@@ -333,11 +334,14 @@ class Operations(ReadOnlyOperations):
         old_base = self._tree.base_uri_at(Inode(parent_inode_old))
         new_base = self._tree.base_uri_at(Inode(parent_inode_new))
         if old_base is not None and new_base is not None:
-            await self._rename_dataset(old_base, _utf8(name_old), new_base, _utf8(name_new))
+            await self._rename_dataset(old_base, utf8(name_old), new_base, utf8(name_new))
             return
         if old_base is not None or new_base is not None:
             # Out of a base URI, or into one, where only datasets are.
             raise FUSEError(errno.EXDEV)
+        if await self._frozen(parent_inode_old) and await self._frozen(parent_inode_new):
+            await super().rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx)
+            return
         tree, old_parent, old = await self._parent(parent_inode_old, name_old)
         new_tree, new_parent, new = await self._parent(parent_inode_new, name_new)
         if new_tree is not tree:
@@ -359,6 +363,7 @@ class Operations(ReadOnlyOperations):
         if value in (b"manual", b"auto"):
             await self._on_disk(dataset.own)
             await self._on_disk(lambda: dataset.set_manual(value == b"manual"))
+            self._freezer.watch(dataset)
         elif value == b"1":
             await self._freeze(dataset)
         else:
@@ -369,8 +374,13 @@ class Operations(ReadOnlyOperations):
     async def _make_dataset(self, base_uri: str, name: str, mode: int) -> EntryAttributes:
         await self._loaded(lambda: self._tree.require_free(base_uri, name))
         username = self._tree.username()
-        staged = await self._on_disk(lambda: self._staging.create(base_uri, name, username))
-        self._freezer.watch(staged)
+
+        def create() -> StagedDataset:
+            staged = self._staging.create(base_uri, name, username)
+            self._freezer.watch(staged)  # here, for the disk may be slower than the request waits
+            return staged
+
+        staged = await self._on_disk(create)
         await self._on_disk(self._freezer.learn_limit)
         attributes = self._tree.show_staged(staged)
         found = self._tree.staged(Inode(attributes.number))
@@ -408,18 +418,14 @@ class Operations(ReadOnlyOperations):
         """Return the staged directory in which a name is to change, and the name."""
         if self._tree.base_uri_at(Inode(inode)) is not None:
             raise FUSEError(errno.EPERM)  # files beside datasets
-        tree, number = self._staged_or_refuse(inode)
-        try:
-            return tree, number, _utf8(name)
-        except errors.NotUTF8 as error:
-            await self._note(tree, "a name", error)
-            raise
-
-    def _staged_or_refuse(self, inode: InodeT) -> tuple[StagedTree, int]:
         staged = self._tree.staged(Inode(inode))
         if staged is None:
             raise FUSEError(errno.EROFS)
-        return staged
+        try:
+            return *staged, utf8(name)
+        except errors.NotUTF8 as error:
+            await self._note(staged[0], "a name", error)
+            raise
 
     async def _change(self, tree: StagedTree, what: str, call: Callable[[], R]) -> R:
         """Return what `call` returns; if it fails as copies should not, disarm the dataset."""
@@ -430,21 +436,30 @@ class Operations(ReadOnlyOperations):
                 await self._on_disk(staged.require_writable)
                 self._freezer.watch(staged)
             return call()
-        except (OSError, errors.DserverfsError) as error:
+        except (OSError, trio.TooSlowError, errors.DserverfsError) as error:
             await self._note(tree, what, error)
+            raise
+
+    async def _sync(self, tree: StagedTree, number: int, call: Callable[[], None]) -> None:
+        try:
+            await self._in_writer(call)
+        except (OSError, trio.TooSlowError) as error:
+            await self._note(tree, f"fsync of {tree.describe(number)}", error)
             raise
 
     async def _note(self, tree: StagedTree, what: str, error: Exception) -> None:
         """Disarm the dataset if after that error it may be incomplete."""
-        number = error.errno if isinstance(error, OSError) else None
-        if number in DISARMING or isinstance(error, DISARMING_ERRORS):
-            said = os.strerror(number) if number else str(error)
-            await self._on_disk(lambda: tree.staged.disarm(f"{what}: {said}"))
+        reason = reason_of(error)
+        if reason is not None:
+            await self._on_disk(lambda: tree.staged.disarm(f"{what}: {reason}"))
 
     async def _refuse(self, tree: StagedTree, what: str) -> None:
-        error = errors.CannotHold(f"{what}: a dataset cannot hold that")
-        await self._note(tree, "refused", error)
-        raise error
+        """Raise CannotHold; what is refused counts as a write, for more of it may follow."""
+
+        def refused() -> None:
+            raise errors.CannotHold(f"{what}: a dataset cannot hold that")
+
+        await self._change(tree, "refused", refused)
 
     def _require_size(self, tree: StagedTree, number: int, size_in_bytes: int) -> None:
         limit = self._freezer.max_item_bytes
@@ -459,6 +474,10 @@ class Operations(ReadOnlyOperations):
     async def _make_room(self, size_in_bytes: int) -> bool:
         """Have the cache give way to what is written; return whether it could."""
         return await self._in_writer(lambda: self._give_way(size_in_bytes))
+
+    async def _write_in_thread(self, handle: OpenStaged, data: bytes, offset: int) -> None:
+        write = with_own_descriptor(handle.fd, lambda fd: write_all(fd, data, offset))
+        await self._in_writer(write)
 
     async def _in_writer(self, call: Callable[[], R]) -> R:
         with trio.fail_after(WRITE_TIMEOUT_S):
@@ -476,17 +495,3 @@ class Operations(ReadOnlyOperations):
 
     def _told(self, entry: EntryAttributes) -> None:
         self._tree.told(Inode(entry.st_ino))
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    """Write all of `data`; a disk that takes only a part says why when asked for more."""
-    done = os.pwrite(fd, data, offset)
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)
-
-
-def _utf8(name: bytes) -> str:
-    try:
-        return name.decode("utf-8")
-    except UnicodeDecodeError:
-        raise errors.NotUTF8(f"{name!r}: names in datasets are UTF-8") from None

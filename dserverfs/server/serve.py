@@ -114,6 +114,7 @@ def _run(
             "the datasets and cannot read them",
             address,
         )
+    signals.wait(0)  # whoever has said stop by now is not told that it runs
     with web.running():
         print(f"dserver URL: http://{address}")
         print(f"base URI: dserver://{address}/s3/{options.bucket}")

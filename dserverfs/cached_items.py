@@ -1,0 +1,105 @@
+"""What the block cache has of an item, be it another item's with the same content.
+
+Used by the reader and the prefetch: the only place that knows which of a block's
+two keys stands for what. Thread-safe; blocks on the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from dserverfs.blocks import Block, DamagedBlock, block_length, fingerprint
+from dserverfs.cache import BlockCache, BlockKey
+from dserverfs.errors import IntegrityError
+from dserverfs.item_content import ItemContent
+from dserverfs.verify import Policy, digest
+
+
+class Cached(NamedTuple):
+    """A block out of the cache."""
+
+    block: Block
+    is_right: bool  # compared, or need not be
+
+
+class HashMismatch(IntegrityError):
+    """The whole item is here and is not what the manifest says."""
+
+
+def check_whole(content: ItemContent, data: bytes | memoryview) -> bool:
+    """Return whether `data`, an item in one block, was compared; raises HashMismatch.
+
+    A block takes 1.1 ms of MD5: too little to hand out anything unchecked.
+    """
+    found = digest(content.hash_function, data)
+    if found is not None and found != content.hash:
+        raise HashMismatch(
+            f"{content.dataset.uri}: item {content.identifier} has hash {found}, "
+            f"the manifest says {content.hash}"
+        )
+    return found is not None
+
+
+class CachedItems:
+    """Items on disk."""
+
+    def __init__(
+        self,
+        cache: BlockCache,
+        policy: Policy,
+        found_right: Callable[[ItemContent, Sequence[int]], None],
+    ) -> None:
+        """`found_right` has blocks with these fingerprints entered as verified."""
+        self._cache = cache
+        self._policy = policy
+        self._found_right = found_right
+
+    def find(self, content: ItemContent, index: int) -> Cached | None:
+        """Return the block if it is on disk and not known to be wrong."""
+        length = block_length(content.size_in_bytes, index)
+        own = BlockKey(content.key, index)
+        verified, block = self._cache.load_many(
+            [(BlockKey(content.content_key, index), length), (own, length)]
+        )
+        if verified is not None:
+            return Cached(verified, True)
+        if block is None:
+            return None
+        if self._policy is Policy.OFF:
+            return Cached(block, True)
+        if content.number_of_blocks > 1:
+            return Cached(block, False)
+        try:  # it was kept without being compared
+            if check_whole(content, block.read(0, length)):
+                self._found_right(content, [fingerprint(block.checksums)])
+        except (DamagedBlock, HashMismatch):
+            self._cache.drop([own])
+            return None
+        return Cached(block, True)
+
+    def find_small(self, contents: Sequence[ItemContent]) -> list[Block | None]:
+        """Return for each item of one block its bytes, if they can be handed out as they are."""
+        sizes = [content.size_in_bytes for content in contents]
+        verified = [BlockKey(content.content_key, 0) for content in contents]
+        own = [BlockKey(content.key, 0) for content in contents]
+        blocks = self._cache.load_many(
+            [*zip(verified, sizes, strict=True), *zip(own, sizes, strict=True)]
+        )
+        return [
+            block or (other if self._policy is Policy.OFF else None)
+            for block, other in zip(blocks[: len(own)], blocks[len(own) :], strict=True)
+        ]
+
+    def has_all_verified(self, content: ItemContent) -> bool:
+        return self._cache.count(content.content_key) == content.number_of_blocks
+
+    def drop(self, content: ItemContent) -> None:
+        """Forget every block of the item, and of those like it."""
+        for index in range(content.number_of_blocks):
+            self._cache.drop([BlockKey(content.key, index), BlockKey(content.content_key, index)])
+
+    def drop_damaged(self, content: ItemContent, index: int) -> None:
+        """Forget a block that is not what was stored."""
+        self._cache.drop_damaged(BlockKey(content.content_key, index))
+        self._cache.drop([BlockKey(content.key, index)])

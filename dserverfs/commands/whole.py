@@ -1,0 +1,75 @@
+"""What `warm` and `verify` have in common: many items, a progress line, a line for each failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+from dserverfs.model import SCHEME
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dserverfs.client import Client
+    from dserverfs.model import DserverURI
+
+T = TypeVar("T")
+
+EXIT_FAILED = 1
+
+
+class Tally:
+    """How many items were done, and how large they are."""
+
+    def __init__(self) -> None:
+        self.items = 0
+        self.failed = 0
+        self.size_in_bytes = 0
+
+    def run(
+        self,
+        things: Iterable[T],
+        work: Callable[[T], None],
+        name_of: Callable[[T], str],
+        size_of: Callable[[T], int],
+    ) -> None:
+        """Do `work` with all, with progress; print a line for each that fails."""
+        from dserverfs.commands.progress import ProgressLine, size
+        from dserverfs.errors import DserverfsError
+        from dserverfs.whole_datasets import for_each
+
+        with ProgressLine() as line:
+
+            def done(thing: T, error: DserverfsError | None) -> None:
+                self.items += 1
+                self.size_in_bytes += size_of(thing)
+                if error is not None:
+                    self.failed += 1
+                    line.show("")
+                    print(f"bad: {name_of(thing)}: {error}".replace("\n", "?"), flush=True)
+                line.show(f"{self.items} items, {size(self.size_in_bytes)}")
+
+            for_each(things, work, done)
+
+    def summary(self, all_well: str, not_well: str) -> str:
+        """Return one line on what came of it."""
+        from dserverfs.commands.progress import size
+
+        if self.failed:
+            return f"{self.failed} of {self.items} items {not_well}"
+        return f"{self.items} items, {size(self.size_in_bytes)}: {all_well}"
+
+
+def is_uri(target: str) -> bool:
+    return target.startswith(f"{SCHEME}://")
+
+
+def client_of(target: str, cache_directory: Path | None) -> tuple[Client, DserverURI]:
+    """Return a client for a dserver URI, to be used as a context manager."""
+    from dserverfs.client import Client
+    from dserverfs.model import DserverURI
+    from dserverfs.settings import Settings
+
+    uri = DserverURI.parse(target)
+    directory = cache_directory.absolute() if cache_directory else None
+    return Client(uri.server, Settings.load(), cache_directory=directory), uri

@@ -1,0 +1,127 @@
+"""Runs of an item's blocks from the store, whatever it takes: new URLs, other attempts.
+
+Used by the reader. Knows signed URLs and the store, and that all of an item has
+to come from one version of the object; neither cache nor hash. Blocking and
+thread-safe.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from typing import Protocol
+
+from dserverfs.blocks import BLOCK_SIZE, Run
+from dserverfs.cached_items import HashMismatch
+from dserverfs.errors import DeadlineExceeded, IntegrityError, ProtocolError, Unreachable
+from dserverfs.item_content import ItemContent
+from dserverfs.signed_urls import UrlSource
+from dserverfs.storage import ByteRange, Storage, StorageRefused
+from dserverfs.transport import Deadline, backoff_s
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 4
+MAX_ETAGS = 4096
+
+
+class Outdated(Exception):
+    """What comes is of no use any more: it was asked for before the item was dropped."""
+
+
+class Receiver(Protocol):
+    """Who gets the blocks."""
+
+    def begin(self) -> None:
+        """Note that a request is about to be sent."""
+
+    def check(self) -> None:
+        """Raise Outdated if what that request brings is of no use."""
+
+    def receive(self, index: int, data: bytes) -> None:
+        """Take a block; raises Outdated, HashMismatch (once more, then it counts) and others."""
+
+
+class Fetcher:
+    """Fetches from one store."""
+
+    def __init__(self, urls: UrlSource, storage: Storage) -> None:
+        self._urls = urls
+        self._storage = storage
+        self._lock = threading.Lock()
+        self._etags: OrderedDict[str, str] = OrderedDict()
+
+    def fetch(self, content: ItemContent, run: Run, receiver: Receiver, deadline: Deadline) -> None:
+        """Give every block of `run` to `receiver`, in order; `deadline` begins anew with each.
+
+        Raises what the resolver, the store and the receiver raise.
+        """
+        next_block = run.first
+        attempt = 0
+        refused = False
+        mismatched = False
+
+        def on_block(data: bytes) -> None:
+            nonlocal next_block
+            deadline.restart()
+            receiver.receive(next_block, data)
+            next_block += 1
+
+        def on_etag(etag: str) -> None:
+            receiver.check()
+            self._check_etag(content, etag)
+
+        while next_block < run.first + run.length:
+            before = next_block
+            deadline.remaining_s()
+            receiver.begin()
+            url = self._urls.item_url(content.dataset, content.identifier, content.neighbours)
+            start = next_block * BLOCK_SIZE
+            end = min(content.size_in_bytes, (run.first + run.length) * BLOCK_SIZE)
+            try:
+                self._storage.read_range(
+                    url.url,
+                    ByteRange(start, end - start, content.size_in_bytes),
+                    block_size=BLOCK_SIZE,
+                    etag=self._etags.get(content.key),
+                    deadline=deadline,
+                    on_etag=on_etag,
+                    on_block=on_block,
+                )
+            except StorageRefused as error:
+                self._urls.forget_url(content.dataset, content.identifier, url)
+                if refused:
+                    raise ProtocolError(f"{error}, also with a new URL") from error
+                refused = True
+            except Outdated:
+                logger.debug("%s: fetched again, it was dropped meanwhile", content.dataset.uri)
+            except HashMismatch as error:
+                if mismatched:
+                    raise
+                mismatched = True
+                logger.warning("%s; fetched once more", error)
+            except Unreachable as error:
+                attempt = 0 if next_block > before else attempt
+                if attempt + 1 >= ATTEMPTS or isinstance(error, DeadlineExceeded):
+                    raise
+                logger.debug("%s: tried again after: %s", content.dataset.uri, error)
+                time.sleep(min(backoff_s(attempt), deadline.remaining_s()))
+                attempt += 1
+
+    def forget(self, content: ItemContent) -> None:
+        """Take whatever version of the object there is from now on."""
+        with self._lock:
+            self._etags.pop(content.key, None)
+
+    def _check_etag(self, content: ItemContent, etag: str) -> None:
+        """Note the object's ETag; raises IntegrityError if another one was seen before."""
+        with self._lock:
+            known = self._etags.setdefault(content.key, etag)
+            if len(self._etags) > MAX_ETAGS:
+                self._etags.popitem(last=False)
+        if known != etag:
+            raise IntegrityError(
+                f"{content.dataset.uri}: item {content.identifier} changed while it was read"
+            )
