@@ -11,7 +11,6 @@ them, so that what was made can be frozen and compared once more.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import errno
 import itertools
 import mmap
@@ -34,8 +33,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_AT_FDCWD = -100
+from tests.trees import contents_of, renameat2
+
 _LONG = "n" * 255
 _TOO_LONG = "n" * 256
 _TYPES = {True: stat.S_IFDIR, False: stat.S_IFREG}
@@ -128,7 +127,7 @@ class RandomOperations(RuleBasedStateMachine):
             local, mounted = (_tree(side.root) for side in self._sides)
             assert mounted == local
             self._open_up()
-            here, there = (_contents(side.root) for side in self._sides)
+            here, there = (contents_of(side.root) for side in self._sides)
             assert there == here
         finally:
             self._open_up()
@@ -355,7 +354,7 @@ class RandomOperations(RuleBasedStateMachine):
         old_path, new_path = self._place(place), self._place(new)
         self._both(
             f"renameat2 {flags}",
-            lambda side: _renameat2(side.path(old_path), side.path(new_path), flags),
+            lambda side: renameat2(side.path(old_path), side.path(new_path), flags),
         )
 
     @rule(place=existing, new=places)
@@ -455,22 +454,9 @@ def _tree(root: str) -> dict[str, object]:
     return found
 
 
-def _contents(root: str) -> dict[str, bytes]:
-    return {
-        os.path.relpath(os.path.join(directory, name), root): Path(directory, name).read_bytes()
-        for directory, _, files in os.walk(root)
-        for name in files
-    }
-
-
 def _bytes(content: Content) -> bytes:
     number, size = content
     return random.Random(number).randbytes(size)
-
-
-def _renameat2(old: str, new: str, flags: int) -> None:
-    if _libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags):
-        raise OSError(ctypes.get_errno(), "renameat2")
 
 
 def main() -> None:
