@@ -23,7 +23,6 @@ from dserverfs.connections import Trust
 from dserverfs.dataset_tree import DatasetTree
 from dserverfs.directories import local_directory, private_directory
 from dserverfs.errors import DserverfsError, NotFound, PermissionDenied, UsageError
-from dserverfs.fetching import Fetcher
 from dserverfs.freezer import Freezer
 from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.item_content import ItemContent
@@ -84,7 +83,6 @@ class Client:
             self.resolver, self._storage, self._cache, ManyGets(trust), verify=verify
         )
         self.stored = StoredItems(self.resolver, self._storage)
-        self.fetcher = Fetcher(self.resolver, self._storage)
         self.uploader = Uploader(self.resolver, self._storage)
         staged = staging_directory or settings.staging_directory()
         self.staging = Staging(staged, server)

@@ -66,19 +66,25 @@ class AppClient:
             return accounts.new_token(username, TOKEN_LIFE)
 
     def request(
-        self, method: str, path: str, body: Any = None, *, username: str | None = "grumpy"
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        username: str | None = "grumpy",
+        headers: Mapping[str, str] | None = None,
     ) -> Any:
         """Ask as that user, or without a token."""
-        headers = {}
+        sent = dict(headers or {})
         if username is not None:
-            headers["Authorization"] = f"Bearer {self.token(username)}"
-        return self._client.open(path, method=method, json=body, headers=headers)
+            sent["Authorization"] = f"Bearer {self.token(username)}"
+        return self._client.open(path, method=method, json=body, headers=sent)
 
     def post(self, path: str, body: Any) -> Any:
         return self.request("POST", path, body)
 
-    def get(self, path: str) -> Any:
-        return self.request("GET", path)
+    def get(self, path: str, headers: Mapping[str, str] | None = None) -> Any:
+        return self.request("GET", path, headers=headers)
 
     def upload(self, contents: Mapping[str, bytes], *, readme: bytes = b"", **others: Any) -> str:
         """Upload and complete a dataset; return its URI."""

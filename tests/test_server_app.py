@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dservercore.extensions import sql_db
+from sqlalchemy import text
 
+from dserverfs.server.extension import STORES
+from dserverfs.server.stored_metadata import StoredMetadata
 from tests.app_client import AppClient, put_all
 from tests.serving import ServerHandle, encoded, upload_body
 
@@ -106,3 +112,39 @@ def test_an_etag_that_is_no_md5_is_checked_by_the_metadata(client: AppClient) ->
 
     assert stored.etag != metadata["checksum"]
     assert done.status_code == 200
+
+
+def manifest_of(client: AppClient, uri: str, encoding: str) -> dict[str, object]:
+    answer = client.get(f"/manifests/{encoded(uri)}", {"Accept-Encoding": encoding})
+    assert answer.status_code == 200
+    assert answer.content_type == "application/json"
+    assert answer.content_length == len(answer.data)
+    assert answer.headers.get("Content-Encoding", "identity") == encoding
+    content = gzip.decompress(answer.data) if encoding == "gzip" else answer.data
+    manifest: dict[str, object] = json.loads(content)
+    return manifest
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "identity"])
+def test_manifest_is_sent_as_it_was_registered(client: AppClient, encoding: str) -> None:
+    uri = client.upload({f"ü/{number}": b"%d" % number for number in range(5)})
+    place = client.app.extensions[STORES].place(uri)
+
+    assert manifest_of(client, uri, encoding) == StoredMetadata(place).manifest()
+
+
+def test_manifest_that_an_earlier_version_kept_as_text_is_sent(client: AppClient) -> None:
+    uri = client.upload({"a": b"a"})
+    manifest = manifest_of(client, uri, "identity")
+    with client.app.app_context():
+        sql_db.session.execute(
+            text("UPDATE dserverfs_description SET manifest = :text"),
+            {"text": json.dumps(manifest)},
+        )
+        sql_db.session.commit()
+
+    assert manifest_of(client, uri, "identity") == manifest
+    assert manifest_of(client, uri, "gzip") == manifest
+    assert client.get(f"/signed-urls/dataset/{encoded(uri)}").json["item_urls"].keys() == (
+        manifest["items"].keys()  # type: ignore[attr-defined]
+    )

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import dservercore
-from dservercore import utils_auth
 from flask import Flask, Response
 from sqlalchemy import event, text
 
 from dserverfs.server import (
     accounts,
     changes,
+    core_views,
     datadir,
-    metadata,
     multipart,
     publications,
     retrieve,
@@ -72,9 +71,7 @@ def create(*, database: Path, private_key_pem: str, secret_key: str, stores: Sto
     # It logs the headers of each request at DEBUG, tokens and all.
     app.logger.setLevel(max(logging.INFO, app.logger.getEffectiveLevel()))
     app.view_functions["config.server_versions"] = _versions
-    app.view_functions["annotations.annotations"] = utils_auth.jwt_required()(
-        metadata.get_annotations
-    )
+    core_views.install(app)
     with app.app_context():
         event.listen(dservercore.sql_db.engine, "connect", _configure_connection)
         dservercore.sql_db.create_all()

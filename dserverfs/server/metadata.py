@@ -17,7 +17,7 @@ What this server adds; a client knows it by the name of this module in
     DELETE /overlays/<uri>/<name>                                    -> {"overlays"}
     PUT    /names/<uri>               {"name"}     -> {"name"}
 
-Other than there: values keep their types, also in `GET /annotations/<uri>`; a
+Other than there: values keep their types; a
 change that was not made is not answered by 200. All need the right to register
 in the dataset's base URI (403) and a dataset that is registered and stored (404).
 To take away a tag, annotation or overlay that is not there changes nothing (200).
@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from http import HTTPStatus
 from typing import Any
 
 import dservercore.utils
@@ -37,7 +36,7 @@ from flask_smorest import Blueprint
 
 from dserverfs import __version__ as __version__
 from dserverfs.errors import DserverfsError, NotFound, UsageError
-from dserverfs.server.answers import answer, error_answer, json_body
+from dserverfs.server.answers import answer, json_body
 from dserverfs.server.changes import Changes, Description
 from dserverfs.server.extension import Extension, report, require_register, stores
 from dserverfs.server.stored_metadata import StoredMetadata
@@ -176,21 +175,6 @@ class Metadata(Extension):
 
         self._changes.make(stores(), uri, change)
         return answer({"overlays": names})
-
-
-def get_annotations(uri: str) -> Response:
-    """Answer GET /annotations/<uri> in dservercore's place, which makes every value a string."""
-    username = utils_auth.get_jwt_identity()
-    if not utils_auth.user_exists(username):
-        return error_answer(HTTPStatus.UNAUTHORIZED, f"there is no user {username}")
-    uri = dservercore.utils.url_suffix_to_uri(uri)
-    if not utils_auth.may_access(username, uri):
-        return error_answer(HTTPStatus.FORBIDDEN, f"no permission to search {uri}")
-    try:
-        found: Mapping[str, Any] = current_app.retrieve.get_annotations(uri)  # type: ignore[attr-defined]
-    except UnknownURIError:
-        return error_answer(HTTPStatus.NOT_FOUND, f"{uri} is not registered")
-    return answer({"annotations": found})
 
 
 def _changeable(path: str) -> str:

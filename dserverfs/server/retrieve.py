@@ -1,12 +1,15 @@
 """Retrieve plugin of dservercore: README, manifest, annotations and tags of a dataset.
 
-Like `search` it works in dservercore's session and leaves the commit to it. The
-item identifiers of the manifests used last are kept in memory, because a signed
-URL for one item must not cost the parsing of a manifest of a million.
+Like `search` it works in dservercore's session and leaves the commit to it. A
+manifest is kept as it is sent: JSON, compressed with gzip; earlier versions kept
+the text. The item identifiers of the manifests used last are kept in memory,
+because a signed URL for one item must not cost the parsing of a manifest of a
+million.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 from collections import OrderedDict
@@ -28,12 +31,14 @@ SCHEMA = (
         readme TEXT NOT NULL,
         annotations TEXT NOT NULL,
         tags TEXT NOT NULL,
-        manifest TEXT NOT NULL
+        manifest BLOB NOT NULL
     )""",
 )
 
 # About 100 bytes each.
 _MAX_CACHED_IDENTIFIERS = 1_000_000
+# 173 MB, a million items, become 53 MB in 1.8 s; level 6 makes 50 MB of it in 3.8 s.
+_COMPRESSION_LEVEL = 1
 
 
 class Retrieve(RetrieveABC):  # type: ignore[misc]
@@ -65,7 +70,7 @@ class Retrieve(RetrieveABC):  # type: ignore[misc]
                 "readme": readme_text(dataset_info),
                 "annotations": json.dumps(dataset_info["annotations"]),
                 "tags": json.dumps(sorted(set(dataset_info["tags"]))),
-                "manifest": json.dumps(dataset_info["manifest"]),
+                "manifest": _compressed(_json_of(dataset_info["manifest"])),
             },
         )
 
@@ -97,8 +102,13 @@ class Retrieve(RetrieveABC):  # type: ignore[misc]
         return readme
 
     def get_manifest(self, uri: str) -> dict[str, Any]:
-        manifest: dict[str, Any] = json.loads(_column(uri, "manifest"))
+        manifest: dict[str, Any] = json.loads(gzip.decompress(self.get_compressed_manifest(uri)))
         return manifest
+
+    def get_compressed_manifest(self, uri: str) -> bytes:
+        """Return the manifest's JSON as gzip keeps it; raises UnknownURIError."""
+        kept: bytes | str = _column(uri, "manifest")
+        return _compressed(kept) if isinstance(kept, str) else kept
 
     def get_annotations(self, uri: str) -> dict[str, Any]:
         annotations: dict[str, Any] = json.loads(_column(uri, "annotations"))
@@ -125,6 +135,15 @@ class Retrieve(RetrieveABC):  # type: ignore[misc]
         kept = sum(len(identifiers) for identifiers in self._identifiers.values())
         while kept > _MAX_CACHED_IDENTIFIERS and len(self._identifiers) > 1:
             kept -= len(self._identifiers.popitem(last=False)[1])
+
+
+def _json_of(manifest: Mapping[str, Any]) -> str:
+    # dservercore sorts keys, and clients look for the version before the items.
+    return json.dumps(dict(sorted(manifest.items())), separators=(",", ":"))
+
+
+def _compressed(manifest: str) -> bytes:
+    return gzip.compress(manifest.encode(), _COMPRESSION_LEVEL, mtime=0)
 
 
 def _column(uri: str, column: str) -> Any:
