@@ -1,16 +1,11 @@
-"""What is in a directory, and a system call that Python does not have."""
+"""What is in a directory, looked at as the user who may."""
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 from pathlib import Path
 
 from tests.accounts import Account
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_AT_FDCWD = -100
 
 _LIST = """
 import hashlib, json, os, sys
@@ -31,18 +26,3 @@ def md5_of_files(account: Account, directory: Path, *, timeout_s: float = 300) -
     assert done.returncode == 0, done.stderr
     found: dict[str, str] = json.loads(done.stdout)
     return found
-
-
-def contents_of(root: str) -> dict[str, bytes]:
-    """Return the content of every file below `root` by its relative path."""
-    return {
-        os.path.relpath(os.path.join(directory, name), root): Path(directory, name).read_bytes()
-        for directory, _, files in os.walk(root)
-        for name in files
-    }
-
-
-def renameat2(old: str, new: str, flags: int) -> None:
-    """Rename with RENAME_NOREPLACE (1), RENAME_EXCHANGE (2), ...; raises OSError."""
-    if _libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags):
-        raise OSError(ctypes.get_errno(), "renameat2")
