@@ -412,8 +412,8 @@ def _is_sealed(staged: StagedDataset) -> bool:
 
 def _keep_left_over(staged: StagedDataset, local: LocalDataset) -> None:
     """Move what is no part of the dataset out of what is about to be deleted."""
-    item = next(iter(local.items.values()))
-    if local.path_of(item) != staged.tree / DATA / item.relpath:
+    item = next(iter(local.items.values()), None)  # none: of an empty dataset of dtool's
+    if item is not None and local.path_of(item) != staged.tree / DATA / item.relpath:
         return  # not dtool's layout: every file is a part of it
     for path in sorted(staged.tree.iterdir()):
         if path.name not in (DATA, README, METADATA):
