@@ -413,8 +413,8 @@ def _is_sealed(staged: StagedDataset) -> bool:
 
 def _has_dtool_layout(staged: StagedDataset, local: LocalDataset) -> bool:
     """Return whether the items are in `data/`, by what was sealed."""
-    item = next(iter(local.items.values()))
-    return local.path_of(item) == staged.tree / DATA / item.relpath
+    item = next(iter(local.items.values()), None)  # none: of an empty dataset of dtool's
+    return item is None or local.path_of(item) == staged.tree / DATA / item.relpath
 
 
 def _keep_left_over(staged: StagedDataset, local: LocalDataset) -> None:

@@ -331,8 +331,9 @@ class FrozenEdits:
 
     def discard(self, dataset: Dataset, path: str) -> None:
         """Forget a change that was not sent; raises UsageError if there is none, or it is open."""
-        with self._condition:
-            file = self._local.of(dataset).at(path)
+        edited = self._local.of(dataset)
+        with edited.sending, self._condition:  # after what is being sent just now
+            file = edited.at(path)
             if file is None or not file.is_unsent:
                 raise UsageError(f"{dataset.name}: {path or 'it'} is frozen, and as the server's")
             if file.writers:
