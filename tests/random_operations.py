@@ -31,7 +31,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.two_sides import Failed, Side, contents_of, outcome_of, renameat2, shown, tree_of
+from tests.trees import contents_of, renameat2
+from tests.two_sides import Failed, Side, outcome_of, shown, tree_of
 
 _LONG = "n" * 255
 _TOO_LONG = "n" * 256

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_AT_FDCWD = -100
 STARTED_NS = time.time_ns()
 
 
@@ -78,16 +74,3 @@ def tree_of(root: str) -> dict[str, object]:
             else:
                 found[f"{relpath} as"] = status
     return found
-
-
-def contents_of(root: str) -> dict[str, bytes]:
-    return {
-        os.path.relpath(os.path.join(directory, name), root): Path(directory, name).read_bytes()
-        for directory, _, files in os.walk(root)
-        for name in files
-    }
-
-
-def renameat2(old: str, new: str, flags: int) -> None:
-    if _libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags):
-        raise OSError(ctypes.get_errno(), "renameat2")
