@@ -184,6 +184,11 @@ class Tree:
         frozen = tree.frozen()
         return (tree.staged, number) if frozen is None else (frozen, tree.number_now(number))
 
+    def is_item(self, inode: Inode) -> bool:
+        """Return whether an inode is surely of an item of a frozen dataset, or of its directory."""
+        slot, number = self._split(inode)
+        return bool(slot) and number < OWN
+
     def frozen(self, inode: Inode) -> tuple[DatasetTree, int] | None:
         """Return the frozen dataset that an inode is in, and its number there; None elsewhere."""
         place, number = self.place_of(inode)

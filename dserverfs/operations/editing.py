@@ -72,6 +72,8 @@ class EditingOperations(ReadOnlyOperations):
 
     @guarded
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        if self._tree.is_item(Inode(inode)):  # nearly always, and then nothing to look for
+            return await super().open(inode, flags, ctx)
         place = await self._frozen(inode)
         if place is None:
             return await super().open(inode, flags, ctx)
