@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from dserverfs import manifest_index
+from dserverfs import manifest_indexing
 from dserverfs.cells import FOR_EVER, Cell, NotLoaded
 from dserverfs.clock import boottime_s
 from dserverfs.errors import DserverfsError, NotFound
@@ -270,7 +270,7 @@ class Catalogue:
                 except NotFound:
                     self._hide(dataset)
                     raise
-                manifest_index.build_apart(manifest, path)
+                manifest_indexing.build_apart(manifest, path)
                 index = ManifestIndex(path).open()
             with self._lock:
                 self._indexes[dataset.uuid] = index
