@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from dserverfs import login
+from dserverfs import edit_session, login
 from dserverfs.cache import BlockCache
 from dserverfs.catalogue import Catalogue
 from dserverfs.cells import NotLoaded
@@ -23,8 +23,8 @@ from dserverfs.connections import Trust
 from dserverfs.dataset_tree import DatasetTree
 from dserverfs.directories import local_directory, private_directory
 from dserverfs.errors import DserverfsError, NotFound, PermissionDenied, UsageError
-from dserverfs.fetching import Fetcher
 from dserverfs.freezer import Freezer
+from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.item_content import ItemContent
 from dserverfs.kept_answers import KeptAnswers
 from dserverfs.many_gets import ManyGets
@@ -83,9 +83,12 @@ class Client:
             self.resolver, self._storage, self._cache, ManyGets(trust), verify=verify
         )
         self.stored = StoredItems(self.resolver, self._storage)
-        self.fetcher = Fetcher(self.resolver, self._storage)
         self.uploader = Uploader(self.resolver, self._storage)
-        self.staging = Staging(staging_directory or settings.staging_directory(), server)
+        staged = staging_directory or settings.staging_directory()
+        self.staging = Staging(staged, server)
+        self.edits = FrozenEdits(
+            edit_session.root_of(staged, server), self.metadata_writes, self.catalogue
+        )
         registration = Registration(
             server,
             self.resolver,
@@ -103,6 +106,7 @@ class Client:
         return self
 
     def close(self) -> None:
+        self.edits.close()
         self.freezer.close()
         self.staging.close()
         self.reader.close()

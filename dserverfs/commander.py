@@ -16,8 +16,10 @@ from dserverfs import facts
 from dserverfs.cells import NotLoaded
 from dserverfs.control import Answer
 from dserverfs.dataset_tree import DatasetTree
+from dserverfs.edit_session import Unsent
 from dserverfs.errors import DserverfsError, UsageError
 from dserverfs.freezer import Freezer
+from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.model import DserverURI
 from dserverfs.staged_layout import Layout
 from dserverfs.staging import StagedDataset, Staging
@@ -37,6 +39,7 @@ class Commander:
         tree: Tree,
         staging: Staging | None,
         freezer: Freezer,
+        edits: FrozenEdits,
         in_loop: Callable[[Callable[[], Any]], Any],
     ) -> None:
         """`in_loop` calls a function in the event loop and returns what it does; blocks."""
@@ -44,21 +47,25 @@ class Commander:
         self._tree = tree
         self._staging = staging
         self._freezer = freezer
+        self._edits = edits
         self._in_loop = in_loop
 
     def __call__(self, request: dict[str, Any]) -> Iterator[Answer]:
-        """Yield the answers to a request: `status`, `pending`, `freeze`, `discard` or `drain`."""
+        """Yield the answers to a request.
+
+        One of `status`, `pending`, `unsent`, `freeze`, `discard` and `drain`.
+        """
         command = request.get("command")
         if command == "status":
             yield {"result": self._status(Inode(int(request["inode"])))}
         elif command == "pending":
             yield {"result": [facts.of_staged(s, self._freezer) for s in self._all()]}
+        elif command == "unsent":
+            yield {"result": self._unsent(self._edits.unsent())}
         elif command == "freeze":
             yield from self._freeze(Inode(int(request["inode"])), request.get("layout"))
         elif command == "discard":
-            staged = self._staged(Inode(int(request["inode"])))
-            self._freezer.discard(staged)
-            yield {"result": staged.record.name}
+            yield {"result": self._discard(Inode(int(request["inode"])))}
         elif command == "drain":
             yield from self._drain(float(request["timeout_s"]))
         else:
@@ -68,11 +75,29 @@ class Commander:
         def describe() -> dict[str, Any] | StagedDataset:
             place, number = self._tree.place_of(inode)
             if isinstance(place, DatasetTree):
-                return facts.of_frozen(place, number, self._uri.server)
+                found = facts.of_frozen(place, number, self._uri.server)
+                unsent = [
+                    one for one in self._edits.unsent() if one.dataset.uri == place.dataset.uri
+                ]
+                return {**found, "unsent": self._unsent(unsent)} if unsent else found
             return place or {"state": "directory", "uri": str(self._uri)}
 
         found = self._loaded(describe)
         return facts.of_staged(found, self._freezer) if isinstance(found, StagedDataset) else found
+
+    def _unsent(self, changes: list[Unsent]) -> list[dict[str, Any]]:
+        return [facts.of_unsent(change, self._uri.server) for change in changes]
+
+    def _discard(self, inode: Inode) -> str:
+        """Discard a staged dataset, or what was written into a frozen one and is not sent."""
+        place, number = self._loaded(lambda: self._tree.place_of(inode))
+        if isinstance(place, DatasetTree):
+            path = self._loaded(lambda: place.path(number)) or ""
+            self._edits.discard(place.dataset, path)
+            return f"what was written to {place.dataset.name}/{path}"
+        staged = self._staged(inode)
+        self._freezer.discard(staged)
+        return staged.record.name
 
     def _freeze(self, inode: Inode, layout: str | None) -> Iterator[Answer]:
         place, _ = self._loaded(lambda: self._tree.place_of(inode))
@@ -98,6 +123,7 @@ class Commander:
             yield {"progress": {"datasets_done": len(done), "datasets_total": len(jobs)}}
             if not going:
                 break
+        self._edits.flush(max(end_s - time.monotonic(), 0.0))
         yield {"result": [facts.of_staged(staged, self._freezer) for staged in self._all()]}
 
     def _progress(self, staged: StagedDataset, job: Future[Any]) -> Iterator[Answer]:

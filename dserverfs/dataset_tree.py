@@ -3,8 +3,9 @@
 Used by the tree, which gives each dataset a slot of inode numbers. Numbers in
 the slot are arithmetic: an item's or directory's row in the manifest index for
 what is below `data`, ALIAS plus the row for the same by its path without `data/`
-(unlisted, for paths from before the freeze), and OWN plus a place in a short list
-for the rest. No I/O: raises NotLoaded where the catalogue does.
+(unlisted, for paths from before the freeze), OWN plus a place in a short list for the
+rest, and EDITED plus the edits' number for files that are on the local disk, or were.
+No I/O but stat of those: raises NotLoaded where the catalogue does.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dserverfs import edit_targets
 from dserverfs.catalogue import Catalogue
+from dserverfs.edit_targets import target_of
+from dserverfs.edited_files import LocalFile
 from dserverfs.errors import IntegrityError, NotFound
+from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.item_content import ItemContent
 from dserverfs.manifest_index import ManifestIndex, Row
 from dserverfs.model import (
@@ -29,8 +34,10 @@ from dserverfs.model import (
 
 ALIAS = 1 << 34  # numbers from here on are rows by their other path
 OWN = 1 << 35  # numbers from here on are not rows
+EDITED = OWN + (1 << 33)  # numbers from here on are the edits'
 FROZEN_S = 365.0 * 24 * 3600  # how long the kernel may believe what never changes
 MUTABLE_S = 1.0  # beside the catalogue's own freshness, so that both do not add up
+EDITABLE_S = 0.0  # what can be renamed here: another file may have its name the next moment
 ROWS_AT_A_TIME = 1000
 
 
@@ -59,15 +66,22 @@ class Entry(NamedTuple):
 
 
 Content = ItemContent | Path | bytes
+_UNCHANGEABLE = frozenset({".dtool/manifest.json", ".dtool/structure.json", ".dtool/README.txt"})
 
 
 class DatasetTree:
     """One dataset."""
 
-    def __init__(self, dataset: Dataset, catalogue: Catalogue, key: str) -> None:
-        """`key` names the dataset among those of all servers (its dserver URI)."""
+    def __init__(
+        self, dataset: Dataset, catalogue: Catalogue, key: str, edits: FrozenEdits | None = None
+    ) -> None:
+        """`key` names the dataset among those of all servers (its dserver URI).
+
+        Without `edits` nothing in it can be changed.
+        """
         self.dataset = dataset
         self._catalogue = catalogue
+        self._edits = edits
         self._key = key
         self._frozen_ns = int(dataset.frozen_at * 1e9)
         self._paths: list[str] = [""]
@@ -80,7 +94,9 @@ class DatasetTree:
         if number < OWN:
             row = self._index().row(number & ~ALIAS)
             return _aliased(self._row_attributes(row), number)
-        return self._own_attributes(self._path(number))
+        if (file := self.local_file(number)) is not None:
+            return self._local_attributes(file, number)
+        return self._own_attributes(self._path(number))._replace(number=number)
 
     def lookup(self, number: int, name: str) -> Attributes:
         """Return the attributes of the entry `name`; raises NotFound."""
@@ -90,8 +106,8 @@ class DatasetTree:
         path = self._path(number)
         if path == "" and name == "data":
             return self._row_attributes(self._index().row(0))
-        if name not in self._own_names(path):
-            if path == "":
+        if not self._has(path, name):
+            if path == "" and name not in self._own_names(""):
                 row = self._index().child(0, name)
                 return _aliased(self._row_attributes(row), ALIAS)
             raise NotFound(f"{self.dataset.uri}: nothing named {name!r} in {path or '/'}")
@@ -115,9 +131,7 @@ class DatasetTree:
         if path == "" and cookie == 0:
             # The cookie of row 0 must not be 0, which means the beginning.
             yield Entry("data", self._row_attributes(self._index().row(0), base), OWN)
-        entries = [
-            (self._own_attributes(_join(path, name)), name) for name in self._own_names(path)
-        ]
+        entries = [(self._own_attributes(_join(path, name)), name) for name in self._names(path)]
         for attributes, name in sorted(entries):
             number = attributes.number
             if number > cookie:
@@ -126,6 +140,8 @@ class DatasetTree:
     def content(self, number: int) -> Content:
         """Return what a file holds; raises IntegrityError for an item that cannot be shown."""
         if number >= OWN:
+            if (file := self.local_file(number)) is not None:
+                return file.local.read_bytes()
             return self._own_content(self._path(number))
         index = self._index()
         row = index.row(number & ~ALIAS)
@@ -156,6 +172,18 @@ class DatasetTree:
             for found in index.rows_from(row, limit)
             if found.identifier is not None and not found.refused
         ]
+
+    def path(self, number: int) -> str | None:
+        """Return the path of what is outside `data`; None for items and their directories."""
+        return None if number < OWN else self._path(number)
+
+    def local_file(self, number: int) -> LocalFile | None:
+        """Return the file on the local disk that a number is of just now."""
+        if self._edits is None or number < OWN:
+            return None
+        if number >= EDITED:
+            return self._edits.with_number(self.dataset, number - EDITED)
+        return self._edits.shown(self.dataset, self._path(number)).file
 
     def items(self) -> Iterator[tuple[str, ItemContent]]:
         """Yield every item with its path below `data`, those as well that cannot be shown."""
@@ -216,15 +244,53 @@ class DatasetTree:
         return Attributes(number, False, permissions, row.size_in_bytes, row.mtime_ns, FROZEN_S)
 
     def _own_attributes(self, path: str) -> Attributes:
-        number = self._number(path)
         if self._own_is_directory(path):
-            return Attributes(number, True, 0o755, 0, self._frozen_ns, MUTABLE_S)
+            return Attributes(self._number(path), True, 0o755, 0, self._frozen_ns, MUTABLE_S)
+        mtime_ns, number, believed_s = self._frozen_ns, None, MUTABLE_S
+        if self._edits is not None and path not in _UNCHANGEABLE:
+            shown = self._edits.shown(self.dataset, path)
+            number = None if shown.number is None else EDITED + shown.number
+            if (file := shown.file or shown.moved) is not None:
+                return self._local_attributes(file, number or self._number(path))
+            mtime_ns, believed_s = shown.mtime_ns or mtime_ns, EDITABLE_S
         content = self._own_content(path)
         size = content.stat().st_size if isinstance(content, Path) else len(content)
-        return Attributes(number, False, 0o644, size, self._frozen_ns, MUTABLE_S)
+        number = number or self._number(path)
+        return Attributes(number, False, 0o644, size, mtime_ns, believed_s)
+
+    def _local_attributes(self, file: LocalFile, number: int) -> Attributes:
+        status = file.status()
+        return Attributes(
+            number,
+            False,
+            file.mode if file.target is None else 0o644,
+            file.size_in_bytes,
+            status.st_mtime_ns,
+            EDITABLE_S,
+            number_of_links=0 if file.path is None else 1,
+            blocks=status.st_blocks,
+            atime_ns=status.st_atime_ns,
+            ctime_ns=status.st_ctime_ns,
+        )
 
     def _own_is_directory(self, path: str) -> bool:
-        return path in ("", ".dtool", ".dtool/overlays", ".dtool/annotations", ".dtool/tags")
+        return path in edit_targets.DIRECTORIES
+
+    def _has(self, path: str, name: str) -> bool:
+        """Return whether a directory outside `data` shows an entry; `data` itself is not asked."""
+        if self._edits is not None:
+            shown = self._edits.shown(self.dataset, _join(path, name))
+            if shown.file is not None or shown.moved is not None:
+                return shown.file is not None
+        return name in self._own_names(path)
+
+    def _names(self, path: str) -> list[str]:
+        """Return what a directory outside `data` shows."""
+        names = self._own_names(path)
+        if self._edits is None:
+            return names
+        local = self._edits.names(self.dataset, path)
+        return [*(name for name in names if name not in local and self._has(path, name)), *local]
 
     def _own_names(self, path: str) -> list[str]:
         """Return what a directory outside `data` holds; `data` itself is not among them."""
@@ -250,26 +316,14 @@ class DatasetTree:
         raise NotFound(f"{self.dataset.uri}: {path} is no directory")
 
     def _own_content(self, path: str) -> bytes | Path:
-        if path == "README.yml":
-            return self._catalogue.readme(self.dataset)
         if path == ".dtool/manifest.json":
             return self._catalogue.manifest(self.dataset)
-        if path in (".dtool/structure.json", ".dtool/README.txt"):
+        if path in _UNCHANGEABLE:
             return _disk_layout(path)
-        metadata = self._catalogue.metadata(self.dataset)
-        if path == ".dtool/dtool":
-            return metadata.admin_metadata
-        directory, _, name = path.rpartition("/")
-        try:
-            if directory == ".dtool/overlays":
-                return metadata.overlays[name.removesuffix(".json")]
-            if directory == ".dtool/annotations":
-                return metadata.annotations[name.removesuffix(".json")]
-        except KeyError as error:
-            raise NotFound(f"{self.dataset.uri}: no {path}") from error
-        if directory == ".dtool/tags" and name in metadata.tags:
-            return b""
-        raise NotFound(f"{self.dataset.uri}: no {path}")
+        target = target_of(path)
+        if target is None:
+            raise NotFound(f"{self.dataset.uri}: no {path}")
+        return edit_targets.content_of(target, self.dataset, self._catalogue)
 
     def _number(self, path: str) -> int:
         place = self._places.get(path)
@@ -280,6 +334,8 @@ class DatasetTree:
         return OWN + place
 
     def _path(self, number: int) -> str:
+        if number >= EDITED and self._edits is not None:
+            return self._edits.path_of(self.dataset, number - EDITED)
         try:
             return self._paths[number - OWN]
         except IndexError as error:

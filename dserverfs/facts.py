@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from dserverfs.dataset_tree import DatasetTree
+from dserverfs.edit_session import Unsent
 from dserverfs.errors import NotFound
 from dserverfs.freezer import Freezer
 from dserverfs.model import DserverURI
@@ -68,6 +69,25 @@ def of_staged(staged: StagedDataset, freezer: Freezer | None) -> dict[str, Any]:
     if progress is not None:
         facts["progress"] = progress._asdict()
     return facts
+
+
+def of_unsent(change: Unsent, server: str) -> dict[str, Any]:
+    """Return the facts of what was written into a frozen dataset and is not sent yet."""
+    dataset = change.dataset
+    return {
+        "dataset": str(DserverURI(server, dataset.base_uri, dataset.uuid)),
+        "name": dataset.name,
+        "path": change.path,
+        "file": str(change.local),
+        "size_in_bytes": change.size_in_bytes,
+        "changed_at": change.changed_at,
+        "reason": change.reason,
+    }
+
+
+def text_of(value: object) -> str:
+    """Return a fact as an extended attribute's value."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def attributes(tree: DatasetTree, number: int, server: str) -> dict[str, str]:

@@ -68,7 +68,7 @@ class ItemReader:
         None if there is nothing, nearly always. After the wait the blocks have to be
         asked for again. Raises IntegrityError if they were not the manifest's.
         """
-        held = self._reader.held_back(self._content, whole=self._asked is None)
+        held = self._reader.verification.held_back(self._content, whole=self._asked is None)
         self._refuse_if_dropped()
         return held
 

@@ -48,6 +48,10 @@ class MetadataWrites:
             self._has_routes = self._routes.capabilities().metadata_writes
         return self._has_routes is not False
 
+    def supports_all(self) -> bool:
+        """Return whether overlays and names can be changed, too."""
+        return self._routes.capabilities().changes_metadata
+
     def put_readme(self, dataset: Dataset, content: bytes) -> None:
         """Replace the README; the server keeps the one before."""
         try:
@@ -59,21 +63,21 @@ class MetadataWrites:
             self._require(self._resolver.stored_readme(dataset) == content, dataset, "README")
 
     def put_tag(self, dataset: Dataset, tag: str) -> None:
-        _require_name("tag", tag)
+        require_name("tag", tag)
         self._write(dataset, "tags", "POST", "tags", tag)
         if self._answers_too_soon():
             self._require(tag in self._resolver.metadata(dataset).tags, dataset, f"tag {tag}")
 
     def delete_tag(self, dataset: Dataset, tag: str) -> None:
         """Take a tag away; one that is not there is no error."""
-        _require_name("tag", tag)
+        require_name("tag", tag)
         self._write(dataset, "tags", "DELETE", "tags", tag)
         if self._answers_too_soon():
             self._require(tag not in self._resolver.metadata(dataset).tags, dataset, f"tag {tag}")
 
     def put_annotation(self, dataset: Dataset, name: str, value: Any) -> None:
         """Set an annotation to any value that JSON has."""
-        _require_metadata_name("annotation", name)
+        require_metadata_name("annotation", name)
         _require_json(f"annotation {name}", value)
         self._write(dataset, "annotations", "PUT", "annotations", name, {"value": value})
         if self._answers_too_soon():
@@ -83,7 +87,7 @@ class MetadataWrites:
 
     def delete_annotation(self, dataset: Dataset, name: str) -> None:
         """Take an annotation away; one that is not there is no error."""
-        _require_metadata_name("annotation", name)
+        require_metadata_name("annotation", name)
         self._write(dataset, "annotations", "DELETE", "annotations", name)
         if self._answers_too_soon():
             stored = self._resolver.metadata(dataset).annotations
@@ -91,19 +95,19 @@ class MetadataWrites:
 
     def put_overlay(self, dataset: Dataset, name: str, values: Mapping[Identifier, Any]) -> None:
         """Set an overlay: a value for the identifier of each item."""
-        _require_metadata_name("overlay", name)
+        require_metadata_name("overlay", name)
         _require_json(f"overlay {name}", dict(values))
         self._require_ours(dataset, "overlays")
         self._write(dataset, "overlays", "PUT", "overlays", name, {"value": dict(values)})
 
     def delete_overlay(self, dataset: Dataset, name: str) -> None:
         """Take an overlay away; one that is not there is no error."""
-        _require_metadata_name("overlay", name)
+        require_metadata_name("overlay", name)
         self._require_ours(dataset, "overlays")
         self._write(dataset, "overlays", "DELETE", "overlays", name)
 
     def rename(self, dataset: Dataset, name: str) -> None:
-        _require_name("dataset name", name)
+        require_name("dataset name", name)
         self._require_ours(dataset, "the name")
         self._write(dataset, "the name", "PUT", "names", body={"name": name})
 
@@ -197,7 +201,8 @@ class MetadataWrites:
         )
 
 
-def _require_name(kind: str, name: str) -> None:
+def require_name(kind: str, name: str) -> None:
+    """Raise UsageError for a name that dtool does not accept."""
     # A path that ends in /.. is another path to whatever is on the way.
     if not name_is_valid(name) or name in (".", ".."):
         raise UsageError(
@@ -205,8 +210,9 @@ def _require_name(kind: str, name: str) -> None:
         )
 
 
-def _require_metadata_name(kind: str, name: str) -> None:
-    _require_name(kind, name)
+def require_metadata_name(kind: str, name: str) -> None:
+    """Raise UsageError for a name of an overlay or annotation that could not be read back."""
+    require_name(kind, name)
     if "." in name:
         raise UsageError(f"{kind} {name!r}: dtool's S3 broker cannot read a name with a dot")
 

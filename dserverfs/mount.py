@@ -26,8 +26,10 @@ from dserverfs.commander import Commander
 from dserverfs.control import Server, socket_name
 from dserverfs.errors import UsageError
 from dserverfs.freezer import Freezer
+from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.launcher import READY, MountOptions
-from dserverfs.model import Dataset
+from dserverfs.model import Dataset, DserverURI
+from dserverfs.operations.editing import EditingOperations
 from dserverfs.operations.reading import Ownership, ReadOnlyOperations
 from dserverfs.operations.writing import Operations
 from dserverfs.settings import Settings
@@ -77,6 +79,7 @@ def run(
         pyfuse3.close(unmount=False)
         raise
     pyfuse3.close(unmount=True)
+    client.edits.close(all_closed=not parts.signals)
     logger.info("%s: unmounted", options.path)
 
 
@@ -87,29 +90,47 @@ class _Parts(NamedTuple):
     tree: Tree
     staging: Staging | None
     freezer: Freezer
+    edits: FrozenEdits
+    signals: list[int]  # that told it to end
 
     @classmethod
     def of(cls, options: MountOptions, client: Client, only: Dataset | None) -> _Parts:
         ownership = Ownership(options.uid, options.gid, options.umask)
-        reader, freezer = client.reader, client.freezer
+        reader, freezer, edits = client.reader, client.freezer, client.edits
         now_ns = time.time_ns()
         attributes = None
         if options.xattr:
             attributes = functools.partial(facts.attributes, server=options.uri.server)
-        if only is not None or options.read_only:
+        if options.read_only:
             tree = Tree(options.uri, client.catalogue, now_ns)
             if only is not None:
                 tree.show_only(only)
-            operations = ReadOnlyOperations(tree, reader, ownership, attributes)
-            return cls(operations, tree, None, freezer)
+            reading = ReadOnlyOperations(tree, reader, ownership, attributes)
+            return cls(reading, tree, None, freezer, edits, [])
+        edits.open(lambda dataset: _is_shown(dataset, options.uri, only))
+        if only is not None:
+            tree = Tree(options.uri, client.catalogue, now_ns, edits=edits)
+            tree.show_only(only)
+            editing = EditingOperations(tree, reader, ownership, edits, attributes)
+            return cls(editing, tree, None, freezer, edits, [])
         staging = client.staging.open()
         for base_uri in staging.base_uris():
             for staged in staging.datasets(base_uri):
                 freezer.resume(staged)
         freezer.open()
-        tree = Tree(options.uri, client.catalogue, now_ns, staging)
-        writing = Operations(tree, reader, ownership, staging, freezer, client.give_way, attributes)
-        return cls(writing, tree, staging, freezer)
+        tree = Tree(options.uri, client.catalogue, now_ns, staging, edits)
+        writing = Operations(
+            tree, reader, ownership, staging, freezer, client.give_way, edits, attributes
+        )
+        return cls(writing, tree, staging, freezer, edits, [])
+
+
+def _is_shown(dataset: Dataset, uri: DserverURI, only: Dataset | None) -> bool:
+    """Return whether a mount of `uri` shows that dataset, if its user may see it."""
+    if only is not None:
+        return dataset.uri == only.uri
+    base_uri = uri.base_uri
+    return base_uri is None or f"{dataset.base_uri}/".startswith(f"{base_uri}/")
 
 
 def _fuse_options(options: MountOptions) -> set[str]:
@@ -126,16 +147,17 @@ async def _serve(
     options: MountOptions, parts: _Parts, control_directory: Path, ready_fd: int | None
 ) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal, nursery.cancel_scope)
+        nursery.start_soon(_end_on_signal, nursery.cancel_scope, parts.signals)
         nursery.start_soon(_tell_ready, options, parts, control_directory, ready_fd)
         await pyfuse3.main(max_tasks=MAX_REQUESTS)
         nursery.cancel_scope.cancel()
 
 
-async def _end_on_signal(scope: trio.CancelScope) -> None:
+async def _end_on_signal(scope: trio.CancelScope, seen: list[int]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
             logger.info("ends on %s", signal.Signals(number).name)
+            seen.append(number)
             pyfuse3.terminate()
             scope.deadline = trio.current_time() + GRACE_S
 
@@ -151,6 +173,7 @@ async def _tell_ready(
         parts.tree,
         parts.staging,
         parts.freezer,
+        parts.edits,
         lambda call: trio.from_thread.run_sync(call, trio_token=token),
     )
     control = Server(control_directory, socket_name(status.st_dev), commander)

@@ -82,7 +82,7 @@ class Reader:
         self._cache = cache
         self._writer = CacheWriter(cache, self._on_file)
         self._cached = CachedItems(cache, verify, self.found_right)
-        self._verification = Verification(self, verify, strict_limit_in_bytes)
+        self.verification = Verification(self, verify, strict_limit_in_bytes)
         self._lock = threading.Lock()
         self._idle = threading.Condition()
         self._filling = 0  # how many threads are
@@ -104,7 +104,7 @@ class Reader:
         self._demand.shutdown(wait=False, cancel_futures=True)
         self._ahead.shutdown(wait=False, cancel_futures=True)
         self._prefetch.close()
-        self._verification.close()
+        self.verification.close()
         self._writer.close()
         with self._lock:
             self._loaded.clear()
@@ -125,10 +125,6 @@ class Reader:
     def times_dropped(self, content: ItemContent) -> int:
         """Return how often the item's bytes turned out wrong."""
         return self._drops.get(content.key, 0)
-
-    def held_back(self, content: ItemContent, *, whole: bool) -> Future[None] | None:
-        """As `Verification.held_back`."""
-        return self._verification.held_back(content, whole=whole)
 
     def is_at_hand(self, content: ItemContent) -> bool:
         """Return whether the begin of an item needs no request: most of it is likely not to."""
@@ -279,7 +275,7 @@ class Reader:
         except Outdated:
             return False
         if unverified:
-            self._verification.arrived(content, index)
+            self.verification.arrived(content, index)
         return True
 
     def take(
@@ -300,7 +296,7 @@ class Reader:
         stored_as = content.content_key if verdict is Verdict.RIGHT else content.key
         self._writer.put(BlockKey(content.key, index), block, BlockKey(stored_as, index))
         if unverified:
-            self._verification.arrived(content, index)
+            self.verification.arrived(content, index)
 
     def _check(
         self, content: ItemContent, index: int, block: MemoryBlock, deadline: Deadline
@@ -317,9 +313,9 @@ class Reader:
         if content.number_of_blocks == 1:
             return Verdict.RIGHT if check_whole(content, block.data) else Verdict.UNKNOWN
         verdict = Verdict.UNKNOWN
-        known = self._verification.recognises(content, index, block)
+        known = self.verification.recognises(content, index, block)
         if index == content.number_of_blocks - 1 and not known:
-            verdict = self._verification.verdict(
+            verdict = self.verification.verdict(
                 content, block, lambda index: self._is_coming(content, index), deadline
             )
         if verdict is Verdict.WRONG:
@@ -332,9 +328,9 @@ class Reader:
         """Return whether the item has to be compared because of a block; notes that."""
         if verdict is Verdict.RIGHT or self._policy is Policy.OFF:
             return False
-        if self._verification.recognises(content, index, block):
+        if self.verification.recognises(content, index, block):
             return False
-        self._verification.doubt(content)
+        self.verification.doubt(content)
         return True
 
     # What the verification asks for and tells
@@ -377,7 +373,7 @@ class Reader:
     def drop(self, content: ItemContent) -> None:
         """Forget every block of an item that turned out to be wrong, here and in the cache."""
         keys = [BlockKey(content.key, index) for index in range(content.number_of_blocks)]
-        self._verification.forget(content)
+        self.verification.forget(content)
         # Nothing that was asked for before the first time is settled afterwards; who
         # comes between the two may find what is just being dropped, and is refused, too.
         self._count_drop(content, keys)
@@ -419,7 +415,7 @@ class Reader:
         waiting: Sequence[tuple[int, Future[Block]]],
         error: BaseException,
     ) -> None:
-        self._verification.failed(content)
+        self.verification.failed(content)
         keys = [BlockKey(content.key, index) for index, _ in waiting]
         with self._lock:
             for key in keys:

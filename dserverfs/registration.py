@@ -13,7 +13,7 @@ from dserverfs.blocks import BLOCK_SIZE, MemoryBlock, block_length, number_of_bl
 from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.cache_writer import CacheWriter, Put
 from dserverfs.catalogue import Catalogue
-from dserverfs.errors import IntegrityError
+from dserverfs.errors import DserverfsError, IntegrityError
 from dserverfs.item_content import content_key
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import UUID, Dataset, DserverURI, Item
@@ -60,10 +60,8 @@ class Registration:
         """Show it from now on as it was named while staged; return what may surprise of that."""
         namesakes = [
             other
-            for other in self._catalogue.known_datasets()
-            if other.name == dataset.name
-            and other.base_uri == dataset.base_uri
-            and other.uuid != dataset.uuid
+            for other in self._listed(dataset.base_uri)
+            if other.name == dataset.name and other.uuid != dataset.uuid
         ]
         self._catalogue.learn(dataset, as_staged)
         if not namesakes:
@@ -72,6 +70,15 @@ class Registration:
             f"another dataset is named {dataset.name} too: from the next mount on this one is"
             f" {dataset.name}~{dataset.uuid[:8]}"
         )
+
+    def _listed(self, base_uri: str) -> list[Dataset]:
+        """Return what the server lists now, or what is known of that if it cannot be asked."""
+        try:
+            return self._resolver.datasets(base_uri)
+        except DserverfsError as error:
+            logger.info("%s: not listed after a freeze: %s", base_uri, error)
+            known = self._catalogue.known_datasets()
+            return [dataset for dataset in known if dataset.base_uri == base_uri]
 
     def adopt(self, dataset: Dataset, local: LocalDataset, stop: threading.Event) -> None:
         """Take the items' bytes over into the cache, until `stop`; what fails can be fetched."""

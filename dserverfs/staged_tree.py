@@ -18,7 +18,15 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from dserverfs.dataset_tree import MUTABLE_S, OWN, Attributes, Content, DatasetTree, Entry
+from dserverfs.dataset_tree import (
+    EDITED,
+    MUTABLE_S,
+    OWN,
+    Attributes,
+    Content,
+    DatasetTree,
+    Entry,
+)
 from dserverfs.errors import Frozen, NameTooLong, NotFound
 from dserverfs.model import Dataset
 from dserverfs.staged_nodes import Node, Nodes
@@ -89,6 +97,8 @@ class StagedTree:
         if path is None:
             return attributes
         then = self._numbers_then.get(f"{path}/{name}" if path else name)
+        if attributes.number >= EDITED:  # another file since, or one that was changed
+            then = None
         return attributes if then is None else attributes._replace(number=then)
 
     def children(self, number: int, cookie: int) -> Iterator[Entry]:
@@ -413,13 +423,6 @@ class StagedTree:
 def is_for_writing(flags: int) -> bool:
     """Return whether open(2) with these flags may change the file."""
     return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC))
-
-
-def write_all(fd: int, data: bytes, offset: int) -> None:
-    """Write all of `data`; a disk that takes only a part says why when asked for more."""
-    done = os.pwrite(fd, data, offset)
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)
 
 
 def _by_path(target: int | str) -> str:

@@ -21,7 +21,6 @@ ones stay open and are not armed, sealed and uploading ones are carried on with.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -41,6 +40,7 @@ from dserverfs.errors import (
     NameTaken,
     UsageError,
 )
+from dserverfs.local_files import locked
 from dserverfs.model import UUID, Dataset, name_is_valid
 from dserverfs.owner_lock import OwnerLock
 from dserverfs.staging_state import Move, Record, State
@@ -281,7 +281,7 @@ class Staging:
         private_directory(self.directory, OPTION)
         private_directory(self._root, OPTION)
         for base in _subdirectories(self._root):
-            with _locked(base / _NAMES):
+            with locked(base / _NAMES):
                 for path in _subdirectories(base):
                     if path.name.startswith((_NEW, _GONE)):
                         _delete_tree(path)
@@ -341,7 +341,7 @@ class Staging:
         require_name(name)
         base = self._base(base_uri)
         private_directory(base, OPTION)
-        with _locked(base / _NAMES):
+        with locked(base / _NAMES):
             self._require_free(base_uri, name)
             record = Record(
                 id=id or str(uuid.uuid4()),
@@ -371,7 +371,7 @@ class Staging:
         require_name(name)
         staged.require_writable()
         base_uri = staged.record.base_uri
-        with _locked(self._base(base_uri) / _NAMES):
+        with locked(self._base(base_uri) / _NAMES):
             self._require_free(base_uri, name)
             staged.rename(name)
 
@@ -391,7 +391,11 @@ class Staging:
 
 def servers(directory: Path) -> list[str]:
     """Return the servers for which something is, or was, staged below `directory`."""
-    return [urllib.parse.unquote(path.name) for path in _subdirectories(directory)]
+    return [
+        urllib.parse.unquote(path.name)
+        for path in _subdirectories(directory)
+        if not path.name.startswith(".")  # the edits of frozen datasets
+    ]
 
 
 def require_name(name: str) -> None:
@@ -440,14 +444,3 @@ def _delete_tree(path: Path) -> None:
         shutil.rmtree(path)
     except OSError as error:
         logger.warning("%s: cannot be deleted: %s", path, error)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that is waited for, for moments."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)

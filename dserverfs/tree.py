@@ -17,6 +17,7 @@ from typing import NamedTuple, NewType
 from dserverfs.catalogue import UUID_DIRECTORY, Catalogue, Names
 from dserverfs.dataset_tree import MUTABLE_S, OWN, Attributes, Content, DatasetTree, Entry
 from dserverfs.errors import Frozen, NameTaken, NotFound, PermissionDenied
+from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.model import UUID, Dataset, DserverURI, is_uuid, split_base_uri
 from dserverfs.staged_tree import StagedTree
 from dserverfs.staging import StagedDataset, Staging, require_name
@@ -59,15 +60,18 @@ class Tree:
         catalogue: Catalogue,
         mounted_ns: int,
         staging: Staging | None = None,
+        edits: FrozenEdits | None = None,
     ) -> None:
         """`mounted_ns` is the mtime of the directories above the datasets.
 
-        Without `staging` nothing can be made, and nothing staged is shown.
+        Without `staging` nothing can be made, and nothing staged is shown; without
+        `edits` nothing frozen can be changed.
         """
         self._uri = uri
         self._catalogue = catalogue
         self._mounted_ns = mounted_ns
         self._staging = staging
+        self._edits = edits
         self._datasets: list[DatasetTree | StagedTree] = []  # slot N is at N - 1
         self._slots: dict[tuple[UUID, bool], int] = {}  # (uuid, is an alias) -> slot
         self._staged_trees: list[tuple[StagedTree, int]] = []  # with their slots
@@ -179,6 +183,11 @@ class Tree:
             return tree, number
         frozen = tree.frozen()
         return (tree.staged, number) if frozen is None else (frozen, tree.number_now(number))
+
+    def frozen(self, inode: Inode) -> tuple[DatasetTree, int] | None:
+        """Return the frozen dataset that an inode is in, and its number there; None elsewhere."""
+        place, number = self.place_of(inode)
+        return (place, number) if isinstance(place, DatasetTree) else None
 
     def number_in(self, tree: StagedTree, inode: Inode) -> int | None:
         """Return the number that an inode has in a staged dataset; None if it is elsewhere."""
@@ -353,6 +362,11 @@ class Tree:
         if slot is None:
             self._datasets.append(self._dataset_tree(dataset))
             slot = self._slots[dataset.uuid, alias] = len(self._datasets)
+        else:
+            tree = self._datasets[slot - 1]
+            frozen = tree if isinstance(tree, DatasetTree) else tree.frozen()
+            if frozen is not None:
+                frozen.dataset = dataset  # it may have another name now
         return slot
 
     def _slot_as_staged(self, dataset: Dataset) -> int | None:
@@ -366,7 +380,7 @@ class Tree:
 
     def _dataset_tree(self, dataset: Dataset) -> DatasetTree:
         key = DserverURI(self._uri.server, dataset.base_uri, dataset.uuid)
-        return DatasetTree(dataset, self._catalogue, str(key))
+        return DatasetTree(dataset, self._catalogue, str(key), self._edits)
 
     def _dataset_root(self, dataset: Dataset, *, alias: bool) -> Attributes:
         return self._root_of(self._slot(dataset, alias=alias))

@@ -12,20 +12,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple, TypeVar
 
-from dserverfs.blocks import Run
 from dserverfs.client import Client
-from dserverfs.errors import DserverfsError, IntegrityError, Unsupported
+from dserverfs.errors import DserverfsError, IntegrityError
 from dserverfs.item_content import ItemContent
 from dserverfs.item_reader import ItemReader
 from dserverfs.model import Dataset, DserverURI
-from dserverfs.transport import Deadline
-from dserverfs.verify import hasher_of
 
 T = TypeVar("T")
 
 THREADS = 8
-BLOCK_TIMEOUT_S = 120.0
-_ROWS_AT_A_TIME = 1000
 
 
 class Named(NamedTuple):
@@ -60,32 +55,11 @@ def warm(client: Client, item: Named) -> None:
 def compare(client: Client, item: Named) -> None:
     """Read the object and raise IntegrityError unless it is the item."""
     content = item.content
-    hasher = hasher_of(content.hash_function)
-    if hasher is None:
-        raise Unsupported(f"its {content.hash_function} cannot be computed")
-    if content.number_of_blocks:
-        deadline = Deadline(BLOCK_TIMEOUT_S)
-        run = Run(0, content.number_of_blocks)
-        client.fetcher.fetch(content, run, _Feed(hasher.update), deadline)
-    found = hasher.hexdigest()
+    if content.size_in_bytes == 0 and client.stored.size(content) is None:
+        raise IntegrityError("is not stored")
+    found = client.stored.digest(content, content.size_in_bytes)
     if found != content.hash:
         raise IntegrityError(f"has hash {found}, the manifest says {content.hash}")
-
-
-class _Feed:
-    """Gives blocks, which come in order, to a hash."""
-
-    def __init__(self, update: Callable[[bytes], None]) -> None:
-        self._update = update
-
-    def begin(self) -> None:
-        """Do nothing: nothing is dropped meanwhile."""
-
-    def check(self) -> None:
-        """Do nothing."""
-
-    def receive(self, index: int, data: bytes) -> None:
-        self._update(data)
 
 
 def for_each(

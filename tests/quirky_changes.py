@@ -13,9 +13,22 @@ from typing import TYPE_CHECKING, Any
 from dserverfs.model import name_is_valid
 
 if TYPE_CHECKING:
-    from tests.quirky_server import Handler
+    from tests.quirky_server import Handler, QuirkyServer
 
+OWN = {"dserverfs.server.signed_urls": "1", "dserverfs.server.metadata": "1"}
+MASTER = {"dserver_signed_url_plugin": None}
+BASE_URI = "s3://bucket"
 ROUTES = ("readmes", "tags", "annotations", "overlays", "names")
+
+
+def become(quirky: QuirkyServer, kind: str) -> None:
+    """Make the fake a server of ours, of the development branch, or of dservercore 0.22."""
+    plugins: dict[str, Any] = dict(OWN if kind == "own" else MASTER)
+    release = {"own": "0.22.0", "master": "0.22.1.dev17+g1a2b3c4", "none": "0.22.0"}[kind]
+    quirky.versions = {"dservercore": release, **plugins}
+    quirky.quirks.changes = kind
+    quirky.quirks.knows_items_false = kind == "own"
+    quirky.register = [BASE_URI]
 
 
 def change(handler: Handler, route: str, tail: str) -> None:

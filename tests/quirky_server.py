@@ -24,7 +24,7 @@ from dserverfs.model import Identifier, identifier_of
 from tests import quirky_changes
 
 TOKEN = "good-token"
-BASE_URI = "s3://bucket"
+BASE_URI = quirky_changes.BASE_URI
 Fault = Callable[["Handler"], None]
 
 CONTENTS = {"hello.txt": b"hello\n", "more/data.bin": bytes(range(256)), "more/other": b"x"}

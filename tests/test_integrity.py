@@ -103,3 +103,47 @@ def test_token_that_expired_is_named_as_such(
     assert "expired" in done.stderr
     assert done.stderr.count("\n") == 1
     mountpoint.rmdir()
+
+
+def test_strict_mount_gives_no_byte_of_a_damaged_item(
+    fuse: None,
+    current_user: Account,
+    server: ServerHandle,
+    token: str,
+    uri: str,
+    tmp_path: Path,
+) -> None:
+    bucket, client = bucket_of(server)
+    damaged = bytearray(content_of("large", LARGE))
+    damaged[0] ^= 1
+    key = f"{uri.rpartition('/')[2]}/data/{identifier_of('large')}"
+    client.put_object(Bucket=bucket, Key=key, Body=bytes(damaged))
+    options = ("--cache-dir", str(tmp_path / "own"), "--verify", "strict")
+
+    with mounted(current_user, uri, token, *options) as path:
+        with (path / "data/large").open("rb", buffering=0) as file:
+            file.seek(LARGE - 10)
+            with pytest.raises(OSError, match=os.strerror(5)):
+                file.read(1)
+        assert (path / "data/small").read_bytes() == content_of("small", SMALL)
+
+
+def test_content_that_was_verified_is_read_in_another_dataset_without_its_object(
+    fuse: None,
+    current_user: Account,
+    server: ServerHandle,
+    token: str,
+    uri: str,
+    tmp_path: Path,
+) -> None:
+    twin = make_dataset(tmp_path, "twin", {"of/large": content_of("large", LARGE)})
+    twin_uri = publish(server.base_uri, token, tmp_path / "publishing", twin)[0]
+    bucket, client = bucket_of(server)
+    key = f"{twin_uri.rpartition('/')[2]}/data/{identifier_of('of/large')}"
+    client.delete_object(Bucket=bucket, Key=key)
+    cache = ("--cache-dir", str(tmp_path / "own"))
+    with mounted(current_user, uri, token, *cache) as path:
+        assert (path / "data/large").read_bytes() == content_of("large", LARGE)
+
+    with mounted(current_user, twin_uri, token, *cache) as path:
+        assert (path / "data/of/large").read_bytes() == content_of("large", LARGE)

@@ -23,13 +23,11 @@ from dserverfs.routes import Routes
 from dserverfs.storage import Storage
 from dserverfs.transport import ServerTransport, TokenSource
 from tests import serving
+from tests.quirky_changes import become
 from tests.quirky_server import BASE_URI, CONTENTS, OTHERS, TOKEN, QuirkyServer
 from tests.serving import ServerHandle
 
 pytest_plugins = ["tests.resolving"]
-
-OWN = {"dserverfs.server.signed_urls": "1", "dserverfs.server.metadata": "1"}
-MASTER = {"dserver_signed_url_plugin": None}
 
 
 class Side(NamedTuple):
@@ -66,16 +64,6 @@ def connected() -> Iterator[Connect]:
     for transport in transports:
         transport.close()
     storage.close()
-
-
-def become(quirky: QuirkyServer, kind: str) -> None:
-    """Make the fake a server of ours, of the development branch, or of dservercore 0.22."""
-    plugins: dict[str, Any] = dict(OWN if kind == "own" else MASTER)
-    release = {"own": "0.22.0", "master": "0.22.1.dev17+g1a2b3c4", "none": "0.22.0"}[kind]
-    quirky.versions = {"dservercore": release, **plugins}
-    quirky.quirks.changes = kind
-    quirky.quirks.knows_items_false = kind == "own"
-    quirky.register = [BASE_URI]
 
 
 def side_of(quirky: QuirkyServer, connected: Connect) -> Side:

@@ -94,10 +94,11 @@ def test_refusal_is_forgotten_after_a_moment(
     world: World, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dserverfs.loaded_blocks.FAILURE_KEPT_S", 0.05)
-    store.faults = [stall]
+    store.faults = [stall] * 8
     item = ItemReader(world.reader, world.content())
     with pytest.raises(DeadlineExceeded):
         item.read(0, 10)
+    store.faults.clear()
 
     end_s = time.monotonic() + 20
     while True:

@@ -1,4 +1,4 @@
-"""`dserverfs status`: what a path in a mount is, or all mounts and what is not frozen yet."""
+"""`dserverfs status`: what a path in a mount is, or all mounts and what is not sent yet."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser("status", help="what is mounted, and what is not frozen yet")
     parser.description = (
         "Say what PATH is: a frozen dataset or an item of one, or a staged dataset, with its"
-        " state. Without PATH: list this user's mounts, and every dataset that is not frozen,"
-        " with the reason."
+        " state. Without PATH: list this user's mounts, every dataset that is not frozen, and"
+        " every change of a frozen one that is not sent, with the reason."
     )
     parser.add_argument("path", metavar="PATH", type=Path, nargs="?")
     parser.add_argument("--json", action="store_true", help="as JSON")
@@ -44,7 +44,7 @@ def _one(path: Path) -> dict[str, Any]:
 
 
 def _all() -> dict[str, Any]:
-    from dserverfs import control, facts, mountpoint
+    from dserverfs import control, edit_session, facts, mountpoint
     from dserverfs.commands import mounted
     from dserverfs.errors import UsageError
     from dserverfs.settings import Settings
@@ -52,6 +52,7 @@ def _all() -> dict[str, Any]:
 
     mounts = []
     staged: dict[str, dict[str, Any]] = {}
+    unsent: dict[str, dict[str, Any]] = {}
     for mount in mountpoint.all_mounted():
         socket = mounted.socket_of(mount.device)
         if not socket.exists():
@@ -60,6 +61,8 @@ def _all() -> dict[str, Any]:
         try:
             for known in mounted.last(control.ask(socket, {"command": "pending"})):
                 staged[known["directory"]] = known
+            for change in mounted.last(control.ask(socket, {"command": "unsent"})):
+                unsent[change["file"]] = change
         except UsageError:
             entry["answers"] = False
         mounts.append(entry)
@@ -69,7 +72,13 @@ def _all() -> dict[str, Any]:
         for base_uri in staging.base_uris():
             for dataset in staging.datasets(base_uri):
                 staged.setdefault(str(dataset.directory), facts.of_staged(dataset, None))
-    return {"mounts": mounts, "staged": sorted(staged.values(), key=lambda one: one["created_at"])}
+    for server, change in edit_session.all_unsent(directory):
+        unsent.setdefault(str(change.local), facts.of_unsent(change, server))
+    return {
+        "mounts": mounts,
+        "staged": sorted(staged.values(), key=lambda one: one["created_at"]),
+        "unsent": sorted(unsent.values(), key=lambda one: one["changed_at"]),
+    }
 
 
 def _print_all(found: dict[str, Any]) -> None:
@@ -88,5 +97,10 @@ def _print_all(found: dict[str, Any]) -> None:
             print("    waits for dserverfs freeze")
         if staged["reason"]:
             print(f"    {staged['reason']}")
+    for change in found["unsent"]:
+        where = f"{change['dataset']} ({change['name']})"
+        print(f"not sent: {where}: {change['path']}, in {change['file']}")
+        if change["reason"]:
+            print(f"    {change['reason']}")
     if not found["mounts"]:
         print("nothing is mounted")

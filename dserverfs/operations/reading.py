@@ -115,7 +115,7 @@ class OpenFile(NamedTuple):
         return bytes(buffer) if read == size else None
 
 
-class _OpenBytes(NamedTuple):
+class OpenBytes(NamedTuple):
     content: bytes
 
 
@@ -138,7 +138,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
         self._tree = tree
         self._reader = reader
         self._ownership = ownership
-        self._handles: dict[FileHandleT, _OpenItem | OpenFile | _OpenBytes] = {}
+        self._handles: dict[FileHandleT, _OpenItem | OpenFile | OpenBytes] = {}
         self._directories: dict[FileHandleT, _OpenDirectory] = {}
         self._listed = self._blank_entry()
         self._last_handle = 0
@@ -220,13 +220,13 @@ class ReadOnlyOperations(pyfuse3.Operations):
         if isinstance(content, Path):
             self._handles[handle] = OpenFile(os.open(content, os.O_RDONLY | os.O_CLOEXEC))
             return FileInfo(fh=handle, keep_cache=True)
-        self._handles[handle] = _OpenBytes(content)
+        self._handles[handle] = OpenBytes(content)
         return FileInfo(fh=handle, keep_cache=False)
 
     @guarded
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         handle = self._handles[fh]
-        if isinstance(handle, _OpenBytes):
+        if isinstance(handle, OpenBytes):
             return handle.content[off : off + size]
         if isinstance(handle, OpenFile):
             return await self._read_file(handle, off, size)

@@ -36,11 +36,14 @@ from pyfuse3 import (
 from dserverfs import errors
 from dserverfs.dataset_tree import Attributes
 from dserverfs.freezer import Freezer
+from dserverfs.frozen_edits import FrozenEdits
+from dserverfs.local_files import with_own_descriptor, write_all
+from dserverfs.operations.editing import INLINE_BYTES, EditingOperations, utf8
 from dserverfs.operations.guard import guarded
 from dserverfs.operations.incomplete import reason_of
-from dserverfs.operations.reading import AttributesOf, OpenFile, Ownership, ReadOnlyOperations
+from dserverfs.operations.reading import AttributesOf, OpenFile, Ownership
 from dserverfs.reader import Reader
-from dserverfs.staged_tree import Changes, OpenStaged, StagedTree, is_for_writing, write_all
+from dserverfs.staged_tree import Changes, OpenStaged, StagedTree, is_for_writing
 from dserverfs.staging import StagedDataset, Staging
 from dserverfs.staging_state import State
 from dserverfs.tree import Inode, Tree
@@ -49,15 +52,13 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-# Smaller writes are done in the event loop: the hop to a thread costs as much as 100 KiB.
-INLINE_BYTES = 32 * 1024
 WRITE_TIMEOUT_S = 120.0
 WRITE_THREADS = 8
 FREEZE_ATTRIBUTE = b"user.dserverfs.freeze"
 FREEZE_WAIT_S = 25.0
 
 
-class Operations(ReadOnlyOperations):
+class Operations(EditingOperations):
     """A mount in which datasets can be made."""
 
     def __init__(
@@ -68,10 +69,11 @@ class Operations(ReadOnlyOperations):
         staging: Staging,
         freezer: Freezer,
         give_way: Callable[[int], bool],
+        edits: FrozenEdits,
         attributes_of: AttributesOf | None = None,
     ) -> None:
         """`give_way` has the cache give that many bytes of the disk back, if it can."""
-        super().__init__(tree, reader, ownership, attributes_of)
+        super().__init__(tree, reader, ownership, edits, attributes_of)
         self._staging = staging
         self._give_way = give_way
         self._freezer = freezer
@@ -143,7 +145,10 @@ class Operations(ReadOnlyOperations):
         fh: FileHandleT | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        tree, number = self._staged_or_refuse(inode)
+        staged = self._tree.staged(Inode(inode))
+        if staged is None:
+            return await super().setattr(inode, attr, fields, fh, ctx)
+        tree, number = staged
         changes = Changes(
             stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
             attr.st_size if fields.update_size else None,
@@ -185,6 +190,8 @@ class Operations(ReadOnlyOperations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> tuple[FileInfo, EntryAttributes]:
+        if await self._frozen(parent_inode):
+            return await super().create(parent_inode, name, mode, flags, ctx)
         tree, number, text = await self._parent(parent_inode, name)
         attributes, handle = await self._change(
             tree, f"making {text}", lambda: tree.create(number, text, mode, flags)
@@ -202,7 +209,7 @@ class Operations(ReadOnlyOperations):
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         handle = self._staged_handles.get(fh)
         if handle is None or not handle.is_writable:
-            raise FUSEError(errno.EBADF)
+            return await super().write(fh, off, buf)
         tree = handle.tree
         self._require_size(tree, handle.node.number, off + len(buf))
         try:
@@ -233,7 +240,7 @@ class Operations(ReadOnlyOperations):
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         handle = self._staged_handles.get(fh)
         if handle is None:
-            return
+            return await super().fsync(fh, datasync)
         sync = os.fdatasync if datasync else os.fsync
         await self._sync(handle.tree, handle.node.number, lambda: sync(handle.fd))
 
@@ -252,7 +259,7 @@ class Operations(ReadOnlyOperations):
     ) -> EntryAttributes:
         base_uri = self._tree.base_uri_at(Inode(parent_inode))
         if base_uri is not None:
-            return await self._make_dataset(base_uri, _utf8(name), mode)
+            return await self._make_dataset(base_uri, utf8(name), mode)
         tree, number, text = await self._parent(parent_inode, name)
         return self._staged_entry(
             tree,
@@ -277,6 +284,8 @@ class Operations(ReadOnlyOperations):
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
+        if await self._frozen(parent_inode):
+            return await super().symlink(parent_inode, name, target, ctx)
         tree, _, text = await self._parent(parent_inode, name)
         await self._refuse(tree, f"{text} is a symbolic link")
         raise AssertionError  # _refuse raises
@@ -285,6 +294,8 @@ class Operations(ReadOnlyOperations):
     async def link(
         self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
+        if await self._frozen(new_parent_inode):
+            return await super().link(inode, new_parent_inode, new_name, ctx)
         tree, parent, text = await self._parent(new_parent_inode, new_name)
         number = self._tree.number_in(tree, Inode(inode))
         if number is None:
@@ -295,12 +306,14 @@ class Operations(ReadOnlyOperations):
 
     @guarded
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        if await self._frozen(parent_inode):
+            return await super().unlink(parent_inode, name, ctx)
         tree, number, text = await self._parent(parent_inode, name)
         await self._change(tree, f"unlink {text}", lambda: tree.remove_file(number, text))
 
     @guarded
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
-        text = _utf8(name)
+        text = utf8(name)
         base_uri = self._tree.base_uri_at(Inode(parent_inode))
         if base_uri is not None:
             await self._discard_empty(base_uri, text)
@@ -321,11 +334,14 @@ class Operations(ReadOnlyOperations):
         old_base = self._tree.base_uri_at(Inode(parent_inode_old))
         new_base = self._tree.base_uri_at(Inode(parent_inode_new))
         if old_base is not None and new_base is not None:
-            await self._rename_dataset(old_base, _utf8(name_old), new_base, _utf8(name_new))
+            await self._rename_dataset(old_base, utf8(name_old), new_base, utf8(name_new))
             return
         if old_base is not None or new_base is not None:
             # Out of a base URI, or into one, where only datasets are.
             raise FUSEError(errno.EXDEV)
+        if await self._frozen(parent_inode_old) and await self._frozen(parent_inode_new):
+            await super().rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx)
+            return
         tree, old_parent, old = await self._parent(parent_inode_old, name_old)
         new_tree, new_parent, new = await self._parent(parent_inode_new, name_new)
         if new_tree is not tree:
@@ -402,18 +418,14 @@ class Operations(ReadOnlyOperations):
         """Return the staged directory in which a name is to change, and the name."""
         if self._tree.base_uri_at(Inode(inode)) is not None:
             raise FUSEError(errno.EPERM)  # files beside datasets
-        tree, number = self._staged_or_refuse(inode)
-        try:
-            return tree, number, _utf8(name)
-        except errors.NotUTF8 as error:
-            await self._note(tree, "a name", error)
-            raise
-
-    def _staged_or_refuse(self, inode: InodeT) -> tuple[StagedTree, int]:
         staged = self._tree.staged(Inode(inode))
         if staged is None:
             raise FUSEError(errno.EROFS)
-        return staged
+        try:
+            return *staged, utf8(name)
+        except errors.NotUTF8 as error:
+            await self._note(staged[0], "a name", error)
+            raise
 
     async def _change(self, tree: StagedTree, what: str, call: Callable[[], R]) -> R:
         """Return what `call` returns; if it fails as copies should not, disarm the dataset."""
@@ -464,14 +476,7 @@ class Operations(ReadOnlyOperations):
         return await self._in_writer(lambda: self._give_way(size_in_bytes))
 
     async def _write_in_thread(self, handle: OpenStaged, data: bytes, offset: int) -> None:
-        # With a descriptor of its own: a write that the disk holds up for longer than its
-        # request may take must not find another file's behind the number.
-        file = os.fdopen(os.dup(handle.fd), "wb", buffering=0)
-
-        def write() -> None:
-            with file:
-                write_all(file.fileno(), data, offset)
-
+        write = with_own_descriptor(handle.fd, lambda fd: write_all(fd, data, offset))
         await self._in_writer(write)
 
     async def _in_writer(self, call: Callable[[], R]) -> R:
@@ -490,10 +495,3 @@ class Operations(ReadOnlyOperations):
 
     def _told(self, entry: EntryAttributes) -> None:
         self._tree.told(Inode(entry.st_ino))
-
-
-def _utf8(name: bytes) -> str:
-    try:
-        return name.decode("utf-8")
-    except UnicodeDecodeError:
-        raise errors.NotUTF8(f"{name!r}: names in datasets are UTF-8") from None

@@ -197,6 +197,10 @@ def _measured(bench: Bench, repeat: int, size_mib: int, datasets: int) -> Result
         "large-down": (f"cp {size_mib} MiB, down", lambda side: bench.down(side, "large")),
     }
     results = Results({row: title for row, (title, _) in rows.items()}, OURS, [PEER], [])
+    # Before the bucket is full: dtool-s3 sends several requests for each dataset of a listing.
+    for command in COUNTED:
+        counts = ", ".join(f"{side.name} {bench.requests(side, command)}" for side in bench.sides)
+        results.notes.append(f"requests of dtool {command}: {counts}")
     bench.fill()
     for row, (_, work) in rows.items():
         for number in range(repeat):
@@ -206,9 +210,6 @@ def _measured(bench: Bench, repeat: int, size_mib: int, datasets: int) -> Result
                     results.add(side.name, Measurement(row, work(side)))
                 except (OSError, RuntimeError, subprocess.SubprocessError) as error:
                     results.fail(side.name, [row], str(error))
-    for command in COUNTED:
-        counts = ", ".join(f"{side.name} {bench.requests(side, command)}" for side in bench.sides)
-        results.notes.append(f"requests of dtool {command}: {counts}")
     results.notes.append(machine.in_words(machine.describe()))
     return results
 

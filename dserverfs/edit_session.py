@@ -1,0 +1,210 @@
+"""Where one mount keeps its edits of frozen datasets, and what is left of them after a crash.
+
+Used by the edits. On disk, below `root` (0700), which is that of one server:
+
+    lock                  held for moments, while a session is made or taken over
+    <session>/lock        held by its mount, with host and boot id
+    <session>/<n>         a file's content
+    <session>/<n>.json    a note: the content is a target's, and not sent to the server
+
+The note is there before the first byte is changed, and goes after the server has
+it. So after a crash a content with a note is to be sent and one without is
+temporary; the next session takes over what has a note and deletes the rest.
+Blocking on the local disk only; what it hands out is not locked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import shutil
+import urllib.parse
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dserverfs.errors import DserverfsError, ProtocolError, UsageError
+from dserverfs.local_files import locked
+from dserverfs.model import Dataset
+from dserverfs.owner_lock import OwnerLock
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+_EDITS = ".edits"  # beside the staging areas of servers, whose names have no dot there
+_LOCK = "lock"
+_NOTE = ".json"
+
+
+@dataclass(frozen=True)
+class Note:
+    """What was written and not sent."""
+
+    dataset: Dataset
+    path: str  # in the dataset
+    is_complete: bool  # whoever wrote it was done
+    changed_at: float  # epoch seconds
+    reason: str | None = None
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Note:
+        """Return what `to_json` wrote; raises ProtocolError for anything else."""
+        try:
+            values: dict[str, Any] = json.loads(text)
+            if values.pop("format") != FORMAT:
+                raise ProtocolError("the note is of another version of dserverfs")
+            return cls(**{**values, "dataset": Dataset.from_json(values["dataset"])})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ProtocolError(f"the note cannot be read: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class Unsent:
+    """A change that the server does not have, as users are told of it."""
+
+    dataset: Dataset
+    path: str
+    local: Path
+    size_in_bytes: int
+    changed_at: float  # epoch seconds
+    reason: str | None  # None: it is being written or sent
+
+    @classmethod
+    def of(cls, local: Path, note: Note) -> Unsent:
+        size = local.stat().st_size
+        return cls(note.dataset, note.path, local, size, note.changed_at, note.reason)
+
+
+class EditSession:
+    """The directory of one mount."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._directory = root / uuid.uuid4().hex
+        self._lock = OwnerLock(self._directory / _LOCK)
+        self._count = itertools.count(1)
+
+    def open(self) -> None:
+        """Make the directory; raises UsageError if there can be none."""
+        try:
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._root.parent.chmod(0o700)
+            with locked(self._root / _LOCK):
+                self._directory.mkdir(mode=0o700)
+                self._lock.acquire()
+        except OSError as error:
+            raise UsageError(
+                f"{self._root}: cannot hold edits of datasets: {error.strerror}"
+            ) from error
+
+    def close(self) -> None:
+        """Delete what has no note, and let go of the rest."""
+        if not self._lock.held:
+            return
+        with locked(self._root / _LOCK):
+            _delete_temporary(self._directory)
+            self._lock.release()
+            _delete_if_empty(self._directory)
+
+    def new_file(self) -> Path:
+        """Make an empty file and return it."""
+        path = self._directory / str(next(self._count))
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        return path
+
+    def note(self, path: Path, note: Note) -> None:
+        """Say that the content of a file is not sent yet."""
+        scratch = path.with_name(f"{path.name}.new")
+        scratch.write_text(note.to_json(), encoding="utf-8")
+        scratch.replace(_note_of(path))
+
+    def unnote(self, path: Path) -> None:
+        """Say that the content of a file is the server's, or wanted by nobody."""
+        _note_of(path).unlink(missing_ok=True)
+
+    def take_over(self, wanted: Callable[[Note], bool]) -> list[tuple[Path, Note]]:
+        """Return what dead sessions have not sent and is wanted, ours from now on; oldest first."""
+        taken = []
+        with locked(self._root / _LOCK):
+            for directory in _subdirectories(self._root):
+                if directory == self._directory:
+                    continue
+                lock = OwnerLock(directory / _LOCK)
+                if not lock.acquire():
+                    continue
+                try:
+                    _delete_temporary(directory)
+                    for path, note in _notes(directory):
+                        if wanted(note):
+                            taken.append((self._take(path, note), note))
+                finally:
+                    lock.release()
+                    _delete_if_empty(directory)
+        return sorted(taken, key=lambda entry: entry[1].changed_at)
+
+    def _take(self, path: Path, note: Note) -> Path:
+        new = self._directory / str(next(self._count))
+        # In this order: a note without its content is deleted, a content without a note, too.
+        self.note(new, note)
+        path.rename(new)
+        _note_of(path).unlink()
+        return new
+
+
+def root_of(staging_directory: Path, server: str) -> Path:
+    """Return where the mounts of a server keep their edits."""
+    return staging_directory / _EDITS / urllib.parse.quote(server, safe="")
+
+
+def all_unsent(staging_directory: Path) -> Iterator[tuple[str, Unsent]]:
+    """Yield what no mount has sent, or has sent yet, with its server."""
+    for root in _subdirectories(staging_directory / _EDITS):
+        for session in _subdirectories(root):
+            for path, note in _notes(session):
+                yield urllib.parse.unquote(root.name), Unsent.of(path, note)
+
+
+def _notes(session: Path) -> Iterator[tuple[Path, Note]]:
+    for noted in sorted(session.glob(f"*{_NOTE}")):
+        path = noted.with_suffix("")
+        try:
+            note = Note.from_json(noted.read_text("utf-8"))
+        except FileNotFoundError:
+            continue  # sent just now
+        except (OSError, DserverfsError) as error:
+            logger.warning("%s: a change that was not sent cannot be read: %s", path, error)
+            continue
+        if path.exists():
+            yield path, note
+
+
+def _subdirectories(path: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in path.iterdir() if entry.is_dir())
+    except FileNotFoundError:
+        return []
+
+
+def _delete_temporary(session: Path) -> None:
+    """Delete what is neither noted nor a note of something."""
+    names = {path.name for path in session.iterdir()}
+    for name in names - {_LOCK}:
+        stem = name.removesuffix(_NOTE)
+        if stem not in names or (stem == name and f"{name}{_NOTE}" not in names):
+            (session / name).unlink(missing_ok=True)
+
+
+def _delete_if_empty(session: Path) -> None:
+    if {path.name for path in session.iterdir()} <= {_LOCK}:
+        shutil.rmtree(session, ignore_errors=True)
+
+
+def _note_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}{_NOTE}")

@@ -1,0 +1,146 @@
+"""What a mount's edits leave behind, and what the next one makes of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dserverfs import edit_session
+from dserverfs.edit_session import Unsent, all_unsent, root_of
+from dserverfs.frozen_edits import FrozenEdits
+from dserverfs.local_edits import UNFINISHED
+from tests.editing import README, WAIT_S, Bench, away
+
+pytest_plugins = ["tests.resolving", "tests.edit_fixtures"]
+
+
+# After the end
+
+
+def test_nothing_is_left_of_a_mount(bench: Bench) -> None:
+    bench.make(".scratch", b"x")
+    bench.write(README, b"new: 1\n")
+
+    bench.edits.close()
+
+    assert list(bench.staging.glob(".edits/*/*")) == [root_of(bench.staging, "server") / "lock"]
+
+
+@pytest.mark.expects_log("could not be sent")
+def test_what_was_not_sent_is_kept_told_of_and_sent_by_the_next_mount(bench: Bench) -> None:
+    bench.writes.error = away()
+    bench.write(README, b"new: 1\n")
+    bench.make(".scratch", b"x")
+    bench.edits.close()
+    ((server, unsent),) = all_unsent(bench.staging)
+    assert (server, unsent.path, unsent.reason) == ("server", README, "the server is away")
+    assert unsent.local.read_bytes() == b"new: 1\n"
+    assert unsent.dataset == bench.dataset
+
+    bench.writes.error = None
+    bench.mount()
+    bench.edits.flush(WAIT_S)
+
+    assert bench.has("readme") == "new: 1\n"
+    assert list(all_unsent(bench.staging)) == []
+    assert bench.local_files() == []
+
+
+@pytest.mark.expects_log("could not be sent")
+def test_mount_of_other_datasets_leaves_it_to_others(bench: Bench) -> None:
+    bench.writes.error = away()
+    bench.write(README, b"new: 1\n")
+    bench.edits.close()
+
+    other = FrozenEdits(root_of(bench.staging, "server"), bench.writes, bench.catalogue)
+    other.open(lambda dataset: False).close()
+
+    assert [unsent.path for _, unsent in all_unsent(bench.staging)] == [README]
+
+
+def test_mount_that_lives_keeps_its_own(bench: Bench) -> None:
+    handle = bench.open(README)
+    bench.edits.write(handle, b"new: 1\n", 0)
+
+    other = FrozenEdits(root_of(bench.staging, "server"), bench.writes, bench.catalogue)
+    other.open(lambda dataset: True).close()
+
+    bench.edits.release(handle)
+    bench.edits.flush(WAIT_S)
+    assert bench.has("readme") == "new: 1\n"
+
+
+@pytest.mark.expects_log(UNFINISHED)
+def test_what_was_being_written_is_shown_by_the_next_mount_and_not_sent(bench: Bench) -> None:
+    handle = bench.open(README)
+    bench.edits.write(handle, b"hal", 0)
+    bench.edits.close()
+
+    bench.mount()
+    bench.edits.flush(0.1)
+
+    assert bench.shows(README) == b"hal"
+    assert bench.puts() == 0
+    (unsent,) = bench.edits.unsent()
+    assert unsent.reason == UNFINISHED
+    bench.edits.release(bench.edits.open_local(local_file(bench)))  # somebody reads it
+    bench.edits.flush(0.1)
+    assert bench.puts() == 0
+    bench.fill(bench.open(README, os.O_WRONLY | os.O_APPEND), b"f\n")
+    assert bench.has("readme") == "half\n"
+
+
+def local_file(bench: Bench) -> Any:
+    return bench.edits.shown(bench.dataset, README).file
+
+
+def test_what_the_kernel_closed_without_telling_is_sent_at_the_end(bench: Bench) -> None:
+    handle = bench.open(README)
+    bench.edits.write(handle, b"new: 1\n", 0)
+
+    bench.edits.close(all_closed=True)
+
+    assert bench.has("readme") == "new: 1\n"
+    assert list(all_unsent(bench.staging)) == []
+
+
+def test_crash_leaves_what_was_complete_to_the_next_mount(bench: Bench) -> None:
+    session = edit_session.EditSession(root_of(bench.staging, "server"))
+    session.open()
+    kept, temporary = session.new_file(), session.new_file()
+    kept.write_bytes(b"new: 1\n")
+    session.note(kept, edit_session.Note(bench.dataset, README, True, 1.0))
+    lost = session.new_file()
+    session.note(lost, edit_session.Note(bench.dataset, README, True, 1.0))
+    lost.unlink()
+    session._lock.release()  # as a process that is killed does
+
+    bench.mount()
+    bench.edits.flush(WAIT_S)
+
+    assert bench.has("readme") == "new: 1\n"
+    assert not temporary.exists()
+    assert not kept.parent.exists()
+
+
+@pytest.mark.expects_log("cannot be read")
+def test_note_that_cannot_be_read_stays(bench: Bench) -> None:
+    session = edit_session.EditSession(root_of(bench.staging, "server"))
+    session.open()
+    kept = session.new_file()
+    kept.with_name(f"{kept.name}.json").write_text("{")
+    session._lock.release()
+
+    bench.mount()
+
+    assert kept.exists()
+
+
+def test_facts_of_what_is_not_sent_survive_json(bench: Bench) -> None:
+    note = edit_session.Note(bench.dataset, README, False, 12.5, "why")
+
+    assert edit_session.Note.from_json(note.to_json()) == note
+    assert Unsent.of(Path(__file__), note).size_in_bytes == Path(__file__).stat().st_size
