@@ -82,6 +82,7 @@ class Indexing:
         self._held: list[bytes] = []  # as long as it may be a small one
         self._held_bytes = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._abandoned = False
 
     def __enter__(self) -> Indexing:
         return self
@@ -97,7 +98,13 @@ class Indexing:
         if self._process is not None:
             self._close(self._process)
 
-    def write(self, piece: bytes) -> int:
+    def abandon(self) -> None:
+        """Have `finish` raise ProtocolError soon; from any thread."""
+        self._abandoned = True
+        if self._process is not None:
+            self._process.kill()
+
+    def write(self, piece: bytes) -> None:
         """Index the next piece of the manifest."""
         if self._process is None:
             self._held.append(piece)
@@ -109,13 +116,14 @@ class Indexing:
                 self._held.clear()
         else:
             self._send(self._process, piece)
-        return len(piece)
 
     def finish(self) -> None:
         """Wait for the index; raises ProtocolError if what was written is no manifest."""
         if self._process is None:
             build(self._held, self._path)
             return
+        if self._abandoned:
+            self._process.kill()
         try:
             _, errors = self._process.communicate(timeout=INDEXING_TIMEOUT_S)
         except subprocess.TimeoutExpired as error:

@@ -41,6 +41,7 @@ LEVELS = [
     {"storage", "listings", "signing", "upload_routes", "login"},
     {"resolver", "item_content", "item_order", "many_gets", "local_dataset"},
     {"cache", "kept_answers", "metadata_writes", "announcement"},
+    {"manifests"},
     {"catalogue", "attempts"},
     {"pieces", "edit_targets", "edit_session"},
     {"parts", "azure", "edited_files"},

@@ -38,13 +38,13 @@ from dserverfs.dataset_tree import Attributes, DatasetTree, Entry
 from dserverfs.item_content import ItemContent
 from dserverfs.item_reader import Buffer, ItemReader
 from dserverfs.model import MAX_COMPONENT_BYTES
+from dserverfs.operations import waiting
 from dserverfs.operations.guard import guarded
 from dserverfs.reader import Reader
 from dserverfs.tree import Inode, Tree
 
 logger = logging.getLogger(__name__)
 
-METADATA_TIMEOUT_S = 30.0
 READ_TIMEOUT_S = 120.0
 METADATA_THREADS = 24
 DISK_THREADS = 8
@@ -244,13 +244,13 @@ class ReadOnlyOperations(pyfuse3.Operations):
             with trio.fail_after(self._reader.read_timeout_s):
                 while True:
                     blocks = [
-                        await _result(entry) if isinstance(entry, Future) else entry
+                        await waiting.result(entry) if isinstance(entry, Future) else entry
                         for entry in reader.want(offset, size)
                     ]
                     held = reader.held_back()
                     if held is None:
                         break
-                    await _result(held)
+                    await waiting.result(held)
                 data = reader.cut_nowait(blocks, offset, size)
                 if data is None:
                     data = await self._in_thread(lambda: reader.cut(blocks, offset, size))
@@ -390,20 +390,11 @@ class ReadOnlyOperations(pyfuse3.Operations):
     # Helpers
 
     async def _loaded(self, call: Callable[[], R]) -> R:
-        """Return what `call` returns, loading what it lacks, within METADATA_TIMEOUT_S."""
+        """Return what `call` returns, loading what it lacks."""
         try:
             return call()  # nearly always; entering a cancel scope costs as much as a look-up
         except NotLoaded as missing:
-            load = missing.load
-        with trio.fail_after(METADATA_TIMEOUT_S):
-            while True:
-                await trio.to_thread.run_sync(
-                    load, abandon_on_cancel=True, limiter=self._metadata_limit
-                )
-                try:
-                    return call()
-                except NotLoaded as missing:
-                    load = missing.load
+            return await waiting.loaded(call, missing, self._metadata_limit)
 
     async def _on_disk(self, call: Callable[[], R]) -> R:
         with trio.fail_after(READ_TIMEOUT_S):
@@ -469,20 +460,3 @@ def text_of(name: FileNameT) -> str:
         return name.decode("utf-8")
     except UnicodeDecodeError:
         raise errors.NotFound(f"{name!r} is not UTF-8, as every name here is") from None
-
-
-async def _result(future: Future[T]) -> T:
-    """Wait for a future in the event loop, without a thread."""
-    if not future.done():
-        token = trio.lowlevel.current_trio_token()
-        done = trio.Event()
-
-        def wake(_: Future[T]) -> None:
-            try:
-                token.run_sync_soon(done.set)
-            except trio.RunFinishedError:  # the daemon ended while a fetch was under way
-                pass
-
-        future.add_done_callback(wake)
-        await done.wait()
-    return future.result()
