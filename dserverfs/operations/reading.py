@@ -77,18 +77,22 @@ class _OpenDirectory:
         self._tree = tree
         self.inode = inode
         self._entries: Iterator[Entry] = iter(())
-        self._place: int | None = None  # the cookie that `_entries` go on behind
+        self._held: list[Entry] = []  # what `_entries` begin with after all
+        self._place: int | None = None  # the cookie that both go on behind
 
     def behind(self, cookie: int) -> Iterator[Entry]:
         """Return the entries behind a cookie; those taken are gone."""
         if self._place != cookie:
             self._entries = self._tree.children(self.inode, cookie)
+            self._held = []
         self._place = None
-        return self._entries
+        return itertools.chain(self._held, self._entries)
 
     def put_back(self, cookie: int, entry: Entry) -> None:
         """Have the next listing behind `cookie` begin with `entry`."""
-        self._entries = itertools.chain([entry], self._entries)
+        # Not a chain before a chain: of those there would be one for each 20 entries, each
+        # asking the next (1,000,000 entries took 38 s of CPU more).
+        self._held = [entry]
         self._place = cookie
 
 
