@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import urllib.parse
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dserverfs.errors import NotFound, ProtocolError
 from dserverfs.model import (
@@ -47,6 +47,10 @@ class Row(NamedTuple):
     refused: int  # 1: its relpath cannot be shown, it must not be opened
     first_child: int  # directories: the row of the first child
     children: int  # directories: the number of children
+
+
+# row, name, is a directory, size, mtime_ns, refused: a plain tuple, for there are many.
+Listed = tuple[int, str, int, int, int, int]
 
 
 class ManifestIndex:
@@ -105,6 +109,19 @@ class ManifestIndex:
             f"SELECT {_COLUMNS} FROM node WHERE row >= ? AND row < ? ORDER BY row", (first, end)
         )
 
+    def listing(self, parent: Row, start_row: int, limit: int) -> list[Listed]:
+        """Return what `children` does, cut down to what a listing shows.
+
+        Half the time of `children`, of which hash and identifier take most.
+        """
+        first = max(parent.first_child, start_row)
+        end = min(parent.first_child + parent.children, first + limit)
+        return self._select(
+            "SELECT row, name, identifier IS NULL, size, mtime_ns, refused FROM node"
+            " WHERE row >= ? AND row < ? ORDER BY row",
+            (first, end),
+        )
+
     def identifiers_from(self, row: int, limit: int) -> list[Identifier]:
         """Return the identifiers of up to `limit` items from `row` on: likely the next read."""
         rows = self._all(
@@ -128,10 +145,13 @@ class ManifestIndex:
         return rows[0]
 
     def _all(self, sql: str, parameters: tuple[int | str, ...]) -> list[Row]:
+        return [Row._make(found) for found in self._select(sql, parameters)]
+
+    def _select(self, sql: str, parameters: tuple[int | str, ...]) -> list[Any]:
         with self._lock:
             if self._connection is None:
                 raise ProtocolError(f"{self._path}: used after it was closed")
             try:
-                return [Row._make(found) for found in self._connection.execute(sql, parameters)]
+                return self._connection.execute(sql, parameters).fetchall()
             except sqlite3.Error as error:
                 raise ProtocolError(f"{self._path}: damaged: {error}") from error
