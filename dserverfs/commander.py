@@ -41,8 +41,13 @@ class Commander:
         freezer: Freezer,
         edits: FrozenEdits,
         in_loop: Callable[[Callable[[], Any]], Any],
+        forget_name: Callable[[Inode, str], None],
     ) -> None:
-        """`in_loop` calls a function in the event loop and returns what it does; blocks."""
+        """`in_loop` calls a function in the event loop and returns what it does; blocks.
+
+        `forget_name` has the kernel forget an entry of a directory.
+        """
+        self._forget_name = forget_name
         self._uri = uri
         self._tree = tree
         self._staging = staging
@@ -97,7 +102,10 @@ class Commander:
             return f"what was written to {place.dataset.name}/{path}"
         staged = self._staged(inode)
         self._freezer.discard(staged)
-        return staged.record.name
+        base_uri, name = staged.record.base_uri, staged.record.name
+        # Else the kernel shows it for as long as it was told to believe in it.
+        self._forget_name(self._in_loop(lambda: self._tree.directory_of(base_uri)), name)
+        return name
 
     def _freeze(self, inode: Inode, layout: str | None) -> Iterator[Answer]:
         place, _ = self._loaded(lambda: self._tree.place_of(inode))

@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dserverfs.directories import private_directory
 from dserverfs.errors import DserverfsError, ProtocolError, UsageError
 from dserverfs.local_files import locked
 from dserverfs.model import Dataset
@@ -35,6 +36,7 @@ from dserverfs.owner_lock import OwnerLock
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+STAGING_OPTION = "--staging-dir"
 _EDITS = ".edits"  # beside the staging areas of servers, whose names have no dot there
 _LOCK = "lock"
 _NOTE = ".json"
@@ -93,9 +95,9 @@ class EditSession:
 
     def open(self) -> None:
         """Make the directory; raises UsageError if there can be none."""
+        for directory in (self._root.parent.parent, self._root.parent, self._root):
+            private_directory(directory, STAGING_OPTION)
         try:
-            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._root.parent.chmod(0o700)
             with locked(self._root / _LOCK):
                 self._directory.mkdir(mode=0o700)
                 self._lock.acquire()

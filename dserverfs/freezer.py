@@ -295,6 +295,7 @@ class Freezer:
             job.notes.append(surprise)
         if staged.record.name != dataset.name:
             job.notes.append(f"its name is {dataset.name}, as when it was frozen first")
+        staged.frozen_below = "" if _has_dtool_layout(staged, local) else DATA
         staged.frozen_as = dataset
         if staged.record.state is not State.FROZEN:
             staged.move(Move.REGISTER)
@@ -410,11 +411,16 @@ def _is_sealed(staged: StagedDataset) -> bool:
     return staged.is_owned and staged.record.state not in (State.OPEN, State.FAILED)
 
 
+def _has_dtool_layout(staged: StagedDataset, local: LocalDataset) -> bool:
+    """Return whether the items are in `data/`, by what was sealed."""
+    item = next(iter(local.items.values()), None)  # none: of an empty dataset of dtool's
+    return item is None or local.path_of(item) == staged.tree / DATA / item.relpath
+
+
 def _keep_left_over(staged: StagedDataset, local: LocalDataset) -> None:
     """Move what is no part of the dataset out of what is about to be deleted."""
-    item = next(iter(local.items.values()))
-    if local.path_of(item) != staged.tree / DATA / item.relpath:
-        return  # not dtool's layout: every file is a part of it
+    if not _has_dtool_layout(staged, local):
+        return  # every file is a part of it
     for path in sorted(staged.tree.iterdir()):
         if path.name not in (DATA, README, METADATA):
             kept = sealing.left_over_directory(staged)

@@ -36,6 +36,7 @@ from dserverfs.model import Dataset
 
 logger = logging.getLogger(__name__)
 
+MAX_REMEMBERED = 1000
 CLOSE_S = 5.0  # for what is being sent when the mount ends
 _RENAME_NOREPLACE = 1  # of renameat2(2)
 
@@ -51,6 +52,7 @@ class FrozenEdits:
         self._writes = writes
         self._catalogue = catalogue
         self._is_open = False
+        self._said: set[str] = set()
 
     def open(self, wanted: Callable[[Dataset], bool]) -> FrozenEdits:
         """Begin, with what earlier mounts have not sent of the datasets that are `wanted`."""
@@ -138,7 +140,11 @@ class FrozenEdits:
             raise Frozen(f"{dataset.uri}: {path} is frozen")
         if target is not None:
             edit_targets.require_usable(target)
-        edit_targets.require_route(self._writes, dataset, target)
+        try:
+            edit_targets.require_route(self._writes, dataset, target)
+        except Frozen as error:
+            self._say_once(str(error))
+            raise
         user = loaded(self._catalogue.user)
         if dataset.base_uri not in user.register_base_uris:
             raise PermissionDenied(
@@ -325,13 +331,19 @@ class FrozenEdits:
 
     def discard(self, dataset: Dataset, path: str) -> None:
         """Forget a change that was not sent; raises UsageError if there is none, or it is open."""
-        with self._condition:
-            file = self._local.of(dataset).at(path)
+        edited = self._local.of(dataset)
+        with edited.sending, self._condition:  # after what is being sent just now
+            file = edited.at(path)
             if file is None or not file.is_unsent:
                 raise UsageError(f"{dataset.name}: {path or 'it'} is frozen, and as the server's")
             if file.writers:
                 raise UsageError(f"{dataset.name}/{path}: is open for writing")
             self._local.discard(file)
+
+    def _say_once(self, message: str) -> None:
+        if message not in self._said and len(self._said) < MAX_REMEMBERED:
+            self._said.add(message)
+            logger.info("%s", message)
 
     # Moving
 

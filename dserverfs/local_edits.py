@@ -122,7 +122,10 @@ class LocalEdits:
     def complete(self, file: LocalFile) -> None:
         """Note that whoever wrote it is done."""
         file.is_complete = True
-        self.note(file)
+        try:
+            self.note(file)
+        except OSError as error:  # the disk is full; there is a note of it already
+            logger.warning("%s: not noted that it is complete: %s", file.local, error)
 
     def note(self, file: LocalFile) -> None:
         """Say on the disk that it is not sent, and why."""

@@ -34,7 +34,7 @@ from dserverfs.operations.reading import Ownership, ReadOnlyOperations
 from dserverfs.operations.writing import Operations
 from dserverfs.settings import Settings
 from dserverfs.staging import Staging
-from dserverfs.tree import Tree
+from dserverfs.tree import Inode, Tree
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +175,7 @@ async def _tell_ready(
         parts.freezer,
         parts.edits,
         lambda call: trio.from_thread.run_sync(call, trio_token=token),
+        _forget_name,
     )
     control = Server(control_directory, socket_name(status.st_dev), commander)
     control.open()
@@ -185,6 +186,13 @@ async def _tell_ready(
         await trio.sleep_forever()
     finally:
         control.close()
+
+
+def _forget_name(directory: Inode, name: str) -> None:
+    # By a thread of pyfuse3's: the kernel may wait for a request of ours before it does.
+    pyfuse3.invalidate_entry_async(
+        pyfuse3.InodeT(directory), pyfuse3.FileNameT(os.fsencode(name)), ignore_enoent=True
+    )
 
 
 def _become_daemon(ready_fd: int) -> None:

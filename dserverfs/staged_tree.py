@@ -29,6 +29,7 @@ from dserverfs.dataset_tree import (
 )
 from dserverfs.errors import Frozen, NameTooLong, NotFound
 from dserverfs.model import Dataset
+from dserverfs.staged_layout import DATA, METADATA
 from dserverfs.staged_nodes import Node, Nodes
 from dserverfs.staging import StagedDataset
 
@@ -119,8 +120,7 @@ class StagedTree:
     def frozen(self) -> DatasetTree | None:
         """Return the frozen dataset it became, if it did."""
         if self._frozen is None and self.staged.frozen_as is not None:
-            self._numbers_then = self._nodes.paths()
-            self._paths_then = {number: path for path, number in self._numbers_then.items()}
+            self._note_paths()
             self._frozen = self._frozen_tree(self.staged.frozen_as)
         return self._frozen
 
@@ -171,7 +171,7 @@ class StagedTree:
                 self._set_mode(fd, mode, is_directory=False)
                 node = self._nodes.seen(directory, name, os.fstat(fd))
                 self._nodes.tell(node.number)
-                attributes = self._attributes(node)
+                attributes = self._shown(directory, name, self._attributes(node))
             except BaseException:
                 os.close(fd)
                 raise
@@ -341,7 +341,13 @@ class StagedTree:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound(f"{path}: {error.strerror}") from None
         node = self._nodes.seen(directory, name, status)
-        return self._from_status(node, path, status)
+        return self._shown(directory, name, self._from_status(node, path, status))
+
+    def _shown(self, directory: Node, name: str, attributes: Attributes) -> Attributes:
+        """Return the attributes of an entry with how long it may be believed."""
+        if directory is self._nodes.root and name in (DATA, METADATA):
+            return attributes._replace(believed_s=0.0)  # may be another after the freeze
+        return attributes
 
     def _attributes(self, node: Node) -> Attributes:
         target = self._target(node)
@@ -395,6 +401,21 @@ class StagedTree:
             self._modes[key] = mode
 
     # After the freeze
+
+    def _note_paths(self) -> None:
+        """Note which number stood for which path of the frozen dataset.
+
+        A path goes on leading to what it led to, but for those below what the
+        frozen dataset has at its top itself: where `data/x` was an item of that
+        name, it leads to item `x` now, and the number stands for `data/data/x`.
+        """
+        below = self.staged.frozen_below
+        for path, number in self._nodes.paths().items():
+            if path.partition("/")[0] not in (DATA, METADATA) or below == "":
+                self._numbers_then[path] = number
+                self._paths_then[number] = path
+            elif below is not None:
+                self._paths_then[number] = f"{below}/{path}"
 
     @contextlib.contextmanager
     def _passing_on(self) -> Iterator[None]:

@@ -74,6 +74,8 @@ class StagedDataset:
         self._gone = False
         # What it became; set before anything of `tree` is deleted.
         self.frozen_as: Dataset | None = None
+        # Below which directory of that its top is now; None if only another process knows.
+        self.frozen_below: str | None = None
         self._on_reopen: Callable[[], None] | None = None
 
     @property

@@ -216,6 +216,10 @@ class Tree:
         path = self._path(number)
         return self._base_uri(path) if self._is_base_uri(path) else None
 
+    def directory_of(self, base_uri: str) -> Inode:
+        """Return the inode of a base URI's directory, which was looked up before."""
+        return Inode(self._places[tuple(split_base_uri(base_uri))[len(self._top) :]] + ROOT)
+
     def require_free(self, base_uri: str, name: str) -> None:
         """Raise unless a dataset of that name can be made there: PermissionDenied, NameTaken,
         UsageError for a name dtool refuses."""

@@ -11,18 +11,15 @@ them, so that what was made can be frozen and compared once more.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import errno
 import itertools
 import mmap
 import os
 import random
 import stat
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
@@ -34,8 +31,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_AT_FDCWD = -100
+from tests.two_sides import Failed, Side, contents_of, outcome_of, renameat2, shown, tree_of
+
 _LONG = "n" * 255
 _TOO_LONG = "n" * 256
 _TYPES = {True: stat.S_IFDIR, False: stat.S_IFREG}
@@ -73,28 +70,6 @@ how_to_open = st.sampled_from(
 )
 
 
-class Side(NamedTuple):
-    """One of the two directories."""
-
-    root: str
-    fds: list[int]
-
-    def path(self, relpath: str) -> str:
-        return f"{self.root}/{relpath}"
-
-    def fd(self, number: int) -> int:
-        return self.fds[number % len(self.fds)]
-
-
-class Failed(NamedTuple):
-    """That an operation failed, and how."""
-
-    errno: str
-
-    def __str__(self) -> str:
-        return self.errno
-
-
 class RandomOperations(RuleBasedStateMachine):
     """One example: a pair of directories and what is open in them."""
 
@@ -102,7 +77,6 @@ class RandomOperations(RuleBasedStateMachine):
     local: Path
     numbers = itertools.count()
     outcomes: ClassVar[Counter[tuple[str, str]]] = Counter()
-    started_ns = time.time_ns()
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,10 +99,10 @@ class RandomOperations(RuleBasedStateMachine):
             for side in self._sides:
                 for fd in side.fds:
                     os.close(fd)
-            local, mounted = (_tree(side.root) for side in self._sides)
+            local, mounted = (tree_of(side.root) for side in self._sides)
             assert mounted == local
             self._open_up()
-            here, there = (_contents(side.root) for side in self._sides)
+            here, there = (contents_of(side.root) for side in self._sides)
             assert there == here
         finally:
             self._open_up()
@@ -143,7 +117,7 @@ class RandomOperations(RuleBasedStateMachine):
 
     def _both(self, operation: str, act: Callable[[Side], object]) -> None:
         """Do it on both sides, and require that both return the same, or fail with the same."""
-        local, mounted = (_outcome(act, side) for side in self._sides)
+        local, mounted = (outcome_of(act, side) for side in self._sides)
         failed = isinstance(local, Failed)
         self.outcomes[operation, str(local) if failed else "done"] += 1
         assert mounted == local, f"the mount says {mounted!r}, a local directory {local!r}"
@@ -249,7 +223,7 @@ class RandomOperations(RuleBasedStateMachine):
     @precondition(_is_open)
     @rule(handle=handles)
     def stat_open(self, handle: int) -> None:
-        self._both("fstat", lambda side: _shown(os.fstat(side.fd(handle))))
+        self._both("fstat", lambda side: shown(os.fstat(side.fd(handle))))
 
     @precondition(_is_open)
     @rule(handle=handles, mode=file_modes)
@@ -281,7 +255,7 @@ class RandomOperations(RuleBasedStateMachine):
                 return None
             with mmap.mmap(fd, size) as mapped:
                 mapped[start : start + len(data)] = data
-                seen = _outcome(lambda side: os.pread(side.fd(also), 5000, start), side)
+                seen = outcome_of(lambda side: os.pread(side.fd(also), 5000, start), side)
                 mapped.flush()
             return seen
 
@@ -300,7 +274,7 @@ class RandomOperations(RuleBasedStateMachine):
     @rule(place=places)
     def stat_path(self, place: Place) -> None:
         path = self._place(place)
-        self._both("lstat", lambda side: _shown(os.lstat(side.path(path))))
+        self._both("lstat", lambda side: shown(os.lstat(side.path(path))))
 
     @rule(place=places, mode=st.sampled_from([os.R_OK, os.W_OK, os.X_OK]))
     def access(self, place: Place, mode: int) -> None:
@@ -355,7 +329,7 @@ class RandomOperations(RuleBasedStateMachine):
         old_path, new_path = self._place(place), self._place(new)
         self._both(
             f"renameat2 {flags}",
-            lambda side: _renameat2(side.path(old_path), side.path(new_path), flags),
+            lambda side: renameat2(side.path(old_path), side.path(new_path), flags),
         )
 
     @rule(place=existing, new=places)
@@ -409,68 +383,13 @@ class RandomOperations(RuleBasedStateMachine):
             else:
                 os.mknod(side.path(name), 0o600 | kind)
 
-        assert str(_outcome(act, mounted)) == "EPERM"
+        assert str(outcome_of(act, mounted)) == "EPERM"
         assert not os.path.lexists(mounted.path(name))
-
-
-def _shown(status: os.stat_result) -> tuple[object, ...]:
-    """Return of a file's attributes what must be the same on both sides."""
-    is_directory = stat.S_ISDIR(status.st_mode)
-    # A time that was set is kept to the nanosecond; others are of this run.
-    mtime_ns = status.st_mtime_ns
-    mtime = mtime_ns if mtime_ns < RandomOperations.started_ns - 10**9 else "of this run"
-    return (
-        stat.S_IFMT(status.st_mode),
-        oct(stat.S_IMODE(status.st_mode)),
-        None if is_directory else status.st_size,
-        status.st_nlink,
-        mtime,
-    )
-
-
-def _outcome(act: Callable[[Side], object], side: Side) -> object:
-    try:
-        return act(side)
-    except OSError as error:
-        return Failed(errno.errorcode[error.errno or 0])
-
-
-def _tree(root: str) -> dict[str, object]:
-    """Return what can be seen of a tree: attributes, and contents where they may be read."""
-    found: dict[str, object] = {}
-    pending = [""]
-    while pending:
-        directory = pending.pop()
-        names = _outcome(lambda _, at=root + directory: sorted(os.listdir(at)), Side(root, []))  # type: ignore[misc]
-        found[directory or "/"] = names
-        for name in names if isinstance(names, list) else []:
-            relpath = f"{directory}/{name}"
-            status = _outcome(lambda _, at=root + relpath: os.lstat(at), Side(root, []))  # type: ignore[misc]
-            if isinstance(status, os.stat_result):
-                found[f"{relpath} as"] = _shown(status)
-                if stat.S_ISDIR(status.st_mode):
-                    pending.append(relpath)
-            else:
-                found[f"{relpath} as"] = status
-    return found
-
-
-def _contents(root: str) -> dict[str, bytes]:
-    return {
-        os.path.relpath(os.path.join(directory, name), root): Path(directory, name).read_bytes()
-        for directory, _, files in os.walk(root)
-        for name in files
-    }
 
 
 def _bytes(content: Content) -> bytes:
     number, size = content
     return random.Random(number).randbytes(size)
-
-
-def _renameat2(old: str, new: str, flags: int) -> None:
-    if _libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags):
-        raise OSError(ctypes.get_errno(), "renameat2")
 
 
 def main() -> None:

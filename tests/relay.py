@@ -18,6 +18,7 @@ class Relay:
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._cut = False
+        self._paused = False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -32,12 +33,28 @@ class Relay:
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
 
+    def pause(self) -> None:
+        """End every connection; hang up on new ones until `resume`."""
+        with self._lock:
+            self._paused = True
+            sockets, self._sockets = self._sockets, []
+        for end in sockets:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def resume(self) -> None:
+        self._paused = False
+
     def _accept(self) -> None:
         while True:
             try:
                 near, _ = self._listener.accept()
             except OSError:
                 return
+            if self._paused:
+                near.close()
+                continue
             try:
                 far = socket.create_connection(self._target, timeout=10)
             except OSError:

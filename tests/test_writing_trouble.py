@@ -82,10 +82,10 @@ def test_what_is_refused_while_it_is_uploaded_keeps_it_from_being_frozen(
         if make is socket.socket:
             before = os.getcwd()
             os.chdir(dataset)  # a socket's path must be short
-            try:
-                assert raised(lambda: socket.socket(socket.AF_UNIX).bind("refused")) == "EPERM"
-            finally:
-                os.chdir(before)
+            with socket.socket(socket.AF_UNIX) as bound:
+                refusal = raised(lambda: bound.bind("refused"))
+            os.chdir(before)
+            assert refusal == "EPERM"
         elif make is os.symlink:
             assert raised(lambda: os.symlink("file", dataset / "refused")) == "EPERM"
         else:
@@ -126,6 +126,29 @@ def test_file_that_is_called_data_is_no_directory_of_items(
 
     freeze(current_user, dataset, "--layout", "items")
     assert (dataset / "data/data").read_text() == "content"
+
+
+def test_paths_that_lead_elsewhere_after_the_freeze_have_the_right_bytes(
+    base: Path, current_user: Account, request: pytest.FixtureRequest
+) -> None:
+    """Also for the kernel, which has read what the path led to before."""
+    dataset = named(base, request)
+    (dataset / "data").mkdir()
+    (dataset / "data/item").write_text("in data/")
+    (dataset / "item").write_text("beside data/")
+    with (dataset / "data/item").open() as opened:
+        assert opened.read() == "in data/"
+        directory = os.open(dataset / "data", os.O_RDONLY)
+
+        freeze(current_user, dataset, "--layout", "items")
+
+        assert (dataset / "data/item").read_text() == "beside data/"
+        assert (dataset / "data/data/item").read_text() == "in data/"
+        assert (dataset / "item").read_text() == "beside data/"
+        assert os.listdir(directory) == ["item"]
+        os.close(directory)
+        opened.seek(0)
+        assert opened.read() == "in data/"
 
 
 # Who may write

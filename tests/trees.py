@@ -21,7 +21,7 @@ json.dump(found, sys.stdout)
 
 
 def md5_of_files(account: Account, directory: Path, *, timeout_s: float = 300) -> dict[str, str]:
-    """Return the MD5 of every file below `directory` by its relative path."""
+    """Return the MD5 of every file below `directory` by its relative path, as `account` sees it."""
     done = account.run(account.python, "-c", _LIST, directory, timeout_s=timeout_s)
     assert done.returncode == 0, done.stderr
     found: dict[str, str] = json.loads(done.stdout)
