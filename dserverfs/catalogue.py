@@ -1,32 +1,23 @@
 """What is known of a server's datasets: permissions, listings, names, manifests, metadata.
 
-Used by the tree. Owns how long each is believed, under which name a dataset is
-shown, and the files that manifests are indexed in. Answers at once or raises
-`cells.NotLoaded`; asks in threads. Thread-safe.
-
-On disk, below `directory`: `<key>.json`, a manifest as the server sent it, and
-`<key>.index`, made from it. Both are written under other names, synced and
-renamed; a damaged index is made anew.
+Used by the tree. Owns how long each is believed, and under which name a dataset
+is shown. Answers at once or raises `cells.NotLoaded`; asks in threads. Thread-safe.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from dserverfs import manifest_index
-from dserverfs.cells import FOR_EVER, Cell, NotLoaded
+from dserverfs.cells import Cell, NotLoaded
 from dserverfs.clock import boottime_s
-from dserverfs.errors import DserverfsError, NotFound
 from dserverfs.kept_answers import KeptAnswers
 from dserverfs.manifest_index import ManifestIndex
+from dserverfs.manifests import Manifests
 from dserverfs.model import UUID, Dataset, User, component_is_usable
 from dserverfs.resolver import Metadata
 
@@ -36,7 +27,6 @@ T = TypeVar("T")
 
 FRESH_S = 60.0  # listings, permissions, README, tags, annotations, overlay names
 REFRESH_THREADS = 4
-MAX_OPEN_INDEXES = 256  # a file descriptor and about 100 KiB each
 UUID_DIRECTORY = ".uuid"
 
 
@@ -103,17 +93,13 @@ class Catalogue:
 
     def __init__(self, answers: KeptAnswers, server: str, directory: Path) -> None:
         self._answers = answers
-        self._server = server
-        self._directory = directory
         self._background = ThreadPoolExecutor(REFRESH_THREADS, thread_name_prefix="refresh")
         self._lock = threading.Lock()
         self._names: dict[str, Names] = {}
         self._listings: dict[str, Cell[Mapping[str, Dataset]]] = {}
         self._readmes: dict[UUID, Cell[bytes]] = {}
         self._metadata: dict[UUID, Cell[Metadata]] = {}
-        self._manifests: dict[UUID, Cell[Path]] = {}
-        self._indexes: OrderedDict[UUID, ManifestIndex] = OrderedDict()
-        self._index_loads: dict[UUID, threading.Lock] = {}
+        self._manifests = Manifests(answers, server, directory, gone=self._hide)
         self._hidden: dict[UUID, float] = {}  # until when; CLOCK_BOOTTIME
         # Registered by us, and until when they are listed even if the server's answer,
         # which may be older, does not have them.
@@ -122,10 +108,7 @@ class Catalogue:
 
     def close(self) -> None:
         self._background.shutdown(wait=False, cancel_futures=True)
-        with self._lock:
-            for index in self._indexes.values():
-                index.close()
-            self._indexes.clear()
+        self._manifests.close()
 
     def user(self) -> User:
         """Return whom the token speaks for."""
@@ -209,18 +192,11 @@ class Catalogue:
 
     def manifest(self, dataset: Dataset) -> Path:
         """Return the file with the manifest as the server sent it."""
-        fetch = self._fetch_manifest
-        return self._of(self._manifests, dataset, lambda: fetch(dataset), FOR_EVER)
+        return self._manifests.file(dataset)
 
     def index(self, dataset: Dataset) -> ManifestIndex:
         """Return the manifest as a tree; keep it no longer than one operation."""
-        with self._lock:
-            index = self._indexes.get(dataset.uuid)
-            if index is not None:
-                self._indexes.move_to_end(dataset.uuid)
-                return index
-            loading = self._index_loads.setdefault(dataset.uuid, threading.Lock())
-        raise NotLoaded(lambda: self._load_index(dataset, loading))
+        return self._manifests.index(dataset)
 
     def _with_learned(self, base_uri: str) -> list[Dataset]:
         listed = self._answers.datasets(base_uri)
@@ -254,51 +230,8 @@ class Catalogue:
                 cell = cells[dataset.uuid] = self._cell(fetch, max_age_s)
         return cell.get()
 
-    def _load_index(self, dataset: Dataset, loading: threading.Lock) -> None:
-        with loading:
-            with self._lock:
-                if dataset.uuid in self._indexes:
-                    return
-            path = self._path(dataset, "index")
-            try:
-                index = ManifestIndex(path).open()
-            except DserverfsError as error:
-                if not isinstance(error, NotFound):
-                    logger.warning("made anew: %s", error)
-                try:
-                    manifest = self._fetch_manifest(dataset)
-                except NotFound:
-                    self._hide(dataset)
-                    raise
-                manifest_index.build_apart(manifest, path)
-                index = ManifestIndex(path).open()
-            with self._lock:
-                self._indexes[dataset.uuid] = index
-                while len(self._indexes) > MAX_OPEN_INDEXES:
-                    self._indexes.popitem(last=False)  # closed when its last user lets it go
-
     def _hide(self, dataset: Dataset) -> None:
         """Leave a dataset out of listings for a while: some servers list what they deleted."""
         logger.info("%s: listed, but gone; hidden for %d s", dataset.uri, FRESH_S)
         with self._lock:
             self._hidden[dataset.uuid] = boottime_s() + FRESH_S
-
-    def _fetch_manifest(self, dataset: Dataset) -> Path:
-        """Return the manifest's file, fetching it if it is not here; blocks."""
-        path = self._path(dataset, "json")
-        if path.exists():
-            return path
-        scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
-        try:
-            with scratch.open("xb") as file:
-                self._answers.fetch_manifest(dataset, file)
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.rename(path)
-        finally:
-            scratch.unlink(missing_ok=True)
-        return path
-
-    def _path(self, dataset: Dataset, suffix: str) -> Path:
-        key = hashlib.sha256(f"{self._server} {dataset.uri}".encode()).hexdigest()
-        return self._directory / f"{key[:40]}.{suffix}"

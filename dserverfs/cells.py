@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor
-from typing import Generic, TypeVar
+from concurrent.futures import Executor, Future
+from typing import Generic, Protocol, TypeVar
 
 from dserverfs.clock import boottime_s
 from dserverfs.errors import DserverfsError, NotAuthenticated, NotFound, PermissionDenied
@@ -24,12 +24,35 @@ FOR_EVER = float("inf")
 RETRY_S = 5.0  # between refreshes that fail
 
 
-class NotLoaded(Exception):
-    """What was asked for has to be loaded first: call `load` (it blocks), then ask again."""
+class Load(Protocol):
+    """Something that is being loaded, whoever waits for it."""
 
-    def __init__(self, load: Callable[[], None]) -> None:
+    future: Future[None]
+
+    def progress(self) -> float:
+        """Return what differs from the last time if the load has got on since."""
+
+
+class NotLoaded(Exception):
+    """What was asked for has to be loaded first: call `load` (it blocks), then ask again.
+
+    What may take long has `begin` in addition: it returns at once, with a load that
+    goes on by itself and is shared by all who ask for the same.
+    """
+
+    def __init__(
+        self, load: Callable[[], None] | None = None, *, begin: Callable[[], Load] | None = None
+    ) -> None:
         super().__init__("not loaded yet")
-        self.load = load
+        self.begin = begin
+        self._load = load
+
+    def load(self) -> None:
+        """Load it; raises what loading raises."""
+        if self._load is not None:
+            self._load()
+        elif self.begin is not None:
+            self.begin().future.result()
 
 
 class Cell(Generic[T]):

@@ -231,10 +231,19 @@ class DatasetTree:
     def _rows(self, index: ManifestIndex, number: int, cookie: int, base: int) -> Iterator[Entry]:
         parent = index.row(number)
         start = cookie + 1 if cookie else parent.first_child
-        while rows := index.children(parent, start, ROWS_AT_A_TIME):
-            for row in rows:
-                yield Entry(row.name, self._row_attributes(row, base), row.row)
-            start = rows[-1].row + 1
+        frozen_ns = self._frozen_ns
+        while rows := index.listing(parent, start, ROWS_AT_A_TIME):
+            # As `_row_attributes`, which a million calls of are 2 s more.
+            for row, name, is_directory, size, mtime_ns, refused in rows:
+                if is_directory:
+                    attributes = Attributes(base + row, True, 0o755, 0, frozen_ns, FROZEN_S)
+                else:
+                    permissions = 0o444 if refused else 0o644
+                    attributes = Attributes(
+                        base + row, False, permissions, size, mtime_ns, FROZEN_S
+                    )
+                yield Entry(name, attributes, row)
+            start = rows[-1][0] + 1
 
     def _row_attributes(self, row: Row, base: int = 0) -> Attributes:
         number = base + row.row

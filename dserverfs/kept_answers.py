@@ -19,9 +19,9 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from dserverfs.errors import (
     DserverfsError,
@@ -113,9 +113,9 @@ class KeptAnswers:
         for name in (f"readme {dataset.uri}", f"metadata {dataset.uri}"):
             self._path(name).unlink(missing_ok=True)
 
-    def fetch_manifest(self, dataset: Dataset, file: IO[bytes]) -> None:
-        """Write the manifest's JSON to `file`; the catalogue keeps it."""
-        self._resolver.fetch_manifest(dataset, file)
+    def manifest_pieces(self, dataset: Dataset) -> Iterator[bytes]:
+        """Yield the manifest's JSON as it arrives; the catalogue keeps it."""
+        return self._resolver.manifest_pieces(dataset)
 
     def _ask(
         self,

@@ -1,53 +1,28 @@
 """A manifest as a directory tree in SQLite: made once, then looked up row by row.
 
-Used by the catalogue. Makes a million items cost neither memory nor start-up
-time: `json.load` of such a manifest takes 785 MB, so a large one is indexed by
-a short-lived process (`python -m dserverfs.manifest_index JSON INDEX`).
+Used by the catalogue and the trees. Makes a million items cost neither memory
+nor start-up time.
 
 Rows are numbered breadth first, so that a directory's children are
 consecutive and sorted by name; row 0 is the directory `data` itself. An index
-is written under another name, synced and renamed: what is there is whole. It
 never changes, so it is opened immutable, without locks. Thread-safe.
-
-Relpaths are hostile until checked: an item that cannot be shown under its own
-becomes `.refused-<identifier>` at the top, so that a copy fails visibly.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import json
-import os
-import re
 import sqlite3
-import subprocess
-import sys
 import threading
 import urllib.parse
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dserverfs.errors import DserverfsError, NotFound, ProtocolError
+from dserverfs.errors import NotFound, ProtocolError
 from dserverfs.model import (
-    MAX_COMPONENT_BYTES,
     Identifier,
-    Item,
-    identifier_of,
-    is_identifier,
-    relpath_is_usable,
 )
 
 FORMAT_VERSION = 1
-# Larger manifests are indexed by a process of their own; it starts in 50 ms, as
-# long as 2 MiB take to be indexed here.
-IN_PROCESS_BYTES = 2 * 1024 * 1024
-INDEXING_TIMEOUT_S = 300.0
-REFUSED_PREFIX = ".refused-"
-_MAX_PLAIN_S = 1e11
-
-_SCHEMA = """
+SCHEMA = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
 CREATE TABLE about (format INTEGER, hash_function TEXT, items INTEGER, size_in_bytes INTEGER);
@@ -55,7 +30,7 @@ CREATE TABLE node (
     row INTEGER PRIMARY KEY, parent INTEGER, name TEXT, identifier TEXT, size INTEGER,
     hash TEXT, mtime_ns INTEGER, refused INTEGER, first_child INTEGER, children INTEGER);
 """
-_NAME_INDEX = "CREATE UNIQUE INDEX node_name ON node (parent, name)"
+NAME_INDEX = "CREATE UNIQUE INDEX node_name ON node (parent, name)"
 _COLUMNS = "row, parent, name, identifier, size, hash, mtime_ns, refused, first_child, children"
 
 
@@ -74,162 +49,8 @@ class Row(NamedTuple):
     children: int  # directories: the number of children
 
 
-# (identifier, relpath, size, hash, mtime_ns): a tuple and no object, of which a million
-# take three times as long to make.
-_Entry = tuple[str, str, int, str, int]
-
-
-class _Leaf(NamedTuple):
-    """An item in the tree while it is built; a directory is a dict."""
-
-    entry: _Entry
-    refused: int
-
-
-_Tree = dict[str, Any]  # of _Leaf and _Tree, by name
-
-# What nearly every relpath looks like, as one match tells; any other is taken apart.
-_PLAIN_RELPATH = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_ .+=,@()-]{0,200}(?:/(?!\Z)|\Z))+\Z")
-
-
-def build(manifest_path: Path, index_path: Path) -> None:
-    """Index the manifest in `manifest_path`; raises ProtocolError if it is none."""
-    try:
-        with manifest_path.open("rb") as file:
-            manifest = json.load(file)
-        items = manifest["items"]
-        hash_function = str(manifest.get("hash_function", ""))
-        entries = [_entry(identifier, entry) for identifier, entry in items.items()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ProtocolError(f"the manifest cannot be read: {error!r}") from error
-    del manifest, items
-    root = _tree(entries)
-    scratch = index_path.with_name(f"{index_path.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        with contextlib.closing(sqlite3.connect(scratch)) as connection:
-            connection.executescript(_SCHEMA)
-            connection.execute(
-                "INSERT INTO about VALUES (?, ?, ?, ?)",
-                (
-                    FORMAT_VERSION,
-                    hash_function,
-                    len(entries),
-                    sum(entry[2] for entry in entries),
-                ),
-            )
-            connection.executemany(
-                "INSERT INTO node VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", _rows(root)
-            )
-            connection.execute(_NAME_INDEX)
-            connection.commit()
-        _sync(scratch)
-        scratch.rename(index_path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
-
-
-def _entry(identifier: str, entry: Any) -> _Entry:
-    relpath, size, digest = entry.get("relpath"), entry.get("size_in_bytes"), entry.get("hash")
-    moment = entry.get("utc_timestamp")
-    is_plain = (type(relpath), type(size), type(digest), type(moment)) == (str, int, str, float)
-    if is_plain and size >= 0 and 0 <= moment < _MAX_PLAIN_S:
-        return identifier, relpath, size, digest.lower(), round(moment * 1_000_000) * 1000
-    item = Item.from_json(identifier, entry)
-    return identifier, item.relpath, item.size_in_bytes, item.hash, item.mtime_ns
-
-
-def _tree(entries: list[_Entry]) -> _Tree:
-    entries.sort(key=lambda entry: entry[0])
-    entries.sort(key=lambda entry: entry[1].count("/"))  # stable: files before what is below
-    root: _Tree = {}
-    directories = {"": root}
-    refused = []
-    for entry in entries:
-        relpath = entry[1]
-        above, _, name = relpath.rpartition("/")
-        if not _is_usable(relpath) or not is_identifier(entry[0]):
-            refused.append(entry)
-            continue
-        directory = directories.get(above)
-        if directory is None:
-            directory = _make_directories(root, above)
-            if directory is not None:
-                directories[above] = directory
-        if directory is None or name in directory or name.startswith(REFUSED_PREFIX):
-            refused.append(entry)
-        else:
-            directory[name] = _Leaf(entry, 0)
-    for entry in refused:
-        known = entry[0] if is_identifier(entry[0]) else identifier_of(entry[1])
-        root[f"{REFUSED_PREFIX}{known}"] = _Leaf(entry, 1)
-    return root
-
-
-def _is_usable(relpath: str) -> bool:
-    if len(relpath) <= MAX_COMPONENT_BYTES and _PLAIN_RELPATH.match(relpath):
-        return True
-    return relpath_is_usable(relpath)
-
-
-def _make_directories(root: _Tree, path: str) -> _Tree | None:
-    """Return the directory at `path`; None if a file is in its way."""
-    directory = root
-    for name in path.split("/"):
-        below = directory.setdefault(name, {})
-        if isinstance(below, _Leaf):
-            return None
-        directory = below
-    return directory
-
-
-def _rows(root: _Tree) -> Iterator[tuple[Any, ...]]:
-    """Number the nodes breadth first and yield their rows, in order."""
-    yield (0, 0, "", None, 0, "", 0, 0, 1, len(root))
-    level = [(0, root)]
-    row = 1
-    while level:
-        following = row + sum(len(directory) for _, directory in level)
-        next_level = []
-        for parent, directory in level:
-            for name in sorted(directory):
-                node = directory[name]
-                if isinstance(node, _Leaf):
-                    (identifier, _, size, digest, mtime_ns), refused = node
-                    yield (row, parent, name, identifier, size, digest, mtime_ns, refused, 0, 0)
-                else:
-                    yield (row, parent, name, None, 0, "", 0, 0, following, len(node))
-                    following += len(node)
-                    next_level.append((row, node))
-                row += 1
-        level = next_level
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def build_apart(manifest_path: Path, index_path: Path) -> None:
-    """As `build`, but a large manifest does not stay in this process' memory; blocks."""
-    if manifest_path.stat().st_size <= IN_PROCESS_BYTES:
-        build(manifest_path, index_path)
-        return
-    command = [sys.executable, "-m", __spec__.name, str(manifest_path), str(index_path)]
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=INDEXING_TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ProtocolError(
-            f"indexing the manifest took over {INDEXING_TIMEOUT_S:.0f} s"
-        ) from error
-    if done.returncode != 0:
-        said = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        raise ProtocolError(f"the manifest cannot be indexed: {said}")
+# row, name, is a directory, size, mtime_ns, refused: a plain tuple, for there are many.
+Listed = tuple[int, str, int, int, int, int]
 
 
 class ManifestIndex:
@@ -288,6 +109,19 @@ class ManifestIndex:
             f"SELECT {_COLUMNS} FROM node WHERE row >= ? AND row < ? ORDER BY row", (first, end)
         )
 
+    def listing(self, parent: Row, start_row: int, limit: int) -> list[Listed]:
+        """Return what `children` does, cut down to what a listing shows.
+
+        Half the time of `children`, of which hash and identifier take most.
+        """
+        first = max(parent.first_child, start_row)
+        end = min(parent.first_child + parent.children, first + limit)
+        return self._select(
+            "SELECT row, name, identifier IS NULL, size, mtime_ns, refused FROM node"
+            " WHERE row >= ? AND row < ? ORDER BY row",
+            (first, end),
+        )
+
     def identifiers_from(self, row: int, limit: int) -> list[Identifier]:
         """Return the identifiers of up to `limit` items from `row` on: likely the next read."""
         rows = self._all(
@@ -311,26 +145,13 @@ class ManifestIndex:
         return rows[0]
 
     def _all(self, sql: str, parameters: tuple[int | str, ...]) -> list[Row]:
+        return [Row._make(found) for found in self._select(sql, parameters)]
+
+    def _select(self, sql: str, parameters: tuple[int | str, ...]) -> list[Any]:
         with self._lock:
             if self._connection is None:
                 raise ProtocolError(f"{self._path}: used after it was closed")
             try:
-                return [Row._make(found) for found in self._connection.execute(sql, parameters)]
+                return self._connection.execute(sql, parameters).fetchall()
             except sqlite3.Error as error:
                 raise ProtocolError(f"{self._path}: damaged: {error}") from error
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Index JSON (first argument) into INDEX (second); the process `build_apart` starts."""
-    manifest_path, index_path = arguments
-    gc.disable()  # a million items are no garbage: looking for it takes half of the time
-    try:
-        build(Path(manifest_path), Path(index_path))
-    except DserverfsError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -11,10 +11,10 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from dserverfs.errors import (
     DeadlineExceeded,
@@ -41,6 +41,7 @@ from dserverfs.upload_routes import UploadRoutes
 logger = logging.getLogger(__name__)
 
 MANIFEST_TIMEOUT_S = 120.0
+MANIFEST_TOTAL_S = 3600.0
 OBJECT_ATTEMPTS = 3
 # A manifest's keys come sorted, its version before its items.
 _MANIFEST_HEAD_BYTES = 64 * 1024
@@ -133,14 +134,20 @@ class Resolver:
         """
         return Dataset.from_json(json_of(self._routes.core("uris", uri)))
 
-    def fetch_manifest(self, dataset: Dataset, file: IO[bytes]) -> None:
-        """Write the manifest's JSON, as the server sends it, to `file`."""
-        deadline = Deadline(MANIFEST_TIMEOUT_S)
+    def manifest_pieces(self, dataset: Dataset) -> Iterator[bytes]:
+        """Yield the manifest's JSON, as the server sends it.
+
+        Takes as long as it takes, up to MANIFEST_TOTAL_S, if only something comes
+        every MANIFEST_TIMEOUT_S: a million items are 60 MB, compressed.
+        """
+        stalled, over = Deadline(MANIFEST_TIMEOUT_S), Deadline(MANIFEST_TOTAL_S)
         response = self._routes.core(
             "manifests", dataset.uri, stream=True, timeout_s=MANIFEST_TIMEOUT_S
         )
-        for piece in self._transport.read_pieces(response, deadline, max_bytes=None):
-            file.write(piece)
+        for piece in self._transport.read_pieces(response, stalled, max_bytes=None):
+            over.remaining_s()
+            stalled.restart()
+            yield piece
 
     def readme(self, dataset: Dataset) -> bytes:
         """Return the content of README.yml."""

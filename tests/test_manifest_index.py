@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dserverfs import manifest_index
+from dserverfs import manifest_indexing, manifest_stream
 from dserverfs.errors import NotFound, ProtocolError
 from dserverfs.manifest_index import ManifestIndex, Row
 from dserverfs.model import identifier_of
@@ -25,7 +25,7 @@ def indexed(tmp_path: Path, relpaths: list[str]) -> ManifestIndex:
     }
     manifest = tmp_path / "manifest.json"
     manifest.write_text(json.dumps({"items": items, "hash_function": "md5sum_hexdigest"}))
-    manifest_index.build_apart(manifest, tmp_path / "index")
+    manifest_indexing.build_apart(manifest, tmp_path / "index")
     return ManifestIndex(tmp_path / "index").open()
 
 
@@ -86,7 +86,7 @@ def test_hostile_relpath_is_shown_as_refused_and_the_rest_is_usable(
     manifest = tmp_path / "manifest.json"
     manifest.write_text(json.dumps({"items": items}))
 
-    manifest_index.build(manifest, tmp_path / "index")
+    manifest_indexing.build(manifest_indexing.pieces_of(manifest), tmp_path / "index")
 
     index = ManifestIndex(tmp_path / "index").open()
     found = walk(index, index.row(0))
@@ -128,7 +128,7 @@ def test_what_is_no_manifest_is_a_protocol_error_and_leaves_nothing(
     manifest.write_text(text)
 
     with pytest.raises(ProtocolError):
-        manifest_index.build(manifest, tmp_path / "index")
+        manifest_indexing.build(manifest_indexing.pieces_of(manifest), tmp_path / "index")
 
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
@@ -145,8 +145,8 @@ def test_damaged_index_is_an_error_not_an_empty_directory(tmp_path: Path) -> Non
 def test_large_manifest_is_indexed_by_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifest_index, "IN_PROCESS_BYTES", 0)
-    monkeypatch.setattr(manifest_index, "build", None)
+    monkeypatch.setattr(manifest_indexing, "IN_PROCESS_BYTES", 0)
+    monkeypatch.setattr(manifest_indexing, "build", None)
 
     index = indexed(tmp_path, ["a", "b/c"])
 
@@ -156,10 +156,98 @@ def test_large_manifest_is_indexed_by_another_process(
 def test_fault_of_the_indexing_process_is_told_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifest_index, "IN_PROCESS_BYTES", 0)
+    monkeypatch.setattr(manifest_indexing, "IN_PROCESS_BYTES", 0)
     manifest = tmp_path / "manifest.json"
     manifest.write_text("no JSON")
 
     with pytest.raises(ProtocolError, match="cannot be read") as refusal:
-        manifest_index.build_apart(manifest, tmp_path / "index")
+        manifest_indexing.build_apart(manifest, tmp_path / "index")
     assert "\n" not in str(refusal.value)
+
+
+def test_index_does_not_depend_on_where_the_manifest_is_cut(tmp_path: Path) -> None:
+    relpaths = [f"d{n % 13}/e{n % 5}/f{n}" for n in range(500)] + ["ü", 'a "},', "d1", "d1/x"]
+    indexed(tmp_path, relpaths).close()
+    content = (tmp_path / "manifest.json").read_bytes()
+
+    for size in (1, 7, 1000, 10_000):
+        pieces = [content[start : start + size] for start in range(0, len(content), size)]
+        manifest_indexing.build(pieces, tmp_path / f"index-{size}")
+        assert (tmp_path / f"index-{size}").read_bytes() == (tmp_path / "index").read_bytes()
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("keys", [("items", "hash_function"), ("hash_function", "items")])
+def test_parts_of_a_manifest_are_the_whole(
+    monkeypatch: pytest.MonkeyPatch, indent: int | None, keys: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(manifest_stream, "PART_BYTES", 300)
+    tricky = {"0" * 40: {"relpath": "x"}, "1" * 40: {"relpath": "y"}}
+    items = {
+        identifier_of(str(number)): {
+            "relpath": f'}}, "{"0" * 40}": {{ {number}',
+            "utc_timestamp": 0,
+            "extra": tricky,
+        }
+        for number in range(100)
+    }
+    manifest = {"items": items, "hash_function": 'the "items": {'}
+    content = json.dumps({key: manifest[key] for key in keys}, indent=indent).encode()
+    stream = manifest_stream.ManifestStream()
+
+    found: dict[str, object] = {}
+    batches = 0
+    for start in range(0, len(content), 100):
+        batch = stream.feed(content[start : start + 100])
+        assert not batch.keys() & found.keys()
+        found.update(batch)
+        batches += bool(batch)
+    found.update(stream.close())
+
+    assert found == items
+    assert stream.hash_function == manifest["hash_function"]
+    assert batches > 10
+
+
+@pytest.mark.parametrize("size", [None, True, -1, 1.5, "3", 1 << 63])
+def test_size_that_cannot_be_is_a_protocol_error(tmp_path: Path, size: object) -> None:
+    entry = {"relpath": "a", "size_in_bytes": size, "hash": "00", "utc_timestamp": 0}
+    content = json.dumps({"items": {identifier_of("a"): entry}}).encode()
+
+    with pytest.raises(ProtocolError):
+        manifest_indexing.build([content], tmp_path / "index")
+
+
+@pytest.mark.parametrize("moment", ["2020-01-02T03:04:05Z", 1577934245, "1577934245.0"])
+def test_dates_are_taken_in_every_form_that_servers_send(tmp_path: Path, moment: object) -> None:
+    entry = {"relpath": "a", "size_in_bytes": 1, "hash": "AB", "utc_timestamp": moment}
+    content = json.dumps({"items": {identifier_of("a"): entry}}).encode()
+
+    manifest_indexing.build([content], tmp_path / "index")
+
+    row = ManifestIndex(tmp_path / "index").open().child(0, "a")
+    assert (row.mtime_ns, row.hash) == (1577934245_000_000_000, "ab")
+
+
+def test_of_two_items_with_one_relpath_the_other_is_refused(tmp_path: Path) -> None:
+    entry = {"relpath": "d/a", "size_in_bytes": 1, "hash": "00", "utc_timestamp": 0}
+    content = json.dumps({"items": {"1" * 40: entry, "0" * 40: entry}}).encode()
+
+    manifest_indexing.build([content], tmp_path / "index")
+
+    index = ManifestIndex(tmp_path / "index").open()
+    found = walk(index, index.row(0))
+    assert set(found) == {"d/a", f".refused-{'1' * 40}"}
+    assert found["d/a"].identifier == "0" * 40
+
+
+def test_manifest_that_breaks_off_leaves_no_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest_indexing, "IN_PROCESS_BYTES", 0)
+    content = b'{"items": {"0": {"relpath": "a"'
+
+    with manifest_indexing.Indexing(tmp_path / "i") as indexing:
+        indexing.write(content)
+
+    assert list(tmp_path.iterdir()) == []

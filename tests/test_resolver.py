@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import uuid as uuid_module
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -89,11 +87,10 @@ def test_base_uri_nobody_knows_has_no_datasets(side: Side) -> None:
 
 
 def test_manifest_readme_and_metadata(side: Side) -> None:
-    manifest = io.BytesIO()
-    side.resolver.fetch_manifest(side.dataset, manifest)
+    manifest = b"".join(side.resolver.manifest_pieces(side.dataset))
     metadata = side.resolver.metadata(side.dataset)
 
-    assert json.loads(manifest.getvalue())["items"][HELLO]["relpath"] == "hello.txt"
+    assert json.loads(manifest)["items"][HELLO]["relpath"] == "hello.txt"
     assert side.resolver.readme(side.dataset) == b"readme: 1\n"
     assert metadata.tags == ("a", "b")
     assert json.loads(metadata.annotations["n"]) == 5
@@ -264,7 +261,7 @@ def test_overlay_deleted_meanwhile_is_left_out(
 
 
 def test_manifest_that_breaks_off_is_an_error(
-    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset, tmp_path: Path
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset
 ) -> None:
     def cut(handler: Any) -> None:
         handler.send_response(200)
@@ -274,5 +271,5 @@ def test_manifest_that_breaks_off_is_an_error(
         handler.close_connection = True
 
     quirky.faults = [cut]
-    with (tmp_path / "manifest").open("wb") as file, pytest.raises(Unreachable, match="cut off"):
-        resolver.fetch_manifest(dataset, file)
+    with pytest.raises(Unreachable, match="cut off"):
+        list(resolver.manifest_pieces(dataset))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 import uuid
@@ -83,9 +82,8 @@ class Site:
 def stored(client: Client, dataset: LocalDataset, base_uri: str) -> dict[str, bytes]:
     resolver = client.resolver
     registered = resolver.dataset_by_uuid(UUID(dataset.admin_metadata["uuid"]), base_uri)
-    manifest = io.BytesIO()
-    resolver.fetch_manifest(registered, manifest)
-    entries = json.loads(manifest.getvalue())["items"]
+    manifest = b"".join(resolver.manifest_pieces(registered))
+    entries = json.loads(manifest)["items"]
     contents = {}
     for identifier, entry in entries.items():
         url = resolver.item_url(registered, identifier, lambda count: list(entries)[:count])

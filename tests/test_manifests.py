@@ -1,0 +1,193 @@
+"""Manifests are fetched and indexed once, and go on being so when nobody waits any more."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from dserverfs.cells import NotLoaded, loaded
+from dserverfs.errors import Cancelled, NotFound, Unreachable
+from dserverfs.kept_answers import KeptAnswers
+from dserverfs.manifests import ManifestLoad, Manifests
+from dserverfs.model import Dataset
+from dserverfs.operations import waiting
+from dserverfs.resolver import Resolver
+from tests.quirky_server import CONTENTS, QuirkyServer, says
+
+pytest_plugins = ["tests.resolving"]
+TIMEOUT_S = 20
+
+
+@pytest.fixture
+def gone() -> list[Dataset]:
+    return []
+
+
+@pytest.fixture
+def manifests(resolver: Resolver, tmp_path: Path, gone: list[Dataset]) -> Iterator[Manifests]:
+    answers = KeptAnswers(resolver, tmp_path)
+    manifests = Manifests(answers, "server", tmp_path, gone=gone.append)
+    yield manifests
+    manifests.close()
+
+
+class Halt:
+    """Holds an answer back until it is let go."""
+
+    def __init__(self) -> None:
+        self.arrived = threading.Event()
+        self._go = threading.Event()
+
+    def __call__(self, handler: Any) -> None:
+        self.arrived.set()
+        assert self._go.wait(TIMEOUT_S)
+        handler._route(handler.path)
+
+    def release(self) -> None:
+        self._go.set()
+
+
+def begun(ask: Callable[[], object]) -> ManifestLoad:
+    with pytest.raises(NotLoaded) as missing:
+        ask()
+    assert missing.value.begin is not None
+    load = missing.value.begin()
+    assert isinstance(load, ManifestLoad)
+    return load
+
+
+def test_index_and_file_are_asked_for_once_whoever_waits(
+    quirky: QuirkyServer, manifests: Manifests, dataset: Dataset
+) -> None:
+    halt = Halt()
+    quirky.faults = [halt]
+
+    load = begun(lambda: manifests.index(dataset))
+    assert halt.arrived.wait(TIMEOUT_S)
+    again = [begun(lambda: manifests.index(dataset)), begun(lambda: manifests.file(dataset))]
+    halt.release()
+    load.future.result(TIMEOUT_S)
+
+    assert again == [load, load]
+    assert manifests.index(dataset).number_of_items == len(CONTENTS)
+    assert manifests.file(dataset).exists()
+    assert quirky.asked("/manifests/") == 1
+
+
+def test_index_is_made_of_the_file_that_is_there(
+    quirky: QuirkyServer, manifests: Manifests, dataset: Dataset
+) -> None:
+    loaded(lambda: manifests.file(dataset))
+
+    index = loaded(lambda: manifests.index(dataset))
+
+    assert index.number_of_items == len(CONTENTS)
+    assert quirky.asked("/manifests/") == 1
+
+
+def test_failed_load_is_told_to_all_who_wait_and_begun_anew_by_the_next(
+    quirky: QuirkyServer, manifests: Manifests, dataset: Dataset, tmp_path: Path
+) -> None:
+    quirky.faults = [says(404), says(404)]
+
+    load = begun(lambda: manifests.index(dataset))
+    with pytest.raises(NotFound):
+        load.future.result(TIMEOUT_S)
+
+    assert not list(tmp_path.iterdir())
+    assert loaded(lambda: manifests.index(dataset)).number_of_items == len(CONTENTS)
+
+
+def test_dataset_without_a_manifest_is_told_to_be_gone(
+    quirky: QuirkyServer, manifests: Manifests, dataset: Dataset, gone: list[Dataset]
+) -> None:
+    quirky.faults = [says(404), says(404)]
+
+    with pytest.raises(NotFound):
+        loaded(lambda: manifests.index(dataset))
+
+    assert gone == [dataset]
+
+
+def test_download_that_breaks_off_leaves_nothing(
+    quirky: QuirkyServer, manifests: Manifests, dataset: Dataset, tmp_path: Path
+) -> None:
+    def cut(handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.write(b'{"items": {}}')
+        handler.close_connection = True
+
+    quirky.faults = [cut]
+
+    with pytest.raises(Unreachable):
+        loaded(lambda: manifests.index(dataset))
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_closing_ends_a_load_and_begins_no_other(
+    quirky: QuirkyServer, manifests: Manifests, dataset: Dataset
+) -> None:
+    halt = Halt()
+    quirky.faults = [halt]
+    load = begun(lambda: manifests.index(dataset))
+    assert halt.arrived.wait(TIMEOUT_S)
+
+    manifests.close()
+    halt.release()
+
+    with pytest.raises(Cancelled):
+        load.future.result(TIMEOUT_S)
+    with pytest.raises(Cancelled):
+        loaded(lambda: manifests.index(dataset))
+
+
+class SlowLoad:
+    """Never ends; gets on for some time."""
+
+    def __init__(self, gets_on_s: float) -> None:
+        self.future: Future[None] = Future()
+        self._gets_on_s = gets_on_s
+
+    def progress(self) -> float:
+        return min(trio.current_time(), self._gets_on_s)
+
+
+async def _waited_s(load: SlowLoad) -> float:
+    def ask() -> None:
+        raise NotLoaded(begin=lambda: load)
+
+    begun_s = trio.current_time()
+    with pytest.raises(NotLoaded) as missing:
+        ask()
+    with pytest.raises(trio.TooSlowError):
+        await waiting.loaded(ask, missing.value, trio.CapacityLimiter(1))
+    return trio.current_time() - begun_s
+
+
+@pytest.mark.parametrize(
+    ("gets_on_s", "expected_s"),
+    [
+        (0.0, waiting.METADATA_TIMEOUT_S),
+        (45.0, 3 * waiting.METADATA_TIMEOUT_S),
+        (1e9, waiting.LOAD_TIMEOUT_S),
+    ],
+)
+def test_waiting_for_a_load_ends_when_it_stalls_or_takes_too_long(
+    gets_on_s: float, expected_s: float
+) -> None:
+    clock = trio.testing.MockClock(autojump_threshold=0)
+
+    async def main() -> float:
+        return await _waited_s(SlowLoad(trio.current_time() + gets_on_s))
+
+    assert trio.run(main, clock=clock) == pytest.approx(expected_s)
