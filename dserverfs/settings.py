@@ -69,7 +69,7 @@ class Settings:
     ) -> Settings:
         """Read dtool.json, or `path`; raises UsageError if it is there and is no JSON object."""
         environment = os.environ if environment is None else environment
-        path = path or _config_home(environment) / "dtool" / "dtool.json"
+        path = path or _dtool_config(environment)
         try:
             values = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
@@ -210,7 +210,11 @@ def _public(url: str) -> str:
 
 
 def _config_home(environment: Mapping[str, str]) -> Path:
-    own = Path("~/.config").expanduser()
-    wanted = Path(environment.get("XDG_CONFIG_HOME") or own).expanduser()
+    return Path(environment.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+
+
+def _dtool_config(environment: Mapping[str, str]) -> Path:
+    """Return the file with dtool's configuration."""
+    wanted = _config_home(environment) / "dtool" / "dtool.json"
     # dtool's own commands write to ~/.config, whatever XDG_CONFIG_HOME says.
-    return wanted if (wanted / "dtool" / "dtool.json").exists() else own
+    return wanted if wanted.exists() else Path("~/.config/dtool/dtool.json").expanduser()

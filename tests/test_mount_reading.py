@@ -281,7 +281,7 @@ def test_whole_server_and_single_dataset_can_be_mounted(
 ) -> None:
     base = server.base_uri.removeprefix("dserver://").split("/")
     with mounted(current_user, f"dserver://{base[0]}", token) as path:
-        assert os.listdir(path) == ["s3"]
+        assert "s3" in os.listdir(path)  # beside what other tests made
         assert (path / "s3" / base[2] / "varied/data/one-byte").stat().st_size == 1
     with mounted(current_user, uri, token) as path:
         assert sorted(os.listdir(path)) == [".dtool", "README.yml", "data"]

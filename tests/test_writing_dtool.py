@@ -60,7 +60,7 @@ def test_dtool_create_add_and_freeze_make_a_dataset(
 ) -> None:
     (tmp_path / "item.bin").write_bytes(content_of("item", 100_000))
 
-    dataset = base / "by-dtool"
+    dataset = base / "made-by-dtool-in-a-mount"
     dtool(current_user, "create", "--quiet", dataset.name, f"file://{base}")
     dtool(current_user, "add", "item", tmp_path / "item.bin", dataset)
     waiting = wait_until(
