@@ -20,6 +20,9 @@ from tests.front import Certificates
 class QuietServer(ThreadingHTTPServer):
     """Says nothing when a client hangs up, which the tests make clients do."""
 
+    # With the usual 5, connections that come together are begun again after seconds.
+    request_queue_size = 128
+
     def handle_error(self, request: object, client_address: object) -> None:
         """Let it pass."""
 

@@ -92,6 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # with the usual 5, some of many at once wait for seconds
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: clients that do not trust us hang up."""

@@ -19,11 +19,12 @@ from tests.mounting import mounted, publish
 from tests.serving import ServerHandle
 
 DTOOL = Path(sys.executable).with_name("dtool")
+NAME = "read-in-a-mount"  # of no other dataset in the base URI
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_varied_dataset(tmp_path_factory.mktemp("local"), "varied")
+    return make_varied_dataset(tmp_path_factory.mktemp("local"), NAME)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def base(fuse: None, reader: Account, server: ServerHandle, token: str, uri: str
 
 @pytest.fixture
 def dataset(base: Path) -> Path:
-    return base / "varied"
+    return base / NAME
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def own_base(
 
 @pytest.fixture
 def own(own_base: Path) -> Path:
-    return own_base / "varied"
+    return own_base / NAME
 
 
 def run(reader: Account, *command: str | Path) -> str:
@@ -181,7 +182,7 @@ def test_dtool_works_on_the_mounted_path(current_user: Account, own: Path, origi
     path = run(current_user, DTOOL, "item", "fetch", own, identifier).strip()
     relpath = manifest_of(current_user, original)[identifier]["relpath"]
     assert Path(path).read_bytes() == content_of(relpath, SIZES[relpath])
-    assert "varied" in run(current_user, DTOOL, "ls", own.parent)
+    assert NAME in run(current_user, DTOOL, "ls", own.parent)
 
 
 def test_rsync_brings_everything_and_then_nothing(reader: Account, dataset: Path) -> None:
@@ -282,7 +283,7 @@ def test_whole_server_and_single_dataset_can_be_mounted(
     base = server.base_uri.removeprefix("dserver://").split("/")
     with mounted(current_user, f"dserver://{base[0]}", token) as path:
         assert "s3" in os.listdir(path)  # beside what other tests made
-        assert (path / "s3" / base[2] / "varied/data/one-byte").stat().st_size == 1
+        assert (path / "s3" / base[2] / NAME / "data/one-byte").stat().st_size == 1
     with mounted(current_user, uri, token) as path:
         assert sorted(os.listdir(path)) == [".dtool", "README.yml", "data"]
         assert (path / "data/nested/a/b/c/deep.txt").stat().st_size == 300
