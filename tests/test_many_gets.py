@@ -145,7 +145,8 @@ def test_kept_connection_that_turns_out_dead_counts_for_nothing(
     get(gets, store, 1)
     store.faults = [fault]
 
-    assert get(gets, store, 3) == dict.fromkeys(range(3), CONTENT)
+    # One: on a connection that is new a fault counts, and which comes first is chance.
+    assert get(gets, store, 1) == {0: CONTENT}
 
 
 @pytest.mark.parametrize("fault", [stall, trickle(0.2, chunked=False)])
