@@ -1,18 +1,23 @@
-"""The benchmark: its arithmetic, and that it runs from end to end."""
+"""The benchmark's arithmetic: medians and ratios, tables, JSON and back."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from benchmark import options
 from benchmark.measuring import Measurement
-from benchmark.report import Results, as_json, as_text, seconds_text, simple_table
-
-SOURCES = Path(__file__).parents[1]
+from benchmark.plan import ENDED_EARLY, Keeper, load
+from benchmark.report import (
+    Results,
+    as_json,
+    as_text,
+    from_json,
+    merged,
+    seconds_text,
+    simple_table,
+)
 
 
 @pytest.fixture
@@ -83,44 +88,122 @@ def test_seconds_have_three_digits(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text
 
 
-def test_bench_measures_one_row(fuse: None, tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    options = ["--row", "sequential-cold", "--only", "dserverfs", "--size", "4M", "--repeat", "1"]
-
-    done = subprocess.run(
-        [*(sys.executable, "-m", "benchmark", *options), "--directory", tmp_path, "--json", path],
-        env={**os.environ, "PYTHONPATH": f"{SOURCES}:{SOURCES / 'scripts'}"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(path.read_text())["rows"]
-    assert row["row"] == "sequential-cold"
-    assert row["columns"]["dserverfs"]["median_seconds"] > 0
-    assert row["columns"]["dserverfs"]["median_peak_mib"] > 0
-    assert "4 MiB, cold" in done.stdout
-    assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
+def filled(titles: dict[str, str], seconds: float) -> Results:
+    """Return results with two columns of these rows, in all the same."""
+    results = Results(titles, "dserverfs", ["rclone"], ["local"], notes=[f"took {seconds}"])
+    for row in titles:
+        results.add("dserverfs", Measurement(row, seconds, seconds / 2, 1 << 20))
+        results.add("rclone", Measurement(row, seconds * 2))
+    return results
 
 
-def test_bench_publishes_in_every_way_there_is(fuse: None, tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    options = ["publish", "--size", "1M", "--tar-items", "5", "--repeat", "1"]
+def test_what_json_keeps_makes_the_same_tables_again(results: Results) -> None:
+    for seconds in (1.0, 2.0, 3.0):
+        results.add("dserverfs", Measurement("read", seconds, seconds / 2, 5 << 20))
+        results.add("rclone", Measurement("read", seconds * 4))
+    results.fail("s3fs", ["read"], "wrong bytes")
+    results.note("on a machine")
 
-    done = subprocess.run(
-        [*(sys.executable, "-m", "benchmark", *options), "--directory", tmp_path, "--json", path],
-        env={**os.environ, "PYTHONPATH": f"{SOURCES}:{SOURCES / 'scripts'}"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    again = from_json(json.loads(json.dumps(as_json(results, {}))))
 
-    assert done.returncode == 0, done.stderr
-    for row in json.loads(path.read_text())["rows"]:
-        for way in ("dserverfs", "uploader", "sequential"):
-            assert row["columns"][way]["median_seconds"] > 0, done.stdout
-    assert "times as fast as sequential" in done.stdout
-    assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
+    assert as_text(again) == as_text(results)
+    assert again == results
+
+
+def test_rows_of_which_nothing_is_known_are_not_loaded(results: Results) -> None:
+    results.titles = {"read": "reading", "fail": "failing", "never": "never reached"}
+    results.add("dserverfs", Measurement("read", 1.0))
+    results.fail("dserverfs", ["fail"], "no such file")
+
+    again = from_json(json.loads(json.dumps(as_json(results, {}))))
+
+    assert list(again.titles) == ["read", "fail"]
+
+
+def test_rows_of_later_files_replace_earlier_ones_whole_and_in_order() -> None:
+    first = filled({"b": "b of 1", "c": "c of 1"}, 1.0)
+    first.fail("dserverfs", ["c"], "broken")
+    second = filled({"c": "c of 2", "a": "a of 2"}, 3.0)
+
+    both = merged([first, second], ["a", "b", "c"])
+
+    assert list(both.titles.items()) == [("a", "a of 2"), ("b", "b of 1"), ("c", "c of 2")]
+    assert [both.seconds(row, "dserverfs") for row in "abc"] == [3.0, 1.0, 3.0]
+    assert [both.seconds(row, "rclone") for row in "abc"] == [6.0, 2.0, 6.0]
+    assert both.failed == {}
+    assert both.notes == ["took 1.0", "took 3.0"]
+
+
+def test_a_later_failure_replaces_an_earlier_value() -> None:
+    first, second = filled({"a": "a"}, 1.0), filled({"a": "a"}, 2.0)
+    second.fail("dserverfs", ["a"], "broken")
+
+    both = merged([first, second], ["a"])
+
+    assert both.seconds("a", "dserverfs") is None
+    assert "- dserverfs, a: failed: broken" in as_text(both)
+
+
+def test_tables_of_other_columns_are_not_merged(results: Results) -> None:
+    with pytest.raises(ValueError, match="do not compare the same"):
+        merged([results, filled({"a": "a"}, 1.0)], ["a"])
+
+
+def test_a_file_says_if_its_run_ended_early(results: Results, tmp_path: Path) -> None:
+    path = tmp_path / "kept.json"
+    results.add("dserverfs", Measurement("read", 1.0))
+    keeper = Keeper([path])
+
+    keeper.keep(results, {})
+    early = load(path)
+    keeper.keep_all(results, {"sizes": {"large": 1}})
+    whole = load(path)
+
+    assert early.results.notes == [ENDED_EARLY]
+    assert whole.results.notes == []
+    assert whole.about == {"sizes": {"large": 1}}
+    assert [each.name for each in tmp_path.iterdir()] == ["kept.json"]
+
+
+def test_a_file_that_cannot_be_replaced_leaves_none_beside_it(
+    results: Results, tmp_path: Path
+) -> None:
+    path = tmp_path / "kept.json"
+    path.mkdir()
+
+    with pytest.raises(IsADirectoryError):
+        Keeper([path]).keep(results, {})
+
+    assert [each.name for each in tmp_path.iterdir()] == ["kept.json"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": [], "columns": {}}'])
+def test_what_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+
+    with pytest.raises(ValueError, match="no results of scripts/bench"):
+        load(path)
+
+
+def test_publishing_has_the_sizes_of_its_targets() -> None:
+    sizes = options.plan_of(options.parse(["publish"])).sizes
+
+    assert (sizes.large_bytes, sizes.small_items) == (1 << 30, 5000)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--row", "publish-large"],
+        ["publish", "--row", "tar-cold"],
+        ["publish", "--only", "s3fs"],
+        ["--from", "x.json", "--row", "tar-cold"],
+        ["--json", "/nowhere/at/all.json"],
+    ],
+)
+def test_options_without_meaning_are_refused_before_anything_is_measured(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        options.parse(argv)
+
+    assert ended.value.code == 2

@@ -13,7 +13,11 @@
     distant_rows what is measured there
     registered   datasets that are only listed, of which nothing is uploaded
     many_rows    what is measured of them
-    table        all rows, in their order
+    table        all rows of reading, in their order
+    reading      the run through them
+    publishing   how long it takes until a directory is a dataset, its rows and the run
+    plan         what a run is to measure, and the files in which it keeps what it has
+    options      the command's options
     plot         a picture of the table
     report       medians, ratios, tables and JSON; pure
 """

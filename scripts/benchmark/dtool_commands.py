@@ -210,7 +210,7 @@ def _measured(bench: Bench, repeat: int, size_mib: int, datasets: int) -> Result
                     results.add(side.name, Measurement(row, work(side)))
                 except (OSError, RuntimeError, subprocess.SubprocessError) as error:
                     results.fail(side.name, [row], str(error))
-    results.notes.append(machine.in_words(machine.describe()))
+    results.notes.append(machine.in_words(machine.describe() | {"load_after": machine.load()}))
     return results
 
 

@@ -22,15 +22,22 @@ def describe() -> dict[str, Any]:
         "memory_gib": round(pages * page_bytes / 1024**3, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "load_before": os.getloadavg()[0],
+        "load_before": load(),
     }
 
 
+def load() -> float:
+    """Return how many processes have wanted a processor, on average of the last minute."""
+    return os.getloadavg()[0]
+
+
 def in_words(about: Mapping[str, Any]) -> str:
+    """Say it in one line; `load_after` is in it if it has been added."""
+    after = f" and {about['load_after']:.1f} after" if "load_after" in about else ""
     return (
         f"{about['cores']} cores ({about['cpu']}), {about['memory_gib']} GiB,"
         f" Linux {about['kernel']}, Python {about['python']},"
-        f" load {about['load_before']:.1f} before and {os.getloadavg()[0]:.1f} after"
+        f" load {about['load_before']:.1f} before{after}"
     )
 
 

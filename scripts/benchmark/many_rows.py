@@ -88,7 +88,10 @@ def many(bench: Bench, peer: Peer) -> Iterator[Measurement]:
             seconds = time.perf_counter() - start_s
             yield Measurement(row, seconds, processes.cpu_seconds(), processes.peak_bytes())
             if row == "many-first":
-                yield _find(place.path / "data", processes, count)
+                if bench.wants("many-find"):
+                    yield _find(place.path / "data", processes, count)
+                if not bench.wants("many-second"):
+                    return
                 end(place.path, processes)
 
 

@@ -97,6 +97,13 @@ class Dserverfs(FusePeer):
     by_identifier = False
     items = "data"
 
+    def __init__(self, *options: str) -> None:
+        self._options = options  # of its mount command
+
+    def unverified(self) -> Dserverfs:
+        """Return the same, comparing nothing with the manifest."""
+        return Dserverfs("--verify", "off")
+
     def version(self) -> str:
         return _first_line([sys.executable, "-m", "dserverfs", "--version"])
 
@@ -107,7 +114,7 @@ class Dserverfs(FusePeer):
         """Return what mounts any dserver URI."""
         return [
             *(sys.executable, "-m", "dserverfs", "mount", uri, str(place.path)),
-            *("--cache-dir", str(place.cache), "--read-only"),
+            *("--cache-dir", str(place.cache), "--read-only", *self._options),
         ]
 
     def environment(self, lab: Lab) -> dict[str, str]:

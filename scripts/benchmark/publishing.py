@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmark import machine, measuring
 from benchmark.content import make_dataset
@@ -26,6 +26,7 @@ from benchmark.lab import Lab, Sizes, open_lab
 from benchmark.measuring import Measurement, WrongAnswer
 from benchmark.mounts import MARK, Mounts
 from benchmark.peers import OURS, Dserverfs, Missing, Rclone
+from benchmark.plan import Keeper, Plan
 from benchmark.report import Results
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.server.objects import ObjectStore
@@ -34,6 +35,9 @@ UPLOADER = "uploader"
 SEQUENTIAL = "sequential"
 COPY = "rclone copy"
 MOUNT = "rclone mount"
+COLUMNS = (OURS, COPY, MOUNT, SEQUENTIAL, UPLOADER)
+LARGE, SMALL = "publish-large", "publish-small"
+ROWS = (LARGE, SMALL)
 LIMIT_S = 600.0
 _LOOK_S = 0.05
 _MIB = 1024 * 1024
@@ -225,34 +229,50 @@ class _Peak:
                         self.bytes = int(line.split()[1]) * 1024
 
 
-def run(sizes: Sizes, repeats: int, work: Path) -> Results:
-    """Publish each directory in every way, `repeats` times; return what was measured."""
-    about = machine.describe()
-    with open_lab(work, sizes) as lab:
+def run(plan: Plan, work: Path, keeper: Keeper) -> None:
+    """Publish each directory of the plan in its ways; the keeper has what comes."""
+    about: dict[str, Any] = {"machine": machine.describe(), "sizes": vars(plan.sizes)}
+    results = Results(
+        {row: text for row, text in _titles(plan.sizes).items() if row in plan.rows},
+        OURS,
+        [COPY, MOUNT, SEQUENTIAL],
+        [UPLOADER],  # ours without a file system before it
+    )
+    about["versions"] = versions = _versions(results)
+    for note in versions.values():
+        results.note(note)
+    with open_lab(work, plan.sizes) as lab:
         ways = Ways(lab, Mounts(work / "mounts"))
-        sources = [
-            _source(work, "publish-large", {"large.bin": sizes.large_bytes}),
-            _source(work, "publish-small", {f"{i:06}.bin": 4096 for i in range(sizes.small_items)}),
-        ]
-        results = Results(
-            {
-                "publish-large": f"publish {sizes.large_bytes / _MIB:,.0f} MiB",
-                "publish-small": f"publish {sizes.small_items:,} x 4 KiB",
-            },
-            OURS,
-            [COPY, MOUNT, UPLOADER, SEQUENTIAL],
-            [],
-        )
-        for repeat in range(repeats):
-            for source in sources:
-                for way in ways.all:
-                    print(f"{source.row} {repeat + 1}: {way}", file=sys.stderr, flush=True)
+        for row in results.titles:
+            source = _source(work, row, plan.sizes)
+            for repeat in range(plan.repeats):
+                for way in (way for way in ways.all if way in plan.columns):
+                    print(f"{row} {repeat + 1}: {way}", file=sys.stderr, flush=True)
                     _once(ways, way, source, results)
+                about["machine"]["load_after"] = machine.load()
+                keeper.keep(results, about)
     for row, title in results.titles.items():
         for way in (OURS, UPLOADER):
             results.notes.extend(_compared(results, row, title, way))
-    results.notes.append(machine.in_words(about))
-    return results
+    keeper.keep_all(results, about)
+
+
+def _titles(sizes: Sizes) -> dict[str, str]:
+    return {
+        LARGE: f"publish {sizes.large_bytes / _MIB:,.0f} MiB",
+        SMALL: f"publish {sizes.small_items:,} x 4 KiB",
+    }
+
+
+def _versions(results: Results) -> dict[str, str]:
+    """Return the version of each program there is, and note those there are not."""
+    found = {}
+    for peer in (Dserverfs(), Rclone()):
+        try:
+            found[peer.name] = peer.version()
+        except Missing as missing:
+            results.note(str(missing))
+    return found
 
 
 def _once(ways: Ways, way: str, source: Source, results: Results) -> None:
@@ -262,7 +282,7 @@ def _once(ways: Ways, way: str, source: Source, results: Results) -> None:
         ways.check(source, outcome)
         results.add(way, outcome.measurement)
     except Missing as missing:
-        results.notes.append(str(missing))
+        results.note(str(missing))
     except (OSError, RuntimeError, WrongAnswer, subprocess.SubprocessError) as error:
         results.fail(way, [source.row], f"{type(error).__name__}: {error}")
 
@@ -279,8 +299,12 @@ def _compared(results: Results, row: str, title: str, way: str) -> list[str]:
     return [f"{title}: {way} is {', '.join(said)}"] if said else []
 
 
-def _source(work: Path, row: str, sizes: Mapping[str, int]) -> Source:
-    dataset = make_dataset(work / "to-publish", row, sizes)
+def _source(work: Path, row: str, sizes: Sizes) -> Source:
+    files = {
+        LARGE: lambda: {"large.bin": sizes.large_bytes},
+        SMALL: lambda: {f"{i:06}.bin": 4096 for i in range(sizes.small_items)},
+    }[row]()
+    dataset = make_dataset(work / "to-publish", row, files)
     return Source(row, work / "to-publish" / row / "data", dataset)
 
 

@@ -1,4 +1,4 @@
-"""Medians, ratios, tables and JSON of what was measured. Pure.
+"""Medians, ratios, tables and JSON of what was measured, and back from JSON. Pure.
 
 Tables are simple tables of reStructuredText, to be pasted into README.
 """
@@ -6,7 +6,7 @@ Tables are simple tables of reStructuredText, to be pasted into README.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ class Results:
     peers: Sequence[str]  # what ours is compared with
     floors: Sequence[str]
     measurements: dict[tuple[str, str], list[Measurement]] = field(default_factory=dict)
-    failed: set[tuple[str, str]] = field(default_factory=set)  # (row, column)
+    failed: dict[tuple[str, str], str] = field(default_factory=dict)  # (row, column): why
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -39,9 +39,19 @@ class Results:
 
     def fail(self, column: str, rows: Sequence[str], reason: str) -> None:
         """Note that a column has no trustworthy value in these rows, whatever was measured."""
-        self.failed.update((row, column) for row in rows)
-        # On one line, whatever a program said: the notes are a list.
-        self.notes.append(f"{column}, {', '.join(rows)}: failed: {' '.join(reason.split())}")
+        for row in rows:
+            # On one line, whatever a program said: it is shown in a list.
+            self.failed.setdefault((row, column), " ".join(reason.split()))
+
+    def note(self, text: str) -> None:
+        """Have it said below the tables, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def has(self, row: str) -> bool:
+        """Return whether anything is known of a row."""
+        known = self.measurements.keys() | self.failed.keys()
+        return any((row, column) in known for column in self.columns)
 
     def seconds(self, row: str, column: str) -> Number:
         return self._median(row, column, lambda each: each.seconds)
@@ -100,9 +110,18 @@ def as_text(results: Results) -> str:
             ["", *(f"{name} s" for name in daemons), *(f"{name} MiB" for name in daemons)],
             resources,
         ),
-        *(f"- {note}" for note in results.notes),
+        *(f"- {note}" for note in (*_failures(results), *results.notes)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _failures(results: Results) -> Iterator[str]:
+    """Yield what failed, with all rows that did for one reason."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for (row, column), reason in results.failed.items():
+        rows.setdefault((column, reason), []).append(row)
+    for (column, reason), failed in rows.items():
+        yield f"{column}, {', '.join(failed)}: failed: {reason}"
 
 
 def simple_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -142,6 +161,7 @@ def as_json(results: Results, about: Mapping[str, Any]) -> dict[str, Any]:
                 "columns": {
                     column: {
                         "failed": (row, column) in results.failed,
+                        "reason": results.failed.get((row, column)),
                         "median_seconds": results.seconds(row, column),
                         "median_cpu_seconds": results.cpu_seconds(row, column),
                         "median_peak_mib": results.peak_mib(row, column),
@@ -157,6 +177,58 @@ def as_json(results: Results, about: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "notes": results.notes,
     }
+
+
+def from_json(made: Mapping[str, Any]) -> Results:
+    """Return what `as_json` wrote, without rows of which nothing was measured.
+
+    Raises KeyError, TypeError or ValueError if that is not what it is.
+    """
+    columns = made["columns"]
+    results = Results(
+        {row["row"]: row["title"] for row in made["rows"]},
+        columns["ours"],
+        columns["peers"],
+        columns["floors"],
+        notes=list(made["notes"]),
+    )
+    for row in made["rows"]:
+        for column, found in row["columns"].items():
+            values = (found["seconds"], found["cpu_seconds"], found["peak_bytes"])
+            for seconds, cpu_seconds, peak_bytes in zip(*values, strict=True):
+                results.add(column, Measurement(row["row"], seconds, cpu_seconds, peak_bytes))
+            if found["failed"]:
+                results.fail(column, [row["row"]], found.get("reason") or "")
+    results.titles = {row: title for row, title in results.titles.items() if results.has(row)}
+    return results
+
+
+def merged(parts: Sequence[Results], order: Iterable[str]) -> Results:
+    """Return the rows of all in that order, each whole as the last of `parts` has it.
+
+    Whole, because a ratio of times that were not measured in one run says little.
+    Raises ValueError if they have not the same columns.
+    """
+    first = parts[0]
+    if any(part.columns != first.columns for part in parts):
+        raise ValueError("they do not compare the same")
+    found = {row: part for part in parts for row in part.titles}
+    places = {row: place for place, row in enumerate(order)}
+    rows = sorted(found, key=lambda row: places.get(row, len(places)))
+    result = Results(
+        {row: found[row].titles[row] for row in rows}, first.ours, first.peers, first.floors
+    )
+    for row in rows:
+        for column in result.columns:
+            key = (row, column)
+            if key in found[row].measurements:
+                result.measurements[key] = found[row].measurements[key]
+            if key in found[row].failed:
+                result.failed[key] = found[row].failed[key]
+    for part in parts:
+        for note in part.notes:
+            result.note(note)
+    return result
 
 
 def _cell(

@@ -2,17 +2,18 @@
 
 A scenario measures some rows on fresh mounts of one peer; it is repeated for
 each peer in turn. "Cold" is a new mount with an empty cache directory, while the
-kernel holds all files of the server. To add a row: a title, and a scenario that
-yields its measurement.
+kernel holds all files of the server. A scenario may leave out what is not wanted.
+To add a row: a title, and a scenario that yields its measurement.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -21,20 +22,24 @@ from benchmark import measuring
 from benchmark.lab import Lab, Published, drop_page_cache
 from benchmark.measuring import Buffer, Measurement, WrongAnswer, measure
 from benchmark.mounts import Mount, Mounts
-from benchmark.peers import Peer, curl
+from benchmark.peers import Dserverfs, Peer, curl
 from dserverfs.model import Item
 
 MIB = 1024 * 1024
 READERS = (1, 16)
 WARM_READS_PER_COLD = 20  # they take that much less time
+COLD = "sequential-cold"
+SEQUENTIAL = (COLD, "first-byte", "sequential-disk", "sequential-again")
+UNVERIFIED = "sequential-off"  # dserverfs with --verify off
 
 
 class Bench:
     """What scenarios work with."""
 
-    def __init__(self, lab: Lab, mounts: Mounts) -> None:
+    def __init__(self, lab: Lab, mounts: Mounts, wanted: Collection[str]) -> None:
         self.lab = lab
         self.mounts = mounts
+        self.wanted = wanted
         self.repeat = 0
         self.may_drop = True
         self._buffer: Buffer | None = None
@@ -43,6 +48,10 @@ class Bench:
         if self._buffer is None:
             self._buffer = Buffer(self.lab.sizes.large_bytes)
         return self._buffer
+
+    def wants(self, *rows: str) -> bool:
+        """Return whether any of these rows is to be measured."""
+        return any(row in self.wanted for row in rows)
 
     def settle(self, peer: Peer) -> None:
         """Prepare for something cold: no writing behind, and the server's files in memory."""
@@ -80,23 +89,48 @@ def forget_pages_of(path: Path) -> None:
 
 
 def sequential(bench: Bench, peer: Peer) -> Iterator[Measurement]:
+    """Cold, again from the peer's cache, and again from memory; and cold with nothing compared.
+
+    Only dserverfs compares what it reads with the manifest, so that one cold reading of
+    another is in both rows, with and without.
+    """
     dataset = bench.lab.large()
-    item = only_item(dataset)
-    buffer = bench.buffer()
+    if not isinstance(peer, Dserverfs):
+        for measurement in _sequentially(bench, peer, dataset):
+            yield measurement
+            if measurement.row == COLD:
+                yield dataclasses.replace(measurement, row=UNVERIFIED)
+        return
+    if bench.wants(*SEQUENTIAL):
+        yield from _sequentially(bench, peer, dataset)
+    if bench.wants(UNVERIFIED):
+        with peer.unverified().mounted(bench.lab, bench.mounts, dataset) as mount:
+            bench.settle(peer)
+            yield _whole(UNVERIFIED, bench, mount, dataset)[0]
+
+
+def _sequentially(bench: Bench, peer: Peer, dataset: Published) -> Iterator[Measurement]:
     with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
         bench.settle(peer)
-        path = mount.path_of(item)
-        cold, reading = measure("sequential-cold", mount.processes, lambda: buffer.read(path))
-        measuring.check_content(item, reading.content)
+        cold, first_byte_s = _whole(COLD, bench, mount, dataset)
         yield cold
-        yield Measurement("first-byte", reading.first_byte_s)
+        yield Measurement("first-byte", first_byte_s)
+        if not bench.wants("sequential-disk", "sequential-again"):
+            return
         bench.forget_pages(mount)
-        disk, reading = measure("sequential-disk", mount.processes, lambda: buffer.read(path))
-        measuring.check_content(item, reading.content)
-        yield disk
-        again, reading = measure("sequential-again", mount.processes, lambda: buffer.read(path))
-        measuring.check_content(item, reading.content)
-        yield again
+        yield _whole("sequential-disk", bench, mount, dataset)[0]
+        if bench.wants("sequential-again"):
+            yield _whole("sequential-again", bench, mount, dataset)[0]
+
+
+def _whole(row: str, bench: Bench, mount: Mount, dataset: Published) -> tuple[Measurement, float]:
+    """Read the only item; return that, and when its first byte came."""
+    item = only_item(dataset)
+    path = mount.path_of(item)
+    buffer = bench.buffer()
+    result, reading = measure(row, mount.processes, lambda: buffer.read(path))
+    measuring.check_content(item, reading.content)
+    return result, reading.first_byte_s
 
 
 def download(bench: Bench) -> Iterator[Measurement]:
@@ -116,7 +150,8 @@ def download(bench: Bench) -> Iterator[Measurement]:
             md5.update(chunk)
     if md5.hexdigest() != item.hash:
         raise WrongAnswer(f"{item.relpath}: the store has other bytes")
-    yield Measurement("sequential-cold", float(times[0]))
+    yield Measurement(COLD, float(times[0]))
+    yield Measurement(UNVERIFIED, float(times[0]))
     yield Measurement("first-byte", float(times[1]))
 
 
@@ -131,6 +166,8 @@ def listing(bench: Bench, peer: Peer) -> Iterator[Measurement]:
             )
             measuring.check_listing(mount, items, text)
             yield result
+            if not bench.wants("list-again"):
+                return
 
 
 def archiving(bench: Bench, peer: Peer) -> Iterator[Measurement]:
@@ -146,6 +183,8 @@ def archiving(bench: Bench, peer: Peer) -> Iterator[Measurement]:
             )
             measuring.check_archive(mount, items, archive)
             yield result
+            if not bench.wants("tar-disk"):
+                return
             if row == "tar-cold":
                 bench.forget_pages(mount)
 
@@ -171,9 +210,11 @@ def mounting(bench: Bench, peer: Peer) -> Iterator[Measurement]:
 def random_cold(bench: Bench, peer: Peer) -> Iterator[Measurement]:
     dataset = bench.lab.large()
     for readers in READERS:
+        row = f"random-cold-{readers}"
+        if not bench.wants(row):
+            continue
         with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
             bench.settle(peer)
-            row = f"random-cold-{readers}"
             yield _random(bench, mount, dataset, row, readers, bench.lab.sizes.random_reads)
 
 
@@ -189,9 +230,12 @@ def random_warm(bench: Bench, peer: Peer) -> Iterator[Measurement]:
             measuring.check_content(item, bench.buffer().read(path).content)
         os.sync()
         for readers in READERS:
+            row = f"random-warm-{readers}"
+            if not bench.wants(row):
+                continue
             if not peer.is_floor:
                 forget_pages_of(path)
-            yield _random(bench, mount, dataset, f"random-warm-{readers}", readers, count)
+            yield _random(bench, mount, dataset, row, readers, count)
 
 
 def _random(

@@ -7,11 +7,7 @@ from benchmark.lab import Sizes
 from benchmark.rows import MIB, WARM_READS_PER_COLD, Scenario
 
 SCENARIOS = (
-    Scenario(
-        ("sequential-cold", "first-byte", "sequential-disk", "sequential-again"),
-        rows.sequential,
-        rows.download,
-    ),
+    Scenario((*rows.SEQUENTIAL, rows.UNVERIFIED), rows.sequential, rows.download),
     Scenario(("four-cold",), rows.four_readers),
     Scenario(("random-cold-1", "random-cold-16"), rows.random_cold),
     Scenario(("random-warm-1", "random-warm-16"), rows.random_warm),
@@ -29,6 +25,7 @@ SCENARIOS = (
     Scenario(("shown-list",), many_rows.shown),
     Scenario(("many-first", "many-find", "many-second"), many_rows.many),
 )
+ROWS = tuple(row for scenario in SCENARIOS for row in scenario.rows)
 
 
 def titles(sizes: Sizes) -> dict[str, str]:
@@ -41,6 +38,7 @@ def titles(sizes: Sizes) -> dict[str, str]:
         "first-byte": "its first 128 KiB, cold",
         "sequential-disk": f"{large}, disk cache",
         "sequential-again": f"{large}, page cache",
+        "sequential-off": f"{large}, cold, --verify off",
         "four-cold": "4 readers of a quarter each, cold",
         "random-cold-1": f"{cold:,} random 4 KiB, cold, 1 reader",
         "random-cold-16": f"{cold:,} random 4 KiB, cold, 16 readers",
