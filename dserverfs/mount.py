@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import os
 import resource
@@ -180,6 +181,8 @@ async def _tell_ready(
     control = Server(control_directory, socket_name(status.st_dev), commander)
     control.open()
     logger.info("%s: mounted at %s", options.uri, options.path)
+    gc.freeze()  # what was imported stays: it need not be looked through again and again
+    gc.enable()
     if ready_fd is not None:
         _become_daemon(ready_fd)
     try:
