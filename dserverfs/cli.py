@@ -15,7 +15,8 @@ EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status: 0, 1 (failed, said why) or 2 (wrong arguments)."""
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _parser(argv).parse_args(argv)
     try:
         status: int = arguments.command(arguments)
         return status
@@ -26,12 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dserverfs", description="Use the datasets of a dserver as files."
     )
     parser.add_argument("--version", action="version", version=f"dserverfs {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in commands.ALL:
+    for command in commands.named(argv):
         command.add(subparsers)
     return parser
