@@ -114,6 +114,10 @@ class Catalogue:
         """Return whom the token speaks for."""
         return self._user.get()
 
+    def learn_user(self, user: User) -> None:
+        """Take over whom the token speaks for from an answer that was just had."""
+        self._user.keep(user)
+
     def datasets(self, base_uri: str, reserved: frozenset[str]) -> Mapping[str, Dataset]:
         """Return the datasets of a base URI by the name they are shown under.
 

@@ -96,7 +96,13 @@ class Cell(Generic[T]):
             with self._lock:
                 if self._values:
                     return
-            self._keep(self._fetch())
+            self.keep(self._fetch())
+
+    def keep(self, value: T) -> None:
+        """Have what was fetched in another way for the value."""
+        with self._lock:
+            self._values = [value]
+            self._fresh_until_s = self._clock_s() + self._max_age_s
 
     def replace(self, change: Callable[[T], T]) -> None:
         """Change the value, if there is one, without fetching; it gets no fresher by that."""
@@ -114,16 +120,11 @@ class Cell(Generic[T]):
         with self._lock:
             self._values = []
 
-    def _keep(self, value: T) -> None:
-        with self._lock:
-            self._values = [value]
-            self._fresh_until_s = self._clock_s() + self._max_age_s
-
     def _refresh(self) -> None:
         """Fetch anew; keep the old value if the server is away, drop it if it says no."""
         try:
             with self._loading:
-                self._keep(self._fetch())
+                self.keep(self._fetch())
         except (NotFound, PermissionDenied) as error:
             with self._lock:
                 self._fresh_until_s = self._clock_s() + RETRY_S

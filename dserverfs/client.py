@@ -141,6 +141,7 @@ class Client:
         """
         self._answers.require_signed_urls()
         user = self._answers.accepted_user()
+        self.catalogue.learn_user(user)
         if uri.base_uri is None:
             return None if uri.uuid is None else self._only(uri, uri.uuid, user)
         if not _may_search(user, uri.base_uri):
@@ -181,7 +182,6 @@ class Client:
         """Load what the first listing of a mount shows; blocks. What fails is asked again later."""
         try:
             dataset = only.result()
-            _load(self.catalogue.user)
             if dataset is not None:
                 _load(lambda: self.catalogue.index(dataset))
             elif uri.base_uri is not None:

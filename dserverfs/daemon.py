@@ -6,6 +6,7 @@ which the server answers and the first listing arrives.
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 from dserverfs.client import Client
@@ -18,7 +19,7 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
 
     `ready_fd` is where to say that the mount answers; it is closed.
     """
-    with Client(
+    client = Client(
         options.uri.server,
         settings,
         cache_directory=options.cache_directory,
@@ -26,9 +27,11 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
         verify=options.verify,
         staging_directory=options.staging_directory,
         freeze_delay_s=options.freeze_delay_s,
-    ) as client:
+    )
+    with contextlib.closing(client):
         asking = ThreadPoolExecutor(1, thread_name_prefix="check")
-        only = asking.submit(client.check, options.uri)
+        # To make the cache's database waits for the disk several times.
+        only = asking.submit(lambda: client.open().check(options.uri))
         asking.submit(client.preload, options.uri, only)
         try:
             from dserverfs import mount

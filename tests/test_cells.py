@@ -130,3 +130,17 @@ def test_failed_load_raises_and_is_tried_again(world: World) -> None:
     cell.load()
 
     assert cell.get() == "one"
+
+
+def test_what_was_fetched_in_another_way_is_fresh_and_not_fetched_again(world: World) -> None:
+    cell = world.cell()
+
+    cell.keep("known")
+    cell.load()
+
+    assert cell.get() == "known"
+    assert world.asked == 0
+    assert not world.pool.queue
+    world.now_s += 60
+    assert cell.get() == "known"
+    assert len(world.pool.queue) == 1

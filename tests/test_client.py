@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 from dserverfs.cli import main
 from dserverfs.errors import NotFound, PermissionDenied, Unsupported, UsageError
-from dserverfs.model import DserverURI
+from dserverfs.model import Dataset, DserverURI
 from tests.mounting import client_of
 from tests.quirky_server import BASE_URI, TOKEN, QuirkyServer
 from tests.serving import ServerHandle
@@ -110,3 +111,19 @@ def test_whoami_without_a_good_token_is_one_line(
     assert said.out == ""
     assert said.err.startswith("dserverfs: ")
     assert said.err.count("\n") == 1
+
+
+def test_user_is_asked_for_once_until_the_first_listing(
+    quirky: QuirkyServer, tmp_path: Path
+) -> None:
+    quirky.add(UUID, {"a": b"a"})
+    uri = DserverURI.parse(f"dserver://{quirky.url.removeprefix('http://')}/s3/bucket")
+
+    with client_of(str(uri), TOKEN, tmp_path / "cache") as client:
+        only = Future[Dataset | None]()
+        only.set_result(client.check(uri))
+        client.preload(uri, only)
+
+        assert client.catalogue.user().search_base_uris == (BASE_URI,)
+        assert len(client.catalogue.datasets(BASE_URI, frozenset())) == 1
+    assert quirky.asked("^GET /me$") == 1
