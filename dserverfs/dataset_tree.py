@@ -232,17 +232,28 @@ class DatasetTree:
         parent = index.row(number)
         start = cookie + 1 if cookie else parent.first_child
         frozen_ns = self._frozen_ns
+        new = tuple.__new__
         while rows := index.listing(parent, start, ROWS_AT_A_TIME):
-            # As `_row_attributes`, which a million calls of are 2 s more.
+            # As `_row_attributes`, which a million calls of are 2 s more, and as the
+            # constructors of the two, which are 0.6 s.
             for row, name, is_directory, size, mtime_ns, refused in rows:
                 if is_directory:
-                    attributes = Attributes(base + row, True, 0o755, 0, frozen_ns, FROZEN_S)
+                    permissions, size, mtime_ns = 0o755, 0, frozen_ns
                 else:
                     permissions = 0o444 if refused else 0o644
-                    attributes = Attributes(
-                        base + row, False, permissions, size, mtime_ns, FROZEN_S
-                    )
-                yield Entry(name, attributes, row)
+                fields = (
+                    base + row,
+                    bool(is_directory),
+                    permissions,
+                    size,
+                    mtime_ns,
+                    FROZEN_S,
+                    None,
+                    None,
+                    None,
+                    None,
+                )
+                yield new(Entry, (name, new(Attributes, fields), row))
             start = rows[-1][0] + 1
 
     def _row_attributes(self, row: Row, base: int = 0) -> Attributes:
