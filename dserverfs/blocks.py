@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from zlib_ng import zlib_ng
 
 # 1 MiB: waiters need not be woken within a block, and a random reader fetches no
 # more than that; larger ranges are fetched as runs of blocks.
@@ -105,7 +106,7 @@ def checksums(data: bytes | bytearray | memoryview) -> bytes:
     view = memoryview(data)
     return b"".join(
         [
-            zlib.crc32(view[start : start + PART_SIZE]).to_bytes(CRC_BYTES, "big")
+            zlib_ng.crc32(view[start : start + PART_SIZE]).to_bytes(CRC_BYTES, "big")
             for start in range(0, len(view), PART_SIZE)
         ]
     )
@@ -113,19 +114,20 @@ def checksums(data: bytes | bytearray | memoryview) -> bytes:
 
 def fingerprint(checksums: bytes) -> int:
     """Return a number by which a block with these checksums is recognised."""
-    return zlib.crc32(checksums)
+    return zlib_ng.crc32(checksums)
 
 
 class MemoryBlock:
     """A block held in memory: small, or not to be had from the cache's disk."""
 
-    __slots__ = ("_checksums", "_view", "row")
+    __slots__ = ("_checksums", "_view", "row", "used")
 
     def __init__(self, data: bytes | bytearray | memoryview, row: int = 0) -> None:
         """`row` is the cache's number for it; 0 if the cache does not have it."""
         self._view = memoryview(data).toreadonly()
         self._checksums: bytes | None = None
         self.row = row
+        self.used = False  # since somebody set it to False
 
     @property
     def memory_in_bytes(self) -> int:
@@ -141,7 +143,9 @@ class MemoryBlock:
             self._checksums = checksums(self._view)
         return self._checksums
 
-    def read_nowait(self, offset: int, size: int) -> memoryview | None:
+    def read_nowait(
+        self, offset: int, size: int, buffer: memoryview | None = None
+    ) -> memoryview | None:
         """Return the bytes; a view that stays good as long as it is held."""
         return self._view[offset : offset + size]
 
@@ -160,7 +164,7 @@ class FileBlock:
     reader.
     """
 
-    __slots__ = ("_checked", "_fd", "_length", "checksums", "row")
+    __slots__ = ("_checked", "_fd", "_length", "checksums", "row", "used")
 
     memory_in_bytes = 0
 
@@ -173,25 +177,32 @@ class FileBlock:
         self._checked = checked
         self.checksums = checksums
         self.row = row
+        self.used = False
 
-    def read_nowait(self, offset: int, size: int) -> bytearray | memoryview | None:
-        """Return the bytes if they are in the page cache, else None. Raises DamagedBlock."""
+    def read_nowait(
+        self, offset: int, size: int, buffer: memoryview | None = None
+    ) -> memoryview | None:
+        """Return the bytes if they are in the page cache, else None. Raises DamagedBlock.
+
+        A part of `buffer` (which holds BLOCK_SIZE bytes), if one is given: memory that was
+        written to before costs less than new.
+        """
         stop = min(offset + size, self._length)
         start, end, unchecked = self._span(offset, stop)
-        buffer = bytearray(end - start)
+        data = memoryview(bytearray(end - start)) if buffer is None else buffer[: end - start]
         try:
-            count = os.preadv(self._fd, [buffer], start, os.RWF_NOWAIT)
+            count = os.preadv(self._fd, [data], start, os.RWF_NOWAIT)
         except OSError as error:
             # EOPNOTSUPP: tmpfs and overlayfs cannot tell; let a thread read.
             if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
                 return None
             raise DamagedBlock(f"cannot be read: {error}") from error
-        if count != len(buffer):  # the rest is on the disk, or the file became shorter
+        if count != end - start:  # the rest is on the disk, or the file became shorter
             return None
         if not unchecked:
-            return buffer
-        self._check(buffer, start)
-        return memoryview(buffer)[offset - start : stop - start]
+            return data
+        self._check(data, start)
+        return data[offset - start : stop - start]
 
     def read(self, offset: int, size: int) -> bytes | memoryview:
         """Return the bytes; waits for the disk. Raises DamagedBlock if they are not there."""
@@ -222,7 +233,7 @@ class FileBlock:
             return offset, stop, False
         return first * PART_SIZE, min((last + 1) * PART_SIZE, self._length), True
 
-    def _check(self, data: bytes | bytearray, start: int) -> None:
+    def _check(self, data: bytes | memoryview, start: int) -> None:
         first = start // PART_SIZE
         found = checksums(data)
         if found != self.checksums[first * CRC_BYTES : first * CRC_BYTES + len(found)]:
@@ -234,3 +245,18 @@ class FileBlock:
 
 
 Block = MemoryBlock | FileBlock
+
+
+def is_sound(block: Block) -> bool:
+    """Return whether a block can be read and is what was stored; waits for the disk."""
+    try:
+        block.read(0, BLOCK_SIZE)
+    except DamagedBlock:
+        return False
+    return True
+
+
+def read_ahead(blocks: Sequence[Block]) -> None:
+    """Have the kernel begin to read these blocks from the disk."""
+    for block in blocks:
+        block.read_ahead()

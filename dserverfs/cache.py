@@ -284,7 +284,10 @@ class BlockCache:
 
     def _stored(self, block: MemoryBlock, file: StoredFile, row: int) -> FileBlock:
         length = len(block.data)
-        return FileBlock(file.fd, length, block.checksums, self._parts_checked(file, length), row)
+        # Compared: the pages that were written just now are the memory the checksums are of.
+        checked = self._parts_checked(file, length)
+        checked[:] = b"\1" * len(checked)
+        return FileBlock(file.fd, length, block.checksums, checked, row)
 
     def _insert(self, cache: Any, key: BlockKey, block: MemoryBlock, value: Value) -> int:
         """Make the row, in a transaction; return its number, 0 if it had to give way at once."""

@@ -41,6 +41,14 @@ def check_whole(content: ItemContent, data: bytes | memoryview) -> bool:
     return found is not None
 
 
+def mismatch(content: ItemContent) -> IntegrityError:
+    """Return what to tell who reads an item of several blocks that is not the manifest's."""
+    return IntegrityError(
+        f"{content.dataset.uri}: item {content.identifier} does not have the hash "
+        f"{content.hash} of the manifest; nothing of it is kept"
+    )
+
+
 class CachedItems:
     """Items on disk."""
 

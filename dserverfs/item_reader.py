@@ -28,15 +28,48 @@ class ItemReader:
         self._reader = reader
         self._content = content
         self._ahead = ReadAhead()
+        self._shelf = reader.shelf(content)
         self._times_dropped = reader.times_dropped(content)
         self._lock = threading.Lock()
         # Which blocks were asked for, a byte each, until all were.
-        self._asked: bytearray | None = bytearray(content.number_of_blocks)
-        self._unasked = content.number_of_blocks
+        self._blocks = content.number_of_blocks
+        self._asked: bytearray | None = bytearray(self._blocks)
+        self._unasked = self._blocks
 
     @property
     def content(self) -> ItemContent:
         return self._content
+
+    def close(self) -> None:
+        """Let the memory that the item takes be used for others; it may be read on."""
+        if self._content.number_of_blocks > 1:
+            self._reader.closed(self._content)
+
+    def read_nowait(self, offset: int, size: int, buffer: memoryview) -> Buffer | None:
+        """Return the bytes if they lie in one block that is at hand, else None: then `want` them.
+
+        The short way of most reads: 10 us instead of 30. What is returned may be a part of
+        `buffer`, which has room for a block. Never blocks; raises IntegrityError as `want` does.
+        """
+        index, start = divmod(offset, BLOCK_SIZE)
+        block = self._shelf.get(index)
+        # A read from the beginning may be the sign to fetch the next items.
+        if block is None or offset == 0 or start + size > BLOCK_SIZE:
+            return None
+        with self._lock:
+            ahead = self._ahead.plan(index, index, self._blocks)
+            if self._asked is not None and not self._asked[index]:
+                self._note_locked(self._asked, index, index)
+        if ahead.length:
+            self._reader.want_ahead(self._content, ahead)
+        if not self._reader.verification.lets_pass(self._content, whole=self._asked is None):
+            return None
+        self._refuse_if_dropped()
+        self._reader.note_use(block)
+        try:
+            return block.read_nowait(start, size, buffer)
+        except DamagedBlock:
+            return None
 
     def want(self, offset: int, size: int) -> list[Block | Future[Block]]:
         """Return the blocks of bytes [offset, offset+size); start fetching those missing.
@@ -52,9 +85,8 @@ class ItemReader:
         if offset == 0:
             self._reader.begun(self._content)
         first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
-        total = self._content.number_of_blocks
         with self._lock:
-            ahead = self._ahead.plan(first, last, total)
+            ahead = self._ahead.plan(first, last, self._blocks)
             if self._asked is not None:
                 self._note_locked(self._asked, first, last)
         wanted = self._reader.want(self._content, Run(first, last - first + 1))

@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from weakref import WeakValueDictionary
 
 from dserverfs.blocks import BLOCK_SIZE, Block
 from dserverfs.errors import DeadlineExceeded
 
-Key = TypeVar("Key")
+Key = tuple[str, int]  # an item's, and the number of a block in it
 
 # Blocks kept at hand: file descriptors (1 GiB of cache files), and memory for
 # those just fetched.
@@ -26,45 +26,106 @@ FAILURE_KEPT_S = 2.0
 MAX_FAILURES = 4096
 
 
-class LoadedBlocks(Generic[Key]):
-    """Blocks in memory or in open files, the least recently used go first."""
+class Shelf(dict[int, Block]):
+    """The blocks of one item that can be read at once, by their number in it.
+
+    May be looked up without the lock that its changes are made under.
+    """
+
+    __slots__ = ("__weakref__",)
+
+
+class LoadedBlocks:
+    """Blocks in memory or in open files; those not used for long go first.
+
+    Who finds a block sets its `used`, which gives it a second chance when there are
+    too many: to look one up moves nothing. A block in memory may have a file behind it,
+    which takes its place when memory is short.
+    """
 
     def __init__(self, max_files: int) -> None:
         self._max_blocks = min(MAX_LOADED, max_files)
-        self._blocks: OrderedDict[Key, Block] = OrderedDict()
+        self._shelves: WeakValueDictionary[str, Shelf] = WeakValueDictionary()
+        self._order: OrderedDict[Key, Shelf] = OrderedDict()
+        # Invariant: those of `_order` that are in memory, and the files behind them.
+        self._in_memory: OrderedDict[Key, Block | None] = OrderedDict()
         self._memory_in_bytes = 0
 
     def __contains__(self, key: Key) -> bool:
-        return key in self._blocks
+        return key in self._order
+
+    def shelf(self, item: str) -> Shelf:
+        """Return where the item's blocks are, now and later, as long as somebody holds it."""
+        shelf = self._shelves.get(item)
+        if shelf is None:
+            shelf = self._shelves[item] = Shelf()
+        return shelf
 
     def get(self, key: Key) -> Block | None:
-        return self._blocks.get(key)
+        shelf = self._order.get(key)
+        return None if shelf is None else shelf[key[1]]
 
     def add(self, key: Key, block: Block) -> None:
         """Keep the block in place of one with the same key."""
         self.pop(key)
-        self._blocks[key] = block
-        self._memory_in_bytes += block.memory_in_bytes
-        while len(self._blocks) > self._max_blocks or self._memory_in_bytes > MAX_LOADED_MEMORY:
-            _, dropped = self._blocks.popitem(last=False)
-            self._memory_in_bytes -= dropped.memory_in_bytes
+        item, number = key
+        shelf = self._order[key] = self.shelf(item)
+        shelf[number] = block
+        if block.memory_in_bytes:
+            self._in_memory[key] = None
+            self._memory_in_bytes += block.memory_in_bytes
+        self._shrink()
+
+    def put_behind(self, key: Key, file: Block) -> None:
+        """Have the file of a block in memory; in its place at once if it is not in memory."""
+        if key in self._in_memory:
+            self._in_memory[key] = file
+        else:
+            self.add(key, file)
 
     def pop(self, key: Key) -> Block | None:
-        block = self._blocks.pop(key, None)
-        if block is not None:
-            self._memory_in_bytes -= block.memory_in_bytes
+        shelf = self._order.pop(key, None)
+        if shelf is None:
+            return None
+        block = shelf.pop(key[1])
+        self._in_memory.pop(key, None)
+        self._memory_in_bytes -= block.memory_in_bytes
         return block
 
     def drop(self, keys: Iterable[Key]) -> None:
         for key in keys:
             self.pop(key)
 
+    def leave_memory(self, item: str) -> None:
+        """Let the item's blocks be read from the files behind them, where there are any."""
+        for key in [key for key in self._in_memory if key[0] == item]:
+            if self._in_memory[key] is not None:
+                self._leave_memory(key)
+
     def clear(self) -> None:
-        self._blocks.clear()
-        self._memory_in_bytes = 0
+        self.drop(list(self._order))
+
+    def _shrink(self) -> None:
+        while self._memory_in_bytes > MAX_LOADED_MEMORY:
+            self._leave_memory(next(iter(self._in_memory)))
+        while len(self._order) > self._max_blocks:
+            key, shelf = next(iter(self._order.items()))
+            block = shelf[key[1]]
+            if block.used:
+                block.used = False
+                self._order.move_to_end(key)
+            else:
+                self.pop(key)
+
+    def _leave_memory(self, key: Key) -> None:
+        file = self._in_memory[key]
+        block = self.pop(key)
+        if file is not None and block is not None:
+            file.used = block.used
+            self.add(key, file)
 
 
-class RecentFailures(Generic[Key]):
+class RecentFailures:
     """What somebody waited for in vain a moment ago."""
 
     def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:

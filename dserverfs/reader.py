@@ -20,18 +20,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from dserverfs.blocks import (
-    BLOCK_SIZE,
     MAX_RUN,
     Block,
-    DamagedBlock,
     FileBlock,
     MemoryBlock,
     Run,
+    is_sound,
     leading_run,
+    read_ahead,
 )
 from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.cache_writer import CacheWriter
-from dserverfs.cached_items import CachedItems, check_whole
+from dserverfs.cached_items import CachedItems, check_whole, mismatch
 from dserverfs.errors import (
     DeadlineExceeded,
     DserverfsError,
@@ -40,7 +40,7 @@ from dserverfs.errors import (
 )
 from dserverfs.fetching import Fetcher, Outdated
 from dserverfs.item_content import ItemContent
-from dserverfs.loaded_blocks import LoadedBlocks, RecentFailures
+from dserverfs.loaded_blocks import LoadedBlocks, RecentFailures, Shelf
 from dserverfs.many_gets import ManyGets
 from dserverfs.prefetch import Claim, Prefetch
 from dserverfs.signed_urls import UrlSource
@@ -89,10 +89,10 @@ class Reader:
         self._pending: dict[BlockKey, Future[Block]] = {}
         self._unasked: set[BlockKey] = set()  # pending ones that nobody waits for yet
         # A quarter of the files that may be open; the mount allows itself more.
-        self._loaded = LoadedBlocks[BlockKey](resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._loaded = LoadedBlocks(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._tell_drop: Callable[[ItemContent], None] = lambda content: None
         self._drops: dict[str, int] = {}  # how often each item turned out wrong
-        self._failures = RecentFailures[BlockKey]()
+        self._failures = RecentFailures()
         self._demand = ThreadPoolExecutor(DEMAND_THREADS, thread_name_prefix="demand")
         self._ahead = ThreadPoolExecutor(AHEAD_THREADS, thread_name_prefix="ahead")
         self._prefetch = Prefetch(
@@ -141,6 +141,22 @@ class Reader:
                 self._failures.check([key for key in keys if key not in self._loaded])
         return self._ask(content, run, self._demand)
 
+    def shelf(self, content: ItemContent) -> Shelf:
+        """Return where the item's blocks are that can be read at once; see there."""
+        with self._lock:
+            return self._loaded.shelf(content.key)
+
+    def note_use(self, block: Block) -> None:
+        """Note that a block is read: it stays longer than others. Never waits."""
+        if not block.used:
+            block.used = True
+            self._cache.note_use(block)
+
+    def closed(self, content: ItemContent) -> None:
+        """Keep no memory for an item that somebody read, where the cache has it on disk."""
+        with self._lock:
+            self._loaded.leave_memory(content.key)
+
     def want_ahead(self, content: ItemContent, run: Run) -> None:
         """Fetch the blocks of `run` in the background, in requests of at most MAX_RUN."""
         for first in range(run.first, run.first + run.length, MAX_RUN):
@@ -149,7 +165,7 @@ class Reader:
             at_hand = [entry for entry in wanted if isinstance(entry, FileBlock)]
             if at_hand:
                 with contextlib.suppress(RuntimeError):  # shut down
-                    self._ahead.submit(_read_ahead, at_hand)
+                    self._ahead.submit(read_ahead, at_hand)
 
     def begun(self, content: ItemContent) -> None:
         """Note that the item is read from its beginning: the next ones may be fetched ahead."""
@@ -199,9 +215,13 @@ class Reader:
         with self._lock:
             for index in range(run.first, run.first + run.length):
                 key = BlockKey(content.key, index)
-                block = self._loaded.get(key) or self._writer.waiting(key)
+                block = self._loaded.get(key)
+                if block is None:
+                    block = self._writer.waiting(key)
+                    if block is not None:
+                        self._load_locked(key, block)
                 if block is not None:
-                    self._load_locked(key, block)
+                    self.note_use(block)
                     answer.append(block)
                     continue
                 future = self._pending.get(key)
@@ -319,7 +339,7 @@ class Reader:
                 content, block, lambda index: self._is_coming(content, index), deadline
             )
         if verdict is Verdict.WRONG:
-            raise _mismatch(content)
+            raise mismatch(content)
         return verdict
 
     def _is_unverified(
@@ -361,7 +381,7 @@ class Reader:
     def found_wrong(self, content: ItemContent) -> Exception:
         """Forget everything of the item; return what to tell its readers."""
         self.drop(content)
-        return _mismatch(content)
+        return mismatch(content)
 
     def _is_coming(self, content: ItemContent, index: int) -> bool:
         key = BlockKey(content.key, index)
@@ -393,7 +413,7 @@ class Reader:
         for index in range(run.first, run.first + run.length):
             with self._lock:
                 block = self._loaded.pop(BlockKey(content.key, index))
-            if block is not None and not _is_sound(block):
+            if block is not None and not is_sound(block):
                 self._cached.drop_damaged(content, index)
 
     def _settle(
@@ -435,14 +455,10 @@ class Reader:
         self._cache.note_use(block)
 
     def _on_file(self, key: BlockKey, block: Block) -> None:
-        """Have a block from its file from now on, whose pages the kernel may take away."""
+        """Have the block from its file when memory is short: the kernel may take its pages."""
         with self._lock:
-            self._load_locked(key, block)
-
-
-def _read_ahead(blocks: Sequence[Block]) -> None:
-    for block in blocks:
-        block.read_ahead()
+            self._loaded.put_behind(key, block)
+            self._cache.note_use(block)
 
 
 class _Receiver:
@@ -470,21 +486,6 @@ class _Receiver:
 
     def receive(self, index: int, data: bytes) -> None:
         self._reader.take(self._content, self._waiting, data, self._dropped, self._deadline)
-
-
-def _mismatch(content: ItemContent) -> IntegrityError:
-    return IntegrityError(
-        f"{content.dataset.uri}: item {content.identifier} does not have the hash "
-        f"{content.hash} of the manifest; nothing of it is kept"
-    )
-
-
-def _is_sound(block: Block) -> bool:
-    try:
-        block.read(0, BLOCK_SIZE)
-    except DamagedBlock:
-        return False
-    return True
 
 
 def wait_for(future: Future[T], content: ItemContent, deadline: Deadline) -> T:

@@ -133,6 +133,12 @@ class Verification:
             )
         return self.compare(content) if whole and known and self.is_doubtful(content) else None
 
+    def lets_pass(self, content: ItemContent, *, whole: bool) -> bool:
+        """Return whether `held_back` is certain to return None; cheap."""
+        if self._policy is Policy.STRICT:
+            return False
+        return not whole or self._policy is Policy.OFF or content.key not in self._doubtful
+
     def is_right(self, content: ItemContent) -> bool:
         """Return whether every byte handed out of it, and every one at hand, is the manifest's."""
         return content.key in self._right

@@ -32,7 +32,7 @@ from pyfuse3 import (
 )
 
 from dserverfs import errors
-from dserverfs.blocks import Block
+from dserverfs.blocks import BLOCK_SIZE, Block
 from dserverfs.cells import NotLoaded
 from dserverfs.dataset_tree import Attributes, DatasetTree, Entry
 from dserverfs.item_content import ItemContent
@@ -147,6 +147,8 @@ class ReadOnlyOperations(pyfuse3.Operations):
         self._directories: dict[FileHandleT, _OpenDirectory] = {}
         self._listed = self._blank_entry()
         self._last_handle = 0
+        # For the reply to one read: pyfuse3 sends it before anything else runs in the loop.
+        self._reply = memoryview(bytearray(BLOCK_SIZE))
         # Limits of their own, so that stalled reads do not delay `ls`.
         self._metadata_limit = trio.CapacityLimiter(METADATA_THREADS)
         self._disk_limit = trio.CapacityLimiter(DISK_THREADS)
@@ -235,13 +237,15 @@ class ReadOnlyOperations(pyfuse3.Operations):
             return handle.content[off : off + size]
         if isinstance(handle, OpenFile):
             return await self._read_file(handle, off, size)
-        # pyfuse3 takes any buffer, its stub says bytes
-        return await self._read_item(handle.reader, off, size)  # type: ignore[return-value]
+        data = handle.reader.read_nowait(off, size, self._reply)
+        if data is None:
+            data = await self._read_item(handle.reader, off, size)
+        return data  # type: ignore[return-value]  # pyfuse3 takes any buffer, its stub says bytes
 
     async def _read_item(self, reader: ItemReader, offset: int, size: int) -> Buffer:
         wanted = reader.want(offset, size)
         if not any(isinstance(entry, Future) for entry in wanted) and reader.held_back() is None:
-            # Nearly always; a cancel scope costs as much as the rest of a read.
+            # A cancel scope costs as much as the rest of a read.
             data = reader.cut_nowait(cast("list[Block]", wanted), offset, size)
             if data is not None:
                 return data
@@ -276,6 +280,8 @@ class ReadOnlyOperations(pyfuse3.Operations):
         handle = self._handles.pop(fh)
         if isinstance(handle, OpenFile):
             os.close(handle.fd)
+        elif isinstance(handle, _OpenItem):
+            handle.reader.close()
 
     @guarded
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
