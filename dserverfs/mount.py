@@ -21,7 +21,7 @@ from typing import NamedTuple
 import pyfuse3
 import trio
 
-from dserverfs import facts, mountpoint
+from dserverfs import allocator, facts, mountpoint
 from dserverfs.client import Client
 from dserverfs.commander import Commander
 from dserverfs.control import Server, socket_name
@@ -64,6 +64,7 @@ def run(
     where to say that the mount answers; it is closed.
     """
     _raise_file_limit()
+    allocator.keep_freed_memory()
     mountpoint.require_fuse()
     if options.allow_other:
         mountpoint.require_allow_other()

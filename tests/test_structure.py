@@ -17,7 +17,7 @@ ROOT = PACKAGE.parent
 
 # A module imports only modules of a level before its own; `server` stands aside.
 LEVELS = [
-    {"errors", "clock"},
+    {"allocator", "errors", "clock"},
     {"model"},
     {
         "blocks",
