@@ -156,23 +156,44 @@ class MemoryBlock:
         """Do nothing: it is in memory."""
 
 
+class OpenFile:
+    """A file that is closed when the last reference is gone, so never under a reader."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 class FileBlock:
     """A block in an open file of the cache; the file may be unlinked meanwhile.
 
     Each part is compared with its checksum the first time that it is read.
-    Closed when the last reference is gone, so that it cannot be closed under a
-    reader.
     """
 
-    __slots__ = ("_checked", "_fd", "_length", "checksums", "row", "used")
+    __slots__ = ("_checked", "_fd", "_file", "_length", "_start", "checksums", "row", "used")
 
     memory_in_bytes = 0
 
     def __init__(
-        self, fd: int, length: int, checksums: bytes, checked: bytearray, row: int = 0
+        self,
+        file: OpenFile,
+        start: int,
+        length: int,
+        checksums: bytes,
+        checked: bytearray,
+        row: int = 0,
     ) -> None:
-        """`checked` has a byte for each part, not 0 once it was compared; it may be shared."""
-        self._fd = fd
+        """Of `length` bytes of the file from `start` on.
+
+        `checked` has a byte for each part, not 0 once it was compared; it may be shared.
+        """
+        self._file = file
+        self._fd = file.fd
+        self._start = start
         self._length = length
         self._checked = checked
         self.checksums = checksums
@@ -191,7 +212,7 @@ class FileBlock:
         start, end, unchecked = self._span(offset, stop)
         data = memoryview(bytearray(end - start)) if buffer is None else buffer[: end - start]
         try:
-            count = os.preadv(self._fd, [data], start, os.RWF_NOWAIT)
+            count = os.preadv(self._fd, [data], self._start + start, os.RWF_NOWAIT)
         except OSError as error:
             # EOPNOTSUPP: tmpfs and overlayfs cannot tell; let a thread read.
             if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
@@ -209,7 +230,7 @@ class FileBlock:
         stop = min(offset + size, self._length)
         start, end, unchecked = self._span(offset, stop)
         try:
-            data = os.pread(self._fd, end - start, start)
+            data = os.pread(self._fd, end - start, self._start + start)
         except OSError as error:
             raise DamagedBlock(f"cannot be read: {error}") from error
         if len(data) != end - start:
@@ -222,7 +243,7 @@ class FileBlock:
     def read_ahead(self) -> None:
         """Have the kernel begin to read it all from the disk; waits for nothing."""
         with contextlib.suppress(OSError):
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self._fd, self._start, self._length, os.POSIX_FADV_WILLNEED)
 
     def _span(self, offset: int, stop: int) -> tuple[int, int, bool]:
         """Return where to read from and to: whole parts if one was not compared yet."""
@@ -239,9 +260,6 @@ class FileBlock:
         if found != self.checksums[first * CRC_BYTES : first * CRC_BYTES + len(found)]:
             raise DamagedBlock("does not have its checksum")
         self._checked[first : first + len(found) // CRC_BYTES] = b"\1" * (len(found) // CRC_BYTES)
-
-    def __del__(self) -> None:
-        os.close(self._fd)
 
 
 Block = MemoryBlock | FileBlock

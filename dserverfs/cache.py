@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import logging
 import os
 import sqlite3
@@ -52,7 +53,7 @@ from dserverfs.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # Below it a block is a blob in the database: a file costs 50 us more to make and to open.
 MIN_FILE_SIZE = 64 * 1024
 FREE_SPACE_CHECK_S = 2.0
@@ -237,8 +238,8 @@ class BlockCache:
             whole = len(stored) == length and checksums(stored) == sums
             return MemoryBlock(stored, row.number) if whole else None
         checked = self._parts_checked(stored, length)
-        block = FileBlock(stored.fd, length, sums, checked, row.number)
-        return block if os.fstat(stored.fd).st_size == length else None
+        block = FileBlock(stored.file, stored.start, length, sums, checked, row.number)
+        return block if os.fstat(stored.file.fd).st_size >= stored.start + length else None
 
     def _parts_checked(self, stored: StoredFile, length: int) -> bytearray:
         """Return which parts of that file were compared in this process; to be written to."""
@@ -247,7 +248,7 @@ class BlockCache:
         return self._checked.setdefault(stored.name, bytearray(number_of_parts(length)))
 
     def store(self, blocks: Sequence[tuple[BlockKey, MemoryBlock]]) -> Mapping[BlockKey, Block]:
-        """Keep the blocks; return those that are files now.
+        """Keep the blocks; return those that are in files now, the large ones of an item in one.
 
         If the disk is full or failing, do nothing, and say so in the log once a while.
         """
@@ -256,10 +257,11 @@ class BlockCache:
             return {}
         small = [block for block in blocks if len(block[1].data) < MIN_FILE_SIZE]
         large = [block for block in blocks if len(block[1].data) >= MIN_FILE_SIZE]
+        large.sort(key=lambda block: block[0])
         values: list[Value] = []
         try:
-            for _, block in large:
-                values.append(cache.disk.prepare(block.data))
+            for _, group in itertools.groupby(large, lambda block: block[0].item):
+                values += cache.disk.prepare([block.data for _, block in group])
             with cache.transact(retry=False):
                 if small:
                     cache_rows.insert(
@@ -284,10 +286,8 @@ class BlockCache:
 
     def _stored(self, block: MemoryBlock, file: StoredFile, row: int) -> FileBlock:
         length = len(block.data)
-        # Compared: the pages that were written just now are the memory the checksums are of.
         checked = self._parts_checked(file, length)
-        checked[:] = b"\1" * len(checked)
-        return FileBlock(file.fd, length, block.checksums, checked, row)
+        return FileBlock(file.file, file.start, length, block.checksums, checked, row)
 
     def _insert(self, cache: Any, key: BlockKey, block: MemoryBlock, value: Value) -> int:
         """Make the row, in a transaction; return its number, 0 if it had to give way at once."""
@@ -468,11 +468,8 @@ class BlockCache:
             return
         try:
             with cache.transact(retry=False):
-                for row, moment_s in list(used.items()):  # a thread may just be adding to it
-                    cache._sql(
-                        "UPDATE Cache SET access_time = max(access_time, ?) WHERE rowid = ?",
-                        (moment_s, row),
-                    )
+                # A thread may just be adding to it.
+                cache_rows.note_uses(cache, list(used.items()))
         except _FAILURES as error:
             logger.debug("cache %s: order of use not written: %s", self._directory, error)
 

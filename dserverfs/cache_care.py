@@ -8,6 +8,7 @@ again. Blocking; raises CacheUnusable where the cache itself goes without.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sqlite3
 from collections import Counter
@@ -27,7 +28,7 @@ from dserverfs.errors import DserverfsError
 _NEW_S = 60.0
 _ROWS_AT_A_TIME = 100
 _CONTENT = re.compile(r"=[^:]*:[^:]*:(\d+)")
-_COLUMNS = "rowid, key, mode, filename, value, tag"
+_COLUMNS = "rowid, key, mode, filename, value, tag, size"
 
 # Called with blocks done and blocks in all.
 Progress = Callable[[int, int], None]
@@ -143,13 +144,12 @@ def _rows(database: Any) -> Iterator[tuple[Any, ...]]:
 
 def _sound_size(database: Any, row: tuple[Any, ...]) -> int:
     """Return the length of a block that is what was stored; raises OSError if it is not."""
-    _, key, mode, filename, value, sums = row
+    _, key, mode, filename, value, sums, size = row
     if not isinstance(key, str) or not key.startswith(prefix_of("")[:-1]):
         raise OSError("a block of another version")
     stored = database.disk.fetch(mode, filename, value, False)
     if isinstance(stored, StoredFile):
-        with open(stored.fd, "rb") as file:
-            stored = file.read()
+        stored = os.pread(stored.file.fd, size, stored.start)
     if not isinstance(sums, bytes) or len(sums) % CRC_BYTES or checksums(stored) != sums:
         raise OSError("does not have its checksums")
     return len(stored)

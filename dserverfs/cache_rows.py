@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import diskcache.core
 
+from dserverfs.cache_disk import MAX_BLOCKS_IN_FILE, STEM_CHARACTERS
+
 _SELECT = (
     "SELECT key, rowid, mode, filename, value, tag FROM Cache"
     " WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
@@ -22,6 +24,14 @@ _SELECT = (
 _INSERT = (
     "INSERT OR IGNORE INTO Cache (key, raw, store_time, access_time, access_count, tag, size,"
     f" mode, value) VALUES (?, 1, ?, ?, 0, ?, 0, {diskcache.core.MODE_RAW}, ?)"
+)
+# All blocks of a file, which takes up space until the last of them is gone. They were
+# stored in one transaction, one after the other.
+_NOTE = (
+    "UPDATE Cache SET access_time = max(access_time, :moment)"
+    " WHERE rowid BETWEEN :row - :most AND :row + :most AND (rowid = :row"
+    " OR substr(filename, 1, :stem) = (SELECT substr(filename, 1, :stem) FROM Cache"
+    " WHERE rowid = :row))"
 )
 
 
@@ -48,3 +58,17 @@ def insert(cache: Any, blobs: Sequence[tuple[str, memoryview, bytes]]) -> None:
     with cache._transact(False) as (sql, cleanup):
         cache._con.executemany(_INSERT, rows)
         cache._cull(now_s, sql, cleanup, len(rows) + cache.cull_limit)
+
+
+def note_uses(cache: Any, uses: Sequence[tuple[int, float]]) -> None:
+    """Note when rows were used, in a transaction of the caller's."""
+    for row, moment_s in uses:
+        cache._sql(
+            _NOTE,
+            {
+                "row": row,
+                "moment": moment_s,
+                "most": MAX_BLOCKS_IN_FILE - 1,
+                "stem": STEM_CHARACTERS,
+            },
+        )

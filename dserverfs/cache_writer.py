@@ -13,9 +13,12 @@ from typing import NamedTuple
 
 from dserverfs.blocks import Block, MemoryBlock
 from dserverfs.cache import BlockCache, BlockKey
+from dserverfs.cache_disk import MAX_BLOCKS_IN_FILE
 
 MAX_WAITING = 32  # blocks or batches of small ones, so at most 32 MiB
-MAX_BATCH = 16
+MAX_BATCH = MAX_BLOCKS_IN_FILE
+# So long for others to come that can be written with it; readers have them from memory.
+LINGER_S = 0.02
 # A disk that is slower than the network holds up fetching for so long a block, and
 # after that blocks go uncached.
 PATIENCE_S = 1.0
@@ -127,7 +130,7 @@ class CacheWriter:
             batch = [self._queue.get()]
             while len(batch) < MAX_BATCH and isinstance(batch[-1], list):
                 try:
-                    batch.append(self._queue.get_nowait())
+                    batch.append(self._queue.get(timeout=LINGER_S))
                 except queue.Empty:
                     break
             puts = [put for entry in batch if isinstance(entry, list) for put in entry]

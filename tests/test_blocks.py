@@ -15,6 +15,7 @@ from dserverfs.blocks import (
     DamagedBlock,
     FileBlock,
     MemoryBlock,
+    OpenFile,
     ReadAhead,
     block_length,
     checksums,
@@ -102,7 +103,8 @@ def file_block(path: Path, content: bytes = CONTENT) -> FileBlock:
     """Return a block of CONTENT whose file holds `content`, no part compared yet."""
     path.write_bytes(content)
     checked = bytearray(number_of_parts(len(CONTENT)))
-    return FileBlock(os.open(path, os.O_RDONLY), len(CONTENT), checksums(CONTENT), checked)
+    file = OpenFile(os.open(path, os.O_RDONLY))
+    return FileBlock(file, 0, len(CONTENT), checksums(CONTENT), checked)
 
 
 def flipped(place: int) -> bytes:

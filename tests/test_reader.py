@@ -224,7 +224,7 @@ def test_without_a_usable_cache_disk_bytes_are_right_all_the_same(
     def full(fd: int, data: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "writev", full)
 
     assert ItemReader(world.reader, world.content()).read(0, len(CONTENT)) == CONTENT
     assert (
@@ -308,3 +308,51 @@ def test_want_never_blocks_and_hands_out_futures(world: World) -> None:
 
     blocks = [entry.result(20) if isinstance(entry, Future) else entry for entry in wanted]
     assert bytes(item.cut(blocks, BLOCK_SIZE - 5, 10)) == CONTENT[BLOCK_SIZE - 5 : BLOCK_SIZE + 5]
+
+
+def test_short_way_gives_the_same_bytes_as_the_long_one(world: World) -> None:
+    item = ItemReader(world.reader, world.content())
+    buffer = memoryview(bytearray(BLOCK_SIZE))
+    assert item.read_nowait(4096, 4096, buffer) is None, "nothing is at hand yet"
+    assert item.read(0, len(CONTENT)) == CONTENT
+    chance = random.Random(2)
+    short = 0
+    for closed in (False, True):  # from memory, and from the cache's files
+        if closed:
+            world.reader.flush()
+            item.close()
+        for _ in range(300):
+            offset, size = chance.randrange(len(CONTENT) + 10), chance.choice((1, 4096, BLOCK_SIZE))
+            data = item.read_nowait(offset, size, buffer)
+            if data is not None:
+                assert bytes(data) == CONTENT[offset : offset + size]
+                short += 1
+        crossing = item.read_nowait(BLOCK_SIZE - 1, 2, buffer)
+        assert crossing is None, "two blocks take the long way"
+    assert short > 300
+
+
+def test_short_way_hands_out_nothing_of_an_item_that_is_not_compared_yet(world: World) -> None:
+    """All of it was asked for, and the comparison has not come to its end."""
+    wrong = 2 * BLOCK_SIZE + 5
+    content = world.content()
+    item = ItemReader(world.reader, content)
+    buffer = memoryview(bytearray(BLOCK_SIZE))
+    assert item.read(0, wrong) == CONTENT[:wrong]
+    world.reader.verification.doubt(content)
+    for index in range(content.number_of_blocks):
+        item.want(index * BLOCK_SIZE, 1)
+
+    assert item.read_nowait(BLOCK_SIZE, 10, buffer) is None
+
+
+def test_short_way_refuses_an_item_that_was_read_wrong(world: World) -> None:
+    content = world.content()
+    item = ItemReader(world.reader, content)
+    buffer = memoryview(bytearray(BLOCK_SIZE))
+    item.read(0, len(CONTENT))
+    world.reader.drop(content)
+    assert ItemReader(world.reader, content).read(0, len(CONTENT)) == CONTENT
+
+    with pytest.raises(IntegrityError, match="open it again"):
+        item.read_nowait(BLOCK_SIZE, 10, buffer)
