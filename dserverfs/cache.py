@@ -42,6 +42,7 @@ from dserverfs.blocks import (
     Block,
     FileBlock,
     MemoryBlock,
+    OpenFile,
     checksums,
     fingerprint,
     number_of_parts,
@@ -200,16 +201,19 @@ class BlockCache:
         except _FAILURES as error:
             self._fail(error)
             return [None] * len(wanted)
+        opened: dict[str, OpenFile] = {}
         blocks = [
-            self._load_row(cache, rows[text], key, length) if text in rows else None
+            self._load_row(cache, rows[text], key, length, opened) if text in rows else None
             for text, (key, length) in zip(keys, wanted, strict=True)
         ]
         self._write_notes(at_least=_NOTES_PER_BATCH)
         return blocks
 
-    def _load_row(self, cache: Any, row: Row, key: BlockKey, length: int) -> Block | None:
+    def _load_row(
+        self, cache: Any, row: Row, key: BlockKey, length: int, opened: dict[str, OpenFile]
+    ) -> Block | None:
         try:
-            block = self._block(cache, row, length)
+            block = self._block(cache, row, length, opened)
         except FileNotFoundError:  # evicted meanwhile
             return None
         except OSError as error:
@@ -221,13 +225,15 @@ class BlockCache:
         self.note_use(block)
         return block
 
-    def _block(self, cache: Any, row: Row, length: int) -> Block | None:
+    def _block(
+        self, cache: Any, row: Row, length: int, opened: dict[str, OpenFile]
+    ) -> Block | None:
         """Return the block of a row, None if it cannot be that; raises FileNotFoundError."""
         sums = row.checksums
         if not isinstance(sums, bytes) or len(sums) != number_of_parts(length) * CRC_BYTES:
             return None
         try:
-            stored = cache.disk.fetch(row.mode, row.filename, row.value, False)
+            stored = cache.disk.fetch_among(opened, row.mode, row.filename, row.value)
         except FileNotFoundError:
             raise
         except OSError as error:

@@ -132,14 +132,26 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
         """Return a row's bytes, or a StoredFile; raises OSError."""
+        return self.fetch_among({}, mode, filename, value)
+
+    def fetch_among(
+        self, opened: dict[str, OpenFile], mode: int, filename: str | None, value: Any
+    ) -> bytes | StoredFile:
+        """As `fetch`, with the files that were opened just before, by what their names begin with.
+
+        A block's name may be gone by then; its file has the block all the same.
+        """
         if mode == diskcache.core.MODE_RAW and isinstance(value, bytes):
             return value
         if mode == diskcache.core.MODE_BINARY and isinstance(filename, str):
             match = _NAME.match(filename)
             if not match:
                 raise OSError(errno.EINVAL, "a cache row names a file that is not the cache's")
-            path = os.path.join(self._directory, filename)
-            file = OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+            file = opened.get(filename[:STEM_CHARACTERS])
+            if file is None:
+                path = os.path.join(self._directory, filename)
+                file = OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+                opened[filename[:STEM_CHARACTERS]] = file
             return StoredFile(filename, file, int(match[1], 16))
         raise OSError(errno.EINVAL, "a cache row is not of the block cache's form")
 

@@ -65,13 +65,24 @@ class CachedItems:
 
     def find(self, content: ItemContent, index: int) -> Cached | None:
         """Return the block if it is on disk and not known to be wrong."""
-        length = block_length(content.size_in_bytes, index)
-        own = BlockKey(content.key, index)
-        verified, block = self._cache.load_many(
-            [(BlockKey(content.content_key, index), length), (own, length)]
+        return self.find_many(content, [index])[0]
+
+    def find_many(self, content: ItemContent, indices: Sequence[int]) -> list[Cached | None]:
+        """Return what `find` would for each index, asking the database once."""
+        lengths = [block_length(content.size_in_bytes, index) for index in indices]
+        found = self._cache.load_many(
+            [
+                (BlockKey(key, index), length)
+                for key in (content.content_key, content.key)
+                for index, length in zip(indices, lengths, strict=True)
+            ]
         )
-        if verified is not None:
-            return Cached(verified, True)
+        return [
+            Cached(verified, True) if verified is not None else self._unverified(content, own)
+            for verified, own in zip(found[: len(indices)], found[len(indices) :], strict=True)
+        ]
+
+    def _unverified(self, content: ItemContent, block: Block | None) -> Cached | None:
         if block is None:
             return None
         if self._policy is Policy.OFF:
@@ -79,10 +90,10 @@ class CachedItems:
         if content.number_of_blocks > 1:
             return Cached(block, False)
         try:  # it was kept without being compared
-            if check_whole(content, block.read(0, length)):
+            if check_whole(content, block.read(0, content.size_in_bytes)):
                 self._found_right(content, [fingerprint(block.checksums)])
         except (DamagedBlock, HashMismatch):
-            self._cache.drop([own])
+            self._cache.drop([BlockKey(content.key, 0)])
             return None
         return Cached(block, True)
 

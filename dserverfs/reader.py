@@ -255,10 +255,7 @@ class Reader:
         with self._idle:
             self._filling += 1
         try:
-            for entry in missing:
-                # Of a run, all that is fetched is read ahead; of a single block, what is asked for.
-                if self._fill_from_cache(content, *entry, ahead=len(missing) > 1):
-                    waiting.remove(entry)
+            self._fill_from_cache(content, waiting)
             receiver = _Receiver(self, content, waiting, deadline)
             while waiting:
                 run = leading_run([index for index, _ in waiting])
@@ -279,24 +276,28 @@ class Reader:
                 self._idle.notify_all()
 
     def _fill_from_cache(
-        self, content: ItemContent, index: int, future: Future[Block], *, ahead: bool
-    ) -> bool:
-        """Settle `future` with what is on disk; False if nothing is, or nothing of use."""
+        self, content: ItemContent, waiting: list[tuple[int, Future[Block]]]
+    ) -> None:
+        """Settle those of `waiting` that are on disk and of use, and take them off."""
         dropped = self.times_dropped(content)
-        cached = self._cached.find(content, index)
-        if cached is None:
-            return False
-        if ahead:
-            cached.block.read_ahead()
-        verdict = Verdict.RIGHT if cached.is_right else Verdict.UNKNOWN
-        unverified = self._is_unverified(content, index, cached.block, verdict)
-        try:
-            self._settle(content, index, future, cached.block, dropped)
-        except Outdated:
-            return False
-        if unverified:
-            self.verification.arrived(content, index)
-        return True
+        # Of a run, all that is fetched is read ahead; of a single block, what is asked for.
+        ahead = len(waiting) > 1
+        found = self._cached.find_many(content, [index for index, _ in waiting])
+        for entry, cached in zip(list(waiting), found, strict=True):
+            if cached is None:
+                continue
+            index, future = entry
+            if ahead:
+                cached.block.read_ahead()
+            verdict = Verdict.RIGHT if cached.is_right else Verdict.UNKNOWN
+            unverified = self._is_unverified(content, index, cached.block, verdict)
+            try:
+                self._settle(content, index, future, cached.block, dropped)
+            except Outdated:
+                continue
+            waiting.remove(entry)
+            if unverified:
+                self.verification.arrived(content, index)
 
     def take(
         self,
