@@ -37,10 +37,11 @@ from dserverfs import errors
 from dserverfs.dataset_tree import Attributes
 from dserverfs.freezer import Freezer
 from dserverfs.frozen_edits import FrozenEdits
-from dserverfs.local_files import with_own_descriptor, write_all
+from dserverfs.local_files import with_own_descriptor
 from dserverfs.operations.editing import INLINE_BYTES, EditingOperations, utf8
 from dserverfs.operations.guard import guarded
 from dserverfs.operations.incomplete import reason_of
+from dserverfs.operations.pace import Pace
 from dserverfs.operations.reading import AttributesOf, OpenFile, Ownership
 from dserverfs.reader import Reader
 from dserverfs.staged_tree import Changes, OpenStaged, StagedTree, is_for_writing
@@ -80,6 +81,7 @@ class Operations(EditingOperations):
         self._staged_handles: dict[FileHandleT, OpenStaged] = {}
         self._listings: dict[FileHandleT, list[str]] = {}
         self._write_limit = trio.CapacityLimiter(WRITE_THREADS)
+        self._pace = Pace()
 
     # Names and attributes
 
@@ -214,8 +216,8 @@ class Operations(EditingOperations):
         self._require_size(tree, handle.node.number, off + len(buf))
         try:
             try:
-                if len(buf) <= INLINE_BYTES:
-                    write_all(handle.fd, buf, off)
+                if len(buf) <= INLINE_BYTES or self._pace.is_quick():
+                    self._pace.write(handle.fd, buf, off)
                 else:
                     await self._write_in_thread(handle, buf, off)
             except OSError as error:
@@ -476,7 +478,7 @@ class Operations(EditingOperations):
         return await self._in_writer(lambda: self._give_way(size_in_bytes))
 
     async def _write_in_thread(self, handle: OpenStaged, data: bytes, offset: int) -> None:
-        write = with_own_descriptor(handle.fd, lambda fd: write_all(fd, data, offset))
+        write = with_own_descriptor(handle.fd, lambda fd: self._pace.write(fd, data, offset))
         await self._in_writer(write)
 
     async def _in_writer(self, call: Callable[[], R]) -> R:
