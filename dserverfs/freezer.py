@@ -359,6 +359,8 @@ class Freezer:
                 pause_s = self._put_off(staged, RETRY_S[0])
                 self._say(logging.WARNING, "%s: tried again in %.0f s: %s", staged, pause_s, reason)
             else:
+                if isinstance(error, ItemChanged):
+                    sealing.forget_hashes(staged)
                 staged.move(Move.FAIL, reason=reason)
                 self._say(logging.ERROR, "%s: could not be frozen: %s", staged, reason)
         except (OSError, DserverfsError) as second:

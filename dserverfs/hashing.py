@@ -67,13 +67,33 @@ class Stamp(NamedTuple):
         return time.clock_gettime_ns(CLOCK_REALTIME_COARSE) > end_ns
 
 
+class Begun(NamedTuple):
+    """The MD5 of the first bytes of a file."""
+
+    md5: hashlib._Hash  # the receiver's own
+    length: int
+
+
+def new_md5() -> hashlib._Hash:
+    return hashlib.md5(usedforsecurity=False)
+
+
 class Hashes:
     """MD5 of the files below a directory, kept in a database."""
 
-    def __init__(self, database: Path, root: Path, *, threads: int = THREADS) -> None:
+    def __init__(
+        self,
+        database: Path,
+        root: Path,
+        *,
+        threads: int = THREADS,
+        begun: Callable[[Stamp], Begun | None] = lambda stamp: None,
+    ) -> None:
+        """`begun` returns what was hashed before of the file of which `stat` says that."""
         self._database = database
         self._root = root
         self._threads = threads
+        self._begun = begun
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._running: dict[str, Future[str]] = {}
@@ -85,8 +105,7 @@ class Hashes:
             self._connection = _connect(self._database)
         except sqlite3.DatabaseError as error:
             logger.warning("%s: cannot be read, files are hashed again: %s", self._database, error)
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{self._database}{suffix}").unlink(missing_ok=True)
+            forget(self._database)
             self._connection = _connect(self._database)
         return self
 
@@ -177,7 +196,8 @@ class Hashes:
             for _ in range(ATTEMPTS):
                 before = Stamp.of(os.fstat(descriptor))
                 settled = _settle(before)
-                digest = self._read(descriptor, advance)
+                begun = self._begun(before) or Begun(new_md5(), 0)
+                digest = self._read(descriptor, begun, advance)
                 if Stamp.of(os.fstat(descriptor)) == before:
                     if settled:
                         self._keep(relpath, before, digest)
@@ -186,18 +206,18 @@ class Hashes:
             os.close(descriptor)
         raise ItemChanged(f"{relpath}: is being written to while it is hashed", relpath=relpath)
 
-    def _read(self, descriptor: int, advance: Callable[[int], None]) -> str:
-        md5 = hashlib.md5(usedforsecurity=False)
+    def _read(self, descriptor: int, begun: Begun, advance: Callable[[int], None]) -> str:
+        md5, offset = begun
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        offset = 0
         try:
+            advance(offset)
             while piece := os.pread(descriptor, PIECE_BYTES, offset):
                 md5.update(piece)
                 offset += len(piece)
                 advance(len(piece))
         finally:
             with self._lock:
-                self.bytes_read += offset
+                self.bytes_read += offset - begun.length
         return md5.hexdigest()
 
     def _known(self, relpath: str, stamp: Stamp) -> str | None:
@@ -275,6 +295,12 @@ class _Batch:
     def _tell_locked(self) -> None:
         if self._progress is not None:
             self._progress(self._read, self._bytes, len(self._digests), self._number)
+
+
+def forget(database: Path) -> None:
+    """Delete a database that nobody has open: everything is read again."""
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{database}{suffix}").unlink(missing_ok=True)
 
 
 def _connect(database: Path) -> sqlite3.Connection:

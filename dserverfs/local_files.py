@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import TypeVar
 
 R = TypeVar("R")
+
+RENAME_EXCHANGE = 2  # of renameat2(2)
+_AT_FDCWD = -100
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def write_all(fd: int, data: bytes, offset: int) -> None:
@@ -32,6 +37,16 @@ def with_own_descriptor(fd: int, call: Callable[[int], R]) -> Callable[[], R]:
             return call(file.fileno())
 
     return call_with_copy
+
+
+def rename(old: str, new: str, flags: int) -> None:
+    """Rename as renameat2(2) does; raises OSError."""
+    if not flags:
+        os.rename(old, new)
+        return
+    if _libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), old)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import threading
 import time
@@ -20,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dserverfs import hashing
 from dserverfs.errors import IntegrityError, ItemChanged, ProtocolError, UsageError
 from dserverfs.hashing import Hashes
 from dserverfs.local_dataset import LocalDataset
@@ -27,6 +29,8 @@ from dserverfs.model import Item, identifier_of, is_uuid, name_is_valid
 from dserverfs.staged_layout import DATA, Layout, Survey, survey
 from dserverfs.staging import StagedDataset
 from dserverfs.staging_state import Record
+
+logger = logging.getLogger(__name__)
 
 HASH_FUNCTION = "md5sum_hexdigest"
 _SEALED = "sealed"
@@ -63,6 +67,11 @@ def seal(staged: StagedDataset, layout: Layout | None, stop: threading.Event) ->
             f"{staged.record.name}: was written to while it was being frozen", relpath=""
         )
     return Sealed(dataset, _notes(found, staged))
+
+
+def forget_hashes(staged: StagedDataset) -> None:
+    """Have everything hashed anew when it is sealed again: a file is not what was known of it."""
+    hashing.forget(staged.directory / _HASHES)
 
 
 def left_over_directory(staged: StagedDataset) -> Path:
@@ -170,8 +179,10 @@ def _require_same(
 
 def _hash(staged: StagedDataset, found: Survey, stop: threading.Event) -> dict[str, str]:
     """Return the MD5 of each item by relpath; what was hashed before and is unchanged is kept."""
-    with Hashes(staged.directory / _HASHES, staged.tree) as hashes:
+    database = staged.directory / _HASHES
+    with Hashes(database, staged.tree, begun=staged.hash_ahead.take) as hashes:
         digests = hashes.all_of([file.path for file in found.items.values()], stop=stop)
+        logger.debug("%s: %d bytes were left to be hashed", staged.record.name, hashes.bytes_read)
     return {relpath: digests[file.path] for relpath, file in found.items.items()}
 
 

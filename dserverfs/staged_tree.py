@@ -12,7 +12,6 @@ Raises OSError as the local disk says, NotFound, and Frozen.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -28,21 +27,19 @@ from dserverfs.dataset_tree import (
     Entry,
 )
 from dserverfs.errors import Frozen, NameTooLong, NotFound
+from dserverfs.local_files import RENAME_EXCHANGE, rename
 from dserverfs.model import Dataset
 from dserverfs.staged_layout import DATA, METADATA
 from dserverfs.staged_nodes import Node, Nodes
 from dserverfs.staging import StagedDataset
 
 FIRST_NODE = OWN + (1 << 34)  # numbers from here on are of local files
-RENAME_NOREPLACE = 1  # of renameat2(2)
-RENAME_EXCHANGE = 2
 # dtool-s3 keeps the relpath, in base64, in 2 KB of metadata beside the hash.
 MAX_RELPATH_BYTES = 1400
 _MODE = "user.dserverfs.mode"  # the user's mode, where the owner must be able to read
 _OWNER_FILE = 0o600
+_MAKE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _OWNER_DIRECTORY = 0o700
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class OpenStaged(NamedTuple):
@@ -52,6 +49,11 @@ class OpenStaged(NamedTuple):
     node: Node
     is_writable: bool
     tree: StagedTree
+
+    @property
+    def inode(self) -> int:
+        """The number that the local file system has for it."""
+        return self.node.key[1]
 
 
 class Changes(NamedTuple):
@@ -165,11 +167,20 @@ class StagedTree:
         with self._changing():
             directory, path = self._new_path(number, name)
             # The kernel asks to create what it did not find: whoever was faster made it.
-            exclusive = flags & os.O_EXCL
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | exclusive, _OWNER_FILE)
+            try:
+                fd = os.open(path, _MAKE, _OWNER_FILE)
+                is_new = True
+            except FileExistsError:
+                if flags & os.O_EXCL:
+                    raise
+                fd = os.open(path, _MAKE & ~os.O_EXCL, _OWNER_FILE)
+                is_new = False
             try:
                 self._set_mode(fd, mode, is_directory=False)
-                node = self._nodes.seen(directory, name, os.fstat(fd))
+                status = os.fstat(fd)
+                if is_new:
+                    self.staged.hash_ahead.made(status)
+                node = self._nodes.seen(directory, name, status)
                 self._nodes.tell(node.number)
                 attributes = self._shown(directory, name, self._attributes(node))
             except BaseException:
@@ -181,15 +192,27 @@ class StagedTree:
         """Make an empty file, as mknod does."""
         with self._changing():
             directory, path = self._new_path(number, name)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _OWNER_FILE)
+            fd = os.open(path, _MAKE, _OWNER_FILE)
             try:
                 self._set_mode(fd, mode, is_directory=False)
+                self.staged.hash_ahead.made(os.fstat(fd))
             finally:
                 os.close(fd)
             return self._told(directory, name)
 
+    def begin_write(self, handle: OpenStaged, offset: int) -> None:
+        """Note that something is about to be written at `offset`."""
+        self.staged.hash_ahead.begins(handle.inode, handle.fd, offset)
+
+    def end_write(self, handle: OpenStaged, end: int) -> None:
+        """Note that all that was begun to be written is, up to `end`."""
+        self.staged.hash_ahead.ended(handle.inode, handle.fd, end)
+        self.staged.changed()
+
     def release(self, handle: OpenStaged) -> None:
         """Close a file."""
+        if handle.is_writable:
+            self.staged.hash_ahead.closed(handle.inode, handle.fd)
         os.close(handle.fd)
         self._nodes.closed(handle.node, handle.fd)
         if handle.is_writable:
@@ -200,16 +223,19 @@ class StagedTree:
         with self._changing():
             node = self._nodes.get(number)
             target = self._target(node)
+            before = os.stat(target)
             if changes.size_in_bytes is not None:
+                self.staged.hash_ahead.forget(before.st_ino)
                 os.truncate(_by_path(target), changes.size_in_bytes)
             if changes.mode is not None:
-                is_directory = stat.S_ISDIR(os.stat(target).st_mode)
+                is_directory = stat.S_ISDIR(before.st_mode)
                 self._set_mode(target, changes.mode, is_directory=is_directory)
             if changes.atime_ns is not None or changes.mtime_ns is not None:
                 now = os.stat(target)
                 atime_ns = now.st_atime_ns if changes.atime_ns is None else changes.atime_ns
                 mtime_ns = now.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
                 os.utime(target, ns=(atime_ns, mtime_ns))
+            self._touched(before, target)
             return self._attributes(node)
 
     # Names
@@ -225,7 +251,10 @@ class StagedTree:
         """Give a file one more name; each becomes an item."""
         with self._changing():
             directory, path = self._new_path(new_parent, name)
-            os.link(self._nodes.local(self._nodes.get(number)), path, follow_symlinks=False)
+            old_path = self._nodes.local(self._nodes.get(number))
+            before = os.lstat(old_path)
+            os.link(old_path, path, follow_symlinks=False)
+            self._touched(before, path)
             return self._told(directory, name)
 
     def remove_file(self, number: int, name: str) -> None:
@@ -251,7 +280,8 @@ class StagedTree:
             replaced = None
             with contextlib.suppress(FileNotFoundError):
                 replaced = os.lstat(new_path)
-            _renameat2(old_path, new_path, flags)
+            rename(old_path, new_path, flags)
+            self._touched(moved, new_path)
             if replaced is not None and os.path.samestat(moved, replaced):
                 return  # two names of one file: rename(2) leaves both
             self._nodes.removed(old_directory, old, (moved.st_dev, moved.st_ino))
@@ -259,6 +289,7 @@ class StagedTree:
                 if flags & RENAME_EXCHANGE:
                     self._nodes.removed(new_directory, new, (replaced.st_dev, replaced.st_ino))
                     self._nodes.seen(old_directory, old, replaced)
+                    self._touched(replaced, old_path)
                 else:
                     self._removed(new_directory, new, replaced)
             self._nodes.seen(new_directory, new, moved)
@@ -306,6 +337,8 @@ class StagedTree:
 
     def _removed(self, directory: Node, name: str, status: os.stat_result) -> None:
         key = (status.st_dev, status.st_ino)
+        # Its inode may come again; and one that is left has another ctime.
+        self.staged.hash_ahead.forget(status.st_ino)
         if status.st_nlink <= 1 or stat.S_ISDIR(status.st_mode):
             self._nodes.deleted(key)
         else:
@@ -313,6 +346,8 @@ class StagedTree:
 
     def _open(self, node: Node, truncate: int, *, writable: bool) -> OpenStaged:
         target = self._target(node)
+        if truncate:
+            self.staged.hash_ahead.forget(node.key[1])
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | truncate
         return self._opened(node, os.open(_by_path(target), flags), writable=writable)
 
@@ -327,6 +362,11 @@ class StagedTree:
         if node is not self._nodes.root and not node.links and node.fds:
             return node.fds[0]
         return self._nodes.local(node)
+
+    def _touched(self, before: os.stat_result, target: int | str) -> None:
+        """Note that other than the content of a file was changed."""
+        if self.staged.hash_ahead.follows(before.st_ino):
+            self.staged.hash_ahead.touched(before, os.stat(target))
 
     def _told(self, directory: Node, name: str) -> Attributes:
         """Return the attributes of an entry that the kernel is told of."""
@@ -449,13 +489,3 @@ def is_for_writing(flags: int) -> bool:
 def _by_path(target: int | str) -> str:
     """Return a path by which a file can be opened anew, whatever its descriptor was opened for."""
     return f"/proc/self/fd/{target}" if isinstance(target, int) else target
-
-
-def _renameat2(old: str, new: str, flags: int) -> None:
-    if not flags:
-        os.rename(old, new)
-        return
-    at_cwd = -100
-    if _libc.renameat2(at_cwd, os.fsencode(old), at_cwd, os.fsencode(new), flags) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), old)

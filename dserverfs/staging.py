@@ -40,6 +40,7 @@ from dserverfs.errors import (
     NameTaken,
     UsageError,
 )
+from dserverfs.hash_ahead import HashAhead
 from dserverfs.local_files import locked
 from dserverfs.model import UUID, Dataset, name_is_valid
 from dserverfs.owner_lock import OwnerLock
@@ -77,6 +78,7 @@ class StagedDataset:
         # Below which directory of that its top is now; None if only another process knows.
         self.frozen_below: str | None = None
         self._on_reopen: Callable[[], None] | None = None
+        self.hash_ahead = HashAhead()  # told by whoever writes to what is in `tree`
 
     @property
     def record(self) -> Record:

@@ -33,7 +33,7 @@ LEVELS = [
         "owner_lock",
         "verify",
     },
-    {"staging_state", "staged_nodes", "staged_layout", "cache_disk"},
+    {"staging_state", "staged_nodes", "staged_layout", "cache_disk", "hash_ahead"},
     {"transport", "settings", "directories", "cache_space", "cache_rows", "loaded_blocks"},
     {"body", "outgoing", "routes", "signed_urls", "manifest_indexing"},
     {"storage", "listings", "signing", "upload_routes", "login"},

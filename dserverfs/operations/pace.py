@@ -1,9 +1,9 @@
 """Whether the local disk takes writes at the speed of memory, so that no thread need wait for it.
 
 Used by the operations. With a hop to a thread for each write of 128 KiB, which is what `cp`
-makes, 512 MiB take 2.7 s, and without 1.3; but when the kernel makes writers wait for the disk, 0.2 s at a
-time, nobody else may wait with them. Thread-safe: a guess that comes late costs a hop, or
-one wait.
+makes, 512 MiB take 2.7 s, and without 1.3; but when the kernel makes writers wait for the
+disk, 0.2 s at a time, nobody else may wait with them. Thread-safe: a guess that comes late
+costs a hop, or one wait.
 """
 
 from __future__ import annotations

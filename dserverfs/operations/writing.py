@@ -214,6 +214,7 @@ class Operations(EditingOperations):
             return await super().write(fh, off, buf)
         tree = handle.tree
         self._require_size(tree, handle.node.number, off + len(buf))
+        tree.begin_write(handle, off)
         try:
             try:
                 if len(buf) <= INLINE_BYTES or self._pace.is_quick():
@@ -221,13 +222,16 @@ class Operations(EditingOperations):
                 else:
                     await self._write_in_thread(handle, buf, off)
             except OSError as error:
-                if error.errno != errno.ENOSPC or not await self._make_room(len(buf)):
+                # What is in the cache can be fetched again.
+                if error.errno != errno.ENOSPC or not await self._in_writer(
+                    lambda: self._give_way(len(buf))
+                ):
                     raise
                 await self._write_in_thread(handle, buf, off)
         except (OSError, trio.TooSlowError) as error:
             await self._note(tree, f"writing {tree.describe(handle.node.number)}", error)
             raise
-        tree.staged.changed()
+        tree.end_write(handle, off + len(buf))
         return len(buf)
 
     @guarded
@@ -472,10 +476,6 @@ class Operations(EditingOperations):
             )
             tree.staged.disarm(str(error))
             raise error
-
-    async def _make_room(self, size_in_bytes: int) -> bool:
-        """Have the cache give way to what is written; return whether it could."""
-        return await self._in_writer(lambda: self._give_way(size_in_bytes))
 
     async def _write_in_thread(self, handle: OpenStaged, data: bytes, offset: int) -> None:
         write = with_own_descriptor(handle.fd, lambda fd: self._pace.write(fd, data, offset))
