@@ -1,12 +1,12 @@
 """Freezing: what makes a staged dataset a registered one, by command or by itself.
 
 Used by the operations and the control socket of a mount, and by the broker. One
-job at a time for each staged dataset: sealed, uploaded, registered, checked,
-its blocks handed to the cache, deleted. A job that fails leaves everything
+job at a time for each staged dataset: hashed, uploaded and meanwhile sealed,
+registered, checked, its blocks handed to the cache, deleted. A job that fails leaves everything
 staged, with the reason in its state. Thread-safe; the jobs run in threads of
 their own.
 
-After a crash at each step: not yet sealed, it is open; sealed or uploading, the
+After a crash at each step: not yet sealed, it is open, whatever of it is stored; sealed or uploading, the
 next mount carries on; completing, the next mount asks the server again; frozen,
 the next mount only deletes.
 """
@@ -18,6 +18,7 @@ import random
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -34,6 +35,7 @@ from dserverfs.errors import (
 )
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import UUID, Dataset
+from dserverfs.sealing import Described
 from dserverfs.staged_layout import DATA, METADATA, README, Ambiguous, Layout
 from dserverfs.staging import StagedDataset
 from dserverfs.staging_state import Move, State
@@ -284,10 +286,12 @@ class Freezer:
         staged.when_reopened(job.stop.set)
         try:
             if staged.record.state in (State.OPEN, State.FAILED):
-                local = self._seal(job)
+                described = self._describe(job)
+                local = described.dataset
+                dataset = self._seal_and_upload(job, described)
             else:
                 local = sealing.load(staged)
-            dataset = self._upload(job, local)
+                dataset = self._carry_on(job, local)
         finally:
             staged.when_reopened(None)
         surprise = self._registry.learn(dataset, UUID(staged.id))
@@ -304,7 +308,7 @@ class Freezer:
             logger.info("%s: %s", staged.record.name, note)
         return dataset, local
 
-    def _seal(self, job: _Job) -> LocalDataset:
+    def _describe(self, job: _Job) -> Described:
         staged = job.staged
         end_s = time.monotonic() + LATE_CLOSE_S
         while staged.writers:
@@ -313,24 +317,58 @@ class Freezer:
                     f"{staged.record.name}: {staged.writers} files in it are open for writing"
                 )
             job.stop.wait(0.02)
-        sealed = sealing.seal(staged, job.layout, job.stop)
-        if sealed is None:
+        described = sealing.describe(staged, job.layout, job.stop)
+        if described is None:
             raise UsageError(f"{staged.record.name}: is empty; a dataset has at least one item")
-        job.notes += sealed.notes
-        return sealed.dataset
+        job.notes += described.notes
+        return described
 
-    def _upload(self, job: _Job, local: LocalDataset) -> Dataset:
-        staged, base_uri = job.staged, job.staged.record.base_uri
+    def _seal_and_upload(self, job: _Job, described: Described) -> Dataset:
+        """Upload while the disk takes what is to be sealed; register when it is.
+
+        Until then it is open: after a crash objects are stored that nothing lists, as after
+        any upload that was not completed.
+        """
+
+        def seal() -> None:
+            try:
+                described.keep()
+                job.staged.move(Move.UPLOAD)
+            except BaseException:
+                job.stop.set()  # what is sent is sent in vain
+                raise
+
+        with ThreadPoolExecutor(1, thread_name_prefix="seal") as pool:
+            sealed = pool.submit(seal)
+
+            def before_complete() -> None:
+                sealed.result()
+                job.before_complete()
+
+            try:
+                return self._upload(job, described.dataset, before_complete)
+            finally:
+                sealed.result()  # what kept it from that is told before what came of it
+
+    def _carry_on(self, job: _Job, local: LocalDataset) -> Dataset:
+        """Upload what was sealed before, or ask what became of it."""
+        staged = job.staged
         if staged.record.state is State.FROZEN:
-            return self._registry.registered(local, base_uri)
+            return self._registry.registered(local, staged.record.base_uri)
         if staged.record.state is not State.COMPLETING:
             staged.move(Move.UPLOAD)
+        return self._upload(job, local, job.before_complete)
+
+    def _upload(
+        self, job: _Job, local: LocalDataset, before_complete: Callable[[], None]
+    ) -> Dataset:
+        base_uri = job.staged.record.base_uri
         self._uploader.upload(
             local,
             base_uri,
             progress=job.note_progress,
             stop=job.stop,
-            before_complete=job.before_complete,
+            before_complete=before_complete,
         )
         return self._registry.registered(local, base_uri)
 
@@ -344,7 +382,10 @@ class Freezer:
         if not isinstance(error, (DserverfsError, OSError)):
             logger.error("%s: a fault of ours while freezing", staged, exc_info=error)
         try:
-            was_written_to = isinstance(error, (Cancelled, ItemChanged)) or job.stop.is_set()
+            was_written_to = isinstance(error, (Cancelled, ItemChanged)) or (
+                # An error of the disk stops the upload as well.
+                job.stop.is_set() and not isinstance(error, OSError)
+            )
             if was_written_to and state is State.OPEN:
                 logger.info("%s: not frozen: %s", name, reason)  # later again
             elif isinstance(error, Cancelled):

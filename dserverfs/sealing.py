@@ -2,7 +2,9 @@
 
 Used by the freezer. Items are hashed, everything is brought to the disk, and the
 description is kept beside the files, so that an upload can be carried on with by
-another process without reading them again. Blocking.
+another process without reading them again. What is hashed may be sent while the disk
+is still at work; it is not sealed, and must not be registered, before all is on it.
+Blocking.
 
 On disk, in the staged dataset's directory: `sealed`, JSON, replaced atomically
 before the state says so; `hashes`, what is known of files by inode and time.
@@ -10,14 +12,15 @@ before the state says so; `hashes`, what is known of files by inode and time.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,15 +41,20 @@ _HASHES = "hashes"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Sealed(NamedTuple):
-    """A staged dataset that is ready to be uploaded."""
+class Described(NamedTuple):
+    """A staged dataset that is hashed; sealed when `keep` was called and returns."""
 
     dataset: LocalDataset
     notes: list[str]  # what the user should know: lost attributes, files that are left out
+    # Moves it on to `sealed` when all of it is on the disk, for which it waits. Raises
+    # ItemChanged if somebody wrote since, and OSError.
+    keep: Callable[[], None]
 
 
-def seal(staged: StagedDataset, layout: Layout | None, stop: threading.Event) -> Sealed | None:
-    """Describe and hash what is staged and move it on to `sealed`; None if there is no item.
+def describe(
+    staged: StagedDataset, layout: Layout | None, stop: threading.Event
+) -> Described | None:
+    """Describe and hash what is staged, on its way to the disk; None if there is no item.
 
     One that was frozen elsewhere may be empty.
     Raises what `survey` does, ItemChanged if somebody wrote meanwhile, Cancelled,
@@ -56,17 +64,28 @@ def seal(staged: StagedDataset, layout: Layout | None, stop: threading.Event) ->
     found = survey(staged.tree, layout)
     if not found.items and found.manifest is None:
         return None
-    with ThreadPoolExecutor(1, thread_name_prefix="sync") as pool:
-        synced = pool.submit(_sync, staged.tree)
-        hashes = _hash(staged, found, stop)
-        synced.result()
-    dataset = _describe(staged.record, found, hashes)
-    _write(staged.directory / _SEALED, staged.tree, dataset, found.layout)
-    if not staged.seal(changes, dataset.admin_metadata["uuid"]):
-        raise ItemChanged(
-            f"{staged.record.name}: was written to while it was being frozen", relpath=""
-        )
-    return Sealed(dataset, _notes(found, staged))
+    # SQLite waits for the disk when it makes a database and when it closes one: before the
+    # sync, and after it, or hashing would take as long as the sync.
+    hashes = Hashes(staged.directory / _HASHES, staged.tree, begun=staged.hash_ahead.take).open()
+    try:
+        with _syncing(staged.tree) as synced:
+            dataset = _describe(staged.record, found, _hash(hashes, found, stop))
+    except BaseException:
+        hashes.close()
+        raise
+
+    def keep() -> None:
+        try:
+            synced.result()
+        finally:
+            hashes.close()
+        _write(staged.directory / _SEALED, staged.tree, dataset, found.layout)
+        if not staged.seal(changes, dataset.admin_metadata["uuid"]):
+            raise ItemChanged(
+                f"{staged.record.name}: was written to while it was being frozen", relpath=""
+            )
+
+    return Described(dataset, _notes(found, staged), keep)
 
 
 def forget_hashes(staged: StagedDataset) -> None:
@@ -177,12 +196,10 @@ def _require_same(
     return timestamps
 
 
-def _hash(staged: StagedDataset, found: Survey, stop: threading.Event) -> dict[str, str]:
+def _hash(hashes: Hashes, found: Survey, stop: threading.Event) -> dict[str, str]:
     """Return the MD5 of each item by relpath; what was hashed before and is unchanged is kept."""
-    database = staged.directory / _HASHES
-    with Hashes(database, staged.tree, begun=staged.hash_ahead.take) as hashes:
-        digests = hashes.all_of([file.path for file in found.items.values()], stop=stop)
-        logger.debug("%s: %d bytes were left to be hashed", staged.record.name, hashes.bytes_read)
+    digests = hashes.all_of([file.path for file in found.items.values()], stop=stop)
+    logger.debug("%d bytes were left to be hashed", hashes.bytes_read)
     return {relpath: digests[file.path] for relpath, file in found.items.items()}
 
 
@@ -225,6 +242,18 @@ def _write(path: Path, tree: Path, dataset: LocalDataset, layout: Layout) -> Non
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)
+
+
+@contextlib.contextmanager
+def _syncing(tree: Path) -> Iterator[Future[None]]:
+    """Sync in a thread, which is waited for only if the block fails."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="sync")
+    try:
+        yield pool.submit(_sync, tree)
+    except BaseException:
+        pool.shutdown()
+        raise
+    pool.shutdown(wait=False)
 
 
 def _sync(tree: Path) -> None:

@@ -1,0 +1,128 @@
+"""Sealing beside the upload: what is sent early, and what waits for the disk."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dserverfs import sealing
+from dserverfs.client import Client
+from dserverfs.errors import ItemChanged
+from dserverfs.model import DserverURI
+from dserverfs.settings import TOKEN, Settings
+from dserverfs.staging import StagedDataset
+from dserverfs.staging_state import State
+from tests.daemons import wait_for
+from tests.serving import ServerHandle
+
+
+class Disk:
+    """Stands before syncfs(2): a disk that is slow, or broken."""
+
+    def __init__(self) -> None:
+        self.is_ready = threading.Event()
+        self.error: OSError | None = None
+        self._sync = sealing._sync
+
+    def sync(self, tree: Path) -> None:
+        assert self.is_ready.wait(60)
+        if self.error is not None:
+            raise self.error
+        self._sync(tree)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    disk = Disk()
+    monkeypatch.setattr(sealing, "_sync", disk.sync)
+    yield disk
+    disk.is_ready.set()
+
+
+@pytest.fixture
+def client(server: ServerHandle, token: str, tmp_path: Path) -> Iterator[Client]:
+    uri = DserverURI.parse(server.base_uri)
+    with Client(
+        uri.server,
+        Settings({TOKEN: token}, {}),
+        cache_directory=tmp_path / "cache",
+        staging_directory=tmp_path / "staging",
+    ) as client:
+        client.staging.open()
+        yield client
+
+
+@pytest.fixture
+def staged(client: Client, server: ServerHandle) -> StagedDataset:
+    base_uri = DserverURI.parse(server.base_uri).base_uri
+    assert base_uri is not None
+    staged = client.staging.create(base_uri, "sealed", "somebody")
+    (staged.tree / "file").write_bytes(b"content")
+    return staged
+
+
+def is_sent(client: Client, staged: StagedDataset) -> bool:
+    progress = client.freezer.progress(staged)
+    return progress is not None and progress.items_done == 1
+
+
+def is_registered(client: Client, staged: StagedDataset) -> bool:
+    uri = f"{staged.record.base_uri}/{staged.id}"
+    return client.resolver.uploads.manifest_items(uri) is not None
+
+
+def test_items_are_sent_while_the_disk_is_at_work_and_registered_when_it_is_done(
+    client: Client, staged: StagedDataset, disk: Disk
+) -> None:
+    freezing = client.freezer.freeze(staged)
+    wait_for(lambda: is_sent(client, staged), "the item is sent")
+
+    before = (staged.record.state, freezing.done(), is_registered(client, staged))
+    disk.is_ready.set()
+
+    assert before == (State.OPEN, False, False)
+    assert freezing.result(60).uri.endswith(staged.id)
+    assert is_registered(client, staged)
+
+
+@pytest.mark.expects_log("frozen only by command: not frozen: .*Input/output error")
+def test_disk_that_fails_leaves_it_staged_unregistered_and_unarmed(
+    client: Client, staged: StagedDataset, disk: Disk
+) -> None:
+    disk.error = OSError(errno.EIO, "Input/output error")
+
+    freezing = client.freezer.freeze(staged)
+    wait_for(lambda: is_sent(client, staged), "the item is sent")
+    disk.is_ready.set()
+
+    with pytest.raises(OSError, match="Input/output error"):
+        freezing.result(60)
+    wait_for(lambda: client.freezer.progress(staged) is None, "the job is over")
+    assert not is_registered(client, staged)
+    assert (staged.record.state, staged.record.armed) == (State.OPEN, False)
+    assert (staged.tree / "file").read_bytes() == b"content"
+
+
+def test_write_before_the_disk_is_done_is_in_the_dataset_when_it_is_frozen_again(
+    client: Client, staged: StagedDataset, disk: Disk
+) -> None:
+    freezing = client.freezer.freeze(staged)
+    wait_for(lambda: is_sent(client, staged), "the item is sent")
+    with staged.changing():
+        (staged.tree / "file").write_bytes(b"other content")
+    disk.is_ready.set()
+    with pytest.raises(ItemChanged):
+        freezing.result(60)
+    wait_for(lambda: client.freezer.progress(staged) is None, "the job is over")
+    unregistered = not is_registered(client, staged)
+
+    client.freezer.freeze(staged).result(60)
+
+    assert unregistered
+    items = client.resolver.uploads.manifest_items(f"{staged.record.base_uri}/{staged.id}")
+    assert items is not None
+    assert [item["size_in_bytes"] for item in items.values()] == [len(b"other content")]
