@@ -2,13 +2,13 @@
 
 Used by the operations and the control socket of a mount, and by the broker. One
 job at a time for each staged dataset: hashed, uploaded and meanwhile sealed,
-registered, checked, its blocks handed to the cache, deleted. A job that fails leaves everything
-staged, with the reason in its state. Thread-safe; the jobs run in threads of
-their own.
+registered, checked, its blocks handed to the cache, deleted. A job that fails leaves
+everything staged, with the reason in its state. Thread-safe; the jobs run in threads
+of their own.
 
-After a crash at each step: not yet sealed, it is open, whatever of it is stored; sealed or uploading, the
-next mount carries on; completing, the next mount asks the server again; frozen,
-the next mount only deletes.
+After a crash at each step: not yet sealed, it is open, whatever of it is stored;
+sealed or uploading, the next mount carries on; completing, the next mount asks the
+server again; frozen, the next mount only deletes.
 """
 
 from __future__ import annotations
