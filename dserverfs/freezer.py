@@ -383,8 +383,8 @@ class Freezer:
             logger.error("%s: a fault of ours while freezing", staged, exc_info=error)
         try:
             was_written_to = isinstance(error, (Cancelled, ItemChanged)) or (
-                # An error of the disk stops the upload as well.
-                job.stop.is_set() and not isinstance(error, OSError)
+                # What else keeps it from being sealed stops the upload as well.
+                job.stop.is_set() and isinstance(error, DserverfsError)
             )
             if was_written_to and state is State.OPEN:
                 logger.info("%s: not frozen: %s", name, reason)  # later again
