@@ -38,6 +38,11 @@ def test_ratio_is_our_median_to_the_best_median_of_the_peers(results: Results) -
     assert results.ratio("read") == 0.5
 
 
+def test_ours_is_not_compared_with_itself() -> None:
+    with pytest.raises(ValueError, match="compared with itself"):
+        Results({"row": "a row"}, "ours", ["ours", "other"], [])
+
+
 def test_ratio_is_unknown_without_a_peer(results: Results) -> None:
     results.add("dserverfs", Measurement("read", 1.0))
     results.add("local", Measurement("read", 1.0))

@@ -135,6 +135,8 @@ def test_bench_makes_one_table_of_rows_that_were_measured_singly(
 
     assert shown.returncode == 0, shown.stderr
     assert list(rows_of(both)) == ["sequential-cold", "list-first"]
+    ratios = [row["ratio"] for row in json.loads(both.read_text())["rows"]]
+    assert ratios == [None, None]  # nothing was measured beside it
     for row, path in files.items():
         assert rows_of(both)[row] == rows_of(path)[row]
     assert "1 MiB, cold" in shown.stdout
@@ -159,7 +161,7 @@ def test_bench_publishes_in_every_way_there_is(fuse: None, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert list(rows_of(path)) == ["publish-large", "publish-small"]
     for columns in rows_of(path).values():
-        for way in ("dserverfs", "uploader", "sequential"):
+        for way in ("dserverfs", "uploader", "sequential"):  # where the others are missing
             assert columns[way]["median_seconds"] > 0, done.stdout
     assert "times as fast as sequential" in done.stdout
     assert [each.name for each in tmp_path.iterdir()] == ["result.json"]

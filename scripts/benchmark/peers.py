@@ -163,16 +163,20 @@ class S3fs(FusePeer):
         return f"s3fs {found[1]}" if found else f"s3fs, {_UNKNOWN}"
 
     def command(self, lab: Lab, dataset: Published, place: Place) -> list[str]:
+        # Objects that s3fs did not write have mode 0 unless told otherwise.
+        prefix = f":/{dataset.keys.items.rstrip('/')}"
+        return self.command_for(lab, prefix, place, "ro,umask=0022")
+
+    def command_for(self, lab: Lab, prefix: str, place: Place, options: str) -> list[str]:
+        """Return what mounts the bucket, or `:/PREFIX` of it."""
         passwords = place.cache.with_name("passwd-s3fs")
         passwords.touch(mode=0o600)
         passwords.write_text(f"{lab.storage.access_key}:{lab.storage.secret_key}\n")
-        options = (
-            f"url={lab.storage.endpoint},use_path_request_style,passwd_file={passwords}"
-            # Objects that s3fs did not write have mode 0 unless told otherwise.
-            f",use_cache={place.cache},ro,umask=0022"
-        )
-        bucket = f"{lab.storage.bucket}:/{dataset.keys.items.rstrip('/')}"
-        return [_program("s3fs"), bucket, str(place.path), "-o", options]
+        common = f"url={lab.storage.endpoint},use_path_request_style,passwd_file={passwords}"
+        return [
+            *(_program("s3fs"), f"{lab.storage.bucket}{prefix}", str(place.path)),
+            *("-o", f"{common},use_cache={place.cache},{options}"),
+        ]
 
 
 class WeedMount(FusePeer):

@@ -1,6 +1,6 @@
 """How long it takes until a directory is a dataset: `scripts/bench publish`.
 
-From the first byte until it is registered, or, for rclone, which registers
+From the first byte until it is registered, or, for rclone and s3fs, which register
 nothing, until every object is in the bucket. All ways have the same files, in the
 page cache, and the same store; afterwards the store's objects are compared with
 the files, untimed.
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,18 +24,19 @@ from benchmark import machine, measuring
 from benchmark.content import make_dataset
 from benchmark.lab import Lab, Sizes, open_lab
 from benchmark.measuring import Measurement, WrongAnswer
-from benchmark.mounts import MARK, Mounts
-from benchmark.peers import OURS, Dserverfs, Missing, Rclone
+from benchmark.mounts import MARK, Mounts, Place
+from benchmark.peers import OURS, Dserverfs, Missing, Rclone, S3fs
 from benchmark.plan import Keeper, Plan
 from benchmark.report import Results
 from dserverfs.local_dataset import LocalDataset
-from dserverfs.server.objects import ObjectStore
+from dserverfs.server.objects import ObjectStore, StoredObject
 
 UPLOADER = "uploader"
 SEQUENTIAL = "sequential"
 COPY = "rclone copy"
 MOUNT = "rclone mount"
-COLUMNS = (OURS, COPY, MOUNT, SEQUENTIAL, UPLOADER)
+S3FS = "s3fs"
+COLUMNS = (OURS, MOUNT, S3FS, COPY, SEQUENTIAL, UPLOADER)
 LARGE, SMALL = "publish-large", "publish-small"
 ROWS = (LARGE, SMALL)
 LIMIT_S = 600.0
@@ -71,6 +72,7 @@ class Ways:
             UPLOADER: lambda source: self._with_process(UPLOADER, source),
             COPY: self._with_rclone_copy,
             MOUNT: self._with_rclone_mount,
+            S3FS: self._with_s3fs,
             SEQUENTIAL: lambda source: self._with_process(SEQUENTIAL, source),
         }
 
@@ -78,8 +80,7 @@ class Ways:
         """Raise WrongAnswer unless the store has exactly the files; then delete them there."""
         bucket = self._lab.storage.bucket
         found = {
-            stored.key[len(outcome.prefix) :]: stored
-            for stored in self._store.iter_objects(bucket, outcome.prefix)
+            stored.key[len(outcome.prefix) :]: stored for stored in self._files(outcome.prefix)
         }
         items = {
             item.relpath if outcome.by_relpath else str(key): item
@@ -114,15 +115,29 @@ class Ways:
 
     def _with_rclone_mount(self, source: Source) -> Outcome:
         peer = Rclone()
-        prefix = self._new_prefix()
-        with self._mounts.place() as (place, processes):
+
+        def command(place: Place) -> list[str]:
             options = ["--vfs-cache-mode", "writes", "--vfs-write-back", "0"]
-            command = [
+            return [
                 *(peer.program(), "mount", "--daemon", "--config", "", *options),
                 *("--cache-dir", str(place.cache)),
                 *(f"store:{self._lab.storage.bucket}", str(place.path)),
             ]
-            _start(command, {**place.environment, **peer.environment(self._lab)}, place.log)
+
+        return self._with_file_system(source, command, peer.environment(self._lab))
+
+    def _with_s3fs(self, source: Source) -> Outcome:
+        return self._with_file_system(
+            source, lambda place: S3fs().command_for(self._lab, "", place, "umask=0022"), {}
+        )
+
+    def _with_file_system(
+        self, source: Source, command: Callable[[Place], list[str]], settings: Mapping[str, str]
+    ) -> Outcome:
+        """Copy into what `command` mounts, and wait until the store has it."""
+        prefix = self._new_prefix()
+        with self._mounts.place() as (place, processes):
+            _start(command(place), {**place.environment, **settings}, place.log)
 
             def work() -> None:
                 _copy(source.files, place.path / prefix.rstrip("/"))
@@ -196,11 +211,16 @@ class Ways:
         wanted = sorted(item.size_in_bytes for item in source.dataset.items.values())
         deadline = time.monotonic() + LIMIT_S
         while time.monotonic() < deadline:
-            stored = self._store.iter_objects(self._lab.storage.bucket, prefix)
-            if sorted(each.size_in_bytes for each in stored) == wanted:
+            if sorted(each.size_in_bytes for each in self._files(prefix)) == wanted:
                 return
             time.sleep(_LOOK_S)
         raise RuntimeError("not everything was uploaded in time")
+
+    def _files(self, prefix: str) -> Iterator[StoredObject]:
+        """Yield the objects that are files; s3fs also makes one for each directory."""
+        for stored in self._store.iter_objects(self._lab.storage.bucket, prefix):
+            if not stored.key.endswith("/"):
+                yield stored
 
     def _new_prefix(self) -> str:
         self._number += 1
@@ -235,8 +255,8 @@ def run(plan: Plan, work: Path, keeper: Keeper) -> None:
     results = Results(
         {row: text for row, text in _titles(plan.sizes).items() if row in plan.rows},
         OURS,
-        [COPY, MOUNT, SEQUENTIAL],
-        [UPLOADER],  # ours without a file system before it
+        [MOUNT, S3FS],
+        [COPY, SEQUENTIAL, UPLOADER],  # without a file system before it; the last is ours
     )
     about["versions"] = versions = _versions(results)
     for note in versions.values():
@@ -267,7 +287,7 @@ def _titles(sizes: Sizes) -> dict[str, str]:
 def _versions(results: Results) -> dict[str, str]:
     """Return the version of each program there is, and note those there are not."""
     found = {}
-    for peer in (Dserverfs(), Rclone()):
+    for peer in (Dserverfs(), Rclone(), S3fs()):
         try:
             found[peer.name] = peer.version()
         except Missing as missing:
@@ -292,7 +312,7 @@ def _compared(results: Results, row: str, title: str, way: str) -> list[str]:
     if ours is None:
         return []
     said = []
-    for peer in (SEQUENTIAL, COPY, MOUNT):
+    for peer in (SEQUENTIAL, COPY, MOUNT, S3FS):
         theirs = results.seconds(row, peer)
         if theirs is not None:
             said.append(f"{theirs / ours:.2f} times as fast as {peer}")

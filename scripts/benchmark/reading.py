@@ -28,7 +28,11 @@ def run(plan: Plan, work: Path, keeper: Keeper) -> None:
     results = Results(
         {row: text for row, text in titles(plan.sizes).items() if row in plan.rows},
         OURS,
-        [peer.name for peer in all_peers() if not (peer.is_floor or peer.is_reference)],
+        [
+            peer.name
+            for peer in all_peers()
+            if not (peer.name == OURS or peer.is_floor or peer.is_reference)
+        ],
         [
             *(peer.name for peer in all_peers() if peer.is_reference),
             CURL,

@@ -30,6 +30,10 @@ class Results:
     failed: dict[tuple[str, str], str] = field(default_factory=dict)  # (row, column): why
     notes: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError(f"a column would be compared with itself: {', '.join(self.columns)}")
+
     @property
     def columns(self) -> list[str]:
         return [self.ours, *self.peers, *self.floors]
