@@ -191,8 +191,9 @@ def test_what_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
         load(path)
 
 
-def test_publishing_has_the_sizes_of_its_targets() -> None:
-    sizes = options.plan_of(options.parse(["publish"])).sizes
+@pytest.mark.parametrize("what", ["read", "publish"])
+def test_defaults_are_the_sizes_of_the_targets(what: str) -> None:
+    sizes = options.plan_of(options.parse([what])).sizes
 
     assert (sizes.large_bytes, sizes.small_items) == (1 << 30, 5000)
 
@@ -202,7 +203,7 @@ def test_publishing_has_the_sizes_of_its_targets() -> None:
     [
         ["--row", "publish-large"],
         ["publish", "--row", "tar-cold"],
-        ["publish", "--only", "s3fs"],
+        ["publish", "--only", "weed"],
         ["--from", "x.json", "--row", "tar-cold"],
         ["--json", "/nowhere/at/all.json"],
     ],

@@ -15,8 +15,6 @@ from benchmark.plan import Plan
 READ, PUBLISH = "read", "publish"
 ROWS = {READ: table.ROWS, PUBLISH: publishing.ROWS}
 COLUMNS = {READ: reading.COLUMNS, PUBLISH: publishing.COLUMNS}
-# Large item and number of small ones: publishing has the sizes of its targets.
-DEFAULTS = {READ: (512 << 20, 2000), PUBLISH: (1 << 30, 5000)}
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 
@@ -40,11 +38,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
     what = arguments.what
-    large_bytes, small_items = DEFAULTS[what]
     sizes = Sizes(
-        large_bytes=large_bytes if arguments.size is None else arguments.size,
+        large_bytes=arguments.size,
         listed_items=arguments.list_items,
-        small_items=small_items if arguments.tar_items is None else arguments.tar_items,
+        small_items=arguments.tar_items,
         random_reads=arguments.reads,
         distant_bytes=arguments.distant_size,
         distant_items=arguments.distant_items,
@@ -69,9 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     names = "; ".join(f"{what}: {', '.join(columns)}" for what, columns in COLUMNS.items())
     add("--only", action="append", metavar="NAME", help=f"only this column; {names}")
     add("--repeat", type=int, default=3, metavar="N", help="default: 3")
-    add("--size", type=_size, help="of the large item; default: 512M, to publish 1G")
+    add("--size", type=_size, default=_size("1G"), help="of the large item; default: 1G")
     add("--list-items", type=int, default=5000, metavar="N", help="to list; default: 5,000")
-    add("--tar-items", type=int, metavar="N", help="of 4 KiB; default: 2,000, to publish 5,000")
+    words = "of 4 KiB, to read and to publish; default: 5,000"
+    add("--tar-items", type=int, default=5000, metavar="N", help=words)
     add("--reads", type=int, default=100, metavar="N", help="random, cold; 20 times that warm; 100")
     add("--distant-size", type=_size, default=_size("256M"), help="read from afar; default: 256M")
     for name, default, what in (
