@@ -34,7 +34,7 @@ def _large(row: str, bench: Bench, lab: Lab, peer: Peer) -> Measurement:
     item = only_item(dataset)
     buffer = measuring.Buffer(item.size_in_bytes)
     with peer.mounted(lab, bench.mounts, there(lab, dataset)) as mount:
-        bench.settle(peer)
+        bench.make_cold()
         path = mount.path_of(item)
         cold, got = measure(row, mount.processes, lambda: buffer.read(path))
         measuring.check_content(item, got.content)
@@ -44,7 +44,7 @@ def _large(row: str, bench: Bench, lab: Lab, peer: Peer) -> Measurement:
 def _small(row: str, bench: Bench, lab: Lab, peer: Peer) -> Measurement:
     dataset = bench.lab.distant_small()
     with peer.mounted(lab, bench.mounts, there(lab, dataset)) as mount:
-        bench.settle(peer)
+        bench.make_cold()
         command = ("tar", "--create", "--directory", mount.items, ".")
         cold, archive = measure(row, mount.processes, lambda: measuring.output_of(*command))
         measuring.check_archive(mount, dataset.local.items.values(), archive)

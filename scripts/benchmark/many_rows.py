@@ -40,7 +40,7 @@ def datasets(bench: Bench, peer: Peer) -> Iterator[Measurement]:
     if not isinstance(peer, Dserverfs):
         return
     uri = bench.lab.registered("datasets", lambda: _many_datasets(bench.lab))
-    bench.settle(peer)
+    bench.settle()
     with bench.mounts.place() as (place, processes):
         start_s = time.perf_counter()
         peer.start(bench.lab, place, peer.command_for(uri, place))
@@ -61,7 +61,7 @@ def shown(bench: Bench, peer: Peer) -> Iterator[Measurement]:
     with bench.mounts.place() as (place, processes):
         peer.start(bench.lab, place, peer.command_for(uri, place))
         _first_name(place.path / "data")
-        bench.settle(peer)
+        bench.settle()
         result, text = measure(
             "shown-list", processes, lambda: measuring.output_of("ls", "-l", place.path / "data")
         )
@@ -78,7 +78,7 @@ def many(bench: Bench, peer: Peer) -> Iterator[Measurement]:
         return
     count = bench.lab.sizes.many_items
     uri = _registered(bench.lab, "many", count)
-    bench.settle(peer)
+    bench.settle()
     with bench.mounts.place() as (place, processes):
         command = peer.command_for(uri, place)
         for row in ("many-first", "many-second"):

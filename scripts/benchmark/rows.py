@@ -53,13 +53,17 @@ class Bench:
         """Return whether any of these rows is to be measured."""
         return any(row in self.wanted for row in rows)
 
-    def settle(self, peer: Peer) -> None:
-        """Prepare for something cold: no writing behind, and the server's files in memory."""
+    def settle(self) -> None:
+        """Have nothing that came before go on: no writing behind, the server's files in memory."""
         os.sync()
-        if peer.is_floor and not drop_page_cache():
-            self.may_drop = False
         self.lab.warm_store()
         _load_programs()
+
+    def make_cold(self) -> None:
+        """Likewise, and have the kernel hold nothing else: no file, no name, for anyone."""
+        if not drop_page_cache():
+            self.may_drop = False
+        self.settle()
 
     def forget_pages(self, mount: Mount) -> None:
         """Have the next reading of a file go to the peer, and the peer's to the disk."""
@@ -105,13 +109,13 @@ def sequential(bench: Bench, peer: Peer) -> Iterator[Measurement]:
         yield from _sequentially(bench, peer, dataset)
     if bench.wants(UNVERIFIED):
         with peer.unverified().mounted(bench.lab, bench.mounts, dataset) as mount:
-            bench.settle(peer)
+            bench.make_cold()
             yield _whole(UNVERIFIED, bench, mount, dataset)[0]
 
 
 def _sequentially(bench: Bench, peer: Peer, dataset: Published) -> Iterator[Measurement]:
     with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
-        bench.settle(peer)
+        bench.make_cold()
         cold, first_byte_s = _whole(COLD, bench, mount, dataset)
         yield cold
         yield Measurement("first-byte", first_byte_s)
@@ -159,7 +163,7 @@ def listing(bench: Bench, peer: Peer) -> Iterator[Measurement]:
     dataset = bench.lab.listed()
     items = dataset.local.items.values()
     with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
-        bench.settle(peer)
+        bench.make_cold()
         for row in ("list-first", "list-again"):
             result, text = measure(
                 row, mount.processes, lambda: measuring.output_of("ls", "-lR", mount.items)
@@ -174,7 +178,7 @@ def archiving(bench: Bench, peer: Peer) -> Iterator[Measurement]:
     dataset = bench.lab.small()
     items = dataset.local.items.values()
     with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
-        bench.settle(peer)
+        bench.make_cold()
         for row in ("tar-cold", "tar-disk"):
             result, archive = measure(
                 row,
@@ -196,7 +200,7 @@ def mounting(bench: Bench, peer: Peer) -> Iterator[Measurement]:
         return
     with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
         os.listdir(mount.items)
-    bench.settle(peer)
+    bench.settle()
     start_s = time.perf_counter()
     with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
         with mount.processes.killed_after(measuring.LIMIT_S):
@@ -214,7 +218,7 @@ def random_cold(bench: Bench, peer: Peer) -> Iterator[Measurement]:
         if not bench.wants(row):
             continue
         with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
-            bench.settle(peer)
+            bench.make_cold()
             yield _random(bench, mount, dataset, row, readers, bench.lab.sizes.random_reads)
 
 
@@ -224,7 +228,7 @@ def random_warm(bench: Bench, peer: Peer) -> Iterator[Measurement]:
     item = only_item(dataset)
     count = bench.lab.sizes.random_reads * WARM_READS_PER_COLD
     with peer.mounted(bench.lab, bench.mounts, dataset) as mount:
-        bench.settle(peer)
+        bench.settle()
         path = mount.path_of(item)
         with mount.processes.killed_after(measuring.LIMIT_S):
             measuring.check_content(item, bench.buffer().read(path).content)
@@ -258,7 +262,7 @@ def four_readers(bench: Bench, peer: Peer) -> Iterator[Measurement]:
     quarter = max(item.size_in_bytes for item in items)
     buffers = [Buffer(quarter) for _ in items]
     with peer.mounted(bench.lab, bench.mounts, dataset) as mount, ThreadPoolExecutor(4) as pool:
-        bench.settle(peer)
+        bench.make_cold()
         paths = [mount.path_of(item) for item in items]
         cold, readings = measure(
             "four-cold", mount.processes, lambda: [*pool.map(Buffer.read, buffers, paths)]
