@@ -26,10 +26,15 @@ import diskcache
 import diskcache.core
 
 from dserverfs.blocks import OpenFile
+from dserverfs.local_files import write_all
 
 SUFFIX = ".blk"
 _NAME = re.compile(r"[0-9a-f]/[0-9a-f]{31}-([0-9a-f]{1,8})\.blk\Z")
 MAX_BLOCKS_IN_FILE = 16
+# For more at once the kernel takes memory in large pieces, which on a virtual machine the host
+# has often taken back: 1 GiB, cold, takes 5.5 s with 16 MiB at once, and 4.8 with this; the
+# daemon's processor time is 7.0 s, and 4.5.
+WRITE_BYTES = 64 * 1024
 # What the names of blocks in one file have in common, and no others.
 STEM_CHARACTERS = 33
 # File systems without hard links say EPERM, or that they know no such call.
@@ -107,9 +112,9 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             file = OpenFile(os.open(path, flags, 0o600))
         try:
-            # One call, so that a full disk is noticed as a short count.
-            if os.writev(file.fd, pieces) != starts[-1]:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            for data, start in zip(pieces, starts, strict=False):
+                for at in range(0, len(data), WRITE_BYTES):
+                    write_all(file.fd, data[at : at + WRITE_BYTES], start + at)
             for name in names[1:]:
                 os.link(path, os.path.join(self._directory, name))
         except BaseException:

@@ -17,7 +17,7 @@ _AT_FDCWD = -100
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def write_all(fd: int, data: bytes, offset: int) -> None:
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of `data`; a disk that takes only a part says why when asked for more."""
     done = os.pwrite(fd, data, offset)
     while done < len(data):

@@ -298,17 +298,25 @@ def test_limit_by_default_counts_what_is_held_as_free(tmp_path: Path) -> None:
 
 @pytest.mark.expects_log("No space left")
 def test_full_disk_means_no_cache_and_no_error(
-    cache: BlockCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cache: BlockCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def full(fd: int, data: object) -> int:
-        raise OSError(28, "No space left on device")
+    pwrite = os.pwrite
+
+    def full(fd: int, data: memoryview, offset: int) -> int:
+        if offset:
+            raise OSError(28, "No space left on device")
+        return pwrite(fd, data[:5000], 0)  # a part, as of a disk that fills up
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "writev", full)
+        patch.setattr(os, "pwrite", full)
         cache.store([(KEY, MemoryBlock(LARGE))])
 
     assert "No space left" in caplog.text
     assert cache.load(KEY, len(LARGE)) is None
+    assert not [*(tmp_path / "blocks").rglob("*.blk")]
 
 
 def test_directory_of_another_is_refused(tmp_path: Path) -> None:

@@ -221,10 +221,10 @@ def test_store_that_is_gone_is_unreachable_but_cached_blocks_are_read(world: Wor
 def test_without_a_usable_cache_disk_bytes_are_right_all_the_same(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(fd: int, data: object) -> int:
+    def full(fd: int, data: object, offset: int) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "writev", full)
+    monkeypatch.setattr(os, "pwrite", full)
 
     assert ItemReader(world.reader, world.content()).read(0, len(CONTENT)) == CONTENT
     assert (
