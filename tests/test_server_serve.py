@@ -269,6 +269,21 @@ def test_serve_takes_other_ports_when_its_last_ones_are_taken(data: Path) -> Non
         assert requests.get(url, timeout=30).text == "moved"
 
 
+def test_serve_writes_nothing_beside_its_data(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+
+    with running_server(data) as server:
+        upload(server, CONTENTS)
+    with running_server(data) as server:
+        server.get("/me").raise_for_status()
+
+    assert [path.name for path in scratch.iterdir()] == []
+
+
 def test_another_bucket_is_another_base_uri_of_the_same_server(data: Path) -> None:
     with running_server(data) as server:
         uri = upload(server, CONTENTS)

@@ -114,8 +114,9 @@ class SeaweedFS:
             (self._directory / "data").mkdir(mode=0o700, exist_ok=True)
             self._command = [
                 *(sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())),
-                # Warnings and worse: at INFO its log grows by 4 MB a day with nothing to do.
-                *(weed, "-v=-1", "server", *_OPTIONS),
+                # Into its log here, and not /tmp as well. Warnings and worse: at INFO it
+                # grows by 4 MB a day with nothing to do.
+                *(weed, "-logtostderr", "-v=-1", "server", *_OPTIONS),
                 f"-dir={self._directory / 'data'}",
                 f"-s3.config={self._config.s3_file}",
             ]

@@ -191,7 +191,8 @@ class WeedMount(FusePeer):
     def command(self, lab: Lab, dataset: Published, place: Place) -> list[str]:
         ports = json.loads((lab.store / "ports.json").read_text())
         return [
-            *(_program("weed"), "-v=-1", "mount", "-readOnly", f"-dir={place.path}"),
+            *(_program("weed"), "-logtostderr", "-v=-1", "mount", "-readOnly"),
+            f"-dir={place.path}",
             f"-filer=127.0.0.1:{ports['filer.port']}.{ports['filer.port.grpc']}",
             f"-filer.path=/buckets/{lab.storage.bucket}/{dataset.keys.items.rstrip('/')}",
             f"-cacheDir={place.cache}",
