@@ -161,7 +161,7 @@ def test_bench_publishes_in_every_way_there_is(fuse: None, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert list(rows_of(path)) == ["publish-large", "publish-small"]
     for columns in rows_of(path).values():
-        for way in ("dserverfs", "uploader", "sequential"):  # where the others are missing
+        for way in ("dserverfs", "uploader", "sequential"):  # the others may not be installed
             assert columns[way]["median_seconds"] > 0, done.stdout
     assert "times as fast as sequential" in done.stdout
     assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
