@@ -20,6 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from dserverfs.connections import SOCKET_OPTIONS, Trust, proxy_for
@@ -46,7 +47,8 @@ _URL = re.compile(r"(https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5})
 T = TypeVar("T")
 
 
-class Want(NamedTuple, Generic[T]):
+@dataclass(frozen=True)  # Python 3.10 has no generic NamedTuple
+class Want(Generic[T]):
     """An object to get, and what the caller knows it by."""
 
     url: str
@@ -54,7 +56,8 @@ class Want(NamedTuple, Generic[T]):
     what: T
 
 
-class Got(NamedTuple, Generic[T]):
+@dataclass(frozen=True)
+class Got(Generic[T]):
     """What became of a Want."""
 
     what: T

@@ -184,7 +184,8 @@ class Prefetch:
         """Hand out the items that are right; leave the others to their readers."""
         right: list[tuple[Claim, Block]] = []
         failed: list[Claim] = []
-        for claim, data in bunch:
+        for got in bunch:
+            claim, data = got.what, got.content
             verdict = _verdict(claim.content, data) if data is not None else False
             if data is None or (verdict is False and self._policy is not Policy.OFF):
                 failed.append(claim)

@@ -47,7 +47,8 @@ def get(
     found: dict[int, bytes | None] = {}
 
     def done(bunch: list[Got[int]]) -> None:
-        for number, content in bunch:
+        for got in bunch:
+            number, content = got.what, got.content
             assert number not in found
             found[number] = content
 
