@@ -16,9 +16,10 @@ from typing import TypeVar
 from dserverfs.cells import Cell, NotLoaded
 from dserverfs.clock import boottime_s
 from dserverfs.kept_answers import KeptAnswers
+from dserverfs.limits import component_is_usable
 from dserverfs.manifest_index import ManifestIndex
 from dserverfs.manifests import Manifests
-from dserverfs.model import UUID, Dataset, User, component_is_usable
+from dserverfs.model import UUID, Dataset, User
 from dserverfs.resolver import Metadata
 
 logger = logging.getLogger(__name__)

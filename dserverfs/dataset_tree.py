@@ -23,14 +23,9 @@ from dserverfs.edited_files import LocalFile
 from dserverfs.errors import IntegrityError, NotFound
 from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.item_content import ItemContent
+from dserverfs.limits import MAX_COMPONENT_BYTES, component_is_usable
 from dserverfs.manifest_index import ManifestIndex, Row
-from dserverfs.model import (
-    MAX_COMPONENT_BYTES,
-    Dataset,
-    Identifier,
-    Item,
-    component_is_usable,
-)
+from dserverfs.model import Dataset, Identifier, Item
 
 ALIAS = 1 << 34  # numbers from here on are rows by their other path
 OWN = 1 << 35  # numbers from here on are not rows

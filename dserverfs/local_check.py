@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dserverfs.errors import IntegrityError, Unsupported, UsageError
+from dserverfs.limits import relpath_is_usable
 from dserverfs.local_dataset import LocalDataset
-from dserverfs.model import Item, relpath_is_usable
+from dserverfs.model import Item
 from dserverfs.verify import hasher_of
 
 PIECE_BYTES = 1024 * 1024

@@ -17,12 +17,8 @@ from operator import itemgetter
 from typing import Any
 
 from dserverfs.errors import ProtocolError
-from dserverfs.model import (
-    Item,
-    identifier_of,
-    is_identifier,
-    relpath_is_usable,
-)
+from dserverfs.limits import is_identifier, relpath_is_usable
+from dserverfs.model import Item, identifier_of
 
 REFUSED_PREFIX = ".refused-"
 _PLAIN_LIMIT_S = 1e11

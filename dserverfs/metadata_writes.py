@@ -26,7 +26,8 @@ from dserverfs.errors import (
     Unsupported,
     UsageError,
 )
-from dserverfs.model import Dataset, Identifier, name_is_valid
+from dserverfs.limits import name_is_valid
+from dserverfs.model import Dataset, Identifier
 from dserverfs.resolver import Resolver
 from dserverfs.routes import Routes, json_of
 

@@ -6,8 +6,6 @@ Everything here is immutable and may be shared between threads.
 
 from __future__ import annotations
 
-import datetime
-import email.utils
 import hashlib
 import re
 import urllib.parse
@@ -16,20 +14,15 @@ from dataclasses import dataclass
 from typing import Any, NewType
 
 from dserverfs.errors import ProtocolError, UsageError
+from dserverfs.limits import is_uuid, parse_timestamp
 
 Identifier = NewType("Identifier", str)  # an item: SHA-1 of its relpath, 40 hex digits
 UUID = NewType("UUID", str)  # a dataset: lower case, with hyphens
 
 SCHEME = "dserver"
 
-# dtoolcore.utils.name_is_valid: the characters and the length of a dataset's name.
-MAX_NAME_LENGTH = 80
-_NAME = re.compile(r"[0-9a-zA-Z\-_.]+\Z")
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
-_IDENTIFIER = re.compile(r"[0-9a-f]{40}\Z")
 _SERVER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^/:@\[\]\s?#%]+)(:\d{1,5})?\Z")
 
-MAX_COMPONENT_BYTES = 255  # NAME_MAX of Linux
 # What RFC 3986 lets stand in a path component.
 _PLAIN = "-_.~!$&'()*+,=:@"
 
@@ -97,37 +90,9 @@ def _decoded(part: str, text: str) -> str:
     return decoded
 
 
-def is_uuid(text: str) -> bool:
-    return _UUID.match(text) is not None
-
-
-def is_identifier(text: str) -> bool:
-    return _IDENTIFIER.match(text) is not None
-
-
-def name_is_valid(name: str) -> bool:
-    """Return whether dtool accepts `name` for a dataset."""
-    return len(name) <= MAX_NAME_LENGTH and _NAME.match(name) is not None
-
-
 def identifier_of(relpath: str) -> Identifier:
     """Return dtool's identifier of the item with this relpath."""
     return Identifier(hashlib.sha1(relpath.encode("utf-8")).hexdigest())
-
-
-def component_is_usable(component: str) -> bool:
-    """Return whether `component` can be the name of a directory entry."""
-    if component in ("", ".", "..") or "/" in component or "\0" in component:
-        return False
-    try:
-        return len(component.encode("utf-8")) <= MAX_COMPONENT_BYTES
-    except UnicodeEncodeError:  # a lone surrogate out of a JSON escape
-        return False
-
-
-def relpath_is_usable(relpath: str) -> bool:
-    """Return whether `relpath` can be shown below `data/`: relative, plain components, UTF-8."""
-    return all(component_is_usable(component) for component in relpath.split("/"))
 
 
 @dataclass(frozen=True)
@@ -209,31 +174,6 @@ class User:
             search_base_uris=_texts(entry, "search_permissions_on_base_uris"),
             register_base_uris=_texts(entry, "register_permissions_on_base_uris"),
         )
-
-
-def parse_timestamp(value: object) -> float:
-    """Return epoch seconds of a float, numeric string, RFC-1123 or ISO 8601 date.
-
-    dservers have answered all four; ISO dates without a zone are UTC.
-    """
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, str):
-        raise ProtocolError(f"{value!r} is not a date")
-    try:
-        return float(value)
-    except ValueError:
-        pass
-    try:
-        moment = datetime.datetime.fromisoformat(value.removesuffix("Z"))
-    except ValueError:
-        try:
-            moment = email.utils.parsedate_to_datetime(value)
-        except ValueError as error:
-            raise ProtocolError(f"{value!r} is not a date") from error
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.timezone.utc)
-    return moment.timestamp()
 
 
 def _mapping(data: Any, what: str) -> Mapping[str, Any]:

@@ -22,15 +22,9 @@ from dserverfs.errors import (
     ProtocolError,
     Unreachable,
 )
+from dserverfs.limits import component_is_usable
 from dserverfs.listings import Listings
-from dserverfs.model import (
-    UUID,
-    Dataset,
-    Identifier,
-    User,
-    component_is_usable,
-    split_base_uri,
-)
+from dserverfs.model import UUID, Dataset, Identifier, User, split_base_uri
 from dserverfs.routes import Capabilities, Routes, json_of, string_map
 from dserverfs.signed_urls import SignedURL
 from dserverfs.signing import MAX_REMEMBERED, Signing, is_asked_whole

@@ -27,8 +27,9 @@ from typing import Any, NamedTuple
 from dserverfs import hashing
 from dserverfs.errors import IntegrityError, ItemChanged, ProtocolError, UsageError
 from dserverfs.hashing import Hashes
+from dserverfs.limits import is_uuid, name_is_valid
 from dserverfs.local_dataset import LocalDataset
-from dserverfs.model import Item, identifier_of, is_uuid, name_is_valid
+from dserverfs.model import Item, identifier_of
 from dserverfs.staged_layout import DATA, Layout, Survey, survey
 from dserverfs.staging import StagedDataset
 from dserverfs.staging_state import Record

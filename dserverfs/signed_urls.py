@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 from dserverfs.clock import boottime_s
 from dserverfs.errors import NotFound, ProtocolError
-from dserverfs.model import UUID, Dataset, Identifier, parse_timestamp
+from dserverfs.limits import parse_timestamp
+from dserverfs.model import UUID, Dataset, Identifier
 
 DEFAULT_LIFETIME_S = 300.0  # where neither URL nor server says; upstream signs for an hour
 MARGIN_S = 60.0  # a URL is renewed so long before it expires, but not before 9/10 of its life

@@ -41,8 +41,9 @@ from dserverfs.errors import (
     UsageError,
 )
 from dserverfs.hash_ahead import HashAhead
+from dserverfs.limits import name_is_valid
 from dserverfs.local_files import locked
-from dserverfs.model import UUID, Dataset, name_is_valid
+from dserverfs.model import UUID, Dataset
 from dserverfs.owner_lock import OwnerLock
 from dserverfs.staging_state import Move, Record, State
 

@@ -18,7 +18,8 @@ from dserverfs.catalogue import UUID_DIRECTORY, Catalogue, Names
 from dserverfs.dataset_tree import MUTABLE_S, OWN, Attributes, Content, DatasetTree, Entry
 from dserverfs.errors import Frozen, NameTaken, NotFound, PermissionDenied
 from dserverfs.frozen_edits import FrozenEdits
-from dserverfs.model import UUID, Dataset, DserverURI, is_uuid, split_base_uri
+from dserverfs.limits import is_uuid
+from dserverfs.model import UUID, Dataset, DserverURI, split_base_uri
 from dserverfs.staged_tree import StagedTree
 from dserverfs.staging import StagedDataset, Staging, require_name
 

@@ -10,7 +10,7 @@ import json
 import urllib.parse
 from typing import TYPE_CHECKING, Any
 
-from dserverfs.model import name_is_valid
+from dserverfs.limits import name_is_valid
 
 if TYPE_CHECKING:
     from tests.quirky_server import Handler, QuirkyServer

@@ -12,7 +12,7 @@ import pytest
 
 from dserverfs import demo_datasets
 from dserverfs.errors import UsageError
-from dserverfs.model import is_uuid, name_is_valid, relpath_is_usable
+from dserverfs.limits import is_uuid, name_is_valid, relpath_is_usable
 
 
 @pytest.fixture(scope="module")

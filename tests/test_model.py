@@ -1,4 +1,4 @@
-"""URIs, dates and hostile names."""
+"""URIs, datasets and items."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from dserverfs.model import (
     Dataset,
     DserverURI,
     Item,
-    component_is_usable,
     identifier_of,
-    parse_timestamp,
-    relpath_is_usable,
     split_base_uri,
 )
 
@@ -75,59 +72,6 @@ def test_malformed_uri_is_refused_with_the_uri_in_the_message(text: str) -> None
 def test_malformed_base_uri_is_a_protocol_error(base_uri: str) -> None:
     with pytest.raises(ProtocolError):
         split_base_uri(base_uri)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        1_700_000_000.5,
-        "1700000000.5",
-        "2023-11-14T22:13:20.500000+00:00",
-        "2023-11-14T22:13:20.500000Z",
-        "2023-11-14T22:13:20.500",
-    ],
-)
-def test_every_form_of_date_is_understood(value: object) -> None:
-    assert parse_timestamp(value) == pytest.approx(1_700_000_000.5)
-
-
-def test_rfc_1123_date_is_understood() -> None:
-    assert parse_timestamp("Tue, 14 Nov 2023 22:13:20 GMT") == 1_700_000_000
-
-
-@pytest.mark.parametrize("value", [None, True, "soon", {}, ""])
-def test_what_is_no_date_is_a_protocol_error(value: object) -> None:
-    with pytest.raises(ProtocolError):
-        parse_timestamp(value)
-
-
-@pytest.mark.parametrize(
-    "relpath",
-    [
-        "",
-        "/etc/passwd",
-        "..",
-        "a/../b",
-        "a//b",
-        "a/",
-        "./a",
-        "a\0b",
-        "a" * 256,
-        "ä" * 128,
-        "\ud800",
-    ],
-)
-def test_hostile_relpath_is_not_usable(relpath: str) -> None:
-    assert not relpath_is_usable(relpath)
-
-
-@pytest.mark.parametrize("relpath", ["a", "a/b", "...", "a b/ü/\n", "a" * 255, "x/" * 100 + "y"])
-def test_odd_but_right_relpath_is_usable(relpath: str) -> None:
-    assert relpath_is_usable(relpath)
-
-
-def test_component_with_a_slash_is_not_usable() -> None:
-    assert not component_is_usable("a/b")
 
 
 def test_identifier_is_dtools() -> None:

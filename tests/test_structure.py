@@ -17,7 +17,9 @@ ROOT = PACKAGE.parent
 
 # A module imports only modules of a level before its own; `server` stands aside.
 LEVELS = [
-    {"allocator", "errors", "clock"},
+    {"allocator", "clock", "printable"},
+    {"errors"},
+    {"limits"},
     {"model"},
     {
         "blocks",
@@ -61,7 +63,7 @@ LEVELS = [
     {"__main__"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
-OF_SERVER = {"errors", "model"}
+OF_SERVER = {"errors", "limits", "model", "printable"}
 USERS_OF_SERVER = {"demo", "commands"}
 ASYNC = {"operations", "mount"}
 MAX_LINES = 500

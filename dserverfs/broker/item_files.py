@@ -23,7 +23,8 @@ from dserverfs.download import download
 from dserverfs.errors import IntegrityError, UsageError
 from dserverfs.item_content import ItemContent
 from dserverfs.item_reader import ItemReader
-from dserverfs.model import MAX_COMPONENT_BYTES, Item, component_is_usable
+from dserverfs.limits import MAX_COMPONENT_BYTES, component_is_usable
+from dserverfs.model import Item
 from dserverfs.reader import Reader
 from dserverfs.stored_items import StoredItems
 from dserverfs.verify import known_hasher

@@ -32,14 +32,8 @@ from dserverfs.client import Client
 from dserverfs.errors import CannotHold, NameTaken, NameTooLong, NotFound, NotUTF8, UsageError
 from dserverfs.freezer import Frozen, Progress
 from dserverfs.hashing import THREADS, Hashes
-from dserverfs.model import (
-    MAX_COMPONENT_BYTES,
-    MAX_NAME_LENGTH,
-    Dataset,
-    identifier_of,
-    name_is_valid,
-    relpath_is_usable,
-)
+from dserverfs.limits import MAX_COMPONENT_BYTES, MAX_NAME_LENGTH, name_is_valid, relpath_is_usable
+from dserverfs.model import Dataset, identifier_of
 from dserverfs.staged_layout import DATA, METADATA, Layout
 from dserverfs.staged_tree import MAX_RELPATH_BYTES
 from dserverfs.staging import StagedDataset, Staging

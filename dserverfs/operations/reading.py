@@ -37,7 +37,7 @@ from dserverfs.cells import NotLoaded
 from dserverfs.dataset_tree import Attributes, DatasetTree, Entry
 from dserverfs.item_content import ItemContent
 from dserverfs.item_reader import Buffer, ItemReader
-from dserverfs.model import MAX_COMPONENT_BYTES
+from dserverfs.limits import MAX_COMPONENT_BYTES
 from dserverfs.operations import waiting
 from dserverfs.operations.guard import guarded
 from dserverfs.reader import Reader

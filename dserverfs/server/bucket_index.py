@@ -16,7 +16,7 @@ from dservercore.extensions import sql_db
 from dservercore.sql_models import Dataset
 
 from dserverfs.errors import Conflict, DserverfsError, NotFound
-from dserverfs.model import is_uuid
+from dserverfs.limits import is_uuid
 from dserverfs.server import changes, indexing
 from dserverfs.server.layout import REGISTRATION_PREFIX
 from dserverfs.server.storage import bucket_of

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dserverfs.errors import IntegrityError, NotFound, UsageError
+from dserverfs.limits import MAX_README_BYTES
 from dserverfs.server.layout import json_text
 from dserverfs.server.stores import Place
-from dserverfs.server.upload_request import MAX_README_BYTES
 
 _MAX_JSON_BYTES = 256 * 1024**2  # guess: a million items' overlay is 60 MB
 _DATES = ("frozen_at", "created_at")

@@ -8,22 +8,19 @@ of the documented form and 400 if a value is refused.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-from dserverfs import model
+from dserverfs import limits, model
 from dserverfs.errors import UsageError
 from dserverfs.model import Identifier
 from dserverfs.server import layout
 
 HASH_FUNCTION = "md5sum_hexdigest"
 MAX_METADATA_BYTES = 2048  # of S3, names and values of one object's user metadata
-MAX_README_BYTES = 16 * 1024**2  # guess: a README is a page of YAML, and goes into the search
 MAX_USERNAME_LENGTH = 255  # of dservercore's table
-LAST_TIMESTAMP = 253402300799  # the last second of the year 9999, where datetime ends
 
 _MD5 = re.compile(r"[0-9a-f]{32}\Z")
 _USERNAME = re.compile(r"[!-~]([ -~]*[!-~])?\Z")
@@ -56,7 +53,7 @@ class UploadRequest:
         """Return the request in a JSON body; raises UsageError with what is wrong with it."""
         entry = _object(body, "the body")
         uuid = _string(entry, "uuid")
-        _require(model.is_uuid(uuid), f"uuid {uuid!r} is not a uuid in lower case with hyphens")
+        _require(limits.is_uuid(uuid), f"uuid {uuid!r} is not a uuid in lower case with hyphens")
         name = _string(entry, "name")
         check_name(name)
         hash_function = _string(entry, "hash_function")
@@ -129,7 +126,7 @@ def _items(value: Any, max_item_bytes: int) -> Mapping[Identifier, UploadItem]:
 def _item(entry: Mapping[str, Any], max_item_bytes: int) -> UploadItem:
     relpath = _string(entry, "relpath")
     _require(
-        model.relpath_is_usable(relpath),
+        limits.relpath_is_usable(relpath),
         f"relpath {relpath!r} is not a relative path of plain components",
     )
     _require(
@@ -179,7 +176,7 @@ def checked_tags(value: Any) -> tuple[str, ...]:
     for tag in value:
         # A key that ends in /.. is another key to every server that normalises paths.
         _require(
-            model.name_is_valid(tag) and tag not in (".", ".."),
+            limits.name_is_valid(tag) and tag not in (".", ".."),
             f"tag {tag!r} is not a tag dtool accepts",
         )
     return tuple(sorted(set(value)))
@@ -221,22 +218,22 @@ def check_overlay(name: str, value: Any, identifiers: Set[str]) -> None:
 def require_metadata_name(kind: str, name: str) -> None:
     """Raise UsageError for a name of an overlay or annotation that could not be read back."""
     _require(
-        model.name_is_valid(name) and "." not in name,
+        limits.name_is_valid(name) and "." not in name,
         f"{kind} {name!r} is not a name dtool accepts, or has a dot, which dtool-s3 cannot read",
     )
 
 
 def check_name(name: str) -> None:
     """Raise UsageError for a dataset's name that dtool does not accept."""
-    _require(model.name_is_valid(name), f"name {name!r} is not a dataset name dtool accepts")
+    _require(limits.name_is_valid(name), f"name {name!r} is not a dataset name dtool accepts")
 
 
 def check_readme(readme: str) -> None:
     """Raise UsageError for a README that is too large or cannot be stored."""
     _require_encodable("README.yml", readme)
     _require(
-        len(readme.encode()) <= MAX_README_BYTES,
-        f"README.yml is larger than {MAX_README_BYTES} bytes",
+        len(readme.encode()) <= limits.MAX_README_BYTES,
+        f"README.yml is larger than {limits.MAX_README_BYTES} bytes",
     )
 
 
@@ -266,8 +263,8 @@ def _timestamp(entry: Mapping[str, Any], key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _malformed(f"{key} is missing or not a number")
     _require(
-        math.isfinite(value) and 0 <= value <= LAST_TIMESTAMP,
-        f"{key} {value} is not a number of seconds since 1970",
+        limits.date_is_usable(value),
+        f"{key} is not a number of seconds in the years 1 to 9999",
     )
     return float(value)
 

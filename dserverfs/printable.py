@@ -1,0 +1,37 @@
+"""Text of others made fit for a terminal and a log: one line, nothing that acts on either.
+
+Used where messages are made: by the errors, by what formats the log, and by commands
+that print names. Names, relpaths, reason phrases and what servers say come from
+others, and a terminal obeys control characters: it hides lines, changes its
+title, answers as if typed. Pure; imports nothing of this package.
+"""
+
+from __future__ import annotations
+
+# A message that quotes more than that is no message. Guess: a relpath is at most 4 KiB.
+MAX_MESSAGE_LETTERS = 8192
+
+
+def printable(text: str) -> str:
+    """Return `text` with every letter that does not print as itself written as an escape.
+
+    Those are controls, line ends, bidirectional overrides, lone surrogates and
+    spaces other than the plain one, as `str.isprintable` has it (Unicode's "Other"
+    and "Separator"). Text that is too long loses its middle.
+    """
+    if len(text) > MAX_MESSAGE_LETTERS:
+        half = MAX_MESSAGE_LETTERS // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
+
+
+def one_line(text: str, max_letters: int = 300) -> str:
+    """Return what another program said, short: line ends and controls become spaces."""
+    spaced = "".join(letter if letter.isprintable() else " " for letter in text[:1000])
+    return " ".join(spaced.split())[:max_letters]
+
+
+def _escape(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
