@@ -19,7 +19,7 @@ from dserverfs.kept_answers import KeptAnswers
 from dserverfs.limits import component_is_usable
 from dserverfs.manifest_index import ManifestIndex
 from dserverfs.manifests import Manifests
-from dserverfs.model import UUID, Dataset, User
+from dserverfs.model import UUID, BackendURI, Dataset, User
 from dserverfs.resolver import Metadata
 
 logger = logging.getLogger(__name__)
@@ -98,13 +98,13 @@ class Catalogue:
         self._lock = threading.Lock()
         self._names: dict[str, Names] = {}
         self._listings: dict[str, Cell[Mapping[str, Dataset]]] = {}
-        self._readmes: dict[UUID, Cell[bytes]] = {}
-        self._metadata: dict[UUID, Cell[Metadata]] = {}
+        self._readmes: dict[BackendURI, Cell[bytes]] = {}
+        self._metadata: dict[BackendURI, Cell[Metadata]] = {}
         self._manifests = Manifests(answers, server, directory, gone=self._hide)
-        self._hidden: dict[UUID, float] = {}  # until when; CLOCK_BOOTTIME
+        self._hidden: dict[BackendURI, float] = {}  # until when; CLOCK_BOOTTIME
         # Registered by us, and until when they are listed even if the server's answer,
         # which may be older, does not have them.
-        self._learned: dict[UUID, tuple[Dataset, float]] = {}
+        self._learned: dict[BackendURI, tuple[Dataset, float]] = {}
         self._user = self._cell(answers.user, FRESH_S)
 
     def close(self) -> None:
@@ -133,10 +133,10 @@ class Catalogue:
                 )
         named = cell.get()
         with self._lock:
-            hidden = [uuid for uuid, end_s in self._hidden.items() if boottime_s() < end_s]
+            hidden = [uri for uri, end_s in self._hidden.items() if boottime_s() < end_s]
         if not hidden:
             return named
-        return {name: dataset for name, dataset in named.items() if dataset.uuid not in hidden}
+        return {name: dataset for name, dataset in named.items() if dataset.uri not in hidden}
 
     def names(self, base_uri: str) -> Names:
         """Return the names bound in a base URI whose datasets were asked for."""
@@ -145,7 +145,7 @@ class Catalogue:
     def learn(self, dataset: Dataset, as_staged: UUID) -> None:
         """List a dataset that was registered just now, under the name it had while staged."""
         with self._lock:
-            self._learned[dataset.uuid] = (dataset, boottime_s() + 2 * FRESH_S)
+            self._learned[dataset.uri] = (dataset, boottime_s() + 2 * FRESH_S)
             cell = self._listings.get(dataset.base_uri)
             if as_staged != dataset.uuid and dataset.base_uri in self._names:
                 self._names[dataset.base_uri].hand_over(as_staged, dataset.uuid)
@@ -189,8 +189,8 @@ class Catalogue:
         """
         self._answers.forget(dataset)
         with self._lock:
-            self._readmes.pop(dataset.uuid, None)
-            self._metadata.pop(dataset.uuid, None)
+            self._readmes.pop(dataset.uri, None)
+            self._metadata.pop(dataset.uri, None)
             listing = self._listings.get(dataset.base_uri)
         if listing is not None:
             listing.expire()
@@ -208,7 +208,7 @@ class Catalogue:
         known = {dataset.uuid for dataset in listed}
         with self._lock:
             now = boottime_s()
-            self._learned = {uuid: entry for uuid, entry in self._learned.items() if entry[1] > now}
+            self._learned = {uri: entry for uri, entry in self._learned.items() if entry[1] > now}
             learned = [dataset for dataset, _ in self._learned.values()]
         return listed + [
             dataset
@@ -224,19 +224,19 @@ class Catalogue:
 
     def _of(
         self,
-        cells: dict[UUID, Cell[T]],
+        cells: dict[BackendURI, Cell[T]],
         dataset: Dataset,
         fetch: Callable[[], T],
         max_age_s: float,
     ) -> T:
         with self._lock:
-            cell = cells.get(dataset.uuid)
+            cell = cells.get(dataset.uri)
             if cell is None:
-                cell = cells[dataset.uuid] = self._cell(fetch, max_age_s)
+                cell = cells[dataset.uri] = self._cell(fetch, max_age_s)
         return cell.get()
 
     def _hide(self, dataset: Dataset) -> None:
         """Leave a dataset out of listings for a while: some servers list what they deleted."""
         logger.info("%s: listed, but gone; hidden for %d s", dataset.uri, FRESH_S)
         with self._lock:
-            self._hidden[dataset.uuid] = boottime_s() + FRESH_S
+            self._hidden[dataset.uri] = boottime_s() + FRESH_S

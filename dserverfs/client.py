@@ -173,7 +173,7 @@ class Client:
     def contents(self, dataset: Dataset) -> Iterator[tuple[str, ItemContent]]:
         """Yield every item with its path below `data`; blocks. Raises what the server says."""
         _load(lambda: self.catalogue.index(dataset))
-        yield from DatasetTree(dataset, self.catalogue, str(self.uri_of(dataset))).items()
+        yield from DatasetTree(dataset, self.catalogue, self.uri_of(dataset)).items()
 
     def uri_of(self, dataset: Dataset) -> DserverURI:
         return DserverURI(self._server, dataset.base_uri, dataset.uuid)

@@ -22,10 +22,10 @@ from dserverfs.edit_targets import target_of
 from dserverfs.edited_files import LocalFile
 from dserverfs.errors import IntegrityError, NotFound
 from dserverfs.frozen_edits import FrozenEdits
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import ItemContent, item_key
 from dserverfs.limits import MAX_COMPONENT_BYTES, component_is_usable
 from dserverfs.manifest_index import ManifestIndex, Row
-from dserverfs.model import Dataset, Identifier, Item
+from dserverfs.model import Dataset, DserverURI, Identifier, Item
 
 ALIAS = 1 << 34  # numbers from here on are rows by their other path
 OWN = 1 << 35  # numbers from here on are not rows
@@ -68,16 +68,20 @@ class DatasetTree:
     """One dataset."""
 
     def __init__(
-        self, dataset: Dataset, catalogue: Catalogue, key: str, edits: FrozenEdits | None = None
+        self,
+        dataset: Dataset,
+        catalogue: Catalogue,
+        uri: DserverURI,
+        edits: FrozenEdits | None = None,
     ) -> None:
-        """`key` names the dataset among those of all servers (its dserver URI).
+        """`uri` names the dataset among those of all servers.
 
         Without `edits` nothing in it can be changed.
         """
         self.dataset = dataset
         self._catalogue = catalogue
         self._edits = edits
-        self._key = key
+        self._uri = uri
         self._frozen_ns = int(dataset.frozen_at * 1e9)
         self._paths: list[str] = [""]
         self._places: dict[str, int] = {"": 0}
@@ -150,7 +154,7 @@ class DatasetTree:
 
     def _item(self, index: ManifestIndex, row: Row, identifier: Identifier) -> ItemContent:
         return ItemContent(
-            key=f"{self._key}/{identifier}",
+            key=item_key(self._uri, identifier, row.hash),
             dataset=self.dataset,
             identifier=identifier,
             size_in_bytes=row.size_in_bytes,

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from dserverfs import sealing
@@ -92,12 +93,12 @@ class Freezer:
         self._delay_s = delay_s
         self._pool = ThreadPoolExecutor(JOBS, thread_name_prefix="freeze")
         self._condition = threading.Condition()
-        self._watched: dict[str, StagedDataset] = {}
-        self._jobs: dict[str, _Job] = {}
+        self._watched: dict[Path, StagedDataset] = {}
+        self._jobs: dict[Path, _Job] = {}
         self._working = 0  # threads at work on a job, or on putting away what it froze
-        self._retry_at_s: dict[str, tuple[float, float]] = {}  # when, and the pause before it
+        self._retry_at_s: dict[Path, tuple[float, float]] = {}  # when, and the pause before it
         # What could not be frozen as it was: not tried again by itself until it changes.
-        self._tried: dict[str, int] = {}
+        self._tried: dict[Path, int] = {}
         self._closed = False
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
@@ -129,7 +130,7 @@ class Freezer:
     def watch(self, staged: StagedDataset) -> None:
         """Freeze it when it is due: armed, closed and unchanged for a while, or sealed before."""
         with self._condition:
-            self._watched[staged.id] = staged
+            self._watched[staged.directory] = staged
             self._condition.notify_all()
 
     def resume(self, staged: StagedDataset) -> None:
@@ -161,28 +162,28 @@ class Freezer:
         Fails with what keeps it from being frozen: everything is staged as before then.
         """
         with self._condition:
-            job = self._jobs.get(staged.id)
+            job = self._jobs.get(staged.directory)
             if job is None:
                 if self._closed:
                     raise Cancelled(f"{staged.record.name}: the mount is ending")
-                job = self._jobs[staged.id] = _Job(staged, layout)
+                job = self._jobs[staged.directory] = _Job(staged, layout)
                 self._pool.submit(self._work, job)
-            self._watched[staged.id] = staged
+            self._watched[staged.directory] = staged
             return job.future
 
     def discard(self, staged: StagedDataset) -> None:
         """Delete it with all that is in it; raises Frozen if it is too late, or Conflict."""
         with self._condition:
-            job = self._jobs.get(staged.id)
+            job = self._jobs.get(staged.directory)
             if job is not None:
                 job.stop.set()
         staged.discard()
         with self._condition:
-            self._watched.pop(staged.id, None)
+            self._watched.pop(staged.directory, None)
 
     def progress(self, staged: StagedDataset) -> Progress | None:
         """Return how far its upload is, if there is one."""
-        job = self._jobs.get(staged.id)
+        job = self._jobs.get(staged.directory)
         return job.progress if job else None
 
     def drain(self) -> list[tuple[StagedDataset, Future[Frozen]]]:
@@ -223,17 +224,17 @@ class Freezer:
     def _due_in_s(self, staged: StagedDataset) -> float | None:
         """Return in how many seconds it is to be frozen; None if nobody knows."""
         if staged.is_gone or staged.frozen_as is not None:
-            self._watched.pop(staged.id, None)
+            self._watched.pop(staged.directory, None)
             return None
-        if staged.id in self._jobs or not staged.is_owned:
+        if staged.directory in self._jobs or not staged.is_owned:
             return None
         now_s = time.monotonic()
         if _is_sealed(staged):
-            retry_at_s, _ = self._retry_at_s.get(staged.id, (now_s, 0.0))
+            retry_at_s, _ = self._retry_at_s.get(staged.directory, (now_s, 0.0))
             return retry_at_s - now_s
         if self._delay_s is None or not self._is_armed(staged):
             return None
-        if staged.writers or self._tried.get(staged.id) == staged.changes:
+        if staged.writers or self._tried.get(staged.directory) == staged.changes:
             return max(self._delay_s, LOOK_AGAIN_S)  # closing does not wake this thread
         return self._delay_s - staged.quiet_s()
 
@@ -264,13 +265,13 @@ class Freezer:
                 self._failed(job, error)
             finally:
                 with self._condition:
-                    del self._jobs[staged.id]
+                    del self._jobs[staged.directory]
                     self._condition.notify_all()
                 job.future.set_exception(error)
             return
         with self._condition:
-            del self._jobs[staged.id]
-            self._watched.pop(staged.id, None)
+            del self._jobs[staged.directory]
+            self._watched.pop(staged.directory, None)
         job.future.set_result(Frozen(dataset.uri, job.notes))
         try:
             self._registry.adopt(dataset, local, self._ending)
@@ -417,14 +418,14 @@ class Freezer:
             staged.disarm(str(error))
         elif staged.record.reason != str(error):
             staged.explain(str(error))
-        self._tried[staged.id] = job.changes
+        self._tried[staged.directory] = job.changes
 
     def _put_off(self, staged: StagedDataset, least_s: float) -> float:
         """Return for how long it is not tried again by itself: twice as long each time."""
         with self._condition:
-            _, last_s = self._retry_at_s.get(staged.id, (0.0, 0.0))
+            _, last_s = self._retry_at_s.get(staged.directory, (0.0, 0.0))
             pause_s = min(max(2 * last_s, least_s), RETRY_S[1]) * random.uniform(0.8, 1.0)
-            self._retry_at_s[staged.id] = (time.monotonic() + pause_s, pause_s)
+            self._retry_at_s[staged.directory] = (time.monotonic() + pause_s, pause_s)
             return pause_s
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dserverfs.blocks import number_of_blocks
-from dserverfs.model import Dataset, Identifier
+from dserverfs.model import Dataset, DserverURI, Identifier
 
 
 def _none(place: int, limit: int) -> Sequence[ItemContent]:
@@ -17,7 +17,7 @@ def _none(place: int, limit: int) -> Sequence[ItemContent]:
 class ItemContent:
     """An item's place, size and hash."""
 
-    key: str  # unique and stable, names server, dataset and item
+    key: str  # see `item_key`
     dataset: Dataset
     identifier: Identifier
     size_in_bytes: int
@@ -37,6 +37,14 @@ class ItemContent:
     @property
     def number_of_blocks(self) -> int:
         return number_of_blocks(self.size_in_bytes)
+
+
+def item_key(dataset: DserverURI, identifier: Identifier, hash: str) -> str:
+    """Return what no other item has: not one of another dataset, base URI or server.
+
+    Nor another content of it: a dataset can be deleted and made again with its uuid.
+    """
+    return f"{dataset}/{identifier}={hash}"
 
 
 def content_key(hash_function: str, hash: str, size_in_bytes: int) -> str:

@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# What is kept on disk is named by it: what an earlier version kept, or a later one, is not read.
+KEPT_FORMAT = 2
+
 
 class KeptAnswers:
     """What a resolver says, or said."""
@@ -160,9 +163,9 @@ class KeptAnswers:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _about(self, name: str) -> list[str | None]:
+    def _about(self, name: str) -> list[str | int | None]:
         # By URL: a wrong protocol must not pass for a server that is away.
-        return [self._resolver.server_url, self._resolver.token_subject(), name]
+        return [KEPT_FORMAT, self._resolver.server_url, self._resolver.token_subject(), name]
 
     def _path(self, name: str) -> Path:
         key = hashlib.sha256(json.dumps(self._about(name)).encode()).hexdigest()

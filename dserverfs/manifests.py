@@ -25,10 +25,10 @@ from pathlib import Path
 from dserverfs import manifest_indexing
 from dserverfs.cells import NotLoaded
 from dserverfs.errors import Cancelled, DserverfsError, NotFound
-from dserverfs.kept_answers import KeptAnswers
+from dserverfs.kept_answers import KEPT_FORMAT, KeptAnswers
 from dserverfs.manifest_index import ManifestIndex
 from dserverfs.manifest_indexing import Indexing
-from dserverfs.model import UUID, Dataset
+from dserverfs.model import BackendURI, Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ class Manifests:
         self._gone = gone
         self._threads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="manifest")
         self._lock = threading.Lock()
-        self._indexes: OrderedDict[UUID, ManifestIndex] = OrderedDict()
-        self._loads: dict[UUID, ManifestLoad] = {}
+        self._indexes: OrderedDict[BackendURI, ManifestIndex] = OrderedDict()
+        self._loads: dict[BackendURI, ManifestLoad] = {}
         self._indexings: set[Indexing] = set()
         self._closed = False
 
@@ -95,9 +95,9 @@ class Manifests:
     def index(self, dataset: Dataset) -> ManifestIndex:
         """Return the manifest as a tree; keep it no longer than one operation."""
         with self._lock:
-            index = self._indexes.get(dataset.uuid)
+            index = self._indexes.get(dataset.uri)
             if index is not None:
-                self._indexes.move_to_end(dataset.uuid)
+                self._indexes.move_to_end(dataset.uri)
                 return index
         raise NotLoaded(begin=lambda: self._begin(dataset, self._load_index))
 
@@ -115,9 +115,9 @@ class Manifests:
         with self._lock:
             if self._closed:
                 raise Cancelled("the daemon is ending")
-            under_way = self._loads.get(dataset.uuid)
+            under_way = self._loads.get(dataset.uri)
             if under_way is None:
-                under_way = self._loads[dataset.uuid] = ManifestLoad()
+                under_way = self._loads[dataset.uri] = ManifestLoad()
                 self._threads.submit(self._run, dataset, load, under_way)
             return under_way
 
@@ -136,7 +136,7 @@ class Manifests:
         except BaseException as error:  # noqa: BLE001 - top of a thread: whoever waits is told
             fault = error
         with self._lock:
-            del self._loads[dataset.uuid]
+            del self._loads[dataset.uri]
         if fault is None:
             under_way.future.set_result(None)
         else:
@@ -152,7 +152,7 @@ class Manifests:
             self._make_index(dataset, load, path)
             index = ManifestIndex(path).open()
         with self._lock:
-            self._indexes[dataset.uuid] = index
+            self._indexes[dataset.uri] = index
             while len(self._indexes) > MAX_OPEN_INDEXES:
                 self._indexes.popitem(last=False)  # closed when its last user lets it go
 
@@ -204,5 +204,5 @@ class Manifests:
             scratch.unlink(missing_ok=True)
 
     def _path(self, dataset: Dataset, suffix: str) -> Path:
-        key = hashlib.sha256(f"{self._server} {dataset.uri}".encode()).hexdigest()
+        key = hashlib.sha256(f"{KEPT_FORMAT} {self._server} {dataset.uri}".encode()).hexdigest()
         return self._directory / f"{key[:40]}.{suffix}"

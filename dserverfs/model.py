@@ -17,7 +17,12 @@ from dserverfs.errors import ProtocolError, UsageError
 from dserverfs.limits import is_uuid, parse_timestamp
 
 Identifier = NewType("Identifier", str)  # an item: SHA-1 of its relpath, 40 hex digits
-UUID = NewType("UUID", str)  # a dataset: lower case, with hyphens
+# A dataset as dtool counts: lower case, with hyphens. A copy keeps it, so it names one dataset
+# in one base URI only, and is no key of anything that several base URIs share.
+UUID = NewType("UUID", str)
+# A dataset among all of one server, as its store names it: "s3://bucket/<uuid>". What is kept
+# of a dataset is kept by it; by the whole dserver URI where servers share a place.
+BackendURI = NewType("BackendURI", str)
 
 SCHEME = "dserver"
 
@@ -100,7 +105,7 @@ class Dataset:
     """A frozen dataset, as listings tell of it."""
 
     uuid: UUID
-    uri: str  # the backend's own, "s3://bucket/<uuid>"
+    uri: BackendURI
     base_uri: str
     name: str
     creator_username: str
@@ -120,7 +125,7 @@ class Dataset:
         created_at = entry.get("created_at")
         return cls(
             uuid=UUID(uuid.lower()),
-            uri=uri,
+            uri=BackendURI(uri),
             base_uri=_text(entry, "base_uri"),
             name=_text(entry, "name"),
             creator_username=_text(entry, "creator_username"),

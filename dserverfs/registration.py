@@ -14,7 +14,7 @@ from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.cache_writer import CacheWriter, Put
 from dserverfs.catalogue import Catalogue
 from dserverfs.errors import DserverfsError, IntegrityError
-from dserverfs.item_content import content_key
+from dserverfs.item_content import content_key, item_key
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import UUID, Dataset, DserverURI, Item
 from dserverfs.resolver import Resolver
@@ -94,7 +94,8 @@ class Registration:
                     break
                 content = content_key(local.hash_function, item.hash, item.size_in_bytes)
                 try:
-                    _adopt_item(writer, f"{uri}/{item.identifier}", content, local, item)
+                    key = item_key(uri, item.identifier, item.hash)
+                    _adopt_item(writer, key, content, local, item)
                 except OSError as error:
                     logger.info("%s: not taken into the cache: %s", item.relpath, error)
         finally:

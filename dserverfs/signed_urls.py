@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from dserverfs.clock import boottime_s
 from dserverfs.errors import NotFound, ProtocolError
 from dserverfs.limits import parse_timestamp
-from dserverfs.model import UUID, Dataset, Identifier
+from dserverfs.model import BackendURI, Dataset, Identifier
 
 DEFAULT_LIFETIME_S = 300.0  # where neither URL nor server says; upstream signs for an hour
 MARGIN_S = 60.0  # a URL is renewed so long before it expires, but not before 9/10 of its life
@@ -112,13 +112,13 @@ class UrlBook:
         self._clock_s = clock_s
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._urls: OrderedDict[UUID, dict[Identifier, SignedURL]] = OrderedDict()
+        self._urls: OrderedDict[BackendURI, dict[Identifier, SignedURL]] = OrderedDict()
         self._bytes = 0
         self._asking: dict[Hashable, _Question] = {}
 
     def get(
         self,
-        dataset: UUID,
+        dataset: BackendURI,
         identifier: Identifier,
         ask: Callable[[], Mapping[Identifier, SignedURL]],
         *,
@@ -151,7 +151,7 @@ class UrlBook:
             if identifier in urls:
                 return urls[identifier]
 
-    def add(self, dataset: UUID, urls: Mapping[Identifier, SignedURL]) -> None:
+    def add(self, dataset: BackendURI, urls: Mapping[Identifier, SignedURL]) -> None:
         """Keep `urls`; others go if there are too many, and a dataset's oldest if it alone has."""
         with self._lock:
             known = self._urls.setdefault(dataset, {})
@@ -166,7 +166,7 @@ class UrlBook:
             while self._bytes > self._max_bytes and known:
                 self._drop_locked(known, next(iter(known)))
 
-    def forget(self, dataset: UUID, identifier: Identifier, url: SignedURL) -> None:
+    def forget(self, dataset: BackendURI, identifier: Identifier, url: SignedURL) -> None:
         with self._lock:
             known = self._urls.get(dataset, {})
             if known.get(identifier) is url:
@@ -174,7 +174,7 @@ class UrlBook:
 
     def _answer(
         self,
-        dataset: UUID,
+        dataset: BackendURI,
         mine: _Question,
         key: Hashable,
         ask: Callable[[], Mapping[Identifier, SignedURL]],
@@ -182,7 +182,7 @@ class UrlBook:
         try:
             urls = ask()
             if mine.identifier not in urls:
-                raise NotFound(f"the server has no item {mine.identifier} in dataset {dataset}")
+                raise NotFound(f"the server has no item {mine.identifier} in {dataset}")
             self.add(dataset, urls)
             mine.urls.set_result(urls)
         except BaseException as error:

@@ -16,7 +16,7 @@ import requests
 
 from dserverfs.clock import boottime_s
 from dserverfs.errors import NotFound, ProtocolError
-from dserverfs.model import UUID, Dataset, Identifier
+from dserverfs.model import BackendURI, Dataset, Identifier
 from dserverfs.routes import Routes, json_of, string_map
 from dserverfs.signed_urls import SignedURL, UrlBook, expiry_of
 
@@ -39,7 +39,7 @@ class Signing:
         self._urls = UrlBook()
         self._batch_size = BATCH_SIZE
         # Datasets of which the server does not know every item that we do.
-        self._disputed: OrderedDict[UUID, None] = OrderedDict()
+        self._disputed: OrderedDict[BackendURI, None] = OrderedDict()
 
     def item_url(
         self,
@@ -49,22 +49,22 @@ class Signing:
     ) -> SignedURL:
         """Return a signed URL; see `Resolver.item_url`."""
         extended = self._routes.capabilities().extended
-        question: Hashable = (dataset.uuid, identifier)
-        if extended and dataset.uuid not in self._disputed:
-            question = dataset.uuid
+        question: Hashable = (dataset.uri, identifier)
+        if extended and dataset.uri not in self._disputed:
+            question = dataset.uri
             ask = lambda: self._sign_batch(dataset, identifier, neighbours)  # noqa: E731
         elif extended:
             ask = lambda: self._batch(dataset, [identifier])  # noqa: E731
         elif is_asked_whole(dataset):
-            question = dataset.uuid
+            question = dataset.uri
             ask = lambda: self._sign_whole(dataset)  # noqa: E731
         else:
             ask = lambda: self._sign_one(dataset, identifier)  # noqa: E731
-        return self._urls.get(dataset.uuid, identifier, ask, question=question)
+        return self._urls.get(dataset.uri, identifier, ask, question=question)
 
     def forget(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
         """Drop `url`, which the store refused, unless it was already replaced."""
-        self._urls.forget(dataset.uuid, identifier, url)
+        self._urls.forget(dataset.uri, identifier, url)
 
     def dataset_urls(self, dataset: Dataset) -> dict[str, Any]:
         """Return the answer about a dataset's metadata; keep what it says of items."""
@@ -73,7 +73,7 @@ class Signing:
         response = self._routes.signed("GET", "dataset", dataset.uri, params={"items": "false"})
         answer = self._object(response, dataset)
         if answer.pop("item_urls", None):
-            self._urls.add(dataset.uuid, self._item_urls(response, dataset, before_s))
+            self._urls.add(dataset.uri, self._item_urls(response, dataset, before_s))
         return answer
 
     def _sign_batch(
@@ -99,7 +99,7 @@ class Signing:
                 if len(wanted) == 1:
                     raise
                 urls = self._batch(dataset, [identifier])
-                self._disputed[dataset.uuid] = None
+                self._disputed[dataset.uri] = None
                 if len(self._disputed) > MAX_REMEMBERED:
                     self._disputed.popitem(last=False)
                 return urls

@@ -19,7 +19,7 @@ from dserverfs.dataset_tree import MUTABLE_S, OWN, Attributes, Content, DatasetT
 from dserverfs.errors import Frozen, NameTaken, NotFound, PermissionDenied
 from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.limits import is_uuid
-from dserverfs.model import UUID, Dataset, DserverURI, split_base_uri
+from dserverfs.model import UUID, BackendURI, Dataset, DserverURI, split_base_uri
 from dserverfs.staged_tree import StagedTree
 from dserverfs.staging import StagedDataset, Staging, require_name
 
@@ -74,7 +74,8 @@ class Tree:
         self._staging = staging
         self._edits = edits
         self._datasets: list[DatasetTree | StagedTree] = []  # slot N is at N - 1
-        self._slots: dict[tuple[UUID, bool], int] = {}  # (uuid, is an alias) -> slot
+        self._slots: dict[tuple[BackendURI, bool], int] = {}  # (dataset, is an alias) -> slot
+        self._staged_slots: dict[StagedDataset, int] = {}
         self._staged_trees: list[tuple[StagedTree, int]] = []  # with their slots
         # Slot 0: paths of directories above the datasets, place + 1 is the number.
         self._paths: list[tuple[str, ...]] = [()]
@@ -172,7 +173,7 @@ class Tree:
 
     def staged_attributes(self, tree: StagedTree, attributes: Attributes) -> Attributes:
         """Return attributes that a staged dataset gave, with the mount's inode number."""
-        return self._renumber(self._slots[UUID(tree.staged.id), False], attributes)
+        return self._renumber(self._staged_slots[tree.staged], attributes)
 
     def place_of(self, inode: Inode) -> tuple[DatasetTree | StagedDataset | None, int]:
         """Return the dataset that an inode is in and its number there; None above datasets."""
@@ -310,12 +311,11 @@ class Tree:
                 names.release(staged_id)
 
     def _staged_slot(self, staged: StagedDataset) -> int:
-        key = (UUID(staged.id), False)
-        slot = self._slots.get(key)
+        slot = self._staged_slots.get(staged)
         if slot is None:
             tree = StagedTree(staged, self._dataset_tree)
             self._datasets.append(tree)
-            slot = self._slots[key] = len(self._datasets)
+            slot = self._staged_slots[staged] = len(self._datasets)
             self._staged_trees.append((tree, slot))
         return slot
 
@@ -368,10 +368,10 @@ class Tree:
 
     def _slot(self, dataset: Dataset, *, alias: bool) -> int:
         slot = None if alias else self._slot_as_staged(dataset)
-        slot = slot or self._slots.get((dataset.uuid, alias))
+        slot = slot or self._slots.get((dataset.uri, alias))
         if slot is None:
             self._datasets.append(self._dataset_tree(dataset))
-            slot = self._slots[dataset.uuid, alias] = len(self._datasets)
+            slot = self._slots[dataset.uri, alias] = len(self._datasets)
         else:
             tree = self._datasets[slot - 1]
             frozen = tree if isinstance(tree, DatasetTree) else tree.frozen()
@@ -382,15 +382,15 @@ class Tree:
     def _slot_as_staged(self, dataset: Dataset) -> int | None:
         """Return the slot a dataset had while it was staged, also by another process."""
         for tree, slot in self._staged_trees:
-            if tree.staged.is_over and tree.staged.uuid == dataset.uuid:
+            if tree.staged.is_over and _becomes(tree.staged, dataset):
                 if tree.staged.frozen_as is None:
                     tree.staged.frozen_as = dataset
                 return slot
         return None
 
     def _dataset_tree(self, dataset: Dataset) -> DatasetTree:
-        key = DserverURI(self._uri.server, dataset.base_uri, dataset.uuid)
-        return DatasetTree(dataset, self._catalogue, str(key), self._edits)
+        uri = DserverURI(self._uri.server, dataset.base_uri, dataset.uuid)
+        return DatasetTree(dataset, self._catalogue, uri, self._edits)
 
     def _dataset_root(self, dataset: Dataset, *, alias: bool) -> Attributes:
         return self._root_of(self._slot(dataset, alias=alias))
@@ -411,6 +411,11 @@ class Tree:
         if slot > len(self._datasets):
             raise NotFound(f"{self._uri}: no inode {inode}")
         return slot, number
+
+
+def _becomes(staged: StagedDataset, dataset: Dataset) -> bool:
+    """Return whether a dataset is what a staged one becomes when it is frozen."""
+    return (staged.record.base_uri, staged.uuid) == (dataset.base_uri, dataset.uuid)
 
 
 assert OWN < 1 << SLOT_BITS

@@ -23,7 +23,7 @@ from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.kept_answers import KeptAnswers
 from dserverfs.local_edits import EditHandle
 from dserverfs.metadata_writes import MetadataWrites
-from dserverfs.model import UUID, Dataset
+from dserverfs.model import UUID, Dataset, DserverURI
 from dserverfs.resolver import Resolver
 from dserverfs.routes import Routes
 from dserverfs.storage import Storage
@@ -96,7 +96,7 @@ class Bench:
 
     @property
     def tree(self) -> DatasetTree:
-        return DatasetTree(self.dataset, self.catalogue, "dserver://server/x", self.edits)
+        return DatasetTree(self.dataset, self.catalogue, DserverURI("server"), self.edits)
 
     def create(self, path: str, mode: int = 0o644, flags: int = os.O_WRONLY) -> EditHandle:
         self.edits.require(self.dataset, path)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dserverfs.catalogue import Names
-from dserverfs.model import UUID, Dataset, identifier_of
+from dserverfs.model import UUID, BackendURI, Dataset, identifier_of
 from tests.accounts import Account
 from tests.datasets import make_dataset
 from tests.mounting import mounted, publish
@@ -21,7 +21,8 @@ from tests.serving import ServerHandle, encoded, new_uuid
 
 def dataset(number: int, name: str = "name", frozen_at: float = 0.0) -> Dataset:
     uuid = UUID(f"{number:08d}-2222-3333-4444-555555555555")
-    return Dataset(uuid, f"s3://b/{uuid}", "s3://b", name, "c", frozen_at, frozen_at, 1, 1)
+    uri = BackendURI(f"s3://b/{uuid}")
+    return Dataset(uuid, uri, "s3://b", name, "c", frozen_at, frozen_at, 1, 1)
 
 
 def test_oldest_of_a_name_keeps_it_and_the_others_have_their_uuid_added() -> None:

@@ -17,7 +17,7 @@ from dserverfs.cells import NotLoaded
 from dserverfs.errors import NotFound, PermissionDenied, ProtocolError, Unsupported, UsageError
 from dserverfs.kept_answers import KeptAnswers
 from dserverfs.metadata_writes import MetadataWrites
-from dserverfs.model import UUID, Dataset, Identifier, identifier_of
+from dserverfs.model import UUID, BackendURI, Dataset, Identifier, identifier_of
 from dserverfs.resolver import Resolver
 from dserverfs.routes import Routes
 from dserverfs.storage import Storage
@@ -150,7 +150,7 @@ def test_dataset_is_renamed(own_side: Side) -> None:
 
 
 def test_dataset_that_is_gone_is_not_found(side: Side) -> None:
-    gone = replace(side.dataset, uri=f"{side.base_uri}/{uuid_module.uuid4()}")
+    gone = replace(side.dataset, uri=BackendURI(f"{side.base_uri}/{uuid_module.uuid4()}"))
 
     with pytest.raises(NotFound, match=gone.uri):
         side.writes.put_tag(gone, "x")

@@ -16,7 +16,7 @@ from dserverfs.cache import BlockCache
 from dserverfs.errors import DserverfsError, IntegrityError, NotFound, ProtocolError, Unreachable
 from dserverfs.item_content import ItemContent
 from dserverfs.item_reader import ItemReader
-from dserverfs.model import UUID, Dataset, Identifier
+from dserverfs.model import UUID, BackendURI, Dataset, Identifier
 from dserverfs.reader import Reader
 from dserverfs.signed_urls import SignedURL
 from dserverfs.storage import Storage
@@ -32,7 +32,7 @@ from tests.faulty_store import (
 )
 
 CONTENT = random.Random(1).randbytes(5 * BLOCK_SIZE + 777)
-DATASET = Dataset(UUID("u"), "s3://b/u", "s3://b", "n", "c", 0.0, 0.0, 1, len(CONTENT))
+DATASET = Dataset(UUID("u"), BackendURI("s3://b/u"), "s3://b", "n", "c", 0.0, 0.0, 1, len(CONTENT))
 EDGES = [0, 1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, len(CONTENT) - 1, len(CONTENT)]
 
 

@@ -18,7 +18,7 @@ from dserverfs.errors import (
     Unreachable,
     Unsupported,
 )
-from dserverfs.model import UUID, Dataset, Identifier, identifier_of
+from dserverfs.model import UUID, BackendURI, Dataset, Identifier, identifier_of
 from dserverfs.resolver import Resolver
 from dserverfs.storage import Storage
 from dserverfs.transport import Deadline
@@ -118,7 +118,7 @@ def test_neighbour_the_server_does_not_know_hurts_nobody(side: Side) -> None:
 
 @pytest.mark.parametrize("ask", ["readme", "metadata"])
 def test_dataset_that_is_gone_is_not_found(side: Side, ask: str) -> None:
-    uri = f"{side.base_uri}/{uuid_module.uuid4()}"
+    uri = BackendURI(f"{side.base_uri}/{uuid_module.uuid4()}")
     gone = replace(side.dataset, uri=uri)
 
     with pytest.raises(NotFound, match=uri):
@@ -127,7 +127,7 @@ def test_dataset_that_is_gone_is_not_found(side: Side, ask: str) -> None:
 
 @pytest.mark.parametrize("ask", ["readme", "metadata"])
 def test_base_uri_without_permission_is_named_with_the_user(side: Side, ask: str) -> None:
-    foreign = replace(side.dataset, uri=f"s3://foreign/{side.uuid}")
+    foreign = replace(side.dataset, uri=BackendURI(f"s3://foreign/{side.uuid}"))
 
     with pytest.raises(PermissionDenied, match=r"user .* may not search s3://foreign,") as refusal:
         getattr(side.resolver, ask)(foreign)
@@ -168,7 +168,7 @@ def test_other_form_is_not_tried_where_the_first_has_worked(
     resolver.readme(dataset)
 
     with pytest.raises(NotFound):
-        resolver.readme(replace(dataset, uri=f"{BASE_URI}/{uuid_module.uuid4()}"))
+        resolver.readme(replace(dataset, uri=BackendURI(f"{BASE_URI}/{uuid_module.uuid4()}")))
 
     assert quirky.asked("/readmes/") == 2
 

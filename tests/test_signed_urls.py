@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dserverfs.errors import NotFound, Unreachable
-from dserverfs.model import UUID, Identifier
+from dserverfs.model import BackendURI, Identifier
 from dserverfs.signed_urls import DEFAULT_LIFETIME_S, MARGIN_S, SignedURL, UrlBook, expiry_of
 
-DATASET = UUID("11111111-2222-3333-4444-555555555555")
+DATASET = BackendURI("s3://bucket/11111111-2222-3333-4444-555555555555")
 ITEM = Identifier("a" * 40)
 AWS = "https://s3/b/k?X-Amz-Date=20261121T100000Z&X-Amz-Expires=3600&X-Amz-Signature=0"
 
@@ -134,7 +134,7 @@ def test_memory_is_bounded_within_a_dataset_and_over_all() -> None:
     book = UrlBook(lambda: 0.0, max_bytes=100_000)
     asked: list[Identifier] = []
 
-    def url_of(dataset: UUID, item: Identifier) -> None:
+    def url_of(dataset: BackendURI, item: Identifier) -> None:
         def ask() -> dict[Identifier, SignedURL]:
             asked.append(item)
             return {item: SignedURL("x" * 750, 10.0)}
@@ -151,7 +151,7 @@ def test_memory_is_bounded_within_a_dataset_and_over_all() -> None:
     url_of(DATASET, items[0])
     assert asked == [items[0]]
 
-    url_of(UUID("other"), items[0])
+    url_of(BackendURI("other"), items[0])
     asked.clear()
     url_of(DATASET, items[-1])
     assert asked == [items[-1]]

@@ -10,7 +10,7 @@ import pytest
 
 from dserverfs.cells import Cell, NotLoaded
 from dserverfs.clock import boottime_s
-from dserverfs.model import UUID, Identifier
+from dserverfs.model import BackendURI, Identifier
 from dserverfs.signed_urls import SignedURL, UrlBook
 from dserverfs.transport import Deadline
 
@@ -63,7 +63,7 @@ def test_listing_of_the_evening_is_refreshed_in_the_morning(
 
 def test_url_of_the_evening_is_not_used_in_the_morning(machine: Suspended) -> None:
     book = UrlBook()
-    dataset, item = UUID("u"), Identifier("i")
+    dataset, item = BackendURI("s3://b/u"), Identifier("i")
     urls = iter(["evening", "morning"])
 
     def ask() -> dict[Identifier, SignedURL]:

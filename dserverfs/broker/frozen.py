@@ -20,7 +20,7 @@ from dserverfs.broker.metadata import FRESH_S, FrozenMetadata
 from dserverfs.cells import loaded
 from dserverfs.client import Client
 from dserverfs.errors import NotFound, ProtocolError, Unsupported
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import ItemContent, item_key
 from dserverfs.model import Dataset, DserverURI, Identifier, Item, identifier_of
 from dserverfs.signing import is_asked_whole
 
@@ -48,7 +48,7 @@ class FrozenDataset:
         self.dataset = dataset
         self._on_change = on_change
         self._is_listed = is_listed
-        self._key = str(DserverURI(server, dataset.base_uri, dataset.uuid))
+        self._uri = DserverURI(server, dataset.base_uri, dataset.uuid)
         self._client = client
         self._files = ItemFiles(
             client.reader,
@@ -270,7 +270,7 @@ class FrozenDataset:
 
     def _content(self, item: Item) -> ItemContent:
         return ItemContent(
-            key=f"{self._key}/{item.identifier}",
+            key=item_key(self._uri, item.identifier, item.hash),
             dataset=self.dataset,
             identifier=item.identifier,
             size_in_bytes=item.size_in_bytes,
