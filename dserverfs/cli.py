@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
 from dserverfs import __version__, commands
 from dserverfs.errors import DserverfsError
+from dserverfs.printable import PrintableFormatter
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
@@ -16,6 +18,9 @@ EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status: 0, 1 (failed, said why) or 2 (wrong arguments)."""
     argv = sys.argv[1:] if argv is None else argv
+    # What is warned of where no log was set up.
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(PrintableFormatter())
     arguments = _parser(argv).parse_args(argv)
     try:
         status: int = arguments.command(arguments)

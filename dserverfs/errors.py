@@ -1,8 +1,9 @@
 """The one tree of errors that dserverfs raises on purpose.
 
 Used by every module; knows none of them. The message of each is one line for a
-person: what was tried, on what, what the other side said, what to do. No
-message holds a token or the query of a signed URL.
+person: what was tried, on what, what the other side said, what to do. Letters of
+others that do not print are escaped in it. No message holds a token or the query
+of a signed URL.
 
     DserverfsError
     +-- UsageError               the caller asked for what cannot be done; no traceback
@@ -30,12 +31,14 @@ becomes is said in one place, `dserverfs.operations`.
 
 from __future__ import annotations
 
+from dserverfs.printable import printable
+
 
 class DserverfsError(Exception):
     """Something dserverfs knows how to report in one line."""
 
     def __init__(self, message: str, *, uri: str | None = None, status: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.uri = uri
         self.status = status
 

@@ -3,10 +3,13 @@
 Used where messages are made: by the errors, by what formats the log, and by commands
 that print names. Names, relpaths, reason phrases and what servers say come from
 others, and a terminal obeys control characters: it hides lines, changes its
-title, answers as if typed. Pure; imports nothing of this package.
+title, answers as if typed. Imports nothing of this package.
 """
 
 from __future__ import annotations
+
+import logging
+from types import TracebackType
 
 # A message that quotes more than that is no message. Guess: a relpath is at most 4 KiB.
 MAX_MESSAGE_LETTERS = 8192
@@ -31,6 +34,21 @@ def one_line(text: str, max_letters: int = 300) -> str:
     """Return what another program said, short: line ends and controls become spaces."""
     spaced = "".join(letter if letter.isprintable() else " " for letter in text[:1000])
     return " ".join(spaced.split())[:max_letters]
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats records of a log so that each is one line, and so is each line of a traceback."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(
+        self,
+        ei: tuple[type[BaseException], BaseException, TracebackType | None]
+        | tuple[None, None, None],
+    ) -> str:
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(printable(line) for line in lines)
 
 
 def _escape(letter: str) -> str:

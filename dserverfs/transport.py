@@ -42,6 +42,7 @@ from dserverfs.errors import (
     Unsupported,
     UsageError,
 )
+from dserverfs.printable import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class TokenSource:
         claims = _claims(self._token or "")
         said = []
         if isinstance(claims.get("sub"), str):
-            said.append(f"of user {_one_line(claims['sub'])}")
+            said.append(f"of user {one_line(claims['sub'])}")
         expiry = claims.get("exp")
         if isinstance(expiry, (int, float)) and 0 < expiry < min(time.time(), 1e11):
             moment = datetime.datetime.fromtimestamp(expiry, datetime.timezone.utc)
@@ -364,7 +365,7 @@ class ServerTransport:
         here = urllib.parse.urlsplit(self.base_url)
         location = urllib.parse.urljoin(response.url, response.headers.get("Location", ""))
         there = urllib.parse.urlsplit(location)
-        target = _one_line(f"{there.scheme}://{there.netloc.rpartition('@')[2]}{there.path}")
+        target = one_line(f"{there.scheme}://{there.netloc.rpartition('@')[2]}{there.path}")
         what = f"{self.base_url} answers {response.status_code}, look at {target}"
         asked = urllib.parse.unquote(path)
         elsewhere = location not in (response.url, "")
@@ -395,7 +396,7 @@ class ServerTransport:
                     " a certificate authority of your own is named by DSERVER_CA_FILE"
                 )
         if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
-            return UsageError(f"{self.base_url}: {_one_line(str(error))}")
+            return UsageError(f"{self.base_url}: {one_line(str(error))}")
         way = ""
         if self._proxy is not None:
             way = f" by way of the proxy {self._proxy.rpartition('@')[2].rpartition('/')[2]}"
@@ -454,18 +455,12 @@ def _server_message(response: requests.Response) -> str:
         data = response.json()
     except ValueError:
         match = _TITLE.search(response.text[:10_000])  # HTML of a proxy, XML of a store
-        return _one_line(match[2] if match else response.reason or "") or "no reason given"
+        return one_line(match[2] if match else response.reason or "") or "no reason given"
     if isinstance(data, dict):
         for key in ("msg", "message", "errors", "error", "status"):
             if data.get(key):
-                return _one_line(str(data[key]))
-    return _one_line(response.reason or "") or "no reason given"
-
-
-def _one_line(text: str) -> str:
-    """Return `text` fit for a terminal: short, printable, without line breaks."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in text[:1000])
-    return " ".join(printable.split())[:300]
+                return one_line(str(data[key]))
+    return one_line(response.reason or "") or "no reason given"
 
 
 def _root_cause(error: BaseException) -> str:
@@ -481,4 +476,4 @@ def _root_cause(error: BaseException) -> str:
         seen = inner
     if isinstance(seen, OSError) and seen.strerror:
         return seen.strerror
-    return _one_line(str(seen)) or type(seen).__name__
+    return one_line(str(seen)) or type(seen).__name__

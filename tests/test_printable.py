@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dserverfs.printable import MAX_MESSAGE_LETTERS, one_line, printable
+from dserverfs.commands import common
+from dserverfs.commands.progress import ProgressLine
+from dserverfs.errors import NotFound
+from dserverfs.printable import MAX_MESSAGE_LETTERS, PrintableFormatter, one_line, printable
 
 
 @pytest.mark.parametrize(
@@ -40,3 +47,44 @@ def test_a_long_text_loses_its_middle() -> None:
     assert len(shown) < MAX_MESSAGE_LETTERS + 10
     assert shown.startswith("aaa")
     assert shown.endswith("z")
+
+
+def test_message_of_an_error_is_one_line_that_prints() -> None:
+    error = NotFound("no \x1b[2Jsuch\nthing \ud800", uri="s3://b/\n")
+
+    assert str(error) == "no \\x1b[2Jsuch\\nthing \\ud800"
+    assert error.uri == "s3://b/\n"
+
+
+def test_log_line_is_one_line_and_so_is_each_of_a_traceback() -> None:
+    formatter = PrintableFormatter("%(levelname)s %(message)s")
+    try:
+        raise ValueError("of\x1b]0;x\x07\u2028others")
+    except ValueError:
+        info = sys.exc_info()
+    record = logging.LogRecord("n", logging.ERROR, __file__, 1, "%s fails", ("a\nb\x1b",), info)
+
+    first, *others = formatter.format(record).split("\n")
+
+    assert first == "ERROR a\\nb\\x1b fails"
+    assert others[0] == "Traceback (most recent call last):"
+    assert others[-1] == "ValueError: of\\x1b]0;x\\x07\\u2028others"
+
+
+def test_what_a_command_says_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    common.say("user: \x1b[31mroot")
+
+    assert capsys.readouterr().out == "user: \\x1b[31mroot\n"
+
+
+def test_progress_prints() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+
+    with ProgressLine(terminal) as line:
+        line.show("\x1b[1mname")
+
+    assert "\x1b" not in terminal.getvalue()

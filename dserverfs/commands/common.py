@@ -6,14 +6,20 @@ import argparse
 import getpass
 import re
 import sys
-from typing import TypeAlias
+from typing import TextIO, TypeAlias
 
 from dserverfs.errors import UsageError
 from dserverfs.model import SCHEME, DserverURI
+from dserverfs.printable import printable
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
+
+
+def say(text: str, *, file: TextIO | None = None) -> None:
+    """Print a line, whatever names of others are in it."""
+    print(printable(text), file=file, flush=True)
 
 
 def missing_extra(extra: str, error: ModuleNotFoundError) -> Exception:

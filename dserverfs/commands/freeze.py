@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dserverfs.commands.common import Commands
+from dserverfs.commands.common import Commands, say
 
 
 def add(commands: Commands) -> None:
@@ -38,7 +38,7 @@ def _run(arguments: argparse.Namespace) -> int:
                     f" {progress['items_done']} of {progress['items_total']} items"
                 )
     result = answer["result"]
-    print(result["uri"])
+    say(result["uri"])
     for note in result["notes"]:
-        print(f"note: {note}")
+        say(f"note: {note}")
     return 0

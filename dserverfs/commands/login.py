@@ -6,7 +6,7 @@ import argparse
 import datetime
 import sys
 
-from dserverfs.commands.common import Commands, read_password, server_of
+from dserverfs.commands.common import Commands, read_password, say, server_of
 
 
 def add(commands: Commands) -> None:
@@ -35,11 +35,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.insecure:
         login.require_private_way()  # before anybody types a password
     kept = login.run(read_password(f"Password of {login.username} at {server}: "))
-    print(f"user: {kept.user.username}")
-    print(f"expires: {_date(kept.expires_at)}")
-    print(f"token file: {kept.path}")
+    say(f"user: {kept.user.username}")
+    say(f"expires: {_date(kept.expires_at)}")
+    say(f"token file: {kept.path}")
     if kept.overridden_by is not None:
-        print(
+        say(
             f"dserverfs: {kept.overridden_by} is set, and counts before this token", file=sys.stderr
         )
     return 0

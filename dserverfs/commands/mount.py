@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dserverfs.commands.common import Commands, size
 from dserverfs.errors import DserverfsError, UsageError
+from dserverfs.printable import PrintableFormatter
 
 if TYPE_CHECKING:
     from dserverfs.model import DserverURI
@@ -218,7 +219,7 @@ def _log_to(path: Path | None, level: str) -> None:
         except OSError as error:
             raise UsageError(f"--log-file {path}: cannot be written: {error.strerror}") from error
     handler.setFormatter(
-        logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
+        PrintableFormatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
     )
     logging.basicConfig(level=level.upper(), handlers=[handler])
     # urllib3 logs whole URLs at DEBUG; a signed URL's query is a secret.

@@ -6,6 +6,8 @@ import sys
 from types import TracebackType
 from typing import TextIO
 
+from dserverfs.printable import printable
+
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
@@ -20,6 +22,7 @@ class ProgressLine:
     def show(self, text: str) -> None:
         """Show `text` in place of what was there."""
         if self._is_shown:
+            text = printable(text)
             self._stream.write(f"\r{text:<{self._length}}")
             self._stream.flush()
             self._length = len(text)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dserverfs.commands.common import Commands, missing_extra, read_password
+from dserverfs.commands.common import Commands, missing_extra, read_password, say
 from dserverfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _user_list(arguments: argparse.Namespace, directory: DataDirectory, stores: 
     for user in management.users():
         admin = "admin" if user.is_admin else "-"
         password = "password" if user.has_password else "-"
-        print(f"{user.username} {admin} {password}")
+        say(f"{user.username} {admin} {password}")
     return 0
 
 
@@ -149,7 +149,7 @@ def _base_uri_list(arguments: argparse.Namespace, directory: DataDirectory, stor
     from dserverfs.server import management
 
     for base_uri in management.base_uris():
-        print(base_uri)
+        say(base_uri)
     return 0
 
 
@@ -194,7 +194,7 @@ def _permission_list(
 
     for rights in management.rights():
         may = ("r" if rights.may_search else "-") + ("w" if rights.may_register else "-")
-        print(f"{may} {rights.username} {rights.base_uri}")
+        say(f"{may} {rights.username} {rights.base_uri}")
     return 0
 
 
@@ -203,8 +203,8 @@ def _index(arguments: argparse.Namespace, directory: DataDirectory, stores: Stor
 
     result = management.index(directory, stores, arguments.base_uri)
     for reason in result.left_out:
-        print(f"dserverfs: left out: {reason}", file=sys.stderr)
+        say(f"dserverfs: left out: {reason}", file=sys.stderr)
     for uri in result.missing:
-        print(f"dserverfs: registered, but no longer there: {uri}", file=sys.stderr)
-    print(f"{result.registered} datasets registered in {arguments.base_uri}")
+        say(f"dserverfs: registered, but no longer there: {uri}", file=sys.stderr)
+    say(f"{result.registered} datasets registered in {arguments.base_uri}")
     return 1 if result.left_out else 0

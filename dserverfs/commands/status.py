@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dserverfs.commands.common import Commands
+from dserverfs.commands.common import Commands, say
 
 
 def add(commands: Commands) -> None:
@@ -32,7 +32,7 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         for key, value in facts.items():
             if value is not None:
-                print(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+                say(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
     return 0
 
 
@@ -86,21 +86,21 @@ def _print_all(found: dict[str, Any]) -> None:
 
     for mount in found["mounts"]:
         silent = "" if mount["answers"] else " (does not answer)"
-        print(f"mounted: {mount['uri']} at {mount['path']}{silent}")
+        say(f"mounted: {mount['uri']} at {mount['path']}{silent}")
     for staged in found["staged"]:
-        print(
+        say(
             f"{staged['state']}: {staged['base_uri']} {staged['name']}:"
             f" {staged['number_of_items']} items, {size(staged['size_in_bytes'])},"
             f" in {os.path.join(staged['directory'], 'tree')}"
         )
         if staged["state"] == "open" and not staged["armed"]:
-            print("    waits for dserverfs freeze")
+            say("    waits for dserverfs freeze")
         if staged["reason"]:
-            print(f"    {staged['reason']}")
+            say(f"    {staged['reason']}")
     for change in found["unsent"]:
         where = f"{change['dataset']} ({change['name']})"
-        print(f"not sent: {where}: {change['path']}, in {change['file']}")
+        say(f"not sent: {where}: {change['path']}, in {change['file']}")
         if change["reason"]:
-            print(f"    {change['reason']}")
+            say(f"    {change['reason']}")
     if not found["mounts"]:
-        print("nothing is mounted")
+        say("nothing is mounted")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dserverfs.commands.common import Commands
+from dserverfs.commands.common import Commands, say
 
 
 def add(commands: Commands) -> None:
@@ -41,9 +41,9 @@ def _run(arguments: argparse.Namespace) -> int:
     launcher.stop(path, arguments.timeout)
     for dataset in staged:
         reason = f": {dataset['reason']}" if dataset["reason"] else ""
-        print(f"stays staged: {dataset['name']} ({dataset['state']}){reason}", file=sys.stderr)
+        say(f"stays staged: {dataset['name']} ({dataset['state']}){reason}", file=sys.stderr)
     for change in unsent:
-        print(
+        say(
             f"not sent: {change['name']}/{change['path']}: {change['reason']};"
             f" kept in {change['file']}",
             file=sys.stderr,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dserverfs.commands.common import Commands, server_of
+from dserverfs.commands.common import Commands, say, server_of
 
 
 def add(commands: Commands) -> None:
@@ -23,10 +23,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     server = server_of(arguments.server)
     user = whoami(server, Settings.load())
-    print(f"user: {user.username}")
-    print(f"admin: {'yes' if user.is_admin else 'no'}")
+    say(f"user: {user.username}")
+    say(f"admin: {'yes' if user.is_admin else 'no'}")
     for base_uri in sorted({*user.search_base_uris, *user.register_base_uris}):
         may_read = "r" if base_uri in user.search_base_uris else "-"
         may_write = "w" if base_uri in user.register_base_uris else "-"
-        print(f"{may_read}{may_write} {DserverURI(server, base_uri)}")
+        say(f"{may_read}{may_write} {DserverURI(server, base_uri)}")
     return 0

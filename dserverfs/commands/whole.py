@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
+from dserverfs.commands.common import say
 from dserverfs.model import SCHEME
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Tally:
                 if error is not None:
                     self.failed += 1
                     line.show("")
-                    print(f"bad: {name_of(thing)}: {error}".replace("\n", "?"), flush=True)
+                    say(f"bad: {name_of(thing)}: {error}")
                 line.show(f"{self.items} items, {size(self.size_in_bytes)}")
 
             for_each(things, work, done)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dserverfs.errors import DserverfsError, Unsupported, UsageError
+from dserverfs.printable import PrintableFormatter
 from dserverfs.server import foreign, storage
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.seaweedfs import SeaweedFS
@@ -55,7 +56,9 @@ def default_data_directory() -> Path:
 
 def serve(options: ServeOptions) -> int:
     """Run the server until SIGINT or SIGTERM; return 0 then. Raises DserverfsError."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in ("dservercore", "alembic"):  # they tell at INFO how they were put together
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # "depth is 1" says nothing
