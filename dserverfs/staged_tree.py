@@ -17,8 +17,8 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from dserverfs.afterlife import FIRST_NODE, Afterlife
 from dserverfs.dataset_tree import (
-    EDITED,
     MUTABLE_S,
     OWN,
     Attributes,
@@ -30,16 +30,13 @@ from dserverfs.errors import Frozen, NameTooLong, NotFound
 from dserverfs.local_files import RENAME_EXCHANGE, rename
 from dserverfs.model import Dataset
 from dserverfs.staged_layout import DATA, METADATA
+from dserverfs.staged_modes import OWNER_DIRECTORY, OWNER_FILE, Modes
 from dserverfs.staged_nodes import Node, Nodes
 from dserverfs.staging import StagedDataset
 
-FIRST_NODE = OWN + (1 << 34)  # numbers from here on are of local files
 # dtool-s3 keeps the relpath, in base64, in 2 KB of metadata beside the hash.
 MAX_RELPATH_BYTES = 1400
-_MODE = "user.dserverfs.mode"  # the user's mode, where the owner must be able to read
-_OWNER_FILE = 0o600
 _MAKE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-_OWNER_DIRECTORY = 0o700
 
 
 class OpenStaged(NamedTuple):
@@ -74,78 +71,52 @@ class StagedTree:
         self, staged: StagedDataset, frozen_tree: Callable[[Dataset], DatasetTree]
     ) -> None:
         self.staged = staged
-        self._frozen_tree = frozen_tree
         self._nodes = Nodes(str(staged.tree), OWN, FIRST_NODE)
-        self._frozen: DatasetTree | None = None
-        self._numbers_then: dict[str, int] = {}  # by path, when it was frozen
-        self._paths_then: dict[int, str] = {}
-        self._modes: dict[tuple[int, int], int] = {}  # where the disk knows no xattrs
+        self._modes = Modes()
+        self._then = Afterlife(staged, self._nodes, frozen_tree)
+        # What it is once it is frozen, and the number that stands for another one then.
+        self.frozen = self._then.frozen
+        self.number_now = self._then.number_now
 
     # Reading
 
     def attributes(self, number: int) -> Attributes:
         """Return the attributes of a number; raises NotFound."""
-        with self._passing_on():
+        with self._then.passing_on():
             if self.frozen() is None:
                 return self._attributes(self._nodes.get(number))
-        return self._thawed(number)
+        return self._then.attributes(number)
 
     def lookup(self, number: int, name: str) -> Attributes:
         """Return the attributes of an entry; raises NotFound. Call `told` if the kernel is."""
-        with self._passing_on():
+        with self._then.passing_on():
             if self.frozen() is None:
                 return self._entry(self._nodes.get(number), name)
-        path = self._path_then(number)
-        attributes = self._of_frozen().lookup(self.number_now(number), name)
-        if path is None:
-            return attributes
-        then = self._numbers_then.get(f"{path}/{name}" if path else name)
-        if attributes.number >= EDITED:  # another file since, or one that was changed
-            then = None
-        return attributes if then is None else attributes._replace(number=then)
+        return self._then.lookup(number, name)
 
     def children(self, number: int, cookie: int) -> Iterator[Entry]:
         """Yield the entries of a directory of the frozen dataset behind `cookie`."""
-        return self._of_frozen().children(self.number_now(number), cookie)
+        return self._then.tree().children(self.number_now(number), cookie)
 
     def names(self, number: int) -> list[str] | None:
         """Return what a staged directory holds now, sorted; None once it is frozen."""
-        with self._passing_on():
+        with self._then.passing_on():
             if self.frozen() is None:
                 return sorted(os.listdir(self._nodes.local(self._nodes.get(number))))
         return None
 
     def content(self, number: int) -> Content:
         """Return what a file of the frozen dataset holds."""
-        return self._of_frozen().content(self.number_now(number))
-
-    def frozen(self) -> DatasetTree | None:
-        """Return the frozen dataset it became, if it did."""
-        if self._frozen is None and self.staged.frozen_as is not None:
-            self._note_paths()
-            self._frozen = self._frozen_tree(self.staged.frozen_as)
-        return self._frozen
+        return self._then.tree().content(self.number_now(number))
 
     def told(self, number: int) -> None:
         """Note that the kernel was told of a number that `lookup` gave."""
-        if self._frozen is None and number >= FIRST_NODE:
+        if number >= FIRST_NODE and not self._then.has_begun:
             self._nodes.tell(number)
-
-    def number_now(self, number: int) -> int:
-        """Return, once it is frozen, the number that stands now for what `number` stood for."""
-        if number < FIRST_NODE:
-            return number
-        frozen, path = self._of_frozen(), self._path_then(number)
-        if path is None:
-            raise NotFound(f"{self.staged.record.name}: inode {number} is gone")
-        now = frozen.ROOT
-        for name in path.split("/"):
-            now = frozen.lookup(now, name).number
-        return now
 
     def forget(self, number: int, times: int) -> None:
         """Note that the kernel forgot a number."""
-        if self._frozen is None:
+        if not self._then.has_begun:
             self._nodes.forget(number, times)
 
     # Files
@@ -155,7 +126,7 @@ class StagedTree:
         if is_for_writing(flags):
             with self._changing():
                 return self._open(self._nodes.get(number), flags & os.O_TRUNC, writable=True)
-        with self._passing_on():
+        with self._then.passing_on():
             if self.frozen() is None:
                 return self._open(self._nodes.get(number), 0, writable=False)
         return None
@@ -168,15 +139,15 @@ class StagedTree:
             directory, path = self._new_path(number, name)
             # The kernel asks to create what it did not find: whoever was faster made it.
             try:
-                fd = os.open(path, _MAKE, _OWNER_FILE)
+                fd = os.open(path, _MAKE, OWNER_FILE)
                 is_new = True
             except FileExistsError:
                 if flags & os.O_EXCL:
                     raise
-                fd = os.open(path, _MAKE & ~os.O_EXCL, _OWNER_FILE)
+                fd = os.open(path, _MAKE & ~os.O_EXCL, OWNER_FILE)
                 is_new = False
             try:
-                self._set_mode(fd, mode, is_directory=False)
+                self._modes.set(fd, mode, is_directory=False)
                 status = os.fstat(fd)
                 if is_new:
                     self.staged.hash_ahead.made(status)
@@ -192,9 +163,9 @@ class StagedTree:
         """Make an empty file, as mknod does."""
         with self._changing():
             directory, path = self._new_path(number, name)
-            fd = os.open(path, _MAKE, _OWNER_FILE)
+            fd = os.open(path, _MAKE, OWNER_FILE)
             try:
-                self._set_mode(fd, mode, is_directory=False)
+                self._modes.set(fd, mode, is_directory=False)
                 self.staged.hash_ahead.made(os.fstat(fd))
             finally:
                 os.close(fd)
@@ -229,7 +200,7 @@ class StagedTree:
                 os.truncate(_by_path(target), changes.size_in_bytes)
             if changes.mode is not None:
                 is_directory = stat.S_ISDIR(before.st_mode)
-                self._set_mode(target, changes.mode, is_directory=is_directory)
+                self._modes.set(target, changes.mode, is_directory=is_directory)
             if changes.atime_ns is not None or changes.mtime_ns is not None:
                 now = os.stat(target)
                 atime_ns = now.st_atime_ns if changes.atime_ns is None else changes.atime_ns
@@ -243,8 +214,8 @@ class StagedTree:
     def make_directory(self, number: int, name: str, mode: int) -> Attributes:
         with self._changing():
             directory, path = self._new_path(number, name)
-            os.mkdir(path, _OWNER_DIRECTORY)
-            self._set_mode(path, mode, is_directory=True)
+            os.mkdir(path, OWNER_DIRECTORY)
+            self._modes.set(path, mode, is_directory=True)
             return self._told(directory, name)
 
     def link(self, number: int, new_parent: int, name: str) -> Attributes:
@@ -306,7 +277,7 @@ class StagedTree:
 
     def sync_directory(self, number: int) -> None:
         """Return when a directory's entries are on disk."""
-        with self._passing_on():
+        with self._then.passing_on():
             if self.frozen() is None:
                 path = self._nodes.local(self._nodes.get(number))
                 fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -401,7 +372,7 @@ class StagedTree:
         return Attributes(
             node.number,
             is_directory,
-            self._mode(target, status),
+            self._modes.of(target, status),
             0 if is_directory else status.st_size,
             status.st_mtime_ns,
             # Who owns it makes every change through the kernel, which knows of it then; and
@@ -413,72 +384,6 @@ class StagedTree:
             atime_ns=status.st_atime_ns,
             ctime_ns=status.st_ctime_ns,
         )
-
-    def _mode(self, target: int | str, status: os.stat_result) -> int:
-        key = (status.st_dev, status.st_ino)
-        if key in self._modes:
-            return self._modes[key]
-        try:
-            return int(os.getxattr(target, _MODE), 8)
-        except (OSError, ValueError):
-            return stat.S_IMODE(status.st_mode)
-
-    def _set_mode(self, target: int | str, mode: int, *, is_directory: bool) -> None:
-        """Record the user's mode; the owner can read and write whatever it says."""
-        needed = _OWNER_DIRECTORY if is_directory else _OWNER_FILE
-        mode = stat.S_IMODE(mode)
-        os.chmod(target, mode | needed)
-        status = os.stat(target)
-        key = (status.st_dev, status.st_ino)
-        self._modes.pop(key, None)
-        try:
-            if mode & needed == needed:
-                with contextlib.suppress(OSError):
-                    os.removexattr(target, _MODE)
-            else:
-                os.setxattr(target, _MODE, f"{mode:o}".encode())
-        except OSError:
-            self._modes[key] = mode
-
-    # After the freeze
-
-    def _note_paths(self) -> None:
-        """Note which number stood for which path of the frozen dataset.
-
-        A path goes on leading to what it led to, but for those below what the
-        frozen dataset has at its top itself: where `data/x` was an item of that
-        name, it leads to item `x` now, and the number stands for `data/data/x`.
-        """
-        below = self.staged.frozen_below
-        for path, number in self._nodes.paths().items():
-            if path.partition("/")[0] not in (DATA, METADATA) or below == "":
-                self._numbers_then[path] = number
-                self._paths_then[number] = path
-            elif below is not None:
-                self._paths_then[number] = f"{below}/{path}"
-
-    @contextlib.contextmanager
-    def _passing_on(self) -> Iterator[None]:
-        """Let the frozen dataset answer if it was frozen, and the files deleted, in between."""
-        try:
-            yield
-        except (FileNotFoundError, NotFound):
-            if self.staged.frozen_as is None or self._frozen is not None:
-                raise
-
-    def _of_frozen(self) -> DatasetTree:
-        frozen = self.frozen()
-        if frozen is None:
-            raise NotFound(f"{self.staged.record.name}: is staged")
-        return frozen
-
-    def _path_then(self, number: int) -> str | None:
-        self.frozen()
-        return "" if number == self.ROOT else self._paths_then.get(number)
-
-    def _thawed(self, number: int) -> Attributes:
-        attributes = self._of_frozen().attributes(self.number_now(number))
-        return attributes._replace(number=number)
 
 
 def is_for_writing(flags: int) -> bool:
