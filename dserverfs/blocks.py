@@ -112,21 +112,31 @@ def checksums(data: bytes | bytearray | memoryview) -> bytes:
     )
 
 
-def fingerprint(checksums: bytes) -> int:
-    """Return a number by which a block with these checksums is recognised."""
-    return zlib_ng.crc32(checksums)
+def new_serial() -> int:
+    """Return a number for bytes that just came, which no others have, whoever sends them.
+
+    Which of two arrivals a block is cannot be told by its checksums: a store that knows
+    the right bytes finds others with the same CRC-32 at once.
+    """
+    return (int.from_bytes(os.urandom(8), "big") >> 1) | 1
 
 
 class MemoryBlock:
     """A block held in memory: small, or not to be had from the cache's disk."""
 
-    __slots__ = ("_checksums", "_view", "row", "used")
+    __slots__ = ("_checksums", "_view", "row", "serial", "used")
 
-    def __init__(self, data: bytes | bytearray | memoryview, row: int = 0) -> None:
-        """`row` is the cache's number for it; 0 if the cache does not have it."""
+    def __init__(
+        self, data: bytes | bytearray | memoryview, row: int = 0, serial: int | None = None
+    ) -> None:
+        """`row` is the cache's number for it; 0 if the cache does not have it.
+
+        `serial` says which arrival it is (0: not known), None that it came just now.
+        """
         self._view = memoryview(data).toreadonly()
         self._checksums: bytes | None = None
         self.row = row
+        self.serial = new_serial() if serial is None else serial
         self.used = False  # since somebody set it to False
 
     @property
@@ -174,7 +184,10 @@ class FileBlock:
     Each part is compared with its checksum the first time that it is read.
     """
 
-    __slots__ = ("_checked", "_fd", "_file", "_length", "_start", "checksums", "row", "used")
+    __slots__ = (
+        *("_checked", "_fd", "_file", "_length", "_start"),
+        *("checksums", "row", "serial", "used"),
+    )
 
     memory_in_bytes = 0
 
@@ -186,10 +199,12 @@ class FileBlock:
         checksums: bytes,
         checked: bytearray,
         row: int = 0,
+        serial: int = 0,
     ) -> None:
         """Of `length` bytes of the file from `start` on.
 
         `checked` has a byte for each part, not 0 once it was compared; it may be shared.
+        `row` and `serial` as of a MemoryBlock.
         """
         self._file = file
         self._fd = file.fd
@@ -198,6 +213,7 @@ class FileBlock:
         self._checked = checked
         self.checksums = checksums
         self.row = row
+        self.serial = serial
         self.used = False
 
     def read_nowait(

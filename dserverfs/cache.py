@@ -44,7 +44,6 @@ from dserverfs.blocks import (
     MemoryBlock,
     OpenFile,
     checksums,
-    fingerprint,
     number_of_parts,
 )
 from dserverfs.cache_disk import BytesDisk, StoredFile, Value, files_in
@@ -242,9 +241,9 @@ class BlockCache:
             return None
         if isinstance(stored, bytes):
             whole = len(stored) == length and checksums(stored) == sums
-            return MemoryBlock(stored, row.number) if whole else None
+            return MemoryBlock(stored, row.number, row.serial) if whole else None
         checked = self._parts_checked(stored, length)
-        block = FileBlock(stored.file, stored.start, length, sums, checked, row.number)
+        block = FileBlock(stored.file, stored.start, length, sums, checked, row.number, row.serial)
         return block if os.fstat(stored.file.fd).st_size >= stored.start + length else None
 
     def _parts_checked(self, stored: StoredFile, length: int) -> bytearray:
@@ -270,10 +269,7 @@ class BlockCache:
                 values += cache.disk.prepare([block.data for _, block in group])
             with cache.transact(retry=False):
                 if small:
-                    cache_rows.insert(
-                        cache,
-                        [(key.as_text(), block.data, block.checksums) for key, block in small],
-                    )
+                    cache_rows.insert(cache, [(key.as_text(), block) for key, block in small])
                 rows = [
                     self._insert(cache, key, block, value)
                     for (key, block), value in zip(large, values, strict=True)
@@ -293,40 +289,37 @@ class BlockCache:
     def _stored(self, block: MemoryBlock, file: StoredFile, row: int) -> FileBlock:
         length = len(block.data)
         checked = self._parts_checked(file, length)
-        return FileBlock(file.file, file.start, length, block.checksums, checked, row)
+        return FileBlock(file.file, file.start, length, block.checksums, checked, row, block.serial)
 
     def _insert(self, cache: Any, key: BlockKey, block: MemoryBlock, value: Value) -> int:
         """Make the row, in a transaction; return its number, 0 if it had to give way at once."""
         text = key.as_text()
         cache.set(text, value, tag=block.checksums)
         row = cache_rows.rows_of(cache, [text]).get(text)
-        return 0 if row is None else row.number
+        if row is None:
+            return 0
+        cache_rows.set_serial(cache, row.number, block.serial)
+        return row.number
 
-    def enter_verified(self, item: str, content: str, fingerprints: Sequence[int]) -> None:
+    def enter_verified(self, item: str, content: str, serials: Sequence[int]) -> None:
         """Move the blocks of `item` to `content`, where every item like it finds them.
 
-        The item was compared with its hash; `fingerprints` are of the blocks that
-        were. A block that is not one of them, or is there already, is dropped.
+        The item was compared with its hash; `serials` are of the blocks that were.
+        Another one in the place of a block stays as it is: it was not compared.
         """
         cache = self._writable()
         if cache is None:
             return
         try:
-            for start in range(0, len(fingerprints), _ROWS_PER_TRANSACTION):
-                end = min(start + _ROWS_PER_TRANSACTION, len(fingerprints))
+            for start in range(0, len(serials), _ROWS_PER_TRANSACTION):
+                end = min(start + _ROWS_PER_TRANSACTION, len(serials))
                 with cache.transact(retry=False):
                     for index in range(start, end):
-                        old, new = BlockKey(item, index), BlockKey(content, index)
-                        self._move(cache, old.as_text(), new.as_text(), fingerprints[index])
+                        if serials[index]:
+                            old, new = BlockKey(item, index), BlockKey(content, index)
+                            cache_rows.move(cache, old.as_text(), new.as_text(), serials[index])
         except _FAILURES as error:
             self._fail_writing(cache, error)
-
-    def _move(self, cache: Any, old: str, new: str, wanted: int) -> None:
-        rows = cache._sql("SELECT rowid, tag FROM Cache WHERE key = ? AND raw = 1", (old,))
-        for row, sums in rows.fetchall():
-            if isinstance(sums, bytes) and fingerprint(sums) == wanted:
-                cache._sql("UPDATE OR IGNORE Cache SET key = ? WHERE rowid = ?", (new, row))
-            cache.delete(old)  # if it is still there
 
     def count(self, item: str) -> int:
         """Return how many blocks of an item, or of a content, are here."""

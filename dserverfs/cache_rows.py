@@ -14,16 +14,18 @@ from typing import Any, NamedTuple
 
 import diskcache.core
 
+from dserverfs.blocks import MemoryBlock
 from dserverfs.cache_disk import MAX_BLOCKS_IN_FILE, STEM_CHARACTERS
 
 _SELECT = (
-    "SELECT key, rowid, mode, filename, value, tag FROM Cache"
+    "SELECT key, rowid, mode, filename, value, tag, access_count FROM Cache"
     " WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
 )
-# What is there already is the same: a block never changes.
+# What is there already is the same: a block never changes. diskcache counts accesses for
+# one of its policies only, which is not ours: the column has the block's serial.
 _INSERT = (
     "INSERT OR IGNORE INTO Cache (key, raw, store_time, access_time, access_count, tag, size,"
-    f" mode, value) VALUES (?, 1, ?, ?, 0, ?, 0, {diskcache.core.MODE_RAW}, ?)"
+    f" mode, value) VALUES (?, 1, ?, ?, ?, ?, 0, {diskcache.core.MODE_RAW}, ?)"
 )
 # All blocks of a file, which takes up space until the last of them is gone. They were
 # stored in one transaction, one after the other.
@@ -43,6 +45,7 @@ class Row(NamedTuple):
     filename: str | None
     value: Any
     checksums: Any
+    serial: Any
 
 
 def rows_of(cache: Any, keys: Sequence[str]) -> dict[str, Row]:
@@ -51,13 +54,31 @@ def rows_of(cache: Any, keys: Sequence[str]) -> dict[str, Row]:
     return {key: Row(*columns) for key, *columns in rows}
 
 
-def insert(cache: Any, blobs: Sequence[tuple[str, memoryview, bytes]]) -> None:
-    """Store (key, blob, checksums), in one transaction, evicting as many if the cache is full."""
+def insert(cache: Any, blocks: Sequence[tuple[str, MemoryBlock]]) -> None:
+    """Store blocks in rows, in one transaction, evicting as many if the cache is full."""
     now_s = time.time()
-    rows = [(key, now_s, now_s, sums, blob) for key, blob, sums in blobs]
+    rows = [(key, now_s, now_s, block.serial, block.checksums, block.data) for key, block in blocks]
     with cache._transact(False) as (sql, cleanup):
         cache._con.executemany(_INSERT, rows)
         cache._cull(now_s, sql, cleanup, len(rows) + cache.cull_limit)
+
+
+def set_serial(cache: Any, row: int, serial: int) -> None:
+    """Note which arrival a block is that diskcache stored, in a transaction of the caller's."""
+    cache._sql("UPDATE Cache SET access_count = ? WHERE rowid = ?", (serial, row))
+
+
+def move(cache: Any, old: str, new: str, serial: int) -> None:
+    """Give the block of `old` another key if it has that serial, in a transaction of the caller's.
+
+    It goes if there is one of that key already.
+    """
+    rows = cache._sql(
+        "SELECT rowid FROM Cache WHERE key = ? AND raw = 1 AND access_count = ?", (old, serial)
+    ).fetchall()
+    for (row,) in rows:
+        cache._sql("UPDATE OR IGNORE Cache SET key = ? WHERE rowid = ?", (new, row))
+        cache.delete(old)  # if it is still there
 
 
 def note_uses(cache: Any, uses: Sequence[tuple[int, float]]) -> None:

@@ -36,7 +36,7 @@ class Put(NamedTuple):
 class _Enter(NamedTuple):
     item: str
     content: str
-    fingerprints: Sequence[int]
+    serials: Sequence[int]
 
 
 class CacheWriter:
@@ -83,13 +83,13 @@ class CacheWriter:
         except queue.Full:
             self._forget([put.key for put in puts])
 
-    def enter_verified(self, item: str, content: str, fingerprints: Sequence[int]) -> None:
+    def enter_verified(self, item: str, content: str, serials: Sequence[int]) -> None:
         """As `BlockCache.enter_verified`, behind what was put before."""
         with self._lock:
             if not self._start_locked():
                 return
         try:
-            self._queue.put(_Enter(item, content, fingerprints), timeout=PATIENCE_S)
+            self._queue.put(_Enter(item, content, serials), timeout=PATIENCE_S)
         except queue.Full:
             pass  # it is compared again another time
 
@@ -138,7 +138,7 @@ class CacheWriter:
                 self._store(puts)
                 last = batch[-1]
                 if isinstance(last, _Enter):
-                    self._cache.enter_verified(last.item, last.content, last.fingerprints)
+                    self._cache.enter_verified(last.item, last.content, last.serials)
             finally:
                 self._forget([put.key for put in puts])
                 for _ in batch:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from dserverfs.blocks import Block, DamagedBlock, block_length, fingerprint
+from dserverfs.blocks import Block, DamagedBlock, block_length
 from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.errors import IntegrityError
 from dserverfs.item_content import ItemContent
@@ -58,7 +58,7 @@ class CachedItems:
         policy: Policy,
         found_right: Callable[[ItemContent, Sequence[int]], None],
     ) -> None:
-        """`found_right` has blocks with these fingerprints entered as verified."""
+        """`found_right` has blocks with these serials entered as verified."""
         self._cache = cache
         self._policy = policy
         self._found_right = found_right
@@ -91,7 +91,7 @@ class CachedItems:
             return Cached(block, False)
         try:  # it was kept without being compared
             if check_whole(content, block.read(0, content.size_in_bytes)):
-                self._found_right(content, [fingerprint(block.checksums)])
+                self._found_right(content, [block.serial])
         except (DamagedBlock, HashMismatch):
             self._cache.drop([BlockKey(content.key, 0)])
             return None

@@ -11,7 +11,8 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from typing import Protocol
+from concurrent.futures import Future
+from typing import Protocol, TypeVar
 
 from dserverfs.blocks import BLOCK_SIZE, Run
 from dserverfs.cached_items import HashMismatch
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 4
 MAX_ETAGS = 4096
+
+T = TypeVar("T")
 
 
 class Outdated(Exception):
@@ -125,3 +128,11 @@ class Fetcher:
             raise IntegrityError(
                 f"{content.dataset.uri}: item {content.identifier} changed while it was read"
             )
+
+
+def wait_for(future: Future[T], content: ItemContent, deadline: Deadline) -> T:
+    """Return the result of `future`; raises DeadlineExceeded if it does not come in time."""
+    try:
+        return future.result(deadline.remaining_s())
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"{content.dataset.uri}: read took too long") from error

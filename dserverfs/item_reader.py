@@ -14,8 +14,9 @@ from concurrent.futures import Future
 
 from dserverfs.blocks import BLOCK_SIZE, Block, DamagedBlock, ReadAhead, Run
 from dserverfs.errors import DeadlineExceeded, IntegrityError
+from dserverfs.fetching import wait_for
 from dserverfs.item_content import ItemContent
-from dserverfs.reader import Reader, wait_for
+from dserverfs.reader import Reader
 from dserverfs.transport import Deadline
 
 Buffer = bytes | bytearray | memoryview
@@ -31,7 +32,7 @@ class ItemReader:
         self._shelf = reader.shelf(content)
         self._times_dropped = reader.times_dropped(content)
         self._lock = threading.Lock()
-        # Which blocks were asked for, a byte each, until all were.
+        # Which blocks were asked for, a byte each, until all were; anew once they were right.
         self._blocks = content.number_of_blocks
         self._asked: bytearray | None = bytearray(self._blocks)
         self._unasked = self._blocks
@@ -87,9 +88,11 @@ class ItemReader:
         first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
         with self._lock:
             ahead = self._ahead.plan(first, last, self._blocks)
+        wanted = self._reader.want(self._content, Run(first, last - first + 1))
+        # Behind `want`: what is noted is at hand or under way, as `held_back` takes for granted.
+        with self._lock:
             if self._asked is not None:
                 self._note_locked(self._asked, first, last)
-        wanted = self._reader.want(self._content, Run(first, last - first + 1))
         if ahead.length:
             self._reader.want_ahead(self._content, ahead)
         return wanted
@@ -100,8 +103,13 @@ class ItemReader:
         None if there is nothing, nearly always. After the wait the blocks have to be
         asked for again. Raises IntegrityError if they were not the manifest's.
         """
-        held = self._reader.verification.held_back(self._content, whole=self._asked is None)
+        whole = self._asked is None
+        # Asked before the verification, which knows of every block that is not under way.
+        all_came = whole and not self._reader.is_under_way(self._content)
+        held = self._reader.verification.held_back(self._content, whole=whole)
         self._refuse_if_dropped()
+        if all_came and held is None:
+            self._begin_anew()
         return held
 
     def gave_up(self, offset: int, size: int) -> None:
@@ -177,6 +185,16 @@ class ItemReader:
                 f"{self._content.dataset.uri}: item {self._content.identifier} was read wrong;"
                 " open it again"
             )
+
+    def _begin_anew(self) -> None:
+        """Take what is read from now on for a second reading of the item, the first being right.
+
+        Else each block that is fetched again would have the whole compared again.
+        """
+        with self._lock:
+            if self._asked is None:
+                self._asked = bytearray(self._blocks)
+                self._unasked = self._blocks
 
     def _note_locked(self, asked: bytearray, first: int, last: int) -> None:
         """Note which blocks were asked for, and when that were all."""

@@ -17,7 +17,6 @@ import resource
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
 
 from dserverfs.blocks import (
     MAX_RUN,
@@ -38,7 +37,7 @@ from dserverfs.errors import (
     IntegrityError,
     Unreachable,
 )
-from dserverfs.fetching import Fetcher, Outdated
+from dserverfs.fetching import Fetcher, Outdated, wait_for
 from dserverfs.item_content import ItemContent
 from dserverfs.loaded_blocks import LoadedBlocks, RecentFailures, Shelf
 from dserverfs.many_gets import ManyGets
@@ -50,8 +49,6 @@ from dserverfs.verification import STRICT_LIMIT_BYTES, Verdict, Verification
 from dserverfs.verify import Policy
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 Buffer = bytes | bytearray | memoryview
 
@@ -129,6 +126,11 @@ class Reader:
     def is_at_hand(self, content: ItemContent) -> bool:
         """Return whether the begin of an item needs no request: most of it is likely not to."""
         return content.size_in_bytes == 0 or self.at_hand(content, 0) is not None
+
+    def is_under_way(self, content: ItemContent) -> bool:
+        """Return whether a block of the item is just being fetched."""
+        with self._lock:
+            return any(key.item == content.key for key in self._pending)
 
     def want(self, content: ItemContent, run: Run) -> list[Block | Future[Block]]:
         """Return the blocks of `run`: loaded ones, and futures of the others, now being fetched.
@@ -375,9 +377,9 @@ class Reader:
         """Return whether the cache has every block of the item, verified."""
         return self._cached.has_all_verified(content)
 
-    def found_right(self, content: ItemContent, fingerprints: Sequence[int]) -> None:
+    def found_right(self, content: ItemContent, serials: Sequence[int]) -> None:
         """Enter the item's blocks as verified, once they are on disk."""
-        self._writer.enter_verified(content.key, content.content_key, fingerprints)
+        self._writer.enter_verified(content.key, content.content_key, serials)
 
     def found_wrong(self, content: ItemContent) -> Exception:
         """Forget everything of the item; return what to tell its readers."""
@@ -487,11 +489,3 @@ class _Receiver:
 
     def receive(self, index: int, data: bytes) -> None:
         self._reader.take(self._content, self._waiting, data, self._dropped, self._deadline)
-
-
-def wait_for(future: Future[T], content: ItemContent, deadline: Deadline) -> T:
-    """Return the result of `future`; raises DeadlineExceeded if it does not come in time."""
-    try:
-        return future.result(deadline.remaining_s())
-    except TimeoutError as error:
-        raise DeadlineExceeded(f"{content.dataset.uri}: read took too long") from error

@@ -7,11 +7,14 @@ arrived out of order is read back when its turn comes. Whoever must not go on
 before the end has the missing blocks fetched, by `compare`. Thread-safe.
 
 An item is right (compared here, or every block of it came verified from the
-cache), doubtful (an unverified block of it was handed out), or neither.
+cache), doubtful (an unverified block of it was handed out), or neither. A block that
+has to be fetched again, of an item that was right, is unverified as the first one was;
+`strict` keeps a digest of each block, so that it need not compare the whole again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from array import array
@@ -19,9 +22,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum, auto
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from dserverfs.blocks import Block, DamagedBlock, ReadAhead, Run, fingerprint
+from dserverfs.blocks import Block, DamagedBlock, ReadAhead, Run
 from dserverfs.errors import DeadlineExceeded, DserverfsError, IntegrityError
 from dserverfs.item_content import ItemContent
 from dserverfs.transport import Deadline
@@ -30,7 +33,7 @@ from dserverfs.verify import Hasher, Policy, hasher_of
 logger = logging.getLogger(__name__)
 
 MAX_ITEMS = 256  # being hashed at a time; the one fed longest ago is given up
-MAX_FINGERPRINTS = 4 * 1024 * 1024  # 4 bytes a block: of 4 TiB of items compared here
+MAX_KNOWN_BLOCKS = 1024 * 1024  # of items compared here; 8 bytes each, 90 with a digest
 COMPARE_THREADS = 4
 COMPARE_TIMEOUT_S = 120.0
 # `strict` waits for the whole of items up to this size: 1-3 s from a server nearby.
@@ -61,28 +64,42 @@ class Blocks(Protocol):
     def all_verified(self, content: ItemContent) -> bool:
         """Return whether the cache has every block of the item, verified."""
 
-    def found_right(self, content: ItemContent, fingerprints: Sequence[int]) -> None:
+    def found_right(self, content: ItemContent, serials: Sequence[int]) -> None:
         """Take note that these blocks are the item."""
 
     def found_wrong(self, content: ItemContent) -> Exception:
         """Forget everything of the item; return what to tell its readers."""
 
 
+class _Known(NamedTuple):
+    """By what the blocks of an item that was compared are recognised."""
+
+    serials: Sequence[int]  # empty: came verified from the cache
+    digests: Sequence[bytes]  # empty: what is fetched again is unverified
+
+
+_CAME_VERIFIED = _Known((), ())
+
+
 class _Progress:
     """How far an item is hashed."""
 
-    def __init__(self, hasher: Hasher) -> None:
+    def __init__(self, hasher: Hasher, *, keeps_digests: bool) -> None:
         self.changed = threading.Condition()
         self.hashing = threading.Lock()  # held by the one who hashes
         self.hasher = hasher
         self.next = 0  # Invariant: blocks before this one are in the hash, no other
-        self.fingerprints = array("I")  # of these blocks
+        self.serials = array("Q")  # of these blocks
+        self.digests: list[bytes] | None = [] if keeps_digests else None
         self.broken = False  # a block before the end will not come
 
     def feed(self, block: Block, content: ItemContent) -> None:
         """Hash the next block; the caller holds `hashing`. Raises DamagedBlock."""
-        self.hasher.update(block.read(0, content.size_in_bytes))
-        self.fingerprints.append(fingerprint(block.checksums))
+        data = block.read(0, content.size_in_bytes)
+        self.hasher.update(data)
+        self.serials.append(block.serial)
+        if self.digests is not None:
+            self.digests.append(_digest(data))
         with self.changed:
             self.next += 1
             self.changed.notify_all()
@@ -97,7 +114,7 @@ class Verification:
         self._strict_limit_in_bytes = strict_limit_in_bytes
         self._lock = threading.Lock()
         self._items: OrderedDict[str, _Progress] = OrderedDict()
-        self._right: OrderedDict[str, Sequence[int]] = OrderedDict()
+        self._right: OrderedDict[str, _Known] = OrderedDict()
         self._right_blocks = 0
         self._doubtful: set[str] = set()
         self._told_large: set[str] = set()
@@ -114,7 +131,7 @@ class Verification:
         if self._policy is Policy.OFF or content.number_of_blocks == 0:
             return None
         known = hasher_of(content.hash_function) is not None
-        if self._policy is Policy.STRICT and content.size_in_bytes <= self._strict_limit_in_bytes:
+        if self._is_strict_with(content):
             if not known:
                 raise IntegrityError(
                     f"{content.dataset.uri}: item {content.identifier} cannot be compared by its"
@@ -150,13 +167,22 @@ class Verification:
     def recognises(self, content: ItemContent, index: int, block: Block) -> bool:
         """Return whether the block was part of the item when it was compared here."""
         known = self._right.get(content.key)
-        return bool(known) and known[index] == fingerprint(block.checksums)  # type: ignore[index]
+        if known is None or not known.serials:
+            return False
+        if block.serial and known.serials[index] == block.serial:
+            return True
+        try:
+            return bool(known.digests) and known.digests[index] == _digest(
+                block.read(0, content.size_in_bytes)
+            )
+        except DamagedBlock:
+            return False
 
     def doubt(self, content: ItemContent) -> None:
         """Note that an unverified block is about to be handed out."""
         with self._lock:
             self._doubtful.add(content.key)
-            self._right_blocks -= len(self._right.pop(content.key, ()))
+            self._right_blocks -= len(self._right.pop(content.key, _CAME_VERIFIED).serials)
 
     def arrived(self, content: ItemContent, index: int) -> None:
         """Hash what can be hashed, soon, now that an unverified block is at hand."""
@@ -178,7 +204,7 @@ class Verification:
         self.failed(content)
         with self._lock:
             self._doubtful.discard(content.key)
-            self._right_blocks -= len(self._right.pop(content.key, ()))
+            self._right_blocks -= len(self._right.pop(content.key, _CAME_VERIFIED).serials)
 
     def verdict(
         self,
@@ -261,7 +287,7 @@ class Verification:
     def _compare_now(self, content: ItemContent, deadline: Deadline) -> BaseException | None:
         """Return None if the item is right, else what to tell; blocks. Raises as `obtain` does."""
         if not self.is_doubtful(content) and self._blocks.all_verified(content):
-            self._note_right(content, ())
+            self._note_right(content, _CAME_VERIFIED)
             return None
         fetched: tuple[int, Block] | None = None
         ahead = ReadAhead()
@@ -298,7 +324,9 @@ class Verification:
                 hasher = hasher_of(content.hash_function)
                 if hasher is None:
                     return None
-                progress = self._items[content.key] = _Progress(hasher)
+                progress = self._items[content.key] = _Progress(
+                    hasher, keeps_digests=self._is_strict_with(content)
+                )
                 if len(self._items) > MAX_ITEMS:
                     self._items.popitem(last=False)
             return progress
@@ -343,15 +371,26 @@ class Verification:
                 )
             return Verdict.WRONG
         if first:
-            self._note_right(content, progress.fingerprints)
-            self._blocks.found_right(content, progress.fingerprints)
+            self._note_right(content, _Known(progress.serials, progress.digests or ()))
+            self._blocks.found_right(content, progress.serials)
         return Verdict.RIGHT
 
-    def _note_right(self, content: ItemContent, fingerprints: Sequence[int]) -> None:
+    def _note_right(self, content: ItemContent, known: _Known) -> None:
         with self._lock:
             self._doubtful.discard(content.key)
-            self._right_blocks += len(fingerprints) - len(self._right.pop(content.key, ()))
-            self._right[content.key] = fingerprints
-            while self._right_blocks > MAX_FINGERPRINTS or len(self._right) > MAX_FINGERPRINTS:
+            before = self._right.pop(content.key, _CAME_VERIFIED)
+            self._right_blocks += len(known.serials) - len(before.serials)
+            self._right[content.key] = known
+            while self._right_blocks > MAX_KNOWN_BLOCKS or len(self._right) > MAX_KNOWN_BLOCKS:
                 _, dropped = self._right.popitem(last=False)
-                self._right_blocks -= len(dropped)
+                self._right_blocks -= len(dropped.serials)
+
+    def _is_strict_with(self, content: ItemContent) -> bool:
+        """Return whether nothing of the item is handed out before all of it was compared."""
+        return (
+            self._policy is Policy.STRICT and content.size_in_bytes <= self._strict_limit_in_bytes
+        )
+
+
+def _digest(data: bytes | memoryview) -> bytes:
+    return hashlib.sha256(data).digest()

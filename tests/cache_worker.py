@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from dserverfs.blocks import DamagedBlock, MemoryBlock, fingerprint
+from dserverfs.blocks import DamagedBlock, MemoryBlock
 from dserverfs.cache import BlockCache, BlockKey
 
 ITEMS = 40
@@ -57,8 +57,8 @@ def main(directory: str, size_limit: str, seed: str, seconds: str) -> None:
         blocks = [MemoryBlock(bytes_of(item, block)) for block in range(BLOCKS)]
         cache.store([(BlockKey(f"item{item}", i), block) for i, block in enumerate(blocks)])
         if chance.random() < 0.5:
-            marks = [fingerprint(block.checksums) for block in blocks]
-            cache.enter_verified(f"item{item}", f"=content{item}", marks)
+            serials = [block.serial for block in blocks]
+            cache.enter_verified(f"item{item}", f"=content{item}", serials)
         for _ in range(10):
             check(cache, chance.randrange(ITEMS), chance.randrange(BLOCKS), seen)
     cache.close()

@@ -17,8 +17,6 @@ from dserverfs.blocks import (
     DamagedBlock,
     FileBlock,
     MemoryBlock,
-    checksums,
-    fingerprint,
 )
 from dserverfs.cache import MIN_FILE_SIZE, BlockCache, BlockKey
 from dserverfs.cache_space import GIB, MAX_SIZE_BYTES, default_limit
@@ -153,7 +151,7 @@ def test_verified_block_is_found_by_its_content_alone(
     cache.store([(KEY, block)])
     before = files(tmp_path)
 
-    cache.enter_verified(KEY.item, VERIFIED, [fingerprint(block.checksums)])
+    cache.enter_verified(KEY.item, VERIFIED, [block.serial])
 
     found = cache.load(BlockKey(VERIFIED, 0), len(data))
     assert found is not None
@@ -163,24 +161,37 @@ def test_verified_block_is_found_by_its_content_alone(
     assert cache.count(VERIFIED) == 1
 
 
-def test_block_that_was_not_the_compared_one_is_dropped_not_entered(
-    cache: BlockCache, tmp_path: Path
+@pytest.mark.parametrize("data", [SMALL, LARGE], ids=len)
+def test_block_that_was_not_the_compared_one_is_not_entered(cache: BlockCache, data: bytes) -> None:
+    """It was fetched again meanwhile, here or by another process, be it with the same CRC-32."""
+    compared = MemoryBlock(data)
+    cache.store([(KEY, MemoryBlock(data))])
+
+    for serial in (compared.serial, 0):
+        cache.enter_verified(KEY.item, VERIFIED, [serial])
+
+    assert cache.load(BlockKey(VERIFIED, 0), len(data)) is None
+    assert cache.load(KEY, len(data)) is not None
+
+
+@pytest.mark.parametrize("data", [SMALL, LARGE], ids=len)
+def test_block_is_known_as_the_same_arrival_when_it_is_loaded(
+    cache: BlockCache, data: bytes
 ) -> None:
-    """Another process may have stored other bytes meanwhile."""
-    cache.store([(KEY, MemoryBlock(LARGE))])
+    first, second = MemoryBlock(data), MemoryBlock(data)
+    cache.store([(KEY, first), (KEY._replace(block=1), second)])
 
-    cache.enter_verified(KEY.item, VERIFIED, [fingerprint(checksums(b"other bytes"))])
+    found = [cache.load(KEY._replace(block=block), len(data)) for block in (0, 1)]
 
-    assert cache.load(BlockKey(VERIFIED, 0), len(LARGE)) is None
-    assert cache.load(KEY, len(LARGE)) is None
-    assert files(tmp_path) == []
+    assert [block.serial for block in found if block is not None] == [first.serial, second.serial]
+    assert first.serial != second.serial
 
 
 def test_content_that_is_there_already_is_kept_once(cache: BlockCache, tmp_path: Path) -> None:
-    mark = fingerprint(checksums(LARGE))
     for item in ("one", "two"):
-        cache.store([(BlockKey(item, 0), MemoryBlock(LARGE))])
-        cache.enter_verified(item, VERIFIED, [mark])
+        block = MemoryBlock(LARGE)
+        cache.store([(BlockKey(item, 0), block)])
+        cache.enter_verified(item, VERIFIED, [block.serial])
 
     assert cache.load(BlockKey(VERIFIED, 0), len(LARGE)) is not None
     assert len(files(tmp_path)) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dserverfs.blocks import Block, FileBlock, MemoryBlock, checksums, fingerprint
+from dserverfs.blocks import Block, FileBlock, MemoryBlock
 from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.cache_writer import MAX_WAITING, CacheWriter
 
@@ -15,10 +15,11 @@ KEYS = [BlockKey("item", number) for number in range(3 * MAX_WAITING)]
 DATA = b"x" * 100_000
 
 
-def put(writer: CacheWriter, key: BlockKey) -> None:
+def put(writer: CacheWriter, key: BlockKey) -> MemoryBlock:
     block = MemoryBlock(DATA)
     writer.announce(key, block)
     writer.put(key, block, key)
+    return block
 
 
 @pytest.fixture
@@ -104,9 +105,8 @@ def test_written_block_is_handed_over_as_a_file(cache: BlockCache) -> None:
 
 def test_verified_item_is_entered_behind_its_blocks(cache: BlockCache) -> None:
     writer = CacheWriter(cache)
-    for key in KEYS[:3]:
-        put(writer, key)
-    writer.enter_verified("item", "=content", [fingerprint(checksums(DATA))] * 3)
+    blocks = [put(writer, key) for key in KEYS[:3]]
+    writer.enter_verified("item", "=content", [block.serial for block in blocks])
     writer.close()
 
     assert cache.count("=content") == 3

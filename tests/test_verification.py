@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dserverfs.blocks import BLOCK_SIZE
+from dserverfs.blocks import BLOCK_SIZE, checksums
 from dserverfs.cache import BlockKey
 from dserverfs.errors import IntegrityError
 from dserverfs.item_content import ItemContent
@@ -232,6 +232,77 @@ def test_part_of_a_wrong_item_is_not_held_up(store: FaultyStore, tmp_path: Path)
     damage(store, LAST)
 
     assert ItemReader(world.reader, right).read(3 * BLOCK_SIZE, 10)
+    world.close()
+
+
+# Fetched again
+
+
+# The polynomial of CRC-32 itself: added to any bytes it leaves their CRC-32 as it is.
+SAME_CRC = bytes.fromhex("410671db01")
+
+
+def forge(store: FaultyStore, place: int) -> None:
+    """Change bytes of the stored object so that neither checksums nor its ETag tell."""
+    forged = bytearray(CONTENT)
+    for index, byte in enumerate(SAME_CRC, place):
+        forged[index] ^= byte
+    assert checksums(forged) == checksums(CONTENT)
+    store.content = bytes(forged)
+
+
+def without_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every block fetched again that is not among the last two."""
+    monkeypatch.setattr(world.cache, "store", lambda blocks: {})
+    monkeypatch.setattr("dserverfs.loaded_blocks.MAX_LOADED_MEMORY", 2 * BLOCK_SIZE)
+
+
+@wrong_is_said
+@pytest.mark.parametrize("policy", [Policy.COMPLETE, Policy.STRICT])
+@pytest.mark.parametrize(
+    "order", [ORDERS["in order"], ORDERS["shuffled"]], ids=["in order", "shuffled"]
+)
+@pytest.mark.parametrize("same_handle", [True, False], ids=["same handle", "opened again"])
+def test_forged_block_that_is_fetched_again_is_compared_as_the_first_one_was(
+    store: FaultyStore,
+    tmp_path: Path,
+    order: list[int],
+    policy: Policy,
+    same_handle: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(store, tmp_path / "blocks", policy)
+    without_disk(world, monkeypatch)
+    content = world.content()
+    item = ItemReader(world.reader, content)
+    assert b"".join(item.read(start, BLOCK_SIZE) for start in IN_ORDER) == CONTENT
+    world.reader.flush()
+
+    forge(store, BLOCK_SIZE + 99)
+    again = item if same_handle else ItemReader(world.reader, content)
+    pieces = (again.read(start, BLOCK_SIZE) for start in order)
+    got: list[bytes] = []
+    with pytest.raises(IntegrityError):
+        got.extend(pieces)
+    if policy is Policy.STRICT:
+        assert got == [CONTENT[at : at + BLOCK_SIZE] for at in order[: len(got)]]
+    world.close()
+
+
+@pytest.mark.parametrize("policy", [Policy.COMPLETE, Policy.STRICT])
+def test_right_block_that_is_fetched_again_does_not_have_the_others_fetched(
+    store: FaultyStore, tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(store, tmp_path / "blocks", policy)
+    without_disk(world, monkeypatch)
+    item = ItemReader(world.reader, world.content())
+    assert b"".join(item.read(start, BLOCK_SIZE) for start in IN_ORDER) == CONTENT
+    world.reader.flush()
+    store.requests.clear()
+
+    assert item.read(2 * BLOCK_SIZE, 10) == CONTENT[2 * BLOCK_SIZE : 2 * BLOCK_SIZE + 10]
+
+    assert len(store.requests) == 1
     world.close()
 
 
