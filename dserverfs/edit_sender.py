@@ -93,6 +93,7 @@ class EditSender:
                     return
                 content = file.local.read_bytes()
                 file.retry_at_s = None
+            self._local.secure(file)
             try:
                 self._make(edited, target, content)
             except (DserverfsError, OSError) as error:
@@ -147,6 +148,7 @@ class EditSender:
                 file.pause_s = min(max(2 * file.pause_s, RETRY_S[0]), RETRY_S[1])
                 file.retry_at_s = time.monotonic() + file.pause_s * random.uniform(0.8, 1.0)
                 self._begin_retrying()
+        self._local.secure(file)
 
     def submit(self, file: LocalFile) -> None:
         """Begin to send a file."""

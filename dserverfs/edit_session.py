@@ -9,8 +9,10 @@ Used by the edits. On disk, below `root` (0700), which is that of one server:
 
 The note is there before the first byte is changed, and goes after the server has
 it. So after a crash a content with a note is to be sent and one without is
-temporary; the next session takes over what has a note and deletes the rest.
-Blocking on the local disk only; what it hands out is not locked.
+temporary; the next session takes over what has a note and deletes the rest. After
+a power cut that is so of what was `secured`, which comes before anything is sent:
+the content is on the disk before the note that says it is complete. Blocking on
+the local disk only; what it hands out is not locked.
 """
 
 from __future__ import annotations
@@ -23,11 +25,19 @@ import shutil
 import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dserverfs.directories import private_directory
+from dserverfs.durable_files import (
+    sync_directory,
+    sync_file,
+    sync_open,
+    write_durably,
+    written_beside,
+)
 from dserverfs.errors import DserverfsError, ProtocolError, UsageError
 from dserverfs.local_files import locked
 from dserverfs.model import Dataset
@@ -122,14 +132,35 @@ class EditSession:
         return path
 
     def note(self, path: Path, note: Note) -> None:
-        """Say that the content of a file is not sent yet."""
-        scratch = path.with_name(f"{path.name}.new")
-        scratch.write_text(note.to_json(), encoding="utf-8")
-        scratch.replace(_note_of(path))
+        """Say that the content of a file is not sent yet; does not wait for the disk."""
+        with written_beside(_note_of(path)) as (file, scratch):
+            file.write(note.to_json().encode("utf-8"))
+            file.flush()
+            os.replace(scratch, _note_of(path))
+
+    def secure(
+        self, path: Path, note: Note, still_so: Callable[[], AbstractContextManager[bool]]
+    ) -> None:
+        """Have the content of a file and a note of it on the disk; waits for it.
+
+        The note is left out unless what `still_so` gives, just then, is true.
+        """
+        sync_file(path)
+        with written_beside(_note_of(path)) as (file, scratch):
+            file.write(note.to_json().encode("utf-8"))
+            sync_open(file)
+            with still_so() as so:
+                if so:
+                    os.replace(scratch, _note_of(path))
+        self.sync()
 
     def unnote(self, path: Path) -> None:
         """Say that the content of a file is the server's, or wanted by nobody."""
         _note_of(path).unlink(missing_ok=True)
+
+    def sync(self) -> None:
+        """Return when which files and notes there are is on the disk."""
+        sync_directory(self._directory)
 
     def take_over(self, wanted: Callable[[Note], bool]) -> list[tuple[Path, Note]]:
         """Return what dead sessions have not sent and is wanted, ours from now on; oldest first."""
@@ -153,9 +184,11 @@ class EditSession:
 
     def _take(self, path: Path, note: Note) -> Path:
         new = self._directory / str(next(self._count))
-        # In this order: a note without its content is deleted, a content without a note, too.
-        self.note(new, note)
+        # In this order, on the disk as well: a note without its content is deleted, a
+        # content without a note, too.
+        write_durably(_note_of(new), note.to_json().encode("utf-8"))
         path.rename(new)
+        self.sync()
         _note_of(path).unlink()
         return new
 

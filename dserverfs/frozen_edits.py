@@ -339,6 +339,7 @@ class FrozenEdits:
             if file.writers:
                 raise UsageError(f"{dataset.name}/{path}: is open for writing")
             self._local.discard(file)
+        self._local.sync()
 
     def _say_once(self, message: str) -> None:
         if message not in self._said and len(self._said) < MAX_REMEMBERED:

@@ -1,17 +1,18 @@
 """The local files of edits of frozen datasets: made, changed, noted and deleted.
 
 Used by the edits and by what sends them. Knows no server. One lock, `condition`, for
-all of it: held for moments by every method's caller.
+all of it: held for moments by every method's caller, but of what waits for the disk.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,7 +121,7 @@ class LocalEdits:
             self.note(file)
 
     def complete(self, file: LocalFile) -> None:
-        """Note that whoever wrote it is done."""
+        """Note that whoever wrote it is done; see `secure`."""
         file.is_complete = True
         try:
             self.note(file)
@@ -129,10 +130,38 @@ class LocalEdits:
 
     def note(self, file: LocalFile) -> None:
         """Say on the disk that it is not sent, and why."""
-        assert file.path is not None
-        note = Note(file.dataset, file.path, file.is_complete, file.changed_at, file.reason)
-        self._session.note(file.local, note)
+        self._session.note(file.local, self._note_of(file))
         file.is_noted = True
+
+    def secure(self, file: LocalFile) -> None:
+        """Have what is not sent on the disk, in case of a power cut; waits for the disk.
+
+        Takes the lock for moments, so the caller must not hold it.
+        """
+        with self.condition:
+            if not file.is_noted or file.target is None:
+                return
+            note, changes = self._note_of(file), file.changes
+
+        @contextlib.contextmanager
+        def still_so() -> Iterator[bool]:
+            with self.condition:
+                yield (file.is_noted and file.changes == changes and note == self._note_of(file))
+
+        try:
+            self._session.secure(file.local, note, still_so)
+        except FileNotFoundError:
+            pass  # discarded, or replaced
+        except OSError as error:
+            logger.warning("%s: may not outlast a power cut: %s", file.local, error)
+
+    def sync(self) -> None:
+        """Return when what is discarded is gone from the disk, too; waits for it."""
+        self._session.sync()
+
+    def _note_of(self, file: LocalFile) -> Note:
+        assert file.path is not None
+        return Note(file.dataset, file.path, file.is_complete, file.changed_at, file.reason)
 
     def unnote(self, file: LocalFile) -> None:
         """Say on the disk that it is not to be sent."""

@@ -15,14 +15,13 @@ and renamed: whoever reads it, a mount too, finds the old token or the new one.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dserverfs.connections import Trust, is_loopback
+from dserverfs.durable_files import write_durably
 from dserverfs.errors import (
     DserverfsError,
     NotAuthenticated,
@@ -97,19 +96,9 @@ def user_of(base_url: str, token: str, trust: Trust) -> User:
 
 def keep_token(path: Path, token: str) -> None:
     """Write the token to `path`, for its owner alone; raises UsageError if that cannot be."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(token + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                scratch.unlink()
+        write_durably(path, f"{token}\n".encode())
     except OSError as error:
         raise UsageError(f"the token cannot be kept in {path}: {error.strerror}") from error
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dserverfs import hashing
+from dserverfs.durable_files import replacing
 from dserverfs.errors import IntegrityError, ItemChanged, ProtocolError, UsageError
 from dserverfs.hashing import Hashes
 from dserverfs.limits import is_uuid, name_is_valid
@@ -237,12 +239,10 @@ def _write(path: Path, tree: Path, dataset: LocalDataset, layout: Layout) -> Non
         "annotations": dataset.annotations,
         "overlays": dataset.overlays,
     }
-    scratch = path.with_name(f"{path.name}.new")
-    with scratch.open("w", encoding="utf-8", errors="surrogateescape") as file:
-        json.dump(kept, file)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    with replacing(path) as file:
+        text = io.TextIOWrapper(file, encoding="ascii")  # JSON escapes the rest
+        json.dump(kept, text)
+        text.detach()
 
 
 @contextlib.contextmanager

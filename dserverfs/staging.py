@@ -33,6 +33,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dserverfs.directories import private_directory
+from dserverfs.durable_files import sync_directory, write_durably
 from dserverfs.errors import (
     Conflict,
     DserverfsError,
@@ -368,7 +369,7 @@ class Staging:
                 new.rename(path)
                 staged._owner.acquire()
                 self._known[path] = staged
-            _sync(base)
+            sync_directory(base)
         return staged
 
     def rename(self, staged: StagedDataset, name: str) -> None:
@@ -418,21 +419,7 @@ def _read(directory: Path) -> Record:
 
 def _write(directory: Path, record: Record) -> None:
     """Replace the state; on disk when it returns."""
-    scratch = directory / f"{_STATE}.{threading.get_ident()}"
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(record.to_json())
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(directory / _STATE)
-    _sync(directory)
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    write_durably(directory / _STATE, record.to_json().encode("utf-8"))
 
 
 def _subdirectories(path: Path) -> list[Path]:

@@ -44,6 +44,7 @@ class Writes(MetadataWrites):
         self.reached = threading.Event()
         self.may_go_on = threading.Event()
         self.may_go_on.set()
+        self.asked: Callable[[], None] = lambda: None
 
     def put_readme(self, dataset: Dataset, content: bytes) -> None:
         self._pass()
@@ -54,6 +55,7 @@ class Writes(MetadataWrites):
         super().put_annotation(dataset, name, value)
 
     def _pass(self) -> None:
+        self.asked()
         self.reached.set()
         assert self.may_go_on.wait(WAIT_S)
         if self.error is not None:

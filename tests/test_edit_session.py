@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import uuid as uuid_module
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dserverfs import edit_session
-from dserverfs.edit_session import Unsent, all_unsent, root_of
+from dserverfs.edit_session import EditSession, Note, Unsent, all_unsent, root_of
 from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.local_edits import UNFINISHED
+from dserverfs.model import Dataset
 from tests.editing import README, WAIT_S, Bench, away
+from tests.power_cuts import Disk, PowerCut
 
 pytest_plugins = ["tests.resolving", "tests.edit_fixtures"]
 
@@ -144,3 +149,54 @@ def test_facts_of_what_is_not_sent_survive_json(bench: Bench) -> None:
 
     assert edit_session.Note.from_json(note.to_json()) == note
     assert Unsent.of(Path(__file__), note).size_in_bytes == Path(__file__).stat().st_size
+
+
+# Power cuts
+
+
+def test_what_is_sent_is_on_the_disk_before_the_server_is_asked(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    steps_when_asked: list[list[str]] = []
+    bench.writes.asked = lambda: steps_when_asked.append(list(disk.steps))
+
+    bench.write(README, b"new: 1\n")
+
+    (steps,) = steps_when_asked
+    # The quick notes of what is being written, then content, note, its name.
+    assert steps[-4:] == ["sync file", "sync file", "replace", "sync directory"]
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_power_cut_while_a_change_is_secured_loses_nothing_that_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    disk = Disk(monkeypatch)
+    dataset = Dataset.from_json(
+        {"uri": "s3://b/u", "base_uri": "s3://b", "uuid": str(uuid_module.uuid4()), "name": "n"}
+        | {"creator_username": "c", "created_at": 1.0, "frozen_at": 1.0}
+    )
+    written = Note(dataset, README, is_complete=False, changed_at=1.0)
+    session = EditSession(root_of(tmp_path, "server"))
+    session.open()
+    local = session.new_file()
+    session.note(local, written)
+    local.write_bytes(b"new: 1\n")
+    disk.settle()
+    disk.cut_at(step)
+
+    with contextlib.suppress(PowerCut):
+        session.secure(
+            local, replace(written, is_complete=True), lambda: contextlib.nullcontext(True)
+        )
+    secured = len(disk.steps) == 4
+    disk.lose_what_is_not_synced()
+
+    session.close()
+    later = EditSession(root_of(tmp_path, "server"))
+    later.open()
+    ((path, note),) = later.take_over(lambda note: True)
+    assert note.is_complete or not secured
+    assert disk.has_content_of(path) or not note.is_complete
+    later.close()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from dserverfs.durable_files import written_beside
 from dserverfs.errors import Conflict
-from dserverfs.server.datadir import DataDirectory, write_private
+from dserverfs.server.datadir import DataDirectory
 
 
 def test_a_directory_is_made_private_and_is_ours_again(tmp_path: Path) -> None:
@@ -29,11 +31,18 @@ def test_a_directory_is_locked_once(tmp_path: Path) -> None:
         pass
 
 
-def test_write_private_replaces_what_a_killed_start_left(tmp_path: Path) -> None:
-    (tmp_path / "secret.new").write_text("half")
-    (tmp_path / "secret").write_text("old")
+@pytest.mark.parametrize("killed_in", ["version", "jwt_private.pem"])
+def test_start_carries_on_after_one_that_was_killed_while_it_wrote(
+    tmp_path: Path, killed_in: str
+) -> None:
+    if killed_in != "version":
+        with DataDirectory(tmp_path).locked():
+            pass
+    with written_beside(tmp_path / killed_in) as (file, scratch):
+        file.write(b"half")
+        os.link(scratch, half := tmp_path / f"{killed_in}.1-1.new")
 
-    write_private(tmp_path / "secret", "new")
+    with DataDirectory(tmp_path).locked():
+        assert "PRIVATE KEY" in DataDirectory(tmp_path).private_key_pem()
 
-    assert (tmp_path / "secret").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["secret"]
+    assert not half.exists()

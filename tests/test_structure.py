@@ -17,7 +17,7 @@ ROOT = PACKAGE.parent
 
 # A module imports only modules of a level before its own; `server` stands aside.
 LEVELS = [
-    {"allocator", "clock", "printable"},
+    {"allocator", "clock", "durable_files", "printable"},
     {"errors"},
     {"limits"},
     {"model"},
@@ -64,7 +64,7 @@ LEVELS = [
     {"__main__"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
-OF_SERVER = {"errors", "limits", "model", "printable"}
+OF_SERVER = {"durable_files", "errors", "limits", "model", "printable"}
 USERS_OF_SERVER = {"demo", "commands"}
 ASYNC = {"operations", "mount"}
 MAX_LINES = 500

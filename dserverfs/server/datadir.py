@@ -24,6 +24,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from dserverfs.durable_files import left_beside, write_durably
 from dserverfs.errors import Conflict, UsageError
 
 VERSION = "dserverfs server 1"
@@ -128,7 +129,8 @@ class DataDirectory:
         try:
             found = (self.path / "version").read_text().strip()
         except FileNotFoundError:
-            strangers = {entry.name for entry in self.path.iterdir()} - {"lock", "version.new"}
+            ours = {"lock", *(path.name for path in left_beside(self.path / "version"))}
+            strangers = {entry.name for entry in self.path.iterdir()} - ours
             if strangers:
                 raise UsageError(
                     f"--data {self.path} is not empty and holds no dserverfs server "
@@ -146,6 +148,8 @@ class DataDirectory:
     def _prepare(self) -> None:
         try:
             self.path.chmod(0o700)
+            for path in left_beside(self.path / "*"):
+                path.unlink()
             self.load_or_create("version", lambda: VERSION + "\n")
             self.store.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
@@ -154,14 +158,7 @@ class DataDirectory:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that only the owner can read; whole or not at all, whatever happens."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.unlink(missing_ok=True)  # of a start that was killed
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_durably(path, text.encode())
 
 
 def _new_private_key() -> str:
