@@ -17,6 +17,8 @@ of a signed URL.
     |   +-- DeadlineExceeded     it answers too slowly
     +-- ProtocolError            the other side said what we cannot use
     +-- IntegrityError           bytes are not what the manifest says
+    +-- NotStored                the store lacks an object that dserver or the manifest names
+    +-- LocalDiskError           a file of our own (cache, state) cannot be read or written
     +-- Unsupported              this server has no route for it
     +-- Conflict                 exists already, or is being written by another
     |   +-- NameTaken            another dataset is shown under that name
@@ -60,7 +62,11 @@ class CannotHold(UsageError):
 
 
 class NotFound(DserverfsError):
-    """The dataset, item or name does not exist (any more): drop what was kept of it."""
+    """The dataset, item or name does not exist (any more): drop what was kept of it.
+
+    Only who surely knows says so: a listing that is at hand, and of a server's routes the
+    server itself. A proxy's 404 is Unreachable, a store's NotStored.
+    """
 
 
 class PermissionDenied(DserverfsError):
@@ -85,6 +91,14 @@ class ProtocolError(DserverfsError):
 
 class IntegrityError(DserverfsError):
     """Bytes differ from what the manifest promises; they were not handed out."""
+
+
+class NotStored(DserverfsError):
+    """The store has no object under a URL that was signed for it: something is lost."""
+
+
+class LocalDiskError(DserverfsError):
+    """A file of our own cannot be used; what the disk said of it is nothing about the user's."""
 
 
 class Unsupported(DserverfsError):

@@ -27,6 +27,7 @@ from dserverfs.errors import (
     NotAuthenticated,
     NotFound,
     ProtocolError,
+    Unreachable,
     Unsupported,
     UsageError,
 )
@@ -70,8 +71,10 @@ def fetch_token(
     for url in urls:
         try:
             return _post(url, credentials, trust)
-        except NotFound:
-            continue
+        except (NotFound, Unreachable) as error:
+            # Whoever says so, a proxy or the server itself: there is no such route.
+            if error.status not in (404, 405):
+                raise
     hint = "" if generator_url else "; a token generator elsewhere is named by"
     hint += "" if generator_url else " DSERVER_TOKEN_GENERATOR_URL"
     raise Unsupported(

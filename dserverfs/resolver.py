@@ -12,13 +12,14 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dserverfs.errors import (
     DeadlineExceeded,
     NotFound,
+    NotStored,
     ProtocolError,
     Unreachable,
 )
@@ -176,7 +177,7 @@ class Resolver:
         deadline = Deadline(METADATA_TIMEOUT_S)
         try:
             return self._stored_metadata(dataset, deadline)
-        except StorageRefused as error:
+        except (StorageRefused, NotStored) as error:  # expired, or deleted since it was named
             logger.debug("%s: signed once more: %s", dataset.uri, error)
         try:
             return self._stored_metadata(dataset, deadline)
@@ -194,10 +195,10 @@ class Resolver:
     def metadata_urls(self, dataset: Dataset) -> MetadataUrls:
         """Return fresh URLs for what `.dtool` holds; one request."""
         answer = self._signing.dataset_urls(dataset)
-        overlays = string_map(answer.get("overlay_urls", {}), "overlay_urls")
-        annotations = string_map(answer.get("annotation_urls", {}), "annotation_urls")
-        admin_url = answer.get("admin_metadata_url")
-        tags = answer.get("tags", [])
+        # What is left out of an answer is not known; only an empty map is none.
+        overlays = string_map(answer.get("overlay_urls"), "overlay_urls")
+        annotations = string_map(answer.get("annotation_urls"), "annotation_urls")
+        admin_url, tags = answer.get("admin_metadata_url"), answer.get("tags")
         if not isinstance(admin_url, str) or not isinstance(tags, list):
             raise ProtocolError(f"{self.server_url}: signed URLs of {dataset.uri} are incomplete")
         return MetadataUrls(admin_url, overlays, annotations, _sorted_texts(tags))
@@ -246,15 +247,10 @@ class Resolver:
                 {name: pool.submit(self._read_object, url, deadline) for name, url in part.items()}
                 for part in (urls.overlays, urls.annotations)
             ]
-            stored = [
-                {
-                    name: content
-                    for name, future in part.items()
-                    if (content := _unless_gone(future)) is not None
-                }
-                for part in parts
-            ]
-            return Metadata(admin.result(), urls.tags, stored[0], stored[1])
+            overlays, annotations = (
+                {name: future.result() for name, future in part.items()} for part in parts
+            )
+            return Metadata(admin.result(), urls.tags, overlays, annotations)
 
     def _read_object(self, url: str, deadline: Deadline) -> bytes:
         attempt = 0
@@ -317,14 +313,6 @@ class Resolver:
         if message not in self._warned and len(self._warned) < MAX_REMEMBERED:
             self._warned.add(message)
             logger.warning("%s", message)
-
-
-def _unless_gone(stored: Future[bytes]) -> bytes | None:
-    """Return the object's content; None if it was deleted since it was listed."""
-    try:
-        return stored.result()
-    except NotFound:
-        return None
 
 
 def _sorted_texts(tags: list[Any]) -> tuple[str, ...]:

@@ -121,13 +121,14 @@ class Routes:
             response = self.transport.request(
                 "GET", suffix if self._suffix_form else encoded, **options
             )
-        except (NotFound, PermissionDenied, ProtocolError) as error:
+        except DserverfsError as error:
+            explained = self.explained(error, uri)
             if self._suffix_form is not None or not _may_be_spoilt(error):
-                raise self.explained(error, uri) from error
+                raise explained from _unless_same(error, explained)
             try:
                 response = self.transport.request("GET", suffix, **options)
             except DserverfsError:
-                raise self.explained(error, uri) from error
+                raise explained from _unless_same(error, explained)
             self._suffix_form = True
             logger.warning(
                 "%s: a proxy before it changes encoded slashes in paths; signed URLs cannot be"
@@ -197,6 +198,13 @@ class Routes:
             raise ProtocolError(
                 f"{self.server_url} is not a dserver, or an old one: {error}", status=error.status
             ) from error
+        except Unreachable as error:
+            if error.status is None or error.status >= 429:
+                raise
+            raise Unreachable(
+                f"{self.server_url} is not a dserver, or one that is away: {error}",
+                status=error.status,
+            ) from error
         answer = json_of(response)
         versions = answer.get("versions") if isinstance(answer, dict) else None
         if not isinstance(versions, dict) or not any(name in versions for name in _CORE_NAMES):
@@ -257,6 +265,11 @@ def string_map(value: Any, what: str) -> dict[str, str]:
 def _suffix(uri: str) -> str:
     backend, _, rest = uri.partition("://")
     return "/".join(quote(part) for part in [backend, *rest.split("/")])
+
+
+def _unless_same(error: Exception, explained: Exception) -> Exception | None:
+    """Return the cause to raise `explained` from: none is its own."""
+    return None if explained is error else error
 
 
 def _may_be_spoilt(error: DserverfsError) -> bool:

@@ -26,7 +26,7 @@ from dserverfs.errors import (
     DeadlineExceeded,
     DserverfsError,
     IntegrityError,
-    NotFound,
+    NotStored,
     ProtocolError,
     Unreachable,
 )
@@ -158,7 +158,7 @@ class Storage:
         The last block may be shorter. Before the first, `on_etag` gets the ETag of the object
         they are of, if the store names it, and may raise. `wanted` is not empty
         and lies within the item. With `etag`, the object must still be the one
-        that had it. Raises StorageRefused, NotFound, Unreachable,
+        that had it. Raises StorageRefused, NotStored, Unreachable,
         DeadlineExceeded, or IntegrityError when the answer is not this range of
         an item of this size; blocks handed out before are right in length and
         place all the same.
@@ -373,7 +373,8 @@ def _refused(
     if status in (400, 401, 403) and reason not in _TRANSIENT_CODES:
         return StorageRefused(what, status=status, code=reason)
     if status in (404, 410):
-        return NotFound(what, status=status)
+        # Without a code of a store it is a proxy's: nothing is known of the object.
+        return (NotStored if match else Unreachable)(what, status=status)
     if status in (412, 416):
         return IntegrityError(f"{what}: it is not the object of the manifest", status=status)
     if status in (408, 429) or status >= 500 or reason in _TRANSIENT_CODES:

@@ -17,6 +17,7 @@ from dserverfs.errors import (
     DeadlineExceeded,
     IntegrityError,
     NotFound,
+    NotStored,
     ProtocolError,
     Unreachable,
 )
@@ -49,7 +50,7 @@ class StoredItems:
                 content,
                 lambda url: self._storage.size_of(url, Deadline(METADATA_TIMEOUT_S)),
             )
-        except NotFound:
+        except (NotFound, NotStored):
             return None
 
     def digest(self, content: ItemContent, size_in_bytes: int) -> str:

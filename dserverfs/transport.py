@@ -52,6 +52,8 @@ ATTEMPTS = 4
 FIRST_BACKOFF_S = 0.2
 # Of dserver's answers, those that say "not now" (503 with Retry-After, proxies' 502 and 504).
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+# Of a dserver they say what it has and who may see it; of a proxy before it, nothing.
+_ABOUT_WHAT_WAS_ASKED = frozenset({403, 404, 405, 410})
 MAX_ANSWER_BYTES = 256 * 1024 * 1024  # 100,000 items' signed URLs are 42 MB
 _PIECE_BYTES = 64 * 1024
 # A token file replaced by other means than renaming is empty for a moment.
@@ -346,6 +348,8 @@ class ServerTransport:
                 + ("" if _is_token_error(response) else ", if the server knows its user"),
                 status=status,
             )
+        if status in _ABOUT_WHAT_WAS_ASKED and not _is_the_servers_own(response):
+            return Unreachable(f"{what}, not the server's own: a proxy's?", status=status)
         if status == 403:
             return PermissionDenied(what, status=status)
         if status in (404, 405, 410):
@@ -449,6 +453,19 @@ def _is_token_error(response: requests.Response) -> bool:
     return isinstance(data, dict) and "msg" in data
 
 
+def _is_the_servers_own(response: requests.Response) -> bool:
+    """Return whether an error has the form of flask-smorest, which is that of every dserver."""
+    try:
+        data = response.json()
+    except (ValueError, RecursionError):
+        return False
+    return (
+        isinstance(data, dict)
+        and data.get("code") == response.status_code
+        and isinstance(data.get("status"), str)
+    )
+
+
 def _server_message(response: requests.Response) -> str:
     """Return what the server said, one short line, whichever of its forms it used."""
     try:
@@ -464,16 +481,22 @@ def _server_message(response: requests.Response) -> str:
 
 
 def _root_cause(error: BaseException) -> str:
-    """Return the innermost reason, without urllib3's object addresses and URLs."""
+    """Return the innermost reason, without urllib3's object addresses and URLs.
+
+    Not by `__context__`: that is whatever else was being handled in this thread.
+    """
     seen: BaseException = error
-    while True:
-        inner = seen.__cause__ or seen.__context__
-        reason = getattr(seen, "reason", None)
-        if isinstance(reason, BaseException):
-            inner = reason
-        if inner is None:
-            break
+    while (inner := _cause(seen)) is not None:
         seen = inner
     if isinstance(seen, OSError) and seen.strerror:
         return seen.strerror
     return one_line(str(seen)) or type(seen).__name__
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """Return what an exception was raised for, as it says itself."""
+    # urllib3 names it as `reason`; requests hands it to its own as the first argument.
+    for named in (getattr(error, "reason", None), error.__cause__, *error.args[:1]):
+        if isinstance(named, BaseException) and named is not error:
+            return named
+    return None

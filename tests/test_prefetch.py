@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dserverfs.blocks import BLOCK_SIZE
-from dserverfs.errors import NotFound
+from dserverfs.errors import NotStored
 from dserverfs.item_content import ItemContent
 from dserverfs.item_order import FIRST_WINDOW
 from dserverfs.item_reader import ItemReader
@@ -162,7 +162,7 @@ def test_item_that_is_gone_is_missing_and_the_others_are_read(directory: Directo
     wait_until(lambda: not directory.store.faults)
 
     directory.store.faults = [refuse(404, "NoSuchKey")]
-    with pytest.raises(NotFound):
+    with pytest.raises(NotStored):
         directory.read(50)
 
     assert [directory.read(place) for place in range(COUNT)] == [CONTENT] * COUNT

@@ -13,7 +13,7 @@ import pytest
 
 from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.cache import BlockCache
-from dserverfs.errors import DserverfsError, IntegrityError, NotFound, ProtocolError, Unreachable
+from dserverfs.errors import DserverfsError, IntegrityError, NotStored, ProtocolError, Unreachable
 from dserverfs.item_content import ItemContent
 from dserverfs.item_reader import ItemReader
 from dserverfs.model import UUID, BackendURI, Dataset, Identifier
@@ -180,7 +180,7 @@ def test_expired_url_is_renewed_once_and_then_given_up(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "error"),
-    [(refuse(404, "NoSuchKey"), NotFound), (refuse(416, "InvalidRange"), IntegrityError)],
+    [(refuse(404, "NoSuchKey"), NotStored), (refuse(416, "InvalidRange"), IntegrityError)],
 )
 def test_lasting_fault_is_an_error_and_is_not_remembered(
     world: World, fault: Fault, error: type[DserverfsError]

@@ -13,6 +13,7 @@ import pytest
 from dserverfs.errors import (
     NotAuthenticated,
     NotFound,
+    NotStored,
     PermissionDenied,
     ProtocolError,
     Unreachable,
@@ -211,7 +212,7 @@ def test_capabilities_of_servers_by_other_names(
 def test_what_is_no_dserver_is_told(quirky: QuirkyServer, resolver: Resolver, fault: Any) -> None:
     quirky.faults = [fault]
 
-    with pytest.raises(ProtocolError, match="dserver"):
+    with pytest.raises((ProtocolError, Unreachable), match="a dserver"):
         resolver.capabilities()
 
 
@@ -255,9 +256,34 @@ def test_metadata_survives_a_store_that_stumbles(
 def test_overlay_deleted_meanwhile_is_left_out(
     quirky: QuirkyServer, resolver: Resolver, dataset: Dataset
 ) -> None:
-    del quirky.objects[f"{dataset.uuid}/overlays/o.json"]
+    def delete(handler: Any) -> None:
+        del quirky.objects[f"{dataset.uuid}/overlays/o.json"]
+        quirky.described[dataset.uri]["overlays"] = {}
+        handler.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+
+    quirky.store_faults = [delete]
 
     assert resolver.metadata(dataset).overlays == {}
+
+
+@pytest.mark.parametrize("key", ["dtool", "overlays/o.json", "annotations/n.json"])
+def test_object_that_the_server_names_and_the_store_lacks_is_an_error(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset, key: str
+) -> None:
+    del quirky.objects[f"{dataset.uuid}/{key}"]
+
+    with pytest.raises(NotStored, match=key):
+        resolver.metadata(dataset)
+
+
+@pytest.mark.parametrize("missing", ["tags", "overlay_urls", "annotation_urls"])
+def test_what_an_answer_leaves_out_is_not_taken_for_none(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset, missing: str
+) -> None:
+    quirky.quirks.odd_answer = {missing: None}
+
+    with pytest.raises(ProtocolError):
+        resolver.metadata(dataset)
 
 
 def test_manifest_that_breaks_off_is_an_error(

@@ -6,12 +6,15 @@ import base64
 import json
 import os
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+import urllib3
 
 from dserverfs import transport as transport_module
 from dserverfs.errors import (
@@ -71,6 +74,16 @@ def jwt(**claims: Any) -> str:
         (says(403), PermissionDenied, "403 Forbidden"),
         (says(404), NotFound, "404 Not Found"),
         (says(405), NotFound, "405"),
+        (says(410), NotFound, "410 Gone"),
+        (says(404, b"<html><title>404 Not Found</title>", **HTML), Unreachable, "a proxy's?"),
+        (says(404, b"default backend - 404"), Unreachable, "a proxy's?"),
+        (says(404, b""), Unreachable, "a proxy's?"),
+        (says(404, {"message": "no Route matched"}), Unreachable, "a proxy's?"),
+        (says(404, {"code": "404", "status": "Not Found"}), Unreachable, "a proxy's?"),
+        (says(404, ["code", "status"]), Unreachable, "a proxy's?"),
+        (says(403, b"<html><title>Forbidden</title>", **HTML), Unreachable, "a proxy's?"),
+        (says(405, b"<html><title>Not Allowed</title>", **HTML), Unreachable, "a proxy's?"),
+        (says(410, b"gone"), Unreachable, "a proxy's?"),
         (says(409, {"message": "exists"}), Conflict, "exists"),
         (says(418, {"error": "teapot"}), ProtocolError, "teapot"),
         (says(500), ProtocolError, "500 Internal Server Error"),
@@ -244,6 +257,28 @@ def test_address_where_nobody_is_fails_at_once_if_so_asked(host: str) -> None:
 
     assert time.monotonic() - began < 4  # with all tries it is 5
     transport.close()
+
+
+def test_what_was_handled_meanwhile_is_not_taken_for_the_reason(
+    transport: ServerTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        inner = urllib3.exceptions.ProtocolError("Connection aborted.", OSError(104, "reset"))
+        raise requests.ConnectionError(inner)
+
+    monkeypatch.setattr(transport._session, "request", refuse)
+
+    def ask_while_handling_another() -> None:
+        try:
+            raise sqlite3.OperationalError("database is locked")
+        except sqlite3.Error:
+            transport.get("/me")
+
+    with pytest.raises(Unreachable) as refusal:
+        ask_while_handling_another()
+
+    assert "Connection aborted" in str(refusal.value)
+    assert "database" not in str(refusal.value)
 
 
 # Tokens
