@@ -16,7 +16,6 @@ import email.utils
 import json as json_module
 import logging
 import random
-import re
 import threading
 import time
 import urllib.parse
@@ -28,7 +27,7 @@ import requests
 import requests.auth
 import urllib3
 
-from dserverfs import __version__
+from dserverfs import __version__, error_answers
 from dserverfs.connections import Adapter, Trust, is_loopback, proxy_for
 from dserverfs.errors import (
     Conflict,
@@ -58,7 +57,6 @@ MAX_ANSWER_BYTES = 256 * 1024 * 1024  # 100,000 items' signed URLs are 42 MB
 _PIECE_BYTES = 64 * 1024
 # A token file replaced by other means than renaming is empty for a moment.
 _EMPTY_FILE_WAIT_S = 0.2
-_TITLE = re.compile(r"<(title|message)[^>]*>([^<]+)</", re.IGNORECASE)
 USER_AGENT = f"dserverfs/{__version__}"
 
 
@@ -336,19 +334,23 @@ class ServerTransport:
             return None
         if 300 <= status < 400:
             return self._redirected(response, path)
-        said = _server_message(response)
+        said = error_answers.message_of(response)
         if token is not None:
             said = said.replace(token, "...")
         what = f"{method} {self.base_url}{path}: {status} {said}"
         # flask-jwt-extended: 422 with `msg` for a token it cannot parse, 401 for an expired one.
-        if status == 401 or (status == 422 and _is_token_error(response)):
+        if status == 401 or (status == 422 and error_answers.is_about_the_token(response)):
             return NotAuthenticated(
                 f"{self.base_url} refuses {self._tokens.describe()}"
                 f"{self._tokens.describe_claims()}: {said}; get a new one"
-                + ("" if _is_token_error(response) else ", if the server knows its user"),
+                + (
+                    ""
+                    if error_answers.is_about_the_token(response)
+                    else ", if the server knows its user"
+                ),
                 status=status,
             )
-        if status in _ABOUT_WHAT_WAS_ASKED and not _is_the_servers_own(response):
+        if status in _ABOUT_WHAT_WAS_ASKED and not error_answers.is_the_servers_own(response):
             return Unreachable(f"{what}, not the server's own: a proxy's?", status=status)
         if status == 403:
             return PermissionDenied(what, status=status)
@@ -388,7 +390,7 @@ class ServerTransport:
         )
 
     def _no_answer(self, error: requests.RequestException) -> DserverfsError:
-        reason = _root_cause(error)
+        reason = error_answers.root_cause(error)
         if isinstance(error, requests.exceptions.SSLError):
             if "WRONG_VERSION_NUMBER" in reason or "record layer failure" in reason.lower():
                 return UsageError(
@@ -443,60 +445,3 @@ def retry_after_s(headers: Mapping[str, str]) -> float:
 
 def _where(response: requests.Response) -> str:
     return response.url.partition("?")[0]
-
-
-def _is_token_error(response: requests.Response) -> bool:
-    try:
-        data = response.json()
-    except ValueError:
-        return False
-    return isinstance(data, dict) and "msg" in data
-
-
-def _is_the_servers_own(response: requests.Response) -> bool:
-    """Return whether an error has the form of flask-smorest, which is that of every dserver."""
-    try:
-        data = response.json()
-    except (ValueError, RecursionError):
-        return False
-    return (
-        isinstance(data, dict)
-        and data.get("code") == response.status_code
-        and isinstance(data.get("status"), str)
-    )
-
-
-def _server_message(response: requests.Response) -> str:
-    """Return what the server said, one short line, whichever of its forms it used."""
-    try:
-        data = response.json()
-    except ValueError:
-        match = _TITLE.search(response.text[:10_000])  # HTML of a proxy, XML of a store
-        return one_line(match[2] if match else response.reason or "") or "no reason given"
-    if isinstance(data, dict):
-        for key in ("msg", "message", "errors", "error", "status"):
-            if data.get(key):
-                return one_line(str(data[key]))
-    return one_line(response.reason or "") or "no reason given"
-
-
-def _root_cause(error: BaseException) -> str:
-    """Return the innermost reason, without urllib3's object addresses and URLs.
-
-    Not by `__context__`: that is whatever else was being handled in this thread.
-    """
-    seen: BaseException = error
-    while (inner := _cause(seen)) is not None:
-        seen = inner
-    if isinstance(seen, OSError) and seen.strerror:
-        return seen.strerror
-    return one_line(str(seen)) or type(seen).__name__
-
-
-def _cause(error: BaseException) -> BaseException | None:
-    """Return what an exception was raised for, as it says itself."""
-    # urllib3 names it as `reason`; requests hands it to its own as the first argument.
-    for named in (getattr(error, "reason", None), error.__cause__, *error.args[:1]):
-        if isinstance(named, BaseException) and named is not error:
-            return named
-    return None

@@ -18,7 +18,7 @@ ROOT = PACKAGE.parent
 # A module imports only modules of a level before its own; `server` stands aside.
 LEVELS = [
     {"allocator", "clock", "durable_files", "printable"},
-    {"errors"},
+    {"errors", "error_answers"},
     {"limits"},
     {"model"},
     {
