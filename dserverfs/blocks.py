@@ -177,6 +177,10 @@ class OpenFile:
     def __del__(self) -> None:
         os.close(self.fd)
 
+    def is_removed(self) -> bool:
+        """Return whether it has no name any more, and takes up space only because it is open."""
+        return os.fstat(self.fd).st_nlink == 0
+
 
 class FileBlock:
     """A block in an open file of the cache; the file may be unlinked meanwhile.
@@ -215,6 +219,10 @@ class FileBlock:
         self.row = row
         self.serial = serial
         self.used = False
+
+    def is_removed(self) -> bool:
+        """Return whether the cache does not have it any more."""
+        return self._file.is_removed()
 
     def read_nowait(
         self, offset: int, size: int, buffer: memoryview | None = None

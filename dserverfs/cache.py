@@ -21,21 +21,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import logging
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import diskcache
 import diskcache.core
 
-from dserverfs import cache_rows, cache_space
+from dserverfs import cache_opening, cache_rows, cache_space
 from dserverfs.blocks import (
     BLOCK_SIZE,
     CRC_BYTES,
@@ -46,35 +45,26 @@ from dserverfs.blocks import (
     checksums,
     number_of_parts,
 )
-from dserverfs.cache_disk import BytesDisk, StoredFile, Value, files_in
+from dserverfs.cache_disk import StoredFile, Value
+from dserverfs.cache_opening import MIN_FILE_SIZE
 from dserverfs.cache_rows import Row
-from dserverfs.directories import private_directory
+from dserverfs.cache_troubles import CacheTroubles, means_corrupt
+from dserverfs.cache_watch import WATCH_S, CacheWatch
+from dserverfs.directories import CannotBeMade, private_directory
 from dserverfs.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3
-# Below it a block is a blob in the database: a file costs 50 us more to make and to open.
-MIN_FILE_SIZE = 64 * 1024
 FREE_SPACE_CHECK_S = 2.0
-RETRY_AFTER_FAILURE_S = 30.0
-BUSY_TIMEOUT_S = 5.0
-OPEN_TIMEOUT_S = 10.0
 # Made free at once when a quota or the disk is exhausted.
 MAKE_ROOM_BYTES = 64 * 1024 * 1024
+# For so long other processes may take to close what was evicted.
+OTHERS_CLOSE_S = 3 * WATCH_S
 MAX_CHECKED = 200_000  # blocks of which it is remembered which parts were compared; 150 bytes each
-# diskcache's least-recently-used writes to the database at every hit (36 us against
-# 16 us): the order of use is noted in memory instead and written in batches.
-_POLICY = "dserverfs-noted"
 _NOTES_PER_BATCH = 256
 _ROWS_PER_TRANSACTION = 512
 _FAILURES = (sqlite3.Error, diskcache.Timeout, OSError)
-
-diskcache.core.EVICTION_POLICY[_POLICY] = {
-    "init": "CREATE INDEX IF NOT EXISTS Cache_access_time ON Cache (access_time)",
-    "get": None,
-    "cull": "SELECT {fields} FROM Cache ORDER BY access_time LIMIT ?",
-}
 
 
 class BlockKey(NamedTuple):
@@ -96,17 +86,23 @@ class BlockCache:
     """Blocks on disk. `open` first; `close` when done."""
 
     def __init__(self, directory: Path, *, size_limit: int | None = None) -> None:
+        """`size_limit` is in bytes, or AS_IT_IS; 0 keeps nothing new, None is half of what is free.
+
+        What others have kept there can be read in any case.
+        """
         self._directory = directory
         self._size_limit = size_limit
         self._cache: Any = None
+        self._is_open = False
+        self._removal: Callable[[], None] = lambda: None
+        self._troubles = CacheTroubles(directory)
+        self._watch = CacheWatch(directory, self._look)
         self._lock = threading.Lock()
         self._used: dict[int, float] = {}  # row numbers; when each was used last
         self._checked: dict[str, bytearray] = {}  # by file: which parts were compared
         self._space_checked_s = 0.0
         self._space_left = True
-        self._is_corrupt = False
-        self._broken_until_s = 0.0
-        self._unwritable_until_s = 0.0
+        self._must_reopen = False
 
     @property
     def directory(self) -> Path:
@@ -120,67 +116,28 @@ class BlockCache:
     def open(self) -> None:
         """Open or make the cache; a corrupt one is thrown away, with one line in the log.
 
-        Raises UsageError unless the directory is ours and private.
+        Raises UsageError unless the directory is ours and private, or cannot be made now.
         """
-        private_directory(self._directory)
+        self._is_open = True
         try:
-            with self._alone():
-                try:
-                    self._cache = self._open()
-                except sqlite3.DatabaseError as error:
-                    if not _means_corrupt(error):
-                        raise
-                    logger.warning(
-                        "cache %s is corrupt and is made anew: %s", self._directory, error
-                    )
-                    self._remove_all()
-                    self._cache = self._open()
-            if cache_space.sweep_is_due(self._directory):
-                sweep = threading.Thread(
-                    target=self._sweep, args=(self._cache,), name="sweep", daemon=True
+            private_directory(self._directory)
+            with cache_opening.alone(self._directory):
+                self._cache = cache_opening.database(self._directory, self._size_limit)
+                self._watch.opened()
+            due = cache_space.sweep_is_due(self._directory)
+            if due or self._cache.volume() > self._cache.size_limit:
+                tidy = threading.Thread(
+                    target=self._tidy, args=(self._cache, due), name="tidy", daemon=True
                 )
-                sweep.start()
+                tidy.start()
+        except CannotBeMade as error:
+            self._troubles.broke(error)
         except _FAILURES as error:
-            logger.warning("cache %s: reading without a cache: %s", self._directory, error)
+            self._troubles.broke(error)
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other processes from opening the cache: what is corrupt is removed by one."""
-        fd = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        end_s = time.monotonic() + OPEN_TIMEOUT_S
-        try:
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= end_s:
-                        raise
-                    time.sleep(0.02)
-            yield
-        finally:
-            os.close(fd)
-
-    def _open(self) -> Any:
-        cache = diskcache.Cache(
-            str(self._directory),
-            timeout=BUSY_TIMEOUT_S,
-            disk=BytesDisk,
-            eviction_policy=_POLICY,
-            cull_limit=16,
-            disk_min_file_size=MIN_FILE_SIZE,
-            statistics=0,
-            sqlite_cache_size=2048,
-        )
-        limit = self._size_limit or cache_space.default_limit(self._directory, cache.volume())
-        cache.reset("size_limit", limit)
-        return cache
-
-    def _remove_all(self) -> None:
-        for path in self._directory.glob("cache.db*"):
-            path.unlink(missing_ok=True)
-        for name in files_in(self._directory):
-            (self._directory / name).unlink(missing_ok=True)
+    def on_removal(self, close: Callable[[], None]) -> None:
+        """Have `close` called when files were removed, which is to close them; in any thread."""
+        self._removal = close
 
     def load(self, key: BlockKey, length: int) -> Block | None:
         """Return the block of `length` bytes if it is here, else None.
@@ -221,6 +178,8 @@ class BlockCache:
         if block is None:
             self.drop_damaged(key)
             return None
+        if isinstance(block, FileBlock):
+            self._watch.start()
         self.note_use(block)
         return block
 
@@ -264,6 +223,7 @@ class BlockCache:
         large = [block for block in blocks if len(block[1].data) >= MIN_FILE_SIZE]
         large.sort(key=lambda block: block[0])
         values: list[Value] = []
+        removed = cache.disk.times_removed
         try:
             for _, group in itertools.groupby(large, lambda block: block[0].item):
                 values += cache.disk.prepare([block.data for _, block in group])
@@ -279,6 +239,10 @@ class BlockCache:
                 cache.disk.discard(value)
             self._fail_writing(cache, error)
             return {}
+        if cache.disk.times_removed != removed:
+            self._watch.removed()
+        self._troubles.is_over()
+        self._watch.start()
         self._write_notes(at_least=_NOTES_PER_BATCH)
         return {
             key: self._stored(block, value.file, row)
@@ -360,76 +324,77 @@ class BlockCache:
 
     def close(self) -> None:
         self._write_notes(at_least=1)
+        self._is_open = False
+        self._watch.close()
         cache, self._cache = self._cache, None
         if cache is not None:
             cache.close()
 
     def give_way(self, size_in_bytes: int) -> bool:
-        """Give back about that much of the disk to others; return whether there was anything."""
+        """Give back at least that much of the disk to others; return whether there was anything.
+
+        Waits shortly for other processes to close what was evicted.
+        """
         cache = self._readable()
         if cache is None:
             return False
         try:
-            if not len(cache):
-                return False
-            self._evict(cache, size_in_bytes)
+            freed = self._evict(cache, size_in_bytes)
+            end_s = time.monotonic() + OTHERS_CLOSE_S
+            while cache_space.free_in_bytes(self._directory) < size_in_bytes:
+                if time.monotonic() >= end_s or not self._watch.is_recent():
+                    return False
+                time.sleep(0.02)
         except _FAILURES as error:
-            self._fail(error)
+            self._fail_writing(cache, error)
             return False
-        return True
+        return freed > 0 or self._watch.is_recent()
 
     def _readable(self) -> Any:
         """Return diskcache's cache, or None while it is closed or fails."""
-        if time.monotonic() < self._broken_until_s:
+        if self._troubles.is_broken():
             return None
-        if self._is_corrupt:
+        if self._is_open and (self._must_reopen or self._cache is None):
             self._reopen()
         return self._cache
 
     def _reopen(self) -> None:
         with self._lock:
-            if not self._is_corrupt:
+            if self._cache is not None and not self._must_reopen:
                 return
-            self._is_corrupt = False
+            self._must_reopen = False
             self._cache = None
             try:
                 self.open()
             except UsageError as error:
-                logger.warning("cache %s: reading without a cache: %s", self._directory, error)
+                self._troubles.broke(error)
+
+    def _look(self) -> None:
+        """Close what was removed; make the cache anew if it was taken away."""
+        self._removal()
+        if self._cache is not None and self._watch.is_gone():
+            self._must_reopen = True
 
     def _writable(self) -> Any:
-        return self._readable() if time.monotonic() >= self._unwritable_until_s else None
+        """Return diskcache's cache, or None if nothing new is to be kept."""
+        if self._size_limit == 0 or self._troubles.is_unwritable():
+            return None
+        if not (self._directory / "lock").exists():  # a write would make half of it anew
+            self._look()
+        return self._readable()
 
     def _fail(self, error: Exception) -> None:
-        """Go without the cache for a while; say so once a while."""
-        with self._lock:
-            if time.monotonic() < self._broken_until_s:
-                return
-            self._broken_until_s = time.monotonic() + RETRY_AFTER_FAILURE_S
-            self._is_corrupt = _means_corrupt(error)
-        logger.warning(
-            "cache %s fails, reading without it for %d s: %s",
-            self._directory,
-            RETRY_AFTER_FAILURE_S,
-            error,
-        )
+        """Go without the cache for a while."""
+        if self._troubles.broke(error):
+            self._must_reopen = means_corrupt(error)
 
     def _fail_writing(self, cache: Any, error: Exception) -> None:
         """Keep nothing new for a while; what is here can still be read."""
-        if _means_corrupt(error):
+        if means_corrupt(error):
             self._fail(error)
             return
-        with self._lock:
-            if time.monotonic() < self._unwritable_until_s:
-                return
-            self._unwritable_until_s = time.monotonic() + RETRY_AFTER_FAILURE_S
-        said = str(error) or "it is busy, or cannot be written"
-        logger.warning(
-            "cache %s cannot be written, keeping nothing new for %d s: %s",
-            self._directory,
-            RETRY_AFTER_FAILURE_S,
-            said,
-        )
+        if not self._troubles.cannot_be_written(error):
+            return
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             # The file system does not tell of quotas: give back a part of what we have.
             with contextlib.suppress(*_FAILURES):
@@ -452,9 +417,9 @@ class BlockCache:
             return False
         return self._space_left
 
-    def _evict(self, cache: Any, size_in_bytes: int) -> None:
+    def _evict(self, cache: Any, size_in_bytes: int) -> int:
         self._write_notes(at_least=1)
-        cache_space.evict(cache, size_in_bytes)
+        return cache_space.evict(cache, self._directory, size_in_bytes, self._watch.removed)
 
     def _write_notes(self, *, at_least: int) -> None:
         """Write the order of use, if there is that much to write."""
@@ -472,11 +437,10 @@ class BlockCache:
         except _FAILURES as error:
             logger.debug("cache %s: order of use not written: %s", self._directory, error)
 
-    def _sweep(self, cache: Any) -> None:
-        cache_space.sweep(cache, self._directory, cache_space.ORPHANED_AFTER_S)
+    def _tidy(self, cache: Any, sweep: bool) -> None:
+        """Bring the cache down to its limit, which may have been another one."""
+        with contextlib.suppress(*_FAILURES):
+            self._evict(cache, cache.volume() - cache.size_limit)
+        if sweep:
+            cache_space.sweep(cache, self._directory, cache_space.ORPHANED_AFTER_S)
         cache.close()  # this thread's connection
-
-
-def _means_corrupt(error: Exception) -> bool:
-    """Return whether the database itself is damaged; its kinds of errors say busy, full, ..."""
-    return type(error) is sqlite3.DatabaseError

@@ -21,7 +21,8 @@ import diskcache
 from dserverfs import cache_space
 from dserverfs.blocks import CRC_BYTES, checksums, number_of_blocks
 from dserverfs.cache import BlockCache, prefix_of
-from dserverfs.cache_disk import StoredFile
+from dserverfs.cache_disk import StoredFile, size_on_disk
+from dserverfs.cache_opening import AS_IT_IS
 from dserverfs.errors import DserverfsError
 
 # What is younger may belong to a process that is about to enter it.
@@ -69,7 +70,7 @@ def facts(cache: BlockCache) -> CacheFacts:
                 blocks[key.removeprefix(prefix).rpartition(":")[0]] += 1
         return CacheFacts(
             directory=str(cache.directory),
-            size_in_bytes=database.volume(),
+            size_in_bytes=size_on_disk(cache.directory),
             limit_in_bytes=database.size_limit,
             blocks=sum(blocks.values()),
             items=len(blocks),
@@ -168,4 +169,4 @@ def _drop(database: Any, number: int, key: object, filename: str | None) -> None
 
 def at(directory: Path) -> BlockCache:
     """Return the block cache below a cache directory."""
-    return BlockCache(directory / "blocks")
+    return BlockCache(directory / "blocks", size_limit=AS_IT_IS)

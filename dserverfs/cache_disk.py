@@ -61,6 +61,7 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
     """Stores `Value`s and text keys; never pickles, never unpickles."""
 
     _has_links = True  # until the file system says otherwise
+    times_removed = 0
 
     def put(self, key: Any) -> tuple[str, bool]:
         if not isinstance(key, str):
@@ -163,6 +164,7 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
     def remove(self, file_path: str) -> None:
         # Not the directory as well, as diskcache does: another block is put there soon.
         if _NAME.match(file_path):
+            self.times_removed += 1
             with contextlib.suppress(OSError):
                 os.remove(os.path.join(self._directory, file_path))
 
@@ -170,6 +172,16 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
         """Take back what `prepare` wrote."""
         if value.file is not None:
             self.remove(value.file.name)
+
+
+def size_on_disk(directory: Path) -> int:
+    """Return how many bytes block files and database take up; raises OSError."""
+    sizes: dict[int, int] = {}
+    for path in (*directory.glob(f"[0-9a-f]/*{SUFFIX}"), *directory.glob("cache.db*")):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            sizes[status.st_ino] = status.st_blocks * 512
+    return sum(sizes.values())
 
 
 def files_in(directory: Path) -> set[str]:

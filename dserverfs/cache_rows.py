@@ -37,6 +37,13 @@ _NOTE = (
 )
 
 
+_SAME_FILE = (
+    "SELECT rowid, filename FROM Cache WHERE rowid = :row OR (rowid BETWEEN :row - :most"
+    " AND :row + :most AND substr(filename, 1, :stem) ="
+    " (SELECT substr(filename, 1, :stem) FROM Cache WHERE rowid = :row))"
+)
+
+
 class Row(NamedTuple):
     """What is stored of a block."""
 
@@ -81,15 +88,16 @@ def move(cache: Any, old: str, new: str, serial: int) -> None:
         cache.delete(old)  # if it is still there
 
 
+def of_same_file(cache: Any, row: int) -> dict[int, str | None]:
+    """Return the names of all blocks in the file of a row, by their rows."""
+    return dict(cache._sql(_SAME_FILE, _about(row)).fetchall())
+
+
 def note_uses(cache: Any, uses: Sequence[tuple[int, float]]) -> None:
     """Note when rows were used, in a transaction of the caller's."""
     for row, moment_s in uses:
-        cache._sql(
-            _NOTE,
-            {
-                "row": row,
-                "moment": moment_s,
-                "most": MAX_BLOCKS_IN_FILE - 1,
-                "stem": STEM_CHARACTERS,
-            },
-        )
+        cache._sql(_NOTE, {**_about(row), "moment": moment_s})
+
+
+def _about(row: int) -> dict[str, int]:
+    return {"row": row, "most": MAX_BLOCKS_IN_FILE - 1, "stem": STEM_CHARACTERS}

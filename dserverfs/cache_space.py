@@ -11,11 +11,13 @@ import logging
 import os
 import sqlite3
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import diskcache
 
+from dserverfs import cache_rows
 from dserverfs.cache_disk import files_in
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,12 @@ def default_limit(directory: Path, held_in_bytes: int) -> int:
     return min(MAX_SIZE_BYTES, (status.f_bavail * status.f_frsize + held_in_bytes) // 2)
 
 
+def free_in_bytes(directory: Path) -> int:
+    """Return how much is free for this user."""
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
 def lacking_in_bytes(directory: Path) -> int:
     """Return how much less is free than the floor, 5 % or 2 GiB; negative if there is more."""
     status = os.statvfs(directory)
@@ -43,27 +51,50 @@ def lacking_in_bytes(directory: Path) -> int:
     return floor - status.f_bavail * status.f_frsize
 
 
-def evict(cache: Any, size_in_bytes: int) -> None:
-    """Give back about that much, the least recently used first."""
-    while size_in_bytes > 0:
+def evict(cache: Any, directory: Path, size_in_bytes: int, removed: Callable[[], None]) -> int:
+    """Give back about that much, the least recently used first; return how much it was.
+
+    `removed` is called when files were, and is to have them closed: their space is free
+    only then, and on a full disk there is no room before for the transaction that follows.
+    """
+    freed = 0
+    while freed < size_in_bytes:
         rows = cache._sql(
-            "SELECT rowid, filename, size, coalesce(length(value), 0) FROM Cache"
+            "SELECT rowid, filename, coalesce(length(value), 0) FROM Cache"
             " ORDER BY access_time LIMIT ?",
             (_ROWS_AT_A_TIME,),
         ).fetchall()
         if not rows:
-            return
-        # Files first: on a full disk there is no room for a transaction.
-        evicted = []
-        for row, filename, size, inline in rows:
-            if size_in_bytes > 0:
-                if filename is not None:
-                    cache.disk.remove(filename)
-                size_in_bytes -= size + inline
-                evicted.append((row,))
-        with cache.transact(retry=False):
-            for row in evicted:
-                cache._sql("DELETE FROM Cache WHERE rowid = ?", row)
+            break
+        evicted: dict[int, None] = {}
+        for row, filename, inline_bytes in rows:
+            if freed < size_in_bytes and row not in evicted:
+                together = cache_rows.of_same_file(cache, row) if filename else {row: None}
+                freed += inline_bytes + _remove_files(cache, directory, together.values())
+                evicted |= dict.fromkeys(together)
+        removed()
+        try:
+            with cache.transact(retry=False):
+                for row in evicted:
+                    cache._sql("DELETE FROM Cache WHERE rowid = ?", (row,))
+        except (sqlite3.OperationalError, diskcache.Timeout) as error:
+            # Others still have them open, and there is no room yet. A row without its
+            # file is a miss, and is among the first to go the next time.
+            logger.debug("cache %s: evicted rows are still there: %s", directory, error)
+            break
+    return freed
+
+
+def _remove_files(cache: Any, directory: Path, names: Iterable[str | None]) -> int:
+    """Remove names of one file; return how much space that gives back when it is closed."""
+    links = size_in_bytes = 0
+    for name in names:
+        if name is not None:
+            with contextlib.suppress(OSError):
+                status = (directory / name).stat()
+                links, size_in_bytes = status.st_nlink, status.st_size
+            cache.disk.remove(name)
+    return size_in_bytes if links == 1 else 0
 
 
 def sweep_is_due(directory: Path) -> bool:

@@ -21,7 +21,7 @@ from dserverfs.catalogue import Catalogue
 from dserverfs.cells import NotLoaded
 from dserverfs.connections import Trust
 from dserverfs.dataset_tree import DatasetTree
-from dserverfs.directories import local_directory, private_directory
+from dserverfs.directories import local_directory, private_directory, share_space
 from dserverfs.errors import DserverfsError, NotFound, PermissionDenied, UsageError
 from dserverfs.freezer import Freezer
 from dserverfs.frozen_edits import FrozenEdits
@@ -85,6 +85,7 @@ class Client:
         self.stored = StoredItems(self.resolver, self._storage)
         self.uploader = Uploader(self.resolver, self._storage)
         staged = staging_directory or settings.staging_directory()
+        self._staging_directory = staged
         self.staging = Staging(staged, server)
         self.edits = FrozenEdits(
             edit_session.root_of(staged, server), self.metadata_writes, self.catalogue
@@ -127,7 +128,9 @@ class Client:
         self.close()
 
     def give_way(self, size_in_bytes: int) -> bool:
-        """Have the cache give that many bytes of the disk back; return whether it could."""
+        """Have the cache give that many bytes to the staging area; return whether it could."""
+        if not share_space(self._directory, self._staging_directory):
+            return False
         return self._cache.give_way(size_in_bytes)
 
     def check(self, uri: DserverURI) -> Dataset | None:

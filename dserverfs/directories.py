@@ -8,6 +8,7 @@ as private.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -30,6 +31,13 @@ _LOCAL_FUSE = {
     *("fuse.bindfs", "fuse.encfs", "fuse.exfat", "fuse.fuse-overlayfs", "fuse.gocryptfs"),
     *("fuse.mergerfs", "fuse.ntfs", "fuse.ntfs-3g", "fuse.securefs", "fuse.zfs-fuse"),
 }
+
+
+_TAKES_NOTHING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+
+
+class CannotBeMade(UsageError):
+    """The directory is not there, and the disk takes nothing now; it may later."""
 
 
 def is_of_network(fstype: str) -> bool:
@@ -94,18 +102,49 @@ def _runtime(environment: Mapping[str, str]) -> Path | None:
     return Path(directory) / "dserverfs" if directory else None
 
 
+def share_space(one: Path, other: Path) -> bool:
+    """Return whether what is freed below one directory can be used below the other.
+
+    Also where the two are different devices on one pool, as subvolumes of btrfs are.
+    """
+    try:
+        if one.stat().st_dev == other.stat().st_dev:
+            return True
+        ours, theirs = os.statvfs(one), os.statvfs(other)
+    except OSError:
+        return True
+    return (ours.f_blocks, ours.f_bavail) == (theirs.f_blocks, theirs.f_bavail)
+
+
 def private_directory(path: Path, option: str = "--cache-dir") -> Path:
     """Make `path` if need be and return it; raises UsageError unless it is ours and private.
 
-    `option` is how the user can name another one.
+    Those above it that are missing are made as private. `option` is how the user can
+    name another one. Raises CannotBeMade, which is one, where the disk takes nothing just now.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(path)
         status = path.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
             raise UsageError(f"{path}: is not a directory of yours; name another with {option}")
         if status.st_mode & 0o077:
             path.chmod(0o700)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be used as a directory: {error.strerror}") from error
+        kind = CannotBeMade if error.errno in _TAKES_NOTHING else UsageError
+        raise kind(f"{path}: cannot be used as a directory: {error.strerror}") from error
     return path
+
+
+def _make(path: Path) -> None:
+    """Make a directory and those above it, whatever the umask is; raises OSError."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        if path.parent == path:
+            raise
+        _make(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+    if path.stat().st_mode & 0o777 != 0o700:
+        path.chmod(0o700)  # a umask may take the owner's own rights

@@ -6,12 +6,13 @@ item, no cache and no network.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from weakref import WeakValueDictionary
 
-from dserverfs.blocks import BLOCK_SIZE, Block
+from dserverfs.blocks import BLOCK_SIZE, Block, FileBlock
 from dserverfs.errors import DeadlineExceeded
 
 Key = tuple[str, int]  # an item's, and the number of a block in it
@@ -101,6 +102,28 @@ class LoadedBlocks:
         for key in [key for key in self._in_memory if key[0] == item]:
             if self._in_memory[key] is not None:
                 self._leave_memory(key)
+
+    def close_removed(self, lock: threading.Lock) -> None:
+        """Let go of files that were removed from the cache, so that their space is free again.
+
+        `lock` is the one that the caller of everything else holds.
+        """
+        with lock:
+            held = [(key, shelf[key[1]]) for key, shelf in self._order.items()]
+            held += [(key, file) for key, file in self._in_memory.items() if file is not None]
+        removed = {
+            (key, id(file))
+            for key, file in held
+            if isinstance(file, FileBlock) and file.is_removed()
+        }
+        if not removed:
+            return
+        with lock:
+            for key, _ in removed:
+                if (key, id(self._in_memory.get(key))) in removed:
+                    self._in_memory[key] = None
+                elif (key, id(self.get(key))) in removed:
+                    self.pop(key)
 
     def clear(self) -> None:
         self.drop(list(self._order))

@@ -39,6 +39,11 @@ def with_own_descriptor(fd: int, call: Callable[[int], R]) -> Callable[[], R]:
     return call_with_copy
 
 
+def create_private(path: Path) -> None:
+    """Have an empty file there that is nobody else's to read, unless there is one; OSError."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
 def rename(old: str, new: str, flags: int) -> None:
     """Rename as renameat2(2) does; raises OSError."""
     if not flags:

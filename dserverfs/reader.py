@@ -87,6 +87,7 @@ class Reader:
         self._unasked: set[BlockKey] = set()  # pending ones that nobody waits for yet
         # A quarter of the files that may be open; the mount allows itself more.
         self._loaded = LoadedBlocks(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        cache.on_removal(lambda: self._loaded.close_removed(self._lock))
         self._tell_drop: Callable[[ItemContent], None] = lambda content: None
         self._drops: dict[str, int] = {}  # how often each item turned out wrong
         self._failures = RecentFailures()

@@ -18,7 +18,8 @@ from dserverfs.blocks import (
     FileBlock,
     MemoryBlock,
 )
-from dserverfs.cache import MIN_FILE_SIZE, BlockCache, BlockKey
+from dserverfs.cache import BlockCache, BlockKey
+from dserverfs.cache_opening import MIN_FILE_SIZE
 from dserverfs.cache_space import GIB, MAX_SIZE_BYTES, default_limit
 from dserverfs.errors import UsageError
 

@@ -11,8 +11,9 @@ import pytest
 
 from dserverfs import cache_care
 from dserverfs.blocks import MemoryBlock
-from dserverfs.cache import MIN_FILE_SIZE, BlockCache, BlockKey
+from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.cache_disk import MAX_BLOCKS_IN_FILE, files_in
+from dserverfs.cache_opening import MIN_FILE_SIZE
 
 ITEM = "dserver://h/s3/b/uuid/item"
 SIZES = [MIN_FILE_SIZE + number for number in range(5)]

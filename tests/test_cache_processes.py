@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +19,14 @@ import pytest
 from dserverfs.blocks import MemoryBlock
 from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.cache_disk import files_in
+from dserverfs.cache_opening import AS_IT_IS
+from dserverfs.loaded_blocks import LoadedBlocks
 from tests.accounts import Account
 from tests.cache_worker import BLOCKS, ITEMS, check
 from tests.processes import spawn
 from tests.serving import SOURCES
+from tests.small_disk import MIB, fill, free_bytes, small_disk
 
-MIB = 1024 * 1024
 LIMIT = 8 * MIB
 
 
@@ -122,8 +125,8 @@ def test_what_a_killed_process_left_is_swept_away_and_nothing_else(tmp_path: Pat
 def test_database_that_another_holds_stops_writing_for_a_while_and_no_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dserverfs.cache.BUSY_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("dserverfs.cache.RETRY_AFTER_FAILURE_S", 0.5)
+    monkeypatch.setattr("dserverfs.cache_opening.BUSY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("dserverfs.cache_troubles.RETRY_AFTER_FAILURE_S", 0.5)
     cache = BlockCache(tmp_path / "blocks")
     cache.open()
     cache.store([(BlockKey("item", 0), MemoryBlock(b"before"))])
@@ -144,11 +147,11 @@ def test_database_that_another_holds_stops_writing_for_a_while_and_no_reading(
     cache.close()
 
 
-@pytest.mark.expects_log("fails, reading without it", "corrupt and is made anew")
+@pytest.mark.expects_log("fails, reading without a cache", "corrupt and is made anew")
 def test_database_that_is_damaged_while_it_is_used_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dserverfs.cache.RETRY_AFTER_FAILURE_S", 0.1)
+    monkeypatch.setattr("dserverfs.cache_troubles.RETRY_AFTER_FAILURE_S", 0.1)
     directory = tmp_path / "blocks"
     cache = BlockCache(directory)
     cache.open()
@@ -171,54 +174,113 @@ def test_database_that_is_damaged_while_it_is_used_is_made_anew(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 24 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount one")
-    path = tmp_path / "disk"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", path], check=True)
-    yield path
-    subprocess.run(["umount", "-l", path], check=True)
+    with small_disk(tmp_path / "disk", 24 * MIB) as path:
+        yield path
 
 
-def free_bytes(path: Path) -> int:
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
+class Holder:
+    """A process that shares a cache and has a block of each item open, as a reader does."""
+
+    def __init__(self, directory: Path) -> None:
+        self.cache = BlockCache(directory, size_limit=1024 * MIB)
+        self.cache.open()
+        self.lock = threading.Lock()
+        self.loaded = LoadedBlocks(100)
+        self.cache.on_removal(lambda: self.loaded.close_removed(self.lock))
+
+    def load(self, numbers: range) -> None:
+        for number in numbers:
+            block = self.cache.load(BlockKey("item", number), MIB)
+            assert block is not None
+            with self.lock:
+                self.loaded.add(("item", number), block)
+
+
+def test_what_one_process_evicts_every_process_closes(disk: Path) -> None:
+    here, other = Holder(disk / "blocks"), Holder(disk / "blocks")
+    for number in range(12):
+        here.cache.store([(BlockKey("item", number), MemoryBlock(os.urandom(MIB)))])
+    here.load(range(12))
+    other.load(range(12))
+    fill(disk / "others")
+    assert free_bytes(disk) < MIB
+
+    assert here.cache.give_way(6 * MIB)
+
+    assert free_bytes(disk) >= 6 * MIB, "nothing of it is deleted and still open"
+    assert ("item", 11) in here.loaded, "what was not evicted stays at hand"
+    assert ("item", 11) in other.loaded
+    for holder in (here, other):
+        holder.loaded.clear()
+        holder.cache.close()
+
+
+def test_blocks_that_share_a_file_give_way_together(disk: Path) -> None:
+    """A file of which one block stays gives nothing back."""
+    cache = BlockCache(disk / "blocks", size_limit=1024 * MIB)
+    cache.open()
+    blocks = [(BlockKey("item", number), MemoryBlock(os.urandom(MIB))) for number in range(8)]
+    cache.store(blocks)
+    fill(disk / "others")
+
+    assert cache.give_way(MIB)
+
+    assert free_bytes(disk) > 7 * MIB
+    assert files_in(disk / "blocks") == set()
+    cache.close()
+
+
+def test_cache_larger_than_its_new_limit_shrinks_when_it_is_opened(tmp_path: Path) -> None:
+    directory = tmp_path / "blocks"
+    cache = BlockCache(directory, size_limit=64 * MIB)
+    cache.open()
+    for number in range(10):
+        cache.store([(BlockKey("item", number), MemoryBlock(os.urandom(MIB)))])
+    cache.close()
+    BlockCache(directory, size_limit=AS_IT_IS).open()
+    assert size_of_files(directory) == 10 * MIB, "who only looks at it changes nothing"
+
+    cache = BlockCache(directory, size_limit=4 * MIB)
+    cache.open()
+
+    end = time.monotonic() + 20
+    while size_of_files(directory) > 4 * MIB:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    cache.close()
 
 
 def test_cache_leaves_the_floor_of_free_space_to_others(
-    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+    disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dserverfs.cache.FREE_SPACE_CHECK_S", 0.0)
-    cache = BlockCache(small_disk / "blocks", size_limit=1024 * MIB)
+    cache = BlockCache(disk / "blocks", size_limit=1024 * MIB)
     cache.open()
 
     for index in range(80):
         cache.store([(BlockKey("item", index), MemoryBlock(bytes(MIB)))])
         # One block may be written between two looks.
-        assert free_bytes(small_disk) > 24 * MIB * 0.05 - MIB * 1.5
+        assert free_bytes(disk) > 24 * MIB * 0.05 - MIB * 1.5
 
     assert cache.load(BlockKey("item", 79), MIB) is not None, "the last one is kept"
     assert cache.load(BlockKey("item", 0), MIB) is None, "the first one gave way"
     cache.close()
 
 
-@pytest.mark.expects_log("cannot be written, keeping nothing new for 30 s: .*No space left")
+@pytest.mark.expects_log("cannot be written, keeping nothing new.*No space left")
 def test_disk_that_others_filled_keeps_what_there_is_readable(
-    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+    disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dserverfs.cache.FREE_SPACE_CHECK_S", 3600.0)
     monkeypatch.setattr("dserverfs.cache.MAKE_ROOM_BYTES", 2 * MIB)
-    cache = BlockCache(small_disk / "blocks")
+    cache = BlockCache(disk / "blocks")
     cache.open()
     content = os.urandom(MIB)
     for index in range(6):
         cache.store([(BlockKey("item", index), MemoryBlock(content))])
-    with (small_disk / "others").open("wb") as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(64 * 1024))
-            file.flush()
+    fill(disk / "others")
 
     for index in range(6, 12):
         cache.store([(BlockKey("item", index), MemoryBlock(content))])

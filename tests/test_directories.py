@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dserverfs.directories import fstype_of, is_of_network, local_directory, private_directory
+from dserverfs.directories import (
+    fstype_of,
+    is_of_network,
+    local_directory,
+    private_directory,
+    share_space,
+)
 from dserverfs.errors import UsageError
 from tests.accounts import Account
+from tests.small_disk import MIB, small_disk
 
 NETWORK = ["nfs", "nfs4", "cifs", "smb3", "lustre", "9p", "fuse.sshfs", "fuse.dserverfs", "fuse"]
 LOCAL = ["ext4", "xfs", "btrfs", "tmpfs", "overlay", "fuseblk", "fuse.gocryptfs", ""]
@@ -118,3 +126,24 @@ def test_file_in_the_place_of_the_directory_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError):
         private_directory(tmp_path / "blocks")
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_space_is_shared_within_a_file_system(tmp_path: Path, apart: bool) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    with small_disk(other, 4 * MIB) if apart else contextlib.nullcontext():
+        assert share_space(one, other) is not apart
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o277])
+def test_private_directory_is_private_whatever_the_umask_is(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        private_directory(tmp_path / "one" / "two" / "three")
+    finally:
+        os.umask(before)
+
+    for path in ("one", "one/two", "one/two/three"):
+        assert (tmp_path / path).stat().st_mode & 0o777 == 0o700

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,24 @@ def test_file_of_a_block_that_is_gone_from_memory_is_kept(tmp_path: Path) -> Non
     blocks.put_behind(("item", 0), block := in_file(tmp_path, 0))
 
     assert blocks.get(("item", 0)) is block
+
+
+def test_file_that_was_removed_from_the_cache_is_closed(tmp_path: Path) -> None:
+    blocks = LoadedBlocks(10)
+    shelf = blocks.shelf("item")
+    for number in (0, 1):
+        blocks.add(("item", number), in_file(tmp_path, number))
+    blocks.add(("item", 2), in_memory(2))
+    blocks.put_behind(("item", 2), in_file(tmp_path, 2))
+    before = len(os.listdir("/proc/self/fd"))
+    for number in (0, 2):
+        (tmp_path / f"{number}").unlink()
+
+    blocks.close_removed(threading.Lock())
+
+    assert sorted(shelf) == [1, 2]
+    assert len(os.listdir("/proc/self/fd")) == before - 2
+    assert isinstance(shelf[2], MemoryBlock), "what is in memory needs no file"
 
 
 def test_dropped_block_does_not_come_back_with_its_file(tmp_path: Path) -> None:

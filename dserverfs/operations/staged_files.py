@@ -220,7 +220,7 @@ class StagedFileOperations(EditingOperations):
                     await self._write_in_thread(handle, buf, off)
             except OSError as error:
                 # What is in the cache can be fetched again.
-                if error.errno != errno.ENOSPC or not await self._in_writer(
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not await self._in_writer(
                     lambda: self._give_way(len(buf))
                 ):
                     raise

@@ -1,0 +1,78 @@
+"""What the cache does without after a failure, for how long, and what is said of it.
+
+Used by the cache. One line when the trouble begins and one when it is over, however
+many blocks there are between. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_FAILURE_S = 30.0
+
+
+class CacheTroubles:
+    """The failures of one cache."""
+
+    def __init__(self, directory: Path, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._directory = directory
+        self._clock_s = clock_s
+        self._lock = threading.Lock()
+        self._broken_until_s = 0.0
+        self._unwritable_until_s = 0.0
+        self._said: set[str] = set()  # what the log has a line about that is not over
+
+    def is_broken(self) -> bool:
+        """Return whether the cache is not to be tried now."""
+        return self._clock_s() < self._broken_until_s
+
+    def is_unwritable(self) -> bool:
+        """Return whether nothing is to be kept now."""
+        return self._clock_s() < self._unwritable_until_s
+
+    def broke(self, error: Exception) -> bool:
+        """Go without the cache for a while; return False if that was so already."""
+        with self._lock:
+            if self.is_broken():
+                return False
+            self._broken_until_s = self._clock_s() + RETRY_AFTER_FAILURE_S
+        self._say("cache %s fails, reading without a cache until it works again: %s", error)
+        return True
+
+    def cannot_be_written(self, error: Exception) -> bool:
+        """Keep nothing new for a while; return False if that was so already."""
+        with self._lock:
+            if self.is_unwritable():
+                return False
+            self._unwritable_until_s = self._clock_s() + RETRY_AFTER_FAILURE_S
+        self._say("cache %s cannot be written, keeping nothing new until it can: %s", error)
+        return True
+
+    def is_over(self) -> None:
+        """Note that something was kept."""
+        if self._said:
+            with self._lock:
+                self._said.clear()
+            logger.info("cache %s: works again", self._directory)
+
+    def _say(self, form: str, error: Exception) -> None:
+        with self._lock:
+            level = logging.DEBUG if form in self._said else logging.WARNING
+            self._said.add(form)
+        logger.log(level, form, self._directory, said_of(error))
+
+
+def said_of(error: Exception) -> str:
+    return str(error) or "it is busy"
+
+
+def means_corrupt(error: Exception) -> bool:
+    """Return whether the database itself is damaged; its kinds of errors say busy, full, ..."""
+    return type(error) is sqlite3.DatabaseError
