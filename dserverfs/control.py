@@ -1,9 +1,10 @@
 """A mount's control socket: how commands speak to the daemon that serves a path.
 
 Used by the mount (Server) and the commands (ask). A Unix socket in a directory
-only its user can enter, named by the mount's device number. One request a
-connection: a JSON object in a line; answered by lines of JSON objects: any
-number with `progress`, then one with `result` or `error`. Blocking, threads only.
+only its user can enter, and an abstract one beside it, named by the mount's device
+number. One request a connection: a JSON object in a line; answered by lines of JSON
+objects: any number with `progress`, then one with `result` or `error`. Blocking,
+threads only.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import json
 import logging
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from dserverfs.errors import DserverfsError, UsageError
+from dserverfs.clock import boot_id
+from dserverfs.errors import DaemonSilent, DserverfsError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -26,41 +29,87 @@ Answer = dict[str, Any]
 Handler = Callable[[dict[str, Any]], Iterator[Answer]]
 
 MAX_LINE_BYTES = 1 << 20
-CONNECT_TIMEOUT_S = 10.0
+SILENCE_S = 2.0  # of a daemon at work, until it is asked whether it is there
+ANSWER_TIMEOUT_S = 5.0
+PING = "ping"
 
 
-def socket_name(device: int) -> str:
-    """Return the name of the socket of the mount with that st_dev."""
-    return f"{os.major(device)}-{os.minor(device)}"
+class Address(NamedTuple):
+    """Where the daemon of a mount listens.
+
+    The file is found by whoever has the same home. The abstract name (unix(7)) is found
+    by every process of the same network namespace, whatever HOME says and whoever cleans
+    up; anybody may bind such a name, so both ends look at the other's uid.
+    """
+
+    path: Path
+    abstract: str
+    owner: int  # the uid of whoever mounted it
+
+    @classmethod
+    def of(cls, directory: Path, device: int, owner: int) -> Address:
+        """Return that of the mount with the st_dev `device`; the socket is in `directory`."""
+        number = f"{os.major(device)}-{os.minor(device)}"
+        # A home may be shared by machines, and a number of a device is good for one boot.
+        name = f"{boot_id()[:8]}-{number}"
+        return cls(directory / name, f"\0dserverfs-{owner}-{number}", owner)
 
 
 class Server:
     """Answers requests, each in a thread of its own."""
 
-    def __init__(self, directory: Path, name: str, handle: Handler) -> None:
-        self._path = directory / name
+    def __init__(self, address: Address, handle: Handler) -> None:
+        self._address = address
         self._handle = handle
-        self._socket: socket.socket | None = None
+        self._listeners: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []  # one for each
 
     def open(self) -> None:
         """Listen; raises UsageError if there can be no socket."""
+        path = self._address.path
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._path.unlink(missing_ok=True)  # of a mount that was killed
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)  # of a mount that was killed
             listener = socket.socket(socket.AF_UNIX)
-            with _short(self._path) as address:
-                listener.bind(address)
-            os.chmod(self._path, 0o600)
+            self._listeners.append(listener)
+            with _short(path) as name:
+                listener.bind(name)
+            os.chmod(path, 0o600)
             listener.listen()
         except OSError as error:
-            raise UsageError(f"{self._path}: no control socket: {error.strerror}") from error
-        self._socket = listener
-        threading.Thread(target=self._run, args=(listener,), name="control", daemon=True).start()
+            self.close()
+            raise UsageError(
+                f"{path}: no control socket: {error.strerror}; XDG_STATE_HOME names a directory"
+                " that you can write in place of ~/.local/state"
+            ) from error
+        self._listen_abstract()
+        for listener in self._listeners:
+            thread = threading.Thread(
+                target=self._run, args=(listener,), name="control", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+
+    def _listen_abstract(self) -> None:
+        abstract = socket.socket(socket.AF_UNIX)
+        try:
+            abstract.bind(self._address.abstract)
+            abstract.listen()
+        except OSError as error:  # taken by somebody: the file is enough
+            abstract.close()
+            logger.info("no second control socket: %s", error.strerror)
+            return
+        self._listeners.append(abstract)
 
     def close(self) -> None:
-        if self._socket is not None:
-            self._path.unlink(missing_ok=True)
-            self._socket.close()
+        if self._listeners:
+            self._address.path.unlink(missing_ok=True)
+        for listener in self._listeners:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)  # its thread leaves accept()
+            listener.close()
+        for thread in self._threads:  # until then the name stays taken
+            thread.join(ANSWER_TIMEOUT_S)
 
     def _run(self, listener: socket.socket) -> None:
         while True:
@@ -73,18 +122,24 @@ class Server:
             ).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, connection.makefile("rwb") as file:
+        with connection:
+            if _uid_of_peer(connection) not in (os.geteuid(), 0):
+                return
             try:
-                for answer in self._answers(file.readline(MAX_LINE_BYTES)):
-                    file.write(json.dumps(answer).encode() + b"\n")
-                    file.flush()
+                with connection.makefile("rwb") as file:
+                    for answer in self._answers(file.readline(MAX_LINE_BYTES)):
+                        file.write(json.dumps(answer).encode() + b"\n")
+                        file.flush()
             except (OSError, ValueError):
                 pass  # who asked is gone
 
     def _answers(self, line: bytes) -> Iterator[Answer]:
         try:
             request = json.loads(line)
-            yield from self._handle(request)
+            if request.get("command") == PING:
+                yield {"result": PING}
+            else:
+                yield from self._handle(request)
         except (DserverfsError, OSError) as error:
             yield {"error": str(error)}
         except Exception:
@@ -92,30 +147,101 @@ class Server:
             yield {"error": "a fault of dserverfs; its log says more"}
 
 
-def ask(path: Path, request: dict[str, Any]) -> Iterator[Answer]:
-    """Yield the answers of the daemon whose socket is `path`, up to the last, a `result`.
+def ask(
+    address: Address, request: dict[str, Any], answer_timeout_s: float = ANSWER_TIMEOUT_S
+) -> Iterator[Answer]:
+    """Yield the answers of the daemon at `address`, up to the last, a `result`.
 
-    Raises UsageError with what an `error` says, or if no daemon answers.
+    A daemon that says nothing for a while is asked whether it is there, which it has to answer
+    within `answer_timeout_s`. Raises DaemonSilent if it does not, and UsageError with what an
+    `error` says.
     """
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(CONNECT_TIMEOUT_S)
-        try:
-            with _short(path) as address:
-                connection.connect(address)
-        except OSError as error:
-            raise UsageError(f"the mount cannot be asked ({path}): {error.strerror}") from error
-        connection.settimeout(None)
-        with connection.makefile("rwb") as file:
-            file.write(json.dumps(request).encode() + b"\n")
-            file.flush()
-            for line in file:
+    with _connected(address, answer_timeout_s) as connection:
+        connection.settimeout(min(SILENCE_S, answer_timeout_s))
+        for line in _lines(connection, request, lambda: _ping(address, answer_timeout_s)):
+            try:
                 answer: Answer = json.loads(line)
-                if "error" in answer:
-                    raise UsageError(str(answer["error"]))
-                yield answer
-                if "result" in answer:
-                    return
-    raise UsageError("the mount ended before it was done")
+            except ValueError:
+                break
+            if "error" in answer:
+                raise UsageError(str(answer["error"]))
+            yield answer
+            if "result" in answer:
+                return
+    raise DaemonSilent("the mount ended before it was done")
+
+
+def _lines(
+    connection: socket.socket, request: dict[str, Any], on_silence: Callable[[], None]
+) -> Iterator[bytes]:
+    """Send a request and yield the lines of its answer; raises what `on_silence` raises."""
+    received = b""
+    try:
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        while True:
+            try:
+                piece = connection.recv(1 << 16)
+            except TimeoutError:
+                on_silence()
+                continue
+            if not piece:
+                return
+            *lines, received = (received + piece).split(b"\n")
+            yield from lines
+    except OSError as error:
+        raise DaemonSilent(f"the mount ended before it was done: {error.strerror}") from error
+
+
+def _ping(address: Address, timeout_s: float) -> None:
+    """Return if the daemon answers; raises DaemonSilent otherwise."""
+
+    def silent() -> None:
+        raise DaemonSilent(
+            f"the mount's daemon does not answer within {timeout_s:.0f} s: it is stopped or hangs"
+        )
+
+    with _connected(address, timeout_s) as connection:
+        for _ in _lines(connection, {"command": PING}, silent):
+            return
+
+
+def _connected(address: Address, timeout_s: float) -> socket.socket:
+    """Return a connection to the daemon at `address`; raises DaemonSilent."""
+    problem = None
+    for connect in (_by_file, _by_name):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(timeout_s)
+        try:
+            connect(connection, address)
+        except OSError as error:
+            connection.close()
+            problem = problem or error
+            continue
+        if _uid_of_peer(connection) in (address.owner, 0, os.geteuid()):
+            return connection
+        connection.close()
+    reason = problem.strerror if problem is not None else "another user listens there"
+    raise DaemonSilent(
+        f"the mount's daemon cannot be asked ({address.path}): {reason or 'no answer'}"
+    ) from problem
+
+
+def _by_file(connection: socket.socket, address: Address) -> None:
+    with _short(address.path) as name:
+        connection.connect(name)
+
+
+def _by_name(connection: socket.socket, address: Address) -> None:
+    connection.connect(address.abstract)
+
+
+def _uid_of_peer(connection: socket.socket) -> int:
+    """Return who is at the other end, as unix(7)'s SO_PEERCRED says."""
+    size = struct.calcsize("3i")
+    _, uid, _ = struct.unpack(
+        "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    )
+    return int(uid)
 
 
 @contextlib.contextmanager

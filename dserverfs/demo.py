@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from dserverfs import mountpoint
+from dserverfs import mountinfo, mountpoint
 from dserverfs.client import Client
 from dserverfs.demo_datasets import build_datasets
 from dserverfs.errors import Conflict, UsageError
@@ -148,7 +148,7 @@ def _mounted(served: Served, path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if mountpoint.find_mounted(path) is not None:
+        if mountinfo.find_mounted(path) is not None:
             mountpoint.detach(path)
 
 

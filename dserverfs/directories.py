@@ -16,7 +16,7 @@ import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from dserverfs import mountpoint
+from dserverfs import mountinfo
 from dserverfs.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -49,13 +49,8 @@ def is_of_network(fstype: str) -> bool:
 
 def fstype_of(path: Path) -> str:
     """Return the type of the file system that has `path`, or will have it; "" if unknown."""
-    resolved = os.path.realpath(path)
-    found, length = "", -1
-    for mounted in mountpoint.mounts_of_all_kinds():
-        inside = resolved == mounted.path or resolved.startswith(mounted.path.rstrip("/") + "/")
-        if inside and len(mounted.path) >= length:  # a later one hides an earlier one
-            found, length = mounted.fstype, len(mounted.path)
-    return found
+    mounted = mountinfo.mount_of(os.path.realpath(path))
+    return "" if mounted is None else mounted.fstype
 
 
 def local_directory(

@@ -10,6 +10,7 @@ of a signed URL.
     |   +-- NameTooLong          no store could hold an item of that path
     |   +-- NotUTF8              a name that is no text
     |   +-- CannotHold           a kind of file that no dataset can hold
+    |   +-- DaemonSilent         the daemon of a mount cannot be asked
     +-- NotFound                 dataset, item or route is gone
     +-- PermissionDenied         the token is good, the right is missing
     |   +-- NotAuthenticated     token missing, expired or malformed
@@ -59,6 +60,10 @@ class NotUTF8(UsageError):
 
 class CannotHold(UsageError):
     """A symbolic link, a device, a socket: datasets hold plain files."""
+
+
+class DaemonSilent(UsageError):
+    """The daemon of a mount is gone, stopped or cannot be reached: nothing was done."""
 
 
 class NotFound(DserverfsError):

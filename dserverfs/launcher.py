@@ -19,13 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from dserverfs import mountpoint
+from dserverfs import mountinfo, mountpoint
 from dserverfs.errors import UsageError
 from dserverfs.model import DserverURI
 from dserverfs.verify import Policy
 
 READY_TIMEOUT_S = 90.0
 READY = b"ready\n"
+END_TIMEOUT_S = 5.0
 
 
 class MountOptions(NamedTuple):
@@ -73,14 +74,32 @@ def start(serve: Callable[[int], int]) -> None:
             text = said.read()
         status = os.waitstatus_to_exitcode(os.waitpid(daemon, 0)[1])
         daemon = 0
-        lines = text.decode("utf-8", "replace").strip().splitlines()
-        message = lines[-1] if lines else f"the daemon ended with status {status}"
-        raise UsageError(message.removeprefix("dserverfs: "))
+        raise UsageError(_message(text, status))
     except BaseException:
         if daemon:
-            os.kill(daemon, signal.SIGKILL)
-            os.waitpid(daemon, 0)
+            _end(daemon)
         raise
+
+
+def _message(said: bytes, status: int) -> str:
+    """Return in one line why the daemon ended, from what it and fusermount3 said."""
+    lines = said.decode("utf-8", "replace").strip().split("\n")
+    message = lines[-1].removeprefix("dserverfs: ") or f"the daemon ended with status {status}"
+    # The last line is ours; those of fusermount3 and libfuse before it have the reason.
+    reasons = [line for line in lines[:-1] if line.startswith(("fuse", "mount"))]
+    return "; ".join([message, *reasons])
+
+
+def _end(daemon: int) -> None:
+    """End a daemon that shall not mount after all."""
+    os.kill(daemon, signal.SIGTERM)
+    end_s = time.monotonic() + END_TIMEOUT_S
+    while time.monotonic() < end_s:
+        if os.waitpid(daemon, os.WNOHANG)[0]:
+            return
+        time.sleep(0.02)
+    os.kill(daemon, signal.SIGKILL)
+    os.waitpid(daemon, 0)
 
 
 def _be_daemon(serve: Callable[[int], int], ready_fd: int, stderr_fd: int) -> NoReturn:
@@ -106,15 +125,15 @@ def _be_daemon(serve: Callable[[int], int], ready_fd: int, stderr_fd: int) -> No
 
 def stop(path: Path, timeout_s: float) -> None:
     """Unmount `path`; return when the daemon has let go of it. Raises UsageError."""
-    mounted = mountpoint.find_mounted(path)
-    if mounted is None or mounted.fstype != mountpoint.FSTYPE:
+    mounted = mountinfo.find_mounted(path)
+    if mounted is None or mounted.fstype != mountinfo.FSTYPE:
         raise UsageError(f"{path}: no dserverfs is mounted there")
     if mountpoint.is_dead(path):
         mountpoint.detach(path)
         return
     mountpoint.unmount(path)
     end_s = time.monotonic() + timeout_s
-    while mountpoint.find_mounted(path) == mounted:
+    while mountinfo.find_mounted(path) == mounted:
         if time.monotonic() >= end_s:
             raise UsageError(f"{path}: still mounted after {timeout_s:.0f} s")
         time.sleep(0.05)

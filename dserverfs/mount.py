@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import resource
+import select
 import signal
 import time
 from concurrent.futures import Future
@@ -24,7 +25,7 @@ import trio
 from dserverfs import allocator, facts, mountpoint
 from dserverfs.client import Client
 from dserverfs.commander import Commander
-from dserverfs.control import Server, socket_name
+from dserverfs.control import Address, Server
 from dserverfs.errors import UsageError
 from dserverfs.freezer import Freezer
 from dserverfs.frozen_edits import FrozenEdits
@@ -75,7 +76,7 @@ def run(
     except RuntimeError as error:
         raise UsageError(f"{options.path}: cannot be mounted: {error}") from error
     try:
-        trio.run(_serve, options, parts, settings.state_directory() / "control", ready_fd)
+        trio.run(_serve, options, parts, settings.control_directory(), ready_fd)
     except BaseException:
         # A dead mount point is seen; an empty directory would be mirrored.
         pyfuse3.close(unmount=False)
@@ -168,6 +169,10 @@ async def _tell_ready(
     options: MountOptions, parts: _Parts, control_directory: Path, ready_fd: int | None
 ) -> None:
     status = await trio.to_thread.run_sync(os.stat, options.path, abandon_on_cancel=True)
+    if ready_fd is not None and _is_alone(ready_fd):
+        logger.warning("the command that mounts %s was ended: so is the mount", options.path)
+        pyfuse3.terminate()
+        return
     _tune_kernel(status.st_dev)
     token = trio.lowlevel.current_trio_token()
     commander = Commander(
@@ -179,7 +184,8 @@ async def _tell_ready(
         lambda call: trio.from_thread.run_sync(call, trio_token=token),
         _forget_name,
     )
-    control = Server(control_directory, socket_name(status.st_dev), commander)
+    address = Address.of(control_directory, status.st_dev, os.geteuid())
+    control = Server(address, commander)
     control.open()
     logger.info("%s: mounted at %s", options.uri, options.path)
     gc.freeze()  # what was imported stays: it need not be looked through again and again
@@ -197,6 +203,13 @@ def _forget_name(directory: Inode, name: str) -> None:
     pyfuse3.invalidate_entry_async(
         pyfuse3.InodeT(directory), pyfuse3.FileNameT(os.fsencode(name)), ignore_enoent=True
     )
+
+
+def _is_alone(ready_fd: int) -> bool:
+    """Return whether nobody waits for READY any more: the command was killed."""
+    poll = select.poll()
+    poll.register(ready_fd, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _become_daemon(ready_fd: int) -> None:

@@ -15,8 +15,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from dserverfs.clock import boot_id
+
 _MACHINE_ID = Path("/etc/machine-id")
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class OwnerLock:
@@ -73,7 +74,7 @@ def _me() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "machine": _text(_MACHINE_ID),
-        "boot": _text(_BOOT_ID),
+        "boot": boot_id(),
         "pid": os.getpid(),
     }
 

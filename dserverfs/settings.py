@@ -192,6 +192,10 @@ class Settings:
         home = self._environment.get("XDG_STATE_HOME") or "~/.local/state"
         return (Path(home).expanduser() / "dserverfs").absolute()
 
+    def control_directory(self) -> Path:
+        """Return where the mounts of this user listen for commands."""
+        return self.state_directory() / "control"
+
     def _for(self, key: str, server: str) -> str | None:
         """Return the value for `server`; what is set for all otherwise."""
         own = self._raw(f"{key}_{server}")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from dserverfs.mountpoint import find_mounted
+from dserverfs.mountinfo import find_mounted
 from tests.accounts import Account
 from tests.mounting import detach
 

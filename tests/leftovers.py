@@ -22,12 +22,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from dserverfs.mountinfo import FSTYPE, all_mounted
+
 ROOT_PREFIX = "dserverfs-test-"
 ROOT_VARIABLE = "DSERVERFS_TEST_ROOT"  # in the environment of every process of a run
 USER_PREFIX = "dserverfs-t"
-FSTYPE = "fuse.dserverfs"
-
-_OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 class Run:
@@ -93,13 +92,11 @@ def clean(root: Path) -> list[str]:
 
 def mounts_below(root: Path, fstype: str | None = FSTYPE) -> list[Path]:
     """Return the mount points at or below `root`, outer ones first; of any type for None."""
-    mounts = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        mount_point = Path(_OCTAL.sub(lambda match: chr(int(match[1], 8)), before.split()[4]))
-        if mount_point.is_relative_to(root) and fstype in (None, after.split()[0]):
-            mounts.append(mount_point)
-    return mounts
+    return [
+        Path(mounted.path)
+        for mounted in all_mounted()
+        if Path(mounted.path).is_relative_to(root) and fstype in (None, mounted.fstype)
+    ]
 
 
 def kill_processes(root: Path, timeout_s: float = 10) -> list[str]:

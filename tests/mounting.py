@@ -10,7 +10,7 @@ from pathlib import Path
 from dserverfs.client import Client
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import DserverURI
-from dserverfs.mountpoint import find_mounted
+from dserverfs.mountinfo import find_mounted
 from dserverfs.settings import Settings
 from tests.accounts import Account
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dserverfs.mountpoint import find_mounted
+from dserverfs.mountinfo import find_mounted
 from tests.accounts import Account
 from tests.daemons import Remountable, remountable, stopped, wait_for, wait_for_end
 from tests.mounting import mounted

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from dserverfs.mountpoint import find_mounted
+from dserverfs.mountinfo import find_mounted
 from tests.accounts import Account
 from tests.datasets import make_dataset
 from tests.mounting import detach, mounted, publish

@@ -17,7 +17,7 @@ ROOT = PACKAGE.parent
 
 # A module imports only modules of a level before its own; `server` stands aside.
 LEVELS = [
-    {"allocator", "clock", "durable_files", "printable"},
+    {"allocator", "clock", "durable_files", "mountinfo", "printable"},
     {"errors", "error_answers"},
     {"limits"},
     {"model"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import logging
 import logging.handlers
 import os
@@ -21,11 +22,33 @@ if TYPE_CHECKING:
     from dserverfs.settings import Settings
 
 MAX_LOG_BYTES = 10 * 1024 * 1024
+MAX_LOG_NAME_BYTES = 200  # beside what is added to it, of the 255 of a file's name
 _OUR_OPTIONS = frozenset({"allow_other", "xattr"})
-# Options of mount(8) that are the kernel's business and harmless here.
+# Options of mount(8) that are the kernel's business; those that fusermount3 takes.
 _KERNEL_OPTIONS = frozenset(
-    {"ro", "nosuid", "nodev", "noexec", "exec", "noatime", "relatime", "async"}
+    {
+        "ro",
+        "rw",
+        "nosuid",
+        "nodev",
+        "noexec",
+        "exec",
+        "atime",
+        "noatime",
+        "async",
+        "sync",
+        "dirsync",
+    }
 )
+# What fstab(5) and systemd.mount(5) have for others than a file system, and what says no more
+# than what is so anyway: a dataset holds neither devices nor programs of another user.
+_OPTIONS_OF_OTHERS = frozenset(
+    {"defaults", "auto", "noauto", "nofail", "fail", "_netdev", "user", "nouser", "users"}
+    | {"owner", "group", "suid", "dev", "relatime", "norelatime", "strictatime", "nostrictatime"}
+    | {"diratime", "nodiratime", "lazytime", "nolazytime", "iversion", "noiversion", "mand"}
+    | {"nomand", "silent", "loud", "default_permissions"}
+)
+_PREFIXES_OF_OTHERS = ("x-", "X-", "comment=")
 
 
 def add(commands: Commands) -> None:
@@ -39,7 +62,7 @@ def add(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="OPT,...",
-        help="allow_other, xattr, umask=OCTAL, uid=N, gid=N, and the kernel's ro, noexec, ...",
+        help="allow_other, xattr, umask=OCTAL, uid=N, gid=N, and those of mount(8)",
     )
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="default: ~/.cache/dserverfs")
     parser.add_argument(
@@ -78,6 +101,7 @@ def _add_logging(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="default: standard error")
     parser.add_argument(
         "--log-level",
+        type=str.lower,
         default="info",
         choices=["debug", "info", "warning", "error"],
         help="default: info",
@@ -95,7 +119,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _mount(arguments: argparse.Namespace) -> int:
-    from dserverfs import launcher, mountpoint
+    from dserverfs import launcher, mountinfo, mountpoint
     from dserverfs.model import DserverURI
     from dserverfs.settings import Settings
 
@@ -103,12 +127,35 @@ def _mount(arguments: argparse.Namespace) -> int:
     path = mountpoint.resolve(arguments.mountpoint)
     fuse = _fuse_arguments(arguments.options)
     settings = Settings.load()
+    mountpoint.refuse_own_files(path, _own_files(arguments, settings, uri.server))
     if arguments.foreground:
         return _serve(arguments, uri, path, fuse, settings, None)
     if arguments.log_file is None:
         arguments.log_file = settings.state_directory() / _log_name(path)
-    launcher.start(lambda ready_fd: _serve(arguments, uri, path, fuse, settings, ready_fd))
+    before = mountinfo.find_mounted(path)
+    try:
+        launcher.start(lambda ready_fd: _serve(arguments, uri, path, fuse, settings, ready_fd))
+    except BaseException:
+        # A daemon that was ended just after it had mounted; not one that died earlier, whose
+        # dead mount point keeps a mirror from taking an empty directory for the data.
+        if mountinfo.find_mounted(path) not in (before, None) and mountpoint.is_dead(path):
+            mountpoint.detach(path)
+        raise
     return 0
+
+
+def _own_files(
+    arguments: argparse.Namespace, settings: Settings, server: str
+) -> dict[str, Path | None]:
+    """Return what the daemon reads and writes, by what names it."""
+    return {
+        "--cache-dir": arguments.cache_dir or settings.cache_directory(),
+        "--staging-dir": arguments.staging_dir or settings.staging_directory(),
+        "--log-file": arguments.log_file,
+        "XDG_STATE_HOME": settings.state_directory(),
+        "DSERVER_TOKEN_FILE": settings.token_file(server),
+        "DSERVER_CA_FILE": settings.trust(server).ca_file,
+    }
 
 
 def _serve(
@@ -136,7 +183,7 @@ def _serve(
         tuple(fuse.kernel),
         verify=Policy(arguments.verify),
         staging_directory=_absolute(arguments.staging_dir),
-        read_only=arguments.read_only or "ro" in fuse.kernel,
+        read_only=arguments.read_only or fuse.is_read_only,
         freeze_delay_s=arguments.freeze_delay,
         xattr="xattr" in fuse.ours,
     )
@@ -168,11 +215,12 @@ class _Fuse(NamedTuple):
     gid: int
     ours: list[str]  # of _OUR_OPTIONS
     kernel: list[str]
+    is_read_only: bool
 
 
 def _fuse_arguments(options: Sequence[str]) -> _Fuse:
     numbers = {"umask": 0, "uid": os.getuid(), "gid": os.getgid()}
-    ours, kernel = [], []
+    ours, kernel, is_read_only = [], [], False
     for option in (part for group in options for part in group.split(",") if part):
         name, _, value = option.partition("=")
         if option in _OUR_OPTIONS:
@@ -182,11 +230,13 @@ def _fuse_arguments(options: Sequence[str]) -> _Fuse:
                 numbers[name] = int(value, 8 if name == "umask" else 10)
             except ValueError:
                 raise UsageError(f"-o {option}: {value!r} is not a number") from None
+        elif option in ("ro", "rw"):
+            is_read_only = option == "ro"  # the last one counts, as for mount(8)
         elif option in _KERNEL_OPTIONS:
             kernel.append(option)
-        else:
+        elif option not in _OPTIONS_OF_OTHERS and not option.startswith(_PREFIXES_OF_OTHERS):
             raise UsageError(f"-o {option}: unknown option")
-    return _Fuse(numbers["umask"], numbers["uid"], numbers["gid"], ours, kernel)
+    return _Fuse(numbers["umask"], numbers["uid"], numbers["gid"], ours, kernel, is_read_only)
 
 
 def _delay(text: str) -> float | None:
@@ -202,7 +252,11 @@ def _delay(text: str) -> float | None:
 
 
 def _log_name(path: Path) -> str:
-    return f"mount{str(path).replace('/', '-')[-200:]}.log"
+    name = os.fsencode(str(path).replace("/", "-"))
+    if len(name) > MAX_LOG_NAME_BYTES:  # another mount point may end alike
+        name = hashlib.sha256(name).hexdigest()[:16].encode() + name[-MAX_LOG_NAME_BYTES:]
+    # A character that was cut, and one that no text can hold, in its readable form.
+    return f"mount{os.fsdecode(name).encode('utf-8', 'replace').decode()}.log"
 
 
 def _log_to(path: Path | None, level: str) -> None:

@@ -8,43 +8,53 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dserverfs import control, mountpoint
-from dserverfs.control import Answer
+from dserverfs import control, mountinfo, mountpoint
+from dserverfs.control import Address, Answer
 from dserverfs.errors import UsageError
+from dserverfs.mountinfo import Mounted
 from dserverfs.settings import Settings
 
 
 class MountedPath(NamedTuple):
-    """A path that a running mount of this user answers for."""
+    """A path that a running mount answers for."""
 
     path: Path
     inode: int
-    socket: Path
+    address: Address
 
     def ask(self, command: str, **parameters: Any) -> Iterator[Answer]:
         """Yield the daemon's answers; raises UsageError with what it says."""
-        return control.ask(self.socket, {"command": command, "inode": self.inode, **parameters})
+        request = {"command": command, "inode": self.inode, **parameters}
+        return control.ask(self.address, request)
 
 
 def find(path: Path) -> MountedPath:
     """Return what `path` is; raises UsageError unless it is in a mount of dserverfs."""
     try:
-        status = os.stat(path)
+        status = mountpoint.within(mountpoint.ANSWER_TIMEOUT_S, path, lambda: os.stat(path))
     except OSError as error:
         if error.errno == errno.ENOTCONN:
             raise UsageError(
                 f"{path}: its mount is dead; what was staged is kept: mount it again"
             ) from None
         raise UsageError(f"{path}: {error.strerror}") from None
-    if not any(mounted.device == status.st_dev for mounted in mountpoint.all_mounted()):
-        raise UsageError(f"{path}: is not in a mount of dserverfs")
-    return MountedPath(path, status.st_ino, socket_of(status.st_dev))
+    for mounted in mountinfo.dserverfs_mounts():
+        if mounted.device == status.st_dev:
+            if not is_own(mounted):
+                raise UsageError(f"{path}: is in a mount of another user, who alone may ask it")
+            return MountedPath(path, status.st_ino, address_of(mounted))
+    raise UsageError(f"{path}: is not in a mount of dserverfs")
 
 
-def socket_of(device: int) -> Path:
-    """Return where the daemon of the mount with that st_dev listens."""
-    directory = Settings.load().state_directory() / "control"
-    return directory / control.socket_name(device)
+def is_own(mounted: Mounted) -> bool:
+    """Return whether this user may ask the daemon of that mount."""
+    return os.geteuid() in (mounted.owner, 0)
+
+
+def address_of(mounted: Mounted) -> Address:
+    """Return where the daemon of a mount listens."""
+    owner = os.geteuid() if mounted.owner is None else mounted.owner
+    return Address.of(Settings.load().control_directory(), mounted.device, owner)
 
 
 def last(answers: Iterator[Answer]) -> Any:

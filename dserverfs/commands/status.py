@@ -44,7 +44,7 @@ def _one(path: Path) -> dict[str, Any]:
 
 
 def _all() -> dict[str, Any]:
-    from dserverfs import control, edit_session, facts, mountpoint
+    from dserverfs import control, edit_session, facts, mountinfo
     from dserverfs.commands import mounted
     from dserverfs.errors import UsageError
     from dserverfs.settings import Settings
@@ -53,15 +53,15 @@ def _all() -> dict[str, Any]:
     mounts = []
     staged: dict[str, dict[str, Any]] = {}
     unsent: dict[str, dict[str, Any]] = {}
-    for mount in mountpoint.all_mounted():
-        socket = mounted.socket_of(mount.device)
-        if not socket.exists():
-            continue  # another user's, or dead
+    for mount in mountinfo.dserverfs_mounts():
+        if mount.owner != os.geteuid():
+            continue
         entry = {"path": mount.path, "uri": mount.source, "answers": True}
+        address = mounted.address_of(mount)
         try:
-            for known in mounted.last(control.ask(socket, {"command": "pending"})):
+            for known in mounted.last(control.ask(address, {"command": "pending"})):
                 staged[known["directory"]] = known
-            for change in mounted.last(control.ask(socket, {"command": "unsent"})):
+            for change in mounted.last(control.ask(address, {"command": "unsent"})):
                 unsent[change["file"]] = change
         except UsageError:
             entry["answers"] = False

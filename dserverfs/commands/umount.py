@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dserverfs.commands.common import Commands, say
+
+if TYPE_CHECKING:
+    from dserverfs.mountinfo import Mounted
 
 
 def add(commands: Commands) -> None:
@@ -29,19 +33,33 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dserverfs import launcher, mountpoint
+    from dserverfs import launcher, mountinfo, mountpoint
+    from dserverfs.errors import DaemonSilent, UsageError
 
     path = mountpoint.resolve(arguments.mountpoint)
-    mounted = mountpoint.find_mounted(path)
+    mounted = mountinfo.find_mounted(path)
     staged: list[dict[str, Any]] = []
     unsent: list[dict[str, Any]] = []
-    if mounted is not None and mounted.fstype == mountpoint.FSTYPE:
-        staged = _drain(mounted.device, arguments.timeout)
-        unsent = _unsent(mounted.device)
+    answer_timeout_s = min(arguments.timeout, mountpoint.ANSWER_TIMEOUT_S)
+    if (
+        mounted is not None
+        and mounted.fstype == mountinfo.FSTYPE
+        and not mountpoint.is_dead(path, answer_timeout_s)
+    ):
+        try:
+            staged, unsent = _drain(mounted, arguments.timeout, answer_timeout_s)
+        except DaemonSilent as error:
+            raise UsageError(
+                f"{path}: {error}; nothing was frozen or sent, and it is still mounted;"
+                f" fusermount3 -u {path} unmounts it all the same and leaves everything staged"
+            ) from error
     launcher.stop(path, arguments.timeout)
     for dataset in staged:
         reason = f": {dataset['reason']}" if dataset["reason"] else ""
-        say(f"stays staged: {dataset['name']} ({dataset['state']}){reason}", file=sys.stderr)
+        say(
+            f"stays staged: {dataset['base_uri']} {dataset['name']} ({dataset['state']}){reason}",
+            file=sys.stderr,
+        )
     for change in unsent:
         say(
             f"not sent: {change['name']}/{change['path']}: {change['reason']};"
@@ -51,43 +69,33 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _unsent(device: int) -> list[dict[str, Any]]:
-    """Return which changes of frozen datasets the server refused, or is not there for."""
-    from dserverfs import control
-    from dserverfs.commands import mounted
-    from dserverfs.errors import UsageError
+def _drain(
+    mount: Mounted, timeout_s: float, answer_timeout_s: float
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Have the daemon freeze what it may; return what stays staged and what is not sent.
 
-    socket = mounted.socket_of(device)
-    if not socket.exists():
-        return []
-    try:
-        changes: list[dict[str, Any]] = mounted.last(control.ask(socket, {"command": "unsent"}))
-    except UsageError:
-        return []  # the daemon is gone, or does not answer: unmounting says so
-    return [change for change in changes if change["reason"]]
-
-
-def _drain(device: int, timeout_s: float) -> list[dict[str, Any]]:
-    """Have the daemon freeze what it may; return what stays staged."""
+    Not sent are changes of frozen datasets that the server refused, or is not there for.
+    Raises DaemonSilent.
+    """
     from dserverfs import control
     from dserverfs.commands import mounted
     from dserverfs.commands.progress import ProgressLine
-    from dserverfs.errors import UsageError
 
-    socket = mounted.socket_of(device)
-    if not socket.exists():
-        return []
+    address = mounted.address_of(mount)
+
+    def ask(command: str, **parameters: float) -> Iterator[control.Answer]:
+        return control.ask(address, {"command": command, **parameters}, answer_timeout_s)
+
     staged: list[dict[str, Any]] = []
     try:
         with ProgressLine() as line:
-            for answer in control.ask(socket, {"command": "drain", "timeout_s": timeout_s}):
+            for answer in ask("drain", timeout_s=timeout_s):
                 if progress := answer.get("progress"):
                     total = progress["datasets_total"]
                     line.show(f"freezing: {progress['datasets_done']} of {total} datasets")
                 else:
                     staged = answer["result"]
     except KeyboardInterrupt:
-        staged = mounted.last(control.ask(socket, {"command": "pending"}))
-    except UsageError:
-        return []  # the daemon is gone, or does not answer: unmounting says so
-    return staged
+        staged = mounted.last(ask("pending"))
+    changes: list[dict[str, Any]] = mounted.last(ask("unsent"))
+    return staged, [change for change in changes if change["reason"]]
