@@ -1,8 +1,22 @@
-"""`python -m dserverfs`."""
+"""Where the program begins: the command `dserverfs`, and `python -m dserverfs`."""
 
+from __future__ import annotations
+
+import signal
 import sys
 
-from dserverfs.cli import main
+
+def main() -> int:
+    """Run the command that the arguments name; return the exit status."""
+    at_start = signal.getsignal(signal.SIGINT)
+    if at_start is signal.default_int_handler:
+        # Ctrl-C while modules are imported ends the process and shows nobody a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from dserverfs import cli
+
+    signal.signal(signal.SIGINT, at_start)
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())
