@@ -194,8 +194,11 @@ class OtherServer(BaseHTTPRequestHandler):
     versions: object = None
 
     def do_GET(self) -> None:
-        body = json.dumps(self.versions).encode()
-        self.send_response(200 if self.path == "/config/versions" else 404)
+        known = self.path == "/config/versions"
+        missing = {"code": 404, "status": "Not Found"}  # as flask-smorest says it
+        body = json.dumps(self.versions if known else missing).encode()
+        self.send_response(200 if known else 404)
+        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
