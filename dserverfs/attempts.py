@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from dserverfs.announcement import Announcement
-from dserverfs.errors import Cancelled, IntegrityError, ProtocolError, Unreachable
+from dserverfs.errors import Cancelled, Garbled, StorageRefused, Unreachable
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.outgoing import FilePart, Line
-from dserverfs.storage import Storage, StorageBusy, StorageRefused
-from dserverfs.transport import backoff_s
+from dserverfs.retry import STALL_S, Deadline, Retries
+from dserverfs.storage import Storage
 from dserverfs.upload_routes import UploadUrl, UploadUrls
 
 logger = logging.getLogger(__name__)
@@ -25,9 +25,7 @@ logger = logging.getLogger(__name__)
 # In a row, for one PUT: with the waits between them 32 s of a store that refuses
 # connections, and at most 4 minutes of one that stalls.
 ATTEMPTS = 6
-MAX_BACKOFF_S = 15.0
 _MOVED_AFTER = 3
-MAX_RETRY_AFTER_S = 60.0
 # What a store says to a body that is not that of the pinned Content-MD5: S3, Azure, Azurite.
 _OTHER_CONTENT = frozenset({"BadDigest", "Md5Mismatch", "InvalidOperation"})
 
@@ -138,12 +136,17 @@ class Attempts:
     ) -> Mapping[str, str]:
         """PUT until it is stored; return the headers of the answer.
 
-        A refused URL is renewed once, every other fault retried a few times.
+        A refused URL is renewed once, every other fault followed by a few attempts.
         `on_other_content` is called, and may raise, when the store got other
         bytes than the URL pins; `counted` bytes are progress.
         """
-        failures = 0
-        refused = False
+        retries = Retries(
+            Deadline(float("inf")),
+            what="PUT",
+            attempts=ATTEMPTS,
+            first_stall_s=STALL_S,
+            sleep=self._tally.wait,
+        )
         while True:
             place = target.url()
             try:
@@ -151,23 +154,14 @@ class Attempts:
             except StorageRefused as error:
                 if error.code in _OTHER_CONTENT:
                     on_other_content()
-                    failure: Exception = IntegrityError(f"{error}, though the file is as hashed")
-                elif refused:
-                    raise ProtocolError(f"{error}, for a URL signed just now") from error
+                    retries.again(Garbled(f"{error}, though the file is as hashed"))
                 else:
-                    refused = True
+                    retries.again(error)
                     target.renew()
-                    continue
             except Unreachable as error:
-                failure = error
-            refused = False
-            failures += 1
-            if failures >= ATTEMPTS:
-                raise failure
-            if failures == _MOVED_AFTER:
-                _ask_where_it_is_now(target)
-            logger.debug("attempt %d failed: %s", failures, failure)
-            self._tally.wait(_pause_s(failure, failures))
+                retries.again(error)
+                if retries.failures == _MOVED_AFTER:
+                    _ask_where_it_is_now(target)
 
     def _attempt(
         self, line: Line, place: UploadUrl, content: FilePart | bytes, counted: bool
@@ -192,10 +186,3 @@ def _ask_where_it_is_now(target: Target) -> None:
         target.renew()
     except Unreachable as error:
         logger.debug("no other URL: %s", error)
-
-
-def _pause_s(failure: Exception, failures: int) -> float:
-    wait_s = min(backoff_s(failures - 1), MAX_BACKOFF_S)
-    if isinstance(failure, StorageBusy):
-        wait_s = max(wait_s, min(failure.retry_after_s, MAX_RETRY_AFTER_S))
-    return wait_s

@@ -22,7 +22,7 @@ import struct
 import urllib3
 
 from dserverfs.errors import Unreachable
-from dserverfs.transport import Deadline
+from dserverfs.retry import STALL_S, Deadline
 
 PIECE_BYTES = 256 * 1024
 # Asked for at once where a socket cannot be read directly; a record of TLS has 16 KiB.
@@ -32,33 +32,30 @@ _BUFFERED_BYTES = 64 * 1024
 class Body:
     """What is left of one answer's body. Blocking; for one thread."""
 
-    def __init__(self, response: urllib3.BaseHTTPResponse, stall_timeout_s: float) -> None:
+    def __init__(self, response: urllib3.BaseHTTPResponse, deadline: Deadline) -> None:
+        """No wait is longer than the deadline's `stall_s`, the whole not much than itself."""
         source = response._fp  # type: ignore[attr-defined]
         assert isinstance(source, http.client.HTTPResponse)
         self._source = source
-        self._stall_timeout_s = stall_timeout_s
+        self._deadline = deadline
         self._socket = _plain_socket(source)
         self._buffered = _take_buffered(source, self._socket) if self._socket else b""
         self._left = source.length or 0
 
-    def read(self, count: int, deadline: Deadline) -> bytes:
-        """Return exactly `count` bytes; raises Unreachable if the body ends before, TimeoutError.
-
-        No wait without a byte is longer than the stall timeout, and the whole
-        not much longer than the deadline.
-        """
+    def read(self, count: int) -> bytes:
+        """Return exactly `count` bytes; raises Unreachable if it ends before, TimeoutError."""
         pieces = []
         while count:
-            piece = self.read_some(count, deadline)
+            piece = self.read_some(count)
             if not piece:
                 raise Unreachable("the body ended too soon")
             count -= len(piece)
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def read_some(self, count: int, deadline: Deadline) -> bytes:
+    def read_some(self, count: int) -> bytes:
         """Return at most `count` bytes, none at the end of the body or where it was cut off."""
-        timeout_s = min(self._stall_timeout_s, deadline.remaining_s())
+        timeout_s = self._deadline.wait_s()
         if self._socket is None:
             return self._read_buffered(min(count, _BUFFERED_BYTES), timeout_s)
         if self._buffered:
@@ -97,7 +94,7 @@ class Body:
         if self._socket is None:
             return
         # Blocking with a timeout of Python's, as urllib3 left it.
-        self._socket.settimeout(self._stall_timeout_s)
+        self._socket.settimeout(STALL_S)
         if self._left == 0 and not self._buffered:
             self._source.length = 0
             self._source.read()

@@ -24,6 +24,7 @@ import requests.utils
 import urllib3
 import urllib3.connection
 
+from dserverfs.bounded_sockets import BoundedSSLSocket, bound_all
 from dserverfs.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Trust:
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.set_alpn_protocols(["http/1.1"])
+        context.sslsocket_class = BoundedSSLSocket
         if not self.verify:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
             context.check_hostname = False
@@ -116,9 +118,18 @@ class Adapter(requests.adapters.HTTPAdapter):
         self, connections: int, maxsize: int, block: bool = False, **kwargs: Any
     ) -> None:
         super().init_poolmanager(connections, maxsize, block, **kwargs, **self._options)
+        bound_all(self.poolmanager)
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        return super().proxy_manager_for(proxy, **kwargs, **self._options)
+        manager = super().proxy_manager_for(proxy, **kwargs, **self._options)
+        bound_all(manager)
+        return manager
+
+    def begin_anew(self) -> None:
+        """Close what is kept and not in use."""
+        self.poolmanager.clear()
+        for manager in self.proxy_manager.values():
+            manager.clear()
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """Leave the context alone: requests would add certifi's authorities to it."""
@@ -140,7 +151,9 @@ def pool_manager(
     """Return urllib3's connections to hosts of this scheme, direct or by way of `proxy`."""
     options |= _options(trust, origin, proxy)
     if proxy is None:
-        return urllib3.PoolManager(**options)
+        manager = urllib3.PoolManager(**options)
+        bound_all(manager)
+        return manager
     parts = urllib.parse.urlsplit(proxy)
     if parts.scheme not in ("http", "https"):
         raise UsageError(
@@ -150,9 +163,11 @@ def pool_manager(
     if parts.username is not None:
         name = urllib.parse.unquote(parts.username)
         credentials = f"{name}:{urllib.parse.unquote(parts.password or '')}"
-    return urllib3.ProxyManager(
+    manager = urllib3.ProxyManager(
         proxy,
         proxy_headers=urllib3.make_headers(proxy_basic_auth=credentials),
         proxy_ssl_context=options.get("ssl_context"),
         **options,
     )
+    bound_all(manager)
+    return manager

@@ -11,13 +11,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import random
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 
-from dserverfs import edit_targets
+from dserverfs import edit_targets, retry
 from dserverfs.catalogue import Catalogue
 from dserverfs.edit_targets import Target
 from dserverfs.edited_files import EditedFiles, LocalFile
@@ -145,8 +144,8 @@ class EditSender:
             if file.target is not None:
                 self._local.note(file)
             if may_help and not file.writers:
-                file.pause_s = min(max(2 * file.pause_s, RETRY_S[0]), RETRY_S[1])
-                file.retry_at_s = time.monotonic() + file.pause_s * random.uniform(0.8, 1.0)
+                file.pause_s = retry.pause_s(file.pause_s, *RETRY_S)
+                file.retry_at_s = time.monotonic() + file.pause_s
                 self._begin_retrying()
         self._local.secure(file)
 

@@ -15,11 +15,18 @@ of a signed URL.
     +-- PermissionDenied         the token is good, the right is missing
     |   +-- NotAuthenticated     token missing, expired or malformed
     +-- Unreachable              server or store does not answer
+    |   +-- NotConnected         there was not even a connection
+    |   +-- Busy                 it answers that it cannot now
+    |   +-- NotTheServer         something answers in its place
     |   +-- DeadlineExceeded     it answers too slowly
+    |       +-- Stalled          one connection did; another may not
     +-- ProtocolError            the other side said what we cannot use
+    |   +-- UnusableAnswer       and may say something else when asked again
     +-- IntegrityError           bytes are not what the manifest says
+    |   +-- Garbled              they are not what was asked for; asked again they may be
     +-- NotStored                the store lacks an object that dserver or the manifest names
     +-- LocalDiskError           a file of our own (cache, state) cannot be read or written
+    +-- StorageRefused           the store refused a signed URL, which may have expired
     +-- Unsupported              this server has no route for it
     +-- Conflict                 exists already, or is being written by another
     |   +-- NameTaken            another dataset is shown under that name
@@ -28,8 +35,10 @@ of a signed URL.
     +-- ItemChanged              a local file is not what was hashed
     +-- Cancelled                the caller asked to stop
 
-Each carries `uri` and `status` where they are known. Which errno an error
-becomes is said in one place, `dserverfs.operations`.
+Each carries `uri` and `status` where they are known, and can be made with a
+message and these two alone: whoever copies, pickles or words an error anew need
+not know its kind. Which errno an error becomes is said in one place,
+`dserverfs.operations`; which of them is worth another attempt, in `dserverfs.retry`.
 """
 
 from __future__ import annotations
@@ -86,12 +95,43 @@ class Unreachable(DserverfsError):
     """No connection, or none that carries an answer; trying later may help."""
 
 
+class NotConnected(Unreachable):
+    """No connection could be made, so that nothing was asked."""
+
+
+class Busy(Unreachable):
+    """It cannot now; it may say for how long."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        uri: str | None = None,
+        status: int | None = None,
+        retry_after_s: float = 0.0,
+    ) -> None:
+        super().__init__(message, uri=uri, status=status)
+        self.retry_after_s = retry_after_s
+
+
+class NotTheServer(Unreachable):
+    """A redirect, where no token goes, or a page: of a proxy, a login, or a wrong address."""
+
+
 class DeadlineExceeded(Unreachable):
     """The time for the whole operation is over."""
 
 
+class Stalled(DeadlineExceeded):
+    """A connection was given up because nothing came by it."""
+
+
 class ProtocolError(DserverfsError):
     """The answer is not of the documented form; trying again does not help."""
+
+
+class UnusableAnswer(ProtocolError):
+    """A fault of the server, or a page of somebody between; a second answer may be right."""
 
 
 class IntegrityError(DserverfsError):
@@ -104,6 +144,25 @@ class NotStored(DserverfsError):
 
 class LocalDiskError(DserverfsError):
     """A file of our own cannot be used; what the disk said of it is nothing about the user's."""
+
+
+class Garbled(IntegrityError):
+    """An answer is not the bytes that were asked for; a second one may be."""
+
+
+class StorageRefused(DserverfsError):
+    """The store answered 400, 401 or 403: the URL may have expired; resolve a new one, once."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        uri: str | None = None,
+        status: int | None = None,
+        code: str = "",
+    ) -> None:
+        super().__init__(message, uri=uri, status=status)
+        self.code = code  # the store's own, "AccessDenied"
 
 
 class Unsupported(DserverfsError):
@@ -129,8 +188,15 @@ class TooLarge(DserverfsError):
 class ItemChanged(DserverfsError):
     """A local file changed after it was described or hashed: describe it again, then retry."""
 
-    def __init__(self, message: str, *, relpath: str) -> None:
-        super().__init__(message)
+    def __init__(
+        self,
+        message: str,
+        *,
+        uri: str | None = None,
+        status: int | None = None,
+        relpath: str = "",
+    ) -> None:
+        super().__init__(message, uri=uri, status=status)
         self.relpath = relpath
 
 

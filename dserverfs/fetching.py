@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import OrderedDict
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
 from dserverfs.blocks import BLOCK_SIZE, Run
 from dserverfs.cached_items import HashMismatch
-from dserverfs.errors import DeadlineExceeded, IntegrityError, ProtocolError, Unreachable
+from dserverfs.errors import (
+    DeadlineExceeded,
+    DserverfsError,
+    IntegrityError,
+    NotConnected,
+    StorageRefused,
+)
 from dserverfs.item_content import ItemContent
+from dserverfs.retry import FIRST_STALL_S, Deadline, Retries
 from dserverfs.signed_urls import UrlSource
-from dserverfs.storage import ByteRange, Storage, StorageRefused
-from dserverfs.transport import Deadline, backoff_s
+from dserverfs.storage import ByteRange, Storage
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 4
 MAX_ETAGS = 4096
 
 T = TypeVar("T")
@@ -62,13 +66,13 @@ class Fetcher:
         Raises what the resolver, the store and the receiver raise.
         """
         next_block = run.first
-        attempt = 0
-        refused = False
         mismatched = False
+        retries = Retries(deadline, what=f"item {content.identifier}", first_stall_s=FIRST_STALL_S)
 
         def on_block(data: bytes) -> None:
             nonlocal next_block
             deadline.restart()
+            retries.progressed()
             receiver.receive(next_block, data)
             next_block += 1
 
@@ -77,8 +81,7 @@ class Fetcher:
             self._check_etag(content, etag)
 
         while next_block < run.first + run.length:
-            before = next_block
-            deadline.remaining_s()
+            limit = retries.limit()
             receiver.begin()
             url = self._urls.item_url(content.dataset, content.identifier, content.neighbours)
             start = next_block * BLOCK_SIZE
@@ -89,15 +92,10 @@ class Fetcher:
                     ByteRange(start, end - start, content.size_in_bytes),
                     block_size=BLOCK_SIZE,
                     etag=self._etags.get(content.key),
-                    deadline=deadline,
+                    deadline=limit,
                     on_etag=on_etag,
                     on_block=on_block,
                 )
-            except StorageRefused as error:
-                self._urls.forget_url(content.dataset, content.identifier, url)
-                if refused:
-                    raise ProtocolError(f"{error}, also with a new URL") from error
-                refused = True
             except Outdated:
                 logger.debug("%s: fetched again, it was dropped meanwhile", content.dataset.uri)
             except HashMismatch as error:
@@ -105,13 +103,12 @@ class Fetcher:
                     raise
                 mismatched = True
                 logger.warning("%s; fetched once more", error)
-            except Unreachable as error:
-                attempt = 0 if next_block > before else attempt
-                if attempt + 1 >= ATTEMPTS or isinstance(error, DeadlineExceeded):
-                    raise
-                logger.debug("%s: tried again after: %s", content.dataset.uri, error)
-                time.sleep(min(backoff_s(attempt), deadline.remaining_s()))
-                attempt += 1
+            except DserverfsError as error:
+                if isinstance(error, StorageRefused):
+                    self._urls.forget_url(content.dataset, content.identifier, url)
+                elif isinstance(error, NotConnected) and retries.failures:
+                    self._urls.forget_host(url)  # it may have moved
+                retries.again(error)
 
     def forget(self, content: ItemContent) -> None:
         """Take whatever version of the object there is from now on."""

@@ -14,7 +14,6 @@ server again; frozen, the next mount only deletes.
 from __future__ import annotations
 
 import logging
-import random
 import shutil
 import threading
 import time
@@ -23,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from dserverfs import sealing
+from dserverfs import retry, sealing
 from dserverfs.errors import (
     Cancelled,
     Conflict,
@@ -424,7 +423,7 @@ class Freezer:
         """Return for how long it is not tried again by itself: twice as long each time."""
         with self._condition:
             _, last_s = self._retry_at_s.get(staged.directory, (0.0, 0.0))
-            pause_s = min(max(2 * last_s, least_s), RETRY_S[1]) * random.uniform(0.8, 1.0)
+            pause_s = retry.pause_s(last_s, least_s, RETRY_S[1])
             self._retry_at_s[staged.directory] = (time.monotonic() + pause_s, pause_s)
             return pause_s
 

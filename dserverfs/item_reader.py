@@ -17,7 +17,7 @@ from dserverfs.errors import DeadlineExceeded, IntegrityError
 from dserverfs.fetching import wait_for
 from dserverfs.item_content import ItemContent
 from dserverfs.reader import Reader
-from dserverfs.transport import Deadline
+from dserverfs.retry import Deadline
 
 Buffer = bytes | bytearray | memoryview
 

@@ -32,7 +32,7 @@ from dserverfs.errors import (
     UsageError,
 )
 from dserverfs.model import User
-from dserverfs.routes import json_of
+from dserverfs.routes import FIRST_ATTEMPTS, json_of
 from dserverfs.transport import ServerTransport, TokenSource
 
 _ROUTES = ("/token", "/auth/ldap/token")
@@ -111,7 +111,7 @@ def _post(url: str, credentials: Credentials, trust: Trust) -> str:
     transport = ServerTransport(url, TokenSource(None, None), trust=trust)
     try:
         response = transport.request(
-            "POST", "", json=credentials._asdict(), authenticated=False, attempts_to_connect=1
+            "POST", "", json=credentials._asdict(), authenticated=False, attempts=FIRST_ATTEMPTS
         )
     except (NotAuthenticated, ProtocolError) as error:
         if isinstance(error, NotAuthenticated) or error.status == 400:

@@ -275,10 +275,13 @@ class _Exchange:
         return count[0]
 
     def _read_answer(self, timeout_s: float) -> Answer:
-        data = b""
+        """Return the answer; once it has begun, its head has to be there in time."""
+        # Before that the kernel may still be sending, for as long as the link takes.
+        data = self._receive(timeout_s)
+        end_s = time.monotonic() + timeout_s
         while True:
             while b"\r\n\r\n" not in data:
-                data += self._receive(timeout_s)
+                data += self._receive(end_s - time.monotonic())
                 if len(data) > _MAX_ANSWER_BYTES:
                     raise ConnectionError("the head of the answer does not end")
             head, _, data = data.partition(b"\r\n\r\n")
@@ -303,9 +306,10 @@ class _Exchange:
 
     def _read_body(self, data: bytes, wanted: int) -> bytes:
         """Return up to `wanted` bytes; fewer if it breaks off, for the status is known already."""
+        end_s = time.monotonic() + self._stall_timeout_s
         while len(data) < wanted:
             try:
-                data += self._receive(self._stall_timeout_s)
+                data += self._receive(end_s - time.monotonic())
             except (TimeoutError, ConnectionError):
                 break
             if data.endswith(b"\r\n0\r\n\r\n"):  # of a chunked answer, which nobody takes apart
@@ -313,6 +317,8 @@ class _Exchange:
         return data[:wanted]
 
     def _receive(self, timeout_s: float) -> bytes:
+        if timeout_s <= 0:
+            raise TimeoutError("the answer did not come in time")
         while True:
             try:
                 piece: bytes = self._socket.recv(_MAX_ANSWER_BYTES)

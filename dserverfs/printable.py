@@ -51,5 +51,16 @@ class PrintableFormatter(logging.Formatter):
         return "\n".join(printable(line) for line in lines)
 
 
+def public_url(url: str) -> str:
+    """Return `url` without what may be a secret in it: user, query and fragment.
+
+    For every message and log line that names a URL. Nothing is checked, for a
+    server may answer anything as a URL: all before the last @ counts as a user.
+    """
+    address = url.partition("?")[0].partition("#")[0]
+    scheme, separator, rest = address.rpartition("://")
+    return one_line(f"{scheme}{separator}{rest.rpartition('@')[2]}", 2000)
+
+
 def _escape(letter: str) -> str:
     return letter.encode("unicode_escape").decode("ascii")

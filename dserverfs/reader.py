@@ -42,9 +42,9 @@ from dserverfs.item_content import ItemContent
 from dserverfs.loaded_blocks import LoadedBlocks, RecentFailures, Shelf
 from dserverfs.many_gets import ManyGets
 from dserverfs.prefetch import Claim, Prefetch
+from dserverfs.retry import Deadline
 from dserverfs.signed_urls import UrlSource
 from dserverfs.storage import Storage
-from dserverfs.transport import Deadline
 from dserverfs.verification import STRICT_LIMIT_BYTES, Verdict, Verification
 from dserverfs.verify import Policy
 

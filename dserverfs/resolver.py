@@ -7,37 +7,35 @@ keeping longer is kept by the catalogue. Blocking and thread-safe.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dserverfs.errors import (
-    DeadlineExceeded,
-    NotFound,
-    NotStored,
-    ProtocolError,
-    Unreachable,
-)
+from dserverfs.errors import DserverfsError, NotFound, NotStored, ProtocolError
 from dserverfs.limits import component_is_usable
 from dserverfs.listings import Listings
 from dserverfs.model import UUID, Dataset, Identifier, User, split_base_uri
+from dserverfs.printable import public_url
+from dserverfs.retry import Deadline, Retries, refused_url
 from dserverfs.routes import Capabilities, Routes, json_of, string_map
 from dserverfs.signed_urls import SignedURL
 from dserverfs.signing import MAX_REMEMBERED, Signing, is_asked_whole
-from dserverfs.storage import Storage, StorageRefused
-from dserverfs.transport import METADATA_TIMEOUT_S, Deadline, ServerTransport, backoff_s
+from dserverfs.storage import Storage
+from dserverfs.transport import METADATA_TIMEOUT_S, ServerTransport
 from dserverfs.upload_routes import UploadRoutes
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_TIMEOUT_S = 120.0
 MANIFEST_TOTAL_S = 3600.0
-OBJECT_ATTEMPTS = 3
+# The server reads and writes it before the first byte comes. Guess: ten times what ours takes.
+MANIFEST_S_PER_ITEM = 0.0002
+# What comes more slowly is not coming: it would hold up all that are loaded after it.
+MANIFEST_BYTES_PER_S = 4096
 # A manifest's keys come sorted, its version before its items.
 _MANIFEST_HEAD_BYTES = 64 * 1024
 _DTOOLCORE_VERSION = re.compile(rb'"dtoolcore_version"\s*:\s*"([0-9A-Za-z.+-]{1,40})"')
@@ -129,20 +127,46 @@ class Resolver:
         """
         return Dataset.from_json(json_of(self._routes.core("uris", uri)))
 
-    def manifest_pieces(self, dataset: Dataset) -> Iterator[bytes]:
+    def manifest_pieces(self, dataset: Dataset) -> Generator[bytes, None, None]:
         """Yield the manifest's JSON, as the server sends it.
 
-        Takes as long as it takes, up to MANIFEST_TOTAL_S, if only something comes
-        every MANIFEST_TIMEOUT_S: a million items are 60 MB, compressed.
+        Takes as long as it takes, up to MANIFEST_TOTAL_S, if only it comes at
+        MANIFEST_BYTES_PER_S: a million items are 60 MB, compressed. One that breaks
+        off is fetched again, and goes on where it broke off if it is the same.
         """
-        stalled, over = Deadline(MANIFEST_TIMEOUT_S), Deadline(MANIFEST_TOTAL_S)
-        response = self._routes.core(
-            "manifests", dataset.uri, stream=True, timeout_s=MANIFEST_TIMEOUT_S
-        )
-        for piece in self._transport.read_pieces(response, stalled, max_bytes=None):
-            over.remaining_s()
-            stalled.restart()
-            yield piece
+        over = Deadline(MANIFEST_TOTAL_S)
+        deadline = Deadline(_manifest_timeout_s(dataset))
+        retries = Retries(deadline, what=f"manifest of {dataset.uri}")
+        had = _Prefix()
+        while True:
+            try:
+                for piece in self._manifest_after(had, dataset, retries.limit()):
+                    over.remaining_s()
+                    yield piece
+                return
+            except DserverfsError as error:
+                retries.again(error)
+
+    def _manifest_after(self, had: _Prefix, dataset: Dataset, limit: Deadline) -> Iterator[bytes]:
+        """Yield what comes after `had`, in one attempt, and add it there."""
+        response = self._routes.core_stream("manifests", dataset.uri, limit)
+        again = _Prefix()
+        for piece in self._transport.read_pieces(response, limit, max_bytes=None):
+            limit.extend(len(piece) / MANIFEST_BYTES_PER_S)
+            known = piece[: had.count - again.count]
+            if known:
+                again.add(known)
+                if again.count == had.count and not again.is_same(had):
+                    break
+            if len(known) < len(piece):
+                had.add(piece[len(known) :])
+                again = had
+                yield piece[len(known) :]
+        if again is not had and not again.is_same(had):
+            raise ProtocolError(
+                f"{self.server_url}: the manifest of {dataset.uri} changed while it was fetched",
+                uri=dataset.uri,
+            )
 
     def readme(self, dataset: Dataset) -> bytes:
         """Return the content of README.yml."""
@@ -175,14 +199,16 @@ class Resolver:
         if not self.signs_metadata(dataset):
             return self._indexed_metadata(dataset)
         deadline = Deadline(METADATA_TIMEOUT_S)
+
+        def ask() -> Metadata:
+            retries = Retries(deadline, repeatable=refused_url)
+            return retries.run(lambda limit: self._stored_metadata(dataset, limit))
+
         try:
-            return self._stored_metadata(dataset, deadline)
-        except (StorageRefused, NotStored) as error:  # expired, or deleted since it was named
+            return ask()
+        except NotStored as error:  # deleted since it was named
             logger.debug("%s: signed once more: %s", dataset.uri, error)
-        try:
-            return self._stored_metadata(dataset, deadline)
-        except StorageRefused as error:
-            raise ProtocolError(f"{error}, for a URL signed just now", uri=dataset.uri) from error
+            return ask()
 
     def signs_metadata(self, dataset: Dataset) -> bool:
         """Return whether `metadata_urls` can be asked for.
@@ -224,6 +250,10 @@ class Resolver:
         """Drop `url`, which the store refused, unless it was already replaced."""
         self._signing.forget(dataset, identifier, url)
 
+    def forget_host(self, url: SignedURL) -> None:
+        """Drop all URLs of a host that cannot be reached: the store may be elsewhere by now."""
+        self._signing.forget_host(url)
+
     def _usable(self, base_uris: Sequence[str]) -> tuple[str, ...]:
         usable = []
         for base_uri in base_uris:
@@ -253,16 +283,13 @@ class Resolver:
             return Metadata(admin.result(), urls.tags, overlays, annotations)
 
     def _read_object(self, url: str, deadline: Deadline) -> bytes:
-        attempt = 0
-        while True:
-            try:
-                return self._storage.read_object(url, deadline)
-            except Unreachable as error:
-                attempt += 1
-                if attempt >= OBJECT_ATTEMPTS or isinstance(error, DeadlineExceeded):
-                    raise
-                logger.debug("tried again after: %s", error)
-                time.sleep(min(backoff_s(attempt - 1), deadline.remaining_s()))
+        """Return a small object; a refused URL is the caller's to replace."""
+
+        def is_repeatable(error: DserverfsError) -> bool:
+            return not refused_url(error)
+
+        retries = Retries(deadline, what=public_url(url), repeatable=is_repeatable)
+        return retries.run(lambda limit: self._storage.read_object(url, limit))
 
     def _indexed_metadata(self, dataset: Dataset) -> Metadata:
         tags = json_of(self._routes.core("tags", dataset.uri))
@@ -295,12 +322,8 @@ class Resolver:
 
     def _dtoolcore_version(self, dataset: Dataset) -> dict[str, str]:
         """Return what the beginning of the manifest says of the version that made it."""
-        deadline = Deadline(MANIFEST_TIMEOUT_S)
-        response = self._routes.core(
-            "manifests", dataset.uri, stream=True, timeout_s=MANIFEST_TIMEOUT_S
-        )
         head = b""
-        pieces = self._transport.read_pieces(response, deadline, max_bytes=None)
+        pieces = self.manifest_pieces(dataset)
         for piece in pieces:
             head += piece
             if len(head) >= _MANIFEST_HEAD_BYTES or b'"items"' in head:
@@ -313,6 +336,26 @@ class Resolver:
         if message not in self._warned and len(self._warned) < MAX_REMEMBERED:
             self._warned.add(message)
             logger.warning("%s", message)
+
+
+class _Prefix:
+    """What there was of a manifest before it broke off."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._hash = hashlib.sha256()
+
+    def add(self, piece: bytes) -> None:
+        self.count += len(piece)
+        self._hash.update(piece)
+
+    def is_same(self, other: _Prefix) -> bool:
+        return self.count == other.count and self._hash.digest() == other._hash.digest()
+
+
+def _manifest_timeout_s(dataset: Dataset) -> float:
+    """Return for how long nothing may come of a manifest."""
+    return METADATA_TIMEOUT_S + MANIFEST_S_PER_ITEM * (dataset.number_of_items or 0)
 
 
 def _sorted_texts(tags: list[Any]) -> tuple[str, ...]:

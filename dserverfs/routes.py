@@ -11,6 +11,7 @@ import logging
 import re
 import threading
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ from dserverfs.errors import (
     Unreachable,
     Unsupported,
 )
+from dserverfs.printable import public_url
+from dserverfs.retry import Deadline
 from dserverfs.transport import ServerTransport
 
 logger = logging.getLogger(__name__)
@@ -39,6 +42,8 @@ OWN_PUBLICATIONS_PLUGIN = "dserverfs.server.publications"
 _CORE_NAMES = ("dservercore", "dserver", "dtool_lookup_server")
 # The last release of dservercore that cannot change a README, a tag or an annotation.
 _LAST_WITHOUT_CHANGES = (0, 22, 0)
+# Of what is asked first: one lost connection is survived, a wrong address is told soon.
+FIRST_ATTEMPTS = 2
 _RELEASE = re.compile(r"(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?\Z")
 
 
@@ -82,7 +87,7 @@ class Routes:
     def capabilities(self) -> Capabilities:
         """Return which routes there are; asked once, and without a token if that is enough.
 
-        A server that is not there is not asked again, so that a mount of a
+        A server that is not there is asked only once more, so that a mount of a
         wrong address fails at once.
         """
         with self._lock:
@@ -116,17 +121,24 @@ class Routes:
         Behind a proxy that decodes `%2F` or merges slashes only the form
         `s3/bucket/uuid` arrives; which one does is found out once.
         """
+        return self._core(route, uri, lambda path: self.transport.request("GET", path, **options))
+
+    def core_stream(self, route: str, uri: str, limit: Deadline) -> requests.Response:
+        """As `core`, in one attempt; the body is left to the transport's `read_pieces`."""
+        return self._core(route, uri, lambda path: self.transport.stream(path, limit))
+
+    def _core(
+        self, route: str, uri: str, ask: Callable[[str], requests.Response]
+    ) -> requests.Response:
         encoded, suffix = f"/{route}/{quote(uri)}", f"/{route}/{_suffix(uri)}"
         try:
-            response = self.transport.request(
-                "GET", suffix if self._suffix_form else encoded, **options
-            )
+            response = ask(suffix if self._suffix_form else encoded)
         except DserverfsError as error:
             explained = self.explained(error, uri)
             if self._suffix_form is not None or not _may_be_spoilt(error):
                 raise explained from _unless_same(error, explained)
             try:
-                response = self.transport.request("GET", suffix, **options)
+                response = ask(suffix)
             except DserverfsError:
                 raise explained from _unless_same(error, explained)
             self._suffix_form = True
@@ -192,7 +204,7 @@ class Routes:
     def _ask_capabilities(self) -> Capabilities:
         try:
             response = self.transport.request(
-                "GET", "/config/versions", authenticated=False, attempts_to_connect=1
+                "GET", "/config/versions", authenticated=False, attempts=FIRST_ATTEMPTS
             )
         except (NotFound, PermissionDenied) as error:
             raise ProtocolError(
@@ -227,7 +239,7 @@ class Routes:
         Then a dataset in no base URI is refused (403); a route that is not there is a 404.
         """
         try:
-            self.transport.request("GET", "/signed-urls/dataset/x", attempts_to_connect=1)
+            self.transport.request("GET", "/signed-urls/dataset/x", attempts=FIRST_ATTEMPTS)
         except NotFound:
             return False
         except (NotAuthenticated, Unreachable):
@@ -251,8 +263,9 @@ def json_of(response: requests.Response) -> Any:
     try:
         return response.json()
     except ValueError as error:
-        where = response.url.partition("?")[0]
-        raise ProtocolError(f"{where}: the answer is not JSON; is this a dserver?") from error
+        raise ProtocolError(
+            f"{public_url(response.url)}: the answer is not JSON; is this a dserver?"
+        ) from error
 
 
 def string_map(value: Any, what: str) -> dict[str, str]:

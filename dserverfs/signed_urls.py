@@ -102,6 +102,9 @@ class UrlSource(Protocol):
     def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
         """Drop a URL that the store refused."""
 
+    def forget_host(self, url: SignedURL) -> None:
+        """Drop all URLs of a host that cannot be reached: the store may be elsewhere by now."""
+
 
 class UrlBook:
     """Signed URLs by dataset and item."""
@@ -172,6 +175,14 @@ class UrlBook:
             if known.get(identifier) is url:
                 self._drop_locked(known, identifier)
 
+    def forget_host(self, url: SignedURL) -> None:
+        """Drop every URL that leads where `url` does."""
+        origin = _origin(url)
+        with self._lock:
+            for known in self._urls.values():
+                for identifier in [key for key, each in known.items() if _origin(each) == origin]:
+                    self._drop_locked(known, identifier)
+
     def _answer(
         self,
         dataset: BackendURI,
@@ -204,6 +215,11 @@ class _Question(NamedTuple):
 
     identifier: Identifier
     urls: Future[Mapping[Identifier, SignedURL]]
+
+
+def _origin(url: SignedURL) -> str:
+    """Return scheme and host."""
+    return "/".join(url.url.split("/", 3)[:3])
 
 
 def _size(url: SignedURL) -> int:

@@ -66,6 +66,10 @@ class Signing:
         """Drop `url`, which the store refused, unless it was already replaced."""
         self._urls.forget(dataset.uri, identifier, url)
 
+    def forget_host(self, url: SignedURL) -> None:
+        """Drop all URLs of a host that cannot be reached."""
+        self._urls.forget_host(url)
+
     def dataset_urls(self, dataset: Dataset) -> dict[str, Any]:
         """Return the answer about a dataset's metadata; keep what it says of items."""
         # A server that does not know the parameter ignores it and answers with all.

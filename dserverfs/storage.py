@@ -4,9 +4,9 @@ Used by the reader (ranges of items) and the resolver (small metadata objects).
 Never sees a token, never logs a URL's query. urllib3's pool, on which requests
 is built, because 5,000 GETs of 4 KiB take 3.0 s with requests and 1.6 s with it.
 
-Every call blocks: no single wait on the network is longer than
-STALL_TIMEOUT_S, and the body of an answer ends at the call's deadline however
-slowly it trickles. Thread-safe.
+Every call is one attempt (`retry` says when there is another) and blocks: no wait
+on the network is longer than its deadline's `stall_s`, and the whole exchange ends
+with the deadline however slowly it trickles. Thread-safe.
 """
 
 from __future__ import annotations
@@ -21,27 +21,26 @@ from typing import NamedTuple
 import urllib3
 
 from dserverfs.body import PIECE_BYTES, Body
+from dserverfs.bounded_sockets import CONNECT_TIMEOUT_S, within
 from dserverfs.connections import Trust, pool_manager, proxy_for
 from dserverfs.errors import (
-    DeadlineExceeded,
+    Busy,
     DserverfsError,
+    Garbled,
     IntegrityError,
+    NotConnected,
     NotStored,
+    NotTheServer,
     ProtocolError,
+    Stalled,
+    StorageRefused,
     Unreachable,
 )
 from dserverfs.outgoing import FilePart, Line, Pulse, Way, open_way
-from dserverfs.transport import (
-    CONNECT_TIMEOUT_S,
-    USER_AGENT,
-    Deadline,
-    retry_after_s,
-    sleep_within,
-)
+from dserverfs.printable import one_line, public_url
+from dserverfs.retry import BUSY_STATUSES, STALL_S, Deadline, retry_after_s
+from dserverfs.transport import USER_AGENT
 
-STALL_TIMEOUT_S = 30.0
-# How often one call asks again when the store says when: 503 or 429 with Retry-After.
-MAX_WAITS = 3
 MAX_OBJECT_BYTES = 64 * 1024 * 1024
 _SMALL_BODY_BYTES = 4096
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
@@ -49,22 +48,6 @@ _TOTAL = re.compile(r"/(\d+)\Z")
 # Answered with 400, by a store that got tired of waiting for the body.
 _TRANSIENT_CODES = frozenset({"RequestTimeout", "IncompleteBody"})
 _XML_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
-
-
-class StorageRefused(DserverfsError):
-    """The store answered 400, 401 or 403: the URL may have expired; resolve a new one, once."""
-
-    def __init__(self, message: str, *, status: int, code: str) -> None:
-        super().__init__(message, status=status)
-        self.code = code  # the store's own, "AccessDenied"
-
-
-class StorageBusy(Unreachable):
-    """The store cannot now; it may say for how long."""
-
-    def __init__(self, message: str, *, status: int, retry_after_s: float) -> None:
-        super().__init__(message, status=status)
-        self.retry_after_s = retry_after_s
 
 
 class ByteRange(NamedTuple):
@@ -83,7 +66,7 @@ class Storage:
         trust: Trust | None = None,
         *,
         max_connections: int = 32,
-        stall_timeout_s: float = STALL_TIMEOUT_S,
+        stall_timeout_s: float = STALL_S,
     ) -> None:
         """Of each host at most `max_connections` are kept while idle; a PUT may stall so long."""
         self._stall_timeout_s = stall_timeout_s
@@ -100,19 +83,19 @@ class Storage:
             if response.status != 200:
                 raise _refusal(response, url)
             _check_encoding(response, url)
-            body = Body(response, STALL_TIMEOUT_S)
+            body = Body(response, deadline)
             content = bytearray()
-            while piece := body.read_some(PIECE_BYTES, deadline):
+            while piece := body.read_some(PIECE_BYTES):
                 content += piece
                 if len(content) > MAX_OBJECT_BYTES:
-                    raise ProtocolError(f"{_public(url)}: larger than any metadata should be")
+                    raise ProtocolError(f"{public_url(url)}: larger than any metadata should be")
             promised = response.headers.get("Content-Length")
             if promised is not None and promised != str(len(content)):
-                raise Unreachable(f"{_public(url)}: the body ended too soon")
+                raise Unreachable(f"{public_url(url)}: the body ended too soon")
             body.finish()
             return bytes(content)
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-            raise _no_answer(error, url) from error
+            raise self._failure(error, url) from error
         finally:
             _give_back(response)
 
@@ -135,10 +118,10 @@ class Storage:
             _check_encoding(response, url)
             length = response.headers.get("Content-Length", "")
             if not length.isdecimal():
-                raise ProtocolError(f"{_public(url)}: the store does not say how large it is")
+                raise ProtocolError(f"{public_url(url)}: the store does not say how large it is")
             return int(length)
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-            raise _no_answer(error, url) from error
+            raise self._failure(error, url) from error
         finally:
             _give_back(response)
 
@@ -175,19 +158,19 @@ class Storage:
                 _check_content_range(response, url, wanted)
             else:
                 _check_whole(response, url, wanted)
-            body = Body(response, STALL_TIMEOUT_S)
+            body = Body(response, deadline)
             if response.status == 200:
-                _skip(body, wanted.start, deadline)
+                _skip(body, wanted.start)
             if "ETag" in response.headers:
                 on_etag(response.headers["ETag"])
             remaining = wanted.length
             while remaining:
-                block = body.read(min(block_size, remaining), deadline)
+                block = body.read(min(block_size, remaining))
                 remaining -= len(block)
                 on_block(block)
             body.finish()
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-            raise _no_answer(error, url) from error
+            raise self._failure(error, url) from error
         finally:
             _give_back(response)
 
@@ -205,7 +188,7 @@ class Storage:
     ) -> Mapping[str, str]:
         """PUT `content` with exactly the headers that the URL pins; return those of the answer.
 
-        Tries once. Raises StorageRefused (its `code` tells an expired URL from
+        Raises StorageRefused (its `code` tells an expired URL from
         wrong content, which a pinned Content-MD5 shows), Unreachable,
         ProtocolError, ItemChanged if the file is shorter, and what `pulse` raises.
         """
@@ -214,7 +197,7 @@ class Storage:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise _no_answer(error, url, "written to") from error
         except ValueError as error:
-            raise ProtocolError(f"{_public(url)}: {error}") from error
+            raise ProtocolError(f"{public_url(url)}: {error}") from error
         if answer.status not in (200, 201, 204):
             raise _refused(answer.status, answer.reason, answer.body, answer.headers, url)
         return answer.headers
@@ -247,34 +230,10 @@ class Storage:
     def _get(
         self, url: str, headers: dict[str, str], deadline: Deadline
     ) -> urllib3.BaseHTTPResponse:
-        """Return the answer, its body unread; waits where the store says how long."""
-        waits = 0
-        while True:
-            response = self._ask(url, headers, deadline)
-            if response.status not in (429, 503) or "Retry-After" not in response.headers:
-                return response
-            wait_s = retry_after_s(response.headers)
-            waits += 1
-            if waits > MAX_WAITS:
-                return response
-            failure = _refusal(response, url)
-            _give_back(response)
-            if not sleep_within(deadline, wait_s):
-                raise failure
-
-    def _ask(
-        self, url: str, headers: dict[str, str], deadline: Deadline
-    ) -> urllib3.BaseHTTPResponse:
-        """Return the answer to one GET; a kept connection that turns out dead counts for nothing.
-
-        urllib3 sees one that was closed before, but not one that closes while we
-        ask, or whose other end has forgotten it: then nothing comes back, and the
-        same is asked once more on a new connection.
-        """
-        fresh = False
-        while True:
-            pool = self._pool(url)
-            try:
+        """Return the answer to one GET, its body unread."""
+        pool = self._pool(url)
+        try:
+            with within(deadline):
                 return pool.request(
                     "GET",
                     url,
@@ -287,28 +246,27 @@ class Storage:
                     decode_content=False,
                     redirect=False,
                     retries=False,
-                    timeout=urllib3.Timeout(
-                        connect=min(CONNECT_TIMEOUT_S, deadline.remaining_s()),
-                        read=min(STALL_TIMEOUT_S, deadline.remaining_s()),
-                    ),
+                    timeout=deadline.wait_s(),
                 )
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                if fresh or not isinstance(error, urllib3.exceptions.ProtocolError):
-                    raise _no_answer(error, url) from error
-            fresh = True
-            pool.clear()  # the other kept ones may be as old; those in use are not hurt
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise self._failure(error, url) from error
+
+    def _failure(self, error: Exception, url: str) -> DserverfsError:
+        """Return what a connection's failure means; the next attempt makes a new one.
+
+        urllib3 sees a kept connection that was closed before it is used, but not one
+        that closes while we ask, or whose other end has forgotten it; and the
+        others that are kept may be as old.
+        """
+        self._pool(url).clear()  # those in use are not hurt
+        return _no_answer(error, url)
 
 
-def _public(url: str) -> str:
-    """Return `url` without its signature."""
-    return url.partition("?")[0]
-
-
-def _skip(body: Body, count: int, deadline: Deadline) -> None:
+def _skip(body: Body, count: int) -> None:
     """Read over the first `count` bytes of an answer that ignored the range."""
     while count:
         piece = min(count, PIECE_BYTES)
-        body.read(piece, deadline)
+        body.read(piece)
         count -= piece
 
 
@@ -324,30 +282,26 @@ def _give_back(response: urllib3.BaseHTTPResponse) -> None:
 def _check_encoding(response: urllib3.BaseHTTPResponse, url: str) -> None:
     encoding = response.headers.get("Content-Encoding", "identity").lower()
     if encoding not in ("identity", "aws-chunked", ""):
-        raise IntegrityError(
-            f"{_public(url)}: sent with Content-Encoding {encoding}, not as stored"
-        )
+        raise Garbled(f"{public_url(url)}: sent with Content-Encoding {encoding}, not as stored")
 
 
 def _check_content_range(response: urllib3.BaseHTTPResponse, url: str, wanted: ByteRange) -> None:
     text = response.headers.get("Content-Range", "")
     match = _CONTENT_RANGE.match(text)
     if match is None:
-        raise IntegrityError(f"{_public(url)}: answered a range with Content-Range {text!r}")
+        raise Garbled(f"{public_url(url)}: answered a range with Content-Range {text!r}")
     first, last, total = match.groups()
     if total not in ("*", str(wanted.item_size)):
-        raise IntegrityError(
-            f"{_public(url)}: has {total} bytes, the manifest says {wanted.item_size}"
-        )
+        raise Garbled(f"{public_url(url)}: has {total} bytes, the manifest says {wanted.item_size}")
     if int(first) != wanted.start or int(last) != wanted.start + wanted.length - 1:
-        raise IntegrityError(f"{_public(url)}: answered another range, {text}")
+        raise Garbled(f"{public_url(url)}: answered another range, {text}")
 
 
 def _check_whole(response: urllib3.BaseHTTPResponse, url: str, wanted: ByteRange) -> None:
     length = response.headers.get("Content-Length")
     if length is not None and length != str(wanted.item_size):
-        raise IntegrityError(
-            f"{_public(url)}: has {length} bytes, the manifest says {wanted.item_size}"
+        raise Garbled(
+            f"{public_url(url)}: has {length} bytes, the manifest says {wanted.item_size}"
         )
 
 
@@ -366,28 +320,31 @@ def _refused(
     status: int, phrase: str, body: bytes, headers: Mapping[str, str], url: str
 ) -> DserverfsError:
     match = _XML_CODE.search(body)
-    reason = match.group(1).decode("ascii") if match else (phrase or "no reason given")
-    what = f"{_public(url)}: the store answers {status} {reason}"
+    reason = match.group(1).decode("ascii") if match else one_line(phrase) or "no reason given"
+    what = f"{public_url(url)}: the store answers {status} {reason}"
     if reason == "RequestTimeTooSkewed":
         what += ": the URL has expired, or the clocks of dserver and store differ"
     if status in (400, 401, 403) and reason not in _TRANSIENT_CODES:
         return StorageRefused(what, status=status, code=reason)
     if status in (404, 410):
         # Without a code of a store it is a proxy's: nothing is known of the object.
-        return (NotStored if match else Unreachable)(what, status=status)
+        return (NotStored if match else NotTheServer)(what, status=status)
     if status in (412, 416):
         return IntegrityError(f"{what}: it is not the object of the manifest", status=status)
-    if status in (408, 429) or status >= 500 or reason in _TRANSIENT_CODES:
-        return StorageBusy(what, status=status, retry_after_s=retry_after_s(headers))
+    if status in BUSY_STATUSES or status >= 500 or reason in _TRANSIENT_CODES:
+        return Busy(what, status=status, retry_after_s=retry_after_s(headers))
+    if 300 <= status < 400:
+        there = public_url(headers.get("Location", ""))
+        return NotTheServer(f"{what}, and points to {there or 'nowhere'}", status=status)
     return ProtocolError(what, status=status)
 
 
 def _no_answer(error: Exception, url: str, done: str = "read") -> DserverfsError:
-    host = urllib.parse.urlsplit(url).netloc
+    host = public_url(url).partition("://")[2].partition("/")[0]
     if isinstance(error, urllib3.exceptions.NewConnectionError):  # a timeout to urllib3
-        return Unreachable(f"the store at {host} cannot be reached; is it running?")
+        return NotConnected(f"the store at {host} cannot be reached; is it running?")
     if isinstance(error, (urllib3.exceptions.TimeoutError, TimeoutError)):
-        return DeadlineExceeded(f"the store at {host} does not answer in time")
+        return Stalled(f"the store at {host} does not answer in time")
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return ProtocolError(
             f"the store at {host}: its certificate is not accepted;"

@@ -7,31 +7,27 @@ and thread-safe.
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.errors import (
-    DeadlineExceeded,
+    DserverfsError,
     IntegrityError,
+    NotConnected,
     NotFound,
     NotStored,
-    ProtocolError,
-    Unreachable,
+    StorageRefused,
 )
 from dserverfs.item_content import ItemContent
 from dserverfs.resolver import Resolver
-from dserverfs.storage import ByteRange, Storage, StorageRefused
-from dserverfs.transport import METADATA_TIMEOUT_S, Deadline, backoff_s
+from dserverfs.retry import FIRST_STALL_S, Deadline, Retries
+from dserverfs.storage import ByteRange, Storage
+from dserverfs.transport import METADATA_TIMEOUT_S
 from dserverfs.verify import known_hasher
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ATTEMPTS = 4
 RANGE_BYTES = 64 * BLOCK_SIZE  # each with a deadline of its own
 RANGE_TIMEOUT_S = 120.0
 
@@ -48,7 +44,8 @@ class StoredItems:
         try:
             return self._asked(
                 content,
-                lambda url: self._storage.size_of(url, Deadline(METADATA_TIMEOUT_S)),
+                Retries(Deadline(METADATA_TIMEOUT_S)),
+                lambda url, limit: self._storage.size_of(url, limit),
             )
         except (NotFound, NotStored):
             return None
@@ -87,11 +84,15 @@ class StoredItems:
         have: IntegrityError if they differ.
         """
         offset = start
+        deadline = Deadline(RANGE_TIMEOUT_S)
+        retries = Retries(deadline, first_stall_s=FIRST_STALL_S)
 
         def take(block: bytes) -> None:
             nonlocal offset
             on_block(block)
             offset += len(block)
+            deadline.restart()
+            retries.progressed()
 
         def check(found: str) -> None:
             if etag(found) != found:
@@ -99,35 +100,31 @@ class StoredItems:
                     f"{content.dataset.uri}: item {content.identifier} changed while it was read"
                 )
 
-        def ask(url: str) -> None:
+        def ask(url: str, limit: Deadline) -> None:
             self._storage.read_range(
                 url,
                 ByteRange(offset, start + length - offset, size_in_bytes),
                 block_size=BLOCK_SIZE,
                 etag=None,
-                deadline=Deadline(RANGE_TIMEOUT_S),
+                deadline=limit,
                 on_etag=check,
                 on_block=take,
             )
 
-        self._asked(content, ask)
+        self._asked(content, retries, ask)
 
-    def _asked(self, content: ItemContent, ask: Callable[[str], T]) -> T:
-        """Return what `ask` says of the item's URL; a refused one is replaced once."""
-        attempt = 0
-        refused = False
+    def _asked(
+        self, content: ItemContent, retries: Retries, ask: Callable[[str, Deadline], T]
+    ) -> T:
+        """Return what `ask` says of the item's URL."""
         while True:
+            limit = retries.limit()
             url = self._resolver.item_url(content.dataset, content.identifier, content.neighbours)
             try:
-                return ask(url.url)
-            except StorageRefused as error:
-                self._resolver.forget_url(content.dataset, content.identifier, url)
-                if refused:
-                    raise ProtocolError(f"{error}, also with a new URL") from error
-                refused = True
-            except Unreachable as error:
-                attempt += 1
-                if attempt >= ATTEMPTS or isinstance(error, DeadlineExceeded):
-                    raise
-                logger.debug("%s: tried again after: %s", content.dataset.uri, error)
-                time.sleep(backoff_s(attempt - 1))
+                return ask(url.url, limit)
+            except DserverfsError as error:
+                if isinstance(error, StorageRefused):
+                    self._resolver.forget_url(content.dataset, content.identifier, url)
+                elif isinstance(error, NotConnected) and retries.failures:
+                    self._resolver.forget_host(url)
+                retries.again(error)

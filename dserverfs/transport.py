@@ -1,8 +1,9 @@
 """HTTP calls to one dserver, with its token.
 
-Owns connections, time limits, retries and the translation of what went wrong
-into `dserverfs.errors`. Knows no route: those are the resolver's. Item bytes
-go another way, `dserverfs.storage`, which never sees the token.
+Owns connections, time limits and the translation of what went wrong into
+`dserverfs.errors`; `dserverfs.retry` says what of it is asked again. Knows no route:
+those are the resolver's. Item bytes go another way, `dserverfs.storage`, which
+never sees the token.
 
 Every call blocks the calling thread, at most until its deadline. Thread-safe.
 """
@@ -12,10 +13,9 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime
-import email.utils
+import http.client
 import json as json_module
 import logging
-import random
 import threading
 import time
 import urllib.parse
@@ -28,29 +28,35 @@ import requests.auth
 import urllib3
 
 from dserverfs import __version__, error_answers
+from dserverfs.bounded_sockets import within
 from dserverfs.connections import Adapter, Trust, is_loopback, proxy_for
 from dserverfs.errors import (
+    Busy,
     Conflict,
-    DeadlineExceeded,
     DserverfsError,
     NotAuthenticated,
+    NotConnected,
     NotFound,
+    NotTheServer,
     PermissionDenied,
     ProtocolError,
+    Stalled,
     Unreachable,
     Unsupported,
+    UnusableAnswer,
     UsageError,
 )
-from dserverfs.printable import one_line
+from dserverfs.printable import one_line, public_url
+from dserverfs.retry import (
+    BUSY_STATUSES,
+    Deadline,
+    Retries,
+    retry_after_s,
+)
 
 logger = logging.getLogger(__name__)
 
 METADATA_TIMEOUT_S = 30.0
-CONNECT_TIMEOUT_S = 10.0
-ATTEMPTS = 4
-FIRST_BACKOFF_S = 0.2
-# Of dserver's answers, those that say "not now" (503 with Retry-After, proxies' 502 and 504).
-RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 # Of a dserver they say what it has and who may see it; of a proxy before it, nothing.
 _ABOUT_WHAT_WAS_ASKED = frozenset({403, 404, 405, 410})
 MAX_ANSWER_BYTES = 256 * 1024 * 1024  # 100,000 items' signed URLs are 42 MB
@@ -58,30 +64,9 @@ _PIECE_BYTES = 64 * 1024
 # A token file replaced by other means than renaming is empty for a moment.
 _EMPTY_FILE_WAIT_S = 0.2
 USER_AGENT = f"dserverfs/{__version__}"
-
-
-class Deadline:
-    """A moment after which an operation must have ended, by CLOCK_MONOTONIC."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin anew: something of what is waited for has come."""
-        self._end = time.monotonic() + self._timeout_s
-
-    def remaining_s(self) -> float:
-        """Return the seconds left; raises DeadlineExceeded when there are none."""
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise DeadlineExceeded("the time for the operation is over")
-        return left
-
-
-def backoff_s(attempt: int) -> float:
-    """Return how long to wait after failed attempt number `attempt` (0, 1, ...), with jitter."""
-    return FIRST_BACKOFF_S * 4.0**attempt * random.uniform(0.5, 1.5)
+# By what JSON begins with: what it then ends with; numbers, true, false and null.
+_ENDS = {b"{": b"}", b"[": b"]", b'"': b'"'}
+_SCALARS = frozenset(bytes([letter]) for letter in b"-0123456789tfnNI")
 
 
 class TokenSource:
@@ -207,11 +192,11 @@ class ServerTransport:
             self._session.proxies[parts.scheme] = self._proxy
         self._session.headers["User-Agent"] = USER_AGENT
         self._session.headers["Accept"] = "application/json"
-        adapter = Adapter(
+        self._adapter = Adapter(
             trust or Trust(), self.base_url, self._proxy, pool_maxsize=max_connections
         )
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
+        self._session.mount("http://", self._adapter)
+        self._session.mount("https://", self._adapter)
 
     def subject(self) -> str | None:
         """Return whom the token is for, unchecked; raises NotAuthenticated if there is none."""
@@ -229,62 +214,75 @@ class ServerTransport:
         json: Any = None,
         timeout_s: float = METADATA_TIMEOUT_S,
         authenticated: bool = True,
-        stream: bool = False,
-        attempts_to_connect: int = ATTEMPTS,
+        attempts: int | None = None,
     ) -> requests.Response:
-        """Return the 2xx answer to an idempotent call; raises what the status means.
+        """Return the 2xx answer to a call that can be repeated; raises what the status means.
 
-        Tried again, until `timeout_s` is over, when no connection could be made
-        or the answer was one of RETRIED_STATUSES; once more after a refusal of
-        the token, if its file holds another one by then. With `stream` the body
-        is left to `read_pieces`.
+        Tried again by the rules of `retry` until `timeout_s` is over.
         """
-        deadline = Deadline(timeout_s)
-        attempt = 0
-        renewed = False
+        retries = Retries(Deadline(timeout_s), what=f"{method} {path}", attempts=attempts)
+
+        def attempt(limit: Deadline) -> requests.Response:
+            response = self._answered(
+                method, path, limit, params=params, json=json, authenticated=authenticated
+            )
+            _require_json(response)
+            return response
+
+        return retries.run(attempt)
+
+    def request_once(
+        self, method: str, path: str, limit: Deadline, *, json: Any = None
+    ) -> requests.Response:
+        """Return the 2xx answer to one call, which the caller repeats if that does no harm."""
+        return self._answered(method, path, limit, json=json)
+
+    def stream(self, path: str, limit: Deadline) -> requests.Response:
+        """Return a 2xx answer to one GET, its body left to `read_pieces`, within `limit`."""
+        return self._answered("GET", path, limit, stream=True)
+
+    def _answered(
+        self,
+        method: str,
+        path: str,
+        limit: Deadline,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Any = None,
+        authenticated: bool = True,
+        stream: bool = False,
+    ) -> requests.Response:
+        """Return the 2xx answer to one call; asks once more if the token was replaced by then."""
+        refused: str | None = None
         while True:
             token = self._tokens.token() if authenticated else None
             self._warn_if_plain(token)
-            attempts = ATTEMPTS
             try:
-                response = self._session.request(
-                    method,
-                    f"{self.base_url}{path}",
-                    params=params,
-                    json=json,
-                    auth=_Auth(token),
-                    timeout=(
-                        min(CONNECT_TIMEOUT_S, deadline.remaining_s()),
-                        deadline.remaining_s(),
-                    ),
-                    allow_redirects=False,
-                    stream=True,
-                )
+                with within(limit):
+                    response = self._session.request(
+                        method,
+                        f"{self.base_url}{path}",
+                        params=params,
+                        json=json,
+                        auth=_Auth(token),
+                        timeout=limit.wait_s(),
+                        allow_redirects=False,
+                        stream=True,
+                    )
                 if not stream or not 200 <= response.status_code < 300:
-                    response._content = b"".join(self.read_pieces(response, deadline))
-                failure: DserverfsError | None = self._failure(response, method, path, token)
-                if failure is None:
-                    return response
-                wait_s = max(backoff_s(attempt), retry_after_s(response.headers))
-                retried = response.status_code in RETRIED_STATUSES
+                    response._content = b"".join(self.read_pieces(response, limit))
             except requests.RequestException as error:
-                failure = self._no_answer(error)
-                wait_s = backoff_s(attempt)
-                retried = type(failure) is Unreachable
-                attempts = attempts_to_connect
-            except Unreachable as error:  # the answer broke off
-                failure = error
-                wait_s = backoff_s(attempt)
-                retried = type(failure) is Unreachable
-            if isinstance(failure, NotAuthenticated) and token is not None and not renewed:
-                renewed = True
-                if self._tokens.replaced(token):
-                    logger.debug("%s %s: asked again with another token", method, path)
-                    continue
-            attempt += 1
-            if not retried or attempt >= attempts or not sleep_within(deadline, wait_s):
+                self._adapter.begin_anew()
+                raise self._no_answer(error) from error
+            failure = self._failure(response, method, path, token)
+            if failure is None:
+                return response
+            if not isinstance(failure, NotAuthenticated) or token is None or refused is not None:
                 raise failure
-            logger.debug("%s %s: attempt %d failed: %s", method, path, attempt, failure)
+            refused = token
+            if not self._tokens.replaced(token):
+                raise failure
+            logger.debug("%s %s: asked again with another token", method, path)
 
     def read_pieces(
         self,
@@ -295,8 +293,8 @@ class ServerTransport:
     ) -> Generator[bytes, None, None]:
         """Yield the body as it arrives and close the response; bounded in size and time.
 
-        Raises Unreachable if it breaks off, DeadlineExceeded, and ProtocolError
-        if it is larger than `max_bytes`.
+        `deadline` is that of the request, or shares its end. Raises Unreachable if it
+        breaks off, DeadlineExceeded, and ProtocolError if it is larger than `max_bytes`.
         """
         total = 0
         try:
@@ -307,9 +305,11 @@ class ServerTransport:
                     raise ProtocolError(f"{_where(response)}: the answer is too large")
                 yield piece
                 deadline.remaining_s()
-        except urllib3.exceptions.TimeoutError as error:
-            raise DeadlineExceeded(f"{_where(response)}: does not answer in time") from error
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+        except (urllib3.exceptions.TimeoutError, TimeoutError) as error:
+            self._adapter.begin_anew()
+            raise Stalled(f"{_where(response)}: does not answer in time") from error
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+            self._adapter.begin_anew()
             raise Unreachable(f"{_where(response)}: the answer was cut off") from error
         finally:
             response.close()
@@ -351,7 +351,7 @@ class ServerTransport:
                 status=status,
             )
         if status in _ABOUT_WHAT_WAS_ASKED and not error_answers.is_the_servers_own(response):
-            return Unreachable(f"{what}, not the server's own: a proxy's?", status=status)
+            return NotTheServer(f"{what}, not the server's own: a proxy's?", status=status)
         if status == 403:
             return PermissionDenied(what, status=status)
         if status in (404, 405, 410):
@@ -360,34 +360,30 @@ class ServerTransport:
             return Conflict(what, status=status)
         if status == 501:
             return Unsupported(what, status=status)
-        if status in RETRIED_STATUSES:
-            return Unreachable(what, status=status)
+        if status in BUSY_STATUSES:
+            return Busy(what, status=status, retry_after_s=retry_after_s(response.headers))
         if "HTTP request was sent to HTTPS" in response.text:
             return UsageError(f"{self.base_url} speaks https: set DSERVER_PROTOCOL=https")
+        if status >= 500:
+            return UnusableAnswer(what, status=status)
         return ProtocolError(what, status=status)
 
     def _redirected(self, response: requests.Response, path: str) -> DserverfsError:
-        """Say where the server is; a token is not sent after a redirect."""
+        """Say where the server may be; a token is sent nowhere else than it was given for."""
         here = urllib.parse.urlsplit(self.base_url)
         location = urllib.parse.urljoin(response.url, response.headers.get("Location", ""))
         there = urllib.parse.urlsplit(location)
-        target = one_line(f"{there.scheme}://{there.netloc.rpartition('@')[2]}{there.path}")
+        target = public_url(location)
         what = f"{self.base_url} answers {response.status_code}, look at {target}"
         asked = urllib.parse.unquote(path)
         elsewhere = location not in (response.url, "")
+        hint = "is this a dserver, or a proxy that wants a login?"
         if elsewhere and urllib.parse.unquote(there.path).endswith(asked):
-            if there.hostname == here.hostname and (here.scheme, there.scheme) == ("http", "https"):
-                return UsageError(
-                    f"{what}: set DSERVER_PROTOCOL=https", status=response.status_code
-                )
             base = target[: len(target) - len(path)] if target.endswith(path) else target
-            return UsageError(
-                f"{what}: set DSERVER_URL_{here.netloc}={base}", status=response.status_code
-            )
-        return ProtocolError(
-            f"{what}: is this a dserver, or a proxy that wants a login?",
-            status=response.status_code,
-        )
+            hint = f"set DSERVER_URL_{here.netloc}={base}"
+            if there.hostname == here.hostname and (here.scheme, there.scheme) == ("http", "https"):
+                hint = "set DSERVER_PROTOCOL=https"
+        return NotTheServer(f"{what}: {hint}", status=response.status_code)
 
     def _no_answer(self, error: requests.RequestException) -> DserverfsError:
         reason = error_answers.root_cause(error)
@@ -410,38 +406,31 @@ class ServerTransport:
             hint = ""
             if self.base_url.startswith("https:"):
                 hint = "; if it speaks plain http, set DSERVER_PROTOCOL=http"
-            return DeadlineExceeded(f"{self.base_url} does not answer in time{way}{hint}")
-        return Unreachable(
+            return Stalled(f"{self.base_url} does not answer in time{way}{hint}")
+        kind = NotConnected if _was_not_connected(error) else Unreachable
+        return kind(
             f"{self.base_url} cannot be reached{way}: {reason}; is the server running there?"
         )
 
 
-def sleep_within(deadline: Deadline, wait_s: float) -> bool:
-    """Sleep, unless the deadline would pass; return whether it did."""
-    try:
-        if deadline.remaining_s() <= wait_s:
-            return False
-    except DeadlineExceeded:
-        return False
-    time.sleep(wait_s)
-    return True
+def _was_not_connected(error: requests.RequestException) -> bool:
+    """Return whether requests was told by urllib3 that there is no connection."""
+    for argument in error.args:
+        reason = getattr(argument, "reason", argument)
+        if isinstance(reason, urllib3.exceptions.NewConnectionError):
+            return True
+    return False
 
 
-def retry_after_s(headers: Mapping[str, str]) -> float:
-    """Return the seconds an answer's Retry-After asks to wait; 0 if it has none."""
-    value = headers.get("Retry-After", "")
-    try:
-        seconds = float(value)
-        return max(0.0, seconds) if seconds < float("inf") else 0.0
-    except ValueError:
-        pass
-    try:
-        until = email.utils.parsedate_to_datetime(value)
-        now = email.utils.parsedate_to_datetime(headers["Date"])
-        return max(0.0, (until - now).total_seconds())
-    except (ValueError, TypeError, KeyError):
-        return 0.0
+def _require_json(response: requests.Response) -> None:
+    """Raise UnusableAnswer for what cannot be JSON: a page of a proxy, or the half of an answer."""
+    body = response.content.strip()
+    if not body:
+        return
+    ends = _ENDS.get(body[:1])
+    if body[:1] not in _SCALARS if ends is None else body[-1:] != ends:
+        raise UnusableAnswer(f"{_where(response)}: the answer is not JSON; is this a dserver?")
 
 
 def _where(response: requests.Response) -> str:
-    return response.url.partition("?")[0]
+    return public_url(response.url)

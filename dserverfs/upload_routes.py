@@ -19,6 +19,7 @@ from dserverfs.errors import (
     Unsupported,
 )
 from dserverfs.model import Identifier
+from dserverfs.retry import Deadline, Retries
 from dserverfs.routes import Routes, json_of, quote
 from dserverfs.signed_urls import expiry_of
 
@@ -157,22 +158,30 @@ class UploadRoutes:
     def complete(self, uri: str, number_of_items: int) -> None:
         """Register the dataset whose README and items are stored.
 
-        If the answer gets lost, or says that nothing is pending, whether the
-        dataset is registered decides.
+        Not to be done twice: if the answer gets lost, or says that nothing is
+        pending, whether the dataset is registered decides; only if it is not, the
+        server is asked again.
         """
-        try:
-            self._routes.transport.request(
-                "POST",
-                "/signed-urls/upload-complete",
-                json={"uri": uri},
-                timeout_s=self._timeout_s(number_of_items),
-            )
-        except (Unreachable, ProtocolError, Conflict) as error:
+
+        def attempt(limit: Deadline) -> None:
             try:
-                self._routes.core("uris", uri)
-            except DserverfsError as unknown:
-                # Not the answer to the question whether it is there, but to why it may not be.
-                raise error from unknown
+                self._routes.transport.request_once(
+                    "POST", "/signed-urls/upload-complete", limit, json={"uri": uri}
+                )
+            except (Unreachable, ProtocolError, Conflict):
+                if not self._is_registered(uri):
+                    raise
+
+        deadline = Deadline(self._timeout_s(number_of_items))
+        Retries(deadline, what=f"completion of {uri}").run(attempt)
+
+    def _is_registered(self, uri: str) -> bool:
+        """Return whether the server says that a dataset is there; False, too, if it cannot say."""
+        try:
+            self._routes.core("uris", uri)
+        except DserverfsError:
+            return False
+        return True
 
     def pending(self) -> list[PendingUpload]:
         """Return the user's own pending uploads; raises Unsupported if the server does not tell."""

@@ -27,7 +27,7 @@ from typing import NamedTuple, Protocol
 from dserverfs.blocks import Block, DamagedBlock, ReadAhead, Run
 from dserverfs.errors import DeadlineExceeded, DserverfsError, IntegrityError
 from dserverfs.item_content import ItemContent
-from dserverfs.transport import Deadline
+from dserverfs.retry import Deadline
 from dserverfs.verify import Hasher, Policy, hasher_of
 
 logger = logging.getLogger(__name__)

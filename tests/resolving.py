@@ -53,3 +53,9 @@ def upstream(quirky: QuirkyServer) -> QuirkyServer:
     quirky.versions = {"dservercore": "0.22.0", "dserver_signed_url_plugin": None}
     quirky.quirks.knows_items_false = False
     return quirky
+
+
+@pytest.fixture
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried again is tried again at once."""
+    monkeypatch.setattr("dserverfs.retry.FIRST_WAIT_S", 0.001)

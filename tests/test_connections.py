@@ -10,9 +10,9 @@ import pytest
 from dserverfs.client import whoami
 from dserverfs.connections import Trust, is_loopback, proxy_for
 from dserverfs.errors import DserverfsError, UsageError
+from dserverfs.retry import Deadline
 from dserverfs.settings import Settings
 from dserverfs.storage import Storage
-from dserverfs.transport import Deadline
 from tests.front import Certificates, front, make_certificates
 from tests.quirky_server import TOKEN, quirky_server
 from tests.serving import ServerHandle

@@ -51,6 +51,9 @@ class OneUrl:
     ) -> SignedURL:
         return SignedURL(self._store.url, float("inf"))
 
+    def forget_host(self, url: SignedURL) -> None:
+        """Keep it."""
+
     def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
         self.forgotten += 1
 

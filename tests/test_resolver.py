@@ -21,8 +21,8 @@ from dserverfs.errors import (
 )
 from dserverfs.model import UUID, BackendURI, Dataset, Identifier, identifier_of
 from dserverfs.resolver import Resolver
+from dserverfs.retry import ATTEMPTS, Deadline
 from dserverfs.storage import Storage
-from dserverfs.transport import Deadline
 from tests import serving
 from tests.quirky_server import (
     BASE_URI,
@@ -30,6 +30,8 @@ from tests.quirky_server import (
     HELLO,
     OTHERS,
     TOKEN,
+    Fault,
+    Handler,
     QuirkyServer,
     only_hello,
     says,
@@ -242,6 +244,7 @@ def test_metadata_url_refused_is_signed_once_more(
     assert "secret" not in str(refusal.value)
 
 
+@pytest.mark.usefixtures("no_waits")
 def test_metadata_survives_a_store_that_stumbles(
     quirky: QuirkyServer, resolver: Resolver, dataset: Dataset
 ) -> None:
@@ -286,16 +289,46 @@ def test_what_an_answer_leaves_out_is_not_taken_for_none(
         resolver.metadata(dataset)
 
 
-def test_manifest_that_breaks_off_is_an_error(
-    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset
-) -> None:
-    def cut(handler: Any) -> None:
+def cut_manifest(beginning: bytes) -> Fault:
+    def cut(handler: Handler) -> None:
         handler.send_response(200)
-        handler.send_header("Content-Length", "1000")
+        handler.send_header("Content-Length", "1000000")
         handler.end_headers()
-        handler.wfile.write(b'{"items"')
+        handler.wfile.write(beginning)
         handler.close_connection = True
 
-    quirky.faults = [cut]
+    return cut
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_manifest_that_breaks_off_goes_on_where_it_broke_off(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    whole = b"".join(resolver.manifest_pieces(dataset))
+    quirky.faults = [cut_manifest(whole[:50]), cut_manifest(whole[:20]), cut_manifest(whole[:70])]
+
+    pieces = list(resolver.manifest_pieces(dataset))
+
+    assert b"".join(pieces) == whole
+    assert len(pieces) > 1
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_manifest_that_always_breaks_off_is_an_error(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    quirky.faults = [cut_manifest(b'{"items"')] * 10
+
     with pytest.raises(Unreachable, match="cut off"):
+        list(resolver.manifest_pieces(dataset))
+    assert len(quirky.faults) == 10 - ATTEMPTS
+
+
+@pytest.mark.parametrize("beginning", [b'{"other": 1, ', b"{" + b" " * 100_000])
+def test_manifest_that_is_another_when_it_goes_on_is_an_error(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset, beginning: bytes
+) -> None:
+    quirky.faults = [cut_manifest(beginning)]
+
+    with pytest.raises(ProtocolError, match="changed while it was fetched"):
         list(resolver.manifest_pieces(dataset))

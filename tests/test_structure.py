@@ -19,6 +19,8 @@ ROOT = PACKAGE.parent
 LEVELS = [
     {"allocator", "clock", "durable_files", "mountinfo", "printable"},
     {"errors", "error_answers"},
+    {"retry"},
+    {"bounded_sockets"},
     {"limits"},
     {"model"},
     {

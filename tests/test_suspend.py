@@ -11,8 +11,8 @@ import pytest
 from dserverfs.cells import Cell, NotLoaded
 from dserverfs.clock import boottime_s
 from dserverfs.model import BackendURI, Identifier
+from dserverfs.retry import Deadline
 from dserverfs.signed_urls import SignedURL, UrlBook
-from dserverfs.transport import Deadline
 
 NIGHT_S = 8 * 3600.0
 

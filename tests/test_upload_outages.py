@@ -111,7 +111,7 @@ def test_server_that_goes_away_is_unreachable_and_nothing_is_lost(
     dataset = local_dataset(tmp_path / "items", SMALL)
     transport = site.client._transport
     url = transport.base_url
-    monkeypatch.setattr("dserverfs.transport.FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr("dserverfs.retry.FIRST_WAIT_S", 0.01)
     with socket.create_server(("127.0.0.1", 0)) as free:
         nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
 

@@ -75,7 +75,7 @@ def app(server: ServerHandle, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def limited(app: AppClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Limited]:
-    monkeypatch.setattr("dserverfs.attempts.MAX_BACKOFF_S", 0.02)
+    monkeypatch.setattr("dserverfs.retry.MAX_WAIT_S", 0.02)
     server = make_server("127.0.0.1", 0, app.app, threaded=True, request_handler=_Quiet)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()

@@ -15,7 +15,7 @@ from tests.uploading import Site
 
 @pytest.fixture
 def site(server: ServerHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr("dserverfs.attempts.MAX_BACKOFF_S", 0.02)
+    monkeypatch.setattr("dserverfs.retry.MAX_WAIT_S", 0.02)
     with (
         put_front() as front,
         client_of(server.base_uri, server.token, tmp_path / "cache") as client,

@@ -14,7 +14,7 @@ from typing import Any
 from dserverfs.client import Client
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import UUID, Item, identifier_of
-from dserverfs.transport import Deadline
+from dserverfs.retry import Deadline
 from dserverfs.uploader import Uploader
 from tests.put_front import Detour, PutFront
 from tests.serving import ServerHandle

@@ -11,10 +11,11 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from dserverfs.errors import NotFound, ProtocolError
+from dserverfs.errors import DserverfsError, NotFound
 from dserverfs.model import Dataset
 from dserverfs.resolver import MetadataUrls, Resolver
-from dserverfs.storage import StorageRefused
+from dserverfs.retry import Deadline, Retries, refused_url
+from dserverfs.transport import METADATA_TIMEOUT_S
 
 FRESH_S = 60.0
 OVERLAYS, ANNOTATIONS = "overlays", "annotations"
@@ -51,17 +52,14 @@ class FrozenMetadata:
 
     def content(self, kind: str, name: str) -> bytes:
         """Return the JSON text of an overlay or annotation; raises NotFound."""
-        with self._lock:
-            try:
-                return self._content_locked(kind, name)
-            except StorageRefused:
+
+        def drop_url(error: DserverfsError) -> None:
+            if refused_url(error):
                 self._known = None
-            try:
-                return self._content_locked(kind, name)
-            except StorageRefused as error:
-                raise ProtocolError(
-                    f"{error}, for a URL signed just now", uri=self._dataset.uri
-                ) from error
+
+        with self._lock:
+            retries = Retries(Deadline(METADATA_TIMEOUT_S), repeatable=refused_url)
+            return retries.run(lambda limit: self._content_locked(kind, name), on_failure=drop_url)
 
     def forget(self) -> None:
         """Ask anew: something was changed."""

@@ -28,7 +28,9 @@ def shown(error: DserverfsError) -> DserverfsError:
     both: type[DserverfsError] = type(
         kind.__name__, (kind, click.ClickException), {"__module__": __name__}
     )
-    return both(str(error), uri=error.uri, status=error.status)
+    shown_as = both(str(error), uri=error.uri, status=error.status)
+    shown_as.__dict__.update(error.__dict__)  # and what else its kind carries
+    return shown_as
 
 
 def in_one_line(method: Callable[P, T]) -> Callable[P, T]:
