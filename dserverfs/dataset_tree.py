@@ -25,7 +25,7 @@ from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.item_content import ItemContent, item_key
 from dserverfs.limits import MAX_COMPONENT_BYTES, component_is_usable
 from dserverfs.manifest_index import ManifestIndex, Row
-from dserverfs.model import Dataset, DserverURI, Identifier, Item
+from dserverfs.model import Dataset, DserverURI, Identifier, Item, mtime_ns_of
 
 ALIAS = 1 << 34  # numbers from here on are rows by their other path
 OWN = 1 << 35  # numbers from here on are not rows
@@ -61,7 +61,8 @@ class Entry(NamedTuple):
 
 
 Content = ItemContent | Path | bytes
-_UNCHANGEABLE = frozenset({".dtool/manifest.json", ".dtool/structure.json", ".dtool/README.txt"})
+_MANIFEST = ".dtool/manifest.json"
+_UNCHANGEABLE = frozenset({_MANIFEST, ".dtool/structure.json", ".dtool/README.txt"})
 
 
 class DatasetTree:
@@ -82,7 +83,7 @@ class DatasetTree:
         self._catalogue = catalogue
         self._edits = edits
         self._uri = uri
-        self._frozen_ns = int(dataset.frozen_at * 1e9)
+        self._frozen_ns = mtime_ns_of(dataset.frozen_at)
         self._paths: list[str] = [""]
         self._places: dict[str, int] = {"": 0}
 
@@ -141,14 +142,22 @@ class DatasetTree:
         if number >= OWN:
             if (file := self.local_file(number)) is not None:
                 return file.local.read_bytes()
-            return self._own_content(self._path(number))
+            path = self._path(number)
+            if path == _MANIFEST and self._index().unsafe:
+                # dtool would read and write wherever its relpaths say.
+                raise IntegrityError(
+                    f"{self.dataset.uri}: its manifest is not handed out: {self._index().unsafe}"
+                    " of its items have a relpath or an identifier that they must not have"
+                )
+            return self._own_content(path)
         index = self._index()
         row = index.row(number & ~ALIAS)
         if row.identifier is None:
             raise NotFound(f"{self.dataset.uri}: row {row.row} is a directory")
         if row.refused:
             raise IntegrityError(
-                f"{self.dataset.uri}: item {row.identifier} has a relpath that cannot be a file's"
+                f"{self.dataset.uri}: item {row.identifier} is refused: the manifest gives it a"
+                " relpath, size, hash or date that an item cannot have"
             )
         return self._item(index, row, row.identifier)
 
@@ -335,7 +344,7 @@ class DatasetTree:
         raise NotFound(f"{self.dataset.uri}: {path} is no directory")
 
     def _own_content(self, path: str) -> bytes | Path:
-        if path == ".dtool/manifest.json":
+        if path == _MANIFEST:
             return self._catalogue.manifest(self.dataset)
         if path in _UNCHANGEABLE:
             return _disk_layout(path)

@@ -32,7 +32,7 @@ from dserverfs.errors import Frozen, NotFound, PermissionDenied, UsageError
 from dserverfs.local_edits import TARGET_MODE, EditHandle, LocalEdits
 from dserverfs.local_files import write_all
 from dserverfs.metadata_writes import MetadataWrites
-from dserverfs.model import Dataset
+from dserverfs.model import Dataset, mtime_ns_of
 
 logger = logging.getLogger(__name__)
 
@@ -381,7 +381,7 @@ class FrozenEdits:
                 file.retry_at_s = None
                 self._local.replace(edited, file, new, None)
             else:
-                mtime_ns = edited.shown(source.path).mtime_ns or int(dataset.frozen_at * 1e9)
+                mtime_ns = edited.shown(source.path).mtime_ns or mtime_ns_of(dataset.frozen_at)
                 file = self._local.new_file(dataset, content, TARGET_MODE)
                 os.utime(file.local, ns=(mtime_ns, mtime_ns))
                 replaced = edited.at(new)

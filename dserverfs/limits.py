@@ -25,6 +25,11 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 # dtoolcore.utils.generate_identifier: a SHA-1 in hexadecimal.
 _IDENTIFIER = re.compile(r"[0-9a-f]{40}\Z")
 
+MAX_HASH_LENGTH = 128  # SHA-512 in hexadecimal; dtool knows MD5, SHA-1 and SHA-256
+
+# Of URIs, users and whatever else is one line. RFC 9110 has servers take URIs of 8,000 octets.
+MAX_TEXT_LENGTH = 8000
+
 MAX_COMPONENT_BYTES = 255  # NAME_MAX of Linux
 MAX_RELPATH_BYTES = 4095  # PATH_MAX of Linux, less its NUL: no program can name a longer one
 # Python's os.walk and shutil.copytree call themselves for each directory, 1,000 times at
@@ -71,9 +76,23 @@ def name_is_valid(name: str) -> bool:
     return len(name) <= MAX_NAME_LENGTH and _NAME.match(name) is not None
 
 
+def hash_is_usable(value: object) -> bool:
+    """Return whether it can be an item's hash: short and plain, whatever its function."""
+    return (
+        isinstance(value, str)
+        and len(value) <= MAX_HASH_LENGTH
+        and value.isascii()
+        and value.isprintable()
+    )
+
+
 def is_text(value: object) -> bool:
-    """Return whether it is a string that UTF-8 can hold: a JSON escape makes lone surrogates."""
-    return isinstance(value, str) and (value.isascii() or _utf8_length(value) is not None)
+    """Return whether it is a short string that UTF-8 can hold: JSON can escape lone surrogates."""
+    return (
+        isinstance(value, str)
+        and len(value) <= MAX_TEXT_LENGTH
+        and (value.isascii() or _utf8_length(value) is not None)
+    )
 
 
 def component_is_usable(component: str) -> bool:
@@ -128,10 +147,20 @@ def parse_timestamp(value: object) -> float:
     try:
         moment_s = _moment_s(value)
     except (ValueError, OverflowError, TypeError, IndexError) as error:
-        raise ProtocolError(f"{_shortened(value)} is not a date") from error
+        raise ProtocolError(f"{quoted(value)} is not a date") from error
     if not date_is_usable(moment_s):
-        raise ProtocolError(f"{_shortened(value)} is not a date between the years 1 and 9999")
+        raise ProtocolError(f"{quoted(value)} is not a date between the years 1 and 9999")
     return moment_s
+
+
+def quoted(value: object) -> str:
+    """Return a value of others as a message quotes it, however long or deep it is."""
+    if isinstance(value, (str, int, float, bool, type(None))):
+        try:
+            return repr(value)[:100]
+        except ValueError:  # an integer of more digits than Python writes
+            return "a number of thousands of digits"
+    return f"a {type(value).__name__}"
 
 
 def parse_json(content: bytes | str, what: str) -> Any:
@@ -188,13 +217,3 @@ def _moment_s(value: object) -> float:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=datetime.timezone.utc)
     return moment.timestamp()
-
-
-def _shortened(value: object) -> str:
-    """Return a value as a message quotes it, however long or deep it is."""
-    if isinstance(value, (str, int, float, bool, type(None))):
-        try:
-            return repr(value)[:100]
-        except ValueError:  # an integer of more digits than Python writes
-            return "a number of thousands of digits"
-    return f"a {type(value).__name__}"

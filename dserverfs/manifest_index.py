@@ -21,11 +21,12 @@ from dserverfs.model import (
     Identifier,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SCHEMA = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
-CREATE TABLE about (format INTEGER, hash_function TEXT, items INTEGER, size_in_bytes INTEGER);
+CREATE TABLE about (
+    format INTEGER, hash_function TEXT, items INTEGER, size_in_bytes INTEGER, unsafe INTEGER);
 CREATE TABLE node (
     row INTEGER PRIMARY KEY, parent INTEGER, name TEXT, identifier TEXT, size INTEGER,
     hash TEXT, mtime_ns INTEGER, refused INTEGER, first_child INTEGER, children INTEGER);
@@ -44,7 +45,7 @@ class Row(NamedTuple):
     size_in_bytes: int
     hash: str
     mtime_ns: int
-    refused: int  # 1: its relpath cannot be shown, it must not be opened
+    refused: int  # 1: its entry in the manifest cannot be shown, it must not be opened
     first_child: int  # directories: the row of the first child
     children: int  # directories: the number of children
 
@@ -63,6 +64,7 @@ class ManifestIndex:
         self.hash_function = ""
         self.number_of_items = 0
         self.size_in_bytes = 0
+        self.unsafe = 0  # how many items have a relpath that must not be used to write files
 
     def open(self) -> ManifestIndex:
         """Open the file; raises NotFound if it is not there, ProtocolError if it is no index."""
@@ -73,7 +75,7 @@ class ManifestIndex:
             raise NotFound(f"{self._path}: no index") from error
         try:
             about = connection.execute(
-                "SELECT format, hash_function, items, size_in_bytes FROM about"
+                "SELECT format, hash_function, items, size_in_bytes, unsafe FROM about"
             ).fetchone()
         except sqlite3.Error as error:
             connection.close()
@@ -81,7 +83,7 @@ class ManifestIndex:
         if about is None or about[0] != FORMAT_VERSION:
             connection.close()
             raise ProtocolError(f"{self._path}: an index of another version")
-        _, self.hash_function, self.number_of_items, self.size_in_bytes = about
+        _, self.hash_function, self.number_of_items, self.size_in_bytes, self.unsafe = about
         self._connection = connection
         return self
 

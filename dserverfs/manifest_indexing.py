@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -31,6 +32,10 @@ from dserverfs.manifest_tree import ManifestTree
 # Larger manifests are indexed by a process of their own; it starts in 50 ms, as
 # long as 2 MiB take to be indexed here.
 IN_PROCESS_BYTES = 2 * 1024 * 1024
+# So are those of many directories, which take 300 bytes of memory each for 2 of a manifest.
+IN_PROCESS_DIRECTORIES = 100_000
+# What that process may have: 10 million items. A manifest that needs more is none.
+MAX_MEMORY_BYTES = 4 * 1024**3
 # After the last byte; a million items take 6 s.
 INDEXING_TIMEOUT_S = 300.0
 _PIECE_BYTES = 1024 * 1024
@@ -51,8 +56,9 @@ def build(pieces: Iterable[bytes], index_path: Path) -> None:
                 stream.hash_function,
                 tree.number_of_items,
                 tree.size_in_bytes,
+                tree.unsafe,
             )
-            connection.execute("INSERT INTO about VALUES (?, ?, ?, ?)", about)
+            connection.execute("INSERT INTO about VALUES (?, ?, ?, ?, ?)", about)
             connection.executemany(
                 "INSERT INTO node VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", tree.rows()
             )
@@ -81,6 +87,7 @@ class Indexing:
         self._path = index_path
         self._held: list[bytes] = []  # as long as it may be a small one
         self._held_bytes = 0
+        self._held_directories = 0  # at most
         self._process: subprocess.Popen[bytes] | None = None
         self._abandoned = False
 
@@ -109,7 +116,11 @@ class Indexing:
         if self._process is None:
             self._held.append(piece)
             self._held_bytes += len(piece)
-            if self._held_bytes > IN_PROCESS_BYTES:
+            self._held_directories += piece.count(b"/")
+            if (
+                self._held_bytes > IN_PROCESS_BYTES
+                or self._held_directories > IN_PROCESS_DIRECTORIES
+            ):
                 self._process = self._start()
                 for held in self._held:
                     self._send(self._process, held)
@@ -184,10 +195,16 @@ def main(arguments: Sequence[str]) -> int:
     """Index the manifest on the standard input into INDEX; the process `Indexing` starts."""
     (index_path,) = arguments
     gc.disable()  # a million items are no garbage: looking for it takes half of the time
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = MAX_MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MAX_MEMORY_BYTES, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
     try:
         build(_pieces(sys.stdin.buffer), Path(index_path))
     except DserverfsError as error:
         print(error, file=sys.stderr)
+        return 1
+    except MemoryError:
+        print(f"it takes more than {MAX_MEMORY_BYTES} bytes of memory", file=sys.stderr)
         return 1
     return 0
 

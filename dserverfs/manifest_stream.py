@@ -13,9 +13,12 @@ import json
 import re
 from typing import Any
 
+from dserverfs import limits
 from dserverfs.errors import ProtocolError
 
 PART_BYTES = 1024 * 1024
+# In so much of a manifest an item ends, or its identifiers are none. In memory it is 25 times that.
+MAX_PART_BYTES = 16 * 1024 * 1024
 # An end that is not found so far before the end of a part is not looked for.
 _SEARCHED_BYTES = 64 * 1024
 _START = re.compile(rb'"items"\s*:\s*\{')
@@ -34,11 +37,18 @@ class ManifestStream:
         self.hash_function = ""
 
     def feed(self, piece: bytes) -> Items:
-        """Return the items that this piece has completed, by identifier; mostly none."""
+        """Return the items that this piece has completed, by identifier; mostly none.
+
+        Raises ProtocolError when so much has come that there should have been one.
+        """
         self._rest += piece
         if len(self._rest) < self._wanted_bytes:
             return {}
         items = self._take_items()
+        if len(self._rest) > MAX_PART_BYTES:
+            raise ProtocolError(
+                f"the manifest cannot be read: there is no item in {MAX_PART_BYTES} bytes of it"
+            )
         # Twice as much next time if it did not parse: no byte is parsed often.
         self._wanted_bytes = max(PART_BYTES, 2 * len(self._rest))
         return items
@@ -48,8 +58,7 @@ class ManifestStream:
         try:
             manifest = json.loads(b'{"items":{' + self._rest if self._started else self._rest)
             items = manifest["items"]
-            if "hash_function" in manifest:
-                self.hash_function = str(manifest["hash_function"])
+            self._learn(manifest)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ProtocolError(f"the manifest cannot be read: {error!r}") from error
         if not isinstance(items, dict):
@@ -79,9 +88,15 @@ class ManifestStream:
         except (ValueError, RecursionError):
             return
         if isinstance(head, dict) and head.get("items") == {}:
-            self.hash_function = str(head.get("hash_function", ""))
+            self._learn(head)
             del self._rest[: start.end()]
             self._started = True
+
+    def _learn(self, manifest: dict[str, Any]) -> None:
+        name = manifest.get("hash_function", self.hash_function)
+        if not limits.is_text(name):
+            raise ProtocolError(f"the manifest's hash_function is {limits.quoted(name)}")
+        self.hash_function = name
 
     def _end_of_last_item(self) -> int | None:
         start = max(0, len(self._rest) - _SEARCHED_BYTES)

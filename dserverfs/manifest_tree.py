@@ -4,26 +4,30 @@ Used by the indexing. Pure; for one thread. A million items take 3 s and 400 MB,
 because each is a tuple and what can be done for thousands at once is not done in
 a loop.
 
-Relpaths are hostile until checked: an item that cannot be shown under its own
-becomes `.refused-<identifier>` at the top, so that a copy fails visibly.
+Entries are hostile until checked: an item that cannot be shown under its own
+relpath, or whose size, hash or date is none, becomes `.refused-<identifier>` at the
+top, so that a copy fails visibly; the others stay as they are. A name that an item
+really has is that item's: then a refused one gets another.
 """
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
+from dserverfs import limits
 from dserverfs.errors import ProtocolError
-from dserverfs.limits import is_identifier, relpath_is_usable
-from dserverfs.model import Item, identifier_of
+from dserverfs.model import Item
 
 REFUSED_PREFIX = ".refused-"
-_PLAIN_LIMIT_S = 1e11
-_SIZE_LIMIT = 1 << 62
-_MTIME_LIMIT_NS = 1 << 62
+_PLAIN_LIMIT_S = 9.2e9  # as far as dates need not be looked at to be shown
+# Relpaths of plain letters up to there have neither too many bytes nor too many components.
+_PLAIN_LENGTH = limits.MAX_RELPATH_COMPONENTS
+_NO_NAMES: frozenset[str] = frozenset()
 
 # Below a directory: name, identifier, size, hash, mtime_ns, refused. Tuples and no objects,
 # of which a million take three times as long to make.
@@ -39,7 +43,7 @@ _name = itemgetter(0)
 # What nearly all are, as one match tells of many; any other is taken apart.
 _COMPONENT = r"[A-Za-z0-9_][A-Za-z0-9_ .+=,@()-]{0,200}"
 _PLAIN_RELPATHS = re.compile(rf"(?:{_COMPONENT}[/\n])*")
-_IDENTIFIERS = re.compile(r"(?:[0-9a-f]{40}\n)*")
+_PLAIN_DIGESTS = re.compile(r"[0-9A-Fa-f]*")
 
 
 class ManifestTree:
@@ -47,22 +51,22 @@ class ManifestTree:
 
     def __init__(self) -> None:
         self._leaves: dict[str, list[Leaf]] = {"": []}  # by the path of their directory
-        self._refused: dict[str, Leaf] = {}  # by the name they are shown under
+        self._refused: list[Leaf] = []  # without their names
         self.number_of_items = 0
         self.size_in_bytes = 0
+        self.unsafe = 0  # how many items have a relpath that must not be used to write files
 
     def add(self, items: Mapping[str, Any]) -> None:
-        """Add items of the manifest; raises ProtocolError if one is none."""
+        """Add items of the manifest, each under its relpath or refused."""
         try:
             relpaths, sizes, digests, moments = zip(*map(_fields, items.values()), strict=True)
-            if not _are_plain(sizes, moments, relpaths + digests):
+            if not _are_plain(relpaths, sizes, digests, moments):
                 raise ValueError
             mtimes_ns = [round(moment * 1_000_000) * 1000 for moment in moments]
         except (KeyError, TypeError, ValueError):
             self._add_singly(items)
             return
-        self.number_of_items += len(items)
-        self.size_in_bytes += sum(sizes)
+        self._count_in(len(items), sum(sizes))
         hashes = [digest.lower() for digest in digests]
         if not _all_usable(items, relpaths):
             for values in zip(relpaths, items, sizes, hashes, mtimes_ns, strict=True):
@@ -82,7 +86,7 @@ class ManifestTree:
     def rows(self) -> Iterator[Row]:
         """Number the nodes breadth first, children sorted by name, and yield them in order."""
         top = self._make_directories()
-        self._leaves[""] += self._refused.values()
+        self._leaves[""] += self._named_refused(top)
         level = [(0, "", top)]
         yield (0, 0, "", None, 0, "", 0, 0, 1, self._count("", top))
         row = 1
@@ -106,67 +110,88 @@ class ManifestTree:
 
     def _add_singly(self, items: Mapping[str, Any]) -> None:
         for identifier, entry in items.items():
-            item = Item.from_json(identifier, entry)
-            if item.size_in_bytes >= _SIZE_LIMIT or abs(item.mtime_ns) >= _MTIME_LIMIT_NS:
-                raise ProtocolError(f"item {identifier} has a size or date that cannot be")
-            self.number_of_items += 1
-            self.size_in_bytes += item.size_in_bytes
-            self._add_checked(
-                item.relpath, identifier, item.size_in_bytes, item.hash, item.mtime_ns
-            )
+            try:
+                item = Item.from_json(identifier, entry)
+            except ProtocolError:
+                self._count_in(1, 0)
+                # Whoever uses the manifest itself may take the relpath all the same.
+                relpath = entry.get("relpath") if isinstance(entry, dict) else None
+                self.unsafe += not isinstance(relpath, str) or not is_safe(relpath, identifier)
+                self._refuse(identifier, 0, "", 0)
+            else:
+                size = item.size_in_bytes
+                self._count_in(1, size)
+                self._add_checked(item.relpath, identifier, size, item.hash, item.mtime_ns)
+
+    def _count_in(self, number: int, size_in_bytes: int) -> None:
+        self.number_of_items += number
+        self.size_in_bytes = min(self.size_in_bytes + size_in_bytes, limits.MAX_SIZE_BYTES)
 
     def _add_checked(
         self, relpath: str, identifier: str, size: int, digest: str, mtime_ns: int
     ) -> None:
+        if not is_safe(relpath, identifier):
+            self.unsafe += 1
+            self._refuse(identifier, size, digest, mtime_ns)
+            return
         above, _, name = relpath.rpartition("/")
         leaf = (name, identifier, size, digest, mtime_ns, 0)
-        # At the top as well, where they are shown.
-        is_taken = name.startswith(REFUSED_PREFIX) or relpath.startswith(REFUSED_PREFIX)
-        if is_taken or not is_identifier(identifier) or not relpath_is_usable(relpath):
-            self._refuse(above, leaf)
-        else:
-            self._leaves.setdefault(above, []).append(leaf)
+        self._leaves.setdefault(above, []).append(leaf)
 
-    def _refuse(self, above: str, leaf: Leaf) -> None:
-        name, identifier, size, digest, mtime_ns, _ = leaf
-        known = identifier if is_identifier(identifier) else identifier_of(_join(above, name))
-        name = f"{REFUSED_PREFIX}{known}"
-        self._refused[name] = (name, identifier, size, digest, mtime_ns, 1)
+    def _refuse(self, identifier: str, size: int, digest: str, mtime_ns: int) -> None:
+        if not limits.is_identifier(identifier):
+            identifier = _sha1(identifier)
+        self._refused.append(("", identifier, size, digest, mtime_ns, 1))
+
+    def _refuse_leaves(self, leaves: Iterable[Leaf]) -> None:
+        for _, identifier, size, digest, mtime_ns, _ in leaves:
+            self.unsafe += 1
+            self._refuse(identifier, size, digest, mtime_ns)
+
+    def _named_refused(self, top: _Directory) -> Iterator[Leaf]:
+        """Yield what is refused under names that nothing else at the top has."""
+        taken = {leaf[0] for leaf in self._leaves[""]} | top.keys()
+        for leaf in self._refused:
+            name = REFUSED_PREFIX + leaf[1]
+            while name in taken:
+                name += "~"
+            taken.add(name)
+            yield (name, *leaf[1:])
 
     def _make_directories(self) -> _Directory:
         """Return the directories; refuse what has a file in its way, or another of its path."""
         for path, leaves in self._leaves.items():
             if len({leaf[0] for leaf in leaves}) < len(leaves):
-                self._leaves[path] = self._without_doubles(path, leaves)
+                self._leaves[path] = self._without_doubles(leaves)
         top: _Directory = {}
-        files: dict[str, set[str]] = {}  # by directory, of those with directories in them
+        # By directory, of those with files and directories in them.
+        files: dict[str, frozenset[str]] = {}
         for path in sorted(self._leaves):
             if path and not self._make_directory(path, top, files):
-                for leaf in self._leaves[path]:
-                    self._refuse(path, leaf)
+                self._refuse_leaves(self._leaves[path])
                 self._leaves[path] = []
         return top
 
-    def _make_directory(self, path: str, top: _Directory, files: dict[str, set[str]]) -> bool:
+    def _make_directory(self, path: str, top: _Directory, files: dict[str, frozenset[str]]) -> bool:
         """Return whether there is a directory `path` now; not if a file is in its way."""
         above, directory = "", top
         for name in path.split("/"):
             below = directory.get(name)
             if below is None:
-                if above not in files:
-                    files[above] = {leaf[0] for leaf in self._leaves.get(above, ())}
-                if name in files[above]:
+                if above not in files and above in self._leaves:
+                    files[above] = frozenset(leaf[0] for leaf in self._leaves[above])
+                if name in files.get(above, _NO_NAMES):
                     return False
                 below = directory[name] = {}
             above, directory = _join(above, name), below
         return True
 
-    def _without_doubles(self, path: str, leaves: list[Leaf]) -> list[Leaf]:
+    def _without_doubles(self, leaves: list[Leaf]) -> list[Leaf]:
         """Return the first by identifier of each name, and refuse the others."""
         first: dict[str, Leaf] = {}
         for leaf in sorted(leaves, key=itemgetter(1)):
             if leaf[0] in first:
-                self._refuse(path, leaf)
+                self._refuse_leaves([leaf])
             else:
                 first[leaf[0]] = leaf
         return list(first.values())
@@ -191,24 +216,38 @@ def _join(path: str, name: str) -> str:
     return f"{path}/{name}" if path else name
 
 
-def _are_plain(sizes: Sequence[Any], moments: Sequence[Any], texts: Iterable[Any]) -> bool:
+def _are_plain(
+    relpaths: Sequence[Any], sizes: Sequence[Any], digests: Sequence[Any], moments: Sequence[Any]
+) -> bool:
     """Return whether these are what dtool writes, so that nothing has to be converted."""
     return (
         set(map(type, sizes)) == {int}
         and set(map(type, moments)) <= {int, float}
-        and set(map(type, texts)) == {str}
+        and {*map(type, relpaths), *map(type, digests)} == {str}
         and min(sizes) >= 0
-        and max(sizes) < _SIZE_LIMIT
+        and max(sizes) <= limits.MAX_SIZE_BYTES
         and min(moments) >= 0
         and max(moments) < _PLAIN_LIMIT_S
+        and max(map(len, digests)) <= limits.MAX_HASH_LENGTH
+        and _PLAIN_DIGESTS.fullmatch("".join(digests)) is not None
     )
 
 
 def _all_usable(identifiers: Iterable[str], relpaths: Sequence[str]) -> bool:
-    """Return whether all are, as far as two matches tell; False may be wrong."""
+    """Return whether all are, as far as one match tells; False may be wrong."""
     lines = "\n".join(relpaths) + "\n"
     return (
         lines.count("\n") == len(relpaths)
+        and max(map(len, relpaths)) <= _PLAIN_LENGTH
         and _PLAIN_RELPATHS.fullmatch(lines) is not None
-        and _IDENTIFIERS.fullmatch("\n".join(identifiers) + "\n") is not None
+        and all(map(str.__eq__, map(_sha1, relpaths), identifiers))
     )
+
+
+def is_safe(relpath: str, identifier: str) -> bool:
+    """Return whether an item may be written under its relpath, and is the one of that relpath."""
+    return limits.relpath_is_usable(relpath) and identifier == _sha1(relpath)
+
+
+def _sha1(text: str) -> str:
+    return hashlib.sha1(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NewType
 
+from dserverfs import limits
 from dserverfs.errors import ProtocolError, UsageError
-from dserverfs.limits import is_uuid, parse_timestamp
+from dserverfs.limits import is_uuid, parse_timestamp, quoted
 
 Identifier = NewType("Identifier", str)  # an item: SHA-1 of its relpath, 40 hex digits
 # A dataset as dtool counts: lower case, with hyphens. A copy keeps it, so it names one dataset
@@ -120,7 +121,7 @@ class Dataset:
         uri = _text(entry, "uri")
         uuid = _text(entry, "uuid")
         if not is_uuid(uuid.lower()):
-            raise ProtocolError(f"{uri}: listed with {uuid!r}, which is no uuid", uri=uri)
+            raise ProtocolError(f"{uri}: listed with {quoted(uuid)}, which is no uuid", uri=uri)
         frozen_at = parse_timestamp(entry.get("frozen_at"))
         created_at = entry.get("created_at")
         return cls(
@@ -131,8 +132,8 @@ class Dataset:
             creator_username=_text(entry, "creator_username"),
             created_at=frozen_at if created_at is None else parse_timestamp(created_at),
             frozen_at=frozen_at,
-            number_of_items=_optional_count(entry, "number_of_items"),
-            size_in_bytes=_optional_count(entry, "size_in_bytes"),
+            number_of_items=_optional(entry, "number_of_items", limits.count_is_usable),
+            size_in_bytes=_optional(entry, "size_in_bytes", limits.size_is_usable),
         )
 
 
@@ -144,20 +145,22 @@ class Item:
     relpath: str
     size_in_bytes: int
     hash: str
-    mtime_ns: int  # the manifest's utc_timestamp
+    mtime_ns: int  # the manifest's utc_timestamp, as it is shown
 
     @classmethod
     def from_json(cls, identifier: str, data: Any) -> Item:
         entry = _mapping(data, f"item {identifier}")
-        size = _optional_count(entry, "size_in_bytes")
-        if size is None:
-            raise ProtocolError(f"item {identifier} has no size_in_bytes")
+        size, digest = entry.get("size_in_bytes"), entry.get("hash")
+        if not isinstance(size, int) or not limits.size_is_usable(size):
+            raise ProtocolError(f"item {identifier} has {quoted(size)} for its size_in_bytes")
+        if not isinstance(digest, str) or not limits.hash_is_usable(digest):
+            raise ProtocolError(f"item {identifier} has {quoted(digest)} for its hash")
         return cls(
             identifier=Identifier(identifier),
             relpath=_text(entry, "relpath"),
             size_in_bytes=size,
-            hash=_text(entry, "hash").lower(),
-            mtime_ns=round(parse_timestamp(entry.get("utc_timestamp", 0.0)) * 1_000_000) * 1000,
+            hash=digest.lower(),
+            mtime_ns=mtime_ns_of(parse_timestamp(entry.get("utc_timestamp", 0.0))),
         )
 
 
@@ -181,6 +184,11 @@ class User:
         )
 
 
+def mtime_ns_of(utc_timestamp: float) -> int:
+    """Return a manifest's date as the time of a file: whole microseconds, as floats have them."""
+    return limits.shown_ns(round(utc_timestamp * 1_000_000) * 1000)
+
+
 def _mapping(data: Any, what: str) -> Mapping[str, Any]:
     if not isinstance(data, Mapping):
         raise ProtocolError(f"{what} is not a JSON object but {type(data).__name__}")
@@ -189,22 +197,24 @@ def _mapping(data: Any, what: str) -> Mapping[str, Any]:
 
 def _text(entry: Mapping[str, Any], key: str) -> str:
     value = entry.get(key)
-    if not isinstance(value, str):
-        raise ProtocolError(f"{key} is not a string but {value!r}")
+    if not isinstance(value, str) or not limits.is_text(value):
+        raise ProtocolError(f"{key} is not a string but {quoted(value)}")
     return value
 
 
 def _texts(entry: Mapping[str, Any], key: str) -> tuple[str, ...]:
     values = entry.get(key, [])
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+    if not isinstance(values, list) or not all(limits.is_text(value) for value in values):
         raise ProtocolError(f"{key} is not a list of strings")
     return tuple(values)
 
 
-def _optional_count(entry: Mapping[str, Any], key: str) -> int | None:
+def _optional(
+    entry: Mapping[str, Any], key: str, is_usable: Callable[[object], bool]
+) -> int | None:
     value = entry.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ProtocolError(f"{key} is not a count but {value!r}")
+    if not isinstance(value, int) or not is_usable(value):
+        raise ProtocolError(f"{key} is {quoted(value)}, which it cannot be")
     return value

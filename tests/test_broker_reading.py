@@ -406,7 +406,9 @@ def test_importing_the_broker_imports_nothing_heavy() -> None:
         "dserverfs.broker.problems",
         "dserverfs.broker.storage_broker",
         "dserverfs.errors",
+        "dserverfs.limits",
         "dserverfs.model",
+        "dserverfs.printable",
     }
     assert int(elapsed_ms) < 200  # 5 to 10 on a quiet machine
 

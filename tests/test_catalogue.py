@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,8 +12,9 @@ from dserverfs.catalogue import Names
 from dserverfs.model import UUID, BackendURI, Dataset, identifier_of
 from tests.accounts import Account
 from tests.datasets import make_dataset
+from tests.hostile import entry, register
 from tests.mounting import mounted, publish
-from tests.serving import ServerHandle, encoded, new_uuid
+from tests.serving import ServerHandle, encoded
 
 
 def dataset(number: int, name: str = "name", frozen_at: float = 0.0) -> Dataset:
@@ -86,56 +84,6 @@ def test_datasets_of_one_name_are_all_shown(
         assert shown == {"same-name", *(f"same-name~{uuid[:8]}" for uuid in uuids[1:])}
         assert (path / "same-name/data/number").read_bytes() == b"0"
         assert (path / f"same-name~{uuids[2][:8]}/data/number").read_bytes() == b"2"
-
-
-def register(server: ServerHandle, name: str, items: Mapping[str, Any]) -> None:
-    """Register a dataset as dservercore lets anybody with the right do it, unchecked."""
-    uuid = new_uuid()
-    base_uri = server.backend_uri
-    uri = f"{base_uri}/{uuid}"
-    body = {
-        "uuid": uuid,
-        "base_uri": base_uri,
-        "uri": uri,
-        "name": name,
-        "type": "dataset",
-        "readme": "",
-        "manifest": {
-            "items": dict(items),
-            "hash_function": "md5sum_hexdigest",
-            "dtoolcore_version": "3.19.0",
-        },
-        "creator_username": "tester",
-        "frozen_at": str(time.time()),
-        "annotations": {},
-        "tags": [],
-    }
-    server.request("PUT", f"/uris/{encoded(uri)}", body).raise_for_status()
-
-
-def entry(relpath: str) -> dict[str, Any]:
-    return {"relpath": relpath, "size_in_bytes": 5, "hash": "0" * 32, "utc_timestamp": 0.0}
-
-
-def test_hostile_relpaths_are_shown_as_refused_and_make_a_copy_fail(
-    fuse: None, current_user: Account, server: ServerHandle, token: str
-) -> None:
-    hostile = ["/etc/passwd", "../../up", "a/../b", "", "a//b", "x" * 256, "file/below"]
-    items = {str(identifier_of(relpath)): entry(relpath) for relpath in [*hostile, "file", "good"]}
-    register(server, "hostile", items)
-
-    with mounted(current_user, server.base_uri, token) as path:
-        data = path / "hostile/data"
-        assert set(os.listdir(data)) == {
-            "file",
-            "good",
-            *(f".refused-{identifier_of(relpath)}" for relpath in hostile),
-        }
-        refused = data / f".refused-{identifier_of('../../up')}"
-        assert refused.stat().st_mode & 0o777 == 0o444
-        copy = current_user.run("cp", refused, "refused-copy")
-        assert copy.returncode != 0
-        assert os.strerror(5) in copy.stderr
 
 
 def test_dataset_that_vanishes_is_an_error_and_the_rest_stays(

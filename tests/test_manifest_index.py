@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import resource
+import subprocess
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from dserverfs import manifest_indexing, manifest_stream
+from dserverfs import limits, manifest_indexing, manifest_stream
 from dserverfs.errors import NotFound, ProtocolError
 from dserverfs.manifest_index import ManifestIndex, Row
 from dserverfs.model import identifier_of
+
+ENTRY = {"size_in_bytes": 1, "hash": "00", "utc_timestamp": 0}
 
 
 def indexed(tmp_path: Path, relpaths: list[str]) -> ManifestIndex:
@@ -68,33 +74,6 @@ def test_children_are_consecutive_and_sorted(tmp_path: Path) -> None:
         assert index.children(directory, rows[3], 2) == children[3:5]
 
 
-@pytest.mark.parametrize(
-    "relpath", ["/abs", "../up", "a/../b", "", "a//b", "nul\0", "x" * 256, "\ud800", ".refused-x"]
-)
-def test_hostile_relpath_is_shown_as_refused_and_the_rest_is_usable(
-    tmp_path: Path, relpath: str
-) -> None:
-    items = {
-        "0" * 40: {"relpath": relpath, "size_in_bytes": 1, "hash": "00", "utc_timestamp": 0},
-        identifier_of("good"): {
-            "relpath": "good",
-            "size_in_bytes": 1,
-            "hash": "00",
-            "utc_timestamp": 0,
-        },
-    }
-    manifest = tmp_path / "manifest.json"
-    manifest.write_text(json.dumps({"items": items}))
-
-    manifest_indexing.build(manifest_indexing.pieces_of(manifest), tmp_path / "index")
-
-    index = ManifestIndex(tmp_path / "index").open()
-    found = walk(index, index.row(0))
-    assert set(found) == {"good", f".refused-{'0' * 40}"}
-    assert found[f".refused-{'0' * 40}"].refused
-    assert not found["good"].refused
-
-
 def test_file_and_directory_at_once_keeps_the_file_and_refuses_the_other(tmp_path: Path) -> None:
     index = indexed(tmp_path, ["a", "a/b", "c"])
 
@@ -120,7 +99,7 @@ def test_empty_manifest_is_an_empty_directory(tmp_path: Path) -> None:
     assert index.children(index.row(0), 0, 10) == []
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"items": 5}', '{"items": {"i": {}}}', "nope"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"items": 5}', "nope"])
 def test_what_is_no_manifest_is_a_protocol_error_and_leaves_nothing(
     tmp_path: Path, text: str
 ) -> None:
@@ -209,15 +188,6 @@ def test_parts_of_a_manifest_are_the_whole(
     assert batches > 10
 
 
-@pytest.mark.parametrize("size", [None, True, -1, 1.5, "3", 1 << 63])
-def test_size_that_cannot_be_is_a_protocol_error(tmp_path: Path, size: object) -> None:
-    entry = {"relpath": "a", "size_in_bytes": size, "hash": "00", "utc_timestamp": 0}
-    content = json.dumps({"items": {identifier_of("a"): entry}}).encode()
-
-    with pytest.raises(ProtocolError):
-        manifest_indexing.build([content], tmp_path / "index")
-
-
 @pytest.mark.parametrize("moment", ["2020-01-02T03:04:05Z", 1577934245, "1577934245.0"])
 def test_dates_are_taken_in_every_form_that_servers_send(tmp_path: Path, moment: object) -> None:
     entry = {"relpath": "a", "size_in_bytes": 1, "hash": "AB", "utc_timestamp": moment}
@@ -227,18 +197,6 @@ def test_dates_are_taken_in_every_form_that_servers_send(tmp_path: Path, moment:
 
     row = ManifestIndex(tmp_path / "index").open().child(0, "a")
     assert (row.mtime_ns, row.hash) == (1577934245_000_000_000, "ab")
-
-
-def test_of_two_items_with_one_relpath_the_other_is_refused(tmp_path: Path) -> None:
-    entry = {"relpath": "d/a", "size_in_bytes": 1, "hash": "00", "utc_timestamp": 0}
-    content = json.dumps({"items": {"1" * 40: entry, "0" * 40: entry}}).encode()
-
-    manifest_indexing.build([content], tmp_path / "index")
-
-    index = ManifestIndex(tmp_path / "index").open()
-    found = walk(index, index.row(0))
-    assert set(found) == {"d/a", f".refused-{'1' * 40}"}
-    assert found["d/a"].identifier == "0" * 40
 
 
 def test_manifest_that_breaks_off_leaves_no_index(
@@ -251,3 +209,71 @@ def test_manifest_that_breaks_off_leaves_no_index(
         indexing.write(content)
 
     assert list(tmp_path.iterdir()) == []
+
+
+DEEP = "/".join(["d"] * (limits.MAX_RELPATH_COMPONENTS - 1))
+
+
+@pytest.mark.parametrize(
+    "relpaths",
+    [["x/" * 40_000 + "x"], ["a" * 2_000_000], [f"{n}/{DEEP}" for n in range(20)]],
+    ids=["deep", "long", "as deep as may be"],
+)
+def test_relpaths_take_memory_in_proportion(tmp_path: Path, relpaths: list[str]) -> None:
+    content = json.dumps({"items": {identifier_of(r): {**ENTRY, "relpath": r} for r in relpaths}})
+    pieces = [content.encode()]
+    tracemalloc.start()
+
+    manifest_indexing.build(pieces, tmp_path / "index")
+
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 40 * 1024**2
+
+
+def test_small_manifest_of_very_many_directories_is_indexed_by_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest_indexing, "build", None)
+    number = manifest_indexing.IN_PROCESS_DIRECTORIES // limits.MAX_RELPATH_COMPONENTS + 1
+
+    index = indexed(tmp_path, [f"{n}/{DEEP}" for n in range(number)])
+
+    assert index.number_of_items == number
+
+
+def test_indexing_that_needs_too_much_memory_is_a_protocol_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest_indexing, "IN_PROCESS_BYTES", 0)
+    least = (80 << 20, 80 << 20)
+    # The process that indexes is bound by it as it is by its own limit.
+    monkeypatch.setattr(
+        subprocess,
+        "Popen",
+        functools.partial(
+            subprocess.Popen, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, least)
+        ),
+    )
+
+    with pytest.raises(ProtocolError, match="bytes of memory"):
+        indexed(tmp_path, [f"{n}/{DEEP}" for n in range(1000)])
+
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize("start", [b'{"items": {"', b'{"items": {', b"[[[", b'"'])
+def test_endless_manifest_without_items_is_given_up(start: bytes) -> None:
+    stream = manifest_stream.ManifestStream()
+    stream.feed(start)
+
+    with pytest.raises(ProtocolError, match="no item in"):
+        stream.feed(b"x" * (manifest_stream.MAX_PART_BYTES + 1))
+
+
+@pytest.mark.parametrize("name", [None, 5, ["md5"], "x" * 10_000, "\ud800"])
+def test_hash_function_that_is_no_name_is_a_protocol_error(tmp_path: Path, name: object) -> None:
+    content = json.dumps({"items": {}, "hash_function": name}).encode()
+
+    with pytest.raises(ProtocolError, match="hash_function"):
+        manifest_indexing.build([content], tmp_path / "index")

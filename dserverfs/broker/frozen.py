@@ -19,8 +19,10 @@ from dserverfs.broker.item_files import ItemFiles
 from dserverfs.broker.metadata import FRESH_S, FrozenMetadata
 from dserverfs.cells import loaded
 from dserverfs.client import Client
-from dserverfs.errors import NotFound, ProtocolError, Unsupported
+from dserverfs.errors import IntegrityError, NotFound, ProtocolError, Unsupported
 from dserverfs.item_content import ItemContent, item_key
+from dserverfs.limits import parse_json, parse_timestamp, quoted, size_is_usable
+from dserverfs.manifest_tree import is_safe
 from dserverfs.model import Dataset, DserverURI, Identifier, Item, identifier_of
 from dserverfs.signing import is_asked_whole
 
@@ -119,15 +121,20 @@ class FrozenDataset:
         with self._lock:
             self.manifest()
             if self._fetching is None:
-                items = self.manifest()["items"]
                 self._fetching = Ahead(
                     self._identifiers,
                     self._fetch,
-                    lambda key: int(items[key]["size_in_bytes"]),
+                    self._cost,
                     FETCHING,
                 )
             fetching = self._fetching
         return fetching.get(Identifier(identifier))
+
+    def _cost(self, identifier: Identifier) -> int:
+        """Return an item's size, or 0: a neighbour without one is no fault of an item's."""
+        entry = self.manifest()["items"][identifier]
+        size = entry.get("size_in_bytes") if isinstance(entry, dict) else None
+        return size if isinstance(size, int) and size_is_usable(size) else 0
 
     def handles(self) -> list[str]:
         """Return the relpaths of the items that the store holds; asks it for each."""
@@ -162,7 +169,8 @@ class FrozenDataset:
     def timestamp(self, handle: str) -> float:
         """Return an item's date, which the manifest alone has."""
         try:
-            return float(self.manifest()["items"][identifier_of(handle)]["utc_timestamp"])
+            entry = self.manifest()["items"][identifier_of(handle)]
+            return parse_timestamp(entry["utc_timestamp"])
         except KeyError as error:
             raise NotFound(f"{self.dataset.uri} has no item {handle!r}") from error
 
@@ -249,17 +257,32 @@ class FrozenDataset:
     def _load_manifest(self) -> dict[str, Any]:
         path = loaded(lambda: self._client.catalogue.manifest(self.dataset))
         try:
-            manifest = json.loads(path.read_bytes())
+            manifest = parse_json(path.read_bytes(), "it")
             if not isinstance(manifest["items"], dict):
                 raise TypeError("its items are not an object")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, KeyError, TypeError, ProtocolError) as error:
             path.unlink(missing_ok=True)
             raise ProtocolError(
                 f"{self.dataset.uri}: its manifest, kept in {path}, cannot be read ({error});"
                 " it will be fetched anew"
             ) from error
         assert isinstance(manifest, dict)
+        self._require_safe(manifest["items"])
         return manifest
+
+    def _require_safe(self, items: Mapping[str, Any]) -> None:
+        """Raise IntegrityError if dtool would write an item anywhere but below its own directory.
+
+        It takes the relpaths of a manifest as they are.
+        """
+        for identifier, entry in items.items():
+            relpath = entry.get("relpath") if isinstance(entry, dict) else None
+            if not isinstance(relpath, str) or not is_safe(relpath, identifier):
+                raise IntegrityError(
+                    f"{self.dataset.uri}: its manifest is refused: item {identifier} has"
+                    f" {quoted(relpath)} for its relpath, which it must not have",
+                    uri=self.dataset.uri,
+                )
 
     def _item(self, identifier: Identifier) -> Item:
         try:

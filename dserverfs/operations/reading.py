@@ -37,7 +37,7 @@ from dserverfs.cells import NotLoaded
 from dserverfs.dataset_tree import Attributes, DatasetTree, Entry
 from dserverfs.item_content import ItemContent
 from dserverfs.item_reader import Buffer, ItemReader
-from dserverfs.limits import MAX_COMPONENT_BYTES
+from dserverfs.limits import MAX_COMPONENT_BYTES, MAX_SIZE_BYTES
 from dserverfs.operations import waiting
 from dserverfs.operations.guard import guarded
 from dserverfs.reader import Reader
@@ -206,7 +206,8 @@ class ReadOnlyOperations(pyfuse3.Operations):
         totals = self._tree.totals()
         answer = StatvfsData()
         answer.f_bsize = answer.f_frsize = 4096
-        answer.f_blocks = -(-totals.size_in_bytes // 4096)
+        # Of a hundred datasets, each may say that it has as much as there can be.
+        answer.f_blocks = -(-min(totals.size_in_bytes, MAX_SIZE_BYTES) // 4096)
         answer.f_bfree = answer.f_bavail = 0
         answer.f_files = totals.number_of_items
         answer.f_ffree = answer.f_favail = 0
