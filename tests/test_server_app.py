@@ -5,17 +5,21 @@ from __future__ import annotations
 import gzip
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import quote
 
+import dservercore.utils
 import pytest
 from dservercore.extensions import sql_db
 from sqlalchemy import text
 
+from dserverfs.errors import NotFound
+from dserverfs.model import identifier_of
 from dserverfs.server.extension import STORES
 from dserverfs.server.stored_metadata import StoredMetadata
 from tests.app_client import AppClient, put_all
-from tests.serving import ServerHandle, encoded, upload_body
+from tests.serving import ServerHandle, encoded, new_uuid, upload_body
 
 
 @pytest.fixture
@@ -148,3 +152,84 @@ def test_manifest_that_an_earlier_version_kept_as_text_is_sent(client: AppClient
     assert client.get(f"/signed-urls/dataset/{encoded(uri)}").json["item_urls"].keys() == (
         manifest["items"].keys()  # type: ignore[attr-defined]
     )
+
+
+def register(client: AppClient, uri: str, items: Mapping[str, object], readme: object = "") -> None:
+    """Register a dataset as dservercore's own commands do, past all checks of routes."""
+    base_uri, _, uuid = uri.rpartition("/")
+    manifest = {"items": items, "hash_function": "md5sum_hexdigest", "dtoolcore_version": "3"}
+    with client.app.app_context():
+        dservercore.utils.register_dataset(
+            {
+                **{"uuid": uuid, "uri": uri, "base_uri": base_uri, "name": "x", "type": "dataset"},
+                **{"creator_username": "x", "frozen_at": 1.0, "annotations": {}, "tags": []},
+                **{"manifest": manifest, "readme": readme},
+            }
+        )
+
+
+NO_IDENTIFIERS = (
+    *("../../secret", "..", "", "a" * 39, "A" * 40, "g" * 40, "a" * 40 + "/../x", "a" * 40 + "\n"),
+)
+
+
+def test_only_identifiers_are_signed(client: AppClient) -> None:
+    """Whatever a manifest that was registered by hand has in their place."""
+    good = identifier_of("a.txt")
+    uri = client.upload({"a.txt": b"a"})
+    item = {"relpath": "a.txt", "size_in_bytes": 1, "hash": "0" * 32, "utc_timestamp": 1.0}
+    register(client, uri, dict.fromkeys([good, *NO_IDENTIFIERS], item))
+    path = encoded(uri)
+
+    link = client.post(f"/signed-urls/publish/{path}", {}).json["path"]
+
+    assert list(client.get(f"/signed-urls/dataset/{path}").json["item_urls"]) == [good]
+    assert list(client.get(f"{link}/http_manifest.json").json["item_urls"]) == [good]
+    for identifier in NO_IDENTIFIERS:
+        batch = client.post(f"/signed-urls/items/{path}", {"identifiers": [good, identifier]})
+        one = client.get(f"/signed-urls/item/{path}/{quote(identifier, safe='')}")
+        assert batch.status_code == 404
+        assert one.status_code in (403, 404)  # what has a slash is of another base URI
+
+
+@pytest.mark.parametrize("last", ["..", "x", "../other", f"{new_uuid()}x"])
+def test_only_uuids_have_a_place(client: AppClient, last: str) -> None:
+    with pytest.raises(NotFound):
+        client.app.extensions[STORES].place(f"{client.base_uri}/{last}")
+    with pytest.raises(NotFound):
+        client.app.extensions[STORES].new_place(client.base_uri, last)
+
+
+@pytest.mark.parametrize("readme", ["a: text", '{"a": "text"}', {"a": ["mapping"]}])
+def test_readme_is_retrieved_as_it_was_registered(client: AppClient, readme: object) -> None:
+    uri = f"{client.base_uri}/{new_uuid()}"
+    register(client, uri, {}, readme)
+
+    with client.app.app_context():
+        kept = dservercore.utils.get_readme_from_uri_by_user("grumpy", uri)
+
+    assert kept == readme
+
+
+def test_what_is_frozen_is_not_uploaded_over(client: AppClient) -> None:
+    body = upload_body({"a.txt": b"frozen"})
+    uri = client.upload({"a.txt": b"frozen"}, uuid=body["uuid"])
+    client.request("DELETE", f"/uris/{encoded(uri)}")  # of the index only
+    path = f"/signed-urls/upload/{encoded(client.base_uri)}"
+    other = upload_body({"a.txt": b"other"}, uuid=body["uuid"])
+
+    assert client.post(path, other).status_code == 409
+    assert client.post(path, body).status_code == 200
+    assert client.post(path, other).status_code == 409
+
+
+def test_item_that_fits_in_one_put_goes_in_no_parts(client: AppClient) -> None:
+    """Nobody would check the MD5 of the whole."""
+    body = upload_body({"a.txt": b"announced"})
+    uri = client.post(f"/signed-urls/upload/{encoded(client.base_uri)}", body).json["uri"]
+    subject = {"uri": uri, "identifier": identifier_of("a.txt")}
+
+    answer = client.post("/signed-urls/upload-parts", subject)
+
+    assert answer.status_code == 422
+    assert "fits in one PUT" in answer.json["message"]

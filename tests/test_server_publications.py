@@ -155,6 +155,33 @@ def test_link_of_a_deleted_dataset_is_gone(server: ServerHandle) -> None:
     assert requests.get(link + "/http_manifest.json", timeout=30).status_code == 404
 
 
+@pytest.mark.parametrize("lost", ["search", "register", "user"])
+def test_link_ends_with_the_rights_of_its_maker(server: ServerHandle, lost: str) -> None:
+    maker, others = f"user-{new_uuid()[:8]}", [server.username]
+    base_uri = server.add_base_uri(search=[maker, *others], register=[maker, *others])
+    path = encoded(upload(server, CONTENTS, base_uri=base_uri))
+    rights = {
+        "users_with_search_permissions": [maker, *others],
+        "users_with_register_permissions": [maker, *others],
+    }
+
+    def read() -> int:
+        return server.get(f"{link}/http_manifest.json", token="").status_code
+
+    link = server.post(f"/signed-urls/publish/{path}", token=server.token_for(maker)).json()["path"]
+    assert read() == 200
+
+    if lost == "user":
+        server.request("DELETE", f"/users/{maker}").raise_for_status()
+        server.request("PUT", f"/users/{maker}", {}).raise_for_status()  # another one
+        server.request("PUT", f"/base-uris/{encoded(base_uri)}", rights).raise_for_status()
+    else:
+        rights[f"users_with_{lost}_permissions"] = others
+        server.request("PUT", f"/base-uris/{encoded(base_uri)}", rights).raise_for_status()
+
+    assert read() == 404
+
+
 def test_unknown_dataset_and_unknown_link_are_not_found(server: ServerHandle) -> None:
     gone = encoded(f"{server.backend_uri}/{new_uuid()}")
 

@@ -400,6 +400,23 @@ def test_upload_of_a_uuid_pending_elsewhere_is_409(server: ServerHandle) -> None
     assert server.backend_uri in answer.json()["message"]
 
 
+def test_completion_of_a_uuid_pending_elsewhere_is_409(server: ServerHandle) -> None:
+    """And nobody is told where somebody else's is."""
+    base_uri = server.add_base_uri(search=["dopey"], register=["dopey"])
+    body = upload_body(CONTENTS)
+    uri = begin(server, body)["uri"]
+    path, token = f"/signed-urls/upload/{encoded(base_uri)}", server.token_for("dopey")
+    elsewhere = {"uri": uri.replace(server.backend_uri, base_uri)}
+
+    answers = [
+        server.post(path, body, token=token),
+        server.post("/signed-urls/upload-complete", elsewhere, token=token),
+    ]
+
+    assert [answer.status_code for answer in answers] == [409, 409]
+    assert not any(server.backend_uri in answer.text for answer in answers)
+
+
 def test_an_upload_belongs_to_who_began_it(server: ServerHandle) -> None:
     base_uri = server.add_base_uri(search=["bashful", "doc"], register=["bashful", "doc"])
     path = f"/signed-urls/upload/{encoded(base_uri)}"

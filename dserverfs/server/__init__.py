@@ -25,6 +25,6 @@
       foreign       buckets of other S3 servers, by dtool-s3's settings
       datadir         the data directory: version, lock, secrets
 
-Imports nothing of dserverfs but `model` and `errors`. Everything but the main
+Imports nothing of dserverfs but `errors`, `limits` and `model`. Everything but the main
 thread of `serve` runs in waitress's worker threads.
 """

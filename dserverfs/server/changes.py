@@ -140,7 +140,7 @@ def _describe(uri: str) -> Description:
     try:
         return Description(
             name=dataset["name"],
-            readme=retrieve.get_readme(uri),
+            readme=retrieve.get_readme_text(uri),
             annotations=retrieve.get_annotations(uri),
             tags=retrieve.get_tags(uri),
         )

@@ -89,6 +89,11 @@ def require_register(base_uri: str) -> str:
     return username
 
 
+def may_search(uri: str) -> bool:
+    """Return whether who asks may read what there is of a dataset."""
+    return bool(utils_auth.may_access(utils_auth.get_jwt_identity(), uri))
+
+
 def registered_identifiers(uri: str) -> frozenset[str]:
     """Return the identifiers of a dataset's items; raises NotFound if it is not registered."""
     try:

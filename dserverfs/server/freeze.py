@@ -7,6 +7,7 @@ database are written, in this order, and doing it again from the start is right.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import dtoolcore
@@ -129,6 +130,17 @@ def manifest_of(upload: PendingUpload) -> dict[str, Any]:
             }
             for identifier, item in upload.request.items.items()
         },
+    }
+
+
+def is_manifest_of(manifest: Mapping[str, Any], upload: PendingUpload) -> bool:
+    """Return whether a stored manifest has the items that are announced, and no others."""
+    return {
+        identifier: (item.get("hash"), item.get("size_in_bytes"), item.get("relpath"))
+        for identifier, item in manifest["items"].items()
+    } == {
+        identifier: (item.md5, item.size_in_bytes, item.relpath)
+        for identifier, item in upload.request.items.items()
     }
 
 

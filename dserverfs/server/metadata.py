@@ -20,12 +20,13 @@ What this server adds; a client knows it by the name of this module in
 Other than there: values keep their types; a
 change that was not made is not answered by 200. All need the right to register
 in the dataset's base URI (403) and a dataset that is registered and stored (404).
+Who may register and not search is answered with what he sent, and not with all there is.
 To take away a tag, annotation or overlay that is not there changes nothing (200).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +39,7 @@ from dserverfs import __version__ as __version__
 from dserverfs.errors import DserverfsError, NotFound, UsageError
 from dserverfs.server.answers import answer, json_body
 from dserverfs.server.changes import Changes, Description
-from dserverfs.server.extension import Extension, report, require_register, stores
+from dserverfs.server.extension import Extension, may_search, report, require_register, stores
 from dserverfs.server.stored_metadata import StoredMetadata
 from dserverfs.server.upload_request import (
     check_annotation,
@@ -92,7 +93,7 @@ class Metadata(Extension):
         def change(stored: StoredMetadata, before: Description) -> Description:
             return replace(before, tags=stored.set_tags(tags))
 
-        return self._tagged(uri, change)
+        return self._tagged(uri, change, tags)
 
     def post_tag(self, uri: str, tag: str) -> Response:
         uri = _changeable(uri)
@@ -102,7 +103,7 @@ class Metadata(Extension):
             stored.put_tag(tag)
             return replace(before, tags=stored.tags())
 
-        return self._tagged(uri, change)
+        return self._tagged(uri, change, [tag])
 
     def delete_tag(self, uri: str, tag: str) -> Response:
         uri = _changeable(uri)
@@ -112,7 +113,7 @@ class Metadata(Extension):
             stored.delete_tag(tag)
             return replace(before, tags=stored.tags())
 
-        return self._tagged(uri, change)
+        return self._tagged(uri, change, [])
 
     def put_annotation(self, uri: str, name: str) -> Response:
         uri = _changeable(uri)
@@ -123,7 +124,7 @@ class Metadata(Extension):
             stored.put_annotation(name, value)
             return replace(before, annotations={**before.annotations, name: value})
 
-        return self._annotated(uri, change)
+        return self._annotated(uri, change, {name: value})
 
     def delete_annotation(self, uri: str, name: str) -> Response:
         uri = _changeable(uri)
@@ -134,18 +135,18 @@ class Metadata(Extension):
             left = {key: value for key, value in before.annotations.items() if key != name}
             return replace(before, annotations=left)
 
-        return self._annotated(uri, change)
+        return self._annotated(uri, change, {})
 
     def put_overlay(self, uri: str, name: str) -> Response:
         uri = _changeable(uri)
         values = _value(json_body())
         check_overlay(name, values, _identifiers(uri))
-        return self._overlaid(uri, lambda stored: stored.put_overlay(name, values))
+        return self._overlaid(uri, lambda stored: stored.put_overlay(name, values), [name])
 
     def delete_overlay(self, uri: str, name: str) -> Response:
         uri = _changeable(uri)
         require_metadata_name("overlay", name)
-        return self._overlaid(uri, lambda stored: stored.delete_overlay(name))
+        return self._overlaid(uri, lambda stored: stored.delete_overlay(name), [])
 
     def put_name(self, uri: str) -> Response:
         uri = _changeable(uri)
@@ -158,13 +159,15 @@ class Metadata(Extension):
 
         return answer({"name": self._changes.make(stores(), uri, change).name})
 
-    def _tagged(self, uri: str, change: Any) -> Response:
-        return answer({"tags": self._changes.make(stores(), uri, change).tags})
+    def _tagged(self, uri: str, change: Any, sent: Sequence[str]) -> Response:
+        tags = self._changes.make(stores(), uri, change).tags
+        return answer({"tags": tags if may_search(uri) else sorted(sent)})
 
-    def _annotated(self, uri: str, change: Any) -> Response:
-        return answer({"annotations": self._changes.make(stores(), uri, change).annotations})
+    def _annotated(self, uri: str, change: Any, sent: Mapping[str, Any]) -> Response:
+        annotations = self._changes.make(stores(), uri, change).annotations
+        return answer({"annotations": annotations if may_search(uri) else sent})
 
-    def _overlaid(self, uri: str, write: Any) -> Response:
+    def _overlaid(self, uri: str, write: Any, sent: Sequence[str]) -> Response:
         """Change an overlay; overlays are in the bucket only."""
         names: list[str] = []
 
@@ -174,7 +177,7 @@ class Metadata(Extension):
             return before
 
         self._changes.make(stores(), uri, change)
-        return answer({"overlays": names})
+        return answer({"overlays": names if may_search(uri) else sent})
 
 
 def _changeable(path: str) -> str:

@@ -5,11 +5,12 @@
     DELETE /signed-urls/publish/<uri>  -> {"uri", "revoked": how many links}
     GET    /published/<token>/http_manifest.json
 
-To publish needs the right to register. The link is a dataset's URI to dtool-http,
-which adds `/http_manifest.json` to its path: so it is this server that answers,
-and not the store by a signed URL. What it answers is made when it is asked, with
-URLs of the store that end when the link does; those that somebody has already
-stay good until then also if the link is revoked.
+To publish needs the rights to register and to search, or who may only make datasets
+could read others'; a link is good as long as its maker has both. The link is a
+dataset's URI to dtool-http, which adds `/http_manifest.json` to its path: so it is
+this server that answers, and not the store by a signed URL. What it answers is made
+when it is asked, with URLs of the store that end when the link does; those that
+somebody has already stay good until then also if the link is revoked.
 
 A link ends after DTOOL_S3_PUBLISH_EXPIRY seconds, as dtool-s3's, at most and by
 default 7 days, which is all that S3 signs for. Only hashes of links are kept.
@@ -26,15 +27,22 @@ from typing import Any
 import dservercore.utils
 from dservercore import utils_auth
 from dservercore.extensions import sql_db
+from dservercore.sql_models import User
 from dtoolcore.utils import get_config_value
 from flask import Response, current_app, request
 from flask_smorest import Blueprint
-from sqlalchemy import text
+from sqlalchemy import Connection, event, text
 
 from dserverfs import __version__ as __version__
 from dserverfs.errors import DserverfsError, NotFound, UsageError
 from dserverfs.server.answers import answer, json_body
-from dserverfs.server.extension import Extension, report, require_register, stores
+from dserverfs.server.extension import (
+    Extension,
+    report,
+    require_register,
+    require_search,
+    stores,
+)
 from dserverfs.server.stored_metadata import StoredMetadata
 
 SCHEMA = (
@@ -87,6 +95,7 @@ def default_expiry_seconds() -> int:
 def post_publish(uri: str) -> Response:
     """Make a link to a dataset."""
     username = require_register(uri.rpartition("/")[0])
+    require_search(uri)
     expiry_seconds = _wanted_expiry()
     if not dservercore.utils.dataset_uri_exists(uri):
         raise NotFound(f"{uri} is not registered", uri=uri)
@@ -168,11 +177,19 @@ def get_http_manifest(token: str) -> Response:
 def _published(token: str) -> tuple[str, float]:
     """Return the URI a link is for and when it ends; raises NotFound for no good link."""
     row = sql_db.session.execute(
-        text("SELECT uri, expires_at FROM dserverfs_publication WHERE token_hash = :token_hash"),
+        text(
+            "SELECT uri, username, expires_at FROM dserverfs_publication"
+            " WHERE token_hash = :token_hash"
+        ),
         {"token_hash": _hash(token)},
     ).first()
-    known = row is not None and row.expires_at > time.time()
-    if row is None or not known or not dservercore.utils.dataset_uri_exists(row.uri):
+    if (
+        row is None
+        or row.expires_at <= time.time()
+        or not dservercore.utils.dataset_uri_exists(row.uri)
+        or not utils_auth.may_access(row.username, row.uri)
+        or not utils_auth.may_register(row.username, row.uri.rpartition("/")[0])
+    ):
         raise NotFound("this link has expired, was revoked or never was")
     return row.uri, row.expires_at
 
@@ -187,6 +204,14 @@ def _wanted_expiry() -> int:
     if not 0 < seconds <= MAX_EXPIRY_SECONDS:
         raise UsageError(f"expiry_seconds is not between 1 and {MAX_EXPIRY_SECONDS}", status=400)
     return seconds
+
+
+@event.listens_for(User, "after_delete")
+def _delete_links(_mapper: object, connection: Connection, user: User) -> None:
+    """Let nobody who is given the name later have links out, in the same transaction."""
+    connection.execute(
+        text("DELETE FROM dserverfs_publication WHERE username = :name"), {"name": user.username}
+    )
 
 
 def _hash(token: str) -> str:

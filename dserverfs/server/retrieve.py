@@ -21,6 +21,7 @@ from dservercore.extensions import sql_db
 from sqlalchemy import text
 
 from dserverfs import __version__ as __version__
+from dserverfs.limits import is_identifier
 from dserverfs.server.dataset_info import readme_text
 
 SCHEMA = (
@@ -67,7 +68,7 @@ class Retrieve(RetrieveABC):  # type: ignore[misc]
             ),
             {
                 "uri": dataset_info["uri"],
-                "readme": readme_text(dataset_info),
+                "readme": _kept_readme(dataset_info),
                 "annotations": json.dumps(dataset_info["annotations"]),
                 "tags": json.dumps(sorted(set(dataset_info["tags"]))),
                 "manifest": _compressed(_json_of(dataset_info["manifest"])),
@@ -97,9 +98,13 @@ class Retrieve(RetrieveABC):  # type: ignore[misc]
             text("DELETE FROM dserverfs_description WHERE uri = :uri"), {"uri": dataset_uri}
         )
 
-    def get_readme(self, uri: str) -> str:
-        readme: str = _column(uri, "readme")
-        return readme
+    def get_readme(self, uri: str) -> Any:
+        """Return the README as it was registered: a text, or the mapping that it is."""
+        kept: bytes | str = _column(uri, "readme")
+        return json.loads(kept) if isinstance(kept, bytes) else kept
+
+    def get_readme_text(self, uri: str) -> str:
+        return readme_text({"readme": self.get_readme(uri)})
 
     def get_manifest(self, uri: str) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(gzip.decompress(self.get_compressed_manifest(uri)))
@@ -119,13 +124,17 @@ class Retrieve(RetrieveABC):  # type: ignore[misc]
         return tags
 
     def get_identifiers(self, uri: str) -> frozenset[str]:
-        """Return the identifiers of the dataset's items; raises UnknownURIError."""
+        """Return the identifiers of the dataset's items; raises UnknownURIError.
+
+        Only what is one: a manifest may have been registered with any text in its
+        place, and a signed URL of `../` is one of somebody else's object.
+        """
         version = _column(uri, "id")
         with self._lock:
             if version in self._identifiers:
                 self._identifiers.move_to_end(version)
                 return self._identifiers[version]
-        identifiers = frozenset(self.get_manifest(uri)["items"])
+        identifiers = frozenset(filter(is_identifier, self.get_manifest(uri)["items"]))
         with self._lock:
             self._identifiers[version] = identifiers
             self._shrink_locked()
@@ -135,6 +144,12 @@ class Retrieve(RetrieveABC):  # type: ignore[misc]
         kept = sum(len(identifiers) for identifiers in self._identifiers.values())
         while kept > _MAX_CACHED_IDENTIFIERS and len(self._identifiers) > 1:
             kept -= len(self._identifiers.popitem(last=False)[1])
+
+
+def _kept_readme(dataset_info: Mapping[str, Any]) -> bytes | str:
+    """Return a text as it is and a mapping as bytes, so that they are known apart."""
+    readme = readme_text(dataset_info)
+    return readme if isinstance(dataset_info["readme"], str) else readme.encode()
 
 
 def _json_of(manifest: Mapping[str, Any]) -> str:

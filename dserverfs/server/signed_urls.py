@@ -236,6 +236,8 @@ class SignedUrls(Extension):
         username = require_register(base_uri)
         with self._locks.holding(uuid):
             upload = uploads.find_by_uri(uri)
+            if upload is None and uploads.find_by_uuid(uuid) is not None:
+                raise Conflict(f"{uuid} is being uploaded to another base URI", uri=uri)
             if upload is None:
                 raise UsageError(
                     f"{uri} has no pending upload; it was never begun or is registered already",
@@ -272,7 +274,9 @@ def _announce(uri: str, base_uri: str, username: str, announced: UploadRequest) 
     if before is None:
         return PendingUpload(uri, base_uri, username, time.time(), announced)
     if before.uri != uri:
-        raise Conflict(f"{announced.uuid} is being uploaded to {before.base_uri}", uri=uri)
+        # Where somebody else's is, is nobody's to know.
+        where = before.base_uri if before.username == username else "another base URI"
+        raise Conflict(f"{announced.uuid} is being uploaded to {where}", uri=uri)
     _require_same_user(before, username)
     return before._replace(request=announced)
 
@@ -283,10 +287,10 @@ def _place_of(upload: PendingUpload) -> Place:
     Raises Conflict if that would overwrite a dataset that somebody else put there.
     """
     uuid = upload.request.uuid
-    if uploads.find_by_uuid(uuid) is not None:
+    is_new = uploads.find_by_uuid(uuid) is None
+    _require_nothing_else_there(upload, is_new=is_new)
+    if not is_new:
         return stores().place(upload.uri)
-    if stores().is_foreign(upload.base_uri):
-        _require_nothing_there(upload.uri)
     place = stores().new_place(upload.base_uri, uuid)
     place.store.write(place.bucket, place.keys.registration, place.keys.prefix.encode())
     stores().forget(upload.uri)
@@ -327,12 +331,21 @@ def _require_not_frozen(place: Place, uri: str) -> None:
         )
 
 
-def _require_nothing_there(uri: str) -> None:
-    if _has_admin_metadata(stores().place(uri)):
+def _require_nothing_else_there(upload: PendingUpload, *, is_new: bool) -> None:
+    """Raise Conflict for a frozen dataset in the bucket, unless it has the same items.
+
+    It has them when an upload was half completed, and when who deleted it from the
+    index uploads it again; another in its place would be a frozen one that changes.
+    """
+    place = stores().place(upload.uri)
+    if not _has_admin_metadata(place):
+        return
+    somebody_elses = is_new and stores().is_foreign(upload.base_uri)
+    if somebody_elses or not freeze.is_manifest_of(StoredMetadata(place).manifest(), upload):
         raise Conflict(
-            f"{uri} is in the bucket already, though not registered:"
+            f"{upload.uri} is in the bucket already, though not registered:"
             " dserverfs serve index registers it",
-            uri=uri,
+            uri=upload.uri,
         )
 
 

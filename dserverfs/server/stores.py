@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dserverfs.errors import NotFound, Unsupported
+from dserverfs.limits import is_uuid
 from dserverfs.server.layout import DatasetKeys
 from dserverfs.server.objects import ObjectStore
 from dserverfs.server.storage import Storage, bucket_of
@@ -65,7 +66,8 @@ class Stores:
             store.ensure_bucket(bucket)
 
     def new_place(self, base_uri: str, uuid: str) -> Place:
-        """Return where a new dataset goes."""
+        """Return where a new dataset goes; raises NotFound for what is no uuid."""
+        _require_uuid(base_uri, uuid)
         store = self.of(base_uri)
         return Place(store, bucket_of(base_uri), DatasetKeys(store.storage.prefix, uuid))
 
@@ -73,8 +75,10 @@ class Stores:
         """Return where a dataset is: below the prefix that its registration key holds.
 
         Like dtool-s3, which wrote it with whatever prefix was configured then.
+        Raises NotFound for what is no uuid: `..` would be another bucket.
         """
         base_uri, _, uuid = uri.rpartition("/")
+        _require_uuid(base_uri, uuid)
         store, bucket = self.of(base_uri), bucket_of(base_uri)
         with self._lock:
             prefix = self._prefixes.get(uri)
@@ -113,3 +117,8 @@ class Stores:
             self._prefixes[uri] = prefix
             while len(self._prefixes) > _MAX_REMEMBERED:
                 self._prefixes.popitem(last=False)
+
+
+def _require_uuid(base_uri: str, uuid: str) -> None:
+    if not is_uuid(uuid):
+        raise NotFound(f"{base_uri}/{uuid} is no dataset's: it does not end in a uuid")
