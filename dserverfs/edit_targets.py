@@ -106,9 +106,12 @@ def require_route(writes: MetadataWrites, dataset: Dataset, target: Target | Non
     """
     kind = target.kind if target else Kind.README
     needs_all = kind in (Kind.OVERLAY, Kind.NAME)
-    if not (writes.supports_all() if needs_all else writes.supported()):
+    if not (writes.supports_all() if needs_all else writes.supports(dataset)):
+        lacks = "has no route to change"
+        if writes.supported() and not needs_all:
+            lacks = "does not say of a dataset this large what it has of"
         raise Frozen(
-            f"{dataset.uri}: is frozen, and its server has no route to change {kind.value}",
+            f"{dataset.uri}: is frozen, and its server {lacks} {kind.value}",
             uri=dataset.uri,
         )
 

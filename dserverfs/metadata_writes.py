@@ -2,7 +2,7 @@
 
 Used by the mount and the broker, through dserver. Three kinds of servers: ours says what it did;
 dservercore's development branch has routes for README, tags and annotations that
-answer 200 also to what they did not do, so what it has is read again; released
+can delete what they were not asked to (see `compared_writes`); released
 ones have no such routes. What is shown is the catalogue's: call its `forget`
 after a change. Blocking and thread-safe.
 
@@ -14,9 +14,11 @@ NotFound, and ProtocolError if the server has not done what it said.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from dserverfs.compared_writes import ComparedWrites
 from dserverfs.errors import (
     DserverfsError,
     NotAuthenticated,
@@ -30,6 +32,7 @@ from dserverfs.limits import name_is_valid
 from dserverfs.model import Dataset, Identifier
 from dserverfs.resolver import Resolver
 from dserverfs.routes import Routes, json_of
+from dserverfs.signing import is_asked_whole
 
 _REFUSED_VALUES = (400, 413, 422)
 _NO_ROUTE = 405  # of servers that can read what the same path would change
@@ -38,9 +41,14 @@ _NO_ROUTE = 405  # of servers that can read what the same path would change
 class MetadataWrites:
     """Changes of the datasets of one dserver."""
 
-    def __init__(self, routes: Routes, resolver: Resolver) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        resolver: Resolver,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._routes = routes
-        self._resolver = resolver
+        self._compared = ComparedWrites(routes, resolver, self._write, pause)
         self._has_routes: bool | None = None  # None: not known
 
     def supported(self) -> bool:
@@ -48,6 +56,11 @@ class MetadataWrites:
         if self._has_routes is None:
             self._has_routes = self._routes.capabilities().metadata_writes
         return self._has_routes is not False
+
+    def supports(self, dataset: Dataset) -> bool:
+        """Return False where those of this dataset surely cannot be changed."""
+        changes = self._routes.capabilities().changes_metadata
+        return self.supported() and (changes or is_asked_whole(dataset))
 
     def supports_all(self) -> bool:
         """Return whether overlays and names can be changed, too."""
@@ -59,43 +72,45 @@ class MetadataWrites:
             readme = content.decode("utf-8")
         except UnicodeDecodeError as error:
             raise UsageError(f"{dataset.uri}: a README must be UTF-8 text") from error
-        self._write(dataset, "README", "PUT", "readmes", body={"readme": readme})
-        if self._answers_too_soon():
-            self._require(self._resolver.stored_readme(dataset) == content, dataset, "README")
+        if self._is_compared(dataset, "README"):
+            self._compared.put_readme(dataset, readme)
+        else:
+            self._write(dataset, "README", "PUT", "readmes", body={"readme": readme})
 
     def put_tag(self, dataset: Dataset, tag: str) -> None:
         require_name("tag", tag)
-        self._write(dataset, "tags", "POST", "tags", tag)
-        if self._answers_too_soon():
-            self._require(tag in self._resolver.metadata(dataset).tags, dataset, f"tag {tag}")
+        if self._is_compared(dataset, "tags"):
+            self._compared.put_tag(dataset, tag)
+        else:
+            self._write(dataset, "tags", "POST", "tags", tag)
 
     def delete_tag(self, dataset: Dataset, tag: str) -> None:
         """Take a tag away; one that is not there is no error."""
         require_name("tag", tag)
-        self._write(dataset, "tags", "DELETE", "tags", tag)
-        if self._answers_too_soon():
-            self._require(tag not in self._resolver.metadata(dataset).tags, dataset, f"tag {tag}")
+        if self._is_compared(dataset, "tags"):
+            self._compared.delete_tag(dataset, tag)
+        else:
+            self._write(dataset, "tags", "DELETE", "tags", tag)
 
     def put_annotation(self, dataset: Dataset, name: str, value: Any) -> None:
         """Set an annotation to any value that JSON has."""
         require_metadata_name("annotation", name)
         _require_json(f"annotation {name}", value)
-        self._write(dataset, "annotations", "PUT", "annotations", name, {"value": value})
-        if self._answers_too_soon():
-            stored = self._resolver.metadata(dataset).annotations
-            found = name in stored and json.loads(stored[name]) == value
-            self._require(found, dataset, f"annotation {name}")
+        if self._is_compared(dataset, "annotations"):
+            self._compared.put_annotation(dataset, name, value)
+        else:
+            self._write(dataset, "annotations", "PUT", "annotations", name, {"value": value})
 
     def delete_annotation(self, dataset: Dataset, name: str) -> None:
         """Take an annotation away; one that is not there is no error."""
         require_metadata_name("annotation", name)
-        self._write(dataset, "annotations", "DELETE", "annotations", name)
-        if self._answers_too_soon():
-            stored = self._resolver.metadata(dataset).annotations
-            self._require(name not in stored, dataset, f"annotation {name}")
+        if self._is_compared(dataset, "annotations"):
+            self._compared.delete_annotation(dataset, name)
+        else:
+            self._write(dataset, "annotations", "DELETE", "annotations", name)
 
     def put_overlay(self, dataset: Dataset, name: str, values: Mapping[Identifier, Any]) -> None:
-        """Set an overlay: a value for the identifier of each item."""
+        """Set an overlay: a value for each item's identifier, or for some."""
         require_metadata_name("overlay", name)
         _require_json(f"overlay {name}", dict(values))
         self._require_ours(dataset, "overlays")
@@ -177,21 +192,26 @@ class MetadataWrites:
             status=error.status,
         )
 
-    def _answers_too_soon(self) -> bool:
-        """Return whether the server's 200 does not mean that it is done."""
-        return not self._routes.capabilities().changes_metadata
+    def _is_compared(self, dataset: Dataset, what: str) -> bool:
+        """Return whether a change has to be compared with the store; raises Unsupported.
+
+        Of a dataset too large to be asked whole the store's set cannot be had.
+        """
+        if self._routes.capabilities().changes_metadata:
+            return False
+        if not self.supported():
+            raise self._unsupported(dataset, what)
+        if not self.supports(dataset):
+            raise Unsupported(
+                f"{dataset.uri}: {what} cannot be changed: {self._routes.server_url} names what"
+                f" the store has of it only with the URLs of {dataset.number_of_items} items",
+                uri=dataset.uri,
+            )
+        return True
 
     def _require_ours(self, dataset: Dataset, what: str) -> None:
         if not self._routes.capabilities().changes_metadata:
             raise self._unsupported(dataset, what)
-
-    def _require(self, done: bool, dataset: Dataset, what: str) -> None:
-        if not done:
-            raise ProtocolError(
-                f"{self._routes.server_url} accepted a change of {what} of {dataset.uri},"
-                " and did not make it",
-                uri=dataset.uri,
-            )
 
     def _unsupported(self, dataset: Dataset, what: str) -> DserverfsError:
         version = self._routes.capabilities().core_version

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dserverfs.errors import DserverfsError, NotFound, NotStored, ProtocolError
 from dserverfs.limits import component_is_usable
@@ -30,6 +30,8 @@ from dserverfs.transport import METADATA_TIMEOUT_S, ServerTransport
 from dserverfs.upload_routes import UploadRoutes
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MANIFEST_TOTAL_S = 3600.0
 # The server reads and writes it before the first byte comes. Guess: ten times what ours takes.
@@ -169,7 +171,15 @@ class Resolver:
             )
 
     def readme(self, dataset: Dataset) -> bytes:
-        """Return the content of README.yml."""
+        """Return the content of README.yml: the store's where the server may show an older one."""
+        if self._routes.capabilities().index_may_lag and is_asked_whole(dataset):
+            try:
+                return self.stored_readme(dataset)
+            except NotStored as error:
+                logger.debug("%s: the index's README is shown: %s", dataset.uri, error)
+        return self._indexed_readme(dataset)
+
+    def _indexed_readme(self, dataset: Dataset) -> bytes:
         answer = json_of(self._routes.core("readmes", dataset.uri))
         readme = answer.get("readme") if isinstance(answer, dict) else None
         if isinstance(readme, str):
@@ -184,11 +194,24 @@ class Resolver:
         The server's own if the store cannot be asked for it.
         """
         if not self._routes.capabilities().signed_urls or not is_asked_whole(dataset):
-            return self.readme(dataset)
+            return self._indexed_readme(dataset)
+        deadline = Deadline(METADATA_TIMEOUT_S)
+        return self._signed_anew(lambda limit: self._stored_readme(dataset, limit), deadline)
+
+    def _stored_readme(self, dataset: Dataset, deadline: Deadline) -> bytes:
         url = self._signing.dataset_urls(dataset).get("readme_url")
         if not isinstance(url, str):
             raise ProtocolError(f"{self.server_url}: no signed URL for the README", uri=dataset.uri)
-        return self._read_object(url, Deadline(METADATA_TIMEOUT_S))
+        return self._read_object(url, deadline)
+
+    def stored_annotations(self, dataset: Dataset) -> Mapping[str, bytes]:
+        """Return the store's annotations, as stored, by name."""
+        deadline = Deadline(METADATA_TIMEOUT_S)
+
+        def ask(limit: Deadline) -> Mapping[str, bytes]:
+            return self._read_objects(self.metadata_urls(dataset).annotations, limit)
+
+        return self._signed_anew(ask, deadline)
 
     def metadata(self, dataset: Dataset) -> Metadata:
         """Return what `.dtool` holds: one request to the server, one to the store an object.
@@ -199,16 +222,19 @@ class Resolver:
         if not self.signs_metadata(dataset):
             return self._indexed_metadata(dataset)
         deadline = Deadline(METADATA_TIMEOUT_S)
+        return self._signed_anew(lambda limit: self._stored_metadata(dataset, limit), deadline)
 
-        def ask() -> Metadata:
-            retries = Retries(deadline, repeatable=refused_url)
-            return retries.run(lambda limit: self._stored_metadata(dataset, limit))
+    def _signed_anew(self, ask: Callable[[Deadline], T], deadline: Deadline) -> T:
+        """Return what `ask` reads by URLs that it has had signed, if need be once more."""
+
+        def ask_once() -> T:
+            return Retries(deadline, repeatable=refused_url).run(ask)
 
         try:
-            return ask()
+            return ask_once()
         except NotStored as error:  # deleted since it was named
-            logger.debug("%s: signed once more: %s", dataset.uri, error)
-            return ask()
+            logger.debug("signed once more: %s", error)
+            return ask_once()
 
     def signs_metadata(self, dataset: Dataset) -> bool:
         """Return whether `metadata_urls` can be asked for.
@@ -281,6 +307,13 @@ class Resolver:
                 {name: future.result() for name, future in part.items()} for part in parts
             )
             return Metadata(admin.result(), urls.tags, overlays, annotations)
+
+    def _read_objects(self, urls: Mapping[str, str], deadline: Deadline) -> Mapping[str, bytes]:
+        with ThreadPoolExecutor(4, thread_name_prefix="metadata") as pool:
+            parts = {
+                name: pool.submit(self._read_object, url, deadline) for name, url in urls.items()
+            }
+            return {name: future.result() for name, future in parts.items()}
 
     def _read_object(self, url: str, deadline: Deadline) -> bytes:
         """Return a small object; a refused URL is the caller's to replace."""

@@ -69,6 +69,15 @@ class Capabilities:
         numbers = tuple(int(number or 0) for number in release.groups())
         return None if numbers > _LAST_WITHOUT_CHANGES else False
 
+    @property
+    def index_may_lag(self) -> bool:
+        """Whether what the server shows of a README, tags, annotations may not be the store's.
+
+        dservercore's development branch changes the store, and with the released
+        retrieve plugins not its index.
+        """
+        return self.signed_urls and not self.changes_metadata and self.metadata_writes is not False
+
 
 class Routes:
     """Requests to the routes of one dserver."""

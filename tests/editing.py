@@ -39,7 +39,7 @@ class Writes(MetadataWrites):
     """The real ones, which can be told to fail, or to take their time."""
 
     def __init__(self, routes: Routes, resolver: Resolver) -> None:
-        super().__init__(routes, resolver)
+        super().__init__(routes, resolver, pause=lambda pause_s: None)
         self.error: DserverfsError | None = None
         self.reached = threading.Event()
         self.may_go_on = threading.Event()

@@ -59,7 +59,11 @@ class Quirks:
     odd_answer: dict[str, Any] = field(default_factory=dict)  # over that of signed URLs
     amz_dates: bool = True
     changes: str = "none"  # as dservercore 0.22; or "master", or "own"
-    loses_changes: bool = False  # those of "master" reach the index, not the store
+    loses_changes: bool = False  # those of "master" do not reach the store
+    # Whether the index of "master" learns of changes: with the released plugins it does not.
+    index_follows: bool = False
+    drops: str = ""  # a name that "master" leaves out of the sets it writes
+    refuses_no_value: bool = False  # an annotation whose value is left out, which means null
 
 
 class QuirkyServer:
@@ -82,6 +86,7 @@ class QuirkyServer:
         self.described: dict[str, dict[str, Any]] = {}  # by URI: manifest, readme, tags, ...
         self.objects: dict[str, bytes] = {}  # by key
         self.store_faults: list[Fault | None] = []
+        self.before_change: Callable[[], None] = lambda: None  # once it has arrived
 
     def add(
         self, uuid: str, contents: Mapping[str, bytes], readme: bytes = b"", **others: Any
@@ -123,6 +128,11 @@ class QuirkyServer:
             "tags": others.get("tags", []),
             "annotations": annotations,
             "overlays": others.get("overlays", {}),
+            # What the store has, which on some servers the index does not follow.
+            "stored": {
+                "tags": list(others.get("tags", [])),
+                "annotations": dict(annotations),
+            },
         }
         for relpath, content in contents.items():
             self.objects[f"{uuid}/data/{hashlib.sha1(relpath.encode()).hexdigest()}"] = content
@@ -218,11 +228,12 @@ class Handler(BaseHTTPRequestHandler):
         if token not in state.users:
             self.answer(422, {"msg": "Not enough segments"})
             return
+        self.username = state.users[token]
         if first == "me":
             self.answer(
                 200,
                 {
-                    "username": state.users[token],
+                    "username": self.username,
                     "is_admin": False,
                     "search_permissions_on_base_uris": state.permissions,
                     "register_permissions_on_base_uris": state.register,
@@ -234,6 +245,7 @@ class Handler(BaseHTTPRequestHandler):
             uuid = tail.partition("/")[0]
             self.answer(200, [entry for entry in state.entries if entry["uuid"] == uuid])
         elif first in quirky_changes.ROUTES and self.command != "GET":
+            state.before_change()
             quirky_changes.change(self, first, tail)
         elif first in ("manifests", "readmes", "tags", "annotations", "uris"):
             self._described(first, tail)
@@ -326,10 +338,12 @@ class Handler(BaseHTTPRequestHandler):
             uuid = uri.rpartition("/")[2]
             answer["admin_metadata_url"] = self._url(f"{uuid}/dtool")
             answer["readme_url"] = self._url(f"{uuid}/README.yml")
-            answer["tags"] = described["tags"]
-            for kind in ("overlay", "annotation"):
+            stored = described["stored"]
+            answer["tags"] = stored["tags"]
+            names = {"overlay": described["overlays"], "annotation": stored["annotations"]}
+            for kind in names:
                 answer[f"{kind}_urls"] = {
-                    name: self._url(f"{uuid}/{kind}s/{name}.json") for name in described[f"{kind}s"]
+                    name: self._url(f"{uuid}/{kind}s/{name}.json") for name in names[kind]
                 }
             if self.query.get("items") != "false" or not state.quirks.knows_items_false:
                 answer["item_urls"] = self._item_urls(uri, known)

@@ -163,7 +163,7 @@ def test_development_server_changes_neither_overlays_nor_names(bench: Bench) -> 
         with pytest.raises(Frozen, match="no route to change"):
             bench.edits.require(bench.dataset, path)
 
-    assert bench.has("readme") == "new: 1\n"
+    assert bench.shows(README) == b"new: 1\n"
 
 
 def test_without_the_right_to_register_nothing_can_be_changed(bench: Bench) -> None:

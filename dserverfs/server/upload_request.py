@@ -205,12 +205,12 @@ def _overlays(
 
 
 def check_overlay(name: str, value: Any, identifiers: Set[str]) -> None:
-    """Raise UsageError unless `value` has exactly one value for each item."""
+    """Raise UsageError unless `value` has values for items, all of them or some."""
     require_metadata_name("overlay", name)
     values = _object(value, f"overlay {name}")
     _require(
-        values.keys() == identifiers,
-        f"overlay {name!r} has not exactly one value for each item's identifier",
+        values.keys() <= identifiers,
+        f"overlay {name!r} has a value for what is no identifier of an item",
     )
     _require_encodable(f"overlay {name}", value)
 
