@@ -344,8 +344,9 @@ class Resolver:
             "creator_username": dataset.creator_username,
             "created_at": dataset.created_at,
             "frozen_at": dataset.frozen_at,
-            **self._dtoolcore_version(dataset),
         }
+        if (version := self.dtoolcore_version(dataset)) is not None:
+            admin["dtoolcore_version"] = version
         return Metadata(
             json.dumps(admin).encode(),
             _sorted_texts(tag_names),
@@ -353,7 +354,7 @@ class Resolver:
             {str(name): json.dumps(value, indent=2).encode() for name, value in values.items()},
         )
 
-    def _dtoolcore_version(self, dataset: Dataset) -> dict[str, str]:
+    def dtoolcore_version(self, dataset: Dataset) -> str | None:
         """Return what the beginning of the manifest says of the version that made it."""
         head = b""
         pieces = self.manifest_pieces(dataset)
@@ -363,7 +364,7 @@ class Resolver:
                 break
         pieces.close()
         match = _DTOOLCORE_VERSION.search(head)
-        return {"dtoolcore_version": match[1].decode("ascii")} if match else {}
+        return match[1].decode("ascii") if match else None
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned and len(self._warned) < MAX_REMEMBERED:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dserverfs.broker import keys
+from dserverfs.broker.admin_metadata import VERSION, AdminMetadata
 from dserverfs.broker.ahead import Ahead, Bounds
-from dserverfs.broker.item_files import ItemFiles
+from dserverfs.broker.item_files import ItemFiles, directory_of
 from dserverfs.broker.metadata import FRESH_S, FrozenMetadata
 from dserverfs.cells import loaded
 from dserverfs.client import Client
@@ -41,21 +42,18 @@ class FrozenDataset:
         dataset: Dataset,
         server: str,
         client: Client,
-        item_directory: Path,
+        cache_directory: Path,
         on_change: Callable[[Dataset], None],
-        *,
-        is_listed: bool,
     ) -> None:
-        """`item_directory` is dtool's cache directory; `is_listed`: one of many."""
+        """`cache_directory` is dtool's own."""
         self.dataset = dataset
         self._on_change = on_change
-        self._is_listed = is_listed
         self._uri = DserverURI(server, dataset.base_uri, dataset.uuid)
         self._client = client
         self._files = ItemFiles(
             client.reader,
             client.stored,
-            item_directory / "dserver" / dataset.uuid,
+            directory_of(cache_directory, self._uri),
             client.resolver.require_signed_urls,
         )
         self._metadata = FrozenMetadata(client.resolver, dataset)
@@ -77,12 +75,8 @@ class FrozenDataset:
                 ahead.close()
 
     def admin_metadata(self) -> dict[str, Any]:
-        """Return what dtool keeps in `.dtool/dtool`.
-
-        The version of dtoolcore is the manifest's; it is left out where that is
-        not at hand and costs a long answer, or a request for each of a listing.
-        """
-        admin_metadata = {
+        """Return what dtool keeps in `.dtool/dtool`; the version of dtoolcore is the manifest's."""
+        known = {
             "uuid": self.dataset.uuid,
             "name": self.dataset.name,
             "type": "dataset",
@@ -90,12 +84,7 @@ class FrozenDataset:
             "created_at": self.dataset.created_at,
             "frozen_at": self.dataset.frozen_at,
         }
-        is_cheap = not self._is_listed and is_asked_whole(self.dataset)
-        if self._manifest is not None or is_cheap:
-            version = self.manifest().get("dtoolcore_version")
-            if version is not None:
-                admin_metadata["dtoolcore_version"] = version
-        return admin_metadata
+        return AdminMetadata(known, self._dtoolcore_version)
 
     def manifest(self) -> dict[str, Any]:
         """Return the manifest, not to be changed; fetched once and kept on disk."""
@@ -283,6 +272,13 @@ class FrozenDataset:
                     f" {quoted(relpath)} for its relpath, which it must not have",
                     uri=self.dataset.uri,
                 )
+
+    def _dtoolcore_version(self) -> str | None:
+        """Return what the manifest says, of which the beginning is enough if it is long."""
+        if self._manifest is None and not is_asked_whole(self.dataset):
+            return self._client.resolver.dtoolcore_version(self.dataset)
+        version = self.manifest().get(VERSION)
+        return version if isinstance(version, str) else None
 
     def _item(self, identifier: Identifier) -> Item:
         try:

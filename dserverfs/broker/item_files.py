@@ -1,20 +1,24 @@
 """Items as whole local files, for programs that want a path.
 
-Below dtool's cache directory, `dserver/<uuid>/<identifier><extension>`, of which
-only whole and verified files are ever seen: content goes into a file of another
-name, is compared with the manifest, and renamed. The file has the item's time
+Below dtool's cache directory, `dserver/<server, base URI and uuid>/<identifier>-<hash><extension>`,
+of which only whole and verified files are ever seen: content goes into a file of
+another name, is compared with the manifest, and renamed. The file has the item's time
 and no write permission, so that one which somebody changed is told from it and
-fetched anew. Thread-safe, also between processes.
+fetched anew. Neither another dataset of that uuid nor another content of the item has
+its path. Thread-safe, also between processes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
+import re
 import stat
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +28,7 @@ from dserverfs.errors import IntegrityError, UsageError
 from dserverfs.item_content import ItemContent
 from dserverfs.item_reader import ItemReader
 from dserverfs.limits import MAX_COMPONENT_BYTES, component_is_usable
-from dserverfs.model import Item
+from dserverfs.model import DserverURI, Item
 from dserverfs.reader import Reader
 from dserverfs.stored_items import StoredItems
 from dserverfs.verify import known_hasher
@@ -35,6 +39,7 @@ logger = logging.getLogger(__name__)
 MAX_THROUGH_CACHE = 8 * BLOCK_SIZE
 _PARTIAL = ".partial-"
 _ABANDONED_S = 24 * 3600.0  # no fetch takes longer, guess
+_NAME = re.compile(r"[0-9a-f]{40}-[0-9a-f]{1,128}")
 
 
 class ItemFiles:
@@ -131,10 +136,27 @@ class ItemFiles:
         return hasher.hexdigest()
 
 
+def directory_of(cache_directory: Path, dataset: DserverURI) -> Path:
+    """Return where the files of a dataset's items are, and of no other dataset's."""
+    # Never a uuid alone: earlier versions had one directory for all datasets of a uuid.
+    scheme, _, rest = str(dataset).partition("://")
+    return cache_directory / scheme / _component(urllib.parse.quote(rest, safe=""))
+
+
 def _file_name(item: Item) -> str:
-    """Return the identifier with the relpath's extension, by which programs tell formats."""
-    name = item.identifier + os.path.splitext(item.relpath)[1]
-    return name if component_is_usable(name) else item.identifier
+    """Return identifier and hash with the relpath's extension, by which programs tell formats."""
+    stem = f"{item.identifier}-{item.hash}"
+    if not _NAME.fullmatch(stem):  # whatever a manifest may say, it is one component
+        stem = hashlib.sha256(stem.encode("utf-8", "surrogatepass")).hexdigest()
+    name = stem + os.path.splitext(item.relpath)[1]
+    return name if component_is_usable(name) else stem
+
+
+def _component(text: str) -> str:
+    """Return `text`, or what stands for it if it is too long for a name."""
+    if len(text) <= MAX_COMPONENT_BYTES:
+        return text
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digest(path: Path, content: ItemContent) -> str:

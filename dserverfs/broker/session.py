@@ -13,7 +13,8 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from dserverfs.errors import (
     PermissionDenied,
     UsageError,
 )
-from dserverfs.model import UUID, Dataset, DserverURI
+from dserverfs.model import UUID, BackendURI, Dataset, DserverURI
 from dserverfs.settings import Settings
 from dserverfs.staging import StagedDataset
 from dserverfs.staging_state import State
@@ -46,9 +47,9 @@ class Session:
         self._server = server
         self._lock = threading.RLock()
         self._client: Client | None = None
-        self._datasets: dict[str, Dataset] = {}  # by their backend's URI
-        self._listed: set[str] = set()
-        self._frozen: OrderedDict[str, FrozenDataset] = OrderedDict()
+        self._datasets: dict[DserverURI, Dataset] = {}
+        self._located: dict[UUID, str] = {}  # base URIs of what is asked for by uuid alone
+        self._frozen: OrderedDict[BackendURI, FrozenDataset] = OrderedDict()
         self._protos: dict[Path, ProtoDataset] = {}  # by their directory
 
     @property
@@ -78,18 +79,18 @@ class Session:
         Raises NotFound if there is none, PermissionDenied, UsageError if the URI
         leaves several to choose from.
         """
+        uri = self._in_its_base_uri(uri)
         return self.staged(uri) or self.frozen(self._resolve(uri))
 
     def staged(self, uri: DserverURI) -> ProtoDataset | None:
-        """Return the proto dataset that a URI names; asks nobody."""
+        """Return the proto dataset that a URI names; asks nobody if it names the base URI.
+
+        Raises as `find` if it does not.
+        """
         if uri.uuid is None:
             return None
-        staging = self.client.staging
-        for base_uri in [uri.base_uri] if uri.base_uri else staging.base_uris():
-            for staged in staging.datasets(base_uri):
-                if not _is_frozen(staged) and proto.uuid_of(staged) == uri.uuid:
-                    return self._proto(staged)
-        return None
+        found = self._staged_as(self._in_its_base_uri(uri))
+        return None if found is None else self._proto(found)
 
     def listing(self, base_uri: str) -> list[UUID]:
         """Return the uuids of all datasets of a base URI, and then of the proto datasets.
@@ -107,8 +108,6 @@ class Session:
                     f" {', '.join(user.search_base_uris) or 'none'}"
                 )
         self._note(datasets)
-        with self._lock:
-            self._listed.update(dataset.uri for dataset in datasets)
         known = {dataset.uuid: None for dataset in datasets}
         known |= {UUID(proto.uuid_of(each)): None for each in staged}
         return list(known)
@@ -133,6 +132,8 @@ class Session:
         assert uri.base_uri is not None
         assert uri.uuid is not None
         staging = self.client.staging.open()
+        with self._lock:
+            self._located.pop(uri.uuid, None)
         self._proto(proto.create(staging, uri.base_uri, uri.uuid, admin_metadata))
 
     def finish(self, dataset: ProtoDataset) -> None:
@@ -161,7 +162,6 @@ class Session:
                     self.client,
                     self.settings.dtool_cache_directory(),
                     self._changed,
-                    is_listed=dataset.uri in self._listed,
                 )
                 while len(self._frozen) > MAX_FROZEN:
                     self._frozen.popitem(last=False)[1].close()
@@ -172,7 +172,7 @@ class Session:
         """Ask anew about a dataset that was changed."""
         self.client.catalogue.forget(dataset)
         with self._lock:
-            self._datasets.pop(dataset.uri, None)
+            self._datasets.pop(self.client.uri_of(dataset), None)
             self._frozen.pop(dataset.uri, None)
 
     def _proto(self, staged: StagedDataset) -> ProtoDataset:
@@ -185,33 +185,57 @@ class Session:
     def _resolve(self, uri: DserverURI) -> Dataset:
         if uri.uuid is None:
             raise NotFound(f"{uri}: names no dataset")
-        if uri.base_uri is None:
-            return self._somewhere(uri, uri.uuid)
-        backend_uri = f"{uri.base_uri}/{uri.uuid}"
+        uri = self._in_its_base_uri(uri)
         with self._lock:
-            known = self._datasets.get(backend_uri)
+            known = self._datasets.get(uri)
         if known is not None:
             return known
-        dataset = self.client.resolver.dataset(backend_uri)
+        dataset = self.client.resolver.dataset(f"{uri.base_uri}/{uri.uuid}")
         self._note([dataset])
         return dataset
 
-    def _note(self, datasets: list[Dataset]) -> None:
+    def _note(self, datasets: Iterable[Dataset]) -> None:
         with self._lock:
-            self._datasets.update((dataset.uri, dataset) for dataset in datasets)
+            self._datasets.update((self.client.uri_of(dataset), dataset) for dataset in datasets)
 
-    def _somewhere(self, uri: DserverURI, uuid: UUID) -> Dataset:
-        """Return the dataset of that uuid, whichever base URI holds it."""
+    def _in_its_base_uri(self, uri: DserverURI) -> DserverURI:
+        """Return the full URI of what is asked for by its uuid alone, staged or registered.
+
+        Raises NotFound, or UsageError if it is in several base URIs: what is known of
+        one of them so far does not decide which is meant.
+        """
+        if uri.uuid is None or uri.base_uri is not None:
+            return uri
         with self._lock:
-            found = [known for known in self._datasets.values() if known.uuid == uuid]
-        found = found or self.client.resolver.datasets_by_uuid(uuid)
+            base_uri = self._located.get(uri.uuid)
+        if base_uri is None:
+            base_uri = self._locate(uri, uri.uuid)
+            with self._lock:
+                self._located[uri.uuid] = base_uri
+        return replace(uri, base_uri=base_uri)
+
+    def _locate(self, uri: DserverURI, uuid: UUID) -> str:
+        registered = self.client.resolver.datasets_by_uuid(uuid)
+        self._note(registered)
+        found = {dataset.base_uri for dataset in registered} | {
+            base_uri
+            for base_uri in self.client.staging.base_uris()
+            if self._staged_as(replace(uri, base_uri=base_uri)) is not None
+        }
         if not found:
             raise NotFound(f"{uri}: no base URI that you may search has such a dataset")
         if len(found) > 1:
-            full = sorted(str(DserverURI(uri.server, each.base_uri, uuid)) for each in found)
+            full = sorted(str(replace(uri, base_uri=base_uri)) for base_uri in found)
             raise UsageError(f"{uri}: is in several base URIs; use one of {' '.join(full)}")
-        self._note(found)
-        return found[0]
+        return found.pop()
+
+    def _staged_as(self, uri: DserverURI) -> StagedDataset | None:
+        """Return what is staged under a full URI."""
+        assert uri.base_uri is not None
+        for staged in self.client.staging.datasets(uri.base_uri):
+            if not _is_frozen(staged) and proto.uuid_of(staged) == uri.uuid:
+                return staged
+        return None
 
 
 def _is_frozen(staged: StagedDataset) -> bool:
