@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import dtoolcore
 import pytest
 
 from tests.dtool import Dtool, dtool_of
@@ -79,6 +80,33 @@ print(json.dumps(sorted(
 """
 
 
+# What a listing says of each, and whether its version was asked for; then all of it.
+LIST_ADMIN = """
+import dtoolcore, json, sys
+asked = []
+from dserverfs.broker.frozen import FrozenDataset
+find = FrozenDataset._dtoolcore_version
+FrozenDataset._dtoolcore_version = lambda self: asked.append(1) or find(self)
+datasets = list(dtoolcore.iter_datasets_in_base_uri(sys.argv[1]))
+cheap = [(dataset.name, dataset.uuid) for dataset in datasets], len(asked)
+whole = [json.loads(json.dumps(dataset._admin_metadata)) for dataset in datasets]
+print(json.dumps([cheap, whole, len(asked)]))
+"""
+
+# A second proto dataset of one uuid: what is raised, as whom.
+CREATE_TWICE = """
+import dtoolcore, json, sys
+from dtoolcore.storagebroker import StorageBrokerOSError
+admin = dtoolcore.generate_admin_metadata("twice", creator_username="tester")
+first = dtoolcore.generate_proto_dataset(admin, sys.argv[1])
+first.create()
+try:
+    dtoolcore.generate_proto_dataset(dict(admin), sys.argv[1]).create()
+except StorageBrokerOSError as error:
+    print(json.dumps([first.uri, str(error)]))
+"""
+
+
 @pytest.fixture
 def dtool(tmp_path: Path, token: str) -> Dtool:
     return dtool_of(tmp_path, token)
@@ -137,3 +165,27 @@ def test_datasets_of_a_base_uri_are_iterated_and_broken_ones_stay_proto(
 
     assert script(dtool, LIST, base) == [["raw", "DataSet"]]
     assert script(dtool, LIST_PROTO, base) == ["broken"]
+
+
+def test_admin_metadata_of_iterated_datasets_is_whole_and_costs_nothing_unseen(
+    dtool: Dtool, base: str
+) -> None:
+    uri = script(dtool, CREATE, base)
+    script(dtool, CREATE, base)
+
+    (named, asked_then), all_of_it, asked_at_the_end = script(dtool, LIST_ADMIN, base)
+
+    assert asked_then == 0
+    assert asked_at_the_end == len(all_of_it) == len(named) == 2
+    admin = next(each for each in all_of_it if each["uuid"] == uri.rpartition("/")[2])
+    assert admin["dtoolcore_version"] == dtoolcore.__version__
+    assert admin.keys() == {
+        *("uuid", "name", "type", "creator_username", "created_at", "frozen_at"),
+        "dtoolcore_version",
+    }
+
+
+def test_dataset_that_is_there_cannot_be_made_as_dtoolcore_says_it(dtool: Dtool, base: str) -> None:
+    uri, said = script(dtool, CREATE_TWICE, base)
+
+    assert said == f"{uri}: exists already"

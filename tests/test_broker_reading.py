@@ -342,6 +342,14 @@ def test_server_that_is_away_is_told(dtool: Dtool) -> None:
         assert "cannot be reached" in dtool.refusal("name", f"dserver://{address}/s3/b/{UUID}")
 
 
+def test_dataset_that_is_not_there_is_not_taken_for_its_base_uri(dtool: Dtool, base: str) -> None:
+    unknown = f"{base}/{UUID}"
+
+    for command in ("ls", "inventory"):
+        assert unknown in dtool.refusal(command, unknown)
+    assert dtool.run("ls", f"{'/'.join(base.split('/')[:3])}/{UUID}").returncode != 0
+
+
 @pytest.mark.parametrize(
     ("uri", "said"),
     [

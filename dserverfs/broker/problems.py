@@ -7,13 +7,16 @@ what it was. click is never imported for that.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
-from dserverfs.errors import DserverfsError
+from dtoolcore.storagebroker import StorageBrokerOSError
+
+from dserverfs.errors import Conflict, DserverfsError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,8 +32,22 @@ def shown(error: DserverfsError) -> DserverfsError:
         kind.__name__, (kind, click.ClickException), {"__module__": __name__}
     )
     shown_as = both(str(error), uri=error.uri, status=error.status)
+    click.ClickException.__init__(shown_as, str(error))  # an OSError among its bases does not
     shown_as.__dict__.update(error.__dict__)  # and what else its kind carries
     return shown_as
+
+
+class ExistsAlready(Conflict, StorageBrokerOSError):  # type: ignore[misc]  # no types of dtoolcore's
+    """What dtoolcore, and whoever uses it, expects of a dataset that cannot be made."""
+
+
+@contextlib.contextmanager
+def dataset_made() -> Iterator[None]:
+    """Raise a Conflict as dtoolcore's brokers do."""
+    try:
+        yield
+    except Conflict as error:
+        raise ExistsAlready(str(error), uri=error.uri, status=error.status) from error
 
 
 def in_one_line(method: Callable[P, T]) -> Callable[P, T]:

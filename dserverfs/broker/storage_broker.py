@@ -8,6 +8,7 @@ constructor. Every error of ours is raised so that a dtool command shows one lin
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +17,7 @@ from dtoolcore.storagebroker import BaseStorageBroker, DiskStorageBroker
 from dtoolcore.utils import DEFAULT_CONFIG_PATH, relpath_to_handle
 
 from dserverfs.broker import keys
-from dserverfs.broker.problems import all_in_one_line
+from dserverfs.broker.problems import all_in_one_line, dataset_made
 from dserverfs.errors import NotFound, Unsupported, UsageError
 from dserverfs.model import SCHEME, UUID, DserverURI
 
@@ -47,6 +48,8 @@ class DserverStorageBroker(BaseStorageBroker):  # type: ignore[misc]  # dtoolcor
     def list_dataset_uris(self, base_uri: str, config_path: str | None = None) -> list[str]:
         """Return the URIs of all datasets, oldest first, and then of the user's proto datasets."""
         uri = DserverURI.parse(base_uri)
+        if uri.uuid is not None:  # dtool takes what is no dataset for a base URI
+            raise NotFound(f"{uri}: no such dataset; dtool ls {replace(uri, uuid=None)} lists all")
         if uri.base_uri is None:
             raise UsageError(
                 f"{base_uri}: names no base URI; `dserverfs whoami {uri.server}` lists them"
@@ -84,14 +87,16 @@ class DserverStorageBroker(BaseStorageBroker):  # type: ignore[misc]  # dtoolcor
     def put_admin_metadata(self, admin_metadata: Mapping[str, Any]) -> None:
         """Keep it; the first time after `create_structure` this makes the proto dataset."""
         if self._is_being_created:
-            self._session.create(self._uri, admin_metadata)
+            with dataset_made():
+                self._session.create(self._uri, admin_metadata)
             self._is_being_created = False
             self._document_structure()
         self._dataset().put_admin_metadata(admin_metadata)
 
     def create_structure(self) -> None:
         """Check that the dataset can be made: it gets its place when it has a name."""
-        self._session.require_creatable(self._uri)
+        with dataset_made():
+            self._session.require_creatable(self._uri)
         self._is_being_created = True
 
     def get_manifest(self) -> dict[str, Any]:
