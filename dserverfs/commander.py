@@ -72,7 +72,7 @@ class Commander:
         elif command == "discard":
             yield {"result": self._discard(Inode(int(request["inode"])))}
         elif command == "drain":
-            yield from self._drain(float(request["timeout_s"]))
+            yield from self._drain(float(request["timeout_s"]), int(request.get("asked_by", 0)))
         else:
             raise UsageError(f"{command!r}: no such command; is the mount of an older dserverfs?")
 
@@ -122,17 +122,18 @@ class Commander:
             raise UsageError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
         yield {"result": {"uri": self._dserver_uri(frozen.uri), "notes": frozen.notes}}
 
-    def _drain(self, timeout_s: float) -> Iterator[Answer]:
+    def _drain(self, timeout_s: float, asked_by: int) -> Iterator[Answer]:
         """Freeze what may be frozen; the result is what stays staged."""
         end_s = time.monotonic() + timeout_s
-        jobs = self._freezer.drain()
+        jobs = self._freezer.drain(asked_by=asked_by)
         while time.monotonic() < end_s:
             done, going = wait_for([job for _, job in jobs], timeout=PROGRESS_S)
             yield {"progress": {"datasets_done": len(done), "datasets_total": len(jobs)}}
             if not going:
                 break
         self._edits.flush(max(end_s - time.monotonic(), 0.0))
-        yield {"result": [facts.of_staged(staged, self._freezer) for staged in self._all()]}
+        left = [facts.of_staged(s, self._freezer, asked_by=asked_by) for s in self._all()]
+        yield {"result": left}
 
     def _progress(self, staged: StagedDataset, job: Future[Any]) -> Iterator[Answer]:
         while not job.done():

@@ -123,19 +123,20 @@ class Server:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection:
-            if _uid_of_peer(connection) not in (os.geteuid(), 0):
+            if _peer(connection).uid not in (os.geteuid(), 0):
                 return
             try:
+                asked_by = _peer(connection).pid
                 with connection.makefile("rwb") as file:
-                    for answer in self._answers(file.readline(MAX_LINE_BYTES)):
+                    for answer in self._answers(file.readline(MAX_LINE_BYTES), asked_by):
                         file.write(json.dumps(answer).encode() + b"\n")
                         file.flush()
             except (OSError, ValueError):
                 pass  # who asked is gone
 
-    def _answers(self, line: bytes) -> Iterator[Answer]:
+    def _answers(self, line: bytes, asked_by: int) -> Iterator[Answer]:
         try:
-            request = json.loads(line)
+            request = {**json.loads(line), "asked_by": asked_by}
             if request.get("command") == PING:
                 yield {"result": PING}
             else:
@@ -217,7 +218,7 @@ def _connected(address: Address, timeout_s: float) -> socket.socket:
             connection.close()
             problem = problem or error
             continue
-        if _uid_of_peer(connection) in (address.owner, 0, os.geteuid()):
+        if _peer(connection).uid in (address.owner, 0, os.geteuid()):
             return connection
         connection.close()
     reason = problem.strerror if problem is not None else "another user listens there"
@@ -235,13 +236,18 @@ def _by_name(connection: socket.socket, address: Address) -> None:
     connection.connect(address.abstract)
 
 
-def _uid_of_peer(connection: socket.socket) -> int:
-    """Return who is at the other end, as unix(7)'s SO_PEERCRED says."""
-    size = struct.calcsize("3i")
-    _, uid, _ = struct.unpack(
-        "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    )
-    return int(uid)
+class _Peer(NamedTuple):
+    """Who is at the other end of a socket: struct ucred of unix(7)."""
+
+    pid: int  # 0: of another pid namespace
+    uid: int
+    gid: int
+
+
+def _peer(connection: socket.socket) -> _Peer:
+    ucred = struct.Struct("3i")
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, ucred.size)
+    return _Peer(*ucred.unpack(found))
 
 
 @contextlib.contextmanager

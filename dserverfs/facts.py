@@ -48,13 +48,19 @@ def of_frozen(tree: DatasetTree, number: int, server: str) -> dict[str, Any]:
     return facts
 
 
-def of_staged(staged: StagedDataset, freezer: Freezer | None) -> dict[str, Any]:
-    """Return the facts of a staged dataset; looks at its files on the disk."""
+def of_staged(
+    staged: StagedDataset, freezer: Freezer | None, *, asked_by: int = 0
+) -> dict[str, Any]:
+    """Return the facts of a staged dataset; looks at its files on the disk.
+
+    `asked_by` is a process for which nothing waits.
+    """
     record = staged.record
     facts: dict[str, Any] = {
         "state": record.shown_state,
         "armed": record.armed and not record.manual,
         "reason": record.reason,
+        "waits_for": freezer.waits_for(staged, asked_by=asked_by) if freezer else None,
         "name": record.name,
         "base_uri": str(DserverURI(record.server, record.base_uri)),
         "uuid": record.uuid or record.id,

@@ -22,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from dserverfs import retry, sealing
+from dserverfs import sealing
 from dserverfs.errors import (
     Cancelled,
     Conflict,
@@ -33,6 +33,7 @@ from dserverfs.errors import (
     Unreachable,
     UsageError,
 )
+from dserverfs.freeze_schedule import LOOK_AGAIN_S, Schedule, is_sealed
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import UUID, Dataset
 from dserverfs.sealing import Described
@@ -46,11 +47,7 @@ logger = logging.getLogger(__name__)
 JOBS = 2
 # RELEASE comes after close(2) has returned, so what was just closed may look open.
 LATE_CLOSE_S = 2.0
-LOOK_AGAIN_S = 0.5
 CLOSE_GRACE_S = 5.0
-# Between attempts while server or store is away or the token refused, first and most: a
-# server that is restarted is back in seconds.
-RETRY_S = (5.0, 600.0)
 
 
 class Progress(NamedTuple):
@@ -89,15 +86,12 @@ class Freezer:
         """`delay_s` is how long nothing may change before one is frozen by itself; None: never."""
         self._uploader = uploader
         self._registry = registry
-        self._delay_s = delay_s
+        self._schedule = Schedule(delay_s)
         self._pool = ThreadPoolExecutor(JOBS, thread_name_prefix="freeze")
         self._condition = threading.Condition()
         self._watched: dict[Path, StagedDataset] = {}
         self._jobs: dict[Path, _Job] = {}
         self._working = 0  # threads at work on a job, or on putting away what it froze
-        self._retry_at_s: dict[Path, tuple[float, float]] = {}  # when, and the pause before it
-        # What could not be frozen as it was: not tried again by itself until it changes.
-        self._tried: dict[Path, int] = {}
         self._closed = False
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
@@ -127,7 +121,8 @@ class Freezer:
             self._condition.wait_for(lambda: not self._working, CLOSE_GRACE_S)
 
     def watch(self, staged: StagedDataset) -> None:
-        """Freeze it when it is due: armed, closed and unchanged for a while, or sealed before."""
+        """Freeze it when it is due: armed, closed, unchanged for a while and left by all who
+        wrote to it; or sealed before."""
         with self._condition:
             self._watched[staged.directory] = staged
             self._condition.notify_all()
@@ -185,14 +180,28 @@ class Freezer:
         job = self._jobs.get(staged.directory)
         return job.progress if job else None
 
-    def drain(self) -> list[tuple[StagedDataset, Future[Frozen]]]:
+    def drain(self, *, asked_by: int = 0) -> list[tuple[StagedDataset, Future[Frozen]]]:
         """Begin to freeze what is armed, or sealed, without waiting for its time.
 
-        Also what looks open: RELEASE may be on its way.
+        Also what looks open: RELEASE may be on its way. Not what others than the
+        process `asked_by` and those that began it may still write to.
         """
         with self._condition:
-            due = [s for s in self._watched.values() if self._is_armed(s) or _is_sealed(s)]
+            watched = list(self._watched.values())
+        due = [
+            staged
+            for staged in watched
+            if is_sealed(staged)
+            or (
+                self._schedule.is_armed(staged)
+                and self._schedule.may_be_complete(staged, asked_by=asked_by)
+            )
+        ]
         return [(staged, self.freeze(staged)) for staged in due]
+
+    def waits_for(self, staged: StagedDataset, *, asked_by: int = 0) -> str | None:
+        """Return what has to happen before it is frozen by itself; None if it will not be."""
+        return self._schedule.waits_for(staged, asked_by=asked_by)
 
     # By itself
 
@@ -202,6 +211,7 @@ class Freezer:
                 if self._closed:
                     return
                 due = []
+                shells = []
                 wait_s: float | None = None
                 for staged in list(self._watched.values()):
                     in_s = self._due_in_s(staged)
@@ -211,37 +221,39 @@ class Freezer:
                         due.append(staged)
                     else:
                         wait_s = in_s if wait_s is None else min(wait_s, in_s)
-                if not due:
+                        if staged.written_by.has_shell:
+                            shells.append(staged)
+                if not due and not shells:
                     self._condition.wait(wait_s)
                     continue
-            for staged in due:
+            # Without the lock: whole /proc may be read.
+            for staged in shells:
+                staged.written_by.running()
+            if not self._freeze_all(due):
+                with self._condition:
+                    if not self._closed:
+                        self._condition.wait(min(wait_s or LOOK_AGAIN_S, LOOK_AGAIN_S))
+
+    def _freeze_all(self, due: list[StagedDataset]) -> bool:
+        """Freeze those of which nobody runs who wrote to them; return whether there was one."""
+        begun = False
+        for staged in due:
+            if is_sealed(staged) or self._schedule.may_be_complete(staged):
                 try:
                     self.freeze(staged)
                 except Cancelled:
-                    return
+                    return False
+                begun = True
+        return begun
 
     def _due_in_s(self, staged: StagedDataset) -> float | None:
         """Return in how many seconds it is to be frozen; None if nobody knows."""
         if staged.is_gone or staged.frozen_as is not None:
             self._watched.pop(staged.directory, None)
             return None
-        if staged.directory in self._jobs or not staged.is_owned:
+        if staged.directory in self._jobs:
             return None
-        now_s = time.monotonic()
-        if _is_sealed(staged):
-            retry_at_s, _ = self._retry_at_s.get(staged.directory, (now_s, 0.0))
-            return retry_at_s - now_s
-        if self._delay_s is None or not self._is_armed(staged):
-            return None
-        if staged.writers or self._tried.get(staged.directory) == staged.changes:
-            return max(self._delay_s, LOOK_AGAIN_S)  # closing does not wake this thread
-        return self._delay_s - staged.quiet_s()
-
-    def _is_armed(self, staged: StagedDataset) -> bool:
-        if self._delay_s is None or not staged.is_owned:
-            return False
-        record = staged.record
-        return record.state is State.OPEN and record.armed and not record.manual
+        return self._schedule.due_in_s(staged)
 
     # One job
 
@@ -397,7 +409,7 @@ class Freezer:
             elif state is State.FROZEN or isinstance(error, (Unreachable, NotAuthenticated)):
                 if state is not State.FROZEN:
                     staged.move(Move.POSTPONE, reason=reason)
-                pause_s = self._put_off(staged, RETRY_S[0])
+                pause_s = self._schedule.put_off(staged)
                 self._say(logging.WARNING, "%s: tried again in %.0f s: %s", staged, pause_s, reason)
             else:
                 if isinstance(error, ItemChanged):
@@ -417,15 +429,7 @@ class Freezer:
             staged.disarm(str(error))
         elif staged.record.reason != str(error):
             staged.explain(str(error))
-        self._tried[staged.directory] = job.changes
-
-    def _put_off(self, staged: StagedDataset, least_s: float) -> float:
-        """Return for how long it is not tried again by itself: twice as long each time."""
-        with self._condition:
-            _, last_s = self._retry_at_s.get(staged.directory, (0.0, 0.0))
-            pause_s = retry.pause_s(last_s, least_s, RETRY_S[1])
-            self._retry_at_s[staged.directory] = (time.monotonic() + pause_s, pause_s)
-            return pause_s
+        self._schedule.not_before_it_changes(staged, job.changes)
 
 
 class _Job:
@@ -448,10 +452,6 @@ class _Job:
 
     def note_progress(self, *counts: int) -> None:
         self.progress = Progress(*counts)
-
-
-def _is_sealed(staged: StagedDataset) -> bool:
-    return staged.is_owned and staged.record.state not in (State.OPEN, State.FAILED)
 
 
 def _has_dtool_layout(staged: StagedDataset, local: LocalDataset) -> bool:

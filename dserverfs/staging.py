@@ -47,6 +47,7 @@ from dserverfs.local_files import locked
 from dserverfs.model import UUID, Dataset
 from dserverfs.owner_lock import OwnerLock
 from dserverfs.staging_state import Move, Record, State
+from dserverfs.writers import Writers
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +58,16 @@ _TREE = "tree"
 _NAMES = "names.lock"
 _NEW = ".new-"
 _GONE = ".gone-"
+PAUSES = 4.0  # a job may take that many times its longest pause so far
 ORPHANED = "it was open when its mount ended; nobody knows whether it was complete"
 
 
 class StagedDataset:
     """One proto dataset."""
 
-    def __init__(self, directory: Path, record: Record) -> None:
+    def __init__(
+        self, directory: Path, record: Record, clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self.directory = directory
         self.tree = directory / _TREE
         self._record = record
@@ -73,7 +77,13 @@ class StagedDataset:
         # of the process that owns it, in memory only.
         self._writers = 0
         self._changes = 0
-        self._changed_s = time.monotonic()
+        self._clock_s = clock_s
+        self._changed_s = clock_s()
+        self._was_opened = False
+        self._has_content = False
+        # Between two changes, since there is something in it.
+        self.longest_pause_s = 0.0
+        self.written_by = Writers()
         self._gone = False
         # What it became; set before anything of `tree` is deleted.
         self.frozen_as: Dataset | None = None
@@ -121,7 +131,15 @@ class StagedDataset:
 
     def quiet_s(self) -> float:
         """Return for how long nothing changed and nothing was closed, in seconds."""
-        return time.monotonic() - self._changed_s
+        return self._clock_s() - self._changed_s
+
+    def settles_in_s(self, delay_s: float) -> float:
+        """Return in how many seconds nothing was changed for so long that it may be complete.
+
+        For `delay_s`, or longer than its writers' pauses were: a job whose steps take
+        an hour is not done after a minute.
+        """
+        return max(delay_s, PAUSES * self.longest_pause_s) - self.quiet_s()
 
     def own(self) -> None:
         """Make this process the owner; raises Conflict if another one is.
@@ -184,12 +202,17 @@ class StagedDataset:
 
     def changed(self) -> None:
         """Note that something in it changed just now, by one of its writers."""
+        now_s = self._clock_s()
+        if self._has_content:  # before, somebody made a directory for later
+            self.longest_pause_s = max(self.longest_pause_s, now_s - self._changed_s)
+        self._has_content = self._was_opened
         self._changes += 1
-        self._changed_s = time.monotonic()
+        self._changed_s = now_s
 
     def writer_opened(self) -> None:
         """Note a handle for writing; to be called while `changing`."""
         self._writers += 1
+        self._was_opened = True
 
     def writer_closed(self) -> None:
         with self._lock:
@@ -275,8 +298,11 @@ class StagedDataset:
 class Staging:
     """The staged datasets of one server."""
 
-    def __init__(self, directory: Path, server: str) -> None:
+    def __init__(
+        self, directory: Path, server: str, *, clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self.directory = directory
+        self._clock_s = clock_s
         self._root = directory / urllib.parse.quote(server, safe="")
         self._server = server
         self._lock = threading.Lock()
@@ -313,7 +339,7 @@ class Staging:
                 staged = self._known.get(path)
                 try:
                     if staged is None:
-                        staged = StagedDataset(path, _read(path))
+                        staged = StagedDataset(path, _read(path), self._clock_s)
                         self._known[path] = staged
                     staged.reload()
                 except FileNotFoundError:
@@ -364,7 +390,7 @@ class Staging:
                 raise Conflict(f"{base_uri}/{record.id}: is staged already in {path}")
             (new / _TREE).mkdir(parents=True, mode=0o700)
             _write(new, record)
-            staged = StagedDataset(path, record)
+            staged = StagedDataset(path, record, self._clock_s)
             with self._lock:  # whoever lists it from now on finds this one, and it owned
                 new.rename(path)
                 staged._owner.acquire()

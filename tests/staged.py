@@ -12,6 +12,19 @@ from tests.accounts import Account
 STATE_TIMEOUT_S = 60.0
 
 
+def job(account: Account, script: str, *arguments: str | Path) -> None:
+    """Run a shell script that has a session of its own: nobody is left of it when it returns.
+
+    What the test itself, or a child of it, writes waits for the test to end.
+    """
+    account.run(*("setsid", "--wait", "sh", "-euc", script, "sh"), *arguments, check=True)
+
+
+def leave(account: Account, dataset: Path, content: str = "content") -> None:
+    """Have a job make a dataset with one file and end."""
+    job(account, 'mkdir -p "$1"; printf %s "$2" > "$1/file"', dataset, content)
+
+
 def status(account: Account, *path: Path) -> dict[str, Any]:
     """Return what `dserverfs status [PATH] --json` says."""
     done = account.dserverfs("status", *path, "--json")

@@ -18,6 +18,7 @@ import json
 import os
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,32 @@ def contents_of(name: str, count: int) -> dict[str, bytes]:
     return {**files, KEPT_OPEN: dice.randbytes(3000)}
 
 
+def make(
+    mountpoint: str,
+    name: str,
+    contents: dict[str, bytes],
+    note: Callable[[dict[str, Any]], None],
+    dice: random.Random,
+) -> None:
+    """Make one dataset."""
+    hashes = {relpath: hashlib.md5(data).hexdigest() for relpath, data in contents.items()}
+    note({"plan": name, "files": hashes})
+    directory = Path(mountpoint, name)
+    directory.mkdir()
+    with (directory / KEPT_OPEN).open("wb") as kept_open:
+        kept_open.write(contents.pop(KEPT_OPEN))
+        for relpath, data in contents.items():
+            path = directory / relpath
+            path.parent.mkdir(exist_ok=True)
+            with path.open("wb") as file:
+                file.write(data)
+                if dice.random() < 0.1:
+                    file.flush()
+                    os.fsync(file.fileno())
+            note({"closed": name, "relpath": relpath})
+    note({"closed": name, "relpath": KEPT_OPEN})
+
+
 def main() -> None:
     mountpoint, log, prefix, seed = sys.argv[1:]
     dice = random.Random(seed)
@@ -45,22 +72,14 @@ def main() -> None:
         for number in itertools.count():
             name = f"{prefix}-{number:03}"
             contents = contents_of(name, dice.choice([1, 5, 30, 60]))
-            hashes = {relpath: hashlib.md5(data).hexdigest() for relpath, data in contents.items()}
-            note({"plan": name, "files": hashes})
-            directory = Path(mountpoint, name)
-            directory.mkdir()
-            with (directory / KEPT_OPEN).open("wb") as kept_open:
-                kept_open.write(contents.pop(KEPT_OPEN))
-                for relpath, data in contents.items():
-                    path = directory / relpath
-                    path.parent.mkdir(exist_ok=True)
-                    with path.open("wb") as file:
-                        file.write(data)
-                        if dice.random() < 0.1:
-                            file.flush()
-                            os.fsync(file.fileno())
-                    note({"closed": name, "relpath": relpath})
-            note({"closed": name, "relpath": KEPT_OPEN})
+            # Each by a process with a session of its own, or it would wait for this one to end.
+            child = os.fork()
+            if child == 0:
+                os.setsid()
+                make(mountpoint, name, contents, note, random.Random(name))
+                sys.exit()
+            if os.waitpid(child, 0)[1] != 0:
+                sys.exit("the process that made a dataset failed, and said why")
 
 
 if __name__ == "__main__":

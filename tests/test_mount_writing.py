@@ -14,7 +14,7 @@ from dserverfs.model import DserverURI
 from tests.accounts import Account
 from tests.mounting import mounted
 from tests.serving import ServerHandle
-from tests.staged import freeze, status, wait_until, wait_until_gone
+from tests.staged import freeze, leave, status, wait_until, wait_until_gone
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +68,7 @@ def test_it_is_frozen_by_itself_when_closed_and_quiet(
 ) -> None:
     with mounted(current_user, server.base_uri, token, "--freeze-delay", "0.2") as base:
         dataset = base / "by-itself"
-        dataset.mkdir()
-        with (dataset / "file").open("w") as file:
-            file.write("half")
-            file.flush()
-            assert status(current_user, dataset)["state"] == "open"
-            file.write(" and half")
+        leave(current_user, dataset, "half and half")
 
         found = wait_until(current_user, dataset, state="frozen")
 
@@ -354,9 +349,8 @@ def test_manual_waits_for_a_command(
         dataset = base / "manual"
         dataset.mkdir()
         os.setxattr(dataset, "user.dserverfs.freeze", b"manual")
-        (dataset / "file").write_text("x")
-        (base / "other").mkdir()
-        (base / "other/file").write_text("x")
+        leave(current_user, dataset)
+        leave(current_user, base / "other")
 
         wait_until(current_user, base / "other", state="frozen")
         assert status(current_user, dataset)["state"] == "open"

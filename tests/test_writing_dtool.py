@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from tests.accounts import Account
 from tests.datasets import SIZES, content_of, make_varied_dataset
 from tests.mounting import mounted
 from tests.serving import ServerHandle
-from tests.staged import status, wait_until, wait_until_gone
+from tests.staged import job, status, wait_until, wait_until_gone
 from tests.trees import md5_of_files
 
 DTOOL = Path(sys.executable).with_name("dtool")
@@ -36,7 +35,9 @@ def local(tmp_path: Path) -> Path:
 
 
 def dtool(account: Account, *arguments: str | Path) -> str:
-    done = account.run(DTOOL, *arguments, env={"DTOOL_USER_FULL_NAME": "A", "EDITOR": "true"})
+    """Run dtool as a job of its own, of which nobody is left when it returns."""
+    environment = {"DTOOL_USER_FULL_NAME": "A", "EDITOR": "true"}
+    done = account.run("setsid", "--wait", DTOOL, *arguments, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
 
@@ -96,7 +97,7 @@ def test_dtool_cp_into_the_mount(base: Path, local: Path, current_user: Account)
 def test_a_frozen_dataset_that_is_copied_in_stays_what_it_is(
     base: Path, local: Path, current_user: Account, options: str
 ) -> None:
-    current_user.run("cp", options, local, base / f"copied{options}", check=True)
+    job(current_user, f'cp {options} "$1" "$2"', local, base / f"copied{options}")
 
     found = wait_until(current_user, base / f"copied{options}", state="frozen")
 
@@ -125,15 +126,16 @@ def test_one_with_an_item_that_is_not_as_in_its_manifest_is_not_frozen_until_it_
         "more": "nested/a/b/c/more: is there, but not in the manifest",
     }[fault]
 
-    shutil.copytree(local, dataset)
+    job(current_user, 'cp -r "$1" "$2"', local, dataset)
     found = wait_until(current_user, dataset, reason=reason)
     assert found["state"] == "open"
     assert reason in current_user.dserverfs("freeze", dataset).stderr
     assert status(current_user, dataset)["state"] == "open"
 
+    item.write_bytes(content)
     if fault == "more":
-        (dataset / "data/nested/a/b/c/more").unlink()
+        job(current_user, 'rm "$1"', dataset / "data/nested/a/b/c/more")
     else:
-        (dataset / "data/nested/a/b/c/deep.txt").write_bytes(content)
+        job(current_user, 'cp "$1" "$2"', item, dataset / "data/nested/a/b/c/deep.txt")
     wait_until(current_user, dataset, state="frozen")
     assert len(list((dataset / "data").rglob("*.txt"))) == sum(".txt" in name for name in SIZES)

@@ -19,7 +19,7 @@ from tests.accounts import Account
 from tests.daemons import stopped, wait_for
 from tests.mounting import mounted
 from tests.serving import ServerHandle, running_server
-from tests.staged import freeze, status, wait_until
+from tests.staged import freeze, leave, status, wait_until
 from tests.stores import weed_of
 from tests.trees import md5_of_files
 
@@ -40,10 +40,15 @@ def eager(fuse: None, current_user: Account, server: ServerHandle, token: str) -
 
 def named(base: Path, request: pytest.FixtureRequest) -> Path:
     """Make a dataset that is named like the test."""
-    name: str = request.node.name.removeprefix("test_").replace("]", "")
-    path = base / "-".join(part[:35] for part in name.split("["))
+    path = place_of(base, request)
     path.mkdir()
     return path
+
+
+def place_of(base: Path, request: pytest.FixtureRequest) -> Path:
+    """Return where a dataset goes that is named like the test."""
+    name: str = request.node.name.removeprefix("test_").replace("]", "")
+    return base / "-".join(part[:35] for part in name.split("["))
 
 
 def raised(call: Callable[[], object]) -> str:
@@ -75,8 +80,8 @@ def test_what_is_refused_while_it_is_uploaded_keeps_it_from_being_frozen(
     make: object,
 ) -> None:
     with stopped(weed_of(server)):
-        dataset = named(eager, request)
-        (dataset / "file").write_text("content")
+        dataset = place_of(eager, request)
+        leave(current_user, dataset)
         wait_until(current_user, dataset, state="uploading")
 
         if make is socket.socket:
@@ -217,15 +222,15 @@ def test_write_during_the_upload_reopens_it_and_is_in_the_dataset(
     request: pytest.FixtureRequest,
 ) -> None:
     with stopped(weed_of(server)):
-        dataset = named(eager, request)
-        (dataset / "file").write_text("first")
+        dataset = place_of(eager, request)
+        leave(current_user, dataset, "first")
         wait_until(current_user, dataset, state="uploading")
 
         with (dataset / "file").open("w") as file:
             file.write("second")
             assert status(current_user, dataset)["state"] == "open"
 
-    wait_until(current_user, dataset, state="frozen")
+    freeze(current_user, dataset)
     assert (dataset / "data/file").read_text() == "second"
     assert dataset.stat().st_nlink
 

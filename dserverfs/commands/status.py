@@ -95,8 +95,9 @@ def _print_all(found: dict[str, Any]) -> None:
         )
         if staged["state"] == "open" and not staged["armed"]:
             say("    waits for dserverfs freeze")
-        if staged["reason"]:
-            say(f"    {staged['reason']}")
+        for why in (staged["reason"], staged["waits_for"]):
+            if why:
+                say(f"    {why}")
     for change in found["unsent"]:
         where = f"{change['dataset']} ({change['name']})"
         say(f"not sent: {where}: {change['path']}, in {change['file']}")

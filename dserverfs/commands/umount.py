@@ -55,7 +55,8 @@ def _run(arguments: argparse.Namespace) -> int:
             ) from error
     launcher.stop(path, arguments.timeout)
     for dataset in staged:
-        reason = f": {dataset['reason']}" if dataset["reason"] else ""
+        why = dataset["reason"] or dataset["waits_for"]
+        reason = f": {why}" if why else ""
         say(
             f"stays staged: {dataset['base_uri']} {dataset['name']} ({dataset['state']}){reason}",
             file=sys.stderr,

@@ -160,7 +160,7 @@ class StagedFileOperations(EditingOperations):
             return await self.getattr(inode, ctx)  # an owner, of which a dataset has none
         what = f"change of {tree.describe(number)}"
         return self._staged_entry(
-            tree, await self._change(tree, what, lambda: tree.change(number, changes))
+            tree, await self._change(tree, what, lambda: tree.change(number, changes), ctx)
         )
 
     # Content
@@ -173,7 +173,7 @@ class StagedFileOperations(EditingOperations):
         tree, number = staged
         if is_for_writing(flags):
             what = f"opening {tree.describe(number)}"
-            handle = await self._change(tree, what, lambda: tree.open(number, flags))
+            handle = await self._change(tree, what, lambda: tree.open(number, flags), ctx)
         else:
             handle = tree.open(number, flags)
         if handle is None:  # frozen since the kernel looked it up
@@ -193,7 +193,7 @@ class StagedFileOperations(EditingOperations):
             return await super().create(parent_inode, name, mode, flags, ctx)
         tree, number, text = await self._parent(parent_inode, name)
         attributes, handle = await self._change(
-            tree, f"making {text}", lambda: tree.create(number, text, mode, flags)
+            tree, f"making {text}", lambda: tree.create(number, text, mode, flags), ctx
         )
         return self._staged_handle(handle), self._staged_entry(tree, attributes)
 
@@ -269,7 +269,9 @@ class StagedFileOperations(EditingOperations):
             await self._note(staged[0], "a name", error)
             raise
 
-    async def _change(self, tree: StagedTree, what: str, call: Callable[[], R]) -> R:
+    async def _change(
+        self, tree: StagedTree, what: str, call: Callable[[], R], ctx: RequestContext
+    ) -> R:
         """Return what `call` returns; if it fails as copies should not, disarm the dataset."""
         staged = tree.staged
         try:
@@ -277,6 +279,7 @@ class StagedFileOperations(EditingOperations):
                 # Off the event loop: this waits for the state file to be on the disk.
                 await self._on_disk(staged.require_writable)
                 self._freezer.watch(staged)
+            staged.written_by.wrote(ctx.pid)
             return call()
         except (OSError, trio.TooSlowError, errors.DserverfsError) as error:
             await self._note(tree, what, error)
@@ -295,13 +298,13 @@ class StagedFileOperations(EditingOperations):
         if reason is not None:
             await self._on_disk(lambda: tree.staged.disarm(f"{what}: {reason}"))
 
-    async def _refuse(self, tree: StagedTree, what: str) -> None:
+    async def _refuse(self, tree: StagedTree, what: str, ctx: RequestContext) -> None:
         """Raise CannotHold; what is refused counts as a write, for more of it may follow."""
 
         def refused() -> None:
             raise errors.CannotHold(f"{what}: a dataset cannot hold that")
 
-        await self._change(tree, "refused", refused)
+        await self._change(tree, "refused", refused, ctx)
 
     def _require_size(self, tree: StagedTree, number: int, size_in_bytes: int) -> None:
         limit = self._freezer.max_item_bytes

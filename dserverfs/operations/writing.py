@@ -44,12 +44,12 @@ class Operations(StagedFileOperations):
     ) -> EntryAttributes:
         base_uri = self._tree.base_uri_at(Inode(parent_inode))
         if base_uri is not None:
-            return await self._make_dataset(base_uri, utf8(name), mode)
+            return await self._make_dataset(base_uri, utf8(name), mode, ctx)
         tree, number, text = await self._parent(parent_inode, name)
         return self._staged_entry(
             tree,
             await self._change(
-                tree, f"mkdir {text}", lambda: tree.make_directory(number, text, mode)
+                tree, f"mkdir {text}", lambda: tree.make_directory(number, text, mode), ctx
             ),
         )
 
@@ -59,10 +59,12 @@ class Operations(StagedFileOperations):
     ) -> EntryAttributes:
         tree, number, text = await self._parent(parent_inode, name)
         if not stat.S_ISREG(mode):
-            await self._refuse(tree, f"{text} is a device, a pipe or a socket")
+            await self._refuse(tree, f"{text} is a device, a pipe or a socket", ctx)
         return self._staged_entry(
             tree,
-            await self._change(tree, f"mknod {text}", lambda: tree.make_file(number, text, mode)),
+            await self._change(
+                tree, f"mknod {text}", lambda: tree.make_file(number, text, mode), ctx
+            ),
         )
 
     @guarded
@@ -72,7 +74,7 @@ class Operations(StagedFileOperations):
         if await self._frozen(parent_inode):
             return await super().symlink(parent_inode, name, target, ctx)
         tree, _, text = await self._parent(parent_inode, name)
-        await self._refuse(tree, f"{text} is a symbolic link")
+        await self._refuse(tree, f"{text} is a symbolic link", ctx)
         raise AssertionError  # _refuse raises
 
     @guarded
@@ -86,7 +88,8 @@ class Operations(StagedFileOperations):
         if number is None:
             raise FUSEError(errno.EXDEV)
         return self._staged_entry(
-            tree, await self._change(tree, f"link {text}", lambda: tree.link(number, parent, text))
+            tree,
+            await self._change(tree, f"link {text}", lambda: tree.link(number, parent, text), ctx),
         )
 
     @guarded
@@ -94,7 +97,7 @@ class Operations(StagedFileOperations):
         if await self._frozen(parent_inode):
             return await super().unlink(parent_inode, name, ctx)
         tree, number, text = await self._parent(parent_inode, name)
-        await self._change(tree, f"unlink {text}", lambda: tree.remove_file(number, text))
+        await self._change(tree, f"unlink {text}", lambda: tree.remove_file(number, text), ctx)
 
     @guarded
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
@@ -104,7 +107,7 @@ class Operations(StagedFileOperations):
             await self._discard_empty(base_uri, text)
             return
         tree, number, text = await self._parent(parent_inode, name)
-        await self._change(tree, f"rmdir {text}", lambda: tree.remove_directory(number, text))
+        await self._change(tree, f"rmdir {text}", lambda: tree.remove_directory(number, text), ctx)
 
     @guarded
     async def rename(
@@ -135,6 +138,7 @@ class Operations(StagedFileOperations):
             tree,
             f"rename of {old} to {new}",
             lambda: tree.rename(old_parent, old, new_parent, new, flags),
+            ctx,
         )
 
     @guarded
@@ -156,12 +160,15 @@ class Operations(StagedFileOperations):
 
     # Datasets
 
-    async def _make_dataset(self, base_uri: str, name: str, mode: int) -> EntryAttributes:
+    async def _make_dataset(
+        self, base_uri: str, name: str, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
         await self._loaded(lambda: self._tree.require_free(base_uri, name))
         username = self._tree.username()
 
         def create() -> StagedDataset:
             staged = self._staging.create(base_uri, name, username)
+            staged.written_by.wrote(ctx.pid)
             self._freezer.watch(staged)  # here, for the disk may be slower than the request waits
             return staged
 
