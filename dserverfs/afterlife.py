@@ -18,6 +18,7 @@ from dserverfs.staged_nodes import Nodes
 from dserverfs.staging import StagedDataset
 
 FIRST_NODE = OWN + (1 << 34)  # numbers from here on are of local files
+LINK = FIRST_NODE - 1  # of the link that `data` is while it is staged
 
 
 class Afterlife:
@@ -54,6 +55,8 @@ class Afterlife:
 
     def number_now(self, number: int) -> int:
         """Return, once it is frozen, the number that stands now for what `number` stood for."""
+        if number == LINK:
+            raise NotFound(f"{self._staged.record.name}: its data is a directory now")
         if number < FIRST_NODE:
             return number
         frozen, path = self.tree(), self._path_then(number)

@@ -6,14 +6,15 @@ Pure but for the tree; raises NotLoaded as the tree does.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from dserverfs.dataset_tree import DatasetTree
 from dserverfs.edit_session import Unsent
-from dserverfs.errors import NotFound
+from dserverfs.errors import NotFound, UsageError
 from dserverfs.freezer import Freezer
 from dserverfs.model import DserverURI
-from dserverfs.staged_layout import Ambiguous, StillProto, survey
+from dserverfs.staged_layout import DATA, METADATA, README, survey
 from dserverfs.staging import StagedDataset
 
 OVERLAY = "overlay."
@@ -109,9 +110,19 @@ def _amount(staged: StagedDataset) -> tuple[int, int]:
     """Return the number of files and their bytes; where the layout is unclear, of all files."""
     try:
         found = survey(staged.tree)
-    except (Ambiguous, StillProto, NotFound):
-        files = [path.stat() for path in staged.tree.rglob("*") if path.is_file()]
-        return len(files), sum(status.st_size for status in files)
+    except (UsageError, NotFound):
+        return _amount_of_files(staged.tree)
     except (OSError, ValueError):
         return 0, 0
     return len(found.items), found.size_in_bytes
+
+
+def _amount_of_files(tree: Path) -> tuple[int, int]:
+    """Return the number and bytes of what may be items: with `.dtool` beside it, that in `data`."""
+    top = tree / DATA if (tree / METADATA).is_dir() else tree
+    files = [
+        path.stat()
+        for path in top.rglob("*")
+        if path.is_file() and path not in (tree / README, tree / METADATA)
+    ]
+    return len(files), sum(status.st_size for status in files)

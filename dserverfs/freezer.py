@@ -150,17 +150,20 @@ class Freezer:
         except DserverfsError as error:
             logger.info("how large items may be is not known yet: %s", error)
 
-    def freeze(self, staged: StagedDataset, layout: Layout | None = None) -> Future[Frozen]:
+    def freeze(
+        self, staged: StagedDataset, layout: Layout | None = None, *, by_itself: bool = False
+    ) -> Future[Frozen]:
         """Begin to freeze it at once, armed or not; the result is what came of it.
 
-        Fails with what keeps it from being frozen: everything is staged as before then.
+        `by_itself` is without a person who says that it is complete. Fails with what
+        keeps it from being frozen: everything is staged as before then.
         """
         with self._condition:
             job = self._jobs.get(staged.directory)
             if job is None:
                 if self._closed:
                     raise Cancelled(f"{staged.record.name}: the mount is ending")
-                job = self._jobs[staged.directory] = _Job(staged, layout)
+                job = self._jobs[staged.directory] = _Job(staged, layout, by_itself)
                 self._pool.submit(self._work, job)
             self._watched[staged.directory] = staged
             return job.future
@@ -197,7 +200,7 @@ class Freezer:
                 and self._schedule.may_be_complete(staged, asked_by=asked_by)
             )
         ]
-        return [(staged, self.freeze(staged)) for staged in due]
+        return [(staged, self.freeze(staged, by_itself=True)) for staged in due]
 
     def waits_for(self, staged: StagedDataset, *, asked_by: int = 0) -> str | None:
         """Return what has to happen before it is frozen by itself; None if it will not be."""
@@ -240,7 +243,7 @@ class Freezer:
         for staged in due:
             if is_sealed(staged) or self._schedule.may_be_complete(staged):
                 try:
-                    self.freeze(staged)
+                    self.freeze(staged, by_itself=True)
                 except Cancelled:
                     return False
                 begun = True
@@ -329,9 +332,11 @@ class Freezer:
                     f"{staged.record.name}: {staged.writers} files in it are open for writing"
                 )
             job.stop.wait(0.02)
-        described = sealing.describe(staged, job.layout, job.stop)
+        described = sealing.describe(staged, job.layout, job.stop, by_itself=job.by_itself)
         if described is None:
-            raise UsageError(f"{staged.record.name}: is empty; a dataset has at least one item")
+            raise UsageError(
+                f"{staged.record.name}: is empty; dserverfs freeze does it all the same"
+            )
         job.notes += described.notes
         return described
 
@@ -435,8 +440,9 @@ class Freezer:
 class _Job:
     """The freezing of one staged dataset."""
 
-    def __init__(self, staged: StagedDataset, layout: Layout | None) -> None:
+    def __init__(self, staged: StagedDataset, layout: Layout | None, by_itself: bool) -> None:
         self.staged = staged
+        self.by_itself = by_itself
         self.layout = layout
         self.future: Future[Frozen] = Future()
         self.stop = threading.Event()

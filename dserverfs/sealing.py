@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 HASH_FUNCTION = "md5sum_hexdigest"
 _SEALED = "sealed"
 _HASHES = "hashes"
+_EDITED = "; if it was edited on purpose, rm -r its .dtool makes a new dataset of it"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -55,17 +56,18 @@ class Described(NamedTuple):
 
 
 def describe(
-    staged: StagedDataset, layout: Layout | None, stop: threading.Event
+    staged: StagedDataset, layout: Layout | None, stop: threading.Event, *, by_itself: bool = False
 ) -> Described | None:
-    """Describe and hash what is staged, on its way to the disk; None if there is no item.
+    """Describe and hash what is staged, on its way to the disk.
 
-    One that was frozen elsewhere may be empty.
+    None if there is no item and nobody said that it is complete: by the command, which
+    makes it not `by_itself`, or by having frozen it elsewhere.
     Raises what `survey` does, ItemChanged if somebody wrote meanwhile, Cancelled,
     IntegrityError if a dataset frozen elsewhere is not what its manifest says.
     """
     changes = staged.changes
-    found = survey(staged.tree, layout)
-    if not found.items and found.manifest is None:
+    found = survey(staged.tree, layout, by_itself=by_itself)
+    if by_itself and not found.items and found.manifest is None:
         return None
     # SQLite waits for the disk when it makes a database and when it closes one: before the
     # sync, and after it, or hashing would take as long as the sync.
@@ -189,13 +191,13 @@ def _require_same(
         item = Item.from_json(identifier, entry)
         file = found.items.get(item.relpath)
         if file is None:
-            raise IntegrityError(f"{item.relpath}: is in the manifest, but not there")
+            raise IntegrityError(f"{item.relpath}: is in the manifest, but not there{_EDITED}")
         if file.size_in_bytes != item.size_in_bytes or hashes[item.relpath] != item.hash:
-            raise IntegrityError(f"{item.relpath}: is not what the manifest says")
+            raise IntegrityError(f"{item.relpath}: is not what the manifest says{_EDITED}")
         timestamps[item.relpath] = float(entry["utc_timestamp"])
     extra = found.items.keys() - timestamps.keys()
     if extra:
-        raise IntegrityError(f"{min(extra)}: is there, but not in the manifest")
+        raise IntegrityError(f"{min(extra)}: is there, but not in the manifest{_EDITED}")
     return timestamps
 
 

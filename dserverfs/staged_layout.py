@@ -6,7 +6,9 @@ Used by sealing. Reads names and small metadata files, no items. Two layouts:
     items   no `data/` and no `.dtool/` at the top: every file but a top-level
             README.yml is an item, with its path as relpath
 
-`data/` or `.dtool/` beside anything else is ambiguous, and only a person can decide.
+`data/` or `.dtool/` beside anything else is ambiguous, and only a person can decide. With
+`.dtool/dtool` it is dtool's layout; what is beside it and no README that dtool replaced
+(`README.yml-<timestamp>`) is left out if a person says so by the command.
 """
 
 from __future__ import annotations
@@ -21,10 +23,18 @@ from pathlib import Path
 from typing import Any
 
 from dserverfs.errors import CannotHold, NotUTF8, UsageError
+from dserverfs.limits import MAX_README_BYTES
 
 README = "README.yml"
 DATA = "data"
 METADATA = ".dtool"
+_REPLACED = f"{README}-"  # what dtool's disk broker calls a README that it replaced
+NAMED = 5  # of what is lost
+
+
+def is_item_at_the_top(name: str) -> bool:
+    """Return whether a name at the top, where no layout is chosen yet, is an item's, or of some."""
+    return name not in (README, DATA, METADATA)
 
 
 class Layout(enum.Enum):
@@ -51,6 +61,23 @@ class File:
     inode: int
 
 
+@dataclass
+class Lost:
+    """What a dataset cannot keep: how many, and the first of them."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, relpath: str) -> None:
+        self.count += 1
+        if len(self.first) < NAMED:
+            self.first.append(relpath)
+
+    def __str__(self) -> str:
+        more = f" and {self.count - len(self.first)} more" if self.count > len(self.first) else ""
+        return f"{', '.join(self.first)}{more}"
+
+
 @dataclass(frozen=True)
 class Survey:
     """A staged directory, as it would be frozen."""
@@ -64,8 +91,8 @@ class Survey:
     annotations: Mapping[str, Any]
     overlays: Mapping[str, Any]
     left_over: list[str] = field(default_factory=list)  # names at the top that are no part of it
-    empty_directories: int = 0
-    executables: int = 0
+    empty_directories: Lost = field(default_factory=Lost)
+    executables: Lost = field(default_factory=Lost)
 
     @property
     def size_in_bytes(self) -> int:
@@ -74,20 +101,22 @@ class Survey:
     def losses(self) -> str | None:
         """Return in one line what a dataset cannot keep of it; None if it keeps everything."""
         lost = []
-        if self.empty_directories:
-            lost.append(f"{self.empty_directories} empty directories")
-        if self.executables:
-            lost.append(f"the executable bits of {self.executables} files")
-        return f"not kept in the dataset: {' and '.join(lost)}" if lost else None
+        if self.empty_directories.count:
+            lost.append(f"empty directories: {self.empty_directories}")
+        if self.executables.count:
+            lost.append(f"executable bits: {self.executables}")
+        return f"not kept in the dataset: {'; '.join(lost)}" if lost else None
 
 
-def survey(tree: Path, wanted: Layout | None = None) -> Survey:
+def survey(tree: Path, wanted: Layout | None = None, *, by_itself: bool = False) -> Survey:
     """Look at what there is. Raises Ambiguous, StillProto, UsageError for what cannot be frozen.
 
-    `wanted` decides where the layout is ambiguous. Raises OSError as the disk does.
+    `wanted` decides where the layout is ambiguous. With `by_itself` nobody is there to
+    say that something may be left out. Raises OSError as the disk does.
     """
     top = sorted(os.listdir(tree))
-    layout = wanted or _layout(top)
+    is_dtools = (tree / METADATA / "dtool").is_file()
+    layout = wanted or _layout(top, is_dtools=is_dtools, by_itself=by_itself)
     if layout is Layout.DTOOL and not (tree / DATA).is_dir():
         raise Ambiguous(f"{DATA} is a file: say what it is with dserverfs freeze --layout items")
     if layout is Layout.ITEMS:
@@ -130,10 +159,14 @@ def survey(tree: Path, wanted: Layout | None = None) -> Survey:
     )
 
 
-def _layout(top: list[str]) -> Layout:
+def _layout(top: list[str], *, is_dtools: bool, by_itself: bool) -> Layout:
     if DATA not in top and METADATA not in top:
         return Layout.ITEMS
     beside = [name for name in top if name not in (DATA, README, METADATA)]
+    if is_dtools and DATA in top:
+        beside = [name for name in beside if not name.startswith(_REPLACED)]
+        if not by_itself:
+            return Layout.DTOOL
     if beside or DATA not in top:
         other = beside[0] if beside else "no data/"
         raise Ambiguous(
@@ -149,8 +182,8 @@ class _Found:
     def __init__(self, root: Path) -> None:
         self._root = str(root)
         self.items: dict[str, File] = {}
-        self.empty_directories = 0
-        self.executables = 0
+        self.empty_directories = Lost()
+        self.executables = Lost()
 
     def walk(self, root: Path, *, skip: str | None = None) -> None:
         """Collect every file but `skip` at the top."""
@@ -172,10 +205,11 @@ class _Found:
                 else:
                     raise CannotHold(f"{relpath}: is neither a file nor a directory")
             if not entries and prefix:
-                self.empty_directories += 1
+                self.empty_directories.add(prefix.rstrip("/"))
 
     def _add(self, path: str, relpath: str, status: os.stat_result) -> None:
-        self.executables += bool(status.st_mode & 0o111)
+        if status.st_mode & 0o111:
+            self.executables.add(relpath)
         self.items[relpath] = File(
             Path(path),
             status.st_size,
@@ -198,10 +232,26 @@ def _require_text(relpath: str) -> None:
 
 
 def _readme(tree: Path) -> bytes:
+    """Return the README; raises UsageError for one that no server takes."""
     try:
-        return (tree / README).read_bytes()
+        with (tree / README).open("rb") as file:
+            content = file.read(MAX_README_BYTES + 1)
+        content.decode("utf-8")
     except FileNotFoundError:
         return b""
+    except IsADirectoryError:
+        raise UsageError(f"{README}: is a directory, and has to be a text") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{README}: is no text in UTF-8 (its byte {error.start} is not): convert it, as"
+            f" iconv -f latin1 -t utf-8 does, or give it another name"
+        ) from None
+    if len(content) > MAX_README_BYTES:
+        raise UsageError(
+            f"{README}: is larger than {MAX_README_BYTES} bytes, the most a dataset's README can"
+            " have: give it another name, and it is an item"
+        )
+    return content
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from dserverfs.afterlife import FIRST_NODE, Afterlife
+from dserverfs.afterlife import FIRST_NODE, LINK, Afterlife
 from dserverfs.dataset_tree import (
     MUTABLE_S,
     OWN,
@@ -29,13 +29,14 @@ from dserverfs.dataset_tree import (
 from dserverfs.errors import Frozen, NameTooLong, NotFound
 from dserverfs.local_files import RENAME_EXCHANGE, rename
 from dserverfs.model import Dataset
-from dserverfs.staged_layout import DATA, METADATA
+from dserverfs.staged_layout import DATA, METADATA, is_item_at_the_top
 from dserverfs.staged_modes import OWNER_DIRECTORY, OWNER_FILE, Modes
 from dserverfs.staged_nodes import Node, Nodes
 from dserverfs.staging import StagedDataset
 
 # dtool-s3 keeps the relpath, in base64, in 2 KB of metadata beside the hash.
 MAX_RELPATH_BYTES = 1400
+DATA_LINK = b"."
 _MAKE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -73,6 +74,7 @@ class StagedTree:
         self.staged = staged
         self._nodes = Nodes(str(staged.tree), OWN, FIRST_NODE)
         self._modes = Modes()
+        self._has_link = True
         self._then = Afterlife(staged, self._nodes, frozen_tree)
         # What it is once it is frozen, and the number that stands for another one then.
         self.frozen = self._then.frozen
@@ -84,7 +86,11 @@ class StagedTree:
         """Return the attributes of a number; raises NotFound."""
         with self._then.passing_on():
             if self.frozen() is None:
-                return self._attributes(self._nodes.get(number))
+                return (
+                    self.data_link()
+                    if number == LINK
+                    else self._attributes(self._nodes.get(number))
+                )
         return self._then.attributes(number)
 
     def lookup(self, number: int, name: str) -> Attributes:
@@ -93,6 +99,22 @@ class StagedTree:
             if self.frozen() is None:
                 return self._entry(self._nodes.get(number), name)
         return self._then.lookup(number, name)
+
+    def has_link(self, number: int, name: str) -> bool:
+        """Return whether a name in a directory is the link that `data` is where it is nothing else.
+
+        It leads to the items, so that a path is good before and after the freeze. It is
+        there from the first item on; before that, `mkdir data` makes dtool's layout.
+        """
+        if name != DATA or number != self.ROOT or not self._has_link or self.frozen() is not None:
+            return False
+        names = os.listdir(self.staged.tree)
+        return DATA not in names and any(map(is_item_at_the_top, names))
+
+    def data_link(self) -> Attributes:
+        """Return the attributes of that link, but for what makes it one."""
+        mtime_ns = os.stat(self.staged.tree).st_mtime_ns
+        return Attributes(LINK, False, 0o777, len(DATA_LINK), mtime_ns, 0.0)
 
     def children(self, number: int, cookie: int) -> Iterator[Entry]:
         """Yield the entries of a directory of the frozen dataset behind `cookie`."""
@@ -230,6 +252,9 @@ class StagedTree:
 
     def remove_file(self, number: int, name: str) -> None:
         with self._changing():
+            if self.has_link(number, name):
+                self._has_link = False  # to be replaced by something else of that name
+                return
             directory, path = self._old_path(number, name)
             status = os.lstat(path)
             os.unlink(path)

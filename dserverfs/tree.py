@@ -27,7 +27,7 @@ Inode = NewType("Inode", int)
 
 ROOT = Inode(1)
 SLOT_BITS = 36
-_NUMBER_MASK = (1 << SLOT_BITS) - 1
+NUMBER_MASK = (1 << SLOT_BITS) - 1
 # Datasets are listed behind the directories of slot 0, which are few.
 _FIRST_DATASET_COOKIE = 1 << 32
 
@@ -407,7 +407,7 @@ class Tree:
     def _split(self, inode: Inode) -> tuple[int, int]:
         if self._shows_one and inode == ROOT:
             return 1, DatasetTree.ROOT
-        slot, number = inode >> SLOT_BITS, inode & _NUMBER_MASK
+        slot, number = inode >> SLOT_BITS, inode & NUMBER_MASK
         if slot > len(self._datasets):
             raise NotFound(f"{self._uri}: no inode {inode}")
         return slot, number

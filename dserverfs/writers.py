@@ -98,6 +98,12 @@ class Writers:
             if known is None or known.why != _WROTE:
                 self._note(process)
 
+    def name_of(self, thread: int) -> str | None:
+        """Return what program a thread is of, if it is known to have written."""
+        process = self._processes.of_thread(thread)
+        known = self._known.get(process.identity) if process else None
+        return known.name if known is not None and known.why == _WROTE else None
+
     @property
     def has_shell(self) -> bool:
         """Whether a shell is to be looked at now and then, for when it waits for a line."""

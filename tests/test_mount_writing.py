@@ -14,13 +14,22 @@ from dserverfs.model import DserverURI
 from tests.accounts import Account
 from tests.mounting import mounted
 from tests.serving import ServerHandle
-from tests.staged import freeze, leave, status, wait_until, wait_until_gone
+from tests.staged import freeze, job, leave, status, wait_until, wait_until_gone
+
+EMPTY = "empty: is empty; dserverfs freeze does it all the same"
 
 
 @pytest.fixture(scope="module")
 def base(fuse: None, current_user: Account, server: ServerHandle, token: str) -> Iterator[Path]:
     """The base URI, in which datasets are frozen by command only."""
     with mounted(current_user, server.base_uri, token, "--freeze-delay", "manual") as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def eager(fuse: None, current_user: Account, server: ServerHandle, token: str) -> Iterator[Path]:
+    """The base URI, in which datasets are frozen soon after the last change."""
+    with mounted(current_user, server.base_uri, token, "--freeze-delay", "0.2") as path:
         yield path
 
 
@@ -63,17 +72,14 @@ def test_a_copied_directory_is_a_dataset_for_everybody(
     assert "by hand" in elsewhere("cat", path=f"{name}/README.yml")
 
 
-def test_it_is_frozen_by_itself_when_closed_and_quiet(
-    fuse: None, current_user: Account, server: ServerHandle, token: str
-) -> None:
-    with mounted(current_user, server.base_uri, token, "--freeze-delay", "0.2") as base:
-        dataset = base / "by-itself"
-        leave(current_user, dataset, "half and half")
+def test_it_is_frozen_by_itself_when_closed_and_quiet(eager: Path, current_user: Account) -> None:
+    dataset = eager / "by-itself"
+    leave(current_user, dataset, "half and half")
 
-        found = wait_until(current_user, dataset, state="frozen")
+    found = wait_until(current_user, dataset, state="frozen")
 
-        assert found["name"] == "by-itself"
-        assert (dataset / "data/file").read_text() == "half and half"
+    assert found["name"] == "by-itself"
+    assert (dataset / "data/file").read_text() == "half and half"
 
 
 def test_paths_stay_good_after_the_freeze(dataset: Path, current_user: Account) -> None:
@@ -256,12 +262,16 @@ def test_an_unfrozen_dataset_can_be_renamed(
     assert status(current_user, new)["name"] == new.name
 
 
-def test_an_empty_dataset_stays_open_and_says_so(dataset: Path, current_user: Account) -> None:
-    done = current_user.dserverfs("freeze", dataset)
+def test_an_empty_dataset_is_frozen_by_command_only(eager: Path, current_user: Account) -> None:
+    dataset = eager / "empty"
+    job(current_user, 'mkdir "$1"', dataset)
+    found = wait_until(current_user, dataset, state="open", reason=EMPTY)
+    assert found["number_of_items"] == 0
 
-    assert done.returncode == 1
-    assert "is empty" in done.stderr
-    assert status(current_user, dataset)["state"] == "open"
+    freeze(current_user, dataset)
+
+    assert sorted(os.listdir(dataset)) == [".dtool", "README.yml", "data"]
+    assert os.listdir(dataset / "data") == []
 
 
 def test_an_open_file_keeps_it_from_being_frozen(dataset: Path, current_user: Account) -> None:
@@ -311,7 +321,9 @@ def test_lost_attributes_are_told_in_one_line(dataset: Path, current_user: Accou
 
     done = current_user.dserverfs("freeze", dataset)
 
-    assert "not kept in the dataset: 1 empty directories and the executable bits" in done.stdout
+    assert (
+        "not kept in the dataset: empty directories: empty; executable bits: script" in done.stdout
+    )
 
 
 def test_rm_r_discards(base: Path, dataset: Path, current_user: Account) -> None:
@@ -342,19 +354,16 @@ def test_setfattr_freezes(dataset: Path, current_user: Account) -> None:
     assert status(current_user, dataset)["state"] == "frozen"
 
 
-def test_manual_waits_for_a_command(
-    fuse: None, current_user: Account, server: ServerHandle, token: str
-) -> None:
-    with mounted(current_user, server.base_uri, token, "--freeze-delay", "0") as base:
-        dataset = base / "manual"
-        dataset.mkdir()
-        os.setxattr(dataset, "user.dserverfs.freeze", b"manual")
-        leave(current_user, dataset)
-        leave(current_user, base / "other")
+def test_manual_waits_for_a_command(eager: Path, current_user: Account) -> None:
+    dataset = eager / "manual"
+    dataset.mkdir()
+    os.setxattr(dataset, "user.dserverfs.freeze", b"manual")
+    leave(current_user, dataset)
+    leave(current_user, eager / "other")
 
-        wait_until(current_user, base / "other", state="frozen")
-        assert status(current_user, dataset)["state"] == "open"
-        freeze(current_user, dataset)
+    wait_until(current_user, eager / "other", state="frozen")
+    assert status(current_user, dataset)["state"] == "open"
+    freeze(current_user, dataset)
 
 
 def test_extended_attributes_tell_of_datasets_and_items(

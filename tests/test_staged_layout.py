@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dserverfs.errors import CannotHold, NotUTF8, UsageError
+from dserverfs.limits import MAX_README_BYTES
 from dserverfs.staged_layout import Ambiguous, Layout, StillProto, survey
 from tests.datasets import make_dataset
 
@@ -43,7 +44,14 @@ def test_a_data_directory_holds_the_items(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "relpaths", [("data/a", "beside"), ("data/a", "other/b"), (".dtool/dtool", "a"), (".dtool/x",)]
+    "relpaths",
+    [
+        ("data/a", "beside"),
+        ("data/a", "other/b"),
+        (".dtool/dtool", "a"),
+        (".dtool/x",),
+        (".dtool/x", "data/a", "README.yml-1.5"),
+    ],
 )
 def test_what_can_be_read_both_ways_is_left_to_a_person(
     tmp_path: Path, relpaths: tuple[str, ...]
@@ -71,6 +79,57 @@ def test_a_person_decides_for_dtool_and_is_told_what_is_left_over(tmp_path: Path
 
 def test_an_empty_directory_has_no_items(tmp_path: Path) -> None:
     assert survey(tmp_path).items == {}
+
+
+@pytest.mark.parametrize("by_itself", [False, True])
+def test_what_dtool_keeps_of_a_readme_leaves_the_layout_dtools(
+    tmp_path: Path, by_itself: bool
+) -> None:
+    directory = make_dataset(tmp_path, "frozen", {"a": b"1"})
+    (directory / "README.yml-1700000000.5").write_text("before")
+
+    found = survey(directory, by_itself=by_itself)
+
+    assert (found.layout, sorted(found.items)) == (Layout.DTOOL, ["a"])
+    assert found.left_over == ["README.yml-1700000000.5"]
+
+
+def test_what_is_beside_dtools_layout_is_left_out_by_command_only(tmp_path: Path) -> None:
+    directory = make_dataset(tmp_path, "frozen", {"a": b"1"})
+    (directory / "notes.txt").write_text("mine")
+
+    assert survey(directory).left_over == ["notes.txt"]
+    with pytest.raises(Ambiguous, match=r"notes\.txt"):
+        survey(directory, by_itself=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("Größe".encode("latin-1"), "no text in UTF-8"),
+        (b"\x89PNG\r\n\x1a\n", "no text in UTF-8"),
+        (b"a" * (MAX_README_BYTES + 1), "is larger than"),
+        (None, "is a directory"),
+    ],
+    ids=["latin-1", "binary", "large", "directory"],
+)
+def test_readme_that_no_server_takes_is_named_before_anything_is_sent(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    write(tmp_path, "a")
+    if content is None:
+        (tmp_path / "README.yml").mkdir()
+    else:
+        (tmp_path / "README.yml").write_bytes(content)
+
+    with pytest.raises(UsageError, match=said):
+        survey(tmp_path)
+
+
+def test_largest_readme_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "README.yml").write_bytes(b"a" * MAX_README_BYTES)
+
+    assert len(survey(tmp_path).readme) == MAX_README_BYTES
 
 
 def test_a_missing_readme_is_an_empty_one(tmp_path: Path) -> None:
@@ -109,16 +168,16 @@ def test_damaged_metadata_is_named(tmp_path: Path) -> None:
         survey(tmp_path)
 
 
-def test_what_is_lost_is_counted(tmp_path: Path) -> None:
+def test_what_is_lost_is_named(tmp_path: Path) -> None:
     write(tmp_path, "a", "script")
     (tmp_path / "script").chmod(0o755)
-    (tmp_path / "empty/inner").mkdir(parents=True)
+    for number in range(7):
+        (tmp_path / f"empty/{number}").mkdir(parents=True)
 
-    losses = survey(tmp_path).losses()
-
-    assert losses is not None
-    assert "1 empty directories" in losses
-    assert "executable bits of 1 files" in losses
+    assert survey(tmp_path).losses() == (
+        "not kept in the dataset: empty directories: empty/6, empty/5, empty/4, empty/3, empty/2"
+        " and 2 more; executable bits: script"
+    )
 
 
 def test_nothing_lost_says_nothing(tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def test_one_with_an_item_that_is_not_as_in_its_manifest_is_not_frozen_until_it_
         "wrong": "nested/a/b/c/deep.txt: is not what the manifest says",
         "more": "nested/a/b/c/more: is there, but not in the manifest",
     }[fault]
+    reason += "; if it was edited on purpose, rm -r its .dtool makes a new dataset of it"
 
     job(current_user, 'cp -r "$1" "$2"', local, dataset)
     found = wait_until(current_user, dataset, reason=reason)

@@ -37,6 +37,7 @@ from dserverfs.dataset_tree import Attributes
 from dserverfs.freezer import Freezer
 from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.local_files import with_own_descriptor
+from dserverfs.operations import data_link
 from dserverfs.operations.editing import INLINE_BYTES, EditingOperations, utf8
 from dserverfs.operations.guard import guarded
 from dserverfs.operations.incomplete import reason_of
@@ -46,7 +47,7 @@ from dserverfs.reader import Reader
 from dserverfs.staged_tree import Changes, OpenStaged, StagedTree, is_for_writing
 from dserverfs.staging import Staging
 from dserverfs.staging_state import State
-from dserverfs.tree import Inode, Tree
+from dserverfs.tree import NUMBER_MASK, Inode, Tree
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +87,23 @@ class StagedFileOperations(EditingOperations):
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
+        staged = self._tree.staged(Inode(parent_inode)) if name == b"data" else None
+        if staged is not None and data_link.is_shown(*staged, "data", ctx.pid):
+            return data_link.as_link(self._staged_entry(staged[0], staged[0].data_link()))
         entry = await super().lookup(parent_inode, name, ctx)
         self._told(entry)
         return entry
+
+    @guarded
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        entry = await super().getattr(inode, ctx)
+        return data_link.as_link(entry) if self._is_link(inode) else entry
+
+    @guarded
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        if self._is_link(inode):
+            return data_link.TARGET
+        return await super().readlink(inode, ctx)
 
     @guarded
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
@@ -333,6 +348,11 @@ class StagedFileOperations(EditingOperations):
 
     def _staged_entry(self, tree: StagedTree, attributes: Attributes) -> EntryAttributes:
         return self._entry(self._tree.staged_attributes(tree, attributes))
+
+    def _is_link(self, inode: InodeT) -> bool:
+        if not data_link.is_link(inode & NUMBER_MASK):  # nearly always
+            return False
+        return self._tree.staged(Inode(inode)) is not None
 
     def _told(self, entry: EntryAttributes) -> None:
         self._tree.told(Inode(entry.st_ino))
