@@ -156,7 +156,7 @@ def test_umount_leaves_what_others_still_write_and_freezes_what_its_own_script_w
             )
 
             assert find_mounted(path) is None
-            assert f"stays staged: others-write (open): sh (pid {job.pid})" in done.stderr
+            assert f"others-write (open): sh (pid {job.pid}), which wrote to it" in done.stderr
             assert "own-script" not in done.stderr
     with mounted(current_user, server.base_uri, token, "--freeze-delay", "0") as path:
         assert status(current_user, path / "own-script")["state"] == "frozen"
