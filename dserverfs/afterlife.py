@@ -87,6 +87,8 @@ class Afterlife:
         try:
             yield
         except (FileNotFoundError, NotFound):
+            if self._staged.is_gone and self._staged.frozen_as is None:
+                raise NotFound(f"{self._staged}: was discarded") from None
             if self._staged.frozen_as is None or self._frozen is not None:
                 raise
 

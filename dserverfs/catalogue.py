@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from dserverfs.cells import Cell, NotLoaded
 from dserverfs.clock import boottime_s
+from dserverfs.errors import DserverfsError, NotFound, ProtocolError
 from dserverfs.kept_answers import KeptAnswers
 from dserverfs.limits import component_is_usable
 from dserverfs.manifest_index import ManifestIndex
@@ -100,8 +101,7 @@ class Catalogue:
         self._listings: dict[str, Cell[Mapping[str, Dataset]]] = {}
         self._readmes: dict[BackendURI, Cell[bytes]] = {}
         self._metadata: dict[BackendURI, Cell[Metadata]] = {}
-        self._manifests = Manifests(answers, server, directory, gone=self._hide)
-        self._hidden: dict[BackendURI, float] = {}  # until when; CLOCK_BOOTTIME
+        self._manifests = Manifests(answers, server, directory, explain=self._explained)
         # Registered by us, and until when they are listed even if the server's answer,
         # which may be older, does not have them.
         self._learned: dict[BackendURI, tuple[Dataset, float]] = {}
@@ -131,12 +131,7 @@ class Catalogue:
                 cell = self._listings[base_uri] = self._cell(
                     lambda: names.bind(self._with_learned(base_uri)), FRESH_S
                 )
-        named = cell.get()
-        with self._lock:
-            hidden = [uri for uri, end_s in self._hidden.items() if boottime_s() < end_s]
-        if not hidden:
-            return named
-        return {name: dataset for name, dataset in named.items() if dataset.uri not in hidden}
+        return cell.get()
 
     def names(self, base_uri: str) -> Names:
         """Return the names bound in a base URI whose datasets were asked for."""
@@ -173,13 +168,11 @@ class Catalogue:
 
     def readme(self, dataset: Dataset) -> bytes:
         """Return the content of README.yml."""
-        fetch = self._answers.readme
-        return self._of(self._readmes, dataset, lambda: fetch(dataset), FRESH_S)
+        return self._of(self._readmes, dataset, self._answers.readme, FRESH_S)
 
     def metadata(self, dataset: Dataset) -> Metadata:
         """Return admin metadata, tags, overlays and annotations."""
-        fetch = self._answers.metadata
-        return self._of(self._metadata, dataset, lambda: fetch(dataset), FRESH_S)
+        return self._of(self._metadata, dataset, self._answers.metadata, FRESH_S)
 
     def forget(self, dataset: Dataset) -> None:
         """Ask anew for what can change of a dataset: it was changed by its own user.
@@ -226,17 +219,40 @@ class Catalogue:
         self,
         cells: dict[BackendURI, Cell[T]],
         dataset: Dataset,
-        fetch: Callable[[], T],
+        ask: Callable[[Dataset], T],
         max_age_s: float,
     ) -> T:
         with self._lock:
             cell = cells.get(dataset.uri)
             if cell is None:
-                cell = cells[dataset.uri] = self._cell(fetch, max_age_s)
+                cell = cells[dataset.uri] = self._cell(lambda: self._asked(dataset, ask), max_age_s)
         return cell.get()
 
-    def _hide(self, dataset: Dataset) -> None:
-        """Leave a dataset out of listings for a while: some servers list what they deleted."""
-        logger.info("%s: listed, but gone; hidden for %d s", dataset.uri, FRESH_S)
+    def _asked(self, dataset: Dataset, ask: Callable[[Dataset], T]) -> T:
+        """Return what `ask` returns; blocks. Raises NotFound for what is listed no more only."""
+        try:
+            return ask(dataset)
+        except NotFound as error:
+            explained = self._explained(dataset, error)
+            if explained is error:
+                raise
+            raise explained from error
+
+    def _explained(self, dataset: Dataset, error: NotFound) -> DserverfsError:
+        """Return what the server's "not found" about a dataset means; blocks.
+
+        `error` itself if a listing asked for now lacks the dataset. What is listed and
+        not there is no dataset that is gone, but a server in trouble: told as gone, it
+        would be deleted from every mirror. Raises what asking for the listing raises.
+        """
         with self._lock:
-            self._hidden[dataset.uri] = boottime_s() + FRESH_S
+            cell = self._listings.get(dataset.base_uri)
+        if cell is None:
+            listed = self._answers.datasets(dataset.base_uri)
+        else:
+            listed = list(cell.renewed().values())
+        if any(other.uri == dataset.uri for other in listed):
+            return ProtocolError(f"{error}; but it is listed", uri=dataset.uri, status=error.status)
+        logger.info("%s: is gone: %s", dataset.uri, error)
+        self._answers.forget(dataset)
+        return error

@@ -73,6 +73,7 @@ class Cell(Generic[T]):
         self._loading = threading.Lock()  # held while fetching, so that one thread fetches
         self._values: list[T] = []  # empty or one; T may be None
         self._fresh_until_s = 0.0
+        self._asked_s = 0.0  # when the last value was asked for
         self._refreshing = False
 
     def get(self) -> T:
@@ -96,7 +97,16 @@ class Cell(Generic[T]):
             with self._lock:
                 if self._values:
                     return
-            self.keep(self._fetch())
+            self._fetch_anew()
+
+    def renewed(self) -> T:
+        """Return a value that was asked for after now; blocks. Raises what fetching raises."""
+        wanted_s = self._clock_s()
+        with self._loading:
+            with self._lock:
+                if self._values and self._asked_s >= wanted_s:  # by who had the lock before us
+                    return self._values[0]
+            return self._fetch_anew()
 
     def keep(self, value: T) -> None:
         """Have what was fetched in another way for the value."""
@@ -120,11 +130,19 @@ class Cell(Generic[T]):
         with self._lock:
             self._values = []
 
+    def _fetch_anew(self) -> T:
+        asked_s = self._clock_s()
+        value = self._fetch()
+        self.keep(value)
+        with self._lock:
+            self._asked_s = asked_s
+        return value
+
     def _refresh(self) -> None:
         """Fetch anew; keep the old value if the server is away, drop it if it says no."""
         try:
             with self._loading:
-                self.keep(self._fetch())
+                self._fetch_anew()
         except (NotFound, PermissionDenied) as error:
             with self._lock:
                 self._fresh_until_s = self._clock_s() + RETRY_S

@@ -10,6 +10,7 @@ No I/O but stat of those: raises NotLoaded where the catalogue does.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ from dserverfs import edit_targets
 from dserverfs.catalogue import Catalogue
 from dserverfs.edit_targets import target_of
 from dserverfs.edited_files import LocalFile
-from dserverfs.errors import IntegrityError, NotFound
+from dserverfs.errors import IntegrityError, NotFound, ProtocolError
 from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.item_content import ItemContent, item_key
 from dserverfs.limits import MAX_COMPONENT_BYTES, component_is_usable
@@ -131,7 +132,11 @@ class DatasetTree:
         if path == "" and cookie == 0:
             # The cookie of row 0 must not be 0, which means the beginning.
             yield Entry("data", self._row_attributes(self._index().row(0), base), OWN)
-        entries = [(self._own_attributes(_join(path, name)), name) for name in self._names(path)]
+        entries = []
+        for name in self._names(path):
+            # What changed between the two looks is gone; nothing else is left out.
+            with contextlib.suppress(NotFound):
+                entries.append((self._own_attributes(_join(path, name)), name))
         for attributes, name in sorted(entries):
             number = attributes.number
             if number > cookie:
@@ -263,6 +268,8 @@ class DatasetTree:
                 )
                 yield new(Entry, (name, new(Attributes, fields), row))
             start = rows[-1][0] + 1
+        if start < parent.first_child + parent.children:
+            raise ProtocolError(f"{self.dataset.uri}: its index is damaged: rows are missing")
 
     def _row_attributes(self, row: Row, base: int = 0) -> Attributes:
         number = base + row.row

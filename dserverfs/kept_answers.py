@@ -3,7 +3,7 @@
 Used by the catalogue and the client in the resolver's place, with the same
 methods for what is worth keeping. Access before content: an answer is kept by
 server and by whom the token names, so no user is shown what another may see; a
-server that says no (403, 404) takes its earlier answer back. Blocking and
+server that says no (403) takes its earlier answer back. Blocking and
 thread-safe.
 
 On disk: a JSON file an answer, written under another name and renamed. One that
@@ -13,6 +13,7 @@ cannot be read, or is another's, counts as none; a disk that fails keeps nothing
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -114,7 +115,7 @@ class KeptAnswers:
     def forget(self, dataset: Dataset) -> None:
         """Drop what was kept of a dataset that its user has changed."""
         for name in (f"readme {dataset.uri}", f"metadata {dataset.uri}"):
-            self._path(name).unlink(missing_ok=True)
+            self._drop(name)
 
     def manifest_pieces(self, dataset: Dataset) -> Iterator[bytes]:
         """Yield the manifest's JSON as it arrives; the catalogue keeps it."""
@@ -138,11 +139,17 @@ class KeptAnswers:
             except (DserverfsError, ValueError, KeyError, TypeError):  # of another version
                 pass
             raise
-        except (NotFound, PermissionDenied):
-            self._path(name).unlink(missing_ok=True)
+        except PermissionDenied:
+            self._drop(name)
             raise
         self._save(name, to_json(answer))
         return answer
+
+    def _drop(self, name: str) -> None:
+        try:
+            self._path(name).unlink(missing_ok=True)
+        except OSError as error:
+            logger.info("%s: stays kept: %s", name, error)
 
     def _save(self, name: str, value: Any) -> None:
         path = self._path(name)
@@ -153,7 +160,8 @@ class KeptAnswers:
             scratch.rename(path)
         except OSError as error:
             logger.debug("%s: not kept: %s", name, error)
-            scratch.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
 
     def _load(self, name: str) -> Any:
         """Return what was kept, None if there is nothing of this server and user."""

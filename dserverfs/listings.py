@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from dserverfs.errors import NotFound, ProtocolError
+from dserverfs.errors import NotFound, ProtocolError, Unreachable
 from dserverfs.model import UUID, Dataset
 from dserverfs.routes import Routes, json_of
 
@@ -29,6 +29,36 @@ class _Page(NamedTuple):
     total: int | None  # of entries on all pages, if the server says
 
 
+class _Pages:
+    """The pages of one listing, put together."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Any] = {}  # by URI
+        self.shrunk = False  # the listing got shorter meanwhile
+        self._rows = 0
+        self._total: int | None = None  # as the last page that tells one says
+
+    def add(self, page: _Page) -> bool:
+        """Take what a page holds; return whether any of it is new."""
+        before = len(self.entries)
+        for entry in page.entries:
+            uri = entry.get("uri") if isinstance(entry, dict) else None
+            self.entries.setdefault(str(uri), entry)
+        is_new = len(self.entries) > before
+        if is_new:  # some servers give a page again in place of another
+            self._rows += len(page.entries)
+        if page.total is not None:
+            self.shrunk = self.shrunk or (self._total is not None and page.total < self._total)
+            self._total = page.total
+        return is_new
+
+    def missing(self) -> str | None:
+        """Return how the server contradicts itself, if it told of more than it listed."""
+        if self._total is None or self._rows >= self._total:
+            return None
+        return f"it has {self._total} entries, and {self._rows} came"
+
+
 class Listings:
     """Listings of one server."""
 
@@ -40,12 +70,22 @@ class Listings:
         """Return every dataset registered in `base_uri`, oldest first.
 
         A dataset seen twice is returned once. Entries that cannot be read are
-        left out with a warning.
+        left out with a warning. Raises Unreachable if fewer entries came than the
+        server says there are: what is not listed counts as deleted.
         """
-        entries, shrunk = self._entries(base_uri)
-        if shrunk:
+        pages = self._pages(base_uri)
+        entries = pages.entries
+        if pages.missing():
+            pages = self._pages(base_uri)
+            entries = pages.entries
+        elif pages.shrunk:
             # What was deleted moved others to the end of a page that was here already.
-            entries |= self._entries(base_uri)[0]
+            pages = self._pages(base_uri)
+            entries |= pages.entries
+        if (said := pages.missing()) is not None:
+            raise Unreachable(
+                f"{self._routes.server_url}: the listing of {base_uri} is incomplete: {said}"
+            )
         datasets: dict[UUID, Dataset] = {}
         for entry in entries.values():
             try:
@@ -76,30 +116,29 @@ class Listings:
                 return [dataset for dataset in found if dataset.uuid == uuid]
         return []
 
-    def _entries(self, base_uri: str) -> tuple[dict[str, Any], bool]:
-        """Return the entries by URI, and whether the listing got shorter meanwhile."""
+    def _pages(self, base_uri: str) -> _Pages:
+        """Return every page there is."""
         first = self._page(base_uri, 1)
-        entries: dict[str, Any] = {}
-        _add(entries, first)
+        found = _Pages()
+        found.add(first)
         page_size = len(first.entries)  # some give fewer than they are asked for
         if page_size == 0 or page_size == first.total:
-            return entries, False
+            return found
         pages = -(-first.total // page_size) if first.total else 1
-        last, shrunk = first, False
+        last = first
         if pages > 1:
             with ThreadPoolExecutor(PARALLEL_PAGES, thread_name_prefix="pages") as pool:
                 for last in pool.map(lambda page: self._page(base_uri, page), range(2, pages + 1)):
-                    _add(entries, last)
-                    shrunk = shrunk or _is_shorter(last, first)
+                    found.add(last)
         # What came meanwhile, or what a server that tells no total has; a page that
         # brings nothing new ends it, as some servers give the last page again.
         page = pages
         while len(last.entries) >= page_size:
             page += 1
             last = self._page(base_uri, page)
-            if not _add(entries, last):
+            if not found.add(last):
                 break
-        return entries, shrunk
+        return found
 
     def _page(self, base_uri: str, page: int) -> _Page:
         params: dict[str, Any] = {"page": page, "page_size": PAGE_SIZE}
@@ -110,9 +149,12 @@ class Listings:
             response = self._routes.transport.request(
                 "POST", "/uris", params=params, json={"base_uris": [base_uri]}
             )
-        except NotFound:
-            if page == 1:
-                raise
+        except NotFound as error:
+            if page == 1:  # it lists nothing: that is not to say that there is nothing
+                raise ProtocolError(
+                    f"{self._routes.server_url} cannot list {base_uri}: {error}",
+                    status=error.status,
+                ) from error
             return _Page([], None)  # beyond the last page, on some servers
         except ProtocolError as error:
             if error.status != 422 or sort is None:
@@ -126,19 +168,6 @@ class Listings:
                 f"{self._routes.server_url}: the listing of {base_uri} is not a list"
             )
         return _Page(entries, _total(response.headers))
-
-
-def _add(entries: dict[str, Any], page: _Page) -> bool:
-    """Add what a page holds; return whether any of it is new."""
-    before = len(entries)
-    for entry in page.entries:
-        uri = entry.get("uri") if isinstance(entry, dict) else None
-        entries.setdefault(str(uri), entry)
-    return len(entries) > before
-
-
-def _is_shorter(page: _Page, first: _Page) -> bool:
-    return page.total is not None and first.total is not None and page.total < first.total
 
 
 def _total(headers: Mapping[str, str]) -> int | None:

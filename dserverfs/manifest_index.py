@@ -94,14 +94,20 @@ class ManifestIndex:
                 self._connection = None
 
     def row(self, row: int) -> Row:
-        """Return that row; raises NotFound."""
-        return self._one(f"SELECT {_COLUMNS} FROM node WHERE row = ?", (row,))
+        """Return that row, of which somebody was told; ProtocolError: it is lost."""
+        rows = self._all(f"SELECT {_COLUMNS} FROM node WHERE row = ?", (row,))
+        if not rows:
+            raise ProtocolError(f"{self._path}: damaged: row {row} is missing")
+        return rows[0]
 
     def child(self, parent: int, name: str) -> Row:
         """Return the child of that name; raises NotFound."""
-        return self._one(
+        rows = self._all(
             f"SELECT {_COLUMNS} FROM node WHERE parent = ? AND name = ? AND row > 0", (parent, name)
         )
+        if not rows:
+            raise NotFound(f"{self._path}: nothing named {name!r} in row {parent}")
+        return rows[0]
 
     def children(self, parent: Row, start_row: int, limit: int) -> list[Row]:
         """Return up to `limit` children of a directory, in row order, from `start_row` on."""
@@ -139,12 +145,6 @@ class ManifestIndex:
             f"SELECT {_COLUMNS} FROM node WHERE row >= ? AND row < ? ORDER BY row",
             (row, row + limit),
         )
-
-    def _one(self, sql: str, parameters: tuple[int | str, ...]) -> Row:
-        rows = self._all(sql, parameters)
-        if not rows:
-            raise NotFound(f"{self._path}: no row for {parameters}")
-        return rows[0]
 
     def _all(self, sql: str, parameters: tuple[int | str, ...]) -> list[Row]:
         return [Row._make(found) for found in self._select(sql, parameters)]

@@ -15,16 +15,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from dserverfs import manifest_indexing
 from dserverfs.cells import NotLoaded
-from dserverfs.errors import Cancelled, DserverfsError, NotFound
+from dserverfs.errors import Cancelled, DserverfsError, LocalDiskError, NotFound
 from dserverfs.kept_answers import KEPT_FORMAT, KeptAnswers
 from dserverfs.manifest_index import ManifestIndex
 from dserverfs.manifest_indexing import Indexing
@@ -67,13 +68,17 @@ class Manifests:
         server: str,
         directory: Path,
         *,
-        gone: Callable[[Dataset], None],
+        explain: Callable[[Dataset, NotFound], DserverfsError],
     ) -> None:
-        """`gone` is told of each dataset whose manifest the server does not have."""
+        """`explain` says what it means that the server has no manifest of a dataset; it may block.
+
+        Of nothing else NotFound is raised: that a file of ours is missing says nothing
+        about a dataset.
+        """
         self._answers = answers
         self._server = server
         self._directory = directory
-        self._gone = gone
+        self._explain = explain
         self._threads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="manifest")
         self._lock = threading.Lock()
         self._indexes: OrderedDict[BackendURI, ManifestIndex] = OrderedDict()
@@ -129,10 +134,10 @@ class Manifests:
     ) -> None:
         fault: BaseException | None = None
         try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody cleared it
             load(dataset, under_way)
-        except NotFound as error:
-            self._gone(dataset)
-            fault = error
+        except (OSError, sqlite3.Error) as error:
+            fault = LocalDiskError(f"{dataset.uri}: its manifest cannot be kept: {error}")
         except BaseException as error:  # noqa: BLE001 - top of a thread: whoever waits is told
             fault = error
         with self._lock:
@@ -150,7 +155,7 @@ class Manifests:
             if not isinstance(error, NotFound):
                 logger.warning("made anew: %s", error)
             self._make_index(dataset, load, path)
-            index = ManifestIndex(path).open()
+            index = _reopened(path)
         with self._lock:
             self._indexes[dataset.uri] = index
             while len(self._indexes) > MAX_OPEN_INDEXES:
@@ -189,7 +194,7 @@ class Manifests:
         load.downloading(received_bytes)
         try:
             with scratch.open("xb") as file:
-                for piece in self._answers.manifest_pieces(dataset):
+                for piece in self._pieces(dataset):
                     file.write(piece)
                     use(piece)
                     received_bytes += len(piece)
@@ -203,6 +208,23 @@ class Manifests:
         finally:
             scratch.unlink(missing_ok=True)
 
+    def _pieces(self, dataset: Dataset) -> Iterator[bytes]:
+        try:
+            yield from self._answers.manifest_pieces(dataset)
+        except NotFound as error:
+            explained = self._explain(dataset, error)
+            if explained is error:
+                raise
+            raise explained from error
+
     def _path(self, dataset: Dataset, suffix: str) -> Path:
         key = hashlib.sha256(f"{KEPT_FORMAT} {self._server} {dataset.uri}".encode()).hexdigest()
         return self._directory / f"{key[:40]}.{suffix}"
+
+
+def _reopened(path: Path) -> ManifestIndex:
+    """Return an index that was made just now."""
+    try:
+        return ManifestIndex(path).open()
+    except NotFound as error:
+        raise LocalDiskError(f"{path}: is gone again: {error}") from error

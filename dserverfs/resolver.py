@@ -16,7 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from dserverfs.errors import DserverfsError, NotFound, NotStored, ProtocolError
+from dserverfs.errors import (
+    DserverfsError,
+    NotFound,
+    NotStored,
+    PermissionDenied,
+    ProtocolError,
+)
 from dserverfs.limits import component_is_usable
 from dserverfs.listings import Listings
 from dserverfs.model import UUID, Dataset, Identifier, User, split_base_uri
@@ -95,7 +101,11 @@ class Resolver:
 
     def user(self) -> User:
         """Return whom the token speaks for; base URIs that have no place in a path are left out."""
-        user = User.from_json(json_of(self._transport.get("/me")))
+        try:
+            answer = json_of(self._transport.get("/me"))
+        except NotFound as error:
+            raise ProtocolError(f"{error}; is this a dserver?", status=error.status) from error
+        user = User.from_json(answer)
         return User(
             user.username,
             user.is_admin,
@@ -107,9 +117,19 @@ class Resolver:
         """Return every dataset registered in `base_uri`, oldest first.
 
         A listing is no snapshot; entries that cannot be read are left out with
-        a warning.
+        a warning. Raises PermissionDenied if the user may not search there, where a
+        dserver answers with an empty listing, and what `Listings.datasets` does.
         """
-        return self._listings.datasets(base_uri)
+        datasets = self._listings.datasets(base_uri)
+        if not datasets:
+            user = self.user()
+            if base_uri not in user.search_base_uris:
+                raise PermissionDenied(
+                    f"{self.server_url}: user {user.username} has no search permission on"
+                    f" {base_uri}, or the server does not have it; permitted:"
+                    f" {', '.join(user.search_base_uris) or 'none'}"
+                )
+        return datasets
 
     def datasets_by_uuid(self, uuid: UUID) -> list[Dataset]:
         """Return the datasets of that uuid, one for each base URI that holds it; none: empty."""

@@ -127,6 +127,15 @@ class StagedTree:
                 return sorted(os.listdir(self._nodes.local(self._nodes.get(number))))
         return None
 
+    def require_listable(self, number: int) -> bool:
+        """Return whether a staged directory can be listed; raises OSError. False once frozen."""
+        with self._then.passing_on():
+            if self.frozen() is None:
+                path = self._nodes.local(self._nodes.get(number))
+                os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                return True
+        return False
+
     def content(self, number: int) -> Content:
         """Return what a file of the frozen dataset holds."""
         return self._then.tree().content(self.number_now(number))
@@ -374,7 +383,9 @@ class StagedTree:
         path = f"{self._nodes.local(directory)}/{name}"
         try:
             status = os.lstat(path)
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except FileNotFoundError as error:
+            if not os.path.isdir(self._nodes.local(directory)):
+                raise  # not the name is missing, but all there was
             raise NotFound(f"{path}: {error.strerror}") from None
         node = self._nodes.seen(directory, name, status)
         return self._shown(directory, name, self._from_status(node, path, status))

@@ -38,6 +38,7 @@ from dserverfs.errors import (
     Conflict,
     DserverfsError,
     Frozen,
+    LocalDiskError,
     NameTaken,
     UsageError,
 )
@@ -330,10 +331,17 @@ class Staging:
         return [urllib.parse.unquote(path.name) for path in _subdirectories(self._root)]
 
     def datasets(self, base_uri: str) -> list[StagedDataset]:
-        """Return what is staged for a base URI, oldest first; what cannot be read is left out."""
+        """Return what is staged for a base URI, oldest first; what cannot be read is left out.
+
+        Raises LocalDiskError if the directory itself is gone, which says of no dataset
+        that it was discarded.
+        """
         found = []
+        base = self._base(base_uri)
         with self._lock:
-            for path in _subdirectories(self._base(base_uri)):
+            if not base.is_dir() and self._has_staged_locked(base):
+                raise LocalDiskError(f"{base}: is gone, with what is staged there")
+            for path in _subdirectories(base):
                 if path.name.startswith("."):
                     continue
                 staged = self._known.get(path)
@@ -346,14 +354,18 @@ class Staging:
                     continue
                 except (OSError, DserverfsError) as error:
                     self._complain(path, error)
-                    continue
-                found.append(staged)
+                    if staged is None:
+                        continue
+                found.append(staged)  # as it was, if it cannot be read any more
             # What is gone since: another process froze or discarded it.
             for path, staged in list(self._known.items()):
                 if staged.record.base_uri == base_uri and staged not in found:
                     del self._known[path]
                     staged._gone = True
         return sorted(found, key=lambda staged: (staged.record.created_at, staged.id))
+
+    def _has_staged_locked(self, base: Path) -> bool:
+        return any(path.parent == base and not one.is_over for path, one in self._known.items())
 
     def create(
         self,

@@ -88,6 +88,7 @@ class Tree:
         # may still have its name.
         self._shown_staged: dict[str, set[int]] = {}
         self._over: dict[str, list[int]] = {}
+        self._shown_base_uris: dict[tuple[str, ...], None] = {}
 
     def show_only(self, dataset: Dataset) -> None:
         """Make that dataset the root of the mount; before anything else is asked."""
@@ -325,22 +326,31 @@ class Tree:
         """Return the directories right below `path` that lead to base URIs."""
         if path and path[-1] == UUID_DIRECTORY:
             return []
-        return directories_below((*self._top, *path), self._permitted())
+        return directories_below((*self._top, *path), self._base_uris())
 
-    def _permitted(self) -> list[tuple[str, ...]]:
-        user = self._catalogue.user()
-        return parts_of(user.search_base_uris)
+    def _base_uris(self) -> list[tuple[str, ...]]:
+        """Return each base URI that the user may search, or could since it was mounted.
+
+        What was shown once stays there and refuses to be listed: if it were left out, or
+        empty, a program that mirrors the mount would delete its copy.
+        """
+        for parts in parts_of(self._catalogue.user().search_base_uris):
+            self._shown_base_uris[parts] = None
+        return list(self._shown_base_uris)
 
     def _is_base_uri(self, path: tuple[str, ...]) -> bool:
-        return (*self._top, *path) in self._permitted()
+        return (*self._top, *path) in self._base_uris()
 
     def _base_uri(self, path: tuple[str, ...]) -> str:
         backend, *rest = (*self._top, *path, "")
         return f"{backend}://{'/'.join(rest[:-1])}"
 
     def _listed(self, path: tuple[str, ...]) -> Mapping[str, Dataset]:
-        reserved = frozenset(self._directories(path))
-        return self._catalogue.datasets(self._base_uri(path), reserved)
+        """Return the datasets the server has in a base URI; raises PermissionDenied."""
+        base_uri, user = self._base_uri(path), self._catalogue.user()
+        if base_uri not in user.search_base_uris:
+            raise PermissionDenied(f"{base_uri}: user {user.username} may not search it any more")
+        return self._catalogue.datasets(base_uri, frozenset(self._directories(path)))
 
     def _lookup_uuid(self, path: tuple[str, ...], name: str) -> Attributes:
         if is_uuid(name):

@@ -87,6 +87,7 @@ class QuirkyServer:
         self.objects: dict[str, bytes] = {}  # by key
         self.store_faults: list[Fault | None] = []
         self.before_change: Callable[[], None] = lambda: None  # once it has arrived
+        self.broken: dict[str, Fault] = {}  # by pattern of "METHOD /path", until taken away
 
     def add(
         self, uuid: str, contents: Mapping[str, bytes], readme: bytes = b"", **others: Any
@@ -142,6 +143,11 @@ class QuirkyServer:
             for name, value in others.get(kind, {}).items():
                 self.objects[f"{uuid}/{kind}/{name}.json"] = json.dumps(value).encode()
         return uri
+
+    def breakage(self, request: str) -> Fault | None:
+        """Return what is broken about a request."""
+        found = (fault for pattern, fault in self.broken.items() if re.search(pattern, request))
+        return next(found, None)
 
     def asked(self, pattern: str) -> int:
         """Return how many requests match."""
@@ -202,7 +208,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             state.requests.append(f"{self.command} {parts.path}")
             state.queries.append(self.query)
-        fault = faults.pop(0) if faults else None
+        fault = faults.pop(0) if faults else state.breakage(f"{self.command} {parts.path}")
         if fault is not None:
             fault(self)
             return

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import uuid as uuid_module
 from typing import Any
 
 import pytest
 
+from dserverfs.errors import PermissionDenied, ProtocolError, Unreachable
 from dserverfs.model import UUID
 from dserverfs.resolver import Resolver
-from tests.quirky_server import BASE_URI, CONTENTS, HELLO, QuirkyServer, only_hello
+from tests.quirky_server import BASE_URI, CONTENTS, HELLO, QuirkyServer, only_hello, says
 
 pytest_plugins = ["tests.resolving"]
 
@@ -57,6 +59,63 @@ def test_dataset_that_moved_to_a_page_seen_before_is_found(
     quirky.faults = [None, delete_first]
 
     assert {dataset.uuid for dataset in resolver.datasets(BASE_URI)} == uuids
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        [slice(0, 100), slice(100, 200)],
+        [slice(0, 100), slice(100, 150), slice(200, 250)],
+        [slice(0, 100), slice(0, 0), slice(200, 250)],
+        [slice(0, 100), slice(0, 100), slice(0, 100), slice(0, 100)],
+        [slice(0, 0)],
+        [slice(0, 50)],
+    ],
+    ids=str,
+)
+def test_listing_that_contradicts_its_own_total_is_asked_for_again_and_then_none(
+    quirky: QuirkyServer, resolver: Resolver, pages: list[slice]
+) -> None:
+    uuids = many(quirky, 250)
+
+    def fall_short(handler: Any) -> None:
+        page = int(handler.query["page"]) - 1
+        rows = pages[page] if page < len(pages) else slice(0, 0)
+        pagination = {"X-Pagination": json.dumps({"total": 250, "total_pages": 3})}
+        handler.answer(200, quirky.entries[rows], pagination)
+
+    quirky.faults = [fall_short] * 100
+
+    with pytest.raises(Unreachable, match="it has 250 entries, and"):
+        resolver.datasets(BASE_URI)
+
+    assert quirky.asked("POST /uris") > len(pages)
+    quirky.faults = []
+    assert {dataset.uuid for dataset in resolver.datasets(BASE_URI)} == uuids
+
+
+def test_listing_that_does_not_exist_is_no_empty_one(
+    quirky: QuirkyServer, resolver: Resolver
+) -> None:
+    quirky.faults = [says(404)]
+
+    with pytest.raises(ProtocolError, match="cannot list"):
+        resolver.datasets(BASE_URI)
+
+
+def test_right_that_is_lost_while_a_listing_comes_is_told_as_such(
+    quirky: QuirkyServer, resolver: Resolver
+) -> None:
+    many(quirky, 150)
+
+    def revoke(handler: Any) -> None:
+        quirky.permissions = []
+        handler._listing()
+
+    quirky.faults = [None, revoke]
+
+    with pytest.raises(PermissionDenied, match="grumpy"):
+        resolver.datasets(BASE_URI)
 
 
 def test_sorting_that_is_refused_is_not_asked_for_again(

@@ -82,14 +82,14 @@ def test_file_and_directory_at_once_keeps_the_file_and_refuses_the_other(tmp_pat
     assert set(found) == {"a", "c", f".refused-{identifier_of('a/b')}"}
 
 
-def test_missing_names_and_rows_are_not_found(tmp_path: Path) -> None:
+def test_missing_name_is_not_found_and_a_missing_row_is_damage(tmp_path: Path) -> None:
     index = indexed(tmp_path, ["a"])
 
     with pytest.raises(NotFound):
         index.child(0, "b")
     with pytest.raises(NotFound):
         index.child(0, "")
-    with pytest.raises(NotFound):
+    with pytest.raises(ProtocolError, match="damaged"):
         index.row(99)
 
 

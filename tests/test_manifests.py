@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -13,7 +17,7 @@ import trio
 import trio.testing
 
 from dserverfs.cells import NotLoaded, loaded
-from dserverfs.errors import Cancelled, NotFound, Unreachable
+from dserverfs.errors import Cancelled, LocalDiskError, NotFound, Unreachable
 from dserverfs.kept_answers import KeptAnswers
 from dserverfs.manifests import ManifestLoad, Manifests
 from dserverfs.model import Dataset
@@ -23,6 +27,16 @@ from tests.quirky_server import CONTENTS, QuirkyServer, says
 
 pytest_plugins = ["tests.resolving"]
 TIMEOUT_S = 20
+OF_A_DISK = [
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EIO,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ESTALE,
+    errno.EROFS,
+]
 
 
 @pytest.fixture
@@ -33,7 +47,12 @@ def gone() -> list[Dataset]:
 @pytest.fixture
 def manifests(resolver: Resolver, tmp_path: Path, gone: list[Dataset]) -> Iterator[Manifests]:
     answers = KeptAnswers(resolver, tmp_path)
-    manifests = Manifests(answers, "server", tmp_path, gone=gone.append)
+
+    def explain(dataset: Dataset, error: NotFound) -> NotFound:
+        gone.append(dataset)
+        return error
+
+    manifests = Manifests(answers, "server", tmp_path / "kept", explain=explain)
     yield manifests
     manifests.close()
 
@@ -101,7 +120,7 @@ def test_failed_load_is_told_to_all_who_wait_and_begun_anew_by_the_next(
     with pytest.raises(NotFound):
         load.future.result(TIMEOUT_S)
 
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "kept").iterdir())
     assert loaded(lambda: manifests.index(dataset)).number_of_items == len(CONTENTS)
 
 
@@ -116,7 +135,45 @@ def test_dataset_without_a_manifest_is_told_to_be_gone(
     assert gone == [dataset]
 
 
-def test_download_that_breaks_off_leaves_nothing(
+def test_directory_that_vanished_is_made_anew(
+    manifests: Manifests, dataset: Dataset, tmp_path: Path
+) -> None:
+    loaded(lambda: manifests.file(dataset))
+    shutil.rmtree(tmp_path / "kept")
+
+    assert loaded(lambda: manifests.index(dataset)).number_of_items == len(CONTENTS)
+    assert loaded(lambda: manifests.file(dataset)).exists()
+
+
+@pytest.mark.parametrize("ask", ["index", "file"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(OSError(number, os.strerror(number)) for number in OF_A_DISK),
+        sqlite3.OperationalError("unable to open database file"),
+        sqlite3.DatabaseError("database disk image is malformed"),
+    ],
+    ids=str,
+)
+def test_what_the_disk_says_of_our_files_is_nothing_about_the_dataset(
+    manifests: Manifests,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    ask: str,
+    error: OSError,
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr(sqlite3, "connect", fail)
+
+    with pytest.raises(LocalDiskError):
+        loaded(lambda: getattr(manifests, ask)(dataset))
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_download_that_always_breaks_off_leaves_nothing(
     quirky: QuirkyServer, manifests: Manifests, dataset: Dataset, tmp_path: Path
 ) -> None:
     def cut(handler: Any) -> None:
@@ -126,12 +183,12 @@ def test_download_that_breaks_off_leaves_nothing(
         handler.wfile.write(b'{"items": {}}')
         handler.close_connection = True
 
-    quirky.faults = [cut]
+    quirky.faults = [cut] * 10
 
     with pytest.raises(Unreachable):
         loaded(lambda: manifests.index(dataset))
 
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "kept").iterdir())
 
 
 def test_closing_ends_a_load_and_begins_no_other(

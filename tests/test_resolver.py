@@ -84,8 +84,9 @@ def test_dataset_is_listed_and_found_by_uuid(side: Side) -> None:
     assert side.dataset.frozen_at == pytest.approx(1700000000.5)
 
 
-def test_base_uri_nobody_knows_has_no_datasets(side: Side) -> None:
-    assert side.resolver.datasets("s3://nowhere") == []
+def test_base_uri_nobody_knows_is_no_empty_one(side: Side) -> None:
+    with pytest.raises(PermissionDenied, match="s3://nowhere"):
+        side.resolver.datasets("s3://nowhere")
     assert side.resolver.datasets_by_uuid(UUID(str(uuid_module.uuid4()))) == []
 
 

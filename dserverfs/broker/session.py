@@ -26,6 +26,7 @@ from dserverfs.client import Client
 from dserverfs.errors import (
     Conflict,
     DserverfsError,
+    NotAuthenticated,
     NotFound,
     PermissionDenied,
     UsageError,
@@ -97,16 +98,15 @@ class Session:
 
         Raises PermissionDenied if the user may not look there.
         """
-        datasets = self.client.resolver.datasets(base_uri)
         staged = [each for each in self.client.staging.datasets(base_uri) if not _is_frozen(each)]
-        if not datasets and not staged:
-            user = self.client.resolver.user()
-            if base_uri not in user.search_base_uris:
-                raise PermissionDenied(
-                    f"{DserverURI(self._server, base_uri)}: user {user.username} has no search"
-                    f" permission on {base_uri}, or the server does not have it; permitted:"
-                    f" {', '.join(user.search_base_uris) or 'none'}"
-                )
+        try:
+            datasets = self.client.resolver.datasets(base_uri)
+        except NotAuthenticated:
+            raise
+        except PermissionDenied:
+            if not staged:
+                raise
+            datasets = []  # whoever may only register there sees what is not sent yet
         self._note(datasets)
         known = {dataset.uuid: None for dataset in datasets}
         known |= {UUID(proto.uuid_of(each)): None for each in staged}

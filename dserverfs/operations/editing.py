@@ -34,13 +34,8 @@ from dserverfs.local_edits import EditHandle
 from dserverfs.local_files import with_own_descriptor
 from dserverfs.model import Dataset
 from dserverfs.operations.guard import guarded
-from dserverfs.operations.reading import (
-    AttributesOf,
-    OpenBytes,
-    OpenFile,
-    Ownership,
-    ReadOnlyOperations,
-)
+from dserverfs.operations.handles import OpenBytes, OpenFile
+from dserverfs.operations.reading import AttributesOf, Ownership, ReadOnlyOperations
 from dserverfs.reader import Reader
 from dserverfs.staged_tree import is_for_writing
 from dserverfs.tree import Inode, Tree

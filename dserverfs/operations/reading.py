@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -34,12 +33,13 @@ from pyfuse3 import (
 from dserverfs import errors
 from dserverfs.blocks import BLOCK_SIZE, Block
 from dserverfs.cells import NotLoaded
-from dserverfs.dataset_tree import Attributes, DatasetTree, Entry
+from dserverfs.dataset_tree import Attributes, DatasetTree
 from dserverfs.item_content import ItemContent
 from dserverfs.item_reader import Buffer, ItemReader
 from dserverfs.limits import MAX_COMPONENT_BYTES, MAX_SIZE_BYTES
 from dserverfs.operations import waiting
 from dserverfs.operations.guard import guarded
+from dserverfs.operations.handles import OpenBytes, OpenDirectory, OpenFile, OpenItem
 from dserverfs.reader import Reader
 from dserverfs.tree import Inode, Tree
 
@@ -67,63 +67,6 @@ class Ownership(NamedTuple):
     umask: int
 
 
-class _OpenDirectory:
-    """A directory that is being listed.
-
-    The kernel takes 20 entries at a time: looking each time for where to go on made
-    a listing of 100,000 take 20 s.
-    """
-
-    def __init__(self, tree: Tree, inode: Inode) -> None:
-        self._tree = tree
-        self.inode = inode
-        self._entries: Iterator[Entry] = iter(())
-        self._held: list[Entry] = []  # what `_entries` begin with after all
-        self._place: int | None = None  # the cookie that both go on behind
-
-    def behind(self, cookie: int) -> Iterator[Entry]:
-        """Return the entries behind a cookie; those taken are gone."""
-        if self._place != cookie:
-            self._entries = self._tree.children(self.inode, cookie)
-            self._held = []
-        self._place = None
-        return itertools.chain(self._held, self._entries)
-
-    def put_back(self, cookie: int, entry: Entry) -> None:
-        """Have the next listing behind `cookie` begin with `entry`."""
-        # Not a chain before a chain: of those there would be one for each reply, each
-        # asking the next (1,000,000 entries took 38 s of CPU more).
-        self._held = [entry]
-        self._place = cookie
-
-
-class _OpenItem(NamedTuple):
-    reader: ItemReader
-    inode: InodeT
-
-
-class OpenFile(NamedTuple):
-    """A local file that is read as it is."""
-
-    fd: int
-
-    def read_nowait(self, offset: int, size: int) -> bytes | None:
-        """Return what is read if it is in the page cache; None if a thread has to."""
-        buffer = bytearray(size)
-        try:
-            read = os.preadv(self.fd, [buffer], offset, os.RWF_NOWAIT)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
-                return None
-            raise
-        # Less than asked for is the end of the file, or of what is in memory.
-        return bytes(buffer) if read == size else None
-
-
-class OpenBytes(NamedTuple):
-    content: bytes
-
-
 class ReadOnlyOperations(pyfuse3.Operations):
     """A mount that shows frozen datasets."""
 
@@ -143,8 +86,8 @@ class ReadOnlyOperations(pyfuse3.Operations):
         self._tree = tree
         self._reader = reader
         self._ownership = ownership
-        self._handles: dict[FileHandleT, _OpenItem | OpenFile | OpenBytes] = {}
-        self._directories: dict[FileHandleT, _OpenDirectory] = {}
+        self._handles: dict[FileHandleT, OpenItem | OpenFile | OpenBytes] = {}
+        self._directories: dict[FileHandleT, OpenDirectory] = {}
         self._listed = self._blank_entry()
         self._last_handle = 0
         # For the reply to one read: pyfuse3 sends it before anything else runs in the loop.
@@ -175,8 +118,10 @@ class ReadOnlyOperations(pyfuse3.Operations):
         attributes = await self._loaded(lambda: self._tree.attributes(Inode(inode)))
         if not attributes.is_directory:
             raise FUSEError(errno.ENOTDIR)
+        directory = OpenDirectory(self._tree, Inode(inode))
+        await self._loaded(lambda: self._begin(directory))
         handle = self._new_handle()
-        self._directories[handle] = _OpenDirectory(self._tree, Inode(inode))
+        self._directories[handle] = directory
         return handle
 
     @guarded
@@ -223,7 +168,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
         content = await self._loaded(lambda: self._tree.content(Inode(inode)))
         handle = self._new_handle()
         if isinstance(content, ItemContent):
-            self._handles[handle] = _OpenItem(ItemReader(self._reader, content), inode)
+            self._handles[handle] = OpenItem(ItemReader(self._reader, content), inode)
             return FileInfo(fh=handle, keep_cache=True)
         if isinstance(content, Path):
             self._handles[handle] = OpenFile(os.open(content, os.O_RDONLY | os.O_CLOEXEC))
@@ -281,7 +226,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
         handle = self._handles.pop(fh)
         if isinstance(handle, OpenFile):
             os.close(handle.fd)
-        elif isinstance(handle, _OpenItem):
+        elif isinstance(handle, OpenItem):
             handle.reader.close()
 
     @guarded
@@ -401,6 +346,13 @@ class ReadOnlyOperations(pyfuse3.Operations):
 
     # Helpers
 
+    def _begin(self, directory: OpenDirectory) -> None:
+        """Raise what keeps a directory from being listed, lest it be opened.
+
+        Many a program takes an error while it lists for the end of the directory.
+        """
+        directory.begin()
+
     async def _loaded(self, call: Callable[[], R]) -> R:
         """Return what `call` returns, loading what it lacks."""
         try:
@@ -420,7 +372,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
         inodes = {
             handle.inode
             for handle in list(self._handles.values())
-            if isinstance(handle, _OpenItem) and handle.reader.content.key == content.key
+            if isinstance(handle, OpenItem) and handle.reader.content.key == content.key
         }
 
         def invalidate() -> None:

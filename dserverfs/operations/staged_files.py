@@ -40,9 +40,10 @@ from dserverfs.local_files import with_own_descriptor
 from dserverfs.operations import data_link
 from dserverfs.operations.editing import INLINE_BYTES, EditingOperations, utf8
 from dserverfs.operations.guard import guarded
+from dserverfs.operations.handles import OpenDirectory, OpenFile
 from dserverfs.operations.incomplete import reason_of
 from dserverfs.operations.pace import Pace
-from dserverfs.operations.reading import AttributesOf, OpenFile, Ownership
+from dserverfs.operations.reading import AttributesOf, Ownership
 from dserverfs.reader import Reader
 from dserverfs.staged_tree import Changes, OpenStaged, StagedTree, is_for_writing
 from dserverfs.staging import Staging
@@ -270,6 +271,11 @@ class StagedFileOperations(EditingOperations):
             await self._sync(tree, number, lambda: tree.sync_directory(number))
 
     # Helpers
+
+    def _begin(self, directory: OpenDirectory) -> None:
+        staged = self._tree.staged(directory.inode)
+        if staged is None or not staged[0].require_listable(staged[1]):
+            super()._begin(directory)
 
     async def _parent(self, inode: InodeT, name: FileNameT) -> tuple[StagedTree, int, str]:
         """Return the staged directory in which a name is to change, and the name."""
