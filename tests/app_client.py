@@ -13,7 +13,7 @@ import dservercore.utils
 import urllib3
 from flask import Flask
 
-from dserverfs.server import accounts, app, management
+from dserverfs.server import app, management, tokens
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.extension import STORES
 from dserverfs.server.objects import ObjectStore
@@ -66,7 +66,7 @@ class AppClient:
         """Return a token for a user, made once: to sign one takes 70 ms."""
         if username not in self._tokens:
             with self.app.app_context():
-                self._tokens[username] = accounts.new_token(username, TOKEN_LIFE)
+                self._tokens[username] = tokens.new_token(username, TOKEN_LIFE)
         return self._tokens[username]
 
     def request(

@@ -51,8 +51,8 @@ def test_2000_items_are_completed_without_a_request_for_each(client: AppClient) 
     assert signed_s < 5
     assert done.status_code == 200
     # Items in 2 pages; overlays, annotations and tags in one each.
-    # Read: the registration and the README.
-    assert asked == {"ListObjectsV2": 5, "GetObject": 2, "PutObject": 5}
+    # Read: the registration, and the README in both its places; deleted: the uploaded one.
+    assert asked == {"ListObjectsV2": 5, "GetObject": 3, "PutObject": 5, "DeleteObjects": 1}
     assert len(signed.json["item_urls"]) == 2000
     assert client.requests == {"ListObjectsV2": 3}
 

@@ -7,10 +7,12 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import boto3
 import jwt
 import pytest
 
 from dserverfs.cli import main
+from dserverfs.model import identifier_of
 from tests.serving import ServerHandle, encoded, new_uuid, running_server, upload
 
 Manage = Callable[..., tuple[int, str, str]]
@@ -85,7 +87,10 @@ def test_rights_on_a_new_base_uri_count_at_once(
     served: ServerHandle, manage: Callable[[Path], Manage], name: str, tmp_path: Path
 ) -> None:
     run, base_uri, file = manage(served.data), f"s3://bucket-{name}", tmp_path / "token"
-    assert run("base-uri", "add", base_uri) == (0, "", "")
+    status, said, _ = run("base-uri", "add", base_uri)
+    assert status == 0
+    assert said.startswith(f"{served.username} may search and register in {base_uri}; others")
+    upload(served, {"a": b"a"}, base_uri=base_uri)  # whom it belongs to may use it at once
     run("user", "add", name)
     assert run("token", name, "--days", "2", "--output", str(file)) == (0, "", "")
     token = file.read_text().strip()
@@ -100,7 +105,6 @@ def test_rights_on_a_new_base_uri_count_at_once(
     assert served.post(path, {}, token=token).status_code == 422  # an empty announcement
     assert f"-w {name} {base_uri}\n" in run("permission", "list")[1]
     run("permission", "grant", name, base_uri, "--search")
-    run("permission", "grant", served.username, base_uri, "--register", "--search")
     uri = upload(served, {"a": b"a"}, base_uri=base_uri)
     assert served.get(f"/readmes/{encoded(uri)}", token=token).status_code == 200
     assert f"rw {name} {base_uri}\n" in run("permission", "list")[1]
@@ -111,8 +115,9 @@ def test_rights_on_a_new_base_uri_count_at_once(
 
     status, _, said = run("base-uri", "remove", base_uri)
     assert status == 1
-    assert "1 datasets and 0 pending uploads" in said
-    served.request("DELETE", f"/uris/{encoded(uri)}").raise_for_status()
+    assert "2 datasets and 0 pending uploads" in said
+    for each in served.post("/uris", {"base_uris": [base_uri]}).json():
+        served.request("DELETE", f"/uris/{encoded(each['uri'])}").raise_for_status()
     assert run("base-uri", "remove", base_uri) == (0, "", "")
     assert base_uri not in run("base-uri", "list")[1]
 
@@ -132,6 +137,84 @@ def test_all_is_prepared_before_the_first_start(
         assert server.get("/me").json()["register_permissions_on_base_uris"] == ["s3://datasets"]
         server.token_file.write_text(token)
         assert upload(server, {"a": b"a"}, base_uri="s3://second").startswith("s3://second/")
+
+
+@pytest.mark.parametrize("how", ["password", "revoke-tokens", "remove", "removed over the network"])
+def test_tokens_are_revoked(
+    served: ServerHandle, manage: Callable[[Path], Manage], name: str, how: str
+) -> None:
+    run = manage(served.data)
+    run("user", "add", name)
+    run("user", "password", name, stdin="first\n")
+    login = {"username": name, "password": "first"}
+    old = [run("token", name)[1].strip(), served.post("/token", login, token="").json()["token"]]
+    # As version 0.1.0 made them: good until now.
+    old.append(served.token_for(name, iat=1, jti="x", nbf=1, type="access", fresh=False))
+    assert [served.get("/me", token=token).status_code for token in old] == [200] * 3
+
+    if how == "password":
+        assert run("user", "password", name, stdin="second\n") == (0, "", "")
+    elif how == "revoke-tokens":
+        assert run("user", "revoke-tokens", name) == (0, "", "")
+    elif how == "remove":
+        run("user", "remove", name)
+        run("user", "add", name)
+    else:
+        served.request("DELETE", f"/users/{name}").raise_for_status()
+        served.request("PUT", f"/users/{name}", {}).raise_for_status()
+
+    answers = [served.get("/me", token=token) for token in old]
+    assert [answer.status_code for answer in answers] == [401] * 3
+    new = run("token", name)[1].strip()
+    assert served.get("/me", token=new).status_code == 200
+    assert served.get("/signed-urls/uploads", token=new).status_code == 200
+    assert served.get("/signed-urls/uploads", token=old[0]).status_code == 401
+
+
+def test_tokens_of_others_stay_good(
+    served: ServerHandle, manage: Callable[[Path], Manage], name: str
+) -> None:
+    run = manage(served.data)
+    run("user", "add", name)
+    token = run("token", name)[1].strip()
+
+    assert run("user", "revoke-tokens", served.username) == (0, "", "")
+
+    assert served.get("/me", token=token).status_code == 200
+    assert served.get("/me").status_code == 200  # of the token file, which was renewed
+
+
+def test_s3_clients_are_told_the_way(
+    served: ServerHandle, manage: Callable[[Path], Manage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = upload(served, {"a": b"through S3"})
+
+    status, out, _ = manage(served.data)("s3")
+
+    told = dict(line.split(": ", 1) for line in out.splitlines())
+    file = Path(told["credentials file"])
+    assert status == 0
+    assert told["buckets"].split() == ["datasets"]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    client = boto3.session.Session().client(
+        "s3", endpoint_url=told["endpoint"], region_name=told["region"]
+    )
+    key = f"{uri.rpartition('/')[2]}/data/{identifier_of('a')}"
+    assert client.get_object(Bucket="datasets", Key=key)["Body"].read() == b"through S3"
+    client.close()
+
+
+def test_store_that_does_not_run_is_one_line(
+    tmp_path: Path, manage: Callable[[Path], Manage]
+) -> None:
+    run = manage(tmp_path / "data")
+    run("user", "list")
+
+    status, out, error = run("s3")
+
+    assert (status, out) == (1, "")
+    assert "no store was ever started there" in error
 
 
 def test_new_password_of_the_first_user_is_in_its_file(
@@ -154,6 +237,7 @@ def test_new_password_of_the_first_user_is_in_its_file(
         (["user", "password", "nobody"], "there is no user nobody"),
         (["user", "password", "FIRST"], "no password was given"),
         (["token", "nobody"], "there is no user nobody"),
+        (["user", "revoke-tokens", "nobody"], "there is no user nobody"),
         (["token", "FIRST", "--days", "0"], "--days 0: not between"),
         (["token", "FIRST", "--output", "/nowhere/token"], "No such file"),
         (["base-uri", "add", "s3://a/b"], "s3://BUCKET only"),

@@ -1,4 +1,4 @@
-"""`dserverfs serve user|token|base-uri|permission|index`: what a server's operator does."""
+"""`dserverfs serve user|token|base-uri|permission|s3|index`: what a server's operator does."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ def add(actions: Commands) -> None:
     command = _add(user_actions, "password", _user_password, "set a password: asked, or of stdin")
     command.add_argument("name", metavar="NAME")
 
+    command = _add(
+        user_actions,
+        "revoke-tokens",
+        _user_revoke_tokens,
+        "end all tokens a user has",
+    )
+    command.add_argument("name", metavar="NAME")
+
     command = _add(actions, "token", _token, "make a token for a user")
     command.add_argument("name", metavar="NAME")
     command.add_argument(
@@ -60,6 +68,8 @@ def add(actions: Commands) -> None:
         command.add_argument("--search", action="store_true", help="list and read datasets")
         command.add_argument("--register", action="store_true", help="make and change datasets")
     _add(permission_actions, "list", _permission_list, "list who may do what where")
+
+    _add(actions, "s3", _s3, "tell how S3 clients reach the store of a server that runs")
 
     command = _add(actions, "index", _index, "register the datasets that are in a bucket")
     command.add_argument("base_uri", metavar="s3://NAME")
@@ -121,6 +131,15 @@ def _user_password(arguments: argparse.Namespace, directory: DataDirectory, stor
     return 0
 
 
+def _user_revoke_tokens(
+    arguments: argparse.Namespace, directory: DataDirectory, stores: Stores
+) -> int:
+    from dserverfs.server import management
+
+    management.revoke_tokens(directory, arguments.name)
+    return 0
+
+
 def _token(arguments: argparse.Namespace, directory: DataDirectory, stores: Stores) -> int:
     from dserverfs.server import management
     from dserverfs.server.datadir import write_private
@@ -142,6 +161,13 @@ def _base_uri_add(arguments: argparse.Namespace, directory: DataDirectory, store
     from dserverfs.server import management
 
     management.add_base_uri(arguments.base_uri, stores)
+    owner = directory.first_user()
+    if owner is not None:
+        management.grant(owner, arguments.base_uri, search=True, register=True)
+    print(
+        f"{owner or 'nobody'} may search and register in {arguments.base_uri}; others after:"
+        f" dserverfs serve permission grant NAME {arguments.base_uri} [--search] [--register]"
+    )
     return 0
 
 
@@ -195,6 +221,17 @@ def _permission_list(
     for rights in management.rights():
         may = ("r" if rights.may_search else "-") + ("w" if rights.may_register else "-")
         say(f"{may} {rights.username} {rights.base_uri}")
+    return 0
+
+
+def _s3(arguments: argparse.Namespace, directory: DataDirectory, stores: Stores) -> int:
+    from dserverfs.server import management
+
+    access = management.s3_access(directory, stores)
+    print(f"endpoint: {access.endpoint}")
+    print(f"region: {access.region}")
+    print(f"buckets: {' '.join(access.buckets)}")
+    print(f"credentials file: {access.credentials_file}")
     return 0
 
 

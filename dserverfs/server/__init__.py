@@ -13,6 +13,7 @@
           indexing         from a dataset in a bucket to the database
         publications  extension: links by which dtool-http reads a dataset
         accounts      extension: POST /token, GET /config/health
+          tokens           given out, and taken back
         extension     what the extensions have in common
       stores          which store holds a base URI, where in it a dataset is
       seaweedfs       the S3 server as a child process

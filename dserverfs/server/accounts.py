@@ -16,13 +16,13 @@ from dservercore import utils_auth
 from dservercore.extensions import sql_db
 from dservercore.sql_models import User
 from flask import Response
-from flask_jwt_extended import create_access_token
 from flask_smorest import Blueprint
 from sqlalchemy import Connection, event, text
 from werkzeug.security import check_password_hash, generate_password_hash
 
 from dserverfs import __version__ as __version__
 from dserverfs.errors import UsageError
+from dserverfs.server import tokens
 from dserverfs.server.answers import answer, error_answer, json_body
 from dserverfs.server.extension import Extension
 
@@ -58,17 +58,11 @@ def post_token() -> Response:
         raise UsageError("username and password must both be there and be strings", status=422)
     if not _password_is_right(username, password):
         return error_answer(HTTPStatus.UNAUTHORIZED, "wrong username or password")
-    return answer({"token": new_token(username, LOGIN_TOKEN_LIFE), "status": "success"})
+    return answer({"token": tokens.new_token(username, LOGIN_TOKEN_LIFE), "status": "success"})
 
 
 def get_health() -> Response:
     return answer({"status": "healthy"})
-
-
-def new_token(username: str, life: datetime.timedelta) -> str:
-    """Return a token for `username`; needs an app context."""
-    token: str = create_access_token(identity=username, expires_delta=life)
-    return token
 
 
 def has_password(username: str) -> bool:
@@ -76,7 +70,9 @@ def has_password(username: str) -> bool:
 
 
 def set_password(username: str, password: str) -> None:
-    """Replace the user's password; the caller commits."""
+    """Replace the user's password, and revoke what an earlier one gave; the caller commits."""
+    if has_password(username):
+        tokens.revoke(username)
     sql_db.session.execute(
         text("INSERT OR REPLACE INTO dserverfs_password (username, hash) VALUES (:name, :hash)"),
         {"name": username, "hash": generate_password_hash(password, method=_METHOD)},

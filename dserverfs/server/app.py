@@ -27,6 +27,7 @@ from dserverfs.server import (
     publications,
     retrieve,
     search,
+    tokens,
     uploads,
 )
 from dserverfs.server.answers import answer
@@ -51,6 +52,7 @@ _MODULES_WITH_TABLES = (
     multipart,
     changes,
     accounts,
+    tokens,
     publications,
 )
 _SECRETS = ["JWT_PRIVATE_KEY", "SECRET_KEY", "SQLALCHEMY_DATABASE_URI"]

@@ -91,7 +91,7 @@ def freeze(place: Place, upload: PendingUpload, orphans: tuple[str, ...]) -> dic
     """
     store, bucket, keys = place
     metadata = StoredMetadata(place)
-    readme = _readme(metadata)
+    readme = metadata.adopt_readme()
     manifest = manifest_of(upload)
     store.delete(bucket, orphans)
     metadata.replace_all(
@@ -154,12 +154,3 @@ def admin_metadata_of(upload: PendingUpload) -> dict[str, Any]:
         "created_at": upload.created_at,
         "frozen_at": upload.request.frozen_at,
     }
-
-
-def _readme(metadata: StoredMetadata) -> str:
-    """Return the README; one that was not uploaded is made empty, as dtool's is."""
-    try:
-        return metadata.readme()
-    except NotFound:
-        metadata.put_readme("")
-        return ""

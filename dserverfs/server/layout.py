@@ -73,6 +73,14 @@ class DatasetKeys:
     def readme(self) -> str:
         return self._key("README.yml")
 
+    @property
+    def uploaded_readme(self) -> str:
+        """Where an upload puts the README, whose signed URL outlives the freeze.
+
+        Unlike an item's, that URL pins no digest. dtool-s3 looks at no such key.
+        """
+        return self._key("uploaded/README.yml")
+
     def readme_backup(self, timestamp: str) -> str:
         """Where dtoolcore keeps a README that was replaced."""
         return f"{self.readme}-{timestamp}"

@@ -11,6 +11,7 @@ import datetime
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import dservercore.utils
@@ -19,14 +20,15 @@ from dservercore.sql_models import BaseURI, User
 from flask import Flask
 from sqlalchemy import text
 
-from dserverfs.errors import Conflict, NotFound, UsageError
-from dserverfs.server import accounts, app, bucket_index
+from dserverfs.errors import Conflict, NotFound, Unreachable, UsageError
+from dserverfs.server import accounts, app, bucket_index, tokens
 from dserverfs.server.bucket_index import Indexed
 from dserverfs.server.datadir import DataDirectory, write_private
 from dserverfs.server.objects import ObjectStore
 from dserverfs.server.seaweedfs import SeaweedFS
 from dserverfs.server.storage import bucket_of, require_bucket_name
 from dserverfs.server.stores import Stores
+from dserverfs.server.web import write_token
 
 # dservercore keeps 64 characters; a slash could not be in a path, a space not in a list.
 _USERNAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._@+-]{0,63}\Z")
@@ -36,6 +38,15 @@ class UserEntry(NamedTuple):
     username: str
     is_admin: bool
     has_password: bool
+
+
+class S3Access(NamedTuple):
+    """What an S3 client has to know."""
+
+    endpoint: str
+    region: str
+    buckets: list[str]
+    credentials_file: Path  # as AWS's tools and SDKs read it
 
 
 class Rights(NamedTuple):
@@ -94,16 +105,31 @@ def users() -> list[UserEntry]:
 
 
 def set_password(directory: DataDirectory, username: str, password: str) -> None:
+    """Set a password; the tokens that the user has by now are good no longer."""
     _user(username)
     accounts.set_password(username, password)
     if username == directory.first_user():
         write_private(directory.password_file, password + "\n")
     sql_db.session.commit()
+    _renew_token_file(directory, username)
+
+
+def revoke_tokens(directory: DataDirectory, username: str) -> None:
+    """Let no token be good that the user has by now."""
+    _user(username)
+    tokens.revoke(username)
+    sql_db.session.commit()
+    _renew_token_file(directory, username)
+
+
+def _renew_token_file(directory: DataDirectory, username: str) -> None:
+    if username == directory.first_user():
+        write_token(directory, username)
 
 
 def new_token(username: str, life: datetime.timedelta) -> str:
     _user(username)
-    return accounts.new_token(username, life)
+    return tokens.new_token(username, life)
 
 
 def add_base_uri(base_uri: str, stores: Stores) -> None:
@@ -152,6 +178,30 @@ def revoke(username: str, base_uri: str, *, search: bool, register: bool) -> Non
     if register and user in base.register_users:
         base.register_users.remove(user)
     sql_db.session.commit()
+
+
+def s3_access(directory: DataDirectory, stores: Stores) -> S3Access:
+    """Return how S3 clients reach the embedded store, with a credentials file, 0600, written.
+
+    Raises UsageError if it was never started, or answers nobody now.
+    """
+    own = [uri for uri in base_uris() if not stores.is_foreign(uri)]
+    buckets = [bucket_of(uri) for uri in own]
+    storage = SeaweedFS(directory.store, bucket="").storage_of_running()
+    try:
+        existing = set(ObjectStore(storage, attempts=1, timeout_s=5.0).buckets())
+    except Unreachable as error:
+        raise UsageError(f"the store does not run; run: dserverfs serve ({error})") from error
+    file = directory.path / "s3_credentials"
+    write_private(
+        file,
+        f"[default]\naws_access_key_id = {storage.access_key}\n"
+        f"aws_secret_access_key = {storage.secret_key}\n",
+    )
+    # A bucket is made when it is first written to.
+    return S3Access(
+        storage.endpoint, storage.region, [each for each in buckets if each in existing], file
+    )
 
 
 def index(directory: DataDirectory, stores: Stores, base_uri: str) -> Indexed:

@@ -82,6 +82,11 @@ class ObjectStore:
                     raise
                 self.client.create_bucket(Bucket=bucket)
 
+    def buckets(self) -> list[str]:
+        """Return the names of all buckets."""
+        with _reporting("list of buckets"):
+            return [bucket["Name"] for bucket in self.client.list_buckets()["Buckets"]]
+
     def require_bucket(self, bucket: str) -> None:
         """Raise NotFound unless the bucket is there."""
         with _reporting(f"bucket {bucket}"):

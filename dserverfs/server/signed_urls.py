@@ -180,7 +180,7 @@ class SignedUrls(Extension):
                 "relpath": item.relpath,
                 "headers": headers,
             }
-        readme = signer.put_url(bucket, keys.readme, {})
+        readme = signer.put_url(bucket, keys.uploaded_readme, {})
         return answer(
             {
                 "uuid": announced.uuid,
@@ -252,6 +252,7 @@ class SignedUrls(Extension):
             uploads.delete(uri)
             multipart.forget(place, uri)
             dservercore.utils.register_dataset(dataset_info)  # commits both
+            StoredMetadata(place).drop_uploaded_readme()
         return answer(
             {"uri": uri, "status": "registered", "name": upload.request.name, "uuid": uuid}
         )

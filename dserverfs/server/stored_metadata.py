@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
-from dserverfs.errors import IntegrityError, NotFound, UsageError
+from dserverfs.errors import IntegrityError, NotFound, Unreachable, UsageError
 from dserverfs.limits import MAX_README_BYTES
 from dserverfs.server.layout import json_text
 from dserverfs.server.stores import Place
@@ -29,9 +30,31 @@ class StoredMetadata:
 
     def readme(self) -> str:
         """Return the README; raises NotFound, and UsageError if it is not text."""
-        content = self._store.read(
-            self._bucket, self._keys.readme, limit_in_bytes=MAX_README_BYTES + 1
-        )
+        return self._read_readme(self._keys.readme)
+
+    def adopt_readme(self) -> str:
+        """Make the README that was uploaded the dataset's; return it.
+
+        One that was not is what is there: of an attempt before, or of an upload that
+        an earlier version began; or it is made empty, as dtool's is.
+        """
+        try:
+            readme = self._read_readme(self._keys.uploaded_readme)
+        except NotFound:
+            try:
+                return self.readme()
+            except NotFound:
+                readme = ""
+        self.put_readme(readme)
+        return readme
+
+    def drop_uploaded_readme(self) -> None:
+        """Delete what `adopt_readme` copied; a leftover does no harm."""
+        with suppress(Unreachable):
+            self._store.delete(self._bucket, [self._keys.uploaded_readme])
+
+    def _read_readme(self, key: str) -> str:
+        content = self._store.read(self._bucket, key, limit_in_bytes=MAX_README_BYTES + 1)
         if len(content) > MAX_README_BYTES:
             raise UsageError(f"README.yml is larger than {MAX_README_BYTES} bytes", status=400)
         try:

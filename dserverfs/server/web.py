@@ -16,7 +16,7 @@ import waitress.server
 import waitress.wasyncore
 from flask import Flask
 
-from dserverfs.server import accounts, app, changes
+from dserverfs.server import accounts, app, changes, tokens
 from dserverfs.server.datadir import DataDirectory, write_private
 from dserverfs.server.signals import Signals
 from dserverfs.server.stores import Stores
@@ -56,7 +56,12 @@ def _prepare_first_user(directory: DataDirectory, base_uri: str) -> None:
         dservercore.utils.register_permissions(
             base_uri, {kind: [username] for kind in _PERMISSIONS}
         )
-    write_private(directory.token_file, accounts.new_token(username, TOKEN_LIFE) + "\n")
+    write_token(directory, username)
+
+
+def write_token(directory: DataDirectory, username: str) -> None:
+    """Write the first user's token file, which clients read again when it changes."""
+    write_private(directory.token_file, tokens.new_token(username, TOKEN_LIFE) + "\n")
 
 
 _PERMISSIONS = ("users_with_search_permissions", "users_with_register_permissions")

@@ -1,0 +1,66 @@
+"""Tokens that can be taken back: each says of which generation of its user's tokens it is.
+
+A user's generation is a number that grows when the password is changed, when the
+tokens are revoked, and when the user is removed; only tokens of the present one
+are good. It is kept when the user is gone, so that another of the same name has
+none of the tokens. A token without the claim is of generation 0: so those that
+version 0.1.0 gave out stay good until they expire or anything of this happens.
+
+Needs an app context; who changes a generation commits.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+from dservercore.extensions import jwt, sql_db
+from dservercore.sql_models import User
+from flask_jwt_extended import create_access_token
+from sqlalchemy import Connection, event, text
+
+SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS dserverfs_token_generation (
+        username TEXT PRIMARY KEY,
+        generation INTEGER NOT NULL
+    )""",
+)
+_CLAIM = "dserverfs_generation"
+_ADVANCE = text(
+    "INSERT INTO dserverfs_token_generation (username, generation) VALUES (:name, 1)"
+    " ON CONFLICT (username) DO UPDATE SET generation = generation + 1"
+)
+
+
+def new_token(username: str, life: datetime.timedelta) -> str:
+    """Return a token for `username`, of the present generation."""
+    token: str = create_access_token(
+        identity=username,
+        expires_delta=life,
+        additional_claims={_CLAIM: _generation_of(username)},
+    )
+    return token
+
+
+def revoke(username: str) -> None:
+    """Let no token be good that the user has by now."""
+    sql_db.session.execute(_ADVANCE, {"name": username})
+
+
+@jwt.token_in_blocklist_loader  # type: ignore[untyped-decorator]
+def _is_revoked(_header: Mapping[str, Any], claims: Mapping[str, Any]) -> bool:
+    """Return whether a token, whose signature is good, is of an earlier generation."""
+    return bool(claims.get(_CLAIM, 0) != _generation_of(str(claims.get("sub"))))
+
+
+@event.listens_for(User, "after_delete")
+def _revoke_all(_mapper: object, connection: Connection, user: User) -> None:
+    """In the transaction in which the user is removed, from whichever side."""
+    connection.execute(_ADVANCE, {"name": user.username})
+
+
+def _generation_of(username: str) -> int:
+    statement = text("SELECT generation FROM dserverfs_token_generation WHERE username = :username")
+    found: int | None = sql_db.session.execute(statement, {"username": username}).scalar()
+    return found or 0
