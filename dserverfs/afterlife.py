@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from dserverfs.dataset_tree import EDITED, OWN, Attributes, DatasetTree
+from dserverfs.dataset_tree import EDITED, OWN, Attributes, DatasetTree, Entry
 from dserverfs.errors import NotFound
 from dserverfs.model import Dataset
 from dserverfs.staged_layout import DATA, METADATA
@@ -72,13 +72,29 @@ class Afterlife:
         return attributes._replace(number=number)
 
     def lookup(self, number: int, name: str) -> Attributes:
-        path = self._path_then(number)
         attributes = self.tree().lookup(self.number_now(number), name)
-        if path is None:
-            return attributes
+        return self._as_then(self._path_then(number), name, attributes)
+
+    def children(self, number: int, cookie: int) -> Iterator[Entry]:
+        """Yield the entries of a directory behind `cookie`, with the numbers of `lookup`.
+
+        Of another number the kernel makes another directory, and whoever works in the one
+        before has lost it.
+        """
+        path = self._path_then(number)
+        for entry in self.tree().children(self.number_now(number), cookie):
+            attributes = self._as_then(path, entry.name, entry.attributes)
+            same = attributes is entry.attributes
+            yield entry if same else entry._replace(attributes=attributes)
+
+    def _as_then(self, path: str | None, name: str, attributes: Attributes) -> Attributes:
+        """Return the attributes of an entry with the number that it had while it was staged.
+
+        `path` is that of the directory then, None if it had none.
+        """
+        if path is None or attributes.number >= EDITED:
+            return attributes  # another file since, or one that was changed
         then = self._numbers_then.get(f"{path}/{name}" if path else name)
-        if attributes.number >= EDITED:  # another file since, or one that was changed
-            then = None
         return attributes if then is None else attributes._replace(number=then)
 
     @contextlib.contextmanager

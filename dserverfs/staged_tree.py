@@ -118,7 +118,7 @@ class StagedTree:
 
     def children(self, number: int, cookie: int) -> Iterator[Entry]:
         """Yield the entries of a directory of the frozen dataset behind `cookie`."""
-        return self._then.tree().children(self.number_now(number), cookie)
+        return self._then.children(number, cookie)
 
     def names(self, number: int) -> list[str] | None:
         """Return what a staged directory holds now, sorted; None once it is frozen."""
