@@ -422,9 +422,9 @@ def _fill(entry: Any, attributes: Attributes, umask: int) -> None:
     ) = attributes
     entry.st_ino = number
     entry.st_mode = (_DIRECTORY if is_directory else _FILE) | permissions & ~umask
-    if number_of_links is None:
-        number_of_links = 2 if is_directory else 1
-    entry.st_nlink = number_of_links
+    # Of a directory 1 says that links are not counted, as btrfs does; from 2 on, programs take
+    # it for the number of its subdirectories and 2, and do not look for more.
+    entry.st_nlink = 1 if number_of_links is None else number_of_links
     entry.st_size = size_in_bytes
     entry.st_blocks = -(-size_in_bytes // 512) if blocks is None else blocks
     entry.st_mtime_ns = mtime_ns
