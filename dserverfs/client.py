@@ -96,6 +96,7 @@ class Client:
             self.uploader,
             self.catalogue,
             self._cache if adopt else None,
+            self.stored,
         )
         self.freezer = Freezer(self.uploader, registration, delay_s=freeze_delay_s)
 

@@ -17,7 +17,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -35,7 +35,7 @@ from dserverfs.errors import (
 )
 from dserverfs.freeze_schedule import LOOK_AGAIN_S, Schedule, is_sealed
 from dserverfs.local_dataset import LocalDataset
-from dserverfs.model import UUID, Dataset
+from dserverfs.model import UUID, Dataset, Identifier
 from dserverfs.sealing import Described
 from dserverfs.staged_layout import DATA, METADATA, README, Ambiguous, Layout
 from dserverfs.staging import StagedDataset
@@ -69,8 +69,17 @@ class Frozen(NamedTuple):
 class Registry(Protocol):
     """Where frozen datasets are known: the server's catalogue, as the mount sees it."""
 
-    def registered(self, local: LocalDataset, base_uri: str) -> Dataset:
-        """Return the dataset as the server has it; IntegrityError if its manifest differs."""
+    def registered(
+        self,
+        local: LocalDataset,
+        base_uri: str,
+        taken: Container[Identifier],
+        stop: threading.Event,
+    ) -> Dataset:
+        """Return the dataset as the server has it; IntegrityError if it is not the same.
+
+        Items that are not among those `taken` by the store from us are looked for there.
+        """
 
     def learn(self, dataset: Dataset, as_staged: UUID) -> str | None:
         """Show it from now on as it was named while staged; return what may surprise of that."""
@@ -371,7 +380,9 @@ class Freezer:
         """Upload what was sealed before, or ask what became of it."""
         staged = job.staged
         if staged.record.state is State.FROZEN:
-            return self._registry.registered(local, staged.record.base_uri)
+            # It was looked for before.
+            taken = local.items.keys()
+            return self._registry.registered(local, staged.record.base_uri, taken, self._ending)
         if staged.record.state is not State.COMPLETING:
             staged.move(Move.UPLOAD)
         return self._upload(job, local, job.before_complete)
@@ -380,14 +391,16 @@ class Freezer:
         self, job: _Job, local: LocalDataset, before_complete: Callable[[], None]
     ) -> Dataset:
         base_uri = job.staged.record.base_uri
+        taken: set[Identifier] = set()
         self._uploader.upload(
             local,
             base_uri,
             progress=job.note_progress,
             stop=job.stop,
             before_complete=before_complete,
+            on_taken=lambda item: taken.add(item.identifier),
         )
-        return self._registry.registered(local, base_uri)
+        return self._registry.registered(local, base_uri, taken, self._ending)
 
     def _failed(self, job: _Job, error: BaseException) -> None:
         """Note on disk why it is not frozen, and when to try again."""

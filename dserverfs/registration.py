@@ -8,20 +8,24 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Container
+from concurrent.futures import ThreadPoolExecutor
 
 from dserverfs.blocks import BLOCK_SIZE, MemoryBlock, block_length, number_of_blocks
 from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.cache_writer import CacheWriter, Put
 from dserverfs.catalogue import Catalogue
-from dserverfs.errors import DserverfsError, IntegrityError
-from dserverfs.item_content import content_key, item_key
+from dserverfs.errors import Cancelled, DserverfsError, IntegrityError
+from dserverfs.item_content import ItemContent, content_key, item_key
 from dserverfs.local_dataset import LocalDataset
-from dserverfs.model import UUID, Dataset, DserverURI, Item
+from dserverfs.model import UUID, Dataset, DserverURI, Identifier, Item
 from dserverfs.resolver import Resolver
+from dserverfs.stored_items import StoredItems
 from dserverfs.uploader import Uploader
 
 logger = logging.getLogger(__name__)
 
+LOOKING_THREADS = 16  # as many as upload
 # More would push out of the cache what is read; a guess, not measured.
 MAX_ADOPTED_BYTES = 8 * 1024**3
 
@@ -36,25 +40,78 @@ class Registration:
         uploader: Uploader,
         catalogue: Catalogue,
         cache: BlockCache | None,
+        stored: StoredItems,
     ) -> None:
         """Without `cache`, bytes are taken over into none."""
+        self._stored = stored
         self._server = server
         self._resolver = resolver
         self._uploader = uploader
         self._catalogue = catalogue
         self._cache = cache
 
-    def registered(self, local: LocalDataset, base_uri: str) -> Dataset:
+    def registered(
+        self,
+        local: LocalDataset,
+        base_uri: str,
+        taken: Container[Identifier],
+        stop: threading.Event,
+    ) -> Dataset:
         """Return the dataset as the server has it now; raises what keeps it from being right.
 
         NotFound if it is not there, Conflict or IntegrityError if its manifest
-        is another one.
+        is another one, or if an item is not stored as it is here. `taken` are those that
+        the store took from us; it is asked for all others, for what is here may be the
+        only copy, and the server's word that it has another is not enough. Cancelled
+        soon after `stop` is set.
         """
         uuid = UUID(local.admin_metadata["uuid"])
         dataset = self._resolver.dataset_by_uuid(uuid, base_uri)
         if not self._uploader.is_registered(local, dataset.uri):
             raise IntegrityError(f"{dataset.uri}: is registered without a manifest")
+        self._require_stored(dataset, local, taken, stop)
         return dataset
+
+    def _require_stored(
+        self,
+        dataset: Dataset,
+        local: LocalDataset,
+        taken: Container[Identifier],
+        stop: threading.Event,
+    ) -> None:
+        untaken = [item for item in local.items.values() if item.identifier not in taken]
+        identifiers = [item.identifier for item in untaken]
+
+        def require(place: int) -> None:
+            if stop.is_set():
+                raise Cancelled(f"{dataset.name}: the mount is ending")
+            item = untaken[place]
+            content = ItemContent(
+                key="",
+                dataset=dataset,
+                identifier=item.identifier,
+                size_in_bytes=item.size_in_bytes,
+                hash_function=local.hash_function,
+                hash=item.hash,
+                neighbours=lambda count: identifiers[place : place + count],
+            )
+            try:
+                self._stored.require(content)
+            except IntegrityError as error:
+                raise IntegrityError(
+                    f"{item.relpath}: the server says that it has it, but {error}: the dataset"
+                    " is registered and not complete; all its files are kept here",
+                    uri=dataset.uri,
+                ) from error
+
+        with ThreadPoolExecutor(LOOKING_THREADS, thread_name_prefix="look") as pool:
+            looking = [pool.submit(require, place) for place in range(len(untaken))]
+            try:
+                for one in looking:
+                    one.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def learn(self, dataset: Dataset, as_staged: UUID) -> str | None:
         """Show it from now on as it was named while staged; return what may surprise of that."""

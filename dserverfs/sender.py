@@ -58,8 +58,11 @@ class Sender:
         for item in self._dataset.items.values():
             self._check(item, self._look(item))
 
-    def send(self, line: Line, item: Item) -> None:
-        """Return when the item is stored; raises ItemChanged, Unreachable, Cancelled, ..."""
+    def send(self, line: Line, item: Item) -> bool:
+        """Return when the item is stored, whether the store took it now.
+
+        Else the server said that it has it. Raises ItemChanged, Unreachable, Cancelled, ...
+        """
         urls = self._announcement.urls()
         already = 0
         with self._open(item) as descriptor:
@@ -69,6 +72,7 @@ class Sender:
                 self._send_whole(line, item, descriptor)
             self._check(item, Stamp.of(os.fstat(descriptor)))
         self._tally.add_item(already)
+        return not already
 
     def send_readme(self, line: Line) -> None:
         target = AnnouncedTarget(self._announcement, lambda urls: urls.readme)

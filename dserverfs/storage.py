@@ -58,6 +58,13 @@ class ByteRange(NamedTuple):
     item_size: int
 
 
+class StoredObject(NamedTuple):
+    """What a store says of an object."""
+
+    size_in_bytes: int
+    etag: str  # of S3 often its MD5 in hex digits; "" if it says none
+
+
 class Storage:
     """GETs on signed URLs over kept connections."""
 
@@ -99,27 +106,28 @@ class Storage:
         finally:
             _give_back(response)
 
-    def size_of(self, url: str, deadline: Deadline) -> int:
-        """Return the size of the object, by asking for its first byte; raises as `read_range` does.
+    def look(self, url: str, deadline: Deadline) -> StoredObject:
+        """Return what the object is, by asking for its first byte; raises as `read_range` does.
 
         A signed URL for GET allows no HEAD.
         """
         response = self._get(url, {"Range": "bytes=0-0"}, deadline)
+        etag = response.headers.get("ETag", "").strip('"').lower()
         try:
             # Of an empty object no byte can be asked for: 416.
             match = _TOTAL.search(response.headers.get("Content-Range", ""))
             if response.status in (206, 416) and match is not None:
                 response.read(_SMALL_BODY_BYTES)  # read to its end, the connection is kept
-                return int(match.group(1))
+                return StoredObject(int(match.group(1)), etag)
             if response.status == 416:
-                return 0
+                return StoredObject(0, etag)
             if response.status != 200:
                 raise _refusal(response, url)
             _check_encoding(response, url)
             length = response.headers.get("Content-Length", "")
             if not length.isdecimal():
                 raise ProtocolError(f"{public_url(url)}: the store does not say how large it is")
-            return int(length)
+            return StoredObject(int(length), etag)
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             raise self._failure(error, url) from error
         finally:

@@ -22,12 +22,13 @@ from dserverfs.errors import (
 from dserverfs.item_content import ItemContent
 from dserverfs.resolver import Resolver
 from dserverfs.retry import FIRST_STALL_S, Deadline, Retries
-from dserverfs.storage import ByteRange, Storage
+from dserverfs.storage import ByteRange, Storage, StoredObject
 from dserverfs.transport import METADATA_TIMEOUT_S
 from dserverfs.verify import known_hasher
 
 T = TypeVar("T")
 
+MD5 = "md5sum_hexdigest"
 RANGE_BYTES = 64 * BLOCK_SIZE  # each with a deadline of its own
 RANGE_TIMEOUT_S = 120.0
 
@@ -41,11 +42,33 @@ class StoredItems:
 
     def size(self, content: ItemContent) -> int | None:
         """Return the size of what is stored; None if nothing is."""
+        found = self.look(content)
+        return None if found is None else found.size_in_bytes
+
+    def require(self, content: ItemContent) -> None:
+        """Return if the store surely has the item; raises IntegrityError with what it has.
+
+        Asks for one byte where the store's ETag is the item's MD5, as S3's is of what was
+        put in one piece without a key; else reads it all.
+        """
+        found = self.look(content)
+        if found is None:
+            raise IntegrityError("the store has nothing")
+        if found.size_in_bytes != content.size_in_bytes:
+            raise IntegrityError(f"the store has {found.size_in_bytes} bytes")
+        if found.etag == content.hash and content.hash_function == MD5:
+            return
+        digest = self.digest(content, found.size_in_bytes)
+        if digest != content.hash:
+            raise IntegrityError(f"the store has content with hash {digest}")
+
+    def look(self, content: ItemContent) -> StoredObject | None:
+        """Return what is stored; None if nothing is."""
         try:
             return self._asked(
                 content,
                 Retries(Deadline(METADATA_TIMEOUT_S)),
-                lambda url, limit: self._storage.size_of(url, limit),
+                lambda url, limit: self._storage.look(url, limit),
             )
         except (NotFound, NotStored):
             return None

@@ -55,6 +55,7 @@ class Uploader:
         progress: Progress | None = None,
         stop: threading.Event | None = None,
         before_complete: Callable[[], None] = lambda: None,
+        on_taken: Callable[[Item], None] = lambda item: None,
     ) -> str:
         """Upload and register; return the dataset's URI in its backend.
 
@@ -66,7 +67,10 @@ class Uploader:
         sent again where the server can tell. Only when Unreachable is raised at
         the very end may it be registered nevertheless; calling again tells.
         `before_complete` is called when everything is stored, before the server is
-        asked to register; if it raises, the server is not asked.
+        asked to register; if it raises, the server is not asked, or nothing comes of
+        it that it was registered before. `on_taken` is called
+        with each item that the store took from this upload: that it has the others is
+        the server's word only.
         """
         self._require_sizes(dataset, base_uri)
         tally = Tally(dataset, progress, stop)
@@ -78,16 +82,17 @@ class Uploader:
             urls = announcement.urls()
         except Conflict:
             uri = f"{base_uri}/{dataset.admin_metadata['uuid']}"
-            if self.is_registered(dataset, uri):
-                return uri
-            raise
+            if not self.is_registered(dataset, uri):
+                raise
+            before_complete()
+            return uri
         missing = []
         for item in dataset.items.values():
             if item.identifier in urls.stored:
                 tally.add_item(item.size_in_bytes)
             else:
                 missing.append(item)
-        _send_all(self._storage, sender, tally, missing)
+        _send_all(self._storage, sender, tally, missing, on_taken)
         sender.check_files()
         tally.check()
         before_complete()
@@ -135,7 +140,13 @@ def _described(entry: object) -> object:
     return (entry.get("relpath"), entry.get("size_in_bytes"), str(entry.get("hash")).lower())
 
 
-def _send_all(storage: Storage, sender: Sender, tally: Tally, items: Iterable[Item]) -> None:
+def _send_all(
+    storage: Storage,
+    sender: Sender,
+    tally: Tally,
+    items: Iterable[Item],
+    on_taken: Callable[[Item], None],
+) -> None:
     """Return when all items and the README are stored; raises the first failure."""
     queue = _Queue(items)
     failures: list[BaseException] = []
@@ -145,7 +156,8 @@ def _send_all(storage: Storage, sender: Sender, tally: Tally, items: Iterable[It
         try:
             while (item := queue.take()) is not None:
                 try:
-                    sender.send(line, item)
+                    if sender.send(line, item):
+                        on_taken(item)
                 finally:
                     queue.done(item)
         except BaseException as error:  # noqa: BLE001 - handed to the caller, which waits
