@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -44,7 +45,14 @@ def item_key(dataset: DserverURI, identifier: Identifier, hash: str) -> str:
 
     Nor another content of it: a dataset can be deleted and made again with its uuid.
     """
-    return f"{dataset}/{identifier}={hash}"
+    return f"{dataset}/{_plain(identifier)}={_plain(hash)}"
+
+
+def _plain(text: str) -> str:
+    """Return `text`, which is as the manifest says, without what has a meaning in a key."""
+    if text.isalnum() and text.isascii():
+        return text
+    return urllib.parse.quote(text, safe="", errors="surrogatepass")
 
 
 def content_key(hash_function: str, hash: str, size_in_bytes: int) -> str:

@@ -6,6 +6,7 @@ Everything here is immutable and may be shared between threads.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import urllib.parse
@@ -68,6 +69,10 @@ class DserverURI:
         return cls(server, f"{parts[0]}://{'/'.join(parts[1:])}", uuid)
 
     def __str__(self) -> str:
+        return self._text
+
+    @functools.cached_property  # a part of the key of each of a million items
+    def _text(self) -> str:
         parts = [f"{SCHEME}://{self.server}"]
         if self.base_uri is not None:
             parts += [urllib.parse.quote(part, _PLAIN) for part in split_base_uri(self.base_uri)]

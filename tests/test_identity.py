@@ -346,11 +346,12 @@ def test_staged_dataset_is_not_taken_for_a_frozen_one_of_another_base_uri(
     fuse: None, current_user: Account, twins: list[Twin], tmp_path: Path
 ) -> None:
     first = twins[0]
-    base = DserverURI.parse(new_base(first.server))
-    assert base.base_uri is not None
-    staging = Staging(tmp_path / "staging", base.server).open()
-    staged = staging.create(base.base_uri, NAME, "tester", id=UUID, unarmed="by dtool")
-    (staged.tree / "draft.txt").write_text("staged")
+    bases = [DserverURI.parse(new_base(first.server)) for _ in range(2)]
+    staging = Staging(tmp_path / "staging", bases[0].server).open()
+    for base in bases:
+        assert base.base_uri is not None
+        staged = staging.create(base.base_uri, NAME, "tester", id=UUID, unarmed="by dtool")
+        (staged.tree / "draft.txt").write_text(f"staged for {base}")
     staging.close()
 
     with mounted(
@@ -360,13 +361,16 @@ def test_staged_dataset_is_not_taken_for_a_frozen_one_of_another_base_uri(
         *("--staging-dir", str(tmp_path / "staging"), "--cache-dir", str(tmp_path / "cache")),
         *("--freeze-delay", "manual"),
     ) as path:
-        frozen, draft = path / first.path, path / base.base_uri.replace("://", "/") / NAME
+        drafts = {base: path.joinpath(*str(base).split("/")[3:], NAME) for base in bases}
         for _ in range(2):
-            assert contents_below(draft) == {"draft.txt": b"staged"}
-            assert contents_below(frozen / "data") == first.contents
-        assert freeze(current_user, draft) == f"{base}/{UUID}"
-        assert contents_below(draft / "data") == {"draft.txt": b"staged"}
-        assert contents_below(frozen / "data") == first.contents
+            for base, draft in drafts.items():
+                assert (draft / "draft.txt").read_text() == f"staged for {base}"
+            assert contents_below(path / first.path / "data") == first.contents
+        for base, draft in drafts.items():
+            assert freeze(current_user, draft) == f"{base}/{UUID}"
+        for base, draft in drafts.items():
+            assert contents_below(draft / "data") == {"draft.txt": f"staged for {base}".encode()}
+        assert contents_below(path / first.path / "data") == first.contents
 
 
 # What is kept
