@@ -110,6 +110,11 @@ class CachedItems:
             for block, other in zip(blocks[: len(own)], blocks[len(own) :], strict=True)
         ]
 
+    def has_all(self, content: ItemContent) -> bool:
+        """Return whether the whole item is on disk, compared or not."""
+        keys = (content.content_key, content.key)
+        return any(self._cache.count(key) == content.number_of_blocks for key in keys)
+
     def has_all_verified(self, content: ItemContent) -> bool:
         return self._cache.count(content.content_key) == content.number_of_blocks
 

@@ -20,7 +20,9 @@ from dserverfs.edit_session import Unsent
 from dserverfs.errors import DserverfsError, UsageError
 from dserverfs.freezer import Freezer
 from dserverfs.frozen_edits import FrozenEdits
+from dserverfs.item_content import ItemContent
 from dserverfs.model import DserverURI
+from dserverfs.reader import Reader
 from dserverfs.staged_layout import Layout
 from dserverfs.staging import StagedDataset, Staging
 from dserverfs.tree import Inode, Tree
@@ -42,12 +44,14 @@ class Commander:
         edits: FrozenEdits,
         in_loop: Callable[[Callable[[], Any]], Any],
         forget_name: Callable[[Inode, str], None],
+        reader: Reader,
     ) -> None:
         """`in_loop` calls a function in the event loop and returns what it does; blocks.
 
         `forget_name` has the kernel forget an entry of a directory.
         """
         self._forget_name = forget_name
+        self._reader = reader
         self._uri = uri
         self._tree = tree
         self._staging = staging
@@ -58,7 +62,7 @@ class Commander:
     def __call__(self, request: dict[str, Any]) -> Iterator[Answer]:
         """Yield the answers to a request.
 
-        One of `status`, `pending`, `unsent`, `freeze`, `discard` and `drain`.
+        One of `status`, `pending`, `unsent`, `uncached`, `freeze`, `discard` and `drain`.
         """
         command = request.get("command")
         if command == "status":
@@ -67,6 +71,8 @@ class Commander:
             yield {"result": [facts.of_staged(s, self._freezer) for s in self._all()]}
         elif command == "unsent":
             yield {"result": self._unsent(self._edits.unsent())}
+        elif command == "uncached":
+            yield {"result": self._uncached([Inode(int(inode)) for inode in request["inodes"]])}
         elif command == "freeze":
             yield from self._freeze(Inode(int(request["inode"])), request.get("layout"))
         elif command == "discard":
@@ -89,6 +95,21 @@ class Commander:
 
         found = self._loaded(describe)
         return facts.of_staged(found, self._freezer) if isinstance(found, StagedDataset) else found
+
+    def _uncached(self, inodes: Sequence[Inode]) -> list[int]:
+        """Return which of the inodes are of items that the cache does not hold whole."""
+
+        def items() -> list[tuple[Inode, ItemContent]]:
+            found = []
+            for inode in inodes:
+                place, number = self._tree.place_of(inode)
+                content = place.content(number) if isinstance(place, DatasetTree) else None
+                if isinstance(content, ItemContent):
+                    found.append((inode, content))
+            return found
+
+        self._reader.flush()
+        return [inode for inode, item in self._loaded(items) if not self._reader.has_all(item)]
 
     def _unsent(self, changes: list[Unsent]) -> list[dict[str, Any]]:
         return [facts.of_unsent(change, self._uri.server) for change in changes]

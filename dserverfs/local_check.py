@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from dserverfs.errors import IntegrityError, Unsupported, UsageError
 from dserverfs.limits import relpath_is_usable
@@ -36,15 +36,17 @@ def items_of(path: Path) -> Iterator[LocalItem]:
     Raises UsageError if there is no dataset, or one that is not frozen.
     """
     path = Path(os.path.abspath(path))
-    if not path.exists():
-        raise UsageError(f"{path}: does not exist")
+    try:
+        path.lstat()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be looked at: {error.strerror}") from error
     for directory in (path, *path.parents):
-        if (directory / _MANIFEST).is_file():
+        if _is_dataset(directory):
             yield from _items(directory, path)
             return
     found = False
-    for below, directories, _ in os.walk(path):
-        if (Path(below) / _MANIFEST).is_file():
+    for below, directories, _ in _walk(path):
+        if _is_dataset(Path(below)):
             directories.clear()
             found = True
             yield from _items(Path(below), Path(below))
@@ -64,11 +66,33 @@ def _items(directory: Path, path: Path) -> Iterator[LocalItem]:
         if path in (directory, place, *place.parents) or place == data:
             yield LocalItem(f"{directory} {item.relpath}", place, item, dataset.hash_function)
     top = path if path != directory else data
-    for below, _, names in os.walk(top if top.is_relative_to(data) else data):
+    for below, _, names in _walk(top if top.is_relative_to(data) else data):
         for name in names:
             place = Path(below) / name
             if place not in known and path in (directory, *place.parents):
                 yield LocalItem(f"{directory} {place.relative_to(data)}", place, None, "")
+
+
+def _is_dataset(directory: Path) -> bool:
+    """Return whether there is a manifest; raises IntegrityError if that cannot be told."""
+    try:
+        return (directory / _MANIFEST).is_file()
+    except OSError as error:
+        raise IntegrityError(f"{directory}: cannot be looked at: {error.strerror}") from error
+
+
+def _walk(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As os.walk, but what cannot be listed is an error, and not empty: IntegrityError."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise IntegrityError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+
+    try:
+        is_directory = path.is_dir()  # one that is missing lacks its items, which is told of each
+    except OSError as error:
+        fail(error)
+    if is_directory:
+        yield from os.walk(path, onerror=fail)
 
 
 def compare(local: LocalItem) -> None:

@@ -34,6 +34,7 @@ from dserverfs.model import Dataset, DserverURI
 from dserverfs.operations.editing import EditingOperations
 from dserverfs.operations.reading import Ownership, ReadOnlyOperations
 from dserverfs.operations.writing import Operations
+from dserverfs.reader import Reader
 from dserverfs.settings import Settings
 from dserverfs.staging import Staging
 from dserverfs.tree import Inode, Tree
@@ -94,6 +95,7 @@ class _Parts(NamedTuple):
     staging: Staging | None
     freezer: Freezer
     edits: FrozenEdits
+    reader: Reader
     signals: list[int]  # that told it to end
 
     @classmethod
@@ -109,13 +111,13 @@ class _Parts(NamedTuple):
             if only is not None:
                 tree.show_only(only)
             reading = ReadOnlyOperations(tree, reader, ownership, attributes)
-            return cls(reading, tree, None, freezer, edits, [])
+            return cls(reading, tree, None, freezer, edits, reader, [])
         edits.open(lambda dataset: _is_shown(dataset, options.uri, only))
         if only is not None:
             tree = Tree(options.uri, client.catalogue, now_ns, edits=edits)
             tree.show_only(only)
             editing = EditingOperations(tree, reader, ownership, edits, attributes)
-            return cls(editing, tree, None, freezer, edits, [])
+            return cls(editing, tree, None, freezer, edits, reader, [])
         staging = client.staging.open()
         for base_uri in staging.base_uris():
             for staged in staging.datasets(base_uri):
@@ -125,7 +127,7 @@ class _Parts(NamedTuple):
         writing = Operations(
             tree, reader, ownership, staging, freezer, client.give_way, edits, attributes
         )
-        return cls(writing, tree, staging, freezer, edits, [])
+        return cls(writing, tree, staging, freezer, edits, reader, [])
 
 
 def _is_shown(dataset: Dataset, uri: DserverURI, only: Dataset | None) -> bool:
@@ -183,6 +185,7 @@ async def _tell_ready(
         parts.edits,
         lambda call: trio.from_thread.run_sync(call, trio_token=token),
         _forget_name,
+        parts.reader,
     )
     address = Address.of(control_directory, status.st_dev, os.geteuid())
     control = Server(address, commander)

@@ -374,6 +374,10 @@ class Reader:
         (wanted,) = self.want(content, Run(index, 1))
         return wait_for(wanted, content, deadline) if isinstance(wanted, Future) else wanted
 
+    def has_all(self, content: ItemContent) -> bool:
+        """Return whether the cache has every block of the item."""
+        return self._cached.has_all(content)
+
     def all_verified(self, content: ItemContent) -> bool:
         """Return whether the cache has every block of the item, verified."""
         return self._cached.has_all_verified(content)

@@ -36,10 +36,11 @@ def items_of(client: Client, uri: DserverURI) -> Iterator[Named]:
     Raises what keeps it from being read.
     """
     for dataset in client.datasets(uri):
-        yield from _items(client, dataset)
+        yield from items_in(client, dataset)
 
 
-def _items(client: Client, dataset: Dataset) -> Iterator[Named]:
+def items_in(client: Client, dataset: Dataset) -> Iterator[Named]:
+    """Yield every item of a dataset; raises what keeps it from being read."""
     contents = client.contents(dataset)
     where = client.uri_of(dataset)
     for relpath, content in contents:

@@ -53,7 +53,8 @@ def mounted(
         if find_mounted(path) is not None:
             ended = account.dserverfs("umount", path)
             detach(path)
-            assert ended.returncode == 0, ended.stderr
+            left = "stays staged: " in ended.stderr or "not sent: " in ended.stderr
+            assert ended.returncode == 0 or left, ended.stderr
     log = account.home / ".local/state/dserverfs" / f"mount{str(path).replace('/', '-')}.log"
     assert not log.exists() or "a fault of ours" not in log.read_text()
 

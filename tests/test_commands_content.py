@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from dserverfs.model import identifier_of
 from tests.accounts import Account
 from tests.datasets import content_of, make_dataset
 from tests.mounting import mounted, publish
-from tests.serving import ServerHandle
+from tests.quirky_server import BASE_URI, TOKEN, quirky_server, says
+from tests.serving import ServerHandle, new_uuid
 from tests.test_integrity import bucket_of
 
 SIZES = {"empty": 0, "small": 5000, "deep/large": 3 * BLOCK_SIZE + 99, "deep/other": 70_000}
@@ -120,6 +122,36 @@ def test_item_that_cannot_be_warmed_is_named(commands: Commands, damaged_uri: st
         "wrong",
     ]
     assert said.splitlines()[-1] == "2 of 3 items could not be read"
+
+
+def test_what_the_cache_has_no_room_for_is_not_said_to_be_in_it(
+    fuse: None, commands: Commands, uri: str, token: str
+) -> None:
+    options = ("--cache-dir", str(commands.cache), "--cache-size", "1M")
+    with mounted(commands.account, uri, token, *options) as path:
+        by_path = commands.run("warm", path / "data", status=1)
+    # No file over 200 KiB: the cache takes the small items, and not all blocks of the large one.
+    limited = 'ulimit -f 400; exec "$@"'
+    command = commands.account.dserverfs_command("warm", uri)
+    by_uri = commands.account.run("bash", "-c", limited, "bash", *command, env=commands.environment)
+
+    assert re.match(rf"[1-3] of {ITEMS} items are not in the cache", by_path)
+    assert by_uri.returncode == 1
+    assert ": in the cache" not in by_uri.stdout
+
+
+@pytest.mark.parametrize("command", ["warm", "verify"])
+def test_directory_that_cannot_be_listed_is_a_failure(
+    fuse: None, commands: Commands, token: str, command: str
+) -> None:
+    with quirky_server() as quirky:
+        quirky.add(new_uuid(), {"item": b"item"}, name="listed")
+        quirky.broken["/manifests/"] = says(404)
+        base = f"{quirky.url.replace('http', 'dserver')}/{BASE_URI.replace('://', '/')}"
+        with mounted(commands.account, base, TOKEN) as path:
+            said = commands.run(command, path / "listed/.dtool", status=1)
+
+    assert "0 items" not in said
 
 
 def test_path_outside_every_mount_is_refused(commands: Commands, local: Path) -> None:

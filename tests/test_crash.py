@@ -167,7 +167,7 @@ def interrupted_umount(mount: Remountable) -> str:
             assert select.select([terminal], [], [], 60)[0]
             said += os.read(terminal, 4096)
         umount.send_signal(signal.SIGINT)
-        assert umount.wait(60) == 0
+        assert umount.wait(60) == 1
         said += os.read(terminal, 4096)
     os.close(terminal)
     return said.decode()
@@ -195,11 +195,11 @@ def test_the_next_mount_carries_on_with_an_upload_however_the_last_one_ended(
             assert account.run("fusermount3", "-u", mount.path).returncode == 0
         elif ending == "umount":
             done = account.dserverfs("umount", mount.path, "--timeout", "1")
-            assert (done.returncode, find_mounted(mount.path)) == (0, None)
-            assert f"stays staged: {name} (uploading)" in done.stderr
+            assert (done.returncode, find_mounted(mount.path)) == (1, None)
+            assert f"stays staged: {server.base_uri} {name} (uploading)" in done.stderr
         else:
             said = interrupted_umount(mount)
-            assert f"stays staged: {name} (uploading)" in said
+            assert f"stays staged: {server.base_uri} {name} (uploading)" in said
             assert find_mounted(mount.path) is None
         lines = freezing.communicate(timeout=60)[1]
         assert freezing.returncode == 1, lines

@@ -179,7 +179,7 @@ def test_a_stopped_daemon_is_told_in_bounded_time_and_stays_mounted(
 
     assert "does not answer" in ended
     assert "fusermount3" in ended
-    assert asked.returncode == 0
+    assert asked.returncode == 1  # of what it has staged only the disk could be asked
     assert f"{mount.path} (does not answer)" in asked.stdout
     assert (mount.path / "kept/file").read_text() == "content"
     assert current_user.dserverfs("discard", mount.path / "kept").returncode == 0

@@ -10,13 +10,16 @@ from typing import Any
 
 from dserverfs.commands.common import Commands, say
 
+EXIT_SILENT = 1
+
 
 def add(commands: Commands) -> None:
     parser = commands.add_parser("status", help="what is mounted, and what is not frozen yet")
     parser.description = (
         "Say what PATH is: a frozen dataset or an item of one, or a staged dataset, with its"
         " state. Without PATH: list this user's mounts, every dataset that is not frozen, and"
-        " every change of a frozen one that is not sent, with the reason."
+        " every change of a frozen one that is not sent, with the reason. Exits with 1 if a mount"
+        " does not answer."
     )
     parser.add_argument("path", metavar="PATH", type=Path, nargs="?")
     parser.add_argument("--json", action="store_true", help="as JSON")
@@ -33,6 +36,8 @@ def _run(arguments: argparse.Namespace) -> int:
         for key, value in facts.items():
             if value is not None:
                 say(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+    if arguments.path is None and not all(mount["answers"] for mount in facts["mounts"]):
+        return EXIT_SILENT  # of what it has staged, only what the disk says is told
     return 0
 
 

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     from dserverfs.mountinfo import Mounted
 
 
+EXIT_LEFT = 1
+
+
 def add(commands: Commands) -> None:
     parser = commands.add_parser("umount", help="end a mount")
     parser.description = (
         "Freeze what is closed and may be frozen, send what was changed of frozen datasets, then"
         " unmount. What stays, because it is open, failed, or took too long, is listed; the next"
-        " mount has it again. Ctrl-C leaves the rest and unmounts."
+        " mount has it again. Ctrl-C leaves the rest and unmounts. Exits with 1, unmounted or not,"
+        " if something is not on the server that was to be frozen or sent."
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
     parser.add_argument(
@@ -35,6 +39,7 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from dserverfs import launcher, mountinfo, mountpoint
     from dserverfs.errors import DaemonSilent, UsageError
+    from dserverfs.staging_state import State
 
     path = mountpoint.resolve(arguments.mountpoint)
     mounted = mountinfo.find_mounted(path)
@@ -67,7 +72,9 @@ def _run(arguments: argparse.Namespace) -> int:
             f" kept in {change['file']}",
             file=sys.stderr,
         )
-    return 0
+    # What is open, or waits for a command, was not to be frozen; the rest was.
+    late = [dataset for dataset in staged if dataset["state"] != State.OPEN.value]
+    return EXIT_LEFT if late or unsent else 0
 
 
 def _drain(

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dserverfs.commands.common import Commands
+from dserverfs.commands.common import Commands, say
 
 if TYPE_CHECKING:
+    from dserverfs.client import Client
     from dserverfs.commands.whole import Tally
+    from dserverfs.model import Dataset, DserverURI
+
+FILES_AT_A_TIME = 500  # that a mount is asked about
 
 
 def add(commands: Commands) -> None:
@@ -19,7 +25,7 @@ def add(commands: Commands) -> None:
     parser.description = (
         "Fetch every item of a dataset or of a base URI into the cache and compare it with the"
         " manifest; or read every file at or below a PATH in a mount, which does the same to"
-        " that mount's cache."
+        " that mount's cache. Exits with 1 unless all of it is in the cache at the end."
     )
     parser.add_argument(
         "targets", metavar="PATH | dserver://URI", nargs="+", help="several may be given"
@@ -31,38 +37,62 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dserverfs.commands.whole import EXIT_FAILED, Tally, is_uri
+    from dserverfs.commands.whole import EXIT_FAILED, Tally, client_of, is_uri
 
     tally = Tally()
-    for target in arguments.targets:
-        if is_uri(target):
-            _warm_uri(target, arguments.cache_dir, tally)
-        else:
-            _warm_path(Path(target), tally)
-    print(tally.summary("in the cache", "could not be read"))
-    return EXIT_FAILED if tally.failed else 0
-
-
-def _warm_uri(target: str, cache_directory: Path | None, tally: Tally) -> None:
-    from dserverfs import whole_datasets
-    from dserverfs.commands.whole import client_of
-
-    client, uri = client_of(target, cache_directory)
-    with client:
-        tally.run(
-            whole_datasets.items_of(client, uri),
-            lambda item: whole_datasets.warm(client, item),
-            lambda item: item.name,
-            lambda item: item.content.size_in_bytes,
+    # How much of each target the cache does not hold, asked when all were fetched: the
+    # last may have taken the place of the first.
+    missing: list[Callable[[], int]] = []
+    with contextlib.ExitStack() as stack:
+        for target in arguments.targets:
+            if is_uri(target):
+                client, uri = client_of(target, arguments.cache_dir)
+                missing.append(_warm_uri(stack.enter_context(client), uri, tally))
+            else:
+                missing.append(_warm_path(Path(target), tally))
+        left_out = sum(count() for count in missing)
+    if tally.failed or not left_out:
+        print(tally.summary("in the cache", "could not be read"))
+    if left_out:
+        say(
+            f"{left_out} of {tally.items} items are not in the cache, which has no room for them,"
+            " or cannot be written; see dserverfs cache info, and mount --cache-size"
         )
+    return EXIT_FAILED if tally.failed or left_out else 0
+
+
+def _warm_uri(client: Client, uri: DserverURI, tally: Tally) -> Callable[[], int]:
+    from dserverfs import whole_datasets
+
+    datasets: list[Dataset] = client.datasets(uri)
+
+    def items() -> Iterator[whole_datasets.Named]:
+        return itertools.chain.from_iterable(
+            whole_datasets.items_in(client, dataset) for dataset in datasets
+        )
+
+    tally.run(
+        items(),
+        lambda item: whole_datasets.warm(client, item),
+        lambda item: item.name,
+        lambda item: item.content.size_in_bytes,
+    )
+
+    def missing() -> int:
         client.reader.flush()
+        return sum(
+            item.name not in tally.bad and not client.reader.has_all(item.content)
+            for item in items()
+        )
+
+    return missing
 
 
-def _warm_path(path: Path, tally: Tally) -> None:
+def _warm_path(path: Path, tally: Tally) -> Callable[[], int]:
     from dserverfs import local_check
     from dserverfs.commands import mounted
 
-    mounted.find(path)
+    mount = mounted.find(path)
 
     def drop(piece: bytes) -> None:
         """Read and forget: the mount keeps it."""
@@ -70,13 +100,35 @@ def _warm_path(path: Path, tally: Tally) -> None:
     def read(file: Path) -> None:
         local_check.read(file, drop)
 
-    tally.run(_files(path), read, str, lambda file: os.lstat(file).st_size)
+    def cannot_list(error: OSError) -> None:
+        tally.fail(str(error.filename), f"cannot be listed: {error.strerror}")
+
+    tally.run(_files(path, cannot_list), read, str, _size)
+
+    def missing() -> int:
+        found = 0
+        # What cannot be listed now is reported as missing, too.
+        files = _files(path, cannot_list)
+        while some := list(itertools.islice(files, FILES_AT_A_TIME)):
+            inodes = [os.lstat(file).st_ino for file in some if str(file) not in tally.bad]
+            found += len(mounted.last(mount.ask("uncached", inodes=inodes)))
+        return found
+
+    return missing
 
 
-def _files(path: Path) -> Iterator[Path]:
+def _size(file: Path) -> int:
+    try:
+        return os.lstat(file).st_size
+    except OSError:  # it could not be read either, which is told
+        return 0
+
+
+def _files(path: Path, cannot_list: Callable[[OSError], None]) -> Iterator[Path]:
     if not path.is_dir():
         yield path
-    for below, directories, names in os.walk(path):
+        return
+    for below, directories, names in os.walk(path, onerror=cannot_list):
         directories.sort()
         for name in sorted(names):
             yield Path(below) / name

@@ -25,6 +25,7 @@ class Tally:
     def __init__(self) -> None:
         self.items = 0
         self.failed = 0
+        self.bad: set[str] = set()  # the names of what failed
         self.size_in_bytes = 0
 
     def run(
@@ -42,15 +43,22 @@ class Tally:
         with ProgressLine() as line:
 
             def done(thing: T, error: DserverfsError | None) -> None:
-                self.items += 1
                 self.size_in_bytes += size_of(thing)
-                if error is not None:
-                    self.failed += 1
+                if error is None:
+                    self.items += 1
+                else:
                     line.show("")
-                    say(f"bad: {name_of(thing)}: {error}")
+                    self.fail(name_of(thing), str(error))
                 line.show(f"{self.items} items, {size(self.size_in_bytes)}")
 
             for_each(things, work, done)
+
+    def fail(self, name: str, reason: str) -> None:
+        """Count something that could not be done, and print a line for it."""
+        self.items += 1
+        self.failed += 1
+        self.bad.add(name)
+        say(f"bad: {name}: {reason}")
 
     def summary(self, all_well: str, not_well: str) -> str:
         """Return one line on what came of it."""
