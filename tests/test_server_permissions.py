@@ -237,7 +237,7 @@ def test_rights_on_one_base_uri_are_none_on_another(client: AppClient, uri: str)
 
     answer = client.request("PUT", f"/uris/{encoded(uri)}", body, username="searcher")
 
-    assert answer.status_code == 400
+    assert answer.status_code == 403
     readme = client.request("GET", f"/readmes/{encoded(uri)}", username="searcher")
     assert readme.json["readme"] != "forged"
 

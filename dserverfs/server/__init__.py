@@ -1,6 +1,9 @@
 """The embedded server of `dserverfs serve`: dservercore, SQLite and SeaweedFS.
 
     serve       composition root: process, signals, waitress
+      web            the web server and the app's first user
+        bodies            requests as waitress reads them, each with its limit
+          request_limits  which (pure)
       app       dservercore's Flask app with the plugins below
         search        search plugin (SQLite FTS5)
         retrieve      retrieve plugin (readme, manifest, annotations, tags)
@@ -14,6 +17,8 @@
         publications  extension: links by which dtool-http reads a dataset
         accounts      extension: POST /token, GET /config/health
           tokens           given out, and taken back
+          guesses          how often a password may be wrong
+        request_check what every request is refused for
         extension     what the extensions have in common
       stores          which store holds a base URI, where in it a dataset is
       seaweedfs       the S3 server as a child process
@@ -26,6 +31,6 @@
       foreign       buckets of other S3 servers, by dtool-s3's settings
       datadir         the data directory: version, lock, secrets
 
-Imports nothing of dserverfs but `errors`, `limits` and `model`. Everything but the main
-thread of `serve` runs in waitress's worker threads.
+Imports nothing of dserverfs but `errors`, `limits`, `model` and
+`printable`. Everything but the main thread of `serve` runs in waitress's worker threads.
 """

@@ -3,28 +3,32 @@
     POST /token          {"username", "password"} -> {"token", "status": "success"}
     GET  /config/health  -> {"status": "healthy"}; needs no token
 
-dservercore itself keeps users but no passwords; their hashes are kept here.
+dservercore itself keeps users but no passwords; their hashes are kept here. Who has
+given too many wrong ones is answered 429 with Retry-After.
 """
 
 from __future__ import annotations
 
 import datetime
+import math
 from http import HTTPStatus
 from typing import Any
 
 from dservercore import utils_auth
 from dservercore.extensions import sql_db
 from dservercore.sql_models import User
-from flask import Response
+from flask import Response, request
 from flask_smorest import Blueprint
 from sqlalchemy import Connection, event, text
 from werkzeug.security import check_password_hash, generate_password_hash
 
 from dserverfs import __version__ as __version__
 from dserverfs.errors import UsageError
+from dserverfs.limits import is_text
 from dserverfs.server import tokens
 from dserverfs.server.answers import answer, error_answer, json_body
 from dserverfs.server.extension import Extension
+from dserverfs.server.guesses import Guesses
 
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS dserverfs_password (
@@ -40,25 +44,39 @@ _NOBODY = generate_password_hash("", method=_METHOD)
 
 
 class Accounts(Extension):
-    """dservercore makes one per app; its state is all in the database."""
+    """dservercore makes one per app."""
+
+    def __init__(self) -> None:
+        self._guesses = Guesses()
 
     def get_blueprint(self) -> Any:
         blueprint = Blueprint("accounts", __name__)
-        blueprint.add_url_rule("/token", "post_token", post_token, methods=["POST"])
+        blueprint.add_url_rule("/token", "post_token", self.post_token, methods=["POST"])
         blueprint.add_url_rule("/config/health", "get_health", get_health, methods=["GET"])
         blueprint.register_error_handler(UsageError, _report)
         return blueprint
 
-
-def post_token() -> Response:
-    """Exchange a username and a password for a token."""
-    body = json_body()
-    username, password = body.get("username"), body.get("password")
-    if not isinstance(username, str) or not isinstance(password, str):
-        raise UsageError("username and password must both be there and be strings", status=422)
-    if not _password_is_right(username, password):
-        return error_answer(HTTPStatus.UNAUTHORIZED, "wrong username or password")
-    return answer({"token": tokens.new_token(username, LOGIN_TOKEN_LIFE), "status": "success"})
+    def post_token(self) -> Response:
+        """Exchange a username and a password for a token."""
+        body = json_body()
+        username, password = body.get("username"), body.get("password")
+        if not isinstance(username, str) or not isinstance(password, str):
+            raise UsageError("username and password must both be there and be strings", status=422)
+        if not is_text(username + password):
+            raise UsageError("username or password has text that UTF-8 cannot hold", status=400)
+        address = request.remote_addr or ""
+        if wait_s := self._guesses.begin(username, address):
+            refused = error_answer(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                f"too many wrong passwords; try again in {math.ceil(wait_s)} s",
+            )
+            refused.headers["Retry-After"] = str(math.ceil(wait_s))
+            return refused
+        if not _password_is_right(username, password):
+            return error_answer(HTTPStatus.UNAUTHORIZED, "wrong username or password")
+        self._guesses.was_right(username, address)
+        token = tokens.new_token(username, LOGIN_TOKEN_LIFE)
+        return answer({"token": token, "status": "success"})
 
 
 def get_health() -> Response:

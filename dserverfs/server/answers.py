@@ -9,7 +9,8 @@ from typing import Any
 
 from flask import Response, request
 
-from dserverfs.errors import UsageError
+from dserverfs.errors import ProtocolError, UsageError
+from dserverfs.limits import parse_json
 
 
 def answer(body: Mapping[str, Any], status: HTTPStatus = HTTPStatus.OK) -> Response:
@@ -24,11 +25,9 @@ def error_answer(status: HTTPStatus, message: str) -> Response:
 def json_body() -> Mapping[str, Any]:
     """Return the request's JSON object; raises UsageError (400 no JSON, 422 no object)."""
     try:
-        body = json.loads(request.get_data(cache=False))
-    except ValueError as error:  # includes what is not UTF-8
-        raise UsageError("the body is not JSON", status=400) from error
-    except RecursionError as error:
-        raise UsageError("the body is nested too deeply", status=400) from error
+        body = parse_json(request.get_data(cache=False), "the body")
+    except ProtocolError as error:
+        raise UsageError(str(error), status=400) from error
     if not isinstance(body, dict):
         raise UsageError("the body is not a JSON object", status=422)
     return body

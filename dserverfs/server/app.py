@@ -25,6 +25,7 @@ from dserverfs.server import (
     datadir,
     multipart,
     publications,
+    request_check,
     retrieve,
     search,
     tokens,
@@ -74,6 +75,7 @@ def create(*, database: Path, private_key_pem: str, secret_key: str, stores: Sto
     app.logger.setLevel(max(logging.INFO, app.logger.getEffectiveLevel()))
     app.view_functions["config.server_versions"] = _versions
     core_views.install(app)
+    request_check.install(app)
     with app.app_context():
         event.listen(dservercore.sql_db.engine, "connect", _configure_connection)
         dservercore.sql_db.create_all()

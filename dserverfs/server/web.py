@@ -17,6 +17,7 @@ import waitress.wasyncore
 from flask import Flask
 
 from dserverfs.server import accounts, app, changes, tokens
+from dserverfs.server.bodies import limited_channel
 from dserverfs.server.datadir import DataDirectory, write_private
 from dserverfs.server.signals import Signals
 from dserverfs.server.stores import Stores
@@ -85,6 +86,7 @@ class WebServer:
         self._server = waitress.server.create_server(
             flask, map=self._sockets, sockets=[listener], threads=THREADS, ident="dserverfs"
         )
+        self._server.channel_class = limited_channel(flask.config["JWT_PUBLIC_KEY"])
         self._thread = threading.Thread(target=self._loop, name="waitress", daemon=True)
 
     @contextmanager

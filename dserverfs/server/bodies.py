@@ -1,0 +1,91 @@
+"""waitress's reading of requests, with a limit of each body that its head decides.
+
+waitress has one limit for all, reads the body before anybody looks at the request,
+and answers its own refusals as text. Runs in its loop, so nothing here waits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jwt
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
+
+from dserverfs.server.request_limits import WITHOUT_TOKEN_BYTES, max_body_bytes
+
+_BEARER = "Bearer "
+
+
+def limited_channel(public_key_pem: str) -> type[HTTPChannel]:
+    """Return the class for waitress's connections; tokens are those that the key has signed."""
+
+    def is_ours(token: str) -> bool:
+        try:
+            jwt.decode(token, public_key_pem, algorithms=["RS256"])
+        except jwt.PyJWTError:
+            return False
+        return True
+
+    class Parser(_LimitedParser):
+        is_token = staticmethod(is_ours)
+
+    class Channel(HTTPChannel):  # type: ignore[misc]
+        parser_class = Parser
+
+    return Channel
+
+
+class _LimitedParser(HTTPRequestParser):  # type: ignore[misc]
+    """One request. `adj` is waitress's name for its settings, and is read for the limit."""
+
+    is_token: Callable[[str], bool]
+    adj: Any
+    error: Any
+
+    def parse_header(self, header_plus: bytes) -> None:
+        super().parse_header(header_plus)
+        authorization = self.headers.get("AUTHORIZATION", "")
+        # Verifying takes 0.1 ms, and does not matter for what anybody may send.
+        has_token = (
+            (self.chunked or self.content_length > WITHOUT_TOKEN_BYTES)
+            and authorization.startswith(_BEARER)
+            and type(self).is_token(authorization[len(_BEARER) :])
+        )
+        limit = max_body_bytes(self.command, self.path, has_token=has_token)
+        self.adj = _Settings(self.adj, limit + 1)  # waitress refuses what reaches it
+
+    def received(self, data: bytes) -> int:
+        consumed: int = super().received(data)
+        if self.error is not None and not isinstance(self.error, _InJson):
+            self.error = _InJson(self.error)
+        return consumed
+
+
+class _Settings:
+    """waitress's settings, but for the largest body."""
+
+    def __init__(self, settings: Any, max_request_body_size: int) -> None:
+        self._settings = settings
+        self.max_request_body_size = max_request_body_size
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._settings, name)
+
+
+class _InJson:
+    """An error of waitress's, answered in the form of all others."""
+
+    def __init__(self, error: Any) -> None:
+        self._error = error
+
+    def to_response(self, ident: str | None = None) -> tuple[str, list[tuple[str, str]], bytes]:
+        code, reason = self._error.code, self._error.reason
+        body = {"code": code, "status": reason, "message": str(self._error.body)}
+        return (
+            f"{code} {reason}",
+            [("Content-Type", "application/json")],
+            json.dumps(body).encode(),
+        )
