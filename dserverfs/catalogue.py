@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from dserverfs.cells import Cell, NotLoaded
+from dserverfs.cells import Cell, NotLoaded, Patience
 from dserverfs.clock import boottime_s
 from dserverfs.errors import DserverfsError, NotFound, ProtocolError
 from dserverfs.kept_answers import KeptAnswers
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FRESH_S = 60.0  # listings, permissions, README, tags, annotations, overlay names
+RENEW_S = 2.0  # what is younger is not asked for again by who looks for a name in vain
 REFRESH_THREADS = 4
 UUID_DIRECTORY = ".uuid"
 
@@ -93,9 +94,17 @@ class Names:
 class Catalogue:
     """Everything known of one server."""
 
-    def __init__(self, answers: KeptAnswers, server: str, directory: Path) -> None:
+    def __init__(
+        self,
+        answers: KeptAnswers,
+        server: str,
+        directory: Path,
+        clock_s: Callable[[], float] = boottime_s,
+    ) -> None:
         self._answers = answers
+        self._clock_s = clock_s
         self._background = ThreadPoolExecutor(REFRESH_THREADS, thread_name_prefix="refresh")
+        self._patience = Patience(clock_s)
         self._lock = threading.Lock()
         self._names: dict[str, Names] = {}
         self._listings: dict[str, Cell[Mapping[str, Dataset]]] = {}
@@ -112,7 +121,11 @@ class Catalogue:
         self._manifests.close()
 
     def user(self) -> User:
-        """Return whom the token speaks for."""
+        """Return whom the token speaks for, at once if that was ever known."""
+        return self._user.get_at_once()
+
+    def recent_user(self) -> User:
+        """Return whom the token speaks for, with the base URIs of now or of a minute ago."""
         return self._user.get()
 
     def learn_user(self, user: User) -> None:
@@ -140,7 +153,7 @@ class Catalogue:
     def learn(self, dataset: Dataset, as_staged: UUID) -> None:
         """List a dataset that was registered just now, under the name it had while staged."""
         with self._lock:
-            self._learned[dataset.uri] = (dataset, boottime_s() + 2 * FRESH_S)
+            self._learned[dataset.uri] = (dataset, self._clock_s() + 2 * FRESH_S)
             cell = self._listings.get(dataset.base_uri)
             if as_staged != dataset.uuid and dataset.base_uri in self._names:
                 self._names[dataset.base_uri].hand_over(as_staged, dataset.uuid)
@@ -161,7 +174,7 @@ class Catalogue:
         known: list[Dataset] = []
         for cell in cells:
             try:
-                known += cell.get().values()
+                known += cell.at_hand().values()
             except NotLoaded:
                 continue
         return known
@@ -173,6 +186,33 @@ class Catalogue:
     def metadata(self, dataset: Dataset) -> Metadata:
         """Return admin metadata, tags, overlays and annotations."""
         return self._of(self._metadata, dataset, self._answers.metadata, FRESH_S)
+
+    # Each raises NotLoaded, and then waits shortly, if what is known is older than RENEW_S.
+
+    def renew_user(self) -> None:
+        """Have the user's rights, and so the base URIs, of now."""
+        self._user.renew(RENEW_S)
+
+    def renew_listing(self, base_uri: str) -> None:
+        """Have the datasets of now, before a name is said not to be there."""
+        with self._lock:
+            cell = self._listings.get(base_uri)
+        if cell is not None:
+            cell.renew(RENEW_S)
+
+    def renew_readme(self, dataset: Dataset) -> None:
+        """Have the README of now, before it is changed."""
+        with self._lock:
+            cell = self._readmes.get(dataset.uri)
+        if cell is not None:
+            cell.renew(RENEW_S)
+
+    def renew_metadata(self, dataset: Dataset) -> None:
+        """Have tags, overlays and annotations of now, before one is changed or not there."""
+        with self._lock:
+            cell = self._metadata.get(dataset.uri)
+        if cell is not None:
+            cell.renew(RENEW_S)
 
     def forget(self, dataset: Dataset) -> None:
         """Ask anew for what can change of a dataset: it was changed by its own user.
@@ -200,7 +240,7 @@ class Catalogue:
         listed = self._answers.datasets(base_uri)
         known = {dataset.uuid for dataset in listed}
         with self._lock:
-            now = boottime_s()
+            now = self._clock_s()
             self._learned = {uri: entry for uri, entry in self._learned.items() if entry[1] > now}
             learned = [dataset for dataset, _ in self._learned.values()]
         return listed + [
@@ -213,7 +253,7 @@ class Catalogue:
         return self._names[dataset.base_uri].bind([dataset])
 
     def _cell(self, fetch: Callable[[], T], max_age_s: float) -> Cell[T]:
-        return Cell(fetch, max_age_s, self._background)
+        return Cell(fetch, max_age_s, self._background, self._clock_s, self._patience)
 
     def _of(
         self,

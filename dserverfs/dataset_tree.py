@@ -111,6 +111,8 @@ class DatasetTree:
             if path == "" and name not in self._own_names(""):
                 row = self._index().child(0, name)
                 return _aliased(self._row_attributes(row), ALIAS)
+            if path in edit_targets.DIRECTORIES_OF_METADATA:
+                self._catalogue.renew_metadata(self.dataset)
             raise NotFound(f"{self.dataset.uri}: nothing named {name!r} in {path or '/'}")
         return self._own_attributes(_join(path, name))
 

@@ -27,7 +27,8 @@ TAGS = ".dtool/tags"
 ANNOTATIONS = ".dtool/annotations"
 OVERLAYS = ".dtool/overlays"
 # Where there may be something else than what was frozen.
-DIRECTORIES = frozenset({"", ".dtool", TAGS, ANNOTATIONS, OVERLAYS})
+DIRECTORIES_OF_METADATA = frozenset({TAGS, ANNOTATIONS, OVERLAYS})
+DIRECTORIES = frozenset({"", ".dtool"}) | DIRECTORIES_OF_METADATA
 _JSON = ".json"
 
 _TEMPORARY = re.compile(r"[.~#].+|.+[~#]|sed[A-Za-z0-9]{6}", re.DOTALL)
@@ -114,6 +115,14 @@ def require_route(writes: MetadataWrites, dataset: Dataset, target: Target | Non
             f"{dataset.uri}: is frozen, and its server {lacks} {kind.value}",
             uri=dataset.uri,
         )
+
+
+def renew(target: Target, dataset: Dataset, catalogue: Catalogue) -> None:
+    """Have what the server has now before it is changed; raises NotLoaded, once, if it is old."""
+    if target.kind is Kind.README:
+        catalogue.renew_readme(dataset)
+    else:
+        catalogue.renew_metadata(dataset)
 
 
 def content_of(target: Target, dataset: Dataset, catalogue: Catalogue) -> bytes:

@@ -118,6 +118,9 @@ class Tree:
             slots = self._slots_in(path)
             if name in slots:
                 return self._root_of(slots[name])
+            self._catalogue.renew_listing(self._base_uri(path))
+        else:
+            self._catalogue.renew_user()
         raise NotFound(f"{self._uri}: nothing named {name!r} in {'/'.join(path) or '/'}")
 
     def children(self, inode: Inode, cookie: int) -> Iterator[Entry]:
@@ -132,6 +135,8 @@ class Tree:
                 yield entry._replace(attributes=self._renumber(slot, entry.attributes))
             return
         path = self._path(number)
+        if not self._is_base_uri(path):
+            self._catalogue.recent_user()
         below = [(self._directory((*path, name)), name) for name in self._directories(path)]
         for attributes, name in sorted(below):
             if attributes.number > cookie:
@@ -357,6 +362,7 @@ class Tree:
             for dataset in self._listed(path[:-1]).values():
                 if dataset.uuid == name:
                     return self._dataset_root(dataset, alias=True)
+            self._catalogue.renew_listing(self._base_uri(path[:-1]))
         raise NotFound(f"{self._uri}: no dataset {name!r} in {self._base_uri(path[:-1])}")
 
     def _directory(self, path: tuple[str, ...]) -> Attributes:

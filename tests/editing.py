@@ -13,6 +13,7 @@ from typing import Any
 
 from dserverfs.catalogue import Catalogue
 from dserverfs.cells import loaded
+from dserverfs.clock import boottime_s
 from dserverfs.dataset_tree import DatasetTree
 from dserverfs.edit_session import root_of
 from dserverfs.errors import (
@@ -75,7 +76,13 @@ class Bench:
         self.writes = Writes(routes, resolver)
         answers = tmp_path / "answers"
         answers.mkdir()
-        self.catalogue = Catalogue(KeptAnswers(resolver, answers), "server", answers)
+        self.ahead_s = 0.0  # of the catalogue's clock: how long nobody looked
+        self.catalogue = Catalogue(
+            KeptAnswers(resolver, answers),
+            "server",
+            answers,
+            lambda: boottime_s() + self.ahead_s,
+        )
         self.dataset = self._add(resolver)
         self.edits = self.mount()
 
