@@ -228,9 +228,13 @@ class Catalogue:
         if listing is not None:
             listing.expire()
 
-    def manifest(self, dataset: Dataset) -> Path:
-        """Return the file with the manifest as the server sent it."""
+    def manifest(self, dataset: Dataset) -> Path | bytes:
+        """Return the manifest as the server sent it: a file, or what would be in it."""
         return self._manifests.file(dataset)
+
+    def drop_manifest(self, dataset: Dataset) -> None:
+        """Have what `manifest` returns fetched anew: it turned out not to be one."""
+        self._manifests.drop_file(dataset)
 
     def index(self, dataset: Dataset) -> ManifestIndex:
         """Return the manifest as a tree; keep it no longer than one operation."""

@@ -6,6 +6,7 @@ here. `open` starts no thread and sends no request; methods block.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import logging
 from collections.abc import Callable, Iterator
@@ -21,7 +22,12 @@ from dserverfs.catalogue import Catalogue
 from dserverfs.cells import NotLoaded
 from dserverfs.connections import Trust
 from dserverfs.dataset_tree import DatasetTree
-from dserverfs.directories import local_directory, private_directory, share_space
+from dserverfs.directories import (
+    CannotBeMade,
+    local_directory,
+    private_directory,
+    share_space,
+)
 from dserverfs.errors import DserverfsError, NotFound, PermissionDenied, UsageError
 from dserverfs.freezer import Freezer
 from dserverfs.frozen_edits import FrozenEdits
@@ -101,9 +107,13 @@ class Client:
         self.freezer = Freezer(self.uploader, registration, delay_s=freeze_delay_s)
 
     def open(self) -> Client:
-        """Make the directories; raises UsageError if they cannot be used."""
-        private_directory(self._directory)
-        private_directory(self._directory / "manifests")
+        """Make the directories; raises UsageError if they cannot be used.
+
+        A disk that takes nothing just now is done without.
+        """
+        with contextlib.suppress(CannotBeMade):  # the cache says so
+            private_directory(self._directory)
+            private_directory(self._directory / "manifests")
         self._cache.open()
         return self
 

@@ -13,7 +13,6 @@ cannot be read, or is another's, counts as none; a disk that fails keeps nothing
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -24,13 +23,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dserverfs.directories import private_directory
 from dserverfs.errors import (
     DserverfsError,
     NotAuthenticated,
     NotFound,
     PermissionDenied,
     Unreachable,
+    UsageError,
 )
+from dserverfs.local_files import create_private, remove_if_possible
 from dserverfs.model import UUID, Dataset, User
 from dserverfs.resolver import Metadata, Resolver
 
@@ -46,9 +48,10 @@ class KeptAnswers:
     """What a resolver says, or said."""
 
     def __init__(self, resolver: Resolver, directory: Path) -> None:
-        """`directory` is private and exists when the first method is called."""
+        """`directory` is made when it is needed."""
         self._resolver = resolver
         self._directory = directory
+        self._taken_back: set[str] = set()  # what a disk that fails has kept all the same
 
     def require_signed_urls(self) -> None:
         """Raise Unsupported if the server cannot sign URLs; not if it is away and was known."""
@@ -115,7 +118,7 @@ class KeptAnswers:
     def forget(self, dataset: Dataset) -> None:
         """Drop what was kept of a dataset that its user has changed."""
         for name in (f"readme {dataset.uri}", f"metadata {dataset.uri}"):
-            self._drop(name)
+            self._take_back(name)
 
     def manifest_pieces(self, dataset: Dataset) -> Iterator[bytes]:
         """Yield the manifest's JSON as it arrives; the catalogue keeps it."""
@@ -140,31 +143,33 @@ class KeptAnswers:
                 pass
             raise
         except PermissionDenied:
-            self._drop(name)
+            self._take_back(name)
             raise
         self._save(name, to_json(answer))
         return answer
-
-    def _drop(self, name: str) -> None:
-        try:
-            self._path(name).unlink(missing_ok=True)
-        except OSError as error:
-            logger.info("%s: stays kept: %s", name, error)
 
     def _save(self, name: str, value: Any) -> None:
         path = self._path(name)
         scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
         try:
+            private_directory(self._directory)  # somebody may have emptied the cache
+            create_private(scratch)
             with scratch.open("w", encoding="utf-8") as file:
                 json.dump({"about": self._about(name), "value": value}, file)
             scratch.rename(path)
-        except OSError as error:
+            self._taken_back.discard(name)
+        except (OSError, UsageError) as error:
             logger.debug("%s: not kept: %s", name, error)
-            with contextlib.suppress(OSError):
-                scratch.unlink(missing_ok=True)
+            remove_if_possible(scratch)
+
+    def _take_back(self, name: str) -> None:
+        if not remove_if_possible(self._path(name)):
+            self._taken_back.add(name)  # it is still there, and must not be told
 
     def _load(self, name: str) -> Any:
         """Return what was kept, None if there is nothing of this server and user."""
+        if name in self._taken_back:
+            return None
         try:
             kept = json.loads(self._path(name).read_text("utf-8"))
             return kept["value"] if kept["about"] == self._about(name) else None

@@ -44,6 +44,15 @@ def create_private(path: Path) -> None:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
+def remove_if_possible(path: Path) -> bool:
+    """Remove a file; return whether it is gone now."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
 def rename(old: str, new: str, flags: int) -> None:
     """Rename as renameat2(2) does; raises OSError."""
     if not flags:

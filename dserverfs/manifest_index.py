@@ -32,6 +32,7 @@ CREATE TABLE node (
     hash TEXT, mtime_ns INTEGER, refused INTEGER, first_child INTEGER, children INTEGER);
 """
 NAME_INDEX = "CREATE UNIQUE INDEX node_name ON node (parent, name)"
+_ABOUT = "SELECT format, hash_function, items, size_in_bytes, unsafe FROM about"
 _COLUMNS = "row, parent, name, identifier, size, hash, mtime_ns, refused, first_child, children"
 
 
@@ -61,6 +62,7 @@ class ManifestIndex:
         self._path = path
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
+        self.memory_in_bytes = 0  # of one that lies in no file
         self.hash_function = ""
         self.number_of_items = 0
         self.size_in_bytes = 0
@@ -74,15 +76,20 @@ class ManifestIndex:
         except sqlite3.OperationalError as error:
             raise NotFound(f"{self._path}: no index") from error
         try:
-            about = connection.execute(
-                "SELECT format, hash_function, items, size_in_bytes, unsafe FROM about"
-            ).fetchone()
+            about = connection.execute(_ABOUT).fetchone()
         except sqlite3.Error as error:
             connection.close()
             raise ProtocolError(f"{self._path}: not an index: {error}") from error
         if about is None or about[0] != FORMAT_VERSION:
             connection.close()
             raise ProtocolError(f"{self._path}: an index of another version")
+        _, self.hash_function, self.number_of_items, self.size_in_bytes, self.unsafe = about
+        self._connection = connection
+        return self
+
+    def adopt(self, connection: sqlite3.Connection) -> ManifestIndex:
+        """Look up in an index that lies in memory; `connection` is closed with this."""
+        about = connection.execute(_ABOUT).fetchone()
         _, self.hash_function, self.number_of_items, self.size_in_bytes, self.unsafe = about
         self._connection = connection
         return self

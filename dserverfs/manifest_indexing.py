@@ -24,7 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from dserverfs.errors import DserverfsError, ProtocolError
+from dserverfs.errors import DserverfsError, LocalDiskError, ProtocolError
+from dserverfs.local_files import create_private, remove_if_possible
 from dserverfs.manifest_index import FORMAT_VERSION, NAME_INDEX, SCHEMA
 from dserverfs.manifest_stream import ManifestStream
 from dserverfs.manifest_tree import ManifestTree
@@ -39,41 +40,72 @@ MAX_MEMORY_BYTES = 4 * 1024**3
 # After the last byte; a million items take 6 s.
 INDEXING_TIMEOUT_S = 300.0
 _PIECE_BYTES = 1024 * 1024
+_EXIT_LOCAL_DISK = 3
+
+
+@contextlib.contextmanager
+def local_part() -> Iterator[None]:
+    """Turn what the operating system and SQLite raise into LocalDiskError."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise LocalDiskError(str(error)) from error
 
 
 def build(pieces: Iterable[bytes], index_path: Path) -> None:
-    """Index the manifest that the pieces make up; raises ProtocolError if it is none."""
+    """Index the manifest that the pieces make up.
+
+    Raises ProtocolError if it is none, LocalDiskError.
+    """
+    stream, tree = _parsed(pieces)
+    scratch = index_path.with_name(f"{index_path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        with local_part():
+            create_private(scratch)
+            with contextlib.closing(sqlite3.connect(scratch)) as connection:
+                _fill(connection, stream, tree)
+            _sync(scratch)
+            scratch.rename(index_path)
+    except BaseException:
+        remove_if_possible(scratch)
+        raise
+
+
+def build_in_memory(pieces: Iterable[bytes]) -> sqlite3.Connection:
+    """Return an index that takes up about as much memory as the manifest; as `build`."""
+    stream, tree = _parsed(pieces)
+    with local_part():
+        connection = sqlite3.connect(":memory:", check_same_thread=False)
+        _fill(connection, stream, tree)
+    return connection
+
+
+def _parsed(pieces: Iterable[bytes]) -> tuple[ManifestStream, ManifestTree]:
     stream, tree = ManifestStream(), ManifestTree()
     for piece in pieces:
         tree.add(stream.feed(piece))
     tree.add(stream.close())
-    scratch = index_path.with_name(f"{index_path.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        with contextlib.closing(sqlite3.connect(scratch)) as connection:
-            connection.executescript(SCHEMA)
-            about = (
-                FORMAT_VERSION,
-                stream.hash_function,
-                tree.number_of_items,
-                tree.size_in_bytes,
-                tree.unsafe,
-            )
-            connection.execute("INSERT INTO about VALUES (?, ?, ?, ?, ?)", about)
-            connection.executemany(
-                "INSERT INTO node VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", tree.rows()
-            )
-            connection.execute(NAME_INDEX)
-            connection.commit()
-        _sync(scratch)
-        scratch.rename(index_path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
+    return stream, tree
+
+
+def _fill(connection: sqlite3.Connection, stream: ManifestStream, tree: ManifestTree) -> None:
+    connection.executescript(SCHEMA)
+    about = (
+        FORMAT_VERSION,
+        stream.hash_function,
+        tree.number_of_items,
+        tree.size_in_bytes,
+        tree.unsafe,
+    )
+    connection.execute("INSERT INTO about VALUES (?, ?, ?, ?, ?)", about)
+    connection.executemany("INSERT INTO node VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", tree.rows())
+    connection.execute(NAME_INDEX)
+    connection.commit()
 
 
 def pieces_of(path: Path) -> Iterator[bytes]:
-    """Yield the content of a file."""
-    with path.open("rb") as file:
+    """Yield the content of a file; raises LocalDiskError."""
+    with local_part(), path.open("rb") as file:
         yield from _pieces(file)
 
 
@@ -129,7 +161,10 @@ class Indexing:
             self._send(self._process, piece)
 
     def finish(self) -> None:
-        """Wait for the index; raises ProtocolError if what was written is no manifest."""
+        """Wait for the index; raises ProtocolError if what was written is no manifest.
+
+        LocalDiskError if it is, and there is no index all the same.
+        """
         if self._process is None:
             build(self._held, self._path)
             return
@@ -143,15 +178,18 @@ class Indexing:
             ) from error
         if self._process.returncode != 0:
             said = errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
+            if self._process.returncode == _EXIT_LOCAL_DISK:
+                raise LocalDiskError(said)
             raise ProtocolError(f"the manifest cannot be indexed: {said}")
 
     def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", __spec__.name, str(self._path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
+        with local_part():
+            return subprocess.Popen(
+                [sys.executable, "-m", __spec__.name, str(self._path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
 
     def _send(self, process: subprocess.Popen[bytes], piece: bytes) -> None:
         assert process.stdin is not None
@@ -167,7 +205,7 @@ class Indexing:
                 pipe.close()
         if process.returncode < 0:  # killed: it did not tidy up
             for scratch in self._path.parent.glob(f"{self._path.name}.{process.pid}-*"):
-                scratch.unlink(missing_ok=True)
+                remove_if_possible(scratch)
 
 
 def build_apart(manifest_path: Path, index_path: Path) -> None:
@@ -200,6 +238,9 @@ def main(arguments: Sequence[str]) -> int:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
     try:
         build(_pieces(sys.stdin.buffer), Path(index_path))
+    except LocalDiskError as error:
+        print(error, file=sys.stderr)
+        return _EXIT_LOCAL_DISK
     except DserverfsError as error:
         print(error, file=sys.stderr)
         return 1

@@ -7,7 +7,8 @@ waits for the same load. Thread-safe.
 
 On disk, below `directory`: `<key>.json`, a manifest as the server sent it, and
 `<key>.index`, made from it. Both are written under other names, synced and
-renamed; a damaged index is made anew.
+renamed; a damaged index is made anew. What that disk does not take is elsewhere
+for as long as it is needed (`manifest_shelter`).
 """
 
 from __future__ import annotations
@@ -22,19 +23,27 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from dserverfs import manifest_indexing
+from dserverfs.cache_troubles import CacheTroubles
 from dserverfs.cells import NotLoaded
-from dserverfs.errors import Cancelled, DserverfsError, LocalDiskError, NotFound
+from dserverfs.directories import private_directory
+from dserverfs.errors import Cancelled, DserverfsError, LocalDiskError, NotFound, UsageError
 from dserverfs.kept_answers import KEPT_FORMAT, KeptAnswers
+from dserverfs.local_files import create_private, remove_if_possible
 from dserverfs.manifest_index import ManifestIndex
-from dserverfs.manifest_indexing import Indexing
+from dserverfs.manifest_indexing import Indexing, local_part
+from dserverfs.manifest_shelter import ManifestShelter
 from dserverfs.model import BackendURI, Dataset
 
 logger = logging.getLogger(__name__)
 
 MAX_OPEN_INDEXES = 256  # a file descriptor and about 100 KiB each
 LOADS_AT_ONCE = 8  # guess
+MAX_IN_MEMORY_BYTES = 64 * 1024 * 1024  # of manifests whose indexes are in memory
+
+T = TypeVar("T")
 
 
 class ManifestLoad:
@@ -79,6 +88,8 @@ class Manifests:
         self._server = server
         self._directory = directory
         self._explain = explain
+        self._shelter = ManifestShelter()
+        self._troubles = CacheTroubles(directory)
         self._threads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="manifest")
         self._lock = threading.Lock()
         self._indexes: OrderedDict[BackendURI, ManifestIndex] = OrderedDict()
@@ -95,6 +106,7 @@ class Manifests:
             for index in self._indexes.values():
                 index.close()
             self._indexes.clear()
+        self._shelter.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def index(self, dataset: Dataset) -> ManifestIndex:
@@ -106,12 +118,20 @@ class Manifests:
                 return index
         raise NotLoaded(begin=lambda: self._begin(dataset, self._load_index))
 
-    def file(self, dataset: Dataset) -> Path:
-        """Return the file with the manifest as the server sent it."""
+    def file(self, dataset: Dataset) -> Path | bytes:
+        """Return the manifest as the server sent it: a file, or what would be in it."""
         path = self._path(dataset, "json")
-        if not path.exists():
+        if path.exists():
+            return path
+        sheltered = self._shelter.file(dataset.uri)
+        if sheltered is None:
             raise NotLoaded(begin=lambda: self._begin(dataset, self._load_file))
-        return path
+        return sheltered
+
+    def drop_file(self, dataset: Dataset) -> None:
+        """Have the manifest fetched anew: it turned out not to be one."""
+        remove_if_possible(self._path(dataset, "json"))
+        self._shelter.drop(dataset.uri)
 
     def _begin(
         self, dataset: Dataset, load: Callable[[Dataset, ManifestLoad], None]
@@ -134,7 +154,6 @@ class Manifests:
     ) -> None:
         fault: BaseException | None = None
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody cleared it
             load(dataset, under_way)
         except (OSError, sqlite3.Error) as error:
             fault = LocalDiskError(f"{dataset.uri}: its manifest cannot be kept: {error}")
@@ -150,18 +169,35 @@ class Manifests:
     def _load_index(self, dataset: Dataset, load: ManifestLoad) -> None:
         path = self._path(dataset, "index")
         try:
-            index = ManifestIndex(path).open()
+            with local_part():
+                index = ManifestIndex(path).open()
         except DserverfsError as error:
-            if not isinstance(error, NotFound):
+            if not isinstance(error, (NotFound, LocalDiskError)):
                 logger.warning("made anew: %s", error)
-            self._make_index(dataset, load, path)
-            index = _reopened(path)
+            index = self._kept_or_sheltered(
+                lambda: self._make_index(dataset, load, path),
+                lambda: self._shelter.take_index(self._pieces(dataset, load)),
+            )
         with self._lock:
             self._indexes[dataset.uri] = index
-            while len(self._indexes) > MAX_OPEN_INDEXES:
-                self._indexes.popitem(last=False)  # closed when its last user lets it go
+            in_memory = sum(index.memory_in_bytes for index in self._indexes.values())
+            while len(self._indexes) > MAX_OPEN_INDEXES or in_memory > MAX_IN_MEMORY_BYTES:
+                _, dropped = self._indexes.popitem(last=False)
+                in_memory -= dropped.memory_in_bytes  # closed when its last user lets it go
 
-    def _make_index(self, dataset: Dataset, load: ManifestLoad, index_path: Path) -> None:
+    def _kept_or_sheltered(self, keep: Callable[[], T], shelter: Callable[[], T]) -> T:
+        """Do the one, or the other while the disk does not take it; says so once in the log."""
+        if not self._troubles.is_unwritable():
+            try:
+                private_directory(self._directory)  # somebody may have emptied the cache
+                kept = keep()
+                self._troubles.is_over()
+                return kept
+            except (LocalDiskError, UsageError) as error:
+                self._troubles.cannot_be_written(error)
+        return shelter()
+
+    def _make_index(self, dataset: Dataset, load: ManifestLoad, index_path: Path) -> ManifestIndex:
         """Index the manifest, while it is fetched if it is not here."""
         path = self._path(dataset, "json")
         with Indexing(index_path) as indexing:
@@ -179,36 +215,50 @@ class Manifests:
             finally:
                 with self._lock:
                     self._indexings.discard(indexing)
+        return _reopened(index_path)
 
     def _load_file(self, dataset: Dataset, load: ManifestLoad) -> None:
         path = self._path(dataset, "json")
         if not path.exists():
-            self._fetch(dataset, load, path, lambda piece: None)
+            self._kept_or_sheltered(
+                lambda: self._fetch(dataset, load, path, lambda piece: None),
+                lambda: self._shelter.take_file(dataset.uri, self._pieces(dataset, load)),
+            )
 
     def _fetch(
         self, dataset: Dataset, load: ManifestLoad, path: Path, use: Callable[[bytes], None]
     ) -> None:
         """Write the manifest to `path`, and hand each piece to `use` as it comes."""
         scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+        with local_part():
+            create_private(scratch)
+            file = scratch.open("wb", buffering=0)
+        try:
+            with file:
+                for piece in self._pieces(dataset, load):
+                    with local_part():
+                        file.write(piece)
+                    use(piece)
+                with local_part():
+                    os.fsync(file.fileno())
+            with local_part():
+                scratch.rename(path)
+        finally:
+            remove_if_possible(scratch)
+
+    def _pieces(self, dataset: Dataset, load: ManifestLoad) -> Iterator[bytes]:
+        """Yield the manifest as it comes."""
         received_bytes = 0
         load.downloading(received_bytes)
-        try:
-            with scratch.open("xb") as file:
-                for piece in self._pieces(dataset):
-                    file.write(piece)
-                    use(piece)
-                    received_bytes += len(piece)
-                    load.downloading(received_bytes)
-                    if self._closed:
-                        raise Cancelled("the daemon is ending")
-                load.downloaded()
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.rename(path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        for piece in self._sent(dataset):
+            yield piece
+            received_bytes += len(piece)
+            load.downloading(received_bytes)
+            if self._closed:
+                raise Cancelled("the daemon is ending")
+        load.downloaded()
 
-    def _pieces(self, dataset: Dataset) -> Iterator[bytes]:
+    def _sent(self, dataset: Dataset) -> Iterator[bytes]:
         try:
             yield from self._answers.manifest_pieces(dataset)
         except NotFound as error:
@@ -226,5 +276,5 @@ def _reopened(path: Path) -> ManifestIndex:
     """Return an index that was made just now."""
     try:
         return ManifestIndex(path).open()
-    except NotFound as error:
+    except DserverfsError as error:
         raise LocalDiskError(f"{path}: is gone again: {error}") from error

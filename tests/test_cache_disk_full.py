@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.accounts import Account
-from tests.datasets import content_of, make_dataset
+from tests.broken_disks import WAYS, full, own_disk
+from tests.datasets import README, content_of, make_dataset
 from tests.mounting import mounted, publish
 from tests.serving import ServerHandle
 from tests.small_disk import MIB, free_bytes, small_disk
@@ -24,10 +27,100 @@ def disk(test_root: Path) -> Iterator[Path]:
         yield path
 
 
+SMALL = 6
+ITEMS = {
+    **{f"small/{number}": content_of(f"small {number}", 3000) for number in range(SMALL)},
+    "three-blocks": content_of("three-blocks", 3 * MIB + 7),
+}
+
+
+@pytest.fixture(scope="module")
+def datasets(server: ServerHandle, token: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    local = [
+        make_dataset(
+            tmp_path_factory.mktemp("local"),
+            name,
+            {relpath: name.encode() + content for relpath, content in ITEMS.items()},
+        )
+        for name in ("visited", "unvisited")
+    ]
+    publish(server.base_uri, token, tmp_path_factory.mktemp("cache"), *local)
+
+
+def read_all(base: Path, name: str) -> None:
+    """Read everything of a dataset in many ways, and find it right."""
+    path = base / name
+    assert sorted(os.listdir(path / "data/small")) == sorted(str(n) for n in range(SMALL))
+    manifest = json.loads((path / ".dtool/manifest.json").read_bytes())
+    assert len(manifest["items"]) == len(ITEMS)
+    assert (path / "README.yml").read_text() == README
+    assert os.listdir(path / ".dtool/tags") == ["testing"]
+    for relpath, content in ITEMS.items():
+        assert (path / "data" / relpath).read_bytes() == name.encode() + content
+    assert (path / "data/three-blocks").read_bytes() == name.encode() + ITEMS["three-blocks"]
+
+
+def warnings_of(account: Account) -> list[str]:
+    logs = sorted(account.home.glob(".local/state/dserverfs/*.log"), key=os.path.getmtime)
+    return [line for line in logs[-1].read_text().splitlines() if " WARNING " in line]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_was_not_visited_before_is_read_whatever_becomes_of_the_cache(
+    fuse: None,
+    current_user: Account,
+    server: ServerHandle,
+    token: str,
+    datasets: None,
+    test_root: Path,
+    way: str,
+) -> None:
+    with own_disk(test_root / "broken-disk") as directory:
+        cache = ("--cache-dir", str(directory), "--read-only")
+        with mounted(current_user, server.base_uri, token, *cache) as base:
+            read_all(base, "visited")
+            with WAYS[way](directory):
+                read_all(base, "unvisited")
+                read_all(base, "visited")
+                said = warnings_of(current_user)
+                assert len(said) <= 2, "one line for blocks, one for manifests"
+            if way == "gone":
+                assert [*directory.glob("manifests/*.index")], "it is made anew"
+                assert (directory / "blocks/cache.db").exists()
+
+
+def test_cache_that_cannot_be_made_is_done_without(
+    fuse: None,
+    current_user: Account,
+    server: ServerHandle,
+    token: str,
+    datasets: None,
+    test_root: Path,
+) -> None:
+    with own_disk(test_root / "broken-disk") as directory, full(directory):
+        cache = ("--cache-dir", str(directory), "--read-only")
+        with mounted(current_user, server.base_uri, token, *cache) as base:
+            read_all(base, "visited")
+
+
+def test_limit_on_the_size_of_files_is_none_on_what_can_be_read(
+    fuse: None,
+    current_user: Account,
+    server: ServerHandle,
+    token: str,
+    datasets: None,
+    tmp_path: Path,
+) -> None:
+    limited = dataclasses.replace(current_user, _become=("prlimit", "--fsize=8192"))
+    cache = ("--cache-dir", str(tmp_path / "cache"), "--read-only", "--log-level", "error")
+    with mounted(limited, server.base_uri, token, *cache) as base:
+        read_all(base, "unvisited")
+
+
 @pytest.fixture(scope="module")
 def uri(server: ServerHandle, token: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     items = {"large": content_of("large", LARGE_BYTES), "small": content_of("small", 5000)}
-    local = make_dataset(tmp_path_factory.mktemp("local"), "disk-full", items)
+    local = make_dataset(tmp_path_factory.mktemp("local"), "space", items)
     return publish(server.base_uri, token, tmp_path_factory.mktemp("cache"), local)[0]
 
 
@@ -42,7 +135,7 @@ def test_staging_gets_the_space_that_the_cache_of_two_mounts_has(
     ):
         dataset = writing / "takes-the-space"
         assert (reading / "data/large").read_bytes() == content_of("large", LARGE_BYTES)
-        assert (writing / "disk-full/data/large").read_bytes() == content_of("large", LARGE_BYTES)
+        assert (writing / "space/data/large").read_bytes() == content_of("large", LARGE_BYTES)
         assert free_bytes(disk) < DISK_BYTES - LARGE_BYTES
 
         dataset.mkdir()

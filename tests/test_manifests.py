@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import sqlite3
@@ -17,12 +18,21 @@ import trio
 import trio.testing
 
 from dserverfs.cells import NotLoaded, loaded
-from dserverfs.errors import Cancelled, LocalDiskError, NotFound, Unreachable
+from dserverfs.directories import private_directory
+from dserverfs.errors import (
+    Cancelled,
+    LocalDiskError,
+    NotAuthenticated,
+    NotFound,
+    PermissionDenied,
+    Unreachable,
+)
 from dserverfs.kept_answers import KeptAnswers
 from dserverfs.manifests import ManifestLoad, Manifests
 from dserverfs.model import Dataset
 from dserverfs.operations import waiting
 from dserverfs.resolver import Resolver
+from tests.broken_disks import WAYS, own_disk, read_only
 from tests.quirky_server import CONTENTS, QuirkyServer, says
 
 pytest_plugins = ["tests.resolving"]
@@ -96,7 +106,7 @@ def test_index_and_file_are_asked_for_once_whoever_waits(
 
     assert again == [load, load]
     assert manifests.index(dataset).number_of_items == len(CONTENTS)
-    assert manifests.file(dataset).exists()
+    assert isinstance(manifests.file(dataset), Path)
     assert quirky.asked("/manifests/") == 1
 
 
@@ -142,9 +152,10 @@ def test_directory_that_vanished_is_made_anew(
     shutil.rmtree(tmp_path / "kept")
 
     assert loaded(lambda: manifests.index(dataset)).number_of_items == len(CONTENTS)
-    assert loaded(lambda: manifests.file(dataset)).exists()
+    assert isinstance(loaded(lambda: manifests.file(dataset)), Path)
 
 
+@pytest.mark.expects_log("cannot be written, keeping nothing new")
 @pytest.mark.parametrize("ask", ["index", "file"])
 @pytest.mark.parametrize(
     "error",
@@ -167,6 +178,9 @@ def test_what_the_disk_says_of_our_files_is_nothing_about_the_dataset(
 
     monkeypatch.setattr(Path, "open", fail)
     monkeypatch.setattr(sqlite3, "connect", fail)
+
+    monkeypatch.setattr("dserverfs.manifest_shelter.MAX_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("tempfile.mkdtemp", fail)
 
     with pytest.raises(LocalDiskError):
         loaded(lambda: getattr(manifests, ask)(dataset))
@@ -206,6 +220,67 @@ def test_closing_ends_a_load_and_begins_no_other(
         load.future.result(TIMEOUT_S)
     with pytest.raises(Cancelled):
         loaded(lambda: manifests.index(dataset))
+
+
+# A disk that takes nothing
+
+
+def content_of_file(manifests: Manifests, dataset: Dataset) -> Any:
+    kept = loaded(lambda: manifests.file(dataset))
+    return json.loads(kept if isinstance(kept, bytes) else kept.read_bytes())
+
+
+@pytest.mark.expects_log("cannot be written, keeping nothing new")
+@pytest.mark.parametrize("is_small", [True, False], ids=["in memory", "by another process"])
+@pytest.mark.parametrize("way", ["full", "no_inodes", "read_only", "a_file"])
+def test_manifest_that_the_disk_does_not_take_is_elsewhere(
+    resolver: Resolver,
+    dataset: Dataset,
+    tmp_path: Path,
+    way: str,
+    is_small: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("dserverfs.cache_troubles.time.monotonic", lambda: clock[0])
+    if not is_small:
+        monkeypatch.setattr("dserverfs.manifest_shelter.MAX_IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr("dserverfs.manifest_indexing.IN_PROCESS_BYTES", 0)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    with own_disk(tmp_path / "disk") as directory:
+        private_directory(directory)
+        manifests = Manifests(
+            KeptAnswers(resolver, directory),
+            "server",
+            directory,
+            explain=lambda dataset, error: error,
+        )
+        with WAYS[way](directory):
+            index = loaded(lambda: manifests.index(dataset))
+            assert index.number_of_items == len(CONTENTS)
+            assert index.child(0, "hello.txt").size_in_bytes == len(CONTENTS["hello.txt"])
+            assert len(content_of_file(manifests, dataset)["items"]) == len(CONTENTS)
+            assert caplog.text.count("cannot be written") == 1
+            assert not list(temporary.iterdir()), "nothing is left behind, even by a kill"
+        manifests.close()
+
+
+def test_what_the_server_took_back_is_not_told_though_the_disk_keeps_it(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset, tmp_path: Path
+) -> None:
+    with own_disk(tmp_path / "disk") as directory:
+        answers = KeptAnswers(resolver, directory)
+        answers.datasets(dataset.base_uri)
+        with read_only(directory):
+            quirky.faults = [says(403)]
+            with pytest.raises(PermissionDenied):
+                answers.datasets(dataset.base_uri)
+            quirky.faults = [says(401)]
+            with pytest.raises(NotAuthenticated):
+                answers.datasets(dataset.base_uri)
 
 
 class SlowLoad:

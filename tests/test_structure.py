@@ -55,6 +55,7 @@ LEVELS = [
     {"resolver", "item_content", "item_order", "many_gets", "local_dataset"},
     {"cache_opening"},
     {"cache", "kept_answers", "compared_writes", "announcement"},
+    {"manifest_shelter"},
     {"manifests", "metadata_writes"},
     {"catalogue", "attempts"},
     {"pieces", "edit_targets", "edit_session"},

@@ -244,16 +244,16 @@ class FrozenDataset:
         self._on_change(self.dataset)
 
     def _load_manifest(self) -> dict[str, Any]:
-        path = loaded(lambda: self._client.catalogue.manifest(self.dataset))
+        kept = loaded(lambda: self._client.catalogue.manifest(self.dataset))
         try:
-            manifest = parse_json(path.read_bytes(), "it")
+            manifest = parse_json(kept if isinstance(kept, bytes) else kept.read_bytes(), "it")
             if not isinstance(manifest["items"], dict):
                 raise TypeError("its items are not an object")
         except (OSError, KeyError, TypeError, ProtocolError) as error:
-            path.unlink(missing_ok=True)
+            self._client.catalogue.drop_manifest(self.dataset)
             raise ProtocolError(
-                f"{self.dataset.uri}: its manifest, kept in {path}, cannot be read ({error});"
-                " it will be fetched anew"
+                f"{self.dataset.uri}: its manifest cannot be read ({error}); it will be fetched"
+                " anew"
             ) from error
         assert isinstance(manifest, dict)
         self._require_safe(manifest["items"])
