@@ -176,7 +176,7 @@ class DatasetTree:
             size_in_bytes=row.size_in_bytes,
             hash_function=index.hash_function,
             hash=row.hash,
-            neighbours=functools.partial(index.identifiers_from, row.row),
+            neighbours=functools.partial(index.identifiers_around, row.row),
             place=row.row,
             items_from=functools.partial(self._items_from, index),
         )

@@ -24,7 +24,8 @@ class ItemContent:
     size_in_bytes: int
     hash_function: str  # dtool's name of it
     hash: str  # hex digits, lower case
-    neighbours: Callable[[int], Sequence[Identifier]]  # up to n items likely to be read next
+    # The n items nearest to it where directories list them, or all there are; itself first.
+    neighbours: Callable[[int], Sequence[Identifier]]
     # Its place in the order in which directories list the dataset's items, and how to
     # get up to n items from a place on; blocks, and raises DserverfsError.
     place: int = 0

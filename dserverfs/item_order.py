@@ -1,8 +1,10 @@
 """Which items will be read next, judged by the order in which items were read.
 
-Used by the prefetch. `tar`, `cp -r` and rsync read a directory's items in the
-order in which it lists them, which is that of the rows of the manifest's index.
-Pure policy; for one thread at a time.
+Used by the prefetch. `tar`, `cp -r` and rsync read a directory's items in the order in
+which it lists them, which is that of the rows of the manifest's index; `ls -r` and
+tools that take a list from its end read them the other way round; several threads
+read in a slightly other order, or at several places. Who reads a quarter of the items of
+a neighbourhood in no order will want the others, too. Pure policy; for one thread at a time.
 """
 
 from __future__ import annotations
@@ -11,66 +13,126 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import NamedTuple
 
-FIRST_WINDOW = 16
+FIRST_WINDOW = 8
 MAX_WINDOW = 256  # items; at 100 ms and 32 connections, 0.8 s of work
 # A directory's own row, and items read in a slightly other order.
 SLACK = 4
-MAX_STREAMS = 8  # of one dataset: directories are read within each other
+MAX_STREAMS = 16  # of one dataset: directories are read within each other, and by threads
 MAX_DATASETS = 64
+NEIGHBOURHOOD = 64  # places
+# Of a neighbourhood in no order; then at most four times as much is fetched as is read.
+DENSE = NEIGHBOURHOOD // 4
 
 
 class Stretch(NamedTuple):
-    """Places [first, first+length)."""
+    """Places [first, first+length), the last of them wanted first if `descending`."""
 
     first: int
     length: int
+    descending: bool = False
 
 
 class _Stream:
-    """One reader's way through the items."""
+    """One reader's way through the items.
+
+    Places are counted in the direction of reading: those of one who goes downwards
+    are negative.
+    """
 
     def __init__(self, place: int) -> None:
+        self.direction = 0  # 1 or -1 when it is known
         self.next = place + 1
         self.asked = place + 1  # places before this one were asked for
         self.window = 0
+
+    def is_near(self, place: int) -> bool:
+        """Return whether a reader who went this way may read that place now."""
+        if not self.direction:
+            return abs(place - (self.next - 1)) <= SLACK
+        at = place * self.direction
+        return self.next - SLACK <= at < max(self.asked, self.next + SLACK)
+
+    def advance(self, place: int) -> Stretch | None:
+        """Return what to fetch ahead now that a near place is read, if anything."""
+        if not self.direction:
+            started = self.next - 1
+            if place == started:
+                return None
+            self.direction = 1 if place > started else -1
+            self.next = self.asked = started * self.direction + 1
+        at = place * self.direction
+        if at < self.next:
+            return None
+        self.next = at + 1
+        start = max(self.asked, self.next)
+        # Half a window at a time, so that requests for URLs and the cache's are few.
+        if self.window and start - self.next > self.window // 2:
+            return None
+        self.window = min(MAX_WINDOW, max(FIRST_WINDOW, self.window * 2))
+        self.asked = self.next + self.window
+        return self._stretch(start, self.asked)
+
+    def limit(self, wanted: Stretch, length: int) -> None:
+        """Note that of what was asked for last only `length` places are fetched for now."""
+        self.asked = max(self.next, self.asked - wanted.length + length)
+        self.window = max(1, self.asked - self.next)
+
+    def asked_last_for(self, wanted: Stretch) -> bool:
+        if wanted.descending:
+            return self.direction < 0 and self.asked == 1 - wanted.first
+        return self.direction > 0 and self.asked == wanted.first + wanted.length
+
+    def _stretch(self, start: int, end: int) -> Stretch | None:
+        if self.direction > 0:
+            return Stretch(start, end - start)
+        # Place 0 is the lowest there is.
+        end = self.asked = min(end, 1)
+        return Stretch(1 - end, end - start, descending=True) if end > start else None
+
+
+class _Reading:
+    """What was read of a dataset."""
+
+    def __init__(self) -> None:
+        self.streams: list[_Stream] = []
+        self.read: dict[int, int] = {}  # by neighbourhood, a bit for each of its places
 
 
 class ItemOrder:
     """The places of items that were read, by dataset."""
 
     def __init__(self) -> None:
-        self._streams: OrderedDict[Hashable, list[_Stream]] = OrderedDict()
+        self._datasets: OrderedDict[Hashable, _Reading] = OrderedDict()
 
     def read(self, dataset: Hashable, place: int) -> Stretch | None:
         """Return what to fetch ahead now that the item at `place` is read, if anything."""
-        streams = self._streams.setdefault(dataset, [])
-        self._streams.move_to_end(dataset)
-        if len(self._streams) > MAX_DATASETS:
-            self._streams.popitem(last=False)
-        for stream in streams:
-            if stream.next - SLACK <= place < max(stream.asked, stream.next + SLACK):
-                return _advance(stream, place)
+        reading = self._datasets.setdefault(dataset, _Reading())
+        self._datasets.move_to_end(dataset)
+        if len(self._datasets) > MAX_DATASETS:
+            self._datasets.popitem(last=False)
+        streams = reading.streams
+        for stream in reversed(streams):
+            if stream.is_near(place):
+                streams.remove(stream)
+                streams.append(stream)
+                return stream.advance(place)
         streams.append(_Stream(place))
         del streams[:-MAX_STREAMS]
-        return None
+        return _dense(reading.read, place)
 
     def limit(self, dataset: Hashable, wanted: Stretch, length: int) -> None:
         """Note that only the first `length` places of a stretch are fetched for now."""
-        end = wanted.first + wanted.length
-        for stream in self._streams.get(dataset, ()):
-            if stream.asked == end:
-                stream.asked = max(stream.next, wanted.first + length)
-                stream.window = max(1, stream.asked - stream.next)
+        reading = self._datasets.get(dataset)
+        for stream in reading.streams if reading is not None else ():
+            if stream.asked_last_for(wanted):
+                stream.limit(wanted, length)
 
 
-def _advance(stream: _Stream, place: int) -> Stretch | None:
-    if place < stream.next:
-        return None
-    stream.next = place + 1
-    start = max(stream.asked, stream.next)
-    # Half a window at a time, so that requests for URLs and the cache's are few.
-    if stream.window and start - stream.next > stream.window // 2:
-        return None
-    stream.window = min(MAX_WINDOW, max(FIRST_WINDOW, stream.window * 2))
-    stream.asked = stream.next + stream.window
-    return Stretch(start, stream.asked - start)
+def _dense(read: dict[int, int], place: int) -> Stretch | None:
+    """Return the neighbourhood of a place when enough of it was read."""
+    number, index = divmod(place, NEIGHBOURHOOD)
+    before = read.get(number, 0)
+    now = read[number] = before | 1 << index
+    if now != before and now.bit_count() == DENSE:
+        return Stretch(number * NEIGHBOURHOOD, NEIGHBOURHOOD)
+    return None

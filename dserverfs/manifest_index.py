@@ -137,14 +137,15 @@ class ManifestIndex:
             (first, end),
         )
 
-    def identifiers_from(self, row: int, limit: int) -> list[Identifier]:
-        """Return the identifiers of up to `limit` items from `row` on: likely the next read."""
-        rows = self._all(
-            f"SELECT {_COLUMNS} FROM node WHERE row >= ? AND identifier IS NOT NULL"
-            " AND refused = 0 ORDER BY row LIMIT ?",
-            (row, limit),
-        )
-        return [found.identifier for found in rows if found.identifier is not None]
+    def identifiers_around(self, row: int, limit: int) -> list[Identifier]:
+        """Return the identifiers of the `limit` items nearest to `row`, the nearest first."""
+        sql = "SELECT row, identifier FROM node WHERE identifier IS NOT NULL AND refused = 0 AND"
+        found = [
+            *self._select(f"{sql} row >= ? ORDER BY row LIMIT ?", (row, limit)),
+            *self._select(f"{sql} row < ? ORDER BY row DESC LIMIT ?", (row, limit)),
+        ]
+        found.sort(key=lambda entry: abs(int(entry[0]) - row))
+        return [Identifier(identifier) for _, identifier in found[:limit]]
 
     def rows_from(self, row: int, limit: int) -> list[Row]:
         """Return the rows [row, row+limit) that there are, directories as well."""

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
-from dserverfs.blocks import BLOCK_SIZE, FIRST_WINDOW, Block, MemoryBlock, Run
+from dserverfs.blocks import BLOCK_SIZE, Block, MemoryBlock, Run
 from dserverfs.cache import BlockKey
 from dserverfs.cache_writer import CacheWriter, Put
 from dserverfs.cached_items import CachedItems
@@ -120,8 +120,7 @@ class Prefetch:
                 self._queue(mine[0])
                 mine.popleft()
             for item in large:
-                first = min(FIRST_WINDOW, item.number_of_blocks)
-                self._claims.want_ahead(item, Run(0, first))
+                self._claims.want_ahead(item, Run(0, 1))
         except DserverfsError as error:
             logger.debug("%s: not fetched ahead: %s", content.dataset.uri, error)
         except Exception:
@@ -135,11 +134,15 @@ class Prefetch:
         """Return the items of a stretch that fit into the budget, small ones and larger ones."""
         small, large = [], []
         size_in_bytes = 0
-        for item in content.items_from(stretch.first, stretch.length):
-            size_in_bytes += min(item.size_in_bytes, FIRST_WINDOW * BLOCK_SIZE)
+        items = content.items_from(stretch.first, stretch.length)
+        for item in reversed(items) if stretch.descending else items:
+            size_in_bytes += min(item.size_in_bytes, BLOCK_SIZE)
             if size_in_bytes > MAX_STRETCH_BYTES:
+                done = item.place - stretch.first
+                if stretch.descending:
+                    done = stretch.length - 1 - done
                 with self._lock:
-                    self._order.limit(content.dataset.uri, stretch, item.place - stretch.first)
+                    self._order.limit(content.dataset.uri, stretch, done)
                 break
             if item.number_of_blocks > 1:
                 large.append(item)

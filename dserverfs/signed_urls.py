@@ -154,6 +154,17 @@ class UrlBook:
             if identifier in urls:
                 return urls[identifier]
 
+    def lacking(self, dataset: BackendURI, identifiers: Sequence[Identifier]) -> list[Identifier]:
+        """Return those of `identifiers` that have no good URL."""
+        now_s = self._clock_s()
+        with self._lock:
+            known = self._urls.get(dataset, {})
+            return [
+                identifier
+                for identifier in identifiers
+                if identifier not in known or known[identifier].good_until_s <= now_s
+            ]
+
     def add(self, dataset: BackendURI, urls: Mapping[Identifier, SignedURL]) -> None:
         """Keep `urls`; others go if there are too many, and a dataset's oldest if it alone has."""
         with self._lock:

@@ -88,6 +88,7 @@ class QuirkyServer:
         self.store_faults: list[Fault | None] = []
         self.before_change: Callable[[], None] = lambda: None  # once it has arrived
         self.broken: dict[str, Fault] = {}  # by pattern of "METHOD /path", until taken away
+        self.store_headers: list[dict[str, str]] = []  # of each request to the store
 
     def add(
         self, uuid: str, contents: Mapping[str, bytes], readme: bytes = b"", **others: Any
@@ -368,6 +369,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _store(self, key: str) -> None:
         content = self.server_state.objects.get(key)
+        self.server_state.store_headers.append(dict(self.headers.items()))
         if "Authorization" in self.headers:
             self.answer(400, b"<Error><Code>InvalidArgument</Code></Error>")
         elif content is None:

@@ -138,7 +138,7 @@ def wrong(handler: Handler) -> None:
     "faults",
     [
         [refuse(403, "AccessDenied")] * 6,
-        [refuse(503, "SlowDown")] * 10,
+        [refuse(503, "SlowDown")] * FIRST_WINDOW,
         [wrong] * 5,
         [refuse(404, "NoSuchKey"), wrong, refuse(500, "InternalError")],
     ],

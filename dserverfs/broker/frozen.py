@@ -295,7 +295,7 @@ class FrozenDataset:
             size_in_bytes=item.size_in_bytes,
             hash_function=str(self.manifest().get("hash_function", "")),
             hash=item.hash,
-            neighbours=_Following(self._identifiers, self._places[item.identifier]),
+            neighbours=_Around(self._identifiers, self._places[item.identifier]),
         )
 
     def _fetch(self, identifier: Identifier) -> Path:
@@ -321,12 +321,15 @@ class FrozenDataset:
         return self._client.stored.digest(content, self.size(relpath))
 
 
-class _Following:
-    """The items that follow one in the manifest."""
+class _Around:
+    """The items nearest to one in the manifest, in the order in which dtool reads them."""
 
     def __init__(self, identifiers: Sequence[Identifier], place: int) -> None:
         self._identifiers = identifiers
         self._place = place
 
     def __call__(self, limit: int) -> Sequence[Identifier]:
-        return self._identifiers[self._place : self._place + limit]
+        first, end = max(0, self._place - limit), self._place + limit
+        near = range(first, min(end, len(self._identifiers)))
+        nearest = sorted(near, key=lambda place: abs(place - self._place))[:limit]
+        return [self._identifiers[place] for place in nearest]
