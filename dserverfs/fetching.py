@@ -38,6 +38,10 @@ class Outdated(Exception):
     """What comes is of no use any more: it was asked for before the item was dropped."""
 
 
+class Unwanted(Exception):
+    """What comes is for nobody: it was fetched ahead, and the item is no longer read."""
+
+
 class Receiver(Protocol):
     """Who gets the blocks."""
 
@@ -48,7 +52,10 @@ class Receiver(Protocol):
         """Raise Outdated if what that request brings is of no use."""
 
     def receive(self, index: int, data: bytes) -> None:
-        """Take a block; raises Outdated, HashMismatch (once more, then it counts) and others."""
+        """Take a block; raises Outdated, HashMismatch (once more, then it counts) and others.
+
+        Unwanted ends the fetching, whatever of the run is left.
+        """
 
 
 class Fetcher:
@@ -63,7 +70,7 @@ class Fetcher:
     def fetch(self, content: ItemContent, run: Run, receiver: Receiver, deadline: Deadline) -> None:
         """Give every block of `run` to `receiver`, in order; `deadline` begins anew with each.
 
-        Raises what the resolver, the store and the receiver raise.
+        Raises what the resolver, the store and the receiver raise; Unwanted.
         """
         next_block = run.first
         mismatched = False

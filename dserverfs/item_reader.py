@@ -29,7 +29,7 @@ class ItemReader:
         self._reader = reader
         self._content = content
         self._ahead = ReadAhead()
-        self._shelf = reader.shelf(content)
+        self._shelf = reader.opened(content)
         self._times_dropped = reader.times_dropped(content)
         self._lock = threading.Lock()
         # Which blocks were asked for, a byte each, until all were; anew once they were right.
@@ -42,9 +42,11 @@ class ItemReader:
         return self._content
 
     def close(self) -> None:
-        """Let the memory that the item takes be used for others; it may be read on."""
-        if self._content.number_of_blocks > 1:
-            self._reader.closed(self._content)
+        """Let the memory that the item takes be used for others; it may be read on.
+
+        What is fetched ahead is left, unless others have the item open.
+        """
+        self._reader.closed(self._content, self._shelf)
 
     def read_nowait(self, offset: int, size: int, buffer: memoryview) -> Buffer | None:
         """Return the bytes if they lie in one block that is at hand, else None: then `want` them.
@@ -58,7 +60,7 @@ class ItemReader:
         if block is None or offset == 0 or start + size > BLOCK_SIZE:
             return None
         with self._lock:
-            ahead = self._ahead.plan(index, index, self._blocks)
+            ahead = self._ahead.plan(offset, size, self._blocks)
             if self._asked is not None and not self._asked[index]:
                 self._note_locked(self._asked, index, index)
         if ahead.length:
@@ -87,7 +89,7 @@ class ItemReader:
             self._reader.begun(self._content)
         first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
         with self._lock:
-            ahead = self._ahead.plan(first, last, self._blocks)
+            ahead = self._ahead.plan(offset, end - offset, self._blocks)
         wanted = self._reader.want(self._content, Run(first, last - first + 1))
         # Behind `want`: what is noted is at hand or under way, as `held_back` takes for granted.
         with self._lock:

@@ -33,7 +33,11 @@ class Shelf(dict[int, Block]):
     May be looked up without the lock that its changes are made under.
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "readers")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readers = 0  # how many have it and did not give it back
 
 
 class LoadedBlocks:

@@ -37,12 +37,14 @@ from dserverfs.errors import (
     IntegrityError,
     Unreachable,
 )
-from dserverfs.fetching import Fetcher, Outdated, wait_for
+from dserverfs.fetching import Fetcher, Outdated, Unwanted, wait_for
 from dserverfs.item_content import ItemContent
 from dserverfs.loaded_blocks import LoadedBlocks, RecentFailures, Shelf
 from dserverfs.many_gets import ManyGets
+from dserverfs.pending_blocks import PendingBlocks
 from dserverfs.prefetch import Claim, Prefetch
 from dserverfs.retry import Deadline
+from dserverfs.run_receiver import RunReceiver
 from dserverfs.signed_urls import UrlSource
 from dserverfs.storage import Storage
 from dserverfs.verification import STRICT_LIMIT_BYTES, Verdict, Verification
@@ -83,8 +85,7 @@ class Reader:
         self._lock = threading.Lock()
         self._idle = threading.Condition()
         self._filling = 0  # how many threads are
-        self._pending: dict[BlockKey, Future[Block]] = {}
-        self._unasked: set[BlockKey] = set()  # pending ones that nobody waits for yet
+        self._pending = PendingBlocks()
         # A quarter of the files that may be open; the mount allows itself more.
         self._loaded = LoadedBlocks(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         cache.on_removal(lambda: self._loaded.close_removed(self._lock))
@@ -129,9 +130,9 @@ class Reader:
         return content.size_in_bytes == 0 or self.at_hand(content, 0) is not None
 
     def is_under_way(self, content: ItemContent) -> bool:
-        """Return whether a block of the item is just being fetched."""
+        """Return whether a block of the item is just being fetched for somebody."""
         with self._lock:
-            return any(key.item == content.key for key in self._pending)
+            return self._pending.has_of(content.key)
 
     def want(self, content: ItemContent, run: Run) -> list[Block | Future[Block]]:
         """Return the blocks of `run`: loaded ones, and futures of the others, now being fetched.
@@ -144,10 +145,12 @@ class Reader:
                 self._failures.check([key for key in keys if key not in self._loaded])
         return self._ask(content, run, self._demand)
 
-    def shelf(self, content: ItemContent) -> Shelf:
+    def opened(self, content: ItemContent) -> Shelf:
         """Return where the item's blocks are that can be read at once; see there."""
         with self._lock:
-            return self._loaded.shelf(content.key)
+            shelf = self._loaded.shelf(content.key)
+            shelf.readers += 1
+            return shelf
 
     def note_use(self, block: Block) -> None:
         """Note that a block is read: it stays longer than others. Never waits."""
@@ -155,10 +158,17 @@ class Reader:
             block.used = True
             self._cache.note_use(block)
 
-    def closed(self, content: ItemContent) -> None:
-        """Keep no memory for an item that somebody read, where the cache has it on disk."""
+    def closed(self, content: ItemContent, shelf: Shelf) -> None:
+        """Keep no memory for an item that somebody read, where the cache has it on disk.
+
+        Of what is fetched ahead, nothing is if that was the last who had it open.
+        """
         with self._lock:
-            self._loaded.leave_memory(content.key)
+            shelf.readers -= 1
+            if content.number_of_blocks > 1:
+                self._loaded.leave_memory(content.key)
+                if shelf.readers == 0:
+                    self._pending.drop_unasked(content.key)
 
     def want_ahead(self, content: ItemContent, run: Run) -> None:
         """Fetch the blocks of `run` in the background, in requests of at most MAX_RUN."""
@@ -182,16 +192,14 @@ class Reader:
                 key = BlockKey(content.key, 0)
                 at_hand = key in self._loaded or self._writer.waiting(key) is not None
                 if not at_hand and key not in self._pending:
-                    claims.append(Claim(content, Future()))
-                    self._pending[key] = claims[-1].future
-                    self._unasked.add(key)
+                    claims.append(Claim(content, self._pending.add(key)))
         return claims
 
     def settle(self, settled: Sequence[tuple[Claim, Block]]) -> None:
         """Hand out claimed items."""
         with self._lock:
             for claim, block in settled:
-                self._arrive_locked(BlockKey(claim.content.key, 0), block)
+                self._arrive_locked(BlockKey(claim.content.key, 0), block, claim.future)
         for claim, block in settled:
             claim.future.set_result(block)
 
@@ -200,9 +208,7 @@ class Reader:
         for claim in claims:
             key = BlockKey(claim.content.key, 0)
             with self._lock:
-                if key in self._unasked:
-                    self._unasked.discard(key)
-                    del self._pending[key]
+                if self._pending.drop_if_unasked(key):
                     continue
             try:
                 deadline = Deadline(self.read_timeout_s)
@@ -229,9 +235,10 @@ class Reader:
                     continue
                 future = self._pending.get(key)
                 if future is None:
-                    future = self._pending[key] = Future()
+                    future = self._pending.add(key)
                     missing.append((index, future))
-                self._unasked.discard(key)
+                if pool is self._demand:
+                    self._pending.ask(key)
                 answer.append(future)
         if missing:
             try:
@@ -258,11 +265,13 @@ class Reader:
         with self._idle:
             self._filling += 1
         try:
+            self.leave_unwanted(content, waiting)
             self._fill_from_cache(content, waiting)
-            receiver = _Receiver(self, content, waiting, deadline)
+            receiver = RunReceiver(self, content, waiting, deadline)
             while waiting:
                 run = leading_run([index for index, _ in waiting])
-                self._fetcher.fetch(content, run, receiver, deadline)
+                with contextlib.suppress(Unwanted):
+                    self._fetcher.fetch(content, run, receiver, deadline)
         except IntegrityError as error:
             # Nothing of it may be mixed with what the next reader fetches.
             self.drop(content)
@@ -301,6 +310,20 @@ class Reader:
             waiting.remove(entry)
             if unverified:
                 self.verification.arrived(content, index)
+
+    def leave_unwanted(
+        self, content: ItemContent, waiting: list[tuple[int, Future[Block]]]
+    ) -> bool:
+        """Take off `waiting` what was dropped since it was asked for; return whether any was."""
+        with self._lock:
+            wanted = [
+                (index, future)
+                for index, future in waiting
+                if self._pending.is_wanted(BlockKey(content.key, index), future)
+            ]
+        dropped = len(wanted) < len(waiting)
+        waiting[:] = wanted
+        return dropped
 
     def take(
         self,
@@ -432,7 +455,7 @@ class Reader:
         with self._lock:
             if self.times_dropped(content) != dropped:
                 raise Outdated
-            self._arrive_locked(key, block)
+            self._arrive_locked(key, block, future)
             if isinstance(block, MemoryBlock) and not block.row:
                 self._writer.announce(key, block)
         future.set_result(block)
@@ -446,16 +469,15 @@ class Reader:
         self.verification.failed(content)
         keys = [BlockKey(content.key, index) for index, _ in waiting]
         with self._lock:
-            for key in keys:
-                self._pending.pop(key, None)
+            for key, (_, future) in zip(keys, waiting, strict=True):
+                self._pending.remove(key, future)
             if isinstance(error, DeadlineExceeded):
                 self._failures.note(keys, error)
         for _, future in waiting:
             future.set_exception(error)
 
-    def _arrive_locked(self, key: BlockKey, block: Block) -> None:
-        self._pending.pop(key, None)
-        self._unasked.discard(key)
+    def _arrive_locked(self, key: BlockKey, block: Block, future: Future[Block]) -> None:
+        self._pending.remove(key, future)
         self._load_locked(key, block)
 
     def _load_locked(self, key: BlockKey, block: Block) -> None:
@@ -467,30 +489,3 @@ class Reader:
         with self._lock:
             self._loaded.put_behind(key, block)
             self._cache.note_use(block)
-
-
-class _Receiver:
-    """Gives what is fetched for some futures to the reader."""
-
-    def __init__(
-        self,
-        reader: Reader,
-        content: ItemContent,
-        waiting: list[tuple[int, Future[Block]]],
-        deadline: Deadline,
-    ) -> None:
-        self._reader = reader
-        self._content = content
-        self._waiting = waiting
-        self._deadline = deadline
-        self._dropped = 0
-
-    def begin(self) -> None:
-        self._dropped = self._reader.times_dropped(self._content)
-
-    def check(self) -> None:
-        if self._reader.times_dropped(self._content) != self._dropped:
-            raise Outdated
-
-    def receive(self, index: int, data: bytes) -> None:
-        self._reader.take(self._content, self._waiting, data, self._dropped, self._deadline)

@@ -24,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum, auto
 from typing import NamedTuple, Protocol
 
-from dserverfs.blocks import Block, DamagedBlock, ReadAhead, Run
+from dserverfs.blocks import BLOCK_SIZE, Block, DamagedBlock, ReadAhead, Run
 from dserverfs.errors import DeadlineExceeded, DserverfsError, IntegrityError
 from dserverfs.item_content import ItemContent
 from dserverfs.retry import Deadline
@@ -312,7 +312,7 @@ class Verification:
             if index >= content.number_of_blocks:
                 wrong = self._finish(content, progress) is Verdict.WRONG
                 return self._blocks.found_wrong(content) if wrong else None
-            run = ahead.plan(index, index, content.number_of_blocks)
+            run = ahead.plan(index * BLOCK_SIZE, BLOCK_SIZE, content.number_of_blocks)
             if run.length:
                 self._blocks.want_ahead(content, run)
             fetched = index, self._blocks.obtain(content, index, deadline)

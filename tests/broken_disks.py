@@ -50,7 +50,7 @@ def read_only(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", directory.parent], check=True, timeout=20)
+        subprocess.run(["umount", "--lazy", directory.parent], check=True, timeout=20)
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def test_read_ahead_asks_for_every_block_once_when_read_in_order() -> None:
     asked: list[int] = []
 
     for block in range(500):
-        run = ahead.plan(block, block, 500)
+        run = ahead.plan(block * BLOCK_SIZE, BLOCK_SIZE, 500)
         asked += range(run.first, run.first + run.length)
 
     assert asked == sorted(set(asked))
@@ -58,7 +58,7 @@ def test_read_ahead_window_grows_and_stays_within_its_limit() -> None:
     furthest = 0
 
     for block in range(400):
-        run = ahead.plan(block, block, 10_000)
+        run = ahead.plan(block * BLOCK_SIZE, BLOCK_SIZE, 10_000)
         furthest = max(furthest, run.first + run.length - block)
 
     assert MAX_WINDOW // 2 < furthest <= MAX_WINDOW + 1
@@ -67,7 +67,10 @@ def test_read_ahead_window_grows_and_stays_within_its_limit() -> None:
 def test_read_ahead_asks_for_nothing_when_reads_jump() -> None:
     ahead = ReadAhead()
 
-    asked = [ahead.plan(block, block, 10_000).length for block in (500, 20, 9000, 77, 4000)]
+    asked = [
+        ahead.plan(block * BLOCK_SIZE, BLOCK_SIZE, 10_000).length
+        for block in (500, 20, 9000, 77, 4000)
+    ]
 
     assert asked == [0, 0, 0, 0, 0]
 
@@ -77,7 +80,7 @@ def test_read_ahead_survives_reads_a_little_out_of_order() -> None:
     asked: set[int] = set()
 
     for block in (0, 1, 3, 2, 4, 5, 7, 6, 8, 9):
-        run = ahead.plan(block, block, 100)
+        run = ahead.plan(block * BLOCK_SIZE, BLOCK_SIZE, 100)
         asked |= set(range(run.first, run.first + run.length))
 
     assert set(range(2, 12)) <= asked
@@ -86,11 +89,11 @@ def test_read_ahead_survives_reads_a_little_out_of_order() -> None:
 def test_read_ahead_starts_again_after_a_seek_back_to_the_beginning() -> None:
     ahead = ReadAhead()
     for block in range(10):
-        ahead.plan(block, block, 50)
-    ahead.plan(40, 40, 50)
+        ahead.plan(block * BLOCK_SIZE, BLOCK_SIZE, 50)
+    ahead.plan(40 * BLOCK_SIZE, BLOCK_SIZE, 50)
 
-    ahead.plan(0, 0, 50)
-    run = ahead.plan(1, 1, 50)
+    ahead.plan(0 * BLOCK_SIZE, BLOCK_SIZE, 50)
+    run = ahead.plan(1 * BLOCK_SIZE, BLOCK_SIZE, 50)
 
     assert run.first == 2
     assert run.length > 0
