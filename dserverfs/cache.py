@@ -82,6 +82,12 @@ def prefix_of(item: str) -> str:
     return f"{FORMAT_VERSION}:{BLOCK_SIZE}:{item}:"
 
 
+def _range_of(item: str) -> tuple[str, str]:
+    """Return what the keys of all blocks of an item lie between."""
+    prefix = prefix_of(item)
+    return prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)
+
+
 class BlockCache:
     """Blocks on disk. `open` first; `close` when done."""
 
@@ -290,11 +296,9 @@ class BlockCache:
         cache = self._readable()
         if cache is None:
             return 0
-        prefix = prefix_of(item)
         try:
             rows = cache._sql(
-                "SELECT count(*) FROM Cache WHERE key > ? AND key < ? AND raw = 1",
-                (prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)),
+                "SELECT count(*) FROM Cache WHERE key > ? AND key < ? AND raw = 1", _range_of(item)
             ).fetchall()
         except _FAILURES as error:
             self._fail(error)
@@ -309,6 +313,20 @@ class BlockCache:
         try:
             for key in keys:
                 cache.delete(key.as_text())
+        except _FAILURES as error:
+            self._fail(error)
+
+    def drop_item(self, item: str) -> None:
+        """Forget every block of an item, or of a content, that is here, whatever its size."""
+        cache = self._readable()
+        if cache is None:
+            return
+        try:
+            rows = cache._sql(
+                "SELECT key FROM Cache WHERE key > ? AND key < ? AND raw = 1", _range_of(item)
+            ).fetchall()
+            for (key,) in rows:
+                cache.delete(key)
         except _FAILURES as error:
             self._fail(error)
 

@@ -97,9 +97,11 @@ class CacheWriter:
         """Return a block that is not on the disk yet."""
         return self._waiting.get(key)
 
-    def discard(self, keys: list[BlockKey]) -> None:
-        """Return when none of these blocks will be written any more; waits for one batch."""
-        self._forget(keys)
+    def discard(self, item: str) -> None:
+        """Return when no block of an item will be written any more; waits for one batch."""
+        with self._lock:
+            for key in [key for key in self._waiting if key.item == item]:
+                del self._waiting[key]
         with self._storing:
             pass
 

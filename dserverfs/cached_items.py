@@ -120,8 +120,8 @@ class CachedItems:
 
     def drop(self, content: ItemContent) -> None:
         """Forget every block of the item, and of those like it."""
-        for index in range(content.number_of_blocks):
-            self._cache.drop([BlockKey(content.key, index), BlockKey(content.content_key, index)])
+        for item in (content.key, content.content_key):
+            self._cache.drop_item(item)
 
     def drop_damaged(self, content: ItemContent, index: int) -> None:
         """Forget a block that is not what was stored."""

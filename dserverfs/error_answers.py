@@ -7,9 +7,12 @@ the proxies and stores around them each have a form of their own. Pure.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import requests
 
+from dserverfs.errors import ProtocolError
+from dserverfs.limits import parse_json
 from dserverfs.printable import one_line
 
 _TITLE = re.compile(r"<(title|message)[^>]*>([^<]+)</", re.IGNORECASE)
@@ -17,19 +20,13 @@ _TITLE = re.compile(r"<(title|message)[^>]*>([^<]+)</", re.IGNORECASE)
 
 def is_about_the_token(response: requests.Response) -> bool:
     """Return whether an error has the form of flask-jwt-extended."""
-    try:
-        data = response.json()
-    except ValueError:
-        return False
+    data = _json_of(response)
     return isinstance(data, dict) and "msg" in data
 
 
 def is_the_servers_own(response: requests.Response) -> bool:
     """Return whether an error has the form of flask-smorest, which is that of every dserver."""
-    try:
-        data = response.json()
-    except (ValueError, RecursionError):
-        return False
+    data = _json_of(response)
     return (
         isinstance(data, dict)
         and data.get("code") == response.status_code
@@ -39,16 +36,23 @@ def is_the_servers_own(response: requests.Response) -> bool:
 
 def message_of(response: requests.Response) -> str:
     """Return what the server said, one short line, whichever of its forms it used."""
-    try:
-        data = response.json()
-    except ValueError:
+    data = _json_of(response)
+    if data is None:
         match = _TITLE.search(response.text[:10_000])  # HTML of a proxy, XML of a store
         return one_line(match[2] if match else response.reason or "") or "no reason given"
     if isinstance(data, dict):
         for key in ("msg", "message", "errors", "error", "status"):
             if data.get(key):
-                return one_line(str(data[key]))
+                return one_line(str(data[key]))  # at most as deep as JSON may be
     return one_line(response.reason or "") or "no reason given"
+
+
+def _json_of(response: requests.Response) -> Any:
+    """Return the JSON of an answer; None if it is none that can be used."""
+    try:
+        return parse_json(response.content, "the answer")
+    except ProtocolError:
+        return None
 
 
 def root_cause(error: BaseException) -> str:

@@ -22,6 +22,32 @@ from dserverfs.retry import Deadline
 Buffer = bytes | bytearray | memoryview
 
 
+# Of larger items (1 TiB) no memory is taken for what is not read.
+MAX_BLOCKS_AT_ONCE = 1 << 20
+
+
+class _Marks:
+    """A byte for each block, as a bytearray, but memory only near those that were set."""
+
+    _PAGE = 4096
+
+    def __init__(self) -> None:
+        self._pages: dict[int, bytearray] = {}
+
+    def __getitem__(self, index: int) -> int:
+        page = self._pages.get(index // self._PAGE)
+        return 0 if page is None else page[index % self._PAGE]
+
+    def __setitem__(self, index: int, value: int) -> None:
+        page = self._pages.setdefault(index // self._PAGE, bytearray(self._PAGE))
+        page[index % self._PAGE] = value
+
+
+def _no_marks(blocks: int) -> bytearray | _Marks:
+    # A manifest may say that an item has 2**63 bytes.
+    return bytearray(blocks) if blocks <= MAX_BLOCKS_AT_ONCE else _Marks()
+
+
 class ItemReader:
     """One open item; several threads may read."""
 
@@ -34,7 +60,7 @@ class ItemReader:
         self._lock = threading.Lock()
         # Which blocks were asked for, a byte each, until all were; anew once they were right.
         self._blocks = content.number_of_blocks
-        self._asked: bytearray | None = bytearray(self._blocks)
+        self._asked: bytearray | _Marks | None = _no_marks(self._blocks)
         self._unasked = self._blocks
 
     @property
@@ -195,10 +221,10 @@ class ItemReader:
         """
         with self._lock:
             if self._asked is None:
-                self._asked = bytearray(self._blocks)
+                self._asked = _no_marks(self._blocks)
                 self._unasked = self._blocks
 
-    def _note_locked(self, asked: bytearray, first: int, last: int) -> None:
+    def _note_locked(self, asked: bytearray | _Marks, first: int, last: int) -> None:
         """Note which blocks were asked for, and when that were all."""
         for index in range(first, last + 1):
             if not asked[index]:

@@ -8,10 +8,12 @@ comes from. What breaks one is refused alone and visibly; what a limit is for is
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import email.utils
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from dserverfs.errors import ProtocolError
@@ -47,17 +49,24 @@ LAST_SHOWN_NS = (1 << 63) - 1
 MAX_SIZE_BYTES = (1 << 63) - 1  # off_t, and an integer of SQLite
 MAX_COUNT = (1 << 32) - 1  # of items: what the inode numbers of one dataset have room for
 
-# Answers, decompressed. JSON takes up to 25 times its bytes in memory, so each kind of answer
-# has a limit of its own, some 10 times what a real one has.
+# Answers, decompressed: each kind has a limit of its own, some 10 times what a real one has.
 MAX_SMALL_ANSWER_BYTES = 4 * 1024**2  # /me with 40,000 base URIs
 MAX_LISTING_PAGE_BYTES = 32 * 1024**2  # some servers answer with all: 50,000 datasets
 MAX_README_BYTES = 16 * 1024**2  # guess: a README is a page of YAML, and goes into the search
-MAX_METADATA_BYTES = 256 * 1024**2  # an overlay of a million items is 60 MB
+MAX_README_ANSWER_BYTES = 3 * MAX_README_BYTES  # a letter of 2 bytes is escaped as 6
+MAX_ANNOTATIONS_BYTES = 32 * 1024**2  # guess
+MAX_METADATA_BYTES = 256 * 1024**2  # of one dataset; an overlay of a million items is 60 MB
 MAX_MANIFEST_BYTES = 2 * 1024**3  # 12 million items
-MAX_URLS_BYTES_PER_ITEM = 4096  # a signed URL, and the headers signed with it, are 700
-MAX_ERROR_BYTES = 64 * 1024  # of an answer that says why it is none
+MAX_WHOLE_MANIFEST_BYTES = 256 * 1024**2  # where one is taken into memory
+MAX_ERROR_BYTES = 64 * 1024  # of an answer that says why it is none; more is not read
+_URL_BYTES = 4096  # for an item: its signed URL, and the headers signed with it, are 700
+# Python has up to 100 bytes of memory for a value of JSON, which may be one byte of it. This
+# many may be so short; of more each has this many bytes, as in manifests and listings.
+MAX_SHORT_VALUES = 1_000_000
+_VALUE_BYTES = 16
 
-MAX_LISTED_DATASETS = 1_000_000  # in one base URI: 1 GB. Guess
+MAX_LISTED_DATASETS = 200_000  # in one base URI; 1 KB of memory each. Guess
+MAX_LISTING_BYTES = 256 * 1024**2  # all pages of it
 # Nothing of dtool's is deeper than 4, but an annotation may hold anything. Python can neither
 # write nor compare what is nested near 1,000 deep.
 MAX_JSON_DEPTH = 100
@@ -163,12 +172,25 @@ def quoted(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
+def max_urls_bytes(items: int) -> int:
+    """Return how large an answer with the signed URLs of so many items may be."""
+    return MAX_SMALL_ANSWER_BYTES + items * _URL_BYTES
+
+
 def parse_json(content: bytes | str, what: str) -> Any:
     """Return the value of JSON text; raises ProtocolError that names `what` it should have been.
 
-    Whoever reads the text has bounded its length. NaN and Infinity are read, as
-    Python writes them: a date or size that is none is refused where it stands.
+    Whoever reads the text has bounded its length; memory is bounded here. NaN and
+    Infinity are read, as Python writes them: a date or size that is none is refused
+    where it stands.
     """
+    # At most so many: those inside of texts are counted, too.
+    if isinstance(content, bytes):
+        values = content.count(b",") + content.count(b"[") + content.count(b"{")
+    else:
+        values = content.count(",") + content.count("[") + content.count("{")
+    if values > MAX_SHORT_VALUES + len(content) // _VALUE_BYTES:
+        raise ProtocolError(f"{what} is JSON of more values than it may have")
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -176,6 +198,26 @@ def parse_json(content: bytes | str, what: str) -> Any:
     if is_too_deep(value):
         raise ProtocolError(f"{what} is JSON nested more than {MAX_JSON_DEPTH} deep")
     return value
+
+
+@contextlib.contextmanager
+def understood(what: str) -> Iterator[None]:
+    """Raise ProtocolError that names `what` if the block cannot make sense of it.
+
+    For blocks that do nothing but take a value of JSON apart: whatever is missing in
+    it, or of another type or size than it should be, is then the same error.
+    """
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise ProtocolError(f"{what} cannot be read: {error!r}") from error
 
 
 def is_too_deep(value: Any) -> bool:

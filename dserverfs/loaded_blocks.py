@@ -101,6 +101,10 @@ class LoadedBlocks:
         for key in keys:
             self.pop(key)
 
+    def drop_item(self, item: str) -> None:
+        """Drop every block of an item that is here."""
+        self.drop([(item, number) for number in self._shelves.get(item, ())])
+
     def leave_memory(self, item: str) -> None:
         """Let the item's blocks be read from the files behind them, where there are any."""
         for key in [key for key in self._in_memory if key[0] == item]:

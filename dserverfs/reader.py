@@ -423,21 +423,20 @@ class Reader:
 
     def drop(self, content: ItemContent) -> None:
         """Forget every block of an item that turned out to be wrong, here and in the cache."""
-        keys = [BlockKey(content.key, index) for index in range(content.number_of_blocks)]
         self.verification.forget(content)
         # Nothing that was asked for before the first time is settled afterwards; who
         # comes between the two may find what is just being dropped, and is refused, too.
-        self._count_drop(content, keys)
-        self._writer.discard(keys)
+        self._count_drop(content)
+        self._writer.discard(content.key)
         self._cached.drop(content)
-        self._count_drop(content, keys)
+        self._count_drop(content)
         self._tell_drop(content)
 
-    def _count_drop(self, content: ItemContent, keys: Sequence[BlockKey]) -> None:
+    def _count_drop(self, content: ItemContent) -> None:
         with self._lock:
             self._drops[content.key] = self._drops.get(content.key, 0) + 1
             self._fetcher.forget(content)
-            self._loaded.drop(keys)
+            self._loaded.drop_item(content.key)
 
     def drop_damaged(self, content: ItemContent, run: Run) -> None:
         """Forget blocks of which one is not what was stored."""

@@ -11,11 +11,13 @@ import hashlib
 import json
 import logging
 import re
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from dserverfs import limits
 from dserverfs.errors import (
     DserverfsError,
     NotFound,
@@ -23,7 +25,7 @@ from dserverfs.errors import (
     PermissionDenied,
     ProtocolError,
 )
-from dserverfs.limits import component_is_usable
+from dserverfs.limits import component_is_usable, is_text, understood
 from dserverfs.listings import Listings
 from dserverfs.model import UUID, Dataset, Identifier, User, split_base_uri
 from dserverfs.printable import public_url
@@ -173,7 +175,8 @@ class Resolver:
         """Yield what comes after `had`, in one attempt, and add it there."""
         response = self._routes.core_stream("manifests", dataset.uri, limit)
         again = _Prefix()
-        for piece in self._transport.read_pieces(response, limit, max_bytes=None):
+        max_bytes = limits.MAX_MANIFEST_BYTES
+        for piece in self._transport.read_pieces(response, limit, max_bytes=max_bytes):
             limit.extend(len(piece) / MANIFEST_BYTES_PER_S)
             known = piece[: had.count - again.count]
             if known:
@@ -200,10 +203,13 @@ class Resolver:
         return self._indexed_readme(dataset)
 
     def _indexed_readme(self, dataset: Dataset) -> bytes:
-        answer = json_of(self._routes.core("readmes", dataset.uri))
+        answer = json_of(
+            self._routes.core("readmes", dataset.uri, max_bytes=limits.MAX_README_ANSWER_BYTES)
+        )
         readme = answer.get("readme") if isinstance(answer, dict) else None
         if isinstance(readme, str):
-            return readme.encode("utf-8")
+            with understood(f"{self.server_url}: the README of {dataset.uri}"):
+                return readme.encode("utf-8")
         if isinstance(readme, dict):  # old servers keep it parsed; JSON is YAML
             return json.dumps(readme, indent=2).encode("utf-8")
         raise ProtocolError(f"{self.server_url}: the README of {dataset.uri} is no text")
@@ -317,10 +323,18 @@ class Resolver:
 
     def _stored_metadata(self, dataset: Dataset, deadline: Deadline) -> Metadata:
         urls = self.metadata_urls(dataset)
+        room = _Room(limits.MAX_METADATA_BYTES, f"{dataset.uri}: its metadata")
+
+        def read(url: str) -> bytes:
+            room.require()
+            content = self._read_object(url, deadline)
+            room.take(len(content))
+            return content
+
         with ThreadPoolExecutor(4, thread_name_prefix="metadata") as pool:
-            admin = pool.submit(self._read_object, urls.admin_metadata, deadline)
+            admin = pool.submit(read, urls.admin_metadata)
             parts = [
-                {name: pool.submit(self._read_object, url, deadline) for name, url in part.items()}
+                {name: pool.submit(read, url) for name, url in part.items()}
                 for part in (urls.overlays, urls.annotations)
             ]
             overlays, annotations = (
@@ -346,13 +360,13 @@ class Resolver:
 
     def _indexed_metadata(self, dataset: Dataset) -> Metadata:
         tags = json_of(self._routes.core("tags", dataset.uri))
-        annotations = json_of(self._routes.core("annotations", dataset.uri))
-        try:
+        annotations = json_of(
+            self._routes.core("annotations", dataset.uri, max_bytes=limits.MAX_ANNOTATIONS_BYTES)
+        )
+        with understood(f"{self.server_url}: what it knows of {dataset.uri}"):
             tag_names, values = tags["tags"], dict(annotations["annotations"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ProtocolError(f"{self.server_url}: tags of {dataset.uri} are no tags") from error
-        if not isinstance(tag_names, list):
-            raise ProtocolError(f"{self.server_url}: tags of {dataset.uri} are no list")
+            if not isinstance(tag_names, list):
+                raise TypeError("tags is no list")
         self._warn_once(
             f"{dataset.uri}: its overlays are not shown: {self.server_url} cannot sign them"
             f" without the URLs of {dataset.number_of_items} items"
@@ -409,8 +423,30 @@ class _Prefix:
 
 def _manifest_timeout_s(dataset: Dataset) -> float:
     """Return for how long nothing may come of a manifest."""
-    return METADATA_TIMEOUT_S + MANIFEST_S_PER_ITEM * (dataset.number_of_items or 0)
+    expected_s = METADATA_TIMEOUT_S + MANIFEST_S_PER_ITEM * (dataset.number_of_items or 0)
+    return min(expected_s, MANIFEST_TOTAL_S)
+
+
+class _Room:
+    """How many bytes may still come of what has a limit together; for any thread."""
+
+    def __init__(self, max_bytes: int, what: str) -> None:
+        self._lock = threading.Lock()
+        self._left = max_bytes
+        self._message = f"{what} is larger than {max_bytes} bytes"
+
+    def take(self, size_in_bytes: int) -> None:
+        """Count what has come; raises ProtocolError when it is too much."""
+        with self._lock:
+            self._left -= size_in_bytes
+        self.require()
+
+    def require(self) -> None:
+        """Raise ProtocolError if too much has come."""
+        if self._left < 0:
+            raise ProtocolError(self._message)
 
 
 def _sorted_texts(tags: list[Any]) -> tuple[str, ...]:
-    return tuple(sorted(str(tag) for tag in tags))
+    """Return the tags, but for what no tag can be."""
+    return tuple(sorted(tag for tag in tags if is_text(tag)))

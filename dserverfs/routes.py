@@ -26,6 +26,7 @@ from dserverfs.errors import (
     Unreachable,
     Unsupported,
 )
+from dserverfs.limits import is_text, parse_json
 from dserverfs.printable import public_url
 from dserverfs.retry import Deadline
 from dserverfs.transport import ServerTransport
@@ -269,17 +270,17 @@ def quote(text: str) -> str:
 
 
 def json_of(response: requests.Response) -> Any:
+    """Return the JSON of an answer; raises ProtocolError."""
+    where = f"{public_url(response.url)}: the answer"
     try:
-        return response.json()
-    except ValueError as error:
-        raise ProtocolError(
-            f"{public_url(response.url)}: the answer is not JSON; is this a dserver?"
-        ) from error
+        return parse_json(response.content, where)
+    except ProtocolError as error:
+        raise ProtocolError(f"{error}; is this a dserver?") from error
 
 
 def string_map(value: Any, what: str) -> dict[str, str]:
     """Return `value` if it maps strings to strings; raises ProtocolError."""
-    if not isinstance(value, dict) or not all(isinstance(url, str) for url in value.values()):
+    if not isinstance(value, dict) or not all(map(is_text, [*value, *value.values()])):
         raise ProtocolError(f"{what} of a dataset is not a map of URLs")
     return value
 

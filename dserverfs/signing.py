@@ -16,6 +16,7 @@ import requests
 
 from dserverfs.clock import boottime_s
 from dserverfs.errors import NotFound, ProtocolError
+from dserverfs.limits import max_urls_bytes
 from dserverfs.model import BackendURI, Dataset, Identifier
 from dserverfs.routes import Routes, json_of, string_map
 from dserverfs.signed_urls import SignedURL, UrlBook, expiry_of
@@ -76,7 +77,13 @@ class Signing:
         """Return the answer about a dataset's metadata; keep what it says of items."""
         # A server that does not know the parameter ignores it and answers with all.
         before_s = boottime_s()
-        response = self._routes.signed("GET", "dataset", dataset.uri, params={"items": "false"})
+        response = self._routes.signed(
+            "GET",
+            "dataset",
+            dataset.uri,
+            params={"items": "false"},
+            max_bytes=max_urls_bytes(MAX_ITEMS_ASKED_WHOLE),
+        )
         answer = self._object(response, dataset)
         if answer.pop("item_urls", None):
             self._urls.add(dataset.uri, self._item_urls(response, dataset, before_s))
@@ -148,7 +155,9 @@ class Signing:
 
     def _sign_whole(self, dataset: Dataset) -> dict[Identifier, SignedURL]:
         before_s = boottime_s()
-        response = self._routes.signed("GET", "dataset", dataset.uri)
+        response = self._routes.signed(
+            "GET", "dataset", dataset.uri, max_bytes=max_urls_bytes(MAX_ITEMS_ASKED_WHOLE)
+        )
         return self._item_urls(response, dataset, before_s)
 
     def _sign_one(self, dataset: Dataset, identifier: Identifier) -> dict[Identifier, SignedURL]:

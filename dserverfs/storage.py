@@ -43,8 +43,10 @@ from dserverfs.transport import USER_AGENT
 
 MAX_OBJECT_BYTES = 64 * 1024 * 1024
 _SMALL_BODY_BYTES = 4096
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
-_TOTAL = re.compile(r"/(\d+)\Z")
+# Sizes of at most 64 bits: int() refuses thousands of digits.
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\Z")
+_TOTAL = re.compile(r"/(\d{1,19})\Z")
+_LENGTH = re.compile(r"[0-9]{1,19}\Z")
 # Answered with 400, by a store that got tired of waiting for the body.
 _TRANSIENT_CODES = frozenset({"RequestTimeout", "IncompleteBody"})
 _XML_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
@@ -125,7 +127,7 @@ class Storage:
                 raise _refusal(response, url)
             _check_encoding(response, url)
             length = response.headers.get("Content-Length", "")
-            if not length.isdecimal():
+            if _LENGTH.match(length) is None:
                 raise ProtocolError(f"{public_url(url)}: the store does not say how large it is")
             return StoredObject(int(length), etag)
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:

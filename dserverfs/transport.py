@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import datetime
 import http.client
 import json as json_module
@@ -46,6 +47,7 @@ from dserverfs.errors import (
     UnusableAnswer,
     UsageError,
 )
+from dserverfs.limits import MAX_ERROR_BYTES, MAX_METADATA_BYTES, MAX_SMALL_ANSWER_BYTES
 from dserverfs.printable import one_line, public_url
 from dserverfs.retry import (
     BUSY_STATUSES,
@@ -59,7 +61,6 @@ logger = logging.getLogger(__name__)
 METADATA_TIMEOUT_S = 30.0
 # Of a dserver they say what it has and who may see it; of a proxy before it, nothing.
 _ABOUT_WHAT_WAS_ASKED = frozenset({403, 404, 405, 410})
-MAX_ANSWER_BYTES = 256 * 1024 * 1024  # 100,000 items' signed URLs are 42 MB
 _PIECE_BYTES = 64 * 1024
 # A token file replaced by other means than renaming is empty for a moment.
 _EMPTY_FILE_WAIT_S = 0.2
@@ -215,16 +216,24 @@ class ServerTransport:
         timeout_s: float = METADATA_TIMEOUT_S,
         authenticated: bool = True,
         attempts: int | None = None,
+        max_bytes: int = MAX_SMALL_ANSWER_BYTES,
     ) -> requests.Response:
         """Return the 2xx answer to a call that can be repeated; raises what the status means.
 
-        Tried again by the rules of `retry` until `timeout_s` is over.
+        Tried again by the rules of `retry` until `timeout_s` is over. Raises
+        ProtocolError for an answer of more than `max_bytes`.
         """
         retries = Retries(Deadline(timeout_s), what=f"{method} {path}", attempts=attempts)
 
         def attempt(limit: Deadline) -> requests.Response:
             response = self._answered(
-                method, path, limit, params=params, json=json, authenticated=authenticated
+                method,
+                path,
+                limit,
+                params=params,
+                json=json,
+                authenticated=authenticated,
+                max_bytes=max_bytes,
             )
             _require_json(response)
             return response
@@ -239,7 +248,7 @@ class ServerTransport:
 
     def stream(self, path: str, limit: Deadline) -> requests.Response:
         """Return a 2xx answer to one GET, its body left to `read_pieces`, within `limit`."""
-        return self._answered("GET", path, limit, stream=True)
+        return self._answered("GET", path, limit, max_bytes=None)
 
     def _answered(
         self,
@@ -250,9 +259,12 @@ class ServerTransport:
         params: Mapping[str, Any] | None = None,
         json: Any = None,
         authenticated: bool = True,
-        stream: bool = False,
+        max_bytes: int | None = MAX_SMALL_ANSWER_BYTES,
     ) -> requests.Response:
-        """Return the 2xx answer to one call; asks once more if the token was replaced by then."""
+        """Return the 2xx answer to one call; its body is unread without `max_bytes`.
+
+        Asks once more if the token was replaced by then.
+        """
         refused: str | None = None
         while True:
             token = self._tokens.token() if authenticated else None
@@ -269,8 +281,11 @@ class ServerTransport:
                         allow_redirects=False,
                         stream=True,
                     )
-                if not stream or not 200 <= response.status_code < 300:
-                    response._content = b"".join(self.read_pieces(response, limit))
+                if not 200 <= response.status_code < 300:
+                    response._content = self._beginning(response, limit)
+                elif max_bytes is not None:
+                    pieces = self.read_pieces(response, limit, max_bytes=max_bytes)
+                    response._content = b"".join(pieces)
             except requests.RequestException as error:
                 self._adapter.begin_anew()
                 raise self._no_answer(error) from error
@@ -289,7 +304,7 @@ class ServerTransport:
         response: requests.Response,
         deadline: Deadline,
         *,
-        max_bytes: int | None = MAX_ANSWER_BYTES,
+        max_bytes: int,
     ) -> Generator[bytes, None, None]:
         """Yield the body as it arrives and close the response; bounded in size and time.
 
@@ -301,8 +316,10 @@ class ServerTransport:
             # Not iter_content, which waits for a full piece however slowly it comes.
             while piece := response.raw.read1(_PIECE_BYTES, decode_content=True):
                 total += len(piece)
-                if max_bytes is not None and total > max_bytes:
-                    raise ProtocolError(f"{_where(response)}: the answer is too large")
+                if total > max_bytes:
+                    raise ProtocolError(
+                        f"{_where(response)}: the answer is larger than {max_bytes} bytes"
+                    )
                 yield piece
                 deadline.remaining_s()
         except (urllib3.exceptions.TimeoutError, TimeoutError) as error:
@@ -313,6 +330,16 @@ class ServerTransport:
             raise Unreachable(f"{_where(response)}: the answer was cut off") from error
         finally:
             response.close()
+
+    def _beginning(self, response: requests.Response, limit: Deadline) -> bytes:
+        """Return of an answer that is an error what may say why."""
+        body = b""
+        with contextlib.closing(
+            self.read_pieces(response, limit, max_bytes=MAX_METADATA_BYTES)
+        ) as pieces:
+            while len(body) < MAX_ERROR_BYTES and (piece := next(pieces, b"")):
+                body += piece
+        return body[:MAX_ERROR_BYTES]
 
     def close(self) -> None:
         self._session.close()

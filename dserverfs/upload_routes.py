@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dserverfs import limits
 from dserverfs.clock import boottime_s
 from dserverfs.errors import (
     Conflict,
@@ -18,6 +19,7 @@ from dserverfs.errors import (
     Unreachable,
     Unsupported,
 )
+from dserverfs.limits import understood
 from dserverfs.model import Identifier
 from dserverfs.retry import Deadline, Retries
 from dserverfs.routes import Routes, json_of, quote
@@ -92,23 +94,23 @@ class UploadRoutes:
             f"/signed-urls/upload/{quote(base_uri)}",
             json=description,
             timeout_s=self._timeout_s(len(description["items"])),
+            max_bytes=limits.max_urls_bytes(len(description["items"])),
         )
         answer = json_of(response)
-        try:
+        with understood(f"{self.server_url}: the answer about upload URLs"):
             urls = answer["upload_urls"]
             entries = {Identifier(key): entry for key, entry in urls["items"].items()}
             in_parts = frozenset(key for key, entry in entries.items() if entry.get("in_parts"))
             items = {
-                identifier: UploadUrl(str(entry["url"]), _headers(entry))
+                identifier: UploadUrl(_text(entry["url"]), _headers(entry))
                 for identifier, entry in entries.items()
                 if identifier not in in_parts
             }
-            readme = UploadUrl(str(urls["readme"]), {})
-            stored = frozenset(Identifier(each) for each in answer.get("stored", ()))
+            readme = UploadUrl(_text(urls["readme"]), {})
+            stored = frozenset(Identifier(_text(each)) for each in answer.get("stored", ()))
             good_until_s = expiry_of(readme.url, answer, response.headers, before_s)
-            return UploadUrls(str(answer["uri"]), readme, items, in_parts, stored, good_until_s)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ProtocolError(f"{self.server_url}: the upload URLs are incomplete") from error
+            uri = _text(answer["uri"])
+            return UploadUrls(uri, readme, items, in_parts, stored, good_until_s)
 
     def takes_parts(self) -> bool:
         """Return whether the server takes items that are too large for one PUT."""
@@ -117,25 +119,23 @@ class UploadRoutes:
     def begin_parts(self, uri: str, identifier: Identifier) -> Parts:
         """Begin an item in parts, or take it up again."""
         answer = self._parts("", uri, identifier, {})
-        try:
+        with understood(f"{self.server_url}: the answer about parts of {uri}"):
             if answer["stored"] is True:
                 return Parts(True, 0, {})
-            etags = {int(number): str(etag) for number, etag in answer["etags"].items()}
-            part_bytes = int(answer["part_bytes"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ProtocolError(f"{self.server_url}: says nothing of parts", uri=uri) from error
-        if part_bytes <= 0:
-            raise ProtocolError(f"{self.server_url}: parts of {part_bytes} bytes", uri=uri)
+            etags = {int(number): _text(etag) for number, etag in answer["etags"].items()}
+            part_bytes = answer["part_bytes"]
+        if not limits.size_is_usable(part_bytes) or part_bytes == 0:
+            raise ProtocolError(
+                f"{self.server_url}: parts of {limits.quoted(part_bytes)} bytes", uri=uri
+            )
         return Parts(False, part_bytes, etags)
 
     def sign_part(self, uri: str, identifier: Identifier, number: int, md5: str) -> UploadUrl:
         """Return where to PUT a part that has this MD5."""
         answer = self._parts("/sign", uri, identifier, {"parts": {str(number): md5}})
-        try:
+        with understood(f"{self.server_url}: the answer with the URL of a part of {uri}"):
             entry = answer["urls"][str(number)]
-            return UploadUrl(str(entry["url"]), _headers(entry))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ProtocolError(f"{self.server_url}: no URL for a part", uri=uri) from error
+            return UploadUrl(_text(entry["url"]), _headers(entry))
 
     def complete_parts(self, uri: str, identifier: Identifier, etags: Sequence[str]) -> None:
         """Have the item made of its parts; after an error `begin_parts` tells whether it is."""
@@ -187,19 +187,17 @@ class UploadRoutes:
         """Return the user's own pending uploads; raises Unsupported if the server does not tell."""
         self._require_ours("tell which uploads are pending")
         answer = json_of(self._routes.transport.get("/signed-urls/uploads"))
-        try:
+        with understood(f"{self.server_url}: the list of uploads"):
             return [
                 PendingUpload(
-                    str(entry["uri"]),
-                    str(entry["name"]),
-                    float(entry["started_at"]),
+                    _text(entry["uri"]),
+                    _text(entry["name"]),
+                    limits.parse_timestamp(entry["started_at"]),
                     int(entry["number_of_items"]),
                     int(entry["size_in_bytes"]),
                 )
                 for entry in answer["uploads"]
             ]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ProtocolError(f"{self.server_url}: the list of uploads is incomplete") from error
 
     def discard(self, uri: str) -> None:
         """Delete a pending upload with what of it is stored; one that is not there is no error.
@@ -220,7 +218,14 @@ class UploadRoutes:
     def manifest_items(self, uri: str) -> Mapping[str, Any] | None:
         """Return the `items` of a registered dataset's manifest; None if it is not registered."""
         try:
-            manifest = json_of(self._routes.core("manifests", uri, timeout_s=MANIFEST_TIMEOUT_S))
+            manifest = json_of(
+                self._routes.core(
+                    "manifests",
+                    uri,
+                    timeout_s=MANIFEST_TIMEOUT_S,
+                    max_bytes=limits.MAX_WHOLE_MANIFEST_BYTES,
+                )
+            )
         except NotFound:
             return None
         items = manifest.get("items") if isinstance(manifest, dict) else None
@@ -233,4 +238,11 @@ class UploadRoutes:
 
 
 def _headers(entry: Mapping[str, Any]) -> Mapping[str, str]:
-    return {str(name): str(value) for name, value in dict(entry["headers"]).items()}
+    return {_text(name): _text(value) for name, value in dict(entry["headers"]).items()}
+
+
+def _text(value: object) -> str:
+    """Return a string as it is; raises TypeError for what is none that can be sent."""
+    if not isinstance(value, str) or not limits.is_text(value):
+        raise TypeError(f"{limits.quoted(value)} is no text")
+    return value

@@ -51,6 +51,7 @@ class Quirks:
 
     page_size: int | None = None  # whatever is asked for
     sends_pagination: bool = True
+    total: object = ...  # what it says instead of the number of datasets
     beyond_the_end: str = "404"  # or "empty", or "last page"
     refuses_sort: bool = False
     encoded_slashes: bool = True  # False: a proxy decodes them, and merges slashes
@@ -284,7 +285,8 @@ class Handler(BaseHTTPRequestHandler):
             page = pages if quirks.beyond_the_end == "last page" else page
         headers = {}
         if quirks.sends_pagination:
-            pagination = {"total": len(found), "total_pages": pages}
+            total = len(found) if quirks.total is ... else quirks.total
+            pagination = {"total": total, "total_pages": pages}
             headers["X-Pagination"] = json.dumps(pagination)
         self.answer(200, found[(page - 1) * size : page * size], headers)
 

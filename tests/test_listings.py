@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid as uuid_module
 from typing import Any
 
 import pytest
 
+from dserverfs import listings
 from dserverfs.errors import PermissionDenied, ProtocolError, Unreachable
 from dserverfs.model import UUID
 from dserverfs.resolver import Resolver
@@ -158,6 +160,72 @@ def test_entry_that_cannot_be_read_is_left_out(quirky: QuirkyServer, resolver: R
     quirky.add("no-uuid", {})
 
     assert len(resolver.datasets(BASE_URI)) == 1
+
+
+# Of a listing.
+WRONG: dict[str, list[Any]] = {
+    "uuid": ["", None, 5, "x" * 36],
+    "uri": [None, "\ud800", "x" * 100_000, {}],
+    "name": [None, "\ud800"],
+    "frozen_at": [None, math.nan, math.inf, 1e300, 10**400, "soon", True, []],
+    "created_at": [math.nan, -1e300],
+    "number_of_items": [-1, 1.0, True, 10**30, "1"],
+    "size_in_bytes": [-1, 0.5, False, 10**30],
+}
+
+
+@pytest.mark.expects_log(r"is left out: .*, and \d+ more")
+def test_entries_that_cannot_be_are_left_out_alone_in_one_line(
+    quirky: QuirkyServer, resolver: Resolver, caplog: pytest.LogCaptureFixture
+) -> None:
+    (good,) = many(quirky, 1)
+    entry = quirky.entries[0]
+    for key, values in WRONG.items():
+        for value in values:
+            uuid = str(uuid_module.uuid4())
+            wrong = {**entry, "uuid": uuid, "uri": f"{BASE_URI}/{uuid}", key: value}
+            quirky.entries.append(wrong)
+
+    assert [dataset.uuid for dataset in resolver.datasets(BASE_URI)] == [good]
+
+    assert caplog.text.count("WARNING") == 1
+
+
+def test_listing_of_more_than_a_base_uri_may_have_is_an_error(
+    quirky: QuirkyServer, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listings, "MAX_LISTED_DATASETS", 250)
+    many(quirky, 250)
+    assert len(resolver.datasets(BASE_URI)) == 250
+
+    many(quirky, 351)
+
+    with pytest.raises(ProtocolError, match="is not shown"):
+        resolver.datasets(BASE_URI)
+
+
+@pytest.mark.parametrize("total", [10**30, -1, 1e300, "many", None, [[]]])
+def test_total_that_is_none_is_not_looked_at(
+    quirky: QuirkyServer, resolver: Resolver, total: object
+) -> None:
+    quirky.quirks.total = total
+    uuids = many(quirky, 150)
+
+    assert {dataset.uuid for dataset in resolver.datasets(BASE_URI)} == uuids
+
+
+@pytest.mark.parametrize("beyond", ["404", "empty", "last page"])
+def test_total_that_is_not_true_costs_few_questions(
+    quirky: QuirkyServer, resolver: Resolver, beyond: str
+) -> None:
+    quirky.quirks.total = 10**8
+    quirky.quirks.beyond_the_end = beyond
+    many(quirky, 150)
+
+    with pytest.raises(Unreachable, match="incomplete"):
+        resolver.datasets(BASE_URI)
+
+    assert len(quirky.requests) <= 2 * (1 + 2 * listings.PAGES_AHEAD)
 
 
 @pytest.mark.expects_log(r"'file:///home/me' is left out")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from dserverfs import limits
 from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.cache import BlockCache
 from dserverfs.errors import DserverfsError, IntegrityError, NotStored, ProtocolError, Unreachable
@@ -359,3 +361,17 @@ def test_short_way_refuses_an_item_that_was_read_wrong(world: World) -> None:
 
     with pytest.raises(IntegrityError, match="open it again"):
         item.read_nowait(BLOCK_SIZE, 10, buffer)
+
+
+def test_item_of_any_size_is_dropped_by_what_there_is_of_it(world: World) -> None:
+    """A manifest may say 2**63: nothing is made for each block that there would be."""
+    content = world.content(limits.MAX_SIZE_BYTES)
+    tracemalloc.start()
+
+    with pytest.raises(IntegrityError):
+        ItemReader(world.reader, content).read(0, 1)
+    world.reader.drop(content)
+
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20 * BLOCK_SIZE

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import requests
 
+from dserverfs.model import identifier_of
 from dserverfs.server.search import fts_queries
 from tests.serving import ServerHandle, begin, complete, encoded, new_uuid, upload, upload_body
 
@@ -198,7 +199,7 @@ def test_a_dataset_registered_by_hand_is_found_and_replaced(server: ServerHandle
         "type": "dataset",
         "readme": "sneezes",
         "manifest": {
-            "items": {"0" * 40: item},
+            "items": {identifier_of("by-hand.txt"): item},
             "hash_function": "md5sum_hexdigest",
             "dtoolcore_version": "3.0.0",
         },

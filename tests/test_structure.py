@@ -18,11 +18,9 @@ ROOT = PACKAGE.parent
 # A module imports only modules of a level before its own; `server` stands aside.
 LEVELS = [
     {"allocator", "clock", "durable_files", "mountinfo", "printable"},
-    {"errors", "error_answers"},
-    {"retry"},
-    {"bounded_sockets"},
-    {"limits"},
-    {"model"},
+    {"errors"},
+    {"limits", "retry"},
+    {"bounded_sockets", "error_answers", "model"},
     {
         "blocks",
         "cache_troubles",

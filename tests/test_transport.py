@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import os
 import socket
 import sqlite3
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from dserverfs.errors import (
     Unsupported,
     UnusableAnswer,
 )
+from dserverfs.limits import MAX_SMALL_ANSWER_BYTES
 from dserverfs.retry import ATTEMPTS, Deadline
 from dserverfs.transport import ServerTransport, TokenSource
 from tests.quirky_server import TOKEN, QuirkyServer, quirky_server, says
@@ -169,7 +172,7 @@ def test_answer_without_end_is_refused(
     limit = Deadline(10)
     response = transport.stream("/me", limit)
 
-    with pytest.raises(ProtocolError, match="too large"):
+    with pytest.raises(ProtocolError, match="larger than 10 bytes"):
         list(transport.read_pieces(response, limit, max_bytes=10))
 
 
@@ -183,6 +186,35 @@ def test_connection_is_kept_and_replaced_when_it_dies(
     quirky.faults = [hang_up]
 
     assert transport.get("/me").json()["username"] == "grumpy"
+
+
+def test_answer_that_unpacks_to_more_than_its_kind_may_have_is_not_read(
+    quirky: QuirkyServer, transport: ServerTransport
+) -> None:
+    bomb = gzip.compress(b"[" + b" " * (64 << 20) + b"]")
+
+    def explode(handler: Any) -> None:
+        handler.answer(200, bomb, {"Content-Encoding": "gzip"})
+
+    quirky.faults = [explode]
+    tracemalloc.start()
+
+    with pytest.raises(ProtocolError, match="larger than"):
+        transport.get("/me")
+
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4 * MAX_SMALL_ANSWER_BYTES
+
+
+def test_of_an_endless_error_only_the_beginning_is_read(
+    quirky: QuirkyServer, transport: ServerTransport
+) -> None:
+    page = b"<title>Sorry, not today</title>" + bytes(10 << 20)
+    quirky.faults = [lambda handler: handler.answer(400, page, HTML)]
+
+    with pytest.raises(ProtocolError, match="Sorry, not today"):
+        transport.get("/me")
 
 
 # Servers that are not there

@@ -71,5 +71,5 @@ def test_list_that_is_none_is_an_error(
     resolver.capabilities()
     quirky.faults = [says(200, answer)]
 
-    with pytest.raises(ProtocolError, match="incomplete"):
+    with pytest.raises(ProtocolError, match="list of uploads"):
         resolver.uploads.pending()

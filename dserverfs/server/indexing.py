@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import dservercore.utils
+from dservercore import ValidationError
 
 from dserverfs.errors import IntegrityError, NotFound
 from dserverfs.server.stored_metadata import StoredMetadata
@@ -50,10 +51,16 @@ def read_dataset(place: Place, uri: str) -> dict[str, Any]:
 
 
 def register(dataset_info: dict[str, Any]) -> None:
-    """Enter the dataset, replacing what was known of it; commits. Needs an app context."""
+    """Enter the dataset, replacing what was known of it; commits. Needs an app context.
+
+    Raises IntegrityError for one that no upload would let in.
+    """
     items = dataset_info["manifest"]["items"].values()
     sizes = {
         "number_of_items": len(items),
         "size_in_bytes": sum(item.get("size_in_bytes", 0) for item in items),
     }
-    dservercore.utils.register_dataset({**dataset_info, **sizes})
+    try:
+        dservercore.utils.register_dataset({**dataset_info, **sizes})
+    except ValidationError as error:
+        raise IntegrityError(str(error), uri=dataset_info["uri"]) from error

@@ -22,6 +22,8 @@ from dservercore.extensions import sql_db
 from sqlalchemy import text
 
 from dserverfs import __version__ as __version__
+from dserverfs.errors import UsageError
+from dserverfs.server.dataset_check import check_dataset
 from dserverfs.server.dataset_info import dates_of, readme_text, sizes_of
 
 SCHEMA = (
@@ -80,11 +82,13 @@ class Search(SearchABC):  # type: ignore[misc]
     def register_dataset(self, dataset_info: Mapping[str, Any]) -> None:
         """Index a dataset; replaces what was indexed under its URI.
 
-        Raises ValidationError for one that says it is in another base URI than
-        its URI is: dservercore asks for rights on the one and reads by the other.
+        Raises ValidationError, before anything is registered, for one that no upload
+        would let in.
         """
-        if dataset_info["uri"].rpartition("/")[0] != dataset_info["base_uri"]:
-            raise ValidationError(f"{dataset_info['uri']} is not in {dataset_info['base_uri']}")
+        try:
+            check_dataset(dataset_info)
+        except UsageError as error:
+            raise ValidationError(str(error)) from error
         self.delete_dataset(dataset_info["uri"])
         frozen_at, created_at = dates_of(dataset_info)
         number_of_items, size_in_bytes = sizes_of(dataset_info)

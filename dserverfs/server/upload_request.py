@@ -119,7 +119,7 @@ def _items(value: Any, max_item_bytes: int) -> Mapping[Identifier, UploadItem]:
         identifier = model.identifier_of(item.relpath)
         _require(identifier not in items, f"relpath {item.relpath!r} is there twice")
         items[identifier] = item
-    _refuse_files_as_directories(items)
+    refuse_files_as_directories({item.relpath for item in items.values()})
     return items
 
 
@@ -149,8 +149,8 @@ def _item(entry: Mapping[str, Any], max_item_bytes: int) -> UploadItem:
     return UploadItem(relpath, size, md5, _timestamp(entry, "utc_timestamp"))
 
 
-def _refuse_files_as_directories(items: Mapping[Identifier, UploadItem]) -> None:
-    relpaths = {item.relpath for item in items.values()}
+def refuse_files_as_directories(relpaths: Set[str]) -> None:
+    """Raise UsageError if one of the relpaths is a directory of another."""
     for relpath in relpaths:
         parent = relpath.rpartition("/")[0]
         while parent:
@@ -192,7 +192,7 @@ def _annotations(value: Any) -> Mapping[str, Any]:
 def check_annotation(name: str, value: Any) -> None:
     """Raise UsageError for what dtool or its S3 broker could not read back."""
     require_metadata_name("annotation", name)
-    _require_encodable(f"annotation {name}", value)
+    require_encodable(f"annotation {name}", value)
 
 
 def _overlays(
@@ -212,7 +212,7 @@ def check_overlay(name: str, value: Any, identifiers: Set[str]) -> None:
         values.keys() <= identifiers,
         f"overlay {name!r} has a value for what is no identifier of an item",
     )
-    _require_encodable(f"overlay {name}", value)
+    require_encodable(f"overlay {name}", value)
 
 
 def require_metadata_name(kind: str, name: str) -> None:
@@ -230,15 +230,16 @@ def check_name(name: str) -> None:
 
 def check_readme(readme: str) -> None:
     """Raise UsageError for a README that is too large or cannot be stored."""
-    _require_encodable("README.yml", readme)
+    require_encodable("README.yml", readme)
     _require(
         len(readme.encode()) <= limits.MAX_README_BYTES,
         f"README.yml is larger than {limits.MAX_README_BYTES} bytes",
     )
 
 
-def _require_encodable(what: str, content: Any) -> None:
-    """Refuse lone surrogates (JSON escapes make them) and numbers that are not JSON."""
+def require_encodable(what: str, content: Any) -> None:
+    """Refuse lone surrogates (JSON escapes make them), numbers that are not JSON, and depth."""
+    _require(not limits.is_too_deep(content), f"{what} is nested too deeply")
     try:
         json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
