@@ -29,7 +29,14 @@ from dserverfs import manifest_indexing
 from dserverfs.cache_troubles import CacheTroubles
 from dserverfs.cells import NotLoaded
 from dserverfs.directories import private_directory
-from dserverfs.errors import Cancelled, DserverfsError, LocalDiskError, NotFound, UsageError
+from dserverfs.errors import (
+    Cancelled,
+    DserverfsError,
+    LocalDiskError,
+    NotFound,
+    ProtocolError,
+    UsageError,
+)
 from dserverfs.kept_answers import KEPT_FORMAT, KeptAnswers
 from dserverfs.local_files import create_private, remove_if_possible
 from dserverfs.manifest_index import ManifestIndex
@@ -154,7 +161,7 @@ class Manifests:
     ) -> None:
         fault: BaseException | None = None
         try:
-            load(dataset, under_way)
+            self._load_once_more_if_wrong(dataset, load, under_way)
         except (OSError, sqlite3.Error) as error:
             fault = LocalDiskError(f"{dataset.uri}: its manifest cannot be kept: {error}")
         except BaseException as error:  # noqa: BLE001 - top of a thread: whoever waits is told
@@ -165,6 +172,26 @@ class Manifests:
             under_way.future.set_result(None)
         else:
             under_way.future.set_exception(fault)
+
+    def _load_once_more_if_wrong(
+        self,
+        dataset: Dataset,
+        load: Callable[[Dataset, ManifestLoad], None],
+        under_way: ManifestLoad,
+    ) -> None:
+        """Load it; what came, or was kept, and is no manifest is dropped and fetched anew, once."""
+        try:
+            load(dataset, under_way)
+        except ProtocolError as error:
+            self.drop_file(dataset)
+            logger.info("%s: its manifest is fetched anew: %s", dataset.uri, error)
+        else:
+            return
+        try:
+            load(dataset, under_way)
+        except ProtocolError:
+            self.drop_file(dataset)  # or it would be what is indexed next time
+            raise
 
     def _load_index(self, dataset: Dataset, load: ManifestLoad) -> None:
         path = self._path(dataset, "index")

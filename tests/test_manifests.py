@@ -25,6 +25,7 @@ from dserverfs.errors import (
     NotAuthenticated,
     NotFound,
     PermissionDenied,
+    ProtocolError,
     Unreachable,
 )
 from dserverfs.kept_answers import KeptAnswers
@@ -184,6 +185,33 @@ def test_what_the_disk_says_of_our_files_is_nothing_about_the_dataset(
 
     with pytest.raises(LocalDiskError):
         loaded(lambda: getattr(manifests, ask)(dataset))
+
+
+@pytest.mark.usefixtures("no_waits")
+@pytest.mark.parametrize("wrong", [[], {"items": []}, {"msg": "not now"}, "text"])
+def test_answer_that_is_no_manifest_is_dropped(
+    quirky: QuirkyServer, manifests: Manifests, dataset: Dataset, tmp_path: Path, wrong: object
+) -> None:
+    quirky.faults = [says(200, wrong)] * 2
+    with pytest.raises(ProtocolError):
+        loaded(lambda: manifests.index(dataset))
+    assert not list((tmp_path / "kept").iterdir())
+
+    quirky.faults = [says(200, wrong)]
+    index = loaded(lambda: manifests.index(dataset))
+
+    assert index.number_of_items == len(CONTENTS)
+    assert quirky.asked("/manifests/") == 4
+
+
+def test_kept_manifest_that_is_none_is_fetched_anew(
+    quirky: QuirkyServer, manifests: Manifests, dataset: Dataset
+) -> None:
+    loaded(lambda: manifests.file(dataset)).write_bytes(b"{}")
+
+    index = loaded(lambda: manifests.index(dataset))
+
+    assert index.number_of_items == len(CONTENTS)
 
 
 @pytest.mark.usefixtures("no_waits")
