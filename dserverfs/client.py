@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import logging
+import urllib.parse
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -20,7 +21,7 @@ from dserverfs import edit_session, login
 from dserverfs.cache import BlockCache
 from dserverfs.catalogue import Catalogue
 from dserverfs.cells import NotLoaded
-from dserverfs.connections import Trust
+from dserverfs.connections import Trust, is_loopback
 from dserverfs.dataset_tree import DatasetTree
 from dserverfs.directories import (
     CannotBeMade,
@@ -40,7 +41,7 @@ from dserverfs.reader import Reader
 from dserverfs.registration import Registration
 from dserverfs.resolver import Resolver
 from dserverfs.routes import Routes
-from dserverfs.settings import Settings
+from dserverfs.settings import Settings, TokenSetting
 from dserverfs.staging import Staging
 from dserverfs.storage import Storage
 from dserverfs.stored_items import StoredItems
@@ -271,8 +272,8 @@ class Login:
         user = login.user_of(self._base_url, token, trust)
         path = self._settings.kept_token_file(self._server)
         login.keep_token(path, token)
-        overridden_by = self._settings.token_setting(self._server)
-        return KeptToken(user, expires_at(token), path, overridden_by)
+        setting = self._settings.token(self._server)
+        return KeptToken(user, expires_at(token), path, setting.name if setting else None)
 
 
 def _login_name() -> str:
@@ -283,11 +284,36 @@ def _login_name() -> str:
 
 
 def _transport(server: str, settings: Settings, trust: Trust) -> ServerTransport:
-    token = settings.token(server)
-    tokens = TokenSource(token, None if token else settings.token_file(server))
+    setting = settings.token(server)
+    tokens = (
+        TokenSource(None, None) if setting is None else TokenSource(setting.token, setting.file)
+    )
+    _tell_whose_token_is_sent(server, settings, setting)
     if not trust.verify:
         logger.warning("%s: certificates are not verified", server)
     return ServerTransport(settings.base_url(server), tokens, trust=trust)
+
+
+def _tell_whose_token_is_sent(
+    server: str, settings: Settings, setting: TokenSetting | None
+) -> None:
+    withheld = settings.withheld_token(server) if setting is None else None
+    if withheld is not None:
+        logger.warning(
+            "%s: %s is not sent there, it is for %s as DSERVER_URL says; run dserverfs login %s",
+            server,
+            withheld.name,
+            withheld.bound_to,
+            server,
+        )
+    host = urllib.parse.urlsplit(settings.base_url(server)).hostname or ""
+    if setting is not None and setting.goes_anywhere and not is_loopback(host):
+        logger.warning(
+            "%s is sent to %s, as to every server that a URI names: DSERVER_URL beside it binds"
+            " it to one, and dserverfs login keeps one for each",
+            setting.name,
+            server,
+        )
 
 
 def _load(ask: Callable[[], object]) -> None:

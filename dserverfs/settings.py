@@ -10,8 +10,10 @@ before what is set for all.
     DSERVER_URL                  the same, if SERVER is the host of this URL
     DSERVER_PROTOCOL             http (default) or https
     DSERVER_TOKEN[_<SERVER>]     the token itself
-    DSERVER_TOKEN_FILE[_<SERVER>]  a file with it, read again when it changes
-                                 without any of these: what `dserverfs login` has kept
+    DSERVER_TOKEN_FILE[_<SERVER>]  a file with it, read again when it changes; of dtool.json
+                                 those for all servers count less than what `dserverfs
+                                 login` has kept, and where DSERVER_URL is set beside one
+                                 for all, only its host gets the token
     DSERVER_USERNAME[_<SERVER>]  whom `dserverfs login` logs in
     DSERVER_TOKEN_GENERATOR_URL[_<SERVER>]  where it does so, if not at the dserver
     DSERVER_CA_FILE[_<SERVER>]   certificate authority to trust beside the machine's,
@@ -35,11 +37,13 @@ from __future__ import annotations
 import json
 import os
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from dserverfs.connections import Trust
 from dserverfs.errors import UsageError
+from dserverfs.printable import public_url
 
 TOKEN = "DSERVER_TOKEN"
 TOKEN_FILE = "DSERVER_TOKEN_FILE"
@@ -54,6 +58,20 @@ CACHE_DIR = "DSERVER_CACHE_DIR"
 DTOOL_CACHE_DIR = "DTOOL_CACHE_DIRECTORY"
 PUBLISH_EXPIRY = "DTOOL_S3_PUBLISH_EXPIRY"
 STAGING_DIR = "DSERVER_STAGING_DIR"
+
+
+class TokenSetting(NamedTuple):
+    """Where a token is."""
+
+    name: str | None  # of the setting; None: `login` has kept it
+    token: str | None
+    file: Path | None
+    bound_to: str | None  # HOST:PORT of the only server that may get it
+
+    @property
+    def goes_anywhere(self) -> bool:
+        """Whether it is sent to any server that a URI names."""
+        return self.name in (TOKEN, TOKEN_FILE) and self.bound_to is None
 
 
 class Settings:
@@ -97,46 +115,60 @@ class Settings:
         key, value = f"{URL}_{server}", self.get(f"{URL}_{server}")
         if value is None:
             common = self.get(URL)
-            if common is None or urllib.parse.urlsplit(common).netloc != server:
+            if common is None or _split(URL, common).netloc != server:
                 return f"{self.protocol()}://{server}"
             key, value = URL, common
-        parts = urllib.parse.urlsplit(value)
+        parts = _split(key, value)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"{key}={_public(value)}: must be http://... or https://...")
+            raise UsageError(f"{key}={public_url(value)}: must be http://... or https://...")
         if parts.query or parts.fragment or parts.username is not None:
-            raise UsageError(f"{key}={_public(value)}: must be without user, query and fragment")
+            raise UsageError(f"{key}={public_url(value)}: must be without user, query and fragment")
         return value.rstrip("/")
 
-    def token(self, server: str) -> str | None:
-        """Return the token for `server`, unless a token file of its own goes before."""
-        own = self.get(f"{TOKEN}_{server}")
-        if own or self.get(f"{TOKEN_FILE}_{server}"):
-            return own
-        return self.get(TOKEN)
+    def token(self, server: str) -> TokenSetting | None:
+        """Return where the token for `server` is; None if there is none for it.
+
+        What this run was told goes before what was written down once: the
+        environment, then a setting of dtool.json that names the server, then what
+        `login` has kept for it, then a setting of dtool.json for all. Of each,
+        one that names the server goes before one for all.
+        """
+        kept = self.kept_token_file(server)
+        candidates = [
+            *_tokens_in(self._environment, server, is_for_all=False),
+            *_tokens_in(self._environment, server, is_for_all=True),
+            *_tokens_in(self._file_values, server, is_for_all=False),
+            *([TokenSetting(None, None, kept, None)] if kept.exists() else []),
+            *_tokens_in(self._file_values, server, is_for_all=True),
+        ]
+        here = _origin(self.base_url(server))
+        usable = [each for each in candidates if each.bound_to in (None, here)]
+        return usable[0] if usable else None
 
     def token_file(self, server: str) -> Path | None:
-        """Return the file that is set, else the one that `login` has kept, if it has."""
-        value = self.get(f"{TOKEN_FILE}_{server}") or self.get(TOKEN_FILE)
-        if value:
-            return Path(value).expanduser().absolute()
-        kept = self.kept_token_file(server)
-        return kept if kept.exists() else None
+        """Return the file that the token for `server` is read from, if it is."""
+        setting = self.token(server)
+        return None if setting is None else setting.file
+
+    def withheld_token(self, server: str) -> TokenSetting | None:
+        """Return a token that `server` does not get because DSERVER_URL says whose it is."""
+        here = _origin(self.base_url(server))
+        for values in (self._environment, self._file_values):
+            for each in _tokens_in(values, server, is_for_all=True):
+                if each.bound_to not in (None, here):
+                    return each
+        return None
 
     def kept_token_file(self, server: str) -> Path:
         """Return where `login` keeps the token for `server`."""
         name = urllib.parse.quote(server, safe="[]:")
         return (_config_home(self._environment) / "dserverfs" / "tokens" / name).absolute()
 
-    def token_setting(self, server: str) -> str | None:
-        """Return the name of the setting that says which token is for `server`, if one does."""
-        names = (f"{TOKEN}_{server}", f"{TOKEN_FILE}_{server}", TOKEN, TOKEN_FILE)
-        return next((name for name in names if self.get(name)), None)
-
     def token_generator_url(self, server: str) -> str | None:
         """Return where passwords are exchanged for tokens, if not at the dserver itself."""
         value = self._for(TOKEN_GENERATOR_URL, server)
         if value is not None and urllib.parse.urlsplit(value).scheme not in ("http", "https"):
-            raise UsageError(f"{TOKEN_GENERATOR_URL}={_public(value)}: must be http(s)://...")
+            raise UsageError(f"{TOKEN_GENERATOR_URL}={public_url(value)}: must be http(s)://...")
         return value
 
     def username(self, server: str) -> str | None:
@@ -207,10 +239,37 @@ class Settings:
         return None if value is None or value == "" else str(value)
 
 
-def _public(url: str) -> str:
-    """Return `url` without what may be a secret in it."""
-    parts = urllib.parse.urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+def _split(key: str, url: str) -> urllib.parse.SplitResult:
+    try:
+        return urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise UsageError(f"{key}={public_url(url)}: {error}") from error
+
+
+def _tokens_in(
+    values: Mapping[str, object], server: str, *, is_for_all: bool
+) -> Iterator[TokenSetting]:
+    """Yield the tokens that one place has: for all servers, or for this one."""
+    url = str(values.get(URL) or "")
+    bound_to = _origin(url) if is_for_all and url else None
+    for kind in (TOKEN, TOKEN_FILE):
+        name = kind if is_for_all else f"{kind}_{server}"
+        value = values.get(name)
+        if value and kind == TOKEN:
+            yield TokenSetting(name, str(value), None, bound_to)
+        elif value:
+            path = Path(str(value)).expanduser().absolute()
+            yield TokenSetting(name, None, path, bound_to)
+
+
+def _origin(url: str) -> str:
+    """Return the host that a URL leads to, and its port, however they are written."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        return url
+    return f"{(parts.hostname or '').lower()}:{port}"
 
 
 def _config_home(environment: Mapping[str, str]) -> Path:

@@ -107,7 +107,7 @@ def test_proxy_is_used_for_other_hosts_and_not_for_this_one(
         proxy.objects["key"] = b"content"
         monkeypatch.setenv("http_proxy", proxy.url)
         url = "http://store.invalid/store/key?s=1"
-        environment = {"DSERVER_TOKEN": TOKEN}
+        environment = {"DSERVER_TOKEN_dserver.invalid": TOKEN}
 
         assert storage_with(Trust()).read_object(url, Deadline(20)) == b"content"
         assert whoami("dserver.invalid", Settings(environment, {})).username == "grumpy"
@@ -183,17 +183,6 @@ def test_base_url_that_is_none_is_refused_without_its_secret(url: str) -> None:
     with pytest.raises(UsageError, match="DSERVER_URL_lab") as refusal:
         Settings({"DSERVER_URL_lab": url}, {}).base_url("lab")
     assert "pw" not in str(refusal.value)
-
-
-def test_token_of_the_server_goes_before_that_of_all(tmp_path: Path) -> None:
-    settings = Settings(
-        {"DSERVER_TOKEN": "all", "DSERVER_TOKEN_lab": "labs", "DSERVER_TOKEN_FILE_box": "/f"}, {}
-    )
-
-    assert settings.token("lab") == "labs"
-    assert settings.token("other") == "all"
-    assert (settings.token("box"), settings.token_file("box")) == (None, Path("/f"))
-    assert settings.token_file("other") is None
 
 
 def test_verification_by_server_and_from_json() -> None:

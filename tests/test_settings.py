@@ -1,0 +1,144 @@
+"""Whose token goes where: the order of its settings, and which server may get it."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from dserverfs.client import whoami
+from dserverfs.errors import DserverfsError, NotAuthenticated, Unreachable, UsageError
+from dserverfs.settings import Settings
+from tests.quirky_server import TOKEN, quirky_server
+
+SERVER = "data.example:5000"
+# In the order in which they count.
+PLACES = [
+    ("environment", f"DSERVER_TOKEN_{SERVER}"),
+    ("environment", f"DSERVER_TOKEN_FILE_{SERVER}"),
+    ("environment", "DSERVER_TOKEN"),
+    ("environment", "DSERVER_TOKEN_FILE"),
+    ("dtool.json", f"DSERVER_TOKEN_{SERVER}"),
+    ("dtool.json", f"DSERVER_TOKEN_FILE_{SERVER}"),
+    ("login", ""),
+    ("dtool.json", "DSERVER_TOKEN"),
+    ("dtool.json", "DSERVER_TOKEN_FILE"),
+]
+
+
+def settings_with(places: list[tuple[str, str]], home: Path) -> Settings:
+    """Return settings that have a token, told by its place, in each of these places."""
+    environment = {"XDG_CONFIG_HOME": str(home)}
+    file_values: dict[str, object] = {}
+    for place, name in places:
+        if place == "login":
+            path = Settings(environment, {}).kept_token_file(SERVER)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        elif place == "environment":
+            environment[name] = f"/{place}/{name}"
+        else:
+            file_values[name] = f"/{place}/{name}"
+    return Settings(environment, file_values)
+
+
+@pytest.mark.parametrize(("first", "second"), itertools.combinations(PLACES, 2))
+def test_token_of_the_earlier_place_counts(
+    first: tuple[str, str], second: tuple[str, str], tmp_path: Path
+) -> None:
+    settings = settings_with([second, first], tmp_path)
+
+    found = settings.token(SERVER)
+
+    assert found is not None
+    place, name = first
+    assert found.name == (name or None)
+    expected = f"/{place}/{name}" if name else str(settings.kept_token_file(SERVER))
+    assert (found.token or str(found.file)) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "gets_it"),
+    [
+        ("", True),
+        ("http://data.example:5000", True),
+        ("http://DATA.example:5000/lookup/", True),
+        ("https://data.example:5000", True),
+        ("http://data.example", False),
+        ("http://data.example:5001", False),
+        ("http://evil.example:5000", False),
+        ("http://data.example:5000@evil.example", False),
+    ],
+)
+@pytest.mark.parametrize("name", ["DSERVER_TOKEN", "DSERVER_TOKEN_FILE"])
+@pytest.mark.parametrize("place", ["environment", "dtool.json"])
+def test_token_for_all_goes_only_where_the_url_beside_it_leads(
+    place: str, name: str, url: str, gets_it: bool, tmp_path: Path
+) -> None:
+    values = {name: "/token", "DSERVER_URL": url, "XDG_CONFIG_HOME": str(tmp_path)}
+    home = {"XDG_CONFIG_HOME": str(tmp_path)}
+    settings = Settings(values, {}) if place == "environment" else Settings(home, dict(values))
+
+    assert (settings.token(SERVER) is not None) == gets_it
+    assert (settings.withheld_token(SERVER) is None) == gets_it
+
+
+def test_token_that_names_the_server_is_not_bound(tmp_path: Path) -> None:
+    environment = {"XDG_CONFIG_HOME": str(tmp_path), "DSERVER_URL": "http://evil.example"}
+
+    found = Settings({**environment, f"DSERVER_TOKEN_{SERVER}": "t"}, {}).token(SERVER)
+
+    assert found is not None
+    assert found.token == "t"
+    assert not found.goes_anywhere
+
+
+def test_url_that_is_none_is_told() -> None:
+    with pytest.raises(UsageError, match=r"DSERVER_URL=http://\[: Invalid"):
+        Settings({"DSERVER_TOKEN": TOKEN, "DSERVER_URL": "http://["}, {}).token(SERVER)
+
+
+@pytest.mark.expects_log("DSERVER_TOKEN is not sent there, it is for data.example:80")
+def test_server_that_the_token_is_not_for_never_sees_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    environment = {
+        "XDG_CONFIG_HOME": str(tmp_path),
+        "DSERVER_TOKEN": TOKEN,
+        "DSERVER_URL": "http://data.example",
+    }
+    with quirky_server() as other:
+        with pytest.raises(NotAuthenticated):
+            whoami(other.url.removeprefix("http://"), Settings(environment, {}))
+
+        assert other.asked("/me") == 0
+    assert TOKEN not in caplog.text
+
+
+@pytest.mark.expects_log("DSERVER_TOKEN is sent to nowhere.invalid", "sent unencrypted")
+def test_token_that_any_server_gets_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    environment = {"XDG_CONFIG_HOME": str(tmp_path), "DSERVER_TOKEN": TOKEN}
+    with quirky_server() as stand_in:
+        monkeypatch.setenv("http_proxy", stand_in.url)
+        stand_in.permissions = []
+
+        assert whoami("nowhere.invalid", Settings(environment, {})).username == "grumpy"
+
+    assert caplog.text.count("every server that a URI names") == 1
+    assert TOKEN not in caplog.text
+
+
+def test_redirect_takes_no_token_elsewhere(tmp_path: Path) -> None:
+    environment = {"XDG_CONFIG_HOME": str(tmp_path), "DSERVER_TOKEN": TOKEN}
+    with quirky_server() as first, quirky_server() as second:
+        to_second = {"Location": f"{second.url}/me"}
+        first.faults = [lambda handler: handler.answer(307, b"", to_second)] * 10
+
+        with pytest.raises(DserverfsError) as refusal:
+            whoami(first.url.removeprefix("http://"), Settings(environment, {}))
+
+        assert isinstance(refusal.value, Unreachable)
+        assert second.requests == []
