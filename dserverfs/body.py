@@ -18,6 +18,7 @@ import io
 import socket
 import ssl
 import struct
+import time
 
 import urllib3
 
@@ -64,10 +65,12 @@ class Body:
             seconds, fraction = divmod(timeout_s, 1)
             value = struct.pack("@ll", int(seconds), int(fraction * 1e6) + 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+            began_s = time.monotonic()
             try:
                 piece = self._socket.recv(min(count, self._left), socket.MSG_WAITALL)
             except BlockingIOError as error:
                 raise TimeoutError("nothing came within the timeout") from error
+            self._deadline.waited(time.monotonic() - began_s, len(piece))
         self._left -= len(piece)
         return piece
 

@@ -14,6 +14,7 @@ import ipaddress
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
@@ -28,6 +29,7 @@ from urllib3.exceptions import (
     ReadTimeoutError,
 )
 
+from dserverfs.errors import DeadlineExceeded
 from dserverfs.retry import Deadline
 
 CONNECT_TIMEOUT_S = 10.0
@@ -50,6 +52,7 @@ def within(deadline: Deadline) -> Iterator[None]:
     Its body, too, which may be read after the block.
     """
     before, _limit.deadline = _limit.deadline, deadline
+    deadline.begin()
     try:
         yield
     finally:
@@ -62,8 +65,9 @@ class _Waits:
     limit: Deadline | None = None
 
     def recv_into(self, *arguments: Any) -> int:
-        self._bound()
+        began_s = self._bound()
         count: int = super().recv_into(*arguments)  # type: ignore[misc]
+        self._waited(began_s, count)
         return count
 
     def sendall(self, data: Any, flags: int = 0) -> None:
@@ -71,16 +75,24 @@ class _Waits:
         view = memoryview(data).cast("B")
         try:
             while view:
-                self._bound()
-                view = view[self.send(view[:_SENT_BYTES], flags) :]  # type: ignore[attr-defined]
+                began_s = self._bound()
+                count = self.send(view[:_SENT_BYTES], flags)  # type: ignore[attr-defined]
+                self._waited(began_s, count)
+                view = view[count:]
         except TimeoutError as error:
             # Of a plain one urllib3 says while it sends that the connection was aborted.
             raise ReadTimeoutError(None, "", str(error)) from error  # type: ignore[arg-type]
 
-    def _bound(self) -> None:
+    def _bound(self) -> float:
+        """Set the timeout of the next wait; return when that begins."""
         # One that does not wait is left so: what it has is taken, and no more.
         if self.limit is not None and self.gettimeout() != 0:  # type: ignore[attr-defined]
             self.settimeout(_wait_s(self.limit))  # type: ignore[attr-defined]
+        return time.monotonic()
+
+    def _waited(self, began_s: float, count: int) -> None:
+        if self.limit is not None:
+            self.limit.waited(time.monotonic() - began_s, count)
 
 
 class BoundedSocket(_Waits, socket.socket):
@@ -214,7 +226,7 @@ def _connected(host: str, port: int, attempt: Deadline) -> BoundedSocket:
 
 def _wait_s(limit: Deadline) -> float:
     """Return how long to wait; raises TimeoutError, as a socket does, when the time is over."""
-    left_s = limit.left_s()
-    if left_s <= 0:
-        raise TimeoutError("the time for the exchange is over")
-    return min(limit.stall_s, left_s)
+    try:
+        return limit.wait_s()
+    except DeadlineExceeded as error:
+        raise TimeoutError(str(error)) from error

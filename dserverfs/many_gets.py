@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
+from dserverfs.bounded_sockets import addresses_of
 from dserverfs.connections import SOCKET_OPTIONS, Trust, proxy_for
 from dserverfs.errors import DserverfsError
 from dserverfs.transport import USER_AGENT
@@ -34,6 +35,7 @@ OBJECT_TIMEOUT_S = 60.0  # of those that trickle
 # Asked for at a time, so that a slow line is not shared by many.
 MAX_BYTES_UNDER_WAY = 8 * 1024 * 1024
 ADDRESS_LIFE_S = 60.0
+LOOKUP_TIMEOUT_S = 5.0
 RECEIVE_BYTES = 256 * 1024
 MAX_HEAD_BYTES = 64 * 1024
 _TICK_S = 0.25
@@ -154,6 +156,11 @@ class ManyGets:
             raise
         return link
 
+    def forget_address(self, origin: _Origin) -> None:
+        """Look it up again: nobody answers there."""
+        with self._lock:
+            self._addresses.pop(origin, None)
+
     def secured(self, origin: _Origin, link: socket.socket) -> socket.socket:
         """Return the connected socket with TLS on it, the handshake still to be done."""
         return self._trust.context.wrap_socket(
@@ -167,10 +174,7 @@ class ManyGets:
         if now_s >= until_s:
             if proxy_for(f"{origin.scheme}://{origin.host}:{origin.port}") is not None:
                 raise _Refused("reached by way of a proxy")
-            found = socket.getaddrinfo(
-                origin.host.strip("[]"), origin.port, type=socket.SOCK_STREAM
-            )
-            address = (found[0][0], found[0][4])
+            address = addresses_of(origin.host, origin.port, LOOKUP_TIMEOUT_S)[0]
             with self._lock:
                 self._addresses[origin] = (now_s + ADDRESS_LIFE_S, address)
         return address
@@ -314,6 +318,8 @@ class _Run(Generic[T]):
     def _fail(self, connection: _Connection[T]) -> None:
         self._remove(connection)
         connection.link.close()
+        if not connection.is_ready:
+            self._owner.forget_address(connection.origin)
         if connection.kept and not connection.answer and not self._owner.is_closed:
             self._again.append(connection.want)
         else:

@@ -29,7 +29,7 @@ from dserverfs.limits import component_is_usable, is_text, understood
 from dserverfs.listings import Listings
 from dserverfs.model import UUID, Dataset, Identifier, User, split_base_uri
 from dserverfs.printable import public_url
-from dserverfs.retry import Deadline, Retries, refused_url
+from dserverfs.retry import MIN_BYTES_PER_S, Deadline, Retries, refused_url
 from dserverfs.routes import Capabilities, Routes, json_of, string_map
 from dserverfs.signed_urls import SignedURL
 from dserverfs.signing import MAX_REMEMBERED, Signing, is_asked_whole
@@ -44,8 +44,6 @@ T = TypeVar("T")
 MANIFEST_TOTAL_S = 3600.0
 # The server reads and writes it before the first byte comes. Guess: ten times what ours takes.
 MANIFEST_S_PER_ITEM = 0.0002
-# What comes more slowly is not coming: it would hold up all that are loaded after it.
-MANIFEST_BYTES_PER_S = 4096
 # A manifest's keys come sorted, its version before its items.
 _MANIFEST_HEAD_BYTES = 64 * 1024
 _DTOOLCORE_VERSION = re.compile(rb'"dtoolcore_version"\s*:\s*"([0-9A-Za-z.+-]{1,40})"')
@@ -154,8 +152,8 @@ class Resolver:
     def manifest_pieces(self, dataset: Dataset) -> Generator[bytes, None, None]:
         """Yield the manifest's JSON, as the server sends it.
 
-        Takes as long as it takes, up to MANIFEST_TOTAL_S, if only it comes at
-        MANIFEST_BYTES_PER_S: a million items are 60 MB, compressed. One that breaks
+        Takes as long as it takes, up to MANIFEST_TOTAL_S, if only it comes faster than
+        MIN_BYTES_PER_S: a million items are 60 MB, compressed. One that breaks
         off is fetched again, and goes on where it broke off if it is the same.
         """
         over = Deadline(MANIFEST_TOTAL_S)
@@ -177,7 +175,7 @@ class Resolver:
         again = _Prefix()
         max_bytes = limits.MAX_MANIFEST_BYTES
         for piece in self._transport.read_pieces(response, limit, max_bytes=max_bytes):
-            limit.extend(len(piece) / MANIFEST_BYTES_PER_S)
+            limit.extend(len(piece) / MIN_BYTES_PER_S)
             known = piece[: had.count - again.count]
             if known:
                 again.add(known)
@@ -279,6 +277,7 @@ class Resolver:
         admin_url, tags = answer.get("admin_metadata_url"), answer.get("tags")
         if not isinstance(admin_url, str) or not isinstance(tags, list):
             raise ProtocolError(f"{self.server_url}: signed URLs of {dataset.uri} are incomplete")
+        self._routes.note_signed(admin_url)
         return MetadataUrls(admin_url, overlays, annotations, _sorted_texts(tags))
 
     def read_metadata(self, url: str) -> bytes:

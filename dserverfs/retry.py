@@ -51,6 +51,8 @@ MAX_WAIT_S = 15.0
 MAX_RETRY_AFTER_S = 60.0
 STALL_S = 30.0  # where nobody says otherwise
 FIRST_STALL_S = 10.0
+# What comes more slowly has stalled: bytes that trickle are as good as none. A modem's speed.
+MIN_BYTES_PER_S = 4096
 # Of the time that is left, what may be waited for a server that is busy: then there are
 # further attempts.
 _SHARE = 1 / 3
@@ -75,6 +77,8 @@ class Deadline:
     ) -> None:
         self.timeout_s = timeout_s
         self.stall_s = stall_s
+        # What is left of `stall_s`; waiting uses it up, and what comes renews it.
+        self._patience_s = stall_s
         self._clock_s = clock_s
         self._whole = self  # whose end counts: an attempt has that of its operation
         self._end_s = clock_s() + timeout_s
@@ -100,14 +104,29 @@ class Deadline:
         return left
 
     def wait_s(self) -> float:
-        """Return how long one wait may take; raises DeadlineExceeded when the time is over."""
-        return min(self.stall_s, self.remaining_s())
+        """Return how long one wait may take; raises DeadlineExceeded when the time is over.
+
+        Raises Stalled when so little came for so long that it is no answer.
+        """
+        left_s = self.remaining_s()
+        if self._patience_s <= 0:
+            raise Stalled(f"less than {MIN_BYTES_PER_S} bytes a second came")
+        return min(self._patience_s, left_s)
+
+    def waited(self, seconds: float, count: int) -> None:
+        """Note for how long was waited, and how many bytes came or went by that."""
+        gained_s = count / MIN_BYTES_PER_S
+        self._patience_s = min(self._patience_s - seconds + gained_s, self.stall_s)
+
+    def begin(self) -> None:
+        """Note that a connection is begun to be used, or used again."""
+        self._patience_s = self.stall_s
 
     def of_attempt(self, stall_s: float) -> Deadline:
         """Return the same moment with other waits: what extends one extends both."""
         attempt = Deadline.__new__(Deadline)
         attempt.timeout_s = self.timeout_s
-        attempt.stall_s = stall_s
+        attempt.stall_s = attempt._patience_s = stall_s
         attempt._clock_s = self._clock_s
         attempt._whole = self._whole
         return attempt

@@ -17,6 +17,7 @@ from typing import Any
 
 import requests
 
+from dserverfs.connections import is_loopback
 from dserverfs.errors import (
     DserverfsError,
     NotAuthenticated,
@@ -45,6 +46,7 @@ _CORE_NAMES = ("dservercore", "dserver", "dtool_lookup_server")
 _LAST_WITHOUT_CHANGES = (0, 22, 0)
 # Of what is asked first: one lost connection is survived, a wrong address is told soon.
 FIRST_ATTEMPTS = 2
+MAX_PLAIN_STORES = 100  # that are told of
 _RELEASE = re.compile(r"(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?\Z")
 
 
@@ -87,6 +89,7 @@ class Routes:
         self.transport = transport
         self._capabilities: Capabilities | None = None
         self._lock = threading.Lock()
+        self._plain_stores: set[str] = set()
         # Whether core routes take `s3/bucket/uuid` in place of the encoded URI; None: not known.
         self._suffix_form: bool | None = None
 
@@ -186,6 +189,26 @@ class Routes:
         except (NotFound, PermissionDenied) as error:
             what = "such dataset" if route == "dataset" else "such dataset or item of it"
             raise self.explained(error, uri, what) from error
+
+    def note_signed(self, url: str) -> None:
+        """Say once for each store that data which the server encrypts on the way is not there.
+
+        It is read nevertheless: a store that only its group's network can reach may
+        speak http alone.
+        """
+        if not self.server_url.startswith("https:") or not url.startswith("http:"):
+            return
+        host = urllib.parse.urlsplit(public_url(url)).netloc
+        with self._lock:
+            known = host in self._plain_stores or len(self._plain_stores) >= MAX_PLAIN_STORES
+            self._plain_stores.add(host)
+        if not known and not is_loopback(host.partition(":")[0]):
+            logger.warning(
+                "%s speaks https, but signs URLs of http://%s: data, and the permission in each"
+                " URL, cross the network unencrypted",
+                self.server_url,
+                host,
+            )
 
     def explained(
         self, error: DserverfsError, uri: str, what: str = "such dataset"

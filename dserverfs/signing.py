@@ -167,15 +167,18 @@ class Signing:
         url = answer.get("url")
         if not isinstance(url, str):
             raise ProtocolError(f"{self._routes.server_url}: no signed URL for {identifier}")
+        self._routes.note_signed(url)
         return {identifier: SignedURL(url, expiry_of(url, answer, response.headers, before_s))}
 
     def _item_urls(
         self, response: requests.Response, dataset: Dataset, before_s: float
     ) -> dict[Identifier, SignedURL]:
         answer = self._object(response, dataset)
+        urls = string_map(answer.get("item_urls"), "item_urls")
+        self._routes.note_signed(next(iter(urls.values()), ""))
         return {
             Identifier(key): SignedURL(url, expiry_of(url, answer, response.headers, before_s))
-            for key, url in string_map(answer.get("item_urls"), "item_urls").items()
+            for key, url in urls.items()
         }
 
     def _object(self, response: requests.Response, dataset: Dataset) -> dict[str, Any]:

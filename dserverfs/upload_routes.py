@@ -109,6 +109,7 @@ class UploadRoutes:
             readme = UploadUrl(_text(urls["readme"]), {})
             stored = frozenset(Identifier(_text(each)) for each in answer.get("stored", ()))
             good_until_s = expiry_of(readme.url, answer, response.headers, before_s)
+            self._routes.note_signed(readme.url)
             uri = _text(answer["uri"])
             return UploadUrls(uri, readme, items, in_parts, stored, good_until_s)
 
