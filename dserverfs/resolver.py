@@ -24,6 +24,7 @@ from dserverfs.errors import (
     NotStored,
     PermissionDenied,
     ProtocolError,
+    UnusableAnswer,
 )
 from dserverfs.limits import component_is_usable, is_text, understood
 from dserverfs.listings import Listings
@@ -34,7 +35,7 @@ from dserverfs.routes import Capabilities, Routes, json_of, string_map
 from dserverfs.signed_urls import SignedURL
 from dserverfs.signing import MAX_REMEMBERED, Signing, is_asked_whole
 from dserverfs.storage import Storage
-from dserverfs.transport import METADATA_TIMEOUT_S, ServerTransport
+from dserverfs.transport import METADATA_TIMEOUT_S, ServerTransport, may_be_json
 from dserverfs.upload_routes import UploadRoutes
 
 logger = logging.getLogger(__name__)
@@ -324,14 +325,14 @@ class Resolver:
         urls = self.metadata_urls(dataset)
         room = _Room(limits.MAX_METADATA_BYTES, f"{dataset.uri}: its metadata")
 
-        def read(url: str) -> bytes:
+        def read(url: str, *, is_json: bool = False) -> bytes:
             room.require()
-            content = self._read_object(url, deadline)
+            content = self._read_object(url, deadline, is_json=is_json)
             room.take(len(content))
             return content
 
         with ThreadPoolExecutor(4, thread_name_prefix="metadata") as pool:
-            admin = pool.submit(read, urls.admin_metadata)
+            admin = pool.submit(read, urls.admin_metadata, is_json=True)
             parts = [
                 {name: pool.submit(read, url) for name, url in part.items()}
                 for part in (urls.overlays, urls.annotations)
@@ -348,14 +349,19 @@ class Resolver:
             }
             return {name: future.result() for name, future in parts.items()}
 
-    def _read_object(self, url: str, deadline: Deadline) -> bytes:
+    def _read_object(self, url: str, deadline: Deadline, *, is_json: bool = False) -> bytes:
         """Return a small object; a refused URL is the caller's to replace."""
 
         def is_repeatable(error: DserverfsError) -> bool:
             return not refused_url(error)
 
-        retries = Retries(deadline, what=public_url(url), repeatable=is_repeatable)
-        return retries.run(lambda limit: self._storage.read_object(url, limit))
+        def attempt(limit: Deadline) -> bytes:
+            content = self._storage.read_object(url, limit)
+            if is_json and not may_be_json(content):
+                raise UnusableAnswer(f"{public_url(url)}: is not the JSON that is stored there")
+            return content
+
+        return Retries(deadline, what=public_url(url), repeatable=is_repeatable).run(attempt)
 
     def _indexed_metadata(self, dataset: Dataset) -> Metadata:
         tags = json_of(self._routes.core("tags", dataset.uri))

@@ -210,6 +210,8 @@ class Storage:
             raise ProtocolError(f"{public_url(url)}: {error}") from error
         if answer.status not in (200, 201, 204):
             raise _refused(answer.status, answer.reason, answer.body, answer.headers, url)
+        if answer.headers.get("Content-Type", "").startswith("text/html"):
+            raise NotTheServer(f"{public_url(url)}: a page is answered, not by a store: a proxy's?")
         return answer.headers
 
     def _connect(self, url: str) -> Way:

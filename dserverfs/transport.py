@@ -67,6 +67,7 @@ _EMPTY_FILE_WAIT_S = 0.2
 USER_AGENT = f"dserverfs/{__version__}"
 # By what JSON begins with: what it then ends with; numbers, true, false and null.
 _ENDS = {b"{": b"}", b"[": b"]", b'"': b'"'}
+_PARSED_BYTES = 1024 * 1024  # it is parsed once more by whoever asked: 10 ms
 _SCALARS = frozenset(bytes([letter]) for letter in b"-0123456789tfnNI")
 
 
@@ -244,7 +245,9 @@ class ServerTransport:
         self, method: str, path: str, limit: Deadline, *, json: Any = None
     ) -> requests.Response:
         """Return the 2xx answer to one call, which the caller repeats if that does no harm."""
-        return self._answered(method, path, limit, json=json)
+        response = self._answered(method, path, limit, json=json)
+        _require_json(response)
+        return response
 
     def stream(self, path: str, limit: Deadline) -> requests.Response:
         """Return a 2xx answer to one GET, its body left to `read_pieces`, within `limit`."""
@@ -450,13 +453,22 @@ def _was_not_connected(error: requests.RequestException) -> bool:
 
 
 def _require_json(response: requests.Response) -> None:
-    """Raise UnusableAnswer for what cannot be JSON: a page of a proxy, or the half of an answer."""
-    body = response.content.strip()
-    if not body:
-        return
-    ends = _ENDS.get(body[:1])
-    if body[:1] not in _SCALARS if ends is None else body[-1:] != ends:
+    """Raise UnusableAnswer for what is no JSON: a page of a proxy, or the half of an answer."""
+    if response.content.strip() and not may_be_json(response.content):
         raise UnusableAnswer(f"{_where(response)}: the answer is not JSON; is this a dserver?")
+
+
+def may_be_json(content: bytes) -> bool:
+    """Return whether it is JSON; of what is large, whether it begins and ends like it."""
+    if len(content) <= _PARSED_BYTES:
+        try:
+            json_module.loads(content)
+        except (ValueError, RecursionError):
+            return False
+        return True
+    content = content.strip()
+    ends = _ENDS.get(content[:1])
+    return content[:1] in _SCALARS if ends is None else content[-1:] == ends
 
 
 def _where(response: requests.Response) -> str:
