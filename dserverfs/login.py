@@ -111,7 +111,12 @@ def _post(url: str, credentials: Credentials, trust: Trust) -> str:
     transport = ServerTransport(url, TokenSource(None, None), trust=trust)
     try:
         response = transport.request(
-            "POST", "", json=credentials._asdict(), authenticated=False, attempts=FIRST_ATTEMPTS
+            "POST",
+            "",
+            json=credentials._asdict(),
+            authenticated=False,
+            attempts=FIRST_ATTEMPTS,
+            repeatable=_is_no_answer,
         )
     except (NotAuthenticated, ProtocolError) as error:
         if isinstance(error, NotAuthenticated) or error.status == 400:
@@ -120,6 +125,11 @@ def _post(url: str, credentials: Credentials, trust: Trust) -> str:
     finally:
         transport.close()
     return _token_in(json_of(response), url, credentials)
+
+
+def _is_no_answer(error: DserverfsError) -> bool:
+    """Return whether nobody answered: whoever did got the password already."""
+    return isinstance(error, Unreachable) and error.status is None
 
 
 def _token_in(answer: Any, url: str, credentials: Credentials) -> str:

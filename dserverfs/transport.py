@@ -20,7 +20,7 @@ import logging
 import threading
 import time
 import urllib.parse
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ from dserverfs.retry import (
     BUSY_STATUSES,
     Deadline,
     Retries,
+    anything,
     retry_after_s,
 )
 
@@ -217,14 +218,21 @@ class ServerTransport:
         timeout_s: float = METADATA_TIMEOUT_S,
         authenticated: bool = True,
         attempts: int | None = None,
+        repeatable: Callable[[DserverfsError], bool] = anything,
         max_bytes: int = MAX_SMALL_ANSWER_BYTES,
     ) -> requests.Response:
         """Return the 2xx answer to a call that can be repeated; raises what the status means.
 
-        Tried again by the rules of `retry` until `timeout_s` is over. Raises
-        ProtocolError for an answer of more than `max_bytes`.
+        Tried again by the rules of `retry` until `timeout_s` is over, after the
+        failures that are `repeatable`. Raises ProtocolError for an answer of more
+        than `max_bytes`.
         """
-        retries = Retries(Deadline(timeout_s), what=f"{method} {path}", attempts=attempts)
+        retries = Retries(
+            Deadline(timeout_s),
+            what=f"{method} {path}",
+            attempts=attempts,
+            repeatable=repeatable,
+        )
 
         def attempt(limit: Deadline) -> requests.Response:
             response = self._answered(
