@@ -7,6 +7,7 @@ That keeps the tree free of I/O and the event loop free of waiting. Thread-safe.
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Callable
@@ -109,6 +110,8 @@ class Cell(Generic[T]):
         self._retry_at_s = 0.0
         self._refreshing: Future[None] | None = None
         self._waited_for_until_s = 0.0
+        self._failures = 0  # of loads; and the last of them
+        self._failure: DserverfsError | None = None
 
     def get(self) -> T:
         """Return the value, at once but for a short wait if it is very old; raises NotLoaded."""
@@ -150,12 +153,26 @@ class Cell(Generic[T]):
                 self._wait_shortly_locked(now_s)
 
     def load(self) -> None:
-        """Fetch the value unless another thread just did; blocks. Raises what fetching raises."""
+        """Fetch the value unless another thread just did; blocks. Raises what fetching raises.
+
+        All who wait for one thread's fetch are told what it was told: that each asked
+        again would be a storm. Nobody is told of it who comes later.
+        """
+        with self._lock:
+            failures = self._failures
         with self._loading:
             with self._lock:
                 if self._values:
                     return
-            self._fetch_now()
+                if self._failure is not None and self._failures != failures:
+                    raise copy.copy(self._failure)  # of who had the lock before us
+            try:
+                self._fetch_now()
+            except DserverfsError as error:
+                with self._lock:
+                    self._failures += 1
+                    self._failure = error
+                raise
 
     def renewed(self) -> T:
         """Return a value that was asked for after now; blocks. Raises what fetching raises."""

@@ -167,8 +167,16 @@ class Settings:
     def token_generator_url(self, server: str) -> str | None:
         """Return where passwords are exchanged for tokens, if not at the dserver itself."""
         value = self._for(TOKEN_GENERATOR_URL, server)
-        if value is not None and urllib.parse.urlsplit(value).scheme not in ("http", "https"):
+        if value is None:
+            return None
+        parts = _split(TOKEN_GENERATOR_URL, value)
+        if parts.scheme not in ("http", "https"):
             raise UsageError(f"{TOKEN_GENERATOR_URL}={public_url(value)}: must be http(s)://...")
+        if public_url(value) != value:  # it is named in messages
+            raise UsageError(
+                f"{TOKEN_GENERATOR_URL}={public_url(value)}: must be without user, query and"
+                " fragment"
+            )
         return value
 
     def username(self, server: str) -> str | None:

@@ -311,3 +311,28 @@ def test_many_who_find_a_value_old_refresh_it_once() -> None:
         loaded(cell.get)
 
     assert len(asked) == 2
+
+
+def test_all_who_wait_for_a_failing_load_are_told_by_one_request() -> None:
+    asked = 0
+
+    def fetch() -> object:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            # The others come while this one is under way; each waits, or is told at once.
+            others.extend(pool.submit(cell.load) for _ in range(4))
+            futures_wait(others, timeout=0.2)
+        raise Unreachable("gone for a moment")
+
+    others: list[Future[None]] = []
+    with ThreadPoolExecutor(5) as pool:
+        cell: Cell[object] = Cell(fetch, 60.0, pool)
+        first = pool.submit(cell.load)
+        errors = [load.exception(20) for load in (first, *others)]
+
+        assert [str(error) for error in errors] == ["gone for a moment"] * len(errors)
+        assert asked == 1
+        with pytest.raises(Unreachable):
+            cell.load()  # who comes later asks
+        assert asked == 2

@@ -178,3 +178,27 @@ def test_who_waits_for_a_question_that_leaves_out_its_item_asks_again() -> None:
         assert two.result(10).url == "u"
         with pytest.raises(NotFound):
             one.result(10)
+
+
+def test_urls_of_a_host_that_cannot_be_reached_are_forgotten_and_no_others() -> None:
+    book = UrlBook()
+    here, there = "http://store.example:9000", "http://store.example:9001"
+    urls = {
+        Identifier("a"): SignedURL(f"{here}/a?s", 1e12),
+        Identifier("b"): SignedURL(f"{here}/b?s", 1e12),
+        Identifier("c"): SignedURL(f"{there}/c?s", 1e12),
+    }
+    key = DATASET
+    book.add(key, urls)
+
+    book.forget_host(urls[Identifier("a")])
+
+    asked: list[str] = []
+
+    def ask(identifier: str) -> dict[Identifier, SignedURL]:
+        asked.append(identifier)
+        return {Identifier(identifier): SignedURL(f"{there}/{identifier}", 1e12)}
+
+    for name in ("a", "b", "c"):
+        book.get(key, Identifier(name), lambda name=name: ask(name))  # type: ignore[misc]
+    assert asked == ["a", "b"]
