@@ -33,6 +33,7 @@ from dserverfs.errors import DeadlineExceeded
 from dserverfs.retry import Deadline
 
 CONNECT_TIMEOUT_S = 10.0
+HANDSHAKE_TIMEOUT_S = 5.0  # with both attempts of a first contact as long as a connection may take
 _SENT_BYTES = 64 * 1024  # in one wait
 
 Address = tuple[int, tuple[Any, ...]]  # family, and what connect takes
@@ -169,7 +170,8 @@ class _Connection:
             sock = _connected(connection._dns_host, connection.port, attempt)
             for option in connection.socket_options or ():
                 sock.setsockopt(*option)
-            sock.settimeout(_wait_s(limit))  # for a handshake, which is one wait
+            # For a handshake, which is one wait. Who speaks no TLS often says nothing to one.
+            sock.settimeout(min(HANDSHAKE_TIMEOUT_S, _wait_s(limit)))
             sock.limit = _limit.deadline
             connected, sock = sock, None
             return connected

@@ -207,7 +207,9 @@ def test_answer_that_is_no_manifest_is_dropped(
 def test_kept_manifest_that_is_none_is_fetched_anew(
     quirky: QuirkyServer, manifests: Manifests, dataset: Dataset
 ) -> None:
-    loaded(lambda: manifests.file(dataset)).write_bytes(b"{}")
+    kept = loaded(lambda: manifests.file(dataset))
+    assert isinstance(kept, Path)
+    kept.write_bytes(b"{}")
 
     index = loaded(lambda: manifests.index(dataset))
 
