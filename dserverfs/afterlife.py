@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from dserverfs.dataset_tree import EDITED, OWN, Attributes, DatasetTree, Entry
 from dserverfs.errors import NotFound
 from dserverfs.model import Dataset
+from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staged_layout import DATA, METADATA
 from dserverfs.staged_nodes import Nodes
-from dserverfs.staging import StagedDataset
 
 FIRST_NODE = OWN + (1 << 34)  # numbers from here on are of local files
 LINK = FIRST_NODE - 1  # of the link that `data` is while it is staged

@@ -23,8 +23,9 @@ from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.item_content import ItemContent
 from dserverfs.model import DserverURI
 from dserverfs.reader import Reader
+from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staged_layout import Layout
-from dserverfs.staging import StagedDataset, Staging
+from dserverfs.staging import Staging
 from dserverfs.tree import Inode, Tree
 
 R = TypeVar("R")

@@ -14,8 +14,8 @@ from dserverfs.edit_session import Unsent
 from dserverfs.errors import NotFound, UsageError
 from dserverfs.freezer import Freezer
 from dserverfs.model import DserverURI
+from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staged_layout import DATA, METADATA, README, survey
-from dserverfs.staging import StagedDataset
 
 OVERLAY = "overlay."
 # Those of the facts that are extended attributes as well.

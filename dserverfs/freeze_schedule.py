@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from dserverfs import retry
-from dserverfs.staging import PAUSES, StagedDataset
+from dserverfs.staged_dataset import PAUSES, StagedDataset
 from dserverfs.staging_state import State
 from dserverfs.writers import sentence
 

@@ -37,8 +37,8 @@ from dserverfs.freeze_schedule import LOOK_AGAIN_S, Schedule, is_sealed
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import UUID, Dataset, Identifier
 from dserverfs.sealing import Described
+from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staged_layout import DATA, METADATA, README, Ambiguous, Layout
-from dserverfs.staging import StagedDataset
 from dserverfs.staging_state import Move, State
 from dserverfs.uploader import Uploader
 

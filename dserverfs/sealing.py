@@ -32,8 +32,8 @@ from dserverfs.hashing import Hashes
 from dserverfs.limits import is_uuid, name_is_valid
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import Item, identifier_of
+from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staged_layout import DATA, Layout, Survey, survey
-from dserverfs.staging import StagedDataset
 from dserverfs.staging_state import Record
 
 logger = logging.getLogger(__name__)

@@ -29,10 +29,10 @@ from dserverfs.dataset_tree import (
 from dserverfs.errors import Frozen, NameTooLong, NotFound
 from dserverfs.local_files import RENAME_EXCHANGE, rename
 from dserverfs.model import Dataset
+from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staged_layout import DATA, METADATA, is_item_at_the_top
 from dserverfs.staged_modes import OWNER_DIRECTORY, OWNER_FILE, Modes
 from dserverfs.staged_nodes import Node, Nodes
-from dserverfs.staging import StagedDataset
 
 # dtool-s3 keeps the relpath, in base64, in 2 KB of metadata beside the hash.
 MAX_RELPATH_BYTES = 1400

@@ -20,280 +20,41 @@ ones stay open and are not armed, sealed and uploading ones are carried on with.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import shutil
 import threading
 import time
 import urllib.parse
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 from dserverfs.directories import private_directory
-from dserverfs.durable_files import sync_directory, write_durably
+from dserverfs.durable_files import sync_directory
 from dserverfs.errors import (
     Conflict,
     DserverfsError,
-    Frozen,
     LocalDiskError,
     NameTaken,
     UsageError,
 )
-from dserverfs.hash_ahead import HashAhead
 from dserverfs.limits import name_is_valid
 from dserverfs.local_files import locked
-from dserverfs.model import UUID, Dataset
-from dserverfs.owner_lock import OwnerLock
-from dserverfs.staging_state import Move, Record, State
-from dserverfs.writers import Writers
+from dserverfs.staged_dataset import (
+    GONE,
+    TREE,
+    StagedDataset,
+    delete_tree,
+    read_record,
+    write_record,
+)
+from dserverfs.staging_state import Record
 
 logger = logging.getLogger(__name__)
 
 OPTION = "--staging-dir"
-_STATE = "state"
-_LOCK = "lock"
-_TREE = "tree"
 _NAMES = "names.lock"
 _NEW = ".new-"
-_GONE = ".gone-"
-PAUSES = 4.0  # a job may take that many times its longest pause so far
-ORPHANED = "it was open when its mount ended; nobody knows whether it was complete"
-
-
-class StagedDataset:
-    """One proto dataset."""
-
-    def __init__(
-        self, directory: Path, record: Record, clock_s: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.directory = directory
-        self.tree = directory / _TREE
-        self._record = record
-        self._lock = threading.RLock()
-        self._owner = OwnerLock(directory / _LOCK)
-        # How many handles are open for writing, and how often something changed: both
-        # of the process that owns it, in memory only.
-        self._writers = 0
-        self._changes = 0
-        self._clock_s = clock_s
-        self._changed_s = clock_s()
-        self._was_opened = False
-        self._has_content = False
-        # Between two changes, since there is something in it.
-        self.longest_pause_s = 0.0
-        self.written_by = Writers()
-        self._gone = False
-        # What it became; set before anything of `tree` is deleted.
-        self.frozen_as: Dataset | None = None
-        # Below which directory of that its top is now; None if only another process knows.
-        self.frozen_below: str | None = None
-        self._on_reopen: Callable[[], None] | None = None
-        self.hash_ahead = HashAhead()  # told by whoever writes to what is in `tree`
-
-    @property
-    def record(self) -> Record:
-        """The record as of now; of another's staged dataset, as it was read last."""
-        return self._record
-
-    @property
-    def id(self) -> str:
-        return self._record.id
-
-    @property
-    def is_owned(self) -> bool:
-        return self._owner.held
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether it was discarded, or deleted after it was frozen."""
-        return self._gone
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it is staged no more: gone, or frozen and about to be deleted."""
-        return self._gone or self.frozen_as is not None or self._record.state is State.FROZEN
-
-    @property
-    def uuid(self) -> UUID:
-        """The uuid of the dataset it becomes, as far as that is known."""
-        return UUID(self._record.uuid or self._record.id)
-
-    @property
-    def changes(self) -> int:
-        """A number that is another one after each change."""
-        return self._changes
-
-    @property
-    def writers(self) -> int:
-        return self._writers
-
-    def quiet_s(self) -> float:
-        """Return for how long nothing changed and nothing was closed, in seconds."""
-        return self._clock_s() - self._changed_s
-
-    def settles_in_s(self, delay_s: float) -> float:
-        """Return in how many seconds nothing was changed for so long that it may be complete.
-
-        For `delay_s`, or longer than its writers' pauses were: a job whose steps take
-        an hour is not done after a minute.
-        """
-        return max(delay_s, PAUSES * self.longest_pause_s) - self.quiet_s()
-
-    def own(self) -> None:
-        """Make this process the owner; raises Conflict if another one is.
-
-        One that comes from a process which ended while it was open is not armed
-        from then on.
-        """
-        with self._lock:
-            if self._owner.held:
-                return
-            if not self._owner.acquire():
-                raise Conflict(
-                    f"{self._record.name}: is being written by {self._owner.owner()}:"
-                    " only that one may change it"
-                )
-            try:
-                self._record = _read(self.directory)
-                if self._record.state is State.OPEN and self._record.armed:
-                    self.disarm(ORPHANED)
-            except BaseException:
-                self._owner.release()
-                raise
-
-    def disown(self) -> None:
-        """Let another process own it."""
-        with self._lock:
-            self._owner.release()
-
-    def reload(self) -> None:
-        """Read the state of another's staged dataset again; raises OSError if it is gone."""
-        with self._lock:
-            if not self._owner.held:
-                self._record = _read(self.directory)
-
-    # Changes of what is in it
-
-    def require_writable(self) -> None:
-        """Make it `open` if a write may; raises Frozen, or Conflict if another owns it.
-
-        Waits for the disk at the first write after it was sealed, or failed.
-        """
-        with self._lock:
-            if self._gone:
-                raise Frozen(f"{self._record.name}: is not staged any more")
-            self.own()
-            if self._record.state is not State.OPEN:
-                self.move(Move.WRITE)
-                if self._on_reopen is not None:
-                    self._on_reopen()
-
-    @contextlib.contextmanager
-    def changing(self) -> Iterator[None]:
-        """Hold off the freezer while something in it is changed; raises as `require_writable`."""
-        with self._lock:
-            self.require_writable()
-            try:
-                yield
-            finally:
-                self.changed()
-
-    def changed(self) -> None:
-        """Note that something in it changed just now, by one of its writers."""
-        now_s = self._clock_s()
-        if self._has_content:  # before, somebody made a directory for later
-            self.longest_pause_s = max(self.longest_pause_s, now_s - self._changed_s)
-        self._has_content = self._was_opened
-        self._changes += 1
-        self._changed_s = now_s
-
-    def writer_opened(self) -> None:
-        """Note a handle for writing; to be called while `changing`."""
-        self._writers += 1
-        self._was_opened = True
-
-    def writer_closed(self) -> None:
-        with self._lock:
-            self._writers -= 1
-            self.changed()
-
-    def when_reopened(self, call: Callable[[], None] | None) -> None:
-        """Have `call` called, in the writer's thread, when a write reopens it."""
-        with self._lock:
-            self._on_reopen = call
-
-    # Moves
-
-    def move(self, move: Move, *, reason: str | None = None) -> None:
-        """Change the state, on disk first; raises Frozen or UsageError if it may not be."""
-        with self._lock:
-            self._keep(self._record.moved(move, reason=reason))
-
-    def seal(self, changes: int, uuid: str) -> bool:
-        """Move on to `sealed` if nothing is written or changed since `changes`; return whether."""
-        with self._lock:
-            if self._writers or self._changes != changes:
-                return False
-            self._keep(replace(self._record.moved(Move.SEAL), uuid=uuid))
-            return True
-
-    def disarm(self, reason: str) -> None:
-        """Have it frozen only by command from now on, and remember the first reason."""
-        with self._lock:
-            if not self._record.armed or not self._owner.held:
-                return
-            logger.warning("%s: will be frozen only by command: %s", self, reason)
-            self._record = replace(self._record, armed=False, reason=reason)
-            try:
-                _write(self.directory, self._record)
-            except OSError as error:
-                # Often the disk is full. Unsaved it is no danger: one that is open when
-                # its owner ends is not armed by the next.
-                logger.info("%s: not noted on disk: %s", self.directory, error)
-
-    def explain(self, reason: str) -> None:
-        """Remember why it is as it is."""
-        with self._lock:
-            self._keep(replace(self._record, reason=reason))
-
-    def set_manual(self, manual: bool) -> None:
-        """Freeze it by command only, or by itself again."""
-        with self._lock:
-            self._keep(replace(self._record, manual=manual))
-
-    def delete(self) -> None:
-        """Delete it from the disk; after a crash in between, the next start goes on."""
-        with self._lock:
-            self._gone = True
-            gone = self.directory.with_name(f"{_GONE}{self.id}")
-            self.directory.rename(gone)
-            self._owner.release()
-        _delete_tree(gone)
-
-    def discard(self) -> None:
-        """Delete it with everything in it; raises Frozen if it is too late."""
-        with self._lock:
-            self.own()
-            self.move(Move.DISCARD)
-            self.delete()
-
-    def rename(self, name: str) -> None:
-        """Give it another name; use Staging.rename, which knows what is taken."""
-        with self._lock:
-            self._keep(replace(self._record, name=name))
-
-    def _keep(self, record: Record) -> None:
-        """Invariant: nobody but its owner writes the state."""
-        if not self._owner.held:
-            raise Conflict(f"{self._record.name}: belongs to {self._owner.owner()}")
-        _write(self.directory, record)
-        self._record = record
-
-    def __str__(self) -> str:
-        return f"{self._record.base_uri}/{self._record.name} (staged in {self.directory})"
 
 
 class Staging:
@@ -316,8 +77,8 @@ class Staging:
         for base in _subdirectories(self._root):
             with locked(base / _NAMES):
                 for path in _subdirectories(base):
-                    if path.name.startswith((_NEW, _GONE)):
-                        _delete_tree(path)
+                    if path.name.startswith((_NEW, GONE)):
+                        delete_tree(path)
         return self
 
     def close(self) -> None:
@@ -347,7 +108,7 @@ class Staging:
                 staged = self._known.get(path)
                 try:
                     if staged is None:
-                        staged = StagedDataset(path, _read(path), self._clock_s)
+                        staged = StagedDataset(path, read_record(path), self._clock_s)
                         self._known[path] = staged
                     staged.reload()
                 except FileNotFoundError:
@@ -400,8 +161,8 @@ class Staging:
             path, new = base / record.id, base / f"{_NEW}{record.id}"
             if path.exists():
                 raise Conflict(f"{base_uri}/{record.id}: is staged already in {path}")
-            (new / _TREE).mkdir(parents=True, mode=0o700)
-            _write(new, record)
+            (new / TREE).mkdir(parents=True, mode=0o700)
+            write_record(new, record)
             staged = StagedDataset(path, record, self._clock_s)
             with self._lock:  # whoever lists it from now on finds this one, and it owned
                 new.rename(path)
@@ -451,26 +212,9 @@ def require_name(name: str) -> None:
         )
 
 
-def _read(directory: Path) -> Record:
-    return Record.from_json((directory / _STATE).read_text("utf-8"))
-
-
-def _write(directory: Path, record: Record) -> None:
-    """Replace the state; on disk when it returns."""
-    write_durably(directory / _STATE, record.to_json().encode("utf-8"))
-
-
 def _subdirectories(path: Path) -> list[Path]:
     try:
         with os.scandir(path) as entries:
             return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
-
-
-def _delete_tree(path: Path) -> None:
-    """Delete a directory, also where a user's modes forbid it; what cannot go stays, logged."""
-    try:
-        shutil.rmtree(path)
-    except OSError as error:
-        logger.warning("%s: cannot be deleted: %s", path, error)

@@ -20,8 +20,9 @@ from dserverfs.errors import Frozen, NameTaken, NotFound, PermissionDenied
 from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.limits import is_uuid
 from dserverfs.model import UUID, BackendURI, Dataset, DserverURI, split_base_uri
+from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staged_tree import StagedTree
-from dserverfs.staging import StagedDataset, Staging, require_name
+from dserverfs.staging import Staging, require_name
 
 Inode = NewType("Inode", int)
 

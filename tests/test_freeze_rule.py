@@ -15,7 +15,8 @@ import pytest
 from dserverfs.freeze_schedule import Schedule
 from dserverfs.mountinfo import find_mounted
 from dserverfs.processes import Processes
-from dserverfs.staging import PAUSES, StagedDataset, Staging
+from dserverfs.staged_dataset import PAUSES, StagedDataset
+from dserverfs.staging import Staging
 from dserverfs.writers import Writers
 from tests.accounts import Account
 from tests.daemons import wait_for

@@ -14,7 +14,7 @@ from dserverfs.client import Client
 from dserverfs.errors import IntegrityError, Unsupported
 from dserverfs.model import DserverURI, identifier_of
 from dserverfs.settings import TOKEN, Settings
-from dserverfs.staging import StagedDataset
+from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staging_state import State
 from dserverfs.storage import Storage
 from tests.daemons import wait_for

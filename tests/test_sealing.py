@@ -14,7 +14,7 @@ from dserverfs.client import Client
 from dserverfs.errors import ItemChanged
 from dserverfs.model import DserverURI
 from dserverfs.settings import TOKEN, Settings
-from dserverfs.staging import StagedDataset
+from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staging_state import State
 from tests.daemons import wait_for
 from tests.serving import ServerHandle

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from dserverfs.errors import Conflict, Frozen, NameTaken, UsageError
-from dserverfs.staging import ORPHANED, StagedDataset, Staging, servers
+from dserverfs.staged_dataset import ORPHANED, StagedDataset
+from dserverfs.staging import Staging, servers
 from dserverfs.staging_state import Move, State
 
 SERVER = "localhost:5000"

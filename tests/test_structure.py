@@ -59,7 +59,7 @@ LEVELS = [
     {"pieces", "edit_targets", "edit_session"},
     {"parts", "azure", "edited_files"},
     {"cache_care", "cache_writer", "cached_items", "verification", "sender", "local_edits"},
-    {"prefetch", "fetching", "pending_blocks", "edit_sender"},
+    {"staged_dataset", "prefetch", "fetching", "pending_blocks", "edit_sender"},
     {"run_receiver"},
     {"reader", "staging", "stored_items", "uploader", "frozen_edits"},
     {"freeze_schedule", "dataset_tree", "download", "item_reader", "sealing", "registration"},

@@ -34,9 +34,10 @@ from dserverfs.freezer import Frozen, Progress
 from dserverfs.hashing import THREADS, Hashes
 from dserverfs.limits import MAX_COMPONENT_BYTES, MAX_NAME_LENGTH, name_is_valid, relpath_is_usable
 from dserverfs.model import Dataset, identifier_of
+from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staged_layout import DATA, METADATA, Layout
 from dserverfs.staged_tree import MAX_RELPATH_BYTES
-from dserverfs.staging import StagedDataset, Staging
+from dserverfs.staging import Staging
 from dserverfs.staging_state import State
 
 FRAGMENTS = ".dtool/tmp_fragments"

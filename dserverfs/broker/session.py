@@ -33,7 +33,7 @@ from dserverfs.errors import (
 )
 from dserverfs.model import UUID, BackendURI, Dataset, DserverURI
 from dserverfs.settings import Settings
-from dserverfs.staging import StagedDataset
+from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staging_state import State
 
 # Each keeps its manifest as dtoolcore wants it, 800 bytes an item.

@@ -25,8 +25,8 @@ from pyfuse3 import (
 from dserverfs.operations.editing import utf8
 from dserverfs.operations.guard import guarded
 from dserverfs.operations.staged_files import StagedFileOperations
+from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staged_tree import Changes, StagedTree
-from dserverfs.staging import StagedDataset
 from dserverfs.tree import Inode
 
 FREEZE_ATTRIBUTE = b"user.dserverfs.freeze"
