@@ -69,7 +69,7 @@ class Commander:
         if command == "status":
             yield {"result": self._status(Inode(int(request["inode"])))}
         elif command == "pending":
-            yield {"result": [facts.of_staged(s, self._freezer) for s in self._all()]}
+            yield {"result": self._pending()}
         elif command == "unsent":
             yield {"result": self._unsent(self._edits.unsent())}
         elif command == "uncached":
@@ -154,8 +154,7 @@ class Commander:
             if not going:
                 break
         self._edits.flush(max(end_s - time.monotonic(), 0.0))
-        left = [facts.of_staged(s, self._freezer, asked_by=asked_by) for s in self._all()]
-        yield {"result": left}
+        yield {"result": self._pending(asked_by)}
 
     def _progress(self, staged: StagedDataset, job: Future[Any]) -> Iterator[Answer]:
         while not job.done():
@@ -173,6 +172,17 @@ class Commander:
         if number != DatasetTree.ROOT:
             raise UsageError(f"not a dataset, but something in {place.record.name}")
         return place
+
+    def _pending(self, asked_by: int = 0) -> list[dict[str, Any]]:
+        """Return the facts of all that is staged, and of what is but cannot be used."""
+        pending = [facts.of_staged(s, self._freezer, asked_by=asked_by) for s in self._all()]
+        if self._staging is None:
+            return pending
+        for base_uri in self._staging.base_uris():
+            uri = DserverURI(self._uri.server, base_uri)
+            for directory, reason in self._staging.unusable(base_uri).items():
+                pending.append(facts.of_unusable(directory, uri, reason))
+        return pending
 
     def _all(self) -> Sequence[StagedDataset]:
         if self._staging is None:

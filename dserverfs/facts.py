@@ -60,7 +60,7 @@ def of_staged(
     facts: dict[str, Any] = {
         "state": record.shown_state,
         "armed": record.armed and not record.manual,
-        "reason": record.reason,
+        "reason": record.reason or staged.problem,
         "waits_for": freezer.waits_for(staged, asked_by=asked_by) if freezer else None,
         "name": record.name,
         "base_uri": str(DserverURI(record.server, record.base_uri)),
@@ -76,6 +76,23 @@ def of_staged(
     if progress is not None:
         facts["progress"] = progress._asdict()
     return facts
+
+
+def of_unusable(directory: Path, base_uri: DserverURI, reason: str) -> dict[str, Any]:
+    """Return the facts of a staged dataset of which a file of ours is damaged."""
+    return {
+        "state": "unusable",
+        "armed": False,
+        "reason": reason,
+        "waits_for": None,
+        "name": directory.name,
+        "base_uri": str(base_uri),
+        "created_at": 0.0,
+        "directory": str(directory),
+        "open_files": 0,
+        "number_of_items": 0,
+        "size_in_bytes": 0,
+    }
 
 
 def of_unsent(change: Unsent, server: str) -> dict[str, Any]:

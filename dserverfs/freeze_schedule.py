@@ -52,7 +52,8 @@ class Schedule:
             return None
         if staged.writers or self._tried.get(staged.directory) == staged.changes:
             return max(self._delay_s, LOOK_AGAIN_S)  # closing does not wake the freezer
-        return staged.settles_in_s(self._delay_s)
+        retry_at_s, _ = self._retry_at_s.get(staged.directory, (now_s, 0.0))
+        return max(staged.settles_in_s(self._delay_s), retry_at_s - now_s)
 
     def may_be_complete(self, staged: StagedDataset, *, asked_by: int = 0) -> bool:
         """Return whether nobody is left who would write more, of those not `asked_by`.

@@ -14,13 +14,12 @@ server again; frozen, the next mount only deletes.
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from dserverfs import sealing
 from dserverfs.errors import (
@@ -29,16 +28,18 @@ from dserverfs.errors import (
     DserverfsError,
     IntegrityError,
     ItemChanged,
+    LocalDiskError,
     NotAuthenticated,
     Unreachable,
     UsageError,
 )
+from dserverfs.freeze_job import Frozen, Job, Progress, told
 from dserverfs.freeze_schedule import LOOK_AGAIN_S, Schedule, is_sealed
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import UUID, Dataset, Identifier
 from dserverfs.sealing import Described
 from dserverfs.staged_dataset import StagedDataset
-from dserverfs.staged_layout import DATA, METADATA, README, Ambiguous, Layout
+from dserverfs.staged_layout import DATA, Ambiguous, Layout
 from dserverfs.staging_state import Move, State
 from dserverfs.uploader import Uploader
 
@@ -48,22 +49,6 @@ JOBS = 2
 # RELEASE comes after close(2) has returned, so what was just closed may look open.
 LATE_CLOSE_S = 2.0
 CLOSE_GRACE_S = 5.0
-
-
-class Progress(NamedTuple):
-    """How far an upload is."""
-
-    bytes_done: int
-    bytes_total: int
-    items_done: int
-    items_total: int
-
-
-class Frozen(NamedTuple):
-    """What came of a freeze."""
-
-    uri: str  # in its backend
-    notes: list[str]  # a line each: what was lost, or may surprise
 
 
 class Registry(Protocol):
@@ -99,7 +84,7 @@ class Freezer:
         self._pool = ThreadPoolExecutor(JOBS, thread_name_prefix="freeze")
         self._condition = threading.Condition()
         self._watched: dict[Path, StagedDataset] = {}
-        self._jobs: dict[Path, _Job] = {}
+        self._jobs: dict[Path, Job] = {}
         self._working = 0  # threads at work on a job, or on putting away what it froze
         self._closed = False
         self._ending = threading.Event()
@@ -143,6 +128,10 @@ class Freezer:
         except Conflict as error:
             logger.info("%s", error)
             return
+        except (OSError, DserverfsError) as error:
+            staged.problem = f"cannot be carried on with: {error}"
+            logger.warning("%s: %s", staged, staged.problem)
+            return
         if staged.record.state in (State.OPEN, State.FAILED):
             # Not armed any more by being owned. Whoever writes to it next may own it.
             staged.disown()
@@ -172,7 +161,7 @@ class Freezer:
             if job is None:
                 if self._closed:
                     raise Cancelled(f"{staged.record.name}: the mount is ending")
-                job = self._jobs[staged.directory] = _Job(staged, layout, by_itself)
+                job = self._jobs[staged.directory] = Job(staged, layout, by_itself)
                 self._pool.submit(self._work, job)
             self._watched[staged.directory] = staged
             return job.future
@@ -269,7 +258,7 @@ class Freezer:
 
     # One job
 
-    def _work(self, job: _Job) -> None:
+    def _work(self, job: Job) -> None:
         with self._condition:
             self._working += 1
         try:
@@ -279,11 +268,12 @@ class Freezer:
                 self._working -= 1
                 self._condition.notify_all()
 
-    def _carry_out(self, job: _Job) -> None:
+    def _carry_out(self, job: Job) -> None:
         staged = job.staged
         try:
             dataset, local = self._freeze(job)
-        except BaseException as error:  # noqa: BLE001 - handed to who waits for the job
+        except BaseException as caught:  # noqa: BLE001 - handed to who waits for the job
+            error = told(caught, staged)
             try:
                 self._failed(job, error)
             finally:
@@ -298,13 +288,13 @@ class Freezer:
         job.future.set_result(Frozen(dataset.uri, job.notes))
         try:
             self._registry.adopt(dataset, local, self._ending)
-            _keep_left_over(staged, local)
+            sealing.keep_left_over(staged, local)
             staged.delete()
         except Exception:
             # The next mount deletes it: it is frozen.
             logger.exception("%s: frozen, but what was staged cannot be put away", staged)
 
-    def _freeze(self, job: _Job) -> tuple[Dataset, LocalDataset]:
+    def _freeze(self, job: Job) -> tuple[Dataset, LocalDataset]:
         staged = job.staged
         staged.own()
         staged.when_reopened(job.stop.set)
@@ -323,7 +313,7 @@ class Freezer:
             job.notes.append(surprise)
         if staged.record.name != dataset.name:
             job.notes.append(f"its name is {dataset.name}, as when it was frozen first")
-        staged.frozen_below = "" if _has_dtool_layout(staged, local) else DATA
+        staged.frozen_below = "" if sealing.has_dtool_layout(staged, local) else DATA
         staged.frozen_as = dataset
         if staged.record.state is not State.FROZEN:
             staged.move(Move.REGISTER)
@@ -332,7 +322,7 @@ class Freezer:
             logger.info("%s: %s", staged.record.name, note)
         return dataset, local
 
-    def _describe(self, job: _Job) -> Described:
+    def _describe(self, job: Job) -> Described:
         staged = job.staged
         end_s = time.monotonic() + LATE_CLOSE_S
         while staged.writers:
@@ -349,7 +339,7 @@ class Freezer:
         job.notes += described.notes
         return described
 
-    def _seal_and_upload(self, job: _Job, described: Described) -> Dataset:
+    def _seal_and_upload(self, job: Job, described: Described) -> Dataset:
         """Upload while the disk takes what is to be sealed; register when it is.
 
         Until then it is open: after a crash objects are stored that nothing lists, as after
@@ -376,7 +366,7 @@ class Freezer:
             finally:
                 sealed.result()  # what kept it from that is told before what came of it
 
-    def _carry_on(self, job: _Job, local: LocalDataset) -> Dataset:
+    def _carry_on(self, job: Job, local: LocalDataset) -> Dataset:
         """Upload what was sealed before, or ask what became of it."""
         staged = job.staged
         if staged.record.state is State.FROZEN:
@@ -388,7 +378,7 @@ class Freezer:
         return self._upload(job, local, job.before_complete)
 
     def _upload(
-        self, job: _Job, local: LocalDataset, before_complete: Callable[[], None]
+        self, job: Job, local: LocalDataset, before_complete: Callable[[], None]
     ) -> Dataset:
         base_uri = job.staged.record.base_uri
         taken: set[Identifier] = set()
@@ -402,7 +392,7 @@ class Freezer:
         )
         return self._registry.registered(local, base_uri, taken, self._ending)
 
-    def _failed(self, job: _Job, error: BaseException) -> None:
+    def _failed(self, job: Job, error: BaseException) -> None:
         """Note on disk why it is not frozen, and when to try again."""
         staged, name = job.staged, job.staged.record.name
         state = staged.record.state
@@ -422,6 +412,10 @@ class Freezer:
                 logger.info("%s: stays staged: %s", name, reason)
             elif isinstance(error, (UsageError, IntegrityError)) and state is State.OPEN:
                 self._stays_open(job, error)
+            elif state is State.OPEN and isinstance(error, LocalDiskError):
+                staged.explain(reason)
+                self._say(logging.WARNING, "%s: not frozen: %s", staged, reason)
+                self._schedule.put_off(staged)
             elif state is State.OPEN:
                 staged.disarm(f"not frozen: {reason}")
             elif state is State.FROZEN or isinstance(error, (Unreachable, NotAuthenticated)):
@@ -441,50 +435,10 @@ class Freezer:
         """Log what went wrong; where nothing is frozen by itself, whoever waits is told of it."""
         logger.log(logging.INFO if self._thread is None else level, message, *details)
 
-    def _stays_open(self, job: _Job, error: BaseException) -> None:
+    def _stays_open(self, job: Job, error: BaseException) -> None:
         staged = job.staged
         if isinstance(error, Ambiguous):
             staged.disarm(str(error))
         elif staged.record.reason != str(error):
             staged.explain(str(error))
         self._schedule.not_before_it_changes(staged, job.changes)
-
-
-class _Job:
-    """The freezing of one staged dataset."""
-
-    def __init__(self, staged: StagedDataset, layout: Layout | None, by_itself: bool) -> None:
-        self.staged = staged
-        self.by_itself = by_itself
-        self.layout = layout
-        self.future: Future[Frozen] = Future()
-        self.stop = threading.Event()
-        self.progress: Progress | None = None
-        self.notes: list[str] = []
-        self.changes = staged.changes
-
-    def before_complete(self) -> None:
-        """Rule out writes from now on, unless there was one."""
-        if self.stop.is_set():
-            raise Cancelled(f"{self.staged.record.name}: was written to, or the mount is ending")
-        self.staged.move(Move.COMPLETE)
-
-    def note_progress(self, *counts: int) -> None:
-        self.progress = Progress(*counts)
-
-
-def _has_dtool_layout(staged: StagedDataset, local: LocalDataset) -> bool:
-    """Return whether the items are in `data/`, by what was sealed."""
-    item = next(iter(local.items.values()), None)  # none: of an empty dataset of dtool's
-    return item is None or local.path_of(item) == staged.tree / DATA / item.relpath
-
-
-def _keep_left_over(staged: StagedDataset, local: LocalDataset) -> None:
-    """Move what is no part of the dataset out of what is about to be deleted."""
-    if not _has_dtool_layout(staged, local):
-        return  # every file is a part of it
-    for path in sorted(staged.tree.iterdir()):
-        if path.name not in (DATA, README, METADATA):
-            kept = sealing.left_over_directory(staged)
-            kept.mkdir(mode=0o700, exist_ok=True)
-            shutil.move(str(path), kept / path.name)

@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -36,6 +37,7 @@ PIECE_BYTES = 1024 * 1024
 # A file that changes as often while it is read is being written to.
 ATTEMPTS = 3
 _BUSY_TIMEOUT_S = 10.0
+_MD5 = re.compile("[0-9a-f]{32}")
 CLOCK_REALTIME_COARSE = 5  # of Linux; Python has no name for it
 _TICK_S = 0.011  # the kernel's clock, at 100 Hz
 
@@ -100,13 +102,17 @@ class Hashes:
         self.bytes_read = 0  # statistics
 
     def open(self) -> Hashes:
-        """Open the database, or make it anew if it cannot be read; raises OSError."""
+        """Open the database; make it anew if it cannot be read, in memory if there can be none."""
         try:
             self._connection = _connect(self._database)
-        except sqlite3.DatabaseError as error:
+        except sqlite3.Error as error:
             logger.warning("%s: cannot be read, files are hashed again: %s", self._database, error)
-            forget(self._database)
-            self._connection = _connect(self._database)
+            try:
+                forget(self._database)
+                self._connection = _connect(self._database)
+            except (sqlite3.Error, OSError) as second:
+                logger.warning("%s: hashes are not kept: %s", self._database, second)
+                self._connection = _connect(Path(":memory:"))
         return self
 
     def close(self) -> None:
@@ -223,12 +229,16 @@ class Hashes:
     def _known(self, relpath: str, stamp: Stamp) -> str | None:
         with self._lock:
             assert self._connection is not None, "not open"
-            row = self._connection.execute(
-                "SELECT md5 FROM hash WHERE relpath = ? AND size = ? AND mtime_ns = ?"
-                " AND ctime_ns = ? AND inode = ?",
-                (os.fsencode(relpath), *stamp),
-            ).fetchone()
-        return None if row is None else str(row[0])
+            try:
+                row = self._connection.execute(
+                    "SELECT md5 FROM hash WHERE relpath = ? AND size = ? AND mtime_ns = ?"
+                    " AND ctime_ns = ? AND inode = ?",
+                    (os.fsencode(relpath), *stamp),
+                ).fetchone()
+            except sqlite3.Error as error:  # a damaged page
+                logger.debug("%s: it is not known whether it was hashed: %s", relpath, error)
+                return None
+        return row[0] if row is not None and _is_md5(row[0]) else None
 
     def _keep(self, relpath: str, stamp: Stamp, digest: str) -> None:
         """Note a result; one that cannot be noted costs a second reading."""
@@ -320,6 +330,10 @@ def _connect(database: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _is_md5(value: object) -> bool:
+    return isinstance(value, str) and _MD5.fullmatch(value) is not None
 
 
 def _settle(stamp: Stamp) -> bool:

@@ -26,7 +26,7 @@ from dserverfs import allocator, facts, mountpoint
 from dserverfs.client import Client
 from dserverfs.commander import Commander
 from dserverfs.control import Address, Server
-from dserverfs.errors import UsageError
+from dserverfs.errors import LocalDiskError, UsageError
 from dserverfs.freezer import Freezer
 from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.launcher import READY, MountOptions
@@ -120,8 +120,11 @@ class _Parts(NamedTuple):
             return cls(editing, tree, None, freezer, edits, reader, [])
         staging = client.staging.open()
         for base_uri in staging.base_uris():
-            for staged in staging.datasets(base_uri):
-                freezer.resume(staged)
+            try:
+                for staged in staging.datasets(base_uri):
+                    freezer.resume(staged)
+            except LocalDiskError as error:
+                logger.warning("%s", error)
         freezer.open()
         tree = Tree(options.uri, client.catalogue, now_ns, staging, edits)
         writing = Operations(

@@ -8,6 +8,7 @@ lock that another machine wrote and did not take back counts as held.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -66,7 +67,7 @@ class OwnerLock:
         try:
             owner = json.loads(self._path.read_text("utf-8"))
             return f"process {owner['pid']} on {owner['host']}"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return "another process"
 
 
@@ -84,7 +85,7 @@ def _is_elsewhere(text: str) -> bool:
     try:
         owner = json.loads(text)
         machine, host = owner["machine"], owner["host"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
     me = _me()
     if machine and me["machine"]:
@@ -97,8 +98,13 @@ def _read(fd: int) -> str:
 
 
 def _write(fd: int, text: str) -> None:
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, text.encode("utf-8"), 0)
+    """Say who holds it; on a full disk nobody is told, and the lock alone counts."""
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, text.encode("utf-8"), 0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def _text(path: Path) -> str:

@@ -18,6 +18,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,11 +30,11 @@ from dserverfs import hashing
 from dserverfs.durable_files import replacing
 from dserverfs.errors import IntegrityError, ItemChanged, ProtocolError, UsageError
 from dserverfs.hashing import Hashes
-from dserverfs.limits import is_uuid, name_is_valid
+from dserverfs.limits import is_uuid, name_is_valid, relpath_is_usable
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import Item, identifier_of
 from dserverfs.staged_dataset import StagedDataset
-from dserverfs.staged_layout import DATA, Layout, Survey, survey
+from dserverfs.staged_layout import DATA, METADATA, README, Layout, Survey, survey
 from dserverfs.staging_state import Record
 
 logger = logging.getLogger(__name__)
@@ -103,12 +104,32 @@ def left_over_directory(staged: StagedDataset) -> Path:
     return staged.directory.with_name(f".kept-{staged.id}")
 
 
+def has_dtool_layout(staged: StagedDataset, local: LocalDataset) -> bool:
+    """Return whether the items are in `data/`, by what was sealed."""
+    item = next(iter(local.items.values()), None)  # none: of an empty dataset of dtool's
+    return item is None or local.path_of(item) == staged.tree / DATA / item.relpath
+
+
+def keep_left_over(staged: StagedDataset, local: LocalDataset) -> None:
+    """Move what is no part of the dataset out of what is about to be deleted."""
+    if not has_dtool_layout(staged, local):
+        return  # every file is a part of it
+    for path in sorted(staged.tree.iterdir()):
+        if path.name not in (DATA, README, METADATA):
+            kept = left_over_directory(staged)
+            kept.mkdir(mode=0o700, exist_ok=True)
+            shutil.move(str(path), kept / path.name)
+
+
 def load(staged: StagedDataset) -> LocalDataset:
     """Return the description of one that is sealed; raises ProtocolError if it is damaged."""
     path = staged.directory / _SEALED
     try:
         kept = json.loads(path.read_text("utf-8"))
         root = _items_root(staged.tree, Layout(kept["layout"]))
+        for relpath, *_ in kept["items"]:
+            if not relpath_is_usable(relpath):
+                raise ProtocolError(f"{relpath!r} is no item's path")
         items = {
             identifier_of(relpath): Item(identifier_of(relpath), relpath, size, md5, mtime_ns)
             for relpath, size, md5, mtime_ns, _ in kept["items"]
@@ -125,7 +146,7 @@ def load(staged: StagedDataset) -> LocalDataset:
             kept["annotations"],
             kept["overlays"],
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"{path}: cannot be read: {error!r}") from error
 
 

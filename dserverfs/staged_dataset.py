@@ -7,20 +7,24 @@ owns it. Thread-safe. Blocking, but only on the local disk.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 from dserverfs.durable_files import write_durably
-from dserverfs.errors import Conflict, Frozen
+from dserverfs.errors import Conflict, Frozen, ProtocolError
 from dserverfs.hash_ahead import HashAhead
 from dserverfs.model import UUID, Dataset
 from dserverfs.owner_lock import OwnerLock
-from dserverfs.staging_state import Move, Record, State
+from dserverfs.staging_state import Move, Record, State, next_state
 from dserverfs.writers import Writers
 
 logger = logging.getLogger(__name__)
@@ -29,6 +33,7 @@ _STATE = "state"
 _LOCK = "lock"
 TREE = "tree"
 GONE = ".gone-"
+MAX_STATE_BYTES = 1 << 20  # a reason may quote a path of 4 KiB
 PAUSES = 4.0  # a job may take that many times its longest pause so far
 ORPHANED = "it was open when its mount ended; nobody knows whether it was complete"
 
@@ -61,6 +66,7 @@ class StagedDataset:
         # Below which directory of that its top is now; None if only another process knows.
         self.frozen_below: str | None = None
         self._on_reopen: Callable[[], None] | None = None
+        self.problem: str | None = None  # with a file of ours, that keeps it from being used
         self.hash_ahead = HashAhead()  # told by whoever writes to what is in `tree`
 
     @property
@@ -216,18 +222,12 @@ class StagedDataset:
             if not self._record.armed or not self._owner.held:
                 return
             logger.warning("%s: will be frozen only by command: %s", self, reason)
-            self._record = replace(self._record, armed=False, reason=reason)
-            try:
-                write_record(self.directory, self._record)
-            except OSError as error:
-                # Often the disk is full. Unsaved it is no danger: one that is open when
-                # its owner ends is not armed by the next.
-                logger.info("%s: not noted on disk: %s", self.directory, error)
+            self._note(replace(self._record, armed=False, reason=reason))
 
     def explain(self, reason: str) -> None:
         """Remember why it is as it is."""
         with self._lock:
-            self._keep(replace(self._record, reason=reason))
+            self._note(replace(self._record, reason=reason))
 
     def set_manual(self, manual: bool) -> None:
         """Freeze it by command only, or by itself again."""
@@ -244,10 +244,13 @@ class StagedDataset:
         delete_tree(gone)
 
     def discard(self) -> None:
-        """Delete it with everything in it; raises Frozen if it is too late."""
+        """Delete it with everything in it, which needs no space; raises Frozen if it is too late.
+
+        After a crash in between it is deleted at the next start.
+        """
         with self._lock:
             self.own()
-            self.move(Move.DISCARD)
+            next_state(self._record.state, Move.DISCARD)
             self.delete()
 
     def rename(self, name: str) -> None:
@@ -262,17 +265,69 @@ class StagedDataset:
         write_record(self.directory, record)
         self._record = record
 
+    def _note(self, record: Record) -> None:
+        """Keep what is only told; where the disk is full, in memory."""
+        if not self._owner.held:
+            return
+        self._record = record
+        try:
+            write_record(self.directory, record)
+        except OSError as error:
+            # Unsaved it is no danger: one that is open when its owner ends is not armed by
+            # the next.
+            logger.info("%s: not noted on disk: %s", self.directory, error)
+
     def __str__(self) -> str:
         return f"{self._record.base_uri}/{self._record.name} (staged in {self.directory})"
 
 
 def read_record(directory: Path) -> Record:
-    return Record.from_json((directory / _STATE).read_text("utf-8"))
+    """Return what is kept of a staged dataset; raises OSError and ProtocolError if it is none."""
+    with (directory / _STATE).open("rb") as file:
+        content = file.read(MAX_STATE_BYTES + 1)
+    if len(content) > MAX_STATE_BYTES:
+        raise ProtocolError("the state is larger than any is")
+    record = Record.from_json(content)
+    base = directory.parent
+    place = (base.parent.name, base.name, directory.name)
+    if place != (quote(record.server, safe=""), quote(record.base_uri, safe=""), record.id):
+        raise ProtocolError("the state is another one's")
+    if not stat.S_ISDIR((directory / TREE).lstat().st_mode):
+        raise ProtocolError(f"its {TREE} is no directory")
+    return record
 
 
 def write_record(directory: Path, record: Record) -> None:
-    """Replace the state; on disk when it returns."""
-    write_durably(directory / _STATE, record.to_json().encode("utf-8"))
+    """Replace the state; on disk when it returns. On a full disk it is overwritten in place."""
+    path, content = directory / _STATE, record.to_json().encode("utf-8")
+    try:
+        write_durably(path, content)
+    except OSError as error:
+        if not is_full(error) or not _overwritten(path, content):
+            raise
+
+
+def is_full(error: OSError) -> bool:
+    """Return whether a disk is full, or a user's share of it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _overwritten(path: Path, content: bytes) -> bool:
+    """Overwrite a file without a new block; return whether that could be done.
+
+    A power cut in between may leave half of it, which is found when it is read.
+    """
+    try:
+        with path.open("r+b", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if len(content) > max(status.st_blocks * 512, status.st_size):
+                return False
+            # With spaces behind it, JSON is the same.
+            file.write(content.ljust(status.st_size))
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True
 
 
 def delete_tree(path: Path) -> None:

@@ -69,16 +69,21 @@ class Staging:
         self._server = server
         self._lock = threading.Lock()
         self._known: dict[Path, StagedDataset] = {}
+        self._unusable: dict[Path, str] = {}
+        self._complained: dict[Path, str] = {}
 
     def open(self) -> Staging:
         """Make the directory and delete what a crash left; raises UsageError."""
         private_directory(self.directory, OPTION)
         private_directory(self._root, OPTION)
         for base in _subdirectories(self._root):
-            with locked(base / _NAMES):
-                for path in _subdirectories(base):
-                    if path.name.startswith((_NEW, GONE)):
-                        delete_tree(path)
+            try:
+                with locked(base / _NAMES):
+                    for path in _subdirectories(base):
+                        if path.name.startswith((_NEW, GONE)):
+                            delete_tree(path)
+            except OSError as error:
+                logger.warning("%s: what a crash left there is not deleted: %s", base, error)
         return self
 
     def close(self) -> None:
@@ -102,18 +107,23 @@ class Staging:
         with self._lock:
             if not base.is_dir() and self._has_staged_locked(base):
                 raise LocalDiskError(f"{base}: is gone, with what is staged there")
-            for path in _subdirectories(base):
-                if path.name.startswith("."):
+            try:
+                paths = _subdirectories(base)
+            except OSError as error:
+                raise LocalDiskError(f"{base}: cannot be read: {error.strerror}") from error
+            for path in paths:
+                if path.name.startswith(".") or path.name == _NAMES:
                     continue
                 staged = self._known.get(path)
+                self._unusable.pop(path, None)
                 try:
                     if staged is None:
                         staged = StagedDataset(path, read_record(path), self._clock_s)
                         self._known[path] = staged
                     staged.reload()
-                except FileNotFoundError:
-                    continue
                 except (OSError, DserverfsError) as error:
+                    if isinstance(error, FileNotFoundError) and not path.exists():
+                        continue
                     self._complain(path, error)
                     if staged is None:
                         continue
@@ -190,8 +200,18 @@ class Staging:
     def _base(self, base_uri: str) -> Path:
         return self._root / urllib.parse.quote(base_uri, safe="")
 
+    def unusable(self, base_uri: str) -> dict[Path, str]:
+        """Return which staged datasets could not be used when they were listed last, and why."""
+        base = self._base(base_uri)
+        with self._lock:
+            return {path: why for path, why in self._unusable.items() if path.parent == base}
+
     def _complain(self, path: Path, error: Exception) -> None:
-        logger.warning("%s: is staged, but cannot be used: %s", path, error)
+        why = f"cannot be used: {error}; what is in {path / TREE} is kept"
+        self._unusable[path] = why
+        if self._complained.get(path) != why:
+            self._complained[path] = why
+            logger.warning("%s: is staged, but %s", path, why)
 
 
 def servers(directory: Path) -> list[str]:

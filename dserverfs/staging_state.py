@@ -16,10 +16,21 @@ from __future__ import annotations
 
 import enum
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dserverfs.errors import Frozen, ProtocolError, UsageError
+from dserverfs.limits import (
+    component_is_usable,
+    date_is_usable,
+    is_text,
+    is_uuid,
+    name_is_valid,
+    parse_json,
+    quoted,
+)
+from dserverfs.model import split_base_uri
 
 FORMAT = 1
 
@@ -110,12 +121,43 @@ class Record:
         return json.dumps({"format": FORMAT, **asdict(self), "state": self.state.value}, indent=2)
 
     @classmethod
-    def from_json(cls, text: str) -> Record:
+    def from_json(cls, text: str | bytes) -> Record:
         """Return what `to_json` wrote; raises ProtocolError for anything else."""
-        try:
-            values: dict[str, Any] = json.loads(text)
-            if values.pop("format") != FORMAT:
-                raise ProtocolError("the state is of another version of dserverfs")
-            return cls(**{**values, "state": State(values["state"])})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ProtocolError(f"the state cannot be read: {error!r}") from error
+        values = parse_json(text, "the state")
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise ProtocolError("the state is none, or of another version of dserverfs")
+        if values.keys() != _FIELDS.keys():
+            raise ProtocolError("the state has not the fields of one")
+        for name, is_usable in _FIELDS.items():
+            if not is_usable(values[name]):
+                raise ProtocolError(
+                    f"the state has a {name} that cannot be: {quoted(values[name])}"
+                )
+        split_base_uri(values["base_uri"])
+        return cls(**{**values, "state": State(values["state"])})
+
+
+def _is_text_or_none(value: object) -> bool:
+    return value is None or is_text(value)
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+# What each field of a record's JSON may be.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "id": lambda value: is_text(value) and component_is_usable(value),
+    "server": is_text,
+    "base_uri": is_text,
+    "name": lambda value: is_text(value) and name_is_valid(value),
+    "creator_username": is_text,
+    "created_at": lambda value: (
+        isinstance(value, (int, float)) and not _is_bool(value) and date_is_usable(value)
+    ),
+    "state": lambda value: value in [state.value for state in State],
+    "armed": _is_bool,
+    "reason": _is_text_or_none,
+    "manual": _is_bool,
+    "uuid": lambda value: value is None or (is_text(value) and is_uuid(value)),
+}

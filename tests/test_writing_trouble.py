@@ -399,6 +399,36 @@ def test_full_disk_is_told_to_the_writer_and_disarms(
         assert (dataset / "data/small").read_bytes() == b"after"
 
 
+def test_full_disk_is_named_by_freeze_and_needs_no_space_to_discard(
+    fuse: None,
+    current_user: Account,
+    server: ServerHandle,
+    token: str,
+    small_disk: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    staging = small_disk / "staging"
+    with mounted(
+        *(current_user, server.base_uri, token, "--freeze-delay", "manual"),
+        *("--staging-dir", str(staging)),
+    ) as base:
+        dataset = named(base, request)
+        (dataset / "file").write_bytes(b"before")
+        filler = small_disk / "filler"
+        with pytest.raises(OSError, match="No space"), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+        done = current_user.dserverfs("freeze", dataset)
+
+        assert done.returncode == 1
+        assert f"the disk that has {staging} is full" in done.stderr
+        assert (dataset / "file").read_bytes() == b"before"
+        assert current_user.dserverfs("discard", dataset).returncode == 0
+        assert not dataset.exists()
+        filler.unlink()
+
+
 # Whoever copies
 
 

@@ -30,7 +30,7 @@ from dserverfs.broker.ahead import Ahead, Bounds
 from dserverfs.broker.keys import ADMIN_METADATA, ANNOTATIONS, MANIFEST, OVERLAYS, README, TAGS
 from dserverfs.client import Client
 from dserverfs.errors import CannotHold, NameTaken, NameTooLong, NotFound, NotUTF8, UsageError
-from dserverfs.freezer import Frozen, Progress
+from dserverfs.freeze_job import Frozen, Progress
 from dserverfs.hashing import THREADS, Hashes
 from dserverfs.limits import MAX_COMPONENT_BYTES, MAX_NAME_LENGTH, name_is_valid, relpath_is_usable
 from dserverfs.model import Dataset, identifier_of

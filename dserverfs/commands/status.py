@@ -52,6 +52,7 @@ def _all() -> dict[str, Any]:
     from dserverfs import control, edit_session, facts, mountinfo
     from dserverfs.commands import mounted
     from dserverfs.errors import UsageError
+    from dserverfs.model import DserverURI
     from dserverfs.settings import Settings
     from dserverfs.staging import Staging, servers
 
@@ -77,6 +78,9 @@ def _all() -> dict[str, Any]:
         for base_uri in staging.base_uris():
             for dataset in staging.datasets(base_uri):
                 staged.setdefault(str(dataset.directory), facts.of_staged(dataset, None))
+            uri = DserverURI(server, base_uri)
+            for path, reason in staging.unusable(base_uri).items():
+                staged.setdefault(str(path), facts.of_unusable(path, uri, reason))
     for server, change in edit_session.all_unsent(directory):
         unsent.setdefault(str(change.local), facts.of_unsent(change, server))
     return {
