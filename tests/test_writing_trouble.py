@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -415,7 +416,7 @@ def test_full_disk_is_named_by_freeze_and_needs_no_space_to_discard(
         dataset = named(base, request)
         (dataset / "file").write_bytes(b"before")
         filler = small_disk / "filler"
-        with pytest.raises(OSError, match="No space"), filler.open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
 
