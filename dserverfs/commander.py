@@ -63,13 +63,15 @@ class Commander:
     def __call__(self, request: dict[str, Any]) -> Iterator[Answer]:
         """Yield the answers to a request.
 
-        One of `status`, `pending`, `unsent`, `uncached`, `freeze`, `discard` and `drain`.
+        One of `status`, `pending`, `notes`, `unsent`, `uncached`, `freeze`, `discard` and `drain`.
         """
         command = request.get("command")
         if command == "status":
             yield {"result": self._status(Inode(int(request["inode"])))}
         elif command == "pending":
             yield {"result": self._pending()}
+        elif command == "notes":
+            yield {"result": [each._asdict() for each in self._freezer.notes().values()]}
         elif command == "unsent":
             yield {"result": self._unsent(self._edits.unsent())}
         elif command == "uncached":
@@ -91,6 +93,8 @@ class Commander:
                 unsent = [
                     one for one in self._edits.unsent() if one.dataset.uri == place.dataset.uri
                 ]
+                if noted := self._freezer.notes().get(place.dataset.uri):
+                    found["notes"] = noted.notes
                 return {**found, "unsent": self._unsent(unsent)} if unsent else found
             return place or {"state": "directory", "uri": str(self._uri)}
 

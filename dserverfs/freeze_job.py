@@ -32,6 +32,14 @@ class Frozen(NamedTuple):
     notes: list[str]  # a line each: what was lost, or may surprise
 
 
+class Noted(NamedTuple):
+    """What there is to know of a dataset that was frozen."""
+
+    name: str
+    notes: list[str]
+    by_itself: bool  # nobody waited, who was told
+
+
 class Job:
     """The freezing of one staged dataset."""
 

@@ -33,7 +33,7 @@ from dserverfs.errors import (
     Unreachable,
     UsageError,
 )
-from dserverfs.freeze_job import Frozen, Job, Progress, told
+from dserverfs.freeze_job import Frozen, Job, Noted, Progress, told
 from dserverfs.freeze_schedule import LOOK_AGAIN_S, Schedule, is_sealed
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import UUID, Dataset, Identifier
@@ -85,6 +85,7 @@ class Freezer:
         self._condition = threading.Condition()
         self._watched: dict[Path, StagedDataset] = {}
         self._jobs: dict[Path, Job] = {}
+        self._frozen: dict[str, Noted] = {}  # by this process, by their URIs
         self._working = 0  # threads at work on a job, or on putting away what it froze
         self._closed = False
         self._ending = threading.Event()
@@ -204,6 +205,10 @@ class Freezer:
         """Return what has to happen before it is frozen by itself; None if it will not be."""
         return self._schedule.waits_for(staged, asked_by=asked_by)
 
+    def notes(self) -> dict[str, Noted]:
+        """Return what there is to know of datasets that were frozen here, by their backend URIs."""
+        return dict(self._frozen)
+
     # By itself
 
     def _run(self) -> None:
@@ -285,6 +290,8 @@ class Freezer:
         with self._condition:
             del self._jobs[staged.directory]
             self._watched.pop(staged.directory, None)
+        if job.notes:
+            self._frozen[dataset.uri] = Noted(dataset.name, job.notes, job.by_itself)
         job.future.set_result(Frozen(dataset.uri, job.notes))
         try:
             self._registry.adopt(dataset, local, self._ending)

@@ -331,8 +331,13 @@ def _overwritten(path: Path, content: bytes) -> bool:
 
 
 def delete_tree(path: Path) -> None:
-    """Delete a directory, also where a user's modes forbid it; what cannot go stays, logged."""
-    try:
-        shutil.rmtree(path)
-    except OSError as error:
-        logger.warning("%s: cannot be deleted: %s", path, error)
+    """Delete a directory, as another process may just now; what cannot go stays, logged."""
+    while path.exists():
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            continue  # the other one was faster
+        except OSError as error:
+            if path.exists():
+                logger.warning("%s: cannot be deleted: %s", path, error)
+            return

@@ -246,6 +246,8 @@ class StagedTree:
         with self._changing():
             directory, path = self._new_path(number, name)
             os.mkdir(path, OWNER_DIRECTORY)
+            # As mkdir(2) does, which the kernel leaves to the file system.
+            mode |= self._attributes(directory).permissions & stat.S_ISGID
             self._modes.set(path, mode, is_directory=True)
             return self._told(directory, name)
 
@@ -305,6 +307,10 @@ class StagedTree:
             return self._nodes.path(self._nodes.get(number)) or "/"
         except NotFound:
             return "a deleted file"
+
+    def describe_entry(self, number: int, name: str) -> str:
+        """Return the relative path of an entry of a directory, for messages."""
+        return f"{self.describe(number)}/{name}".lstrip("/")
 
     def is_empty(self) -> bool:
         return not os.listdir(self.staged.tree)

@@ -150,7 +150,7 @@ def test_umount_leaves_what_others_still_write_and_freezes_what_its_own_script_w
         others, own = path / "others-write", path / "own-script"
         with running("sh", "-euc", WRITES_AND_STAYS, "sh", others) as job:
             wait_for((others / "x").exists, "a file")
-            script = 'mkdir "$1"; cp /etc/hostname "$1/x"; shift; "$@"; true'
+            script = 'mkdir "$1" "$1/empty"; cp /etc/hostname "$1/x"; shift; "$@"; true'
             done = current_user.run(
                 *("setsid", "--wait", "sh", "-euc", script, "sh", own),
                 *(current_user.python, "-m", "dserverfs", "umount", path),
@@ -158,7 +158,10 @@ def test_umount_leaves_what_others_still_write_and_freezes_what_its_own_script_w
 
             assert find_mounted(path) is None
             assert f"others-write (open): sh (pid {job.pid}), which wrote to it" in done.stderr
-            assert "own-script" not in done.stderr
+            assert "own-script (" not in done.stderr
+            assert (
+                "note: own-script: not kept in the dataset: empty directories: empty" in done.stderr
+            )
     with mounted(current_user, server.base_uri, token, "--freeze-delay", "0") as path:
         assert status(current_user, path / "own-script")["state"] == "frozen"
         found = status(current_user, path / "others-write")

@@ -16,6 +16,7 @@ from tests.mounting import mounted
 from tests.serving import ServerHandle
 from tests.staged import freeze, job, leave, status, wait_until, wait_until_gone
 
+DEEP = "shared/sub/deep"
 EMPTY = "empty: is empty; dserverfs freeze does it all the same"
 
 
@@ -206,14 +207,49 @@ def test_what_a_dataset_cannot_hold_is_refused_and_disarms(
     dataset: Path, current_user: Account
 ) -> None:
     (dataset / "file").write_text("content")
+    (dataset / "sub").mkdir()
 
     with pytest.raises(PermissionError):
-        (dataset / "link").symlink_to("file")
+        (dataset / "sub/link").symlink_to("file")
 
     found = status(current_user, dataset)
     assert found["armed"] is False
-    assert "link is a symbolic link" in found["reason"]
+    assert "sub/link is a symbolic link" in found["reason"]
     freeze(current_user, dataset)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [(".#notes.txt", "me@host.4711:1700000000"), ("tKf83bZ", "testing")],
+    ids=["emacs", "git"],
+)
+def test_link_that_a_program_only_tries_is_refused_and_leaves_it_armed(
+    dataset: Path, current_user: Account, name: str, target: str
+) -> None:
+    (dataset / "notes.txt").write_text("content")
+
+    with pytest.raises(PermissionError):
+        (dataset / name).symlink_to(target)
+
+    assert status(current_user, dataset)["armed"] is True
+
+
+def test_git_init_leaves_it_armed(dataset: Path, current_user: Account) -> None:
+    current_user.run("git", "init", "-q", dataset, check=True)
+
+    found = status(current_user, dataset)
+    assert (found["armed"], found["reason"]) == (True, None)
+
+
+def test_setgid_is_inherited_by_directories(dataset: Path) -> None:
+    (dataset / "shared").mkdir()
+    (dataset / "shared").chmod(0o2775)
+
+    (dataset / "shared/sub/deep").mkdir(parents=True)
+    (dataset / "shared/file").touch()
+
+    modes = {n: stat.S_IMODE((dataset / n).stat().st_mode) & 0o7000 for n in ("shared/file", DEEP)}
+    assert modes == {"shared/file": 0, DEEP: stat.S_ISGID}
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFSOCK])
@@ -324,6 +360,8 @@ def test_lost_attributes_are_told_in_one_line(dataset: Path, current_user: Accou
     assert (
         "not kept in the dataset: empty directories: empty; executable bits: script" in done.stdout
     )
+    (note,) = status(current_user, dataset)["notes"]
+    assert f"note: {note}" in done.stdout
 
 
 def test_rm_r_discards(base: Path, dataset: Path, current_user: Account) -> None:

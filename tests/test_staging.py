@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from dserverfs.errors import Conflict, Frozen, NameTaken, UsageError
-from dserverfs.staged_dataset import ORPHANED, StagedDataset
+from dserverfs.staged_dataset import GONE, ORPHANED, StagedDataset, delete_tree
 from dserverfs.staging import Staging, servers
 from dserverfs.staging_state import Move, State
 
@@ -295,3 +296,20 @@ def test_servers_are_kept_apart(directory: Path) -> None:
     Staging(directory, "two:2").open().create(BASE, "same", "alice")
 
     assert sorted(servers(directory)) == ["one:1", "two:2"]
+
+
+def test_two_that_delete_the_same_do_not_stand_in_each_others_way(tmp_path: Path) -> None:
+    """Without a word in the log, which would fail this test."""
+    for attempt in range(5):
+        doomed = tmp_path / f"{GONE}{attempt}"
+        for number in range(200):
+            (doomed / f"{number % 20}").mkdir(parents=True, exist_ok=True)
+            (doomed / f"{number % 20}/{number}").touch()
+        deleters = [threading.Thread(target=delete_tree, args=(doomed,)) for _ in range(4)]
+
+        for deleter in deleters:
+            deleter.start()
+        for deleter in deleters:
+            deleter.join()
+
+        assert not doomed.exists()

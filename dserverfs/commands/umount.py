@@ -73,7 +73,8 @@ def _run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     # What is open, or waits for a command, was not to be frozen; the rest was.
-    late = [dataset for dataset in staged if dataset["state"] != State.OPEN.value]
+    waits = (State.OPEN.value, "unusable")
+    late = [dataset for dataset in staged if dataset["state"] not in waits]
     return EXIT_LEFT if late or unsent else 0
 
 
@@ -105,5 +106,8 @@ def _drain(
                     staged = answer["result"]
     except KeyboardInterrupt:
         staged = mounted.last(ask("pending"))
+    for noted in mounted.last(ask("notes")):
+        for note in noted["notes"] if noted["by_itself"] else ():
+            say(f"note: {noted['name']}: {note}", file=sys.stderr)
     changes: list[dict[str, Any]] = mounted.last(ask("unsent"))
     return staged, [change for change in changes if change["reason"]]

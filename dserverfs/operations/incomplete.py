@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 import trio
 
@@ -23,7 +24,22 @@ _NUMBERS = frozenset(
         errno.ENOMEM,
     }
 )
+# Emacs locks a file that is changed by `.#name`, a link to who does; refused, it asks nobody.
+_EMACS_LOCK = ".#"
+# `git init` tries whether there are links: it names a file as mkstemp(3) does and links it.
+_GIT_PROBE = re.compile("t[0-9A-Za-z]{6}")
+_GIT_TARGET = b"testing"
 _ERRORS = (errors.CannotHold, errors.NotUTF8, errors.NameTooLong, errors.TooLarge)
+
+
+def is_tried_only(name: str, target: bytes) -> bool:
+    """Return whether a program makes a symbolic link to see whether it can, or beside its work.
+
+    Refusing it leaves nothing incomplete.
+    """
+    return name.startswith(_EMACS_LOCK) or (
+        target == _GIT_TARGET and _GIT_PROBE.fullmatch(name) is not None
+    )
 
 
 def reason_of(error: Exception) -> str | None:

@@ -24,6 +24,7 @@ from pyfuse3 import (
 
 from dserverfs.operations.editing import utf8
 from dserverfs.operations.guard import guarded
+from dserverfs.operations.incomplete import is_tried_only
 from dserverfs.operations.staged_files import StagedFileOperations
 from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staged_tree import Changes, StagedTree
@@ -59,7 +60,8 @@ class Operations(StagedFileOperations):
     ) -> EntryAttributes:
         tree, number, text = await self._parent(parent_inode, name)
         if not stat.S_ISREG(mode):
-            await self._refuse(tree, f"{text} is a device, a pipe or a socket", ctx)
+            path = tree.describe_entry(number, text)
+            await self._refuse(tree, f"{path} is a device, a pipe or a socket", ctx)
         return self._staged_entry(
             tree,
             await self._change(
@@ -73,8 +75,11 @@ class Operations(StagedFileOperations):
     ) -> EntryAttributes:
         if await self._frozen(parent_inode):
             return await super().symlink(parent_inode, name, target, ctx)
-        tree, _, text = await self._parent(parent_inode, name)
-        await self._refuse(tree, f"{text} is a symbolic link", ctx)
+        tree, number, text = await self._parent(parent_inode, name)
+        if is_tried_only(text, target):
+            raise FUSEError(errno.EPERM)
+        path = tree.describe_entry(number, text)
+        await self._refuse(tree, f"{path} is a symbolic link", ctx)
         raise AssertionError  # _refuse raises
 
     @guarded
