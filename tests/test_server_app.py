@@ -21,6 +21,8 @@ from dserverfs.server.stored_metadata import StoredMetadata
 from tests.app_client import AppClient, put_all
 from tests.serving import ServerHandle, encoded, new_uuid, upload_body
 
+A = identifier_of("a.txt")
+
 
 @pytest.fixture
 def client(server: ServerHandle, tmp_path: Path) -> Iterator[AppClient]:
@@ -80,9 +82,55 @@ def test_orphans_of_an_earlier_announcement_are_deleted(client: AppClient) -> No
 
     client.post("/signed-urls/upload-complete", {"uri": begun["uri"]})
 
-    prefix = f"u/x/{first['uuid']}/data/"
-    stored = list(client.store.iter_objects(client.store.storage.bucket, prefix))
-    assert len(stored) == 1
+    bucket = client.store.storage.bucket
+    stored = [each.key for each in client.store.iter_objects(bucket, "") if "/data/" in each.key]
+    assert stored == [client.app.extensions[STORES].place(begun["uri"]).keys.item(A)]
+
+
+@pytest.mark.parametrize("how", ["announced anew", "deleted and begun again", "dropped"])
+def test_url_of_other_contents_does_not_lead_into_the_dataset(client: AppClient, how: str) -> None:
+    """It is good for four hours, and pins what was announced with it, not what is frozen."""
+    path = f"/signed-urls/upload/{encoded(client.base_uri)}"
+    earlier = {"a.txt": b"stale", "b.txt": b"same", "c.txt": b"dropped"}
+    body = upload_body(earlier)
+    old = client.post(path, body).json
+    put_all(old, earlier, b"read: me")
+    contents = {"a.txt": b"fresh", "b.txt": b"same"}
+    if how == "dropped":
+        contents["a.txt"] = earlier["a.txt"]
+    if how == "deleted and begun again":
+        client.request("DELETE", f"/signed-urls/upload/{encoded(old['uri'])}")
+    begun = client.post(path, upload_body(contents, uuid=body["uuid"])).json
+    same = [identifier_of(name) for name in contents if contents[name] == earlier[name]]
+    assert begun["stored"] == ([] if how.startswith("deleted") else sorted(same))
+    items = begun["upload_urls"]["items"]
+    missing = {key: items[key] for key in items if key not in begun["stored"]}
+    put_all({"upload_urls": {"items": missing}}, contents)
+    assert client.post("/signed-urls/upload-complete", {"uri": begun["uri"]}).status_code == 200
+
+    put_all(old, earlier, b"forged: yes")
+
+    place = client.app.extensions[STORES].place(begun["uri"])
+    metadata = StoredMetadata(place)
+    assert metadata.readme() == ("" if how.startswith("deleted") else "read: me")
+    keys = [each.key for each in place.store.iter_objects(place.bucket, place.keys.items)]
+    assert {key: place.store.read(place.bucket, key, limit_in_bytes=9) for key in keys} == {
+        place.keys.item(identifier_of(name)): content for name, content in contents.items()
+    }
+
+
+def test_more_items_are_announced_without_a_move(client: AppClient) -> None:
+    path = f"/signed-urls/upload/{encoded(client.base_uri)}"
+    body = upload_body({"a.txt": b"a"})
+    begun = client.post(path, body).json
+    put_all(begun, {"a.txt": b"a"})
+    before = client.app.extensions[STORES].place(begun["uri"])
+    client.requests.clear()
+
+    client.post(path, upload_body({"a.txt": b"a", "b.txt": b"b"}, uuid=body["uuid"]))
+
+    assert client.app.extensions[STORES].place(begun["uri"]) == before
+    assert "CopyObject" not in client.requests
 
 
 def test_a_store_that_is_gone_is_502(client: AppClient) -> None:
@@ -174,11 +222,17 @@ NO_IDENTIFIERS = (
 
 
 def test_only_identifiers_are_signed(client: AppClient) -> None:
-    """Whatever a manifest that was registered by hand has in their place."""
+    """Whatever a manifest that an earlier version registered has in their place."""
     good = identifier_of("a.txt")
     uri = client.upload({"a.txt": b"a"})
     item = {"relpath": "a.txt", "size_in_bytes": 1, "hash": "0" * 32, "utc_timestamp": 1.0}
-    register(client, uri, dict.fromkeys([good, *NO_IDENTIFIERS], item))
+    manifest = {"items": dict.fromkeys([good, *NO_IDENTIFIERS], item)}
+    with client.app.app_context():
+        sql_db.session.execute(
+            text("UPDATE dserverfs_description SET manifest = :text WHERE uri = :uri"),
+            {"text": json.dumps(manifest), "uri": uri},
+        )
+        sql_db.session.commit()
     path = encoded(uri)
 
     link = client.post(f"/signed-urls/publish/{path}", {}).json["path"]

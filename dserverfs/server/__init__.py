@@ -10,6 +10,7 @@
         signed_urls   extension: the /signed-urls routes
           upload_request   the body of an upload, checked
           uploads          pending uploads
+          upload_place     where in its bucket one goes
           freeze           from a pending upload to a frozen dataset
         metadata      extension: changes of README, tags, annotations, overlays, name
           changes          in the bucket and in the database, whatever stops them

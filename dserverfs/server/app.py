@@ -29,6 +29,7 @@ from dserverfs.server import (
     retrieve,
     search,
     tokens,
+    upload_place,
     uploads,
 )
 from dserverfs.server.answers import answer
@@ -50,6 +51,7 @@ _MODULES_WITH_TABLES = (
     search,
     retrieve,
     uploads,
+    upload_place,
     multipart,
     changes,
     accounts,

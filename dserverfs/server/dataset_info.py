@@ -7,13 +7,8 @@ the counts may be missing although `/me/summary` needs them.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-
-from dservercore import ValidationError
-
-from dserverfs.limits import date_is_usable
 
 
 class Dates(NamedTuple):
@@ -27,22 +22,9 @@ class Sizes(NamedTuple):
 
 
 def dates_of(dataset_info: Mapping[str, Any]) -> Dates:
-    """Return epoch seconds; a dataset without `created_at` was created when it was frozen.
-
-    Raises ValidationError, which dservercore answers by 400, for what is no date.
-    """
-    frozen_at = _date(dataset_info["frozen_at"])
-    return Dates(frozen_at, _date(dataset_info.get("created_at", frozen_at)))
-
-
-def _date(value: str | float) -> float:
-    try:
-        moment_s = float(value)
-    except ValueError:
-        moment_s = math.nan
-    if not date_is_usable(moment_s):
-        raise ValidationError("frozen_at or created_at is no date in epoch seconds")
-    return moment_s
+    """Return epoch seconds; a dataset without `created_at` was created when it was frozen."""
+    frozen_at = float(dataset_info["frozen_at"])
+    return Dates(frozen_at, float(dataset_info.get("created_at", frozen_at)))
 
 
 def sizes_of(dataset_info: Mapping[str, Any]) -> Sizes:

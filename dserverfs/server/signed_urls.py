@@ -52,7 +52,7 @@ from flask_smorest import Blueprint
 
 from dserverfs import __version__ as __version__
 from dserverfs.errors import Conflict, DserverfsError, NotFound, UsageError
-from dserverfs.server import freeze, layout, multipart, uploads
+from dserverfs.server import freeze, layout, multipart, upload_place, uploads
 from dserverfs.server.answers import answer, json_body
 from dserverfs.server.extension import (
     Extension,
@@ -67,11 +67,11 @@ from dserverfs.server.objects import ObjectStore
 from dserverfs.server.storage import MAX_OBJECT_BYTES, Signer
 from dserverfs.server.stored_metadata import StoredMetadata
 from dserverfs.server.stores import Place
+from dserverfs.server.upload_place import UPLOAD_EXPIRY_SECONDS
 from dserverfs.server.upload_request import UploadRequest
 from dserverfs.server.uploads import KeyedLocks, PendingUpload
 
 READ_EXPIRY_SECONDS = 3600
-UPLOAD_EXPIRY_SECONDS = 4 * 3600
 MAX_BATCH = 1000
 
 
@@ -161,9 +161,10 @@ class SignedUrls(Extension):
         announced = UploadRequest.parse(json_body(), max_item_bytes=MAX_OBJECT_BYTES)
         uri = f"{base_uri}/{announced.uuid}"
         with self._locks.holding(announced.uuid):
-            upload = _announce(uri, base_uri, username, announced)
+            before = uploads.find_by_uuid(announced.uuid)
+            upload = _announce(uri, base_uri, username, announced, before)
             stores().ensure_bucket(base_uri)
-            place = _place_of(upload)
+            place = upload_place.prepare(upload, before)
             stored = freeze.compare(place, upload).complete
             uploads.save(upload)
             sql_db.session.commit()
@@ -218,12 +219,11 @@ class SignedUrls(Extension):
             _pending(uri)
             place = stores().place(uri)
             _require_not_frozen(place, uri)
-            multipart.forget(place, uri)
-            found = place.store.iter_objects(place.bucket, place.keys.all)
-            place.store.delete(place.bucket, (stored.key for stored in found))
+            upload_place.delete_all(place, uri)
             place.store.delete(place.bucket, [place.keys.registration])
             stores().forget(uri)
             uploads.delete(uri)
+            upload_place.note_deleted(uri)
             sql_db.session.commit()
         return answer({"uri": uri, "status": "deleted"})
 
@@ -267,11 +267,16 @@ def _signing(store: ObjectStore, expiry_seconds: int) -> _Signing:
     )
 
 
-def _announce(uri: str, base_uri: str, username: str, announced: UploadRequest) -> PendingUpload:
+def _announce(
+    uri: str,
+    base_uri: str,
+    username: str,
+    announced: UploadRequest,
+    before: PendingUpload | None,
+) -> PendingUpload:
     """Return the upload to keep, with the date of its first announcement; raises Conflict."""
     if dservercore.utils.dataset_uri_exists(uri):
         raise Conflict(f"{uri} exists already", uri=uri)
-    before = uploads.find_by_uuid(announced.uuid)
     if before is None:
         return PendingUpload(uri, base_uri, username, time.time(), announced)
     if before.uri != uri:
@@ -280,22 +285,6 @@ def _announce(uri: str, base_uri: str, username: str, announced: UploadRequest) 
         raise Conflict(f"{announced.uuid} is being uploaded to {where}", uri=uri)
     _require_same_user(before, username)
     return before._replace(request=announced)
-
-
-def _place_of(upload: PendingUpload) -> Place:
-    """Return where an upload goes, with its registration key there, which says it from now on.
-
-    Raises Conflict if that would overwrite a dataset that somebody else put there.
-    """
-    uuid = upload.request.uuid
-    is_new = uploads.find_by_uuid(uuid) is None
-    _require_nothing_else_there(upload, is_new=is_new)
-    if not is_new:
-        return stores().place(upload.uri)
-    place = stores().new_place(upload.base_uri, uuid)
-    place.store.write(place.bucket, place.keys.registration, place.keys.prefix.encode())
-    stores().forget(upload.uri)
-    return place
 
 
 def _pending(uri: str) -> PendingUpload:
@@ -326,36 +315,10 @@ def _summary(upload: PendingUpload) -> dict[str, Any]:
 
 def _require_not_frozen(place: Place, uri: str) -> None:
     """Raise Conflict for what dtool-s3 takes for a dataset: half completed, or an old one."""
-    if _has_admin_metadata(place):
+    if upload_place.is_frozen(place):
         raise Conflict(
             f"{uri} is stored as a frozen dataset: complete the upload, nothing is deleted", uri=uri
         )
-
-
-def _require_nothing_else_there(upload: PendingUpload, *, is_new: bool) -> None:
-    """Raise Conflict for a frozen dataset in the bucket, unless it has the same items.
-
-    It has them when an upload was half completed, and when who deleted it from the
-    index uploads it again; another in its place would be a frozen one that changes.
-    """
-    place = stores().place(upload.uri)
-    if not _has_admin_metadata(place):
-        return
-    somebody_elses = is_new and stores().is_foreign(upload.base_uri)
-    if somebody_elses or not freeze.is_manifest_of(StoredMetadata(place).manifest(), upload):
-        raise Conflict(
-            f"{upload.uri} is in the bucket already, though not registered:"
-            " dserverfs serve index registers it",
-            uri=upload.uri,
-        )
-
-
-def _has_admin_metadata(place: Place) -> bool:
-    try:
-        StoredMetadata(place).admin_metadata()
-    except NotFound:
-        return False
-    return True
 
 
 def _require_items(uri: str, wanted: list[str]) -> None:

@@ -65,11 +65,11 @@ class Stores:
         else:
             store.ensure_bucket(bucket)
 
-    def new_place(self, base_uri: str, uuid: str) -> Place:
-        """Return where a new dataset goes; raises NotFound for what is no uuid."""
+    def new_place(self, base_uri: str, uuid: str, *, below: str = "") -> Place:
+        """Return where a new dataset goes, `below` the prefix; raises NotFound for no uuid."""
         _require_uuid(base_uri, uuid)
         store = self.of(base_uri)
-        return Place(store, bucket_of(base_uri), DatasetKeys(store.storage.prefix, uuid))
+        return Place(store, bucket_of(base_uri), DatasetKeys(store.storage.prefix + below, uuid))
 
     def place(self, uri: str) -> Place:
         """Return where a dataset is: below the prefix that its registration key holds.
