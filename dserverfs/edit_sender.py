@@ -20,9 +20,16 @@ from dserverfs import edit_targets, retry
 from dserverfs.catalogue import Catalogue
 from dserverfs.edit_targets import Target
 from dserverfs.edited_files import EditedFiles, LocalFile
-from dserverfs.errors import DserverfsError, NotAuthenticated, ProtocolError, Unreachable
+from dserverfs.errors import (
+    ChangedMeanwhile,
+    DserverfsError,
+    NotAuthenticated,
+    ProtocolError,
+    Unreachable,
+)
 from dserverfs.local_edits import LocalEdits
 from dserverfs.metadata_writes import MetadataWrites
+from dserverfs.versions import Reader, Version
 
 logger = logging.getLogger(__name__)
 
@@ -66,16 +73,21 @@ class EditSender:
             going = set(self._sending)
         wait_for(going, timeout=max(end_s - time.monotonic(), 0.0))
 
-    def send_as(self, edited: EditedFiles, file: LocalFile, target: Target) -> None:
-        """Make a temporary file the target's, if the server takes it."""
+    def send_as(self, edited: EditedFiles, file: LocalFile, target: Target, reader: Reader) -> None:
+        """Make a temporary file the target's, if the server takes it.
+
+        `reader` renames it, and has read the target before.
+        """
         with edited.sending:
             with self._condition:
                 if file.is_spoilt:
                     raise OSError(errno.EIO, os.strerror(errno.EIO), file.path)
                 changes, content = file.changes, file.local.read_bytes()
-            self._make(edited, target, content)
+                read = edited.versions.last_read(target.path, reader)
+            self._make(edited, target, content, read)
             with self._condition:
-                self._sent(edited, file, target, changes)
+                file.writer = reader
+                self._sent(edited, file, target, changes, content)
                 file.moved = None
                 self._local.replace(edited, file, target.path, target)
                 if not file.writers and not file.is_unsent:
@@ -90,31 +102,41 @@ class EditSender:
                 # Written to again since: then it is sent when that is done.
                 if target is None or not file.is_unsent or not file.is_complete:
                     return
-                content = file.local.read_bytes()
+                content, read = file.local.read_bytes(), file.read
                 file.retry_at_s = None
             self._local.secure(file)
             try:
-                self._make(edited, target, content)
+                self._make(edited, target, content, read)
             except (DserverfsError, OSError) as error:
                 self._failed(file, error)
                 raise
             with self._condition:
                 if file.target == target:
-                    self._sent(edited, file, target, changes)
+                    self._sent(edited, file, target, changes, content)
                     if not file.writers and not file.is_unsent:
                         self._local.settle(file)
 
     def send_content(self, edited: EditedFiles, target: Target, content: bytes) -> None:
         with edited.sending:
-            self._make(edited, target, content)
+            self._make(edited, target, content, None)
 
-    def _make(self, edited: EditedFiles, target: Target, content: bytes) -> None:
-        edit_targets.send(target, content, edited.dataset, self._writes, self._catalogue)
+    def _make(
+        self, edited: EditedFiles, target: Target, content: bytes, read: Version | None
+    ) -> None:
+        try:
+            edit_targets.send(target, content, edited.dataset, self._writes, self._catalogue, read)
+        except ChangedMeanwhile:
+            self._catalogue.forget(edited.dataset)  # so that the other's is read next
+            raise
         self._catalogue.forget(edited.dataset)
         logger.info("%s: %s was changed", edited.dataset.uri, target.path)
 
-    def _sent(self, edited: EditedFiles, file: LocalFile, target: Target, changes: int) -> None:
+    def _sent(
+        self, edited: EditedFiles, file: LocalFile, target: Target, changes: int, content: bytes
+    ) -> None:
         """Note that the server has what a file held at `changes`."""
+        file.read = edit_targets.version_of(target, content)
+        edited.versions.was_read(target.path, file.writer, file.read)
         file.sent, file.reason, file.pause_s = changes, None, 0.0
         if file.changes == changes:
             self._local.unnote(file)

@@ -42,6 +42,7 @@ from dserverfs.errors import DserverfsError, ProtocolError, UsageError
 from dserverfs.local_files import locked
 from dserverfs.model import Dataset
 from dserverfs.owner_lock import OwnerLock
+from dserverfs.versions import Version
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Note:
     is_complete: bool  # whoever wrote it was done
     changed_at: float  # epoch seconds
     reason: str | None = None
+    read: Version | None = None  # what the server had when its writer began
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2)

@@ -20,6 +20,7 @@ from dserverfs.cells import loaded
 from dserverfs.errors import CannotHold, Frozen, NotFound, UsageError
 from dserverfs.metadata_writes import MetadataWrites, require_metadata_name, require_name
 from dserverfs.model import Dataset
+from dserverfs.versions import Version, version_of_json, version_of_text
 
 README = "README.yml"
 ADMIN_METADATA = ".dtool/dtool"
@@ -117,6 +118,11 @@ def require_route(writes: MetadataWrites, dataset: Dataset, target: Target | Non
         )
 
 
+def version_of(target: Target, content: bytes) -> Version:
+    """Return the version of a target's content."""
+    return version_of_text(content) if target.kind is Kind.README else version_of_json(content)
+
+
 def renew(target: Target, dataset: Dataset, catalogue: Catalogue) -> None:
     """Have what the server has now before it is changed; raises NotLoaded, once, if it is old."""
     if target.kind is Kind.README:
@@ -149,25 +155,26 @@ def send(
     dataset: Dataset,
     writes: MetadataWrites,
     catalogue: Catalogue,
+    read: Version | None = None,
 ) -> None:
     """Make the server's what was written; raises UsageError for what it cannot be, or as `writes`.
 
-    Blocks.
+    Raises ChangedMeanwhile if the server has something else than was `read` before. Blocks.
     """
     require_usable(target)
     if target.kind is Kind.README:
-        writes.put_readme(dataset, content)
+        writes.put_readme(dataset, content, read)
     elif target.kind is Kind.TAG:
         if content:
             raise CannotHold(f"{target.path}: a tag has no content")
         writes.put_tag(dataset, target.name)
     elif target.kind is Kind.ANNOTATION:
-        writes.put_annotation(dataset, target.name, _json_of(target, content))
+        writes.put_annotation(dataset, target.name, _json_of(target, content), read)
     elif target.kind is Kind.OVERLAY:
         values = _json_of(target, content)
         if not isinstance(values, dict):
             raise UsageError(f"{target.path}: is no JSON object of a value for each identifier")
-        writes.put_overlay(dataset, target.name, values)
+        writes.put_overlay(dataset, target.name, values, read)
     else:
         _send_name(target, content, dataset, writes, catalogue)
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from dserverfs.edit_targets import Target
 from dserverfs.errors import NotFound
 from dserverfs.model import Dataset
+from dserverfs.versions import Reader, Version, VersionsRead
 
 
 class LocalFile:
@@ -45,6 +46,8 @@ class LocalFile:
         self.retry_at_s: float | None = None  # by the monotonic clock
         self.pause_s = 0.0
         self.moved: MovedAway | None = None
+        self.read: Version | None = None  # what of the server's its writer began with
+        self.writer: Reader = None
 
     @property
     def is_unsent(self) -> bool:
@@ -86,6 +89,7 @@ class EditedFiles:
         self._mtimes_ns: dict[str, int] = {}  # of targets that were changed here
         self._versions: dict[str, int] = {}  # how often each target was sent
         self._count = itertools.count()
+        self.versions = VersionsRead()
 
     def shown(self, path: str) -> Shown:
         """Return what there is to show at a path; all None for what was never touched."""

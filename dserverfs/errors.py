@@ -30,6 +30,7 @@ of a signed URL.
     +-- Unsupported              this server has no route for it
     +-- Conflict                 exists already, or is being written by another
     |   +-- NameTaken            another dataset is shown under that name
+    |   +-- ChangedMeanwhile     somebody else has changed it since it was read
     +-- Frozen                   can no longer be changed
     +-- TooLarge                 an item is larger than the server can have stored
     +-- ItemChanged              a local file is not what was hashed
@@ -175,6 +176,10 @@ class Conflict(DserverfsError):
 
 class NameTaken(Conflict):
     """There is a dataset of that name; choose another one."""
+
+
+class ChangedMeanwhile(Conflict):
+    """What is to be replaced is not what was read: read it again, and make the change there."""
 
 
 class Frozen(DserverfsError):

@@ -33,6 +33,7 @@ from dserverfs.local_edits import TARGET_MODE, EditHandle, LocalEdits
 from dserverfs.local_files import write_all
 from dserverfs.metadata_writes import MetadataWrites
 from dserverfs.model import Dataset, mtime_ns_of
+from dserverfs.versions import Reader
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +156,21 @@ class FrozenEdits:
 
     # Files: quick, but for NotLoaded
 
-    def open_file(self, dataset: Dataset, path: str, flags: int) -> EditHandle:
-        """Open a target or a local file for writing.
+    def was_read(self, dataset: Dataset, path: str, content: bytes, reader: Reader) -> None:
+        """Note that a process was shown that of the server's, and may change it now."""
+        target = target_of(path)
+        if target is not None and target.kind is not Kind.TAG:
+            with self._condition:
+                edited = self._local.of(dataset)
+                file = edited.at(path)
+                version = file.read if file else edit_targets.version_of(target, content)
+                if version is not None:
+                    edited.versions.was_read(path, reader, version)
+
+    def open_file(
+        self, dataset: Dataset, path: str, flags: int, reader: Reader = None
+    ) -> EditHandle:
+        """Open a target or a local file for writing, for a process that may have read it before.
 
         Raises NotFound, and NotLoaded for content, unless it is to be cut off.
         """
@@ -167,11 +181,15 @@ class FrozenEdits:
                 target = target_of(path)
                 if target is None:
                     raise NotFound(f"{dataset.uri}: nothing at {path}")
-                content = b""
+                content, read = b"", edited.versions.last_read(path, reader)
                 if not flags & os.O_TRUNC:
+                    edit_targets.renew(target, dataset, self._catalogue)
                     content = edit_targets.content_of(target, dataset, self._catalogue)
+                    read = edit_targets.version_of(target, content)
                 file = self._local.new_file(dataset, content, TARGET_MODE)
+                file.read = read
                 edited.add(file, path, target, number_anew=False)
+            file.writer = reader
             return self._local.open_file(file, flags, is_writable=True)
 
     def open_local(self, file: LocalFile) -> EditHandle:
@@ -179,7 +197,9 @@ class FrozenEdits:
         with self._condition:
             return self._local.open_file(file, 0, is_writable=False)
 
-    def create(self, dataset: Dataset, path: str, mode: int, flags: int) -> EditHandle:
+    def create(
+        self, dataset: Dataset, path: str, mode: int, flags: int, reader: Reader = None
+    ) -> EditHandle:
         """Make a file and open it; raises Frozen for what is neither a target nor temporary."""
         with self._condition:
             edited = self._local.of(dataset)
@@ -194,6 +214,7 @@ class FrozenEdits:
             ):
                 raise Frozen(f"{dataset.uri}: is frozen; {path} would not stay")
             file = self._local.new_file(dataset, b"", mode & 0o7777)
+            file.writer, file.read = reader, edited.versions.last_read(path, reader)
             edited.add(file, path, target, number_anew=True)
             handle = self._local.open_file(file, flags & ~os.O_TRUNC, is_writable=True)
             if target is not None:
@@ -303,7 +324,9 @@ class FrozenEdits:
         if file is None and not is_there:
             raise NotFound(f"{dataset.uri}: nothing at {path}")
 
-    def rename(self, dataset: Dataset, old: str, new: str, flags: int) -> None:
+    def rename(
+        self, dataset: Dataset, old: str, new: str, flags: int, reader: Reader = None
+    ) -> None:
         """Rename a file; onto a target it is sent. Raises as `send`, Frozen, and OSError."""
         if flags & ~_RENAME_NOREPLACE:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), old)
@@ -327,7 +350,7 @@ class FrozenEdits:
                     return
                 if self._moves_back(edited, file, target):
                     return
-            self._sender.send_as(edited, file, target)
+            self._sender.send_as(edited, file, target, reader)
 
     def discard(self, dataset: Dataset, path: str) -> None:
         """Forget a change that was not sent; raises UsageError if there is none, or it is open."""

@@ -161,7 +161,9 @@ class LocalEdits:
 
     def _note_of(self, file: LocalFile) -> Note:
         assert file.path is not None
-        return Note(file.dataset, file.path, file.is_complete, file.changed_at, file.reason)
+        return Note(
+            file.dataset, file.path, file.is_complete, file.changed_at, file.reason, file.read
+        )
 
     def unnote(self, file: LocalFile) -> None:
         """Say on the disk that it is not to be sent."""
@@ -205,6 +207,7 @@ class LocalEdits:
         self._size_in_bytes += file.size_in_bytes
         file.changes, file.changed_at = 1, note.changed_at
         file.is_complete, file.reason = note.is_complete, note.reason
+        file.read = note.read
         before = edited.at(note.path)
         if before is not None:
             self.discard(before)  # of an earlier session: this is what was written last

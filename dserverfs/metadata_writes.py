@@ -20,6 +20,7 @@ from typing import Any
 
 from dserverfs.compared_writes import ComparedWrites
 from dserverfs.errors import (
+    ChangedMeanwhile,
     DserverfsError,
     NotAuthenticated,
     NotFound,
@@ -33,6 +34,7 @@ from dserverfs.model import Dataset, Identifier
 from dserverfs.resolver import Resolver
 from dserverfs.routes import Routes, json_of
 from dserverfs.signing import is_asked_whole
+from dserverfs.versions import Version, version_of_json, version_of_text, version_of_value
 
 _REFUSED_VALUES = (400, 413, 422)
 _NO_ROUTE = 405  # of servers that can read what the same path would change
@@ -48,6 +50,7 @@ class MetadataWrites:
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._routes = routes
+        self._resolver = resolver
         self._compared = ComparedWrites(routes, resolver, self._write, pause)
         self._has_routes: bool | None = None  # None: not known
 
@@ -66,12 +69,20 @@ class MetadataWrites:
         """Return whether overlays and names can be changed, too."""
         return self._routes.capabilities().changes_metadata
 
-    def put_readme(self, dataset: Dataset, content: bytes) -> None:
+    # Where `read` is given, what the server has must still be that version, else
+    # ChangedMeanwhile is raised and nothing sent. Between comparing and sending another
+    # may still come first: these servers compare nothing themselves.
+
+    def put_readme(self, dataset: Dataset, content: bytes, read: Version | None = None) -> None:
         """Replace the README; the server keeps the one before."""
         try:
             readme = content.decode("utf-8")
         except UnicodeDecodeError as error:
             raise UsageError(f"{dataset.uri}: a README must be UTF-8 text") from error
+        if read is not None:
+            now = version_of_text(self._resolver.readme(dataset))
+            if self._is_there(dataset, "README.yml", now, version_of_text(content), read):
+                return
         if self._is_compared(dataset, "README"):
             self._compared.put_readme(dataset, readme)
         else:
@@ -92,10 +103,17 @@ class MetadataWrites:
         else:
             self._write(dataset, "tags", "DELETE", "tags", tag)
 
-    def put_annotation(self, dataset: Dataset, name: str, value: Any) -> None:
+    def put_annotation(
+        self, dataset: Dataset, name: str, value: Any, read: Version | None = None
+    ) -> None:
         """Set an annotation to any value that JSON has."""
         require_metadata_name("annotation", name)
         _require_json(f"annotation {name}", value)
+        if read is not None:
+            text = self._resolver.metadata(dataset).annotations.get(name)
+            now = None if text is None else version_of_json(text)
+            if self._is_there(dataset, f"annotation {name}", now, version_of_value(value), read):
+                return
         if self._is_compared(dataset, "annotations"):
             self._compared.put_annotation(dataset, name, value)
         else:
@@ -109,11 +127,23 @@ class MetadataWrites:
         else:
             self._write(dataset, "annotations", "DELETE", "annotations", name)
 
-    def put_overlay(self, dataset: Dataset, name: str, values: Mapping[Identifier, Any]) -> None:
+    def put_overlay(
+        self,
+        dataset: Dataset,
+        name: str,
+        values: Mapping[Identifier, Any],
+        read: Version | None = None,
+    ) -> None:
         """Set an overlay: a value for each item's identifier, or for some."""
         require_metadata_name("overlay", name)
         _require_json(f"overlay {name}", dict(values))
         self._require_ours(dataset, "overlays")
+        if read is not None:
+            text = self._resolver.metadata(dataset).overlays.get(name)
+            now = None if text is None else version_of_json(text)
+            wanted = version_of_value(dict(values))
+            if self._is_there(dataset, f"overlay {name}", now, wanted, read):
+                return
         self._write(dataset, "overlays", "PUT", "overlays", name, {"value": dict(values)})
 
     def delete_overlay(self, dataset: Dataset, name: str) -> None:
@@ -191,6 +221,18 @@ class MetadataWrites:
             uri=dataset.uri,
             status=error.status,
         )
+
+    def _is_there(
+        self, dataset: Dataset, what: str, now: Version | None, wanted: Version, read: Version
+    ) -> bool:
+        """Return whether the server has it already; raises ChangedMeanwhile."""
+        if now not in (wanted, read):
+            raise ChangedMeanwhile(
+                f"{dataset.uri}: {what} was changed by somebody else since it was read here;"
+                " read what it is now, and make the change there",
+                uri=dataset.uri,
+            )
+        return now == wanted
 
     def _is_compared(self, dataset: Dataset, what: str) -> bool:
         """Return whether a change has to be compared with the store; raises Unsupported.

@@ -29,6 +29,7 @@ from dserverfs.resolver import Resolver
 from dserverfs.routes import Routes
 from dserverfs.storage import Storage
 from dserverfs.transport import ServerTransport, TokenSource
+from dserverfs.versions import Version
 from tests.quirky_server import BASE_URI, CONTENTS, OTHERS, TOKEN, QuirkyServer
 
 README = "README.yml"
@@ -47,13 +48,15 @@ class Writes(MetadataWrites):
         self.may_go_on.set()
         self.asked: Callable[[], None] = lambda: None
 
-    def put_readme(self, dataset: Dataset, content: bytes) -> None:
+    def put_readme(self, dataset: Dataset, content: bytes, read: Version | None = None) -> None:
         self._pass()
-        super().put_readme(dataset, content)
+        super().put_readme(dataset, content, read)
 
-    def put_annotation(self, dataset: Dataset, name: str, value: Any) -> None:
+    def put_annotation(
+        self, dataset: Dataset, name: str, value: Any, read: Version | None = None
+    ) -> None:
         self._pass()
-        super().put_annotation(dataset, name, value)
+        super().put_annotation(dataset, name, value, read)
 
     def _pass(self) -> None:
         self.asked()

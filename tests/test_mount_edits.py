@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -265,3 +266,22 @@ def test_dtool_changes_the_dataset_as_one_on_a_disk(
             for key in stored._storage_broker._list_historical_readme_keys()
         ]
         assert backups == [BEFORE]
+
+
+def test_what_a_colleague_changed_since_it_was_read_is_not_undone(
+    dataset: Path, server: ServerHandle
+) -> None:
+    readme, scratch = dataset / "README.yml", dataset / ".README.yml.new"
+    assert readme.read_text() == BEFORE
+    uri = encoded(uri_of(server, dataset))
+    changed = server.request("PUT", f"/readmes/{uri}", {"readme": "new: 1\n"})
+    assert changed.status_code == 200
+    scratch.write_text("ours: 1\n")
+
+    with pytest.raises(OSError, match="Stale") as refused:
+        scratch.rename(readme)
+
+    assert refused.value.errno == errno.ESTALE
+    assert readme_of(server, dataset) == readme.read_text() == "new: 1\n"
+    scratch.rename(readme)  # by who has read it now
+    assert readme_of(server, dataset) == readme.read_text() == "ours: 1\n"

@@ -36,6 +36,7 @@ LEVELS = [
         "owner_lock",
         "processes",
         "verify",
+        "versions",
     },
     {
         "staging_state",

@@ -20,12 +20,13 @@ from dserverfs.broker.item_files import ItemFiles, directory_of
 from dserverfs.broker.metadata import FRESH_S, FrozenMetadata
 from dserverfs.cells import loaded
 from dserverfs.client import Client
-from dserverfs.errors import IntegrityError, NotFound, ProtocolError, Unsupported
+from dserverfs.errors import ChangedMeanwhile, IntegrityError, NotFound, ProtocolError, Unsupported
 from dserverfs.item_content import ItemContent, item_key
 from dserverfs.limits import parse_json, parse_timestamp, quoted, size_is_usable
 from dserverfs.manifest_tree import is_safe
 from dserverfs.model import Dataset, DserverURI, Identifier, Item, identifier_of
 from dserverfs.signing import is_asked_whole
+from dserverfs.versions import Version, version_of_json, version_of_text
 
 MIB = 1024 * 1024
 # Fetched ahead of a program that reads one item after the other.
@@ -57,6 +58,7 @@ class FrozenDataset:
             client.resolver.require_signed_urls,
         )
         self._metadata = FrozenMetadata(client.resolver, dataset)
+        self._read: dict[str, Version] = {}  # what may change, as this process was told it
         self._lock = threading.RLock()
         self._manifest: dict[str, Any] | None = None
         self._identifiers: list[Identifier] = []
@@ -167,6 +169,12 @@ class FrozenDataset:
 
     def get_text(self, key: str) -> str:
         """Return what dtool's disk layout has at `key`; raises NotFound."""
+        text = self._text(key)
+        if key == keys.README or key.rpartition("/")[0] in (keys.OVERLAYS, keys.ANNOTATIONS):
+            self._read[key] = _version(key, text)
+        return text
+
+    def _text(self, key: str) -> str:
         if key == keys.README:
             return self.readme().decode("utf-8")
         if key == keys.ADMIN_METADATA:
@@ -201,21 +209,34 @@ class FrozenDataset:
             self._tell_change()
 
     def put_text(self, key: str, text: str) -> None:
-        """Change README, a tag, an annotation or an overlay; raises Unsupported."""
+        """Change README, a tag, an annotation or an overlay; raises Unsupported.
+
+        And ChangedMeanwhile, if this process has read it and it is something else now.
+        """
+        try:
+            self._put_text(key, text)
+        except ChangedMeanwhile:
+            self._tell_change()  # so that the other's is read next
+            raise
+        if key in self._read:
+            self._read[key] = _version(key, text)
+        self._tell_change()
+
+    def _put_text(self, key: str, text: str) -> None:
+        read = self._read.get(key)
         writes = self._client.metadata_writes
         directory, _, name = key.rpartition("/")
         name = name.removesuffix(".json")
         if key == keys.README:
-            writes.put_readme(self.dataset, text.encode("utf-8"))
+            writes.put_readme(self.dataset, text.encode("utf-8"), read)
         elif directory == keys.TAGS:
             writes.put_tag(self.dataset, key.rpartition("/")[2])
         elif directory == keys.ANNOTATIONS:
-            writes.put_annotation(self.dataset, name, json.loads(text))
+            writes.put_annotation(self.dataset, name, json.loads(text), read)
         elif directory == keys.OVERLAYS:
-            writes.put_overlay(self.dataset, name, json.loads(text))
+            writes.put_overlay(self.dataset, name, json.loads(text), read)
         else:
             raise Unsupported(f"{self.dataset.uri} is frozen: {key} cannot be changed")
-        self._tell_change()
 
     def delete_key(self, key: str) -> None:
         """Delete a tag, an annotation or an overlay; raises Unsupported."""
@@ -333,3 +354,8 @@ class _Around:
         near = range(first, min(end, len(self._identifiers)))
         nearest = sorted(near, key=lambda place: abs(place - self._place))[:limit]
         return [self._identifiers[place] for place in nearest]
+
+
+def _version(key: str, text: str) -> Version:
+    version_of = version_of_text if key == keys.README else version_of_json
+    return version_of(text.encode("utf-8"))

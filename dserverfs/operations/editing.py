@@ -36,9 +36,11 @@ from dserverfs.model import Dataset
 from dserverfs.operations.guard import guarded
 from dserverfs.operations.handles import OpenBytes, OpenFile
 from dserverfs.operations.reading import AttributesOf, Ownership, ReadOnlyOperations
-from dserverfs.reader import Reader
+from dserverfs.processes import Processes
+from dserverfs.reader import Reader as ItemsReader
 from dserverfs.staged_tree import is_for_writing
 from dserverfs.tree import Inode, Tree
+from dserverfs.versions import Reader
 
 R = TypeVar("R")
 
@@ -54,13 +56,14 @@ class EditingOperations(ReadOnlyOperations):
     def __init__(
         self,
         tree: Tree,
-        reader: Reader,
+        reader: ItemsReader,
         ownership: Ownership,
         edits: FrozenEdits,
         attributes_of: AttributesOf | None = None,
     ) -> None:
         super().__init__(tree, reader, ownership, attributes_of)
         self._edits = edits
+        self._processes = Processes()
         self._edit_handles: dict[FileHandleT, EditHandle] = {}
         self._tag_handles: set[FileHandleT] = set()  # a tag has no content
         self._edit_limit = trio.CapacityLimiter(EDIT_THREADS)
@@ -79,11 +82,20 @@ class EditingOperations(ReadOnlyOperations):
             await self._require(tree.dataset, path)
             if _is_tag(path):
                 return self._tag_handle()
-            handle = await self._loaded(lambda: self._edits.open_file(tree.dataset, path, flags))
+            reader = self._reader_of(ctx)
+            handle = await self._loaded(
+                lambda: self._edits.open_file(tree.dataset, path, flags, reader)
+            )
         elif file is not None:
+            if file.path is not None:
+                self._edits.was_read(tree.dataset, file.path, b"", self._reader_of(ctx))
             handle = self._edits.open_local(file)
         else:
-            return await super().open(inode, flags, ctx)
+            opened = await super().open(inode, flags, ctx)
+            shown, shown_path = self._handles[opened.fh], tree.path(number)
+            if isinstance(shown, OpenBytes) and shown_path is not None:
+                self._edits.was_read(tree.dataset, shown_path, shown.content, self._reader_of(ctx))
+            return opened
         return self._edit_handle(handle)
 
     @guarded
@@ -101,7 +113,8 @@ class EditingOperations(ReadOnlyOperations):
             await self._in_editor(lambda: self._edits.put_tag(dataset, path))
             opened = self._tag_handle()
         else:
-            opened = self._edit_handle(self._edits.create(dataset, path, mode, flags))
+            reader = self._reader_of(ctx)
+            opened = self._edit_handle(self._edits.create(dataset, path, mode, flags, reader))
         try:
             return opened, await self.lookup(parent_inode, name, ctx)
         except BaseException:
@@ -188,7 +201,8 @@ class EditingOperations(ReadOnlyOperations):
             raise FUSEError(errno.EXDEV)
         await self._require(dataset, old)
         await self._require(dataset, new)
-        await self._in_editor(lambda: self._edits.rename(dataset, old, new, flags))
+        reader = self._reader_of(ctx)
+        await self._in_editor(lambda: self._edits.rename(dataset, old, new, flags, reader))
 
     @guarded
     async def symlink(
@@ -208,6 +222,11 @@ class EditingOperations(ReadOnlyOperations):
         raise FUSEError(errno.EPERM)
 
     # Helpers
+
+    def _reader_of(self, ctx: RequestContext) -> Reader:
+        """Return the process that asks, which has perhaps read what it is about to change."""
+        process = self._processes.of_thread(ctx.pid)
+        return process.identity if process else None
 
     async def _frozen(self, inode: InodeT) -> tuple[DatasetTree, int] | None:
         """Return the frozen dataset that an inode is in, and its number there."""

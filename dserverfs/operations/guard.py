@@ -34,6 +34,7 @@ ERRNO: tuple[tuple[type[Exception], int], ...] = (
     (errors.Unreachable, errno.EHOSTUNREACH),
     (errors.Unsupported, errno.EOPNOTSUPP),
     (errors.NameTaken, errno.EEXIST),
+    (errors.ChangedMeanwhile, errno.ESTALE),
     (errors.Conflict, errno.EBUSY),
     (errors.TooLarge, errno.EFBIG),
     (errors.NameTooLong, errno.ENAMETOOLONG),

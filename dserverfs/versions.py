@@ -1,0 +1,63 @@
+"""Which version of a README, an annotation or an overlay somebody was shown, by its digest.
+
+Used by the edits, which note what each process has read before it writes, and by the
+metadata writes, which compare that with what the server has before they replace it: so
+an editor that was open for an hour does not undo what a colleague has written
+meanwhile. Memory only, bounded; for one thread at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from typing import Any, NewType
+
+Version = NewType("Version", str)
+# The pid and start time of a process; None: one that cannot be known.
+Reader = tuple[int, int] | None
+
+MAX_READERS = 1000
+
+
+def version_of_text(content: bytes) -> Version:
+    return Version(hashlib.sha256(content).hexdigest())
+
+
+def version_of_value(value: Any) -> Version:
+    """Return the version of a JSON value, however it is written."""
+    return version_of_text(json.dumps(value, sort_keys=True).encode())
+
+
+def version_of_json(text: bytes) -> Version:
+    try:
+        return version_of_value(json.loads(text))
+    except (ValueError, RecursionError):
+        return version_of_text(text)
+
+
+class VersionsRead:
+    """What was read last of the files of one dataset, and by whom."""
+
+    def __init__(self) -> None:
+        self._by_reader: OrderedDict[tuple[str, Reader], Version] = OrderedDict()
+        self._by_anybody: dict[str, Version] = {}
+
+    def was_read(self, path: str, reader: Reader, version: Version) -> None:
+        """Note what a process was shown, or has written."""
+        self._by_anybody[path] = version
+        if reader is not None:
+            self._by_reader[path, reader] = version
+            self._by_reader.move_to_end((path, reader))
+            if len(self._by_reader) > MAX_READERS:
+                self._by_reader.popitem(last=False)
+
+    def last_read(self, path: str, reader: Reader) -> Version | None:
+        """Return what a process begins with; None if nobody has read it here.
+
+        Of one that has not read it itself: what anybody was shown last, for somebody
+        may have copied it, changed the copy, and copied that back.
+        """
+        if reader is not None and (path, reader) in self._by_reader:
+            return self._by_reader[path, reader]
+        return self._by_anybody.get(path)
