@@ -30,6 +30,7 @@ from dserverfs.errors import (
     NotFound,
     PermissionDenied,
     Unreachable,
+    UnusableAnswer,
     UsageError,
 )
 from dserverfs.local_files import create_private, remove_if_possible
@@ -39,6 +40,9 @@ from dserverfs.resolver import Metadata, Resolver
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# What says nothing of datasets and users: no answer, and those of proxies and faults.
+AWAY = (Unreachable, UnusableAnswer)
 
 # What is kept on disk is named by it: what an earlier version kept, or a later one, is not read.
 KEPT_FORMAT = 2
@@ -57,7 +61,7 @@ class KeptAnswers:
         """Raise Unsupported if the server cannot sign URLs; not if it is away and was known."""
         try:
             self._resolver.require_signed_urls()
-        except Unreachable as error:
+        except AWAY as error:
             if self._load("user") is None:
                 raise
             logger.warning("%s; what is known of it is shown", error)
@@ -70,7 +74,7 @@ class KeptAnswers:
         """Return whom the token speaks for; an expired one is refused, known or not."""
         try:
             user = self._resolver.user()
-        except Unreachable:
+        except AWAY:
             return self.user()
         self._save("user", _user_to_json(user))
         return user
@@ -133,7 +137,7 @@ class KeptAnswers:
     ) -> T:
         try:
             answer = ask()
-        except (Unreachable, NotAuthenticated):
+        except (*AWAY, NotAuthenticated):
             kept = self._load(name)
             if kept is None:
                 raise

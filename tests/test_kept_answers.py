@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs.kept_answers import KeptAnswers
+from dserverfs.model import Dataset
+from dserverfs.resolver import Resolver
 from tests.accounts import Account
 from tests.datasets import README, make_dataset
 from tests.mounting import mounted, publish
+from tests.quirky_server import BASE_URI, Fault, QuirkyServer, says
 from tests.relay import relay
 from tests.serving import ServerHandle
+
+pytest_plugins = ["tests.resolving"]
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +76,26 @@ def test_kept_answers_are_private(current_user: Account, uri: str) -> None:
     assert directory.stat().st_mode & 0o777 == 0o700
     for path in directory.iterdir():
         assert Path(path).stat().st_uid == os.geteuid()
+
+
+@pytest.mark.usefixtures("no_waits")
+@pytest.mark.parametrize(
+    "fault",
+    [
+        says(503),
+        says(500),
+        says(200, b"<html>Log in to this network</html>"),
+        says(302, b"", Location="http://login.invalid/"),
+        says(404, b"<html>not here</html>"),
+    ],
+)
+def test_what_is_answered_in_the_server_s_place_takes_nothing_away(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset, tmp_path: Path, fault: Fault
+) -> None:
+    answers = KeptAnswers(resolver, tmp_path)
+    known = (answers.user(), answers.datasets(BASE_URI), answers.readme(dataset))
+
+    quirky.faults = [fault] * 100
+
+    assert (answers.user(), answers.datasets(BASE_URI), answers.readme(dataset)) == known
+    assert answers.accepted_user() == known[0]

@@ -150,7 +150,7 @@ def world(
     # The first connection is given up soon; the second may be slow, as the machine may be.
     monkeypatch.setattr(retry, "stall_s", lambda first_s, failures: 20.0 if failures else 0.1)
     transport = ServerTransport(server.url, TokenSource(server.token, None))
-    storage = Storage(stall_timeout_s=0.3)
+    storage = Storage(stall_timeout_s=0.15)
     routes = Routes(transport)
     resolver = Resolver(transport, storage, routes)
     routes.capabilities()
