@@ -42,6 +42,7 @@ from dserverfs.local_files import create_private, remove_if_possible
 from dserverfs.manifest_index import ManifestIndex
 from dserverfs.manifest_indexing import Indexing, local_part
 from dserverfs.manifest_shelter import ManifestShelter
+from dserverfs.manifest_stream import ManifestStream
 from dserverfs.model import BackendURI, Dataset
 
 logger = logging.getLogger(__name__)
@@ -236,9 +237,10 @@ class Manifests:
                 if path.exists():
                     for piece in manifest_indexing.pieces_of(path):
                         indexing.write(piece)
+                    indexing.finish()
                 else:
-                    self._fetch(dataset, load, path, indexing.write)
-                indexing.finish()
+                    pieces = self._pieces(dataset, load)
+                    self._fetch(pieces, path, indexing.write, indexing.finish)
             finally:
                 with self._lock:
                     self._indexings.discard(indexing)
@@ -248,30 +250,46 @@ class Manifests:
         path = self._path(dataset, "json")
         if not path.exists():
             self._kept_or_sheltered(
-                lambda: self._fetch(dataset, load, path, lambda piece: None),
-                lambda: self._shelter.take_file(dataset.uri, self._pieces(dataset, load)),
+                lambda: self._fetch(self._checked(dataset, load), path, _nothing, _nothing),
+                lambda: self._shelter.take_file(dataset.uri, self._checked(dataset, load)),
             )
 
     def _fetch(
-        self, dataset: Dataset, load: ManifestLoad, path: Path, use: Callable[[bytes], None]
+        self,
+        pieces: Iterator[bytes],
+        path: Path,
+        use: Callable[[bytes], object],
+        end: Callable[[], object],
     ) -> None:
-        """Write the manifest to `path`, and hand each piece to `use` as it comes."""
+        """Write a manifest to `path`, and hand each piece to `use` as it comes.
+
+        What makes `end` raise, which is called behind the last, is no manifest and not kept.
+        """
         scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
         with local_part():
             create_private(scratch)
             file = scratch.open("wb", buffering=0)
         try:
             with file:
-                for piece in self._pieces(dataset, load):
+                for piece in pieces:
                     with local_part():
                         file.write(piece)
                     use(piece)
+                end()
                 with local_part():
                     os.fsync(file.fileno())
             with local_part():
                 scratch.rename(path)
         finally:
             remove_if_possible(scratch)
+
+    def _checked(self, dataset: Dataset, load: ManifestLoad) -> Iterator[bytes]:
+        """As `_pieces`; raises ProtocolError at the latest at the end of what is no manifest."""
+        stream = ManifestStream()
+        for piece in self._pieces(dataset, load):
+            stream.feed(piece)
+            yield piece
+        stream.close()
 
     def _pieces(self, dataset: Dataset, load: ManifestLoad) -> Iterator[bytes]:
         """Yield the manifest as it comes."""
@@ -305,3 +323,7 @@ def _reopened(path: Path) -> ManifestIndex:
         return ManifestIndex(path).open()
     except DserverfsError as error:
         raise LocalDiskError(f"{path}: is gone again: {error}") from error
+
+
+def _nothing(*what: object) -> None:
+    """Do nothing."""

@@ -340,7 +340,9 @@ class Resolver:
             overlays, annotations = (
                 {name: future.result() for name, future in part.items()} for part in parts
             )
-            return Metadata(admin.result(), urls.tags, overlays, annotations)
+            metadata = Metadata(admin.result(), urls.tags, overlays, annotations)
+        _require_metadata(dataset, metadata)
+        return metadata
 
     def _read_objects(self, urls: Mapping[str, str], deadline: Deadline) -> Mapping[str, bytes]:
         with ThreadPoolExecutor(4, thread_name_prefix="metadata") as pool:
@@ -455,3 +457,26 @@ class _Room:
 def _sorted_texts(tags: list[Any]) -> tuple[str, ...]:
     """Return the tags, but for what no tag can be."""
     return tuple(sorted(tag for tag in tags if is_text(tag)))
+
+
+def _require_metadata(dataset: Dataset, metadata: Metadata) -> None:
+    """Raise UnusableAnswer unless all is what dtool stores: no hash tells a page of a proxy."""
+    about = {"the administrative metadata": metadata.admin_metadata}
+    about |= {f"overlay {name}": content for name, content in metadata.overlays.items()}
+    for what, content in about.items():
+        if not isinstance(_json_in(dataset, what, content), dict):
+            raise UnusableAnswer(f"{dataset.uri}: {what} is no JSON object", uri=dataset.uri)
+    for name, content in metadata.annotations.items():
+        _json_in(dataset, f"annotation {name}", content)
+    found = json.loads(metadata.admin_metadata).get("uuid")
+    if not isinstance(found, str) or found.lower() != dataset.uuid:
+        raise UnusableAnswer(
+            f"{dataset.uri}: the administrative metadata is another dataset's", uri=dataset.uri
+        )
+
+
+def _json_in(dataset: Dataset, what: str, content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UnusableAnswer(f"{dataset.uri}: {what} is not JSON", uri=dataset.uri) from error

@@ -212,8 +212,9 @@ def test_capabilities_of_servers_by_other_names(
         says(404, b"<html><title>Not here</title>", Content_Type="text/html"),
     ],
 )
+@pytest.mark.usefixtures("no_waits")
 def test_what_is_no_dserver_is_told(quirky: QuirkyServer, resolver: Resolver, fault: Any) -> None:
-    quirky.faults = [fault]
+    quirky.faults = [fault] * 10
 
     with pytest.raises((ProtocolError, Unreachable), match="a dserver"):
         resolver.capabilities()

@@ -80,11 +80,13 @@ class Walker:
 
     def explore(self) -> Answers:
         """Ask everything from the root down, of what there is."""
-        return self._run(self._explore)
+        answers: Answers = self._run(self._explore)
+        return answers
 
     def ask_again(self, known: Answers) -> Answers:
         """Ask what was asked before, by the inode numbers that were told then."""
-        return self._run(lambda: self._ask_again(known))
+        answers: Answers = self._run(lambda: self._ask_again(known))
+        return answers
 
     def ask(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Return what one request is answered with."""
@@ -104,6 +106,14 @@ class Walker:
         with client.reader._lock:
             client.reader._loaded.clear()
 
+    def age(self) -> None:
+        """Have all that can change refreshed when it is next asked for."""
+        catalogue = self.client.catalogue
+        for cells in (catalogue._listings, catalogue._readmes, catalogue._metadata):
+            for cell in cells.values():
+                cell._fresh_until_s = 0.0
+        catalogue._user._fresh_until_s = 0.0
+
     def _run(self, call: Callable[[], Awaitable[Any]]) -> Any:
         return trio.run(call)
 
@@ -114,12 +124,19 @@ class Walker:
             path = waiting.pop()
             inode = self.inodes[path]
             attributes = await self._put(answers, "getattr", path, inode)
+            if isinstance(attributes, Refused):
+                continue
             if not stat.S_ISDIR(attributes[1]):
                 await self._put(answers, "read", path, inode)
                 continue
-            for name in await self._put(answers, "list", path, inode):
+            names = await self._put(answers, "list", path, inode)
+            if isinstance(names, Refused):
+                continue
+            for name in names:
                 below = f"{path}/{name}".lstrip("/")
                 found = await self._put(answers, "lookup", below, inode)
+                if isinstance(found, Refused):
+                    continue
                 self.inodes[below] = found[0]
                 waiting.append(below)
         for path, inode in self.inodes.items():
@@ -171,7 +188,7 @@ class Walker:
         return sorted(names)
 
     async def _read(self, path: str, inode: Any) -> Any:
-        opened = await self.operations.open(inode, os.O_RDONLY, CONTEXT)  # type: ignore[arg-type]
+        opened = await self.operations.open(inode, os.O_RDONLY, CONTEXT)
         try:
             return bytes(await self.operations.read(opened.fh, 0, MAX_READ))
         finally:
