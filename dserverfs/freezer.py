@@ -85,6 +85,7 @@ class Freezer:
         self._condition = threading.Condition()
         self._watched: dict[Path, StagedDataset] = {}
         self._jobs: dict[Path, Job] = {}
+        self._others: dict[Path, StagedDataset] = {}  # that another process owned
         self._frozen: dict[str, Noted] = {}  # by this process, by their URIs
         self._working = 0  # threads at work on a job, or on putting away what it froze
         self._closed = False
@@ -123,21 +124,34 @@ class Freezer:
             self._condition.notify_all()
 
     def resume(self, staged: StagedDataset) -> None:
-        """Carry on with one that an earlier daemon left behind, unless another owns it now."""
+        """Carry on with one that an earlier daemon left behind, or when that one has ended.
+
+        A daemon that was unmounted may live for a moment more.
+        """
+        if not self._take_over(staged):
+            with self._condition:
+                self._others[staged.directory] = staged
+                self._condition.notify_all()
+
+    def _take_over(self, staged: StagedDataset) -> bool:
+        """Return whether no other process owns it."""
         try:
             staged.own()  # and so no longer armed, if it is open
         except Conflict as error:
-            logger.info("%s", error)
-            return
+            logger.debug("%s", error)
+            return False
+        except FileNotFoundError:
+            return True  # frozen or discarded
         except (OSError, DserverfsError) as error:
             staged.problem = f"cannot be carried on with: {error}"
             logger.warning("%s: %s", staged, staged.problem)
-            return
+            return True
         if staged.record.state in (State.OPEN, State.FAILED):
             # Not armed any more by being owned. Whoever writes to it next may own it.
             staged.disown()
         else:
             self.watch(staged)
+        return True
 
     def learn_limit(self) -> None:
         """Find out how large an item may be, unless that is known; blocks."""
@@ -229,9 +243,14 @@ class Freezer:
                         wait_s = in_s if wait_s is None else min(wait_s, in_s)
                         if staged.written_by.has_shell:
                             shells.append(staged)
-                if not due and not shells:
+                others = list(self._others.values())
+                if not due and not shells and not others:
                     self._condition.wait(wait_s)
                     continue
+            for staged in others:
+                if self._take_over(staged):
+                    with self._condition:
+                        self._others.pop(staged.directory, None)
             # Without the lock: whole /proc may be read.
             for staged in shells:
                 staged.written_by.running()

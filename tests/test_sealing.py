@@ -15,6 +15,7 @@ from dserverfs.errors import ItemChanged
 from dserverfs.model import DserverURI
 from dserverfs.settings import TOKEN, Settings
 from dserverfs.staged_dataset import StagedDataset
+from dserverfs.staging import Staging
 from dserverfs.staging_state import State
 from tests.daemons import wait_for
 from tests.serving import ServerHandle
@@ -126,3 +127,23 @@ def test_write_before_the_disk_is_done_is_in_the_dataset_when_it_is_frozen_again
     items = client.resolver.uploads.manifest_items(f"{staged.record.base_uri}/{staged.id}")
     assert items is not None
     assert [item["size_in_bytes"] for item in items.values()] == [len(b"other content")]
+
+
+def test_what_another_process_owns_is_carried_on_with_when_that_has_ended(
+    client: Client, staged: StagedDataset
+) -> None:
+    described = sealing.describe(staged, None, threading.Event())
+    assert described is not None
+    described.keep()
+    staged.disown()
+    owner = Staging(client.staging.directory, staged.record.server).open()
+    (owned,) = owner.datasets(staged.record.base_uri)
+    owned.own()
+    client.freezer.open()
+
+    client.freezer.resume(staged)
+    was_left_alone = not staged.is_owned
+    owner.close()
+
+    wait_for(lambda: is_registered(client, staged), "it is frozen")
+    assert was_left_alone

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dserverfs import staged_dataset
+from dserverfs import sealing, staged_dataset
 from dserverfs.errors import DserverfsError
 from dserverfs.staging import Staging
 from dserverfs.staging_state import State
 from tests.accounts import Account
+from tests.daemons import wait_for
 from tests.mounting import mounted
 from tests.serving import ServerHandle
 from tests.staged import job, status
@@ -179,9 +182,11 @@ def test_mount_starts_whatever_is_staged(
 
     with mounted(current_user, server.base_uri, token, *options) as base:
         assert (base / "whole/file").read_text() == "x\n"
-        found = {one["directory"]: one for one in status(current_user)["staged"]}
+        try:
+            wait_for(lambda: not without_reason(current_user, directories), "a reason for each")
+        except AssertionError:
+            assert without_reason(current_user, directories) == []
         for directory in directories.values():
-            assert found[str(directory)]["reason"]
             assert (directory / "tree/file").read_text() == "x\n"
         job(current_user, 'mkdir "$1"; echo y > "$1/y"', base / "made-beside-the-damaged")
         done = current_user.dserverfs("freeze", base / "made-beside-the-damaged")
@@ -191,7 +196,45 @@ def test_mount_starts_whatever_is_staged(
             assert not (base / name).exists()
 
 
+def without_reason(account: Account, directories: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Return of which status does not say what is the matter; of the whole one that it was open."""
+    known = status(account)
+    paths = {str(directory) for directory in directories.values()}
+    silent = [mount for mount in known["mounts"] if not mount["answers"]]
+    found = [one for one in known["staged"] if one["directory"] in paths]
+    return silent + [one for one in found if not one["reason"]]
+
+
 OURS = ("state", "lock", "sealed")
+
+
+def hashed_with(directory: Path, damage: Callable[[Path], None]) -> list[str]:
+    """Return what a freeze would hash of a file when what is known of hashes is damaged."""
+    staging = Staging(directory / "staging", SERVER).open()
+    staged = staging.create(BASE, "one", "alice")
+    (staged.tree / "file").write_text("precious")
+    damage(staged.directory / "hashes")
+    described = sealing.describe(staged, None, threading.Event())
+    assert described is not None
+    described.keep()
+    staging.close()
+    return [item.hash for item in described.dataset.items.values()]
+
+
+@pytest.mark.parametrize("damage", [emptied, missing, link_to_nothing], ids=lambda d: d.__name__)
+def test_lost_hashes_are_computed_again(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    assert hashed_with(tmp_path, damage) == [MD5_OF_PRECIOUS]
+
+
+@pytest.mark.expects_log("files are hashed again|hashes are not kept")
+@pytest.mark.parametrize("damage", [directory, deep, random_bytes], ids=lambda d: d.__name__)
+def test_hashes_that_cannot_be_read_are_computed_again(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    assert hashed_with(tmp_path, damage) == [MD5_OF_PRECIOUS]
+
+
+MD5_OF_PRECIOUS = hashlib.md5(b"precious").hexdigest()
 
 
 # A full disk
