@@ -92,10 +92,12 @@ def require_no_fault(answer: Any, asked: str) -> None:
         assert isinstance(json.loads(answer.data), dict), (asked, answer.data)
 
 
-def send(client: AppClient, method: str, path: str, body: bytes) -> Any:
+def send(
+    client: AppClient, method: str, path: str, body: bytes, kind: str = "application/json"
+) -> Any:
     headers = {"Authorization": f"Bearer {client.token('boss')}"}
     return client.app.test_client().open(
-        path, method=method, data=body, content_type="application/json", headers=headers
+        path, method=method, data=body, content_type=kind, headers=headers
     )
 
 
@@ -107,6 +109,16 @@ def test_bodies_of_any_form_are_refused(client: AppClient, uri: str, what: str) 
             require_no_fault(answer, f"{method} {rule}")
             if what != "a list" and rule not in ("/tags/<path:uri>/<tag>",):
                 assert answer.status_code >= 400, rule
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "x"])
+def test_bodies_of_other_types_are_no_fault(client: AppClient, uri: str, kind: str) -> None:
+    for method, rule in ROUTES:
+        if method in ("PUT", "POST"):
+            path = path_of(rule, uri)
+            for body in (b"", b"{}", b"a=b"):
+                answer = send(client, method, path, body, kind)
+                require_no_fault(answer, f"{method} {rule}")
 
 
 @pytest.mark.parametrize("query", QUERIES)

@@ -322,3 +322,30 @@ def test_who_may_register_only_is_answered_with_what_was_sent(client: AppClient)
     assert ask("POST", f"/tags/{path}/own") == {"tags": ["own"]}
     assert ask("DELETE", f"/tags/{path}/own") == {"tags": []}
     assert client.get(f"/tags/{path}").json == {"tags": ["t", SECRET]}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"hash": "0" * 32},
+        {"size_in_bytes": 6},
+        {"relpath": "b.txt"},
+        None,
+    ],
+)
+def test_registering_anew_does_not_change_what_is_frozen(client: AppClient, forged: Any) -> None:
+    uri = client.upload(CONTENTS)
+    manifest = client.get(f"/manifests/{encoded(uri)}").json
+    right = {**body_of("/uris/<path:uri>", uri), "manifest": manifest, "readme": "new: yes"}
+    item = manifest["items"][A]
+    items = {} if forged is None else {A: {**item, **forged}}
+    wrong = {**right, "manifest": {**manifest, "items": items}}
+    path = f"/uris/{encoded(uri)}"
+
+    assert client.request("PUT", path, wrong).status_code == 409
+    client.request("DELETE", path)
+    assert client.request("PUT", path, wrong).status_code == 409
+    assert client.request("PUT", path, right).status_code == 201
+
+    assert client.get(f"/manifests/{encoded(uri)}").json == manifest
+    assert client.get(f"/readmes/{encoded(uri)}").json == {"readme": "new: yes"}

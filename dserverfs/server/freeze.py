@@ -133,14 +133,11 @@ def manifest_of(upload: PendingUpload) -> dict[str, Any]:
     }
 
 
-def is_manifest_of(manifest: Mapping[str, Any], upload: PendingUpload) -> bool:
-    """Return whether a stored manifest has the items that are announced, and no others."""
+def contents_of(manifest: Mapping[str, Any]) -> Mapping[str, tuple[Any, ...]]:
+    """Return what of a manifest says what the items are, to compare two."""
     return {
         identifier: (item.get("hash"), item.get("size_in_bytes"), item.get("relpath"))
         for identifier, item in manifest["items"].items()
-    } == {
-        identifier: (item.md5, item.size_in_bytes, item.relpath)
-        for identifier, item in upload.request.items.items()
     }
 
 

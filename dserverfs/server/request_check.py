@@ -9,21 +9,29 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 import dservercore.utils
-from dservercore import utils_auth
 from dservercore.extensions import sql_db
 from flask import Flask, Response, request
 from flask_jwt_extended import verify_jwt_in_request
 from sqlalchemy.exc import IntegrityError
 
-from dserverfs.errors import DserverfsError, ProtocolError, UsageError
+from dserverfs.errors import (
+    Conflict,
+    DserverfsError,
+    NotFound,
+    ProtocolError,
+    Unsupported,
+    UsageError,
+)
 from dserverfs.limits import parse_json
+from dserverfs.server import upload_place
 from dserverfs.server.answers import error_answer
-from dserverfs.server.extension import report, require_register
+from dserverfs.server.extension import report, require_register, require_user, stores
+from dserverfs.server.freeze import contents_of
+from dserverfs.server.stored_metadata import StoredMetadata
 
 MAX_PAGE = 1_000_000_000  # times a page's 100 it is an offset that SQLite can hold
 _OF_DSERVERCORE = (
@@ -52,13 +60,25 @@ def _check() -> Response | None:
         if value is not None and not _is_number(value):
             raise UsageError(f"{name} is not a number from 1 to {MAX_PAGE}", status=422)
     endpoint = request.endpoint or ""
-    if endpoint.partition(".")[0] in _OF_DSERVERCORE and request.is_json:
-        if endpoint == "uris.uri_put":
-            _require_right((request.view_args or {})["uri"])
-        body = _checked_json(request.get_data(cache=True))
-        if endpoint == "uris.uri_put" and isinstance(body, dict):
-            _require_subject(body)
+    if endpoint == "uris.uri_put":
+        _check_registration()
+    elif endpoint.partition(".")[0] in _OF_DSERVERCORE and request.is_json:
+        _checked_json()
     return None
+
+
+def _check_registration() -> None:
+    """Ask for the right before a manifest is parsed, and what the dataset is."""
+    uri = dservercore.utils.url_suffix_to_uri((request.view_args or {})["uri"])
+    verify_jwt_in_request()
+    require_user()
+    require_register(uri.rpartition("/")[0])
+    body = _checked_json() if request.is_json else {}
+    if not isinstance(body, dict) or not isinstance(body.get("base_uri"), str):
+        raise UsageError("base_uri is missing or not a string", status=422)
+    if body.get("uri") != uri:
+        raise UsageError(f"uri is not {uri}, which the address says", status=400)
+    _require_items_as_frozen(uri, body.get("manifest"))
 
 
 def _is_number(value: str) -> bool:
@@ -67,22 +87,27 @@ def _is_number(value: str) -> bool:
     return is_short and 1 <= int(value) <= MAX_PAGE
 
 
-def _require_right(path: str) -> None:
-    """Ask for the right to register before a manifest is parsed; raises PermissionDenied."""
-    verify_jwt_in_request()
-    if utils_auth.user_exists(utils_auth.get_jwt_identity()):  # else dservercore says so
-        require_register(dservercore.utils.url_suffix_to_uri(path).rpartition("/")[0])
+def _require_items_as_frozen(uri: str, manifest: Any) -> None:
+    """Refuse other items than those of the dataset that is frozen in the bucket.
+
+    Who may register may replace what is known of a dataset, and not what it consists of.
+    """
+    items = manifest.get("items") if isinstance(manifest, dict) else None
+    if not isinstance(items, dict) or not all(isinstance(item, dict) for item in items.values()):
+        return  # dservercore refuses it
+    try:
+        place = stores().place(uri)
+        if not upload_place.is_frozen(place):
+            return
+    except (Unsupported, NotFound):
+        return  # of no store, so nothing is frozen there
+    if contents_of({"items": items}) != contents_of(StoredMetadata(place).manifest()):
+        raise Conflict(f"{uri} is frozen with other items", uri=uri)
 
 
-def _require_subject(body: Mapping[str, Any]) -> None:
-    """Refuse a dataset that does not say which it is; dservercore looks there before it asks."""
-    for name in ("uri", "base_uri"):
-        if not isinstance(body.get(name), str):
-            raise UsageError(f"{name} is missing or not a string", status=422)
-
-
-def _checked_json(content: bytes) -> Any:
+def _checked_json() -> Any:
     """Return the body; refuse what is nested too deeply, and half of a surrogate pair."""
+    content = request.get_data(cache=True)
     if not content:
         return None
     try:

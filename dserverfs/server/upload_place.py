@@ -101,7 +101,8 @@ def _require_same_items(place: Place, upload: PendingUpload, *, is_new: bool) ->
     index uploads it again; another in its place would be a frozen one that changes.
     """
     somebody_elses = is_new and stores().is_foreign(upload.base_uri)
-    if somebody_elses or not freeze.is_manifest_of(StoredMetadata(place).manifest(), upload):
+    frozen = freeze.contents_of(StoredMetadata(place).manifest())
+    if somebody_elses or frozen != freeze.contents_of(freeze.manifest_of(upload)):
         raise Conflict(
             f"{upload.uri} is in the bucket already, though not registered:"
             " dserverfs serve index registers it",
