@@ -107,6 +107,25 @@ except StorageBrokerOSError as error:
 """
 
 
+# A README that another process replaces after this one has read it.
+READ_AND_REPLACE = """
+import dtoolcore, json, subprocess, sys
+dataset = dtoolcore.DataSet.from_uri(sys.argv[1])
+said = [dataset.get_readme_content()]
+write = "import dtoolcore, sys; dtoolcore.DataSet.from_uri(sys.argv[1]).put_readme('theirs: 1')"
+subprocess.run([sys.executable, "-c", write, sys.argv[1]], check=True)
+try:
+    dataset.put_readme("ours: 1")
+except Exception as error:
+    said.append(str(error))
+said.append(dataset.get_readme_content())
+for text in ("merged: 1", "merged: 2"):
+    dataset.put_readme(text)
+said.append(dataset.get_readme_content())
+print(json.dumps(said))
+"""
+
+
 @pytest.fixture
 def dtool(tmp_path: Path, token: str) -> Dtool:
     return dtool_of(tmp_path, token)
@@ -189,3 +208,13 @@ def test_dataset_that_is_there_cannot_be_made_as_dtoolcore_says_it(dtool: Dtool,
     uri, said = script(dtool, CREATE_TWICE, base)
 
     assert said == f"{uri}: exists already"
+
+
+def test_readme_that_somebody_else_replaced_since_it_was_read_is_not_overwritten(
+    dtool: Dtool, base: str
+) -> None:
+    before, refused, now, after = script(dtool, READ_AND_REPLACE, script(dtool, CREATE, base))
+
+    assert "kind: raw" in before
+    assert "was changed by somebody else since it was read here" in refused
+    assert (now, after) == ("theirs: 1", "merged: 2")
