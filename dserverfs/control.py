@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from dserverfs.clock import boot_id
 from dserverfs.errors import DaemonSilent, DserverfsError, UsageError
+from dserverfs.local_files import make_private
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Server:
         """Listen; raises UsageError if there can be no socket."""
         path = self._address.path
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(path.parent)
             path.unlink(missing_ok=True)  # of a mount that was killed
             listener = socket.socket(socket.AF_UNIX)
             self._listeners.append(listener)

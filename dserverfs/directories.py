@@ -18,6 +18,7 @@ from pathlib import Path
 
 from dserverfs import mountinfo
 from dserverfs.errors import UsageError
+from dserverfs.local_files import make_private
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def private_directory(path: Path, option: str = "--cache-dir") -> Path:
     name another one. Raises CannotBeMade, which is one, where the disk takes nothing just now.
     """
     try:
-        _make(path)
+        make_private(path)
         status = path.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
             raise UsageError(f"{path}: is not a directory of yours; name another with {option}")
@@ -128,18 +129,3 @@ def private_directory(path: Path, option: str = "--cache-dir") -> Path:
         kind = CannotBeMade if error.errno in _TAKES_NOTHING else UsageError
         raise kind(f"{path}: cannot be used as a directory: {error.strerror}") from error
     return path
-
-
-def _make(path: Path) -> None:
-    """Make a directory and those above it, whatever the umask is; raises OSError."""
-    try:
-        path.mkdir(mode=0o700)
-    except FileExistsError:
-        return
-    except FileNotFoundError:
-        if path.parent == path:
-            raise
-        _make(path.parent)
-        path.mkdir(mode=0o700, exist_ok=True)
-    if path.stat().st_mode & 0o777 != 0o700:
-        path.chmod(0o700)  # a umask may take the owner's own rights

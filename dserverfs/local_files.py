@@ -39,6 +39,21 @@ def with_own_descriptor(fd: int, call: Callable[[int], R]) -> Callable[[], R]:
     return call_with_copy
 
 
+def make_private(path: Path) -> None:
+    """Have a directory, 0700 as those above it that are missing, whatever the umask is; OSError."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        if path.parent == path:
+            raise
+        make_private(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+    if path.stat().st_mode & 0o777 != 0o700:
+        path.chmod(0o700)  # a umask may take the owner's own rights
+
+
 def create_private(path: Path) -> None:
     """Have an empty file there that is nobody else's to read, unless there is one; OSError."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))

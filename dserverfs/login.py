@@ -31,6 +31,7 @@ from dserverfs.errors import (
     Unsupported,
     UsageError,
 )
+from dserverfs.local_files import make_private
 from dserverfs.model import User
 from dserverfs.routes import FIRST_ATTEMPTS, json_of
 from dserverfs.transport import ServerTransport, TokenSource
@@ -100,7 +101,7 @@ def user_of(base_url: str, token: str, trust: Trust) -> User:
 def keep_token(path: Path, token: str) -> None:
     """Write the token to `path`, for its owner alone; raises UsageError if that cannot be."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent)
         write_durably(path, f"{token}\n".encode())
     except OSError as error:
         raise UsageError(f"the token cannot be kept in {path}: {error.strerror}") from error

@@ -39,7 +39,7 @@ from dserverfs.errors import (
     UsageError,
 )
 from dserverfs.limits import name_is_valid
-from dserverfs.local_files import locked
+from dserverfs.local_files import locked, make_private
 from dserverfs.staged_dataset import (
     GONE,
     TREE,
@@ -171,7 +171,7 @@ class Staging:
             path, new = base / record.id, base / f"{_NEW}{record.id}"
             if path.exists():
                 raise Conflict(f"{base_uri}/{record.id}: is staged already in {path}")
-            (new / TREE).mkdir(parents=True, mode=0o700)
+            make_private(new / TREE)
             write_record(new, record)
             staged = StagedDataset(path, record, self._clock_s)
             with self._lock:  # whoever lists it from now on finds this one, and it owned

@@ -17,7 +17,7 @@ ROOT = PACKAGE.parent
 
 # A module imports only modules of a level before its own; `server` stands aside.
 LEVELS = [
-    {"allocator", "clock", "durable_files", "mountinfo", "printable"},
+    {"allocator", "clock", "durable_files", "local_files", "mountinfo", "printable"},
     {"errors"},
     {"limits", "retry"},
     {"bounded_sockets", "error_answers", "model"},
@@ -28,7 +28,6 @@ LEVELS = [
         "connections",
         "control",
         "hashing",
-        "local_files",
         "manifest_index",
         "manifest_stream",
         "manifest_tree",

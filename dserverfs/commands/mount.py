@@ -18,6 +18,8 @@ from dserverfs.errors import DserverfsError, UsageError
 from dserverfs.printable import PrintableFormatter
 
 if TYPE_CHECKING:
+    from io import TextIOWrapper
+
     from dserverfs.model import DserverURI
     from dserverfs.settings import Settings
 
@@ -259,17 +261,27 @@ def _log_name(path: Path) -> str:
     return f"mount{os.fsdecode(name).encode('utf-8', 'replace').decode()}.log"
 
 
+class _PrivateLog(logging.handlers.RotatingFileHandler):
+    """A log that nobody else can read, whatever the umask is."""
+
+    def _open(self) -> TextIOWrapper:
+        from dserverfs.local_files import create_private
+
+        create_private(Path(self.baseFilename))
+        return super()._open()
+
+
 def _log_to(path: Path | None, level: str) -> None:
     """Send the log of this process to a file, or to standard error."""
+    from dserverfs.local_files import make_private
+
     handler: logging.Handler
     if path is None:
         handler = logging.StreamHandler()
     else:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handler = logging.handlers.RotatingFileHandler(
-                path, maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8"
-            )
+            make_private(path.parent)
+            handler = _PrivateLog(path, maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8")
         except OSError as error:
             raise UsageError(f"--log-file {path}: cannot be written: {error.strerror}") from error
     handler.setFormatter(
