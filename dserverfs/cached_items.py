@@ -34,17 +34,14 @@ def check_whole(content: ItemContent, data: bytes | memoryview) -> bool:
     """
     found = digest(content.hash_function, data)
     if found is not None and found != content.hash:
-        raise HashMismatch(
-            f"{content.dataset.uri}: item {content.identifier} has hash {found}, "
-            f"the manifest says {content.hash}"
-        )
+        raise HashMismatch(f"{content.label} has hash {found}, the manifest says {content.hash}")
     return found is not None
 
 
 def mismatch(content: ItemContent) -> IntegrityError:
     """Return what to tell who reads an item of several blocks that is not the manifest's."""
     return IntegrityError(
-        f"{content.dataset.uri}: item {content.identifier} does not have the hash "
+        f"{content.label} does not have the hash "
         f"{content.hash} of the manifest; nothing of it is kept"
     )
 

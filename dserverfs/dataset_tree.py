@@ -163,7 +163,8 @@ class DatasetTree:
             raise NotFound(f"{self.dataset.uri}: row {row.row} is a directory")
         if row.refused:
             raise IntegrityError(
-                f"{self.dataset.uri}: item {row.identifier} is refused: the manifest gives it a"
+                f"{self.dataset.uri} ({self.dataset.name}): {_relpath(index, row)} (item"
+                f" {row.identifier}) is refused: the manifest gives it a"
                 " relpath, size, hash or date that an item cannot have"
             )
         return self._item(index, row, row.identifier)
@@ -179,6 +180,7 @@ class DatasetTree:
             neighbours=functools.partial(index.identifiers_around, row.row),
             place=row.row,
             items_from=functools.partial(self._items_from, index),
+            relpath_of=functools.partial(_relpath, index, row),
         )
 
     def _items_from(self, index: ManifestIndex, row: int, limit: int) -> list[ItemContent]:
@@ -222,13 +224,7 @@ class DatasetTree:
         row = index.row(number & ~ALIAS)
         if row.identifier is None:
             return None
-        names, parent = [row.name], row.parent
-        while parent:
-            directory = index.row(parent)
-            names.append(directory.name)
-            parent = directory.parent
-        relpath = "/".join(reversed(names))
-        return Item(row.identifier, relpath, row.size_in_bytes, row.hash, row.mtime_ns)
+        return Item(row.identifier, _relpath(index, row), row.size_in_bytes, row.hash, row.mtime_ns)
 
     def overlay_values(self, identifier: Identifier) -> dict[str, Any]:
         """Return the item's value in each overlay that has one."""
@@ -377,6 +373,16 @@ class DatasetTree:
             return self._paths[number - OWN]
         except IndexError as error:
             raise NotFound(f"{self.dataset.uri}: no inode {number}") from error
+
+
+def _relpath(index: ManifestIndex, row: Row) -> str:
+    """Return the path below `data`."""
+    names, parent = [row.name], row.parent
+    while parent:
+        directory = index.row(parent)
+        names.append(directory.name)
+        parent = directory.parent
+    return "/".join(reversed(names))
 
 
 def _aliased(attributes: Attributes, number: int) -> Attributes:

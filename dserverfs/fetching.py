@@ -129,9 +129,7 @@ class Fetcher:
             if len(self._etags) > MAX_ETAGS:
                 self._etags.popitem(last=False)
         if known != etag:
-            raise IntegrityError(
-                f"{content.dataset.uri}: item {content.identifier} changed while it was read"
-            )
+            raise IntegrityError(f"{content.label} changed while it was read")
 
 
 def wait_for(future: Future[T], content: ItemContent, deadline: Deadline) -> T:
@@ -139,4 +137,4 @@ def wait_for(future: Future[T], content: ItemContent, deadline: Deadline) -> T:
     try:
         return future.result(deadline.remaining_s())
     except TimeoutError as error:
-        raise DeadlineExceeded(f"{content.dataset.uri}: read took too long") from error
+        raise DeadlineExceeded(f"{content.label}: read took too long") from error

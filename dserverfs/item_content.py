@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dserverfs.blocks import number_of_blocks
+from dserverfs.errors import DserverfsError
 from dserverfs.model import Dataset, DserverURI, Identifier
 
 
 def _none(place: int, limit: int) -> Sequence[ItemContent]:
     return ()
+
+
+def _unknown() -> str:
+    return "an item"
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,26 @@ class ItemContent:
     # get up to n items from a place on; blocks, and raises DserverfsError.
     place: int = 0
     items_from: Callable[[int, int], Sequence[ItemContent]] = field(default=_none, compare=False)
+    # Its path below `data`, for messages; asked for when there is one. May raise DserverfsError.
+    relpath_of: Callable[[], str] = field(default=_unknown, compare=False)
+
+    @property
+    def label(self) -> str:
+        """Return how messages call it: by what a user knows of it, and by what a store does."""
+        try:
+            relpath = self.relpath_of()
+        except DserverfsError:  # the index was closed meanwhile
+            relpath = "an item"
+        return f"{self.dataset.uri} ({self.dataset.name}): {relpath} (item {self.identifier})"
+
+    def named_in(self, error: DserverfsError) -> DserverfsError:
+        """Return the error with this item in its message; others may have the same error."""
+        if self.dataset.uri in str(error):
+            return error
+        named = copy.copy(error)
+        named.args = (f"{self.label}: {error}",)
+        named.__cause__ = error
+        return named
 
     @property
     def content_key(self) -> str:

@@ -209,10 +209,7 @@ class ItemReader:
 
     def _refuse_if_dropped(self) -> None:
         if self._reader.times_dropped(self._content) != self._times_dropped:
-            raise IntegrityError(
-                f"{self._content.dataset.uri}: item {self._content.identifier} was read wrong;"
-                " open it again"
-            )
+            raise IntegrityError(f"{self._content.label} was read wrong; open it again")
 
     def _begin_anew(self) -> None:
         """Take what is read from now on for a second reading of the item, the first being right.

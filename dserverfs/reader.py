@@ -249,7 +249,7 @@ class Reader:
 
     def gave_up(self, content: ItemContent, run: Run) -> None:
         """Note that somebody waited for these blocks as long as may be."""
-        error = DeadlineExceeded(f"{content.dataset.uri}: the store does not answer in time")
+        error = DeadlineExceeded(f"{content.label}: the store does not answer in time")
         keys = [BlockKey(content.key, run.first + place) for place in range(run.length)]
         with self._lock:
             self._failures.note([key for key in keys if key in self._pending], error)
@@ -277,7 +277,7 @@ class Reader:
             self.drop(content)
             self._abandon(content, waiting, error)
         except DserverfsError as error:
-            self._abandon(content, waiting, error)
+            self._abandon(content, waiting, content.named_in(error))
         except BaseException as error:
             logger.exception("%s: a fault of ours while reading", content.dataset.uri)
             self._abandon(content, waiting, error)

@@ -119,9 +119,7 @@ class StoredItems:
 
         def check(found: str) -> None:
             if etag(found) != found:
-                raise IntegrityError(
-                    f"{content.dataset.uri}: item {content.identifier} changed while it was read"
-                )
+                raise IntegrityError(f"{content.label} changed while it was read")
 
         def ask(url: str, limit: Deadline) -> None:
             self._storage.read_range(

@@ -134,7 +134,7 @@ class Verification:
         if self._is_strict_with(content):
             if not known:
                 raise IntegrityError(
-                    f"{content.dataset.uri}: item {content.identifier} cannot be compared by its"
+                    f"{content.label} cannot be compared by its"
                     f" {content.hash_function}, and --verify strict hands out nothing else"
                 )
             # An item of one block was compared when it came.
@@ -143,9 +143,8 @@ class Verification:
         if self._policy is Policy.STRICT and content.key not in self._told_large:
             self._told_large.add(content.key)
             logger.info(
-                "%s: item %s is larger than %d MiB: parts of it are handed out uncompared",
-                content.dataset.uri,
-                content.identifier,
+                "%s is larger than %d MiB: parts of it are handed out uncompared",
+                content.label,
                 self._strict_limit_in_bytes // 1024**2,
             )
         return self.compare(content) if whole and known and self.is_doubtful(content) else None
@@ -365,9 +364,8 @@ class Verification:
         if progress.hasher.hexdigest() != content.hash:
             if first:
                 logger.warning(
-                    "%s: item %s was read whole and does not have the manifest's hash",
-                    content.dataset.uri,
-                    content.identifier,
+                    "%s was read whole and does not have the manifest's hash",
+                    content.label,
                 )
             return Verdict.WRONG
         if first:

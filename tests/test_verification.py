@@ -408,3 +408,17 @@ def test_unknown_hash_function_is_read_uncompared(store: FaultyStore, tmp_path: 
 
     assert read(world, unknown) == CONTENT
     world.close()
+
+
+@pytest.mark.expects_log(r"more/data\.bin.*(does not have the manifest's hash|fetched once more)")
+@pytest.mark.parametrize("size", [5000, len(CONTENT)], ids=["one block", "several"])
+def test_wrong_item_is_named_by_its_path(store: FaultyStore, tmp_path: Path, size: int) -> None:
+    store.content = CONTENT[:size]
+    world = World(store, tmp_path / "blocks")
+    content = replace(world.content(size), relpath_of=lambda: "more/data.bin")
+    store.content = bytes(size)
+    store.etag = '"another"'
+
+    with pytest.raises(IntegrityError, match=r"\(n\): more/data\.bin"):
+        read(world, content, list(range(0, size, BLOCK_SIZE)))
+    world.close()

@@ -317,6 +317,7 @@ class FrozenDataset:
             hash_function=str(self.manifest().get("hash_function", "")),
             hash=item.hash,
             neighbours=_Around(self._identifiers, self._places[item.identifier]),
+            relpath_of=lambda: item.relpath,
         )
 
     def _fetch(self, identifier: Identifier) -> Path:

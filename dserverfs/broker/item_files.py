@@ -168,7 +168,4 @@ def _digest(path: Path, content: ItemContent) -> str:
 
 
 def _mismatch(content: ItemContent, found: str) -> str:
-    return (
-        f"{content.dataset.uri}: item {content.identifier} has hash {found},"
-        f" the manifest says {content.hash}"
-    )
+    return f"{content.label} has hash {found}, the manifest says {content.hash}"
