@@ -379,3 +379,22 @@ def test_threads_and_a_second_cache_share_one_directory(cache: BlockCache, tmp_p
 
     assert wrong == []
     other.close()
+
+
+def test_cache_of_size_nothing_keeps_nothing_and_reads_what_others_kept(
+    cache: BlockCache, tmp_path: Path
+) -> None:
+    cache.store([(KEY, MemoryBlock(LARGE))])
+    without = BlockCache(tmp_path / "blocks", size_limit=0)
+    without.open()
+    other = KEY._replace(block=1)
+
+    for data in (SMALL, LARGE):
+        assert without.store([(other, MemoryBlock(data))]) == {}
+
+    assert without.load(KEY, len(LARGE)) is not None
+    assert cache.load(other, len(LARGE)) is None
+    assert len(files(tmp_path)) == 1
+    without.close()
+    cache.store([(other, MemoryBlock(LARGE))])
+    assert cache.load(KEY, len(LARGE)) is not None, "the others' limit is theirs"

@@ -71,7 +71,7 @@ def add(commands: Commands) -> None:
         "--cache-size",
         type=size,
         metavar="SIZE",
-        help="such as 20G; default: half of the free space, at most 50G",
+        help="such as 20G, 0 to keep nothing; default: half of the free space, at most 50G",
     )
     parser.add_argument(
         "--staging-dir",
