@@ -131,9 +131,12 @@ class BlockCache:
                 self._cache = cache_opening.database(self._directory, self._size_limit)
                 self._watch.opened()
             due = cache_space.sweep_is_due(self._directory)
-            if due or self._cache.volume() > self._cache.size_limit:
+            # Who has no limit of its own, as who only looks, leaves that to others.
+            has_limit = self._size_limit is None or self._size_limit > 0
+            excess = self._cache.volume() - self._cache.size_limit if has_limit else 0
+            if due or excess > 0:
                 tidy = threading.Thread(
-                    target=self._tidy, args=(self._cache, due), name="tidy", daemon=True
+                    target=self._tidy, args=(self._cache, excess, due), name="tidy", daemon=True
                 )
                 tidy.start()
         except CannotBeMade as error:
@@ -455,10 +458,10 @@ class BlockCache:
         except _FAILURES as error:
             logger.debug("cache %s: order of use not written: %s", self._directory, error)
 
-    def _tidy(self, cache: Any, sweep: bool) -> None:
+    def _tidy(self, cache: Any, excess: int, sweep: bool) -> None:
         """Bring the cache down to its limit, which may have been another one."""
         with contextlib.suppress(*_FAILURES):
-            self._evict(cache, cache.volume() - cache.size_limit)
+            self._evict(cache, excess)
         if sweep:
             cache_space.sweep(cache, self._directory, cache_space.ORPHANED_AFTER_S)
         cache.close()  # this thread's connection

@@ -54,7 +54,8 @@ def results(address: Address, command: str) -> list[Answer]:
 
 
 def test_an_answer_is_what_the_daemon_says(address: Address) -> None:
-    assert results(address, "echo") == [{"result": {"command": "echo"}}]
+    asked = {"command": "echo", "asked_by": os.getpid()}
+    assert results(address, "echo") == [{"result": asked}]
 
     with pytest.raises(UsageError, match="no such command"):
         results(address, "nonsense")
