@@ -91,7 +91,7 @@ class Writers:
             return
         self._last = (thread, now_s)
         process = self._processes.of_thread(thread)
-        if process is None:
+        if process is None or not process.session:  # a thread of the kernel, as of its NFS server
             self.unknown = True
         else:
             known = self._known.get(process.identity)

@@ -24,7 +24,7 @@ from tests.mounting import detach, mounted
 from tests.serving import ServerHandle
 from tests.staged import freeze, status, wait_until
 
-DELAY_S = 0.1
+DELAY_S = 0.05
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def require_open_for_a_while(account: Account, dataset: Path) -> str:
     """Require that it stays open for longer than nothing may change in it; return why."""
-    end_s = time.monotonic() + 6 * DELAY_S
+    end_s = time.monotonic() + 10 * DELAY_S
     while time.monotonic() < end_s:
         found = status(account, dataset)
         assert (found["state"], found["armed"]) == ("open", True), found
@@ -66,7 +66,7 @@ echo x > source
 mkdir "$1"
 for step in 1 2 3 4 5 6 7 8 9 10; do
     cp source "$1/$step"
-    sleep 0.25
+    sleep 0.15
 done
 """
 

@@ -80,7 +80,7 @@ def area() -> Any:
 
 
 @pytest.mark.expects_log(LOGGED)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(content=st.binary(max_size=300))
 def test_state_of_any_bytes_leaves_the_others_usable(area: Area, content: bytes) -> None:
     (area.damaged / "state").write_bytes(content)
@@ -89,7 +89,7 @@ def test_state_of_any_bytes_leaves_the_others_usable(area: Area, content: bytes)
 
 
 @pytest.mark.expects_log(LOGGED)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(field=st.sampled_from(FIELDS), value=JSON)
 def test_state_with_a_field_of_any_value_leaves_the_others_usable(
     area: Area, field: str, value: object

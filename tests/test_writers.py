@@ -280,6 +280,15 @@ def test_who_cannot_be_known_is_remembered(machine: Machine, writers: Writers) -
     assert pids(writers) == []
 
 
+def test_thread_of_the_kernel_is_none_that_ends(machine: Machine, writers: Writers) -> None:
+    machine.start(90, "nfsd", parent=2, session=0)
+
+    writers.wrote(90)
+
+    assert writers.unknown
+    assert pids(writers) == []
+
+
 def test_who_asks_and_who_began_it_do_not_count(machine: Machine, writers: Writers) -> None:
     """A job script that copies and then unmounts; others that write count all the same."""
     machine.start(50, "job.sh")
