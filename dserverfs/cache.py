@@ -333,6 +333,10 @@ class BlockCache:
         except _FAILURES as error:
             self._fail(error)
 
+    def tell_removed(self) -> None:
+        """Have every process close files of the cache that were removed past this class."""
+        self._watch.removed()
+
     def drop_damaged(self, key: BlockKey) -> None:
         """Forget a block that is not what was stored."""
         logger.warning("cache %s: a damaged block is fetched again", self._directory)

@@ -84,6 +84,7 @@ def clear(cache: BlockCache) -> CacheFacts:
     with _usable(cache) as database:
         database.clear(retry=True)
         cache_space.sweep(database, cache.directory, _NEW_S)
+    cache.tell_removed()
     return before
 
 

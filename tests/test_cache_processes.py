@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs import cache_care
 from dserverfs.blocks import MemoryBlock
 from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.cache_disk import files_in
@@ -217,6 +218,24 @@ def test_what_one_process_evicts_every_process_closes(disk: Path) -> None:
         holder.cache.close()
 
 
+def test_what_is_cleared_every_process_closes(tmp_path: Path) -> None:
+    holder = Holder(tmp_path / "blocks")
+    for number in range(3):
+        holder.cache.store([(BlockKey("item", number), MemoryBlock(os.urandom(MIB)))])
+    holder.load(range(3))
+    cleaner = cache_care.at(tmp_path)
+    cleaner.open()
+
+    cache_care.clear(cleaner)
+
+    end = time.monotonic() + 20
+    while any(("item", number) in holder.loaded for number in range(3)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    cleaner.close()
+    holder.cache.close()
+
+
 def test_blocks_that_share_a_file_give_way_together(disk: Path) -> None:
     """A file of which one block stays gives nothing back."""
     cache = BlockCache(disk / "blocks", size_limit=1024 * MIB)
@@ -295,6 +314,7 @@ def test_disk_that_others_filled_keeps_what_there_is_readable(
 READ_ONLY = """
 import logging, sys
 from pathlib import Path
+from dserverfs import cache_care
 from dserverfs.blocks import MemoryBlock
 from dserverfs.cache import BlockCache, BlockKey
 logging.basicConfig()
