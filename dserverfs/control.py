@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dserverfs.clock import boot_id
-from dserverfs.errors import DaemonSilent, DserverfsError, UsageError
+from dserverfs.errors import DaemonSilent, DserverfsError, ProtocolError, UsageError
+from dserverfs.limits import parse_json, understood
 from dserverfs.local_files import make_private
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,8 @@ class Server:
 
     def _answers(self, line: bytes, asked_by: int) -> Iterator[Answer]:
         try:
-            request = {**json.loads(line), "asked_by": asked_by}
+            with understood("the request"):
+                request = {**parse_json(line, "the request"), "asked_by": asked_by}
             if request.get("command") == PING:
                 yield {"result": PING}
             else:
@@ -162,8 +164,10 @@ def ask(
         connection.settimeout(min(SILENCE_S, answer_timeout_s))
         for line in _lines(connection, request, lambda: _ping(address, answer_timeout_s)):
             try:
-                answer: Answer = json.loads(line)
-            except ValueError:
+                answer: Answer = parse_json(line, "the answer")
+            except ProtocolError:
+                break
+            if not isinstance(answer, dict):
                 break
             if "error" in answer:
                 raise UsageError(str(answer["error"]))

@@ -24,7 +24,7 @@ from dserverfs.edited_files import LocalFile
 from dserverfs.errors import IntegrityError, NotFound, ProtocolError
 from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.item_content import ItemContent, item_key
-from dserverfs.limits import MAX_COMPONENT_BYTES, component_is_usable
+from dserverfs.limits import MAX_COMPONENT_BYTES, component_is_usable, parse_json, understood
 from dserverfs.manifest_index import ManifestIndex, Row
 from dserverfs.model import Dataset, DserverURI, Identifier, Item, mtime_ns_of
 
@@ -230,10 +230,9 @@ class DatasetTree:
         """Return the item's value in each overlay that has one."""
         values = {}
         for name, content in self._catalogue.metadata(self.dataset).overlays.items():
-            try:
-                values[name] = json.loads(content)[identifier]
-            except (ValueError, KeyError, TypeError):
-                continue  # not for this item, or nothing that dtool wrote
+            # It may have none for this item, or be nothing that dtool wrote.
+            with contextlib.suppress(ProtocolError), understood(name):
+                values[name] = parse_json(content, name)[identifier]
         return values
 
     def _index(self) -> ManifestIndex:

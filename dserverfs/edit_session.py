@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dserverfs.directories import private_directory
 from dserverfs.durable_files import (
@@ -39,6 +38,7 @@ from dserverfs.durable_files import (
     written_beside,
 )
 from dserverfs.errors import DserverfsError, ProtocolError, UsageError
+from dserverfs.limits import parse_json, record_of, understood
 from dserverfs.local_files import locked
 from dserverfs.model import Dataset
 from dserverfs.owner_lock import OwnerLock
@@ -70,13 +70,11 @@ class Note:
     @classmethod
     def from_json(cls, text: str) -> Note:
         """Return what `to_json` wrote; raises ProtocolError for anything else."""
-        try:
-            values: dict[str, Any] = json.loads(text)
+        values = parse_json(text, "the note")
+        with understood("the note"):
             if values.pop("format") != FORMAT:
                 raise ProtocolError("the note is of another version of dserverfs")
-            return cls(**{**values, "dataset": Dataset.from_json(values["dataset"])})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ProtocolError(f"the note cannot be read: {error!r}") from error
+            return record_of(cls, {**values, "dataset": Dataset.from_json(values["dataset"])})
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ frozen dataset and finds them gone after umount. No state.
 from __future__ import annotations
 
 import enum
-import json
 import os
 import re
 from typing import Any, NamedTuple
 
 from dserverfs.catalogue import Catalogue
 from dserverfs.cells import loaded
-from dserverfs.errors import CannotHold, Frozen, NotFound, UsageError
+from dserverfs.errors import CannotHold, Frozen, NotFound, ProtocolError, UsageError
+from dserverfs.limits import parse_json
 from dserverfs.metadata_writes import MetadataWrites, require_metadata_name, require_name
 from dserverfs.model import Dataset
 from dserverfs.versions import Version, version_of_json, version_of_text
@@ -201,7 +201,9 @@ def _send_name(
 ) -> None:
     """Rename the dataset, as `dtool name` does by writing all of its administrative metadata."""
     wanted = _json_of(target, content)
-    now = json.loads(loaded(lambda: content_of(target, dataset, catalogue)))
+    now = parse_json(loaded(lambda: content_of(target, dataset, catalogue)), dataset.uri)
+    if not isinstance(now, dict):
+        raise ProtocolError(f"{dataset.uri}: its administrative metadata is no object")
     if not isinstance(wanted, dict) or {**wanted, "name": ""} != {**now, "name": ""}:
         raise UsageError(f"{dataset.uri}: of {target.path} only the name can be changed")
     name = wanted.get("name")
@@ -213,6 +215,6 @@ def _send_name(
 
 def _json_of(target: Target, content: bytes) -> Any:
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{target.path}: is not JSON: {error}") from error
+        return parse_json(content, target.path)
+    except ProtocolError as error:
+        raise UsageError(str(error)) from error

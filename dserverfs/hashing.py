@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from dserverfs.errors import Cancelled, ItemChanged
+from dserverfs.limits import shown_ns
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        # A file may be dated beyond what SQLite keeps; ctime still tells a change of it.
+        return cls(status.st_size, shown_ns(status.st_mtime_ns), status.st_ctime_ns, status.st_ino)
 
     def is_settled(self) -> bool:
         """Return whether any change from now on shows.

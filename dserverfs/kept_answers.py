@@ -33,6 +33,7 @@ from dserverfs.errors import (
     UnusableAnswer,
     UsageError,
 )
+from dserverfs.limits import is_text, parse_json, understood
 from dserverfs.local_files import create_private, remove_if_possible
 from dserverfs.model import UUID, Dataset, User
 from dserverfs.resolver import Metadata, Resolver
@@ -142,9 +143,10 @@ class KeptAnswers:
             if kept is None:
                 raise
             try:
-                return from_json(kept)
-            except (DserverfsError, ValueError, KeyError, TypeError):  # of another version
-                pass
+                with understood(name):
+                    return from_json(kept)
+            except DserverfsError as error:  # of another version
+                logger.debug("what was kept is not used: %s", error)
             raise
         except PermissionDenied:
             self._take_back(name)
@@ -175,9 +177,10 @@ class KeptAnswers:
         if name in self._taken_back:
             return None
         try:
-            kept = json.loads(self._path(name).read_text("utf-8"))
-            return kept["value"] if kept["about"] == self._about(name) else None
-        except (OSError, ValueError, KeyError, TypeError):
+            kept = parse_json(self._path(name).read_bytes(), name)
+            with understood(name):
+                return kept["value"] if kept["about"] == self._about(name) else None
+        except (OSError, DserverfsError):
             return None
 
     def _about(self, name: str) -> list[str | int | None]:
@@ -210,7 +213,7 @@ def _metadata_to_json(metadata: Metadata) -> dict[str, Any]:
 def _metadata_from_json(kept: Any) -> Metadata:
     return Metadata(
         admin_metadata=_decode(kept["admin_metadata"]),
-        tags=tuple(kept["tags"]),
+        tags=tuple(tag for tag in kept["tags"] if is_text(tag)),
         overlays={name: _decode(text) for name, text in kept["overlays"].items()},
         annotations={name: _decode(text) for name, text in kept["annotations"].items()},
     )

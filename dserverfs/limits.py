@@ -13,10 +13,14 @@ import datetime
 import email.utils
 import json
 import re
+import typing
+import urllib.parse
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from dserverfs.errors import ProtocolError
+
+T = TypeVar("T")
 
 # dtoolcore.utils.name_is_valid: the characters and the length of a dataset's name, and of
 # an overlay's, an annotation's and a tag's.
@@ -34,6 +38,8 @@ MAX_TEXT_LENGTH = 8000
 
 MAX_COMPONENT_BYTES = 255  # NAME_MAX of Linux
 MAX_RELPATH_BYTES = 4095  # PATH_MAX of Linux, less its NUL: no program can name a longer one
+# dtool-s3 keeps the relpath, in base64, in 2 KB of metadata beside the hash.
+MAX_STORED_RELPATH_BYTES = 1400
 # Python's os.walk and shutil.copytree call themselves for each directory, 1,000 times at
 # most; half of that is left to whoever calls them and to what lies above.
 MAX_RELPATH_COMPONENTS = 500
@@ -85,6 +91,17 @@ def name_is_valid(name: str) -> bool:
     return len(name) <= MAX_NAME_LENGTH and _NAME.match(name) is not None
 
 
+def url_is_usable(value: object) -> bool:
+    """Return whether it is a URL that can be asked: http or https, of a host."""
+    if not is_text(value):
+        return False
+    try:
+        parts = urllib.parse.urlsplit(str(value))
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half an IPv6 address, a port that is no number
+        return False
+
+
 def hash_is_usable(value: object) -> bool:
     """Return whether it can be an item's hash: short and plain, whatever its function."""
     return (
@@ -120,6 +137,14 @@ def relpath_is_usable(relpath: str) -> bool:
     if length is None or length > MAX_RELPATH_BYTES:
         return False
     return all(component_is_usable(component) for component in relpath.split("/"))
+
+
+def relpath_can_be_stored(relpath: str) -> bool:
+    """Return whether a store can keep a relpath of usable components; raises UnicodeEncodeError."""
+    return (
+        len(relpath.encode("utf-8")) <= MAX_STORED_RELPATH_BYTES
+        and relpath.count("/") < MAX_RELPATH_COMPONENTS
+    )
 
 
 def date_is_usable(moment_s: float) -> bool:
@@ -218,6 +243,28 @@ def understood(what: str) -> Iterator[None]:
         ValueError,
     ) as error:
         raise ProtocolError(f"{what} cannot be read: {error!r}") from error
+
+
+def record_of(cls: type[T], values: Any) -> T:
+    """Return the dataclass with these values, each of the type that its field has.
+
+    Raises TypeError for a value of another type, for one too many and one too few. A
+    field that holds more than texts, numbers and None has to be of its class already.
+    """
+    hints = typing.get_type_hints(cls)
+    for name, value in values.items():
+        kinds = typing.get_args(hints.get(name)) or (hints.get(name),)
+        if not any(_is_of(value, kind) for kind in kinds):
+            raise TypeError(f"{quoted(name)} is {quoted(value)}")
+    return cls(**values)
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    if kind is float:
+        return type(value) in (int, float) and date_is_usable(value)  # type: ignore[arg-type]
+    if kind is str:
+        return isinstance(value, str) and _utf8_length(value) is not None
+    return type(value) is kind
 
 
 def is_too_deep(value: Any) -> bool:

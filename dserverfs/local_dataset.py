@@ -6,12 +6,12 @@ the staging area by its fields. Holds no bytes of items; immutable.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dserverfs.errors import ProtocolError, UsageError
+from dserverfs.limits import parse_json, parse_timestamp, understood
 from dserverfs.model import Identifier, Item
 
 
@@ -33,21 +33,25 @@ class LocalDataset(NamedTuple):
         """Read a frozen dataset of dtool's layout, but for its items' bytes; raises UsageError."""
         metadata = directory / ".dtool"
         try:
-            admin = json.loads((metadata / "dtool").read_text("utf-8"))
-            manifest = json.loads((metadata / "manifest.json").read_text("utf-8"))
-            items = {
-                Identifier(identifier): Item.from_json(identifier, entry)
-                for identifier, entry in manifest["items"].items()
-            }
-            timestamps = {
-                Identifier(identifier): float(entry["utc_timestamp"])
-                for identifier, entry in manifest["items"].items()
-            }
+            admin = parse_json((metadata / "dtool").read_bytes(), "dtool")
+            manifest = parse_json((metadata / "manifest.json").read_bytes(), "manifest.json")
+            with understood("its metadata"):
+                is_frozen = admin["type"] == "dataset"
+                items = {
+                    Identifier(identifier): Item.from_json(identifier, entry)
+                    for identifier, entry in manifest["items"].items()
+                }
+                timestamps = {
+                    Identifier(identifier): parse_timestamp(entry["utc_timestamp"])
+                    for identifier, entry in manifest["items"].items()
+                }
+                hash_function = str(manifest["hash_function"])
             readme = (directory / "README.yml").read_bytes()
-            hash_function = manifest["hash_function"]
-        except (OSError, ValueError, KeyError, AttributeError, ProtocolError) as error:
+            annotations = _json_files(metadata / "annotations")
+            overlays = _json_files(metadata / "overlays")
+        except (OSError, ProtocolError) as error:
             raise UsageError(f"{directory}: not a frozen dataset: {error}") from error
-        if admin.get("type") != "dataset":
+        if not is_frozen:
             raise UsageError(f"{directory}: is not frozen")
         data = directory / "data"
         tags = metadata / "tags"
@@ -59,8 +63,8 @@ class LocalDataset(NamedTuple):
             timestamps,
             lambda item: data / item.relpath,
             sorted(path.name for path in tags.iterdir()) if tags.is_dir() else [],
-            _json_files(metadata / "annotations"),
-            _json_files(metadata / "overlays"),
+            annotations,
+            overlays,
         )
 
     def description(self) -> dict[str, Any]:
@@ -91,4 +95,6 @@ class LocalDataset(NamedTuple):
 def _json_files(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
         return {}
-    return {path.stem: json.loads(path.read_text("utf-8")) for path in directory.glob("*.json")}
+    return {
+        path.stem: parse_json(path.read_bytes(), path.name) for path in directory.glob("*.json")
+    }

@@ -13,6 +13,7 @@ for as long as it is needed (`manifest_shelter`).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dserverfs import manifest_indexing
+from dserverfs.cache_space import lacking_in_bytes
 from dserverfs.cache_troubles import CacheTroubles
 from dserverfs.cells import NotLoaded
 from dserverfs.directories import private_directory
@@ -50,6 +52,8 @@ logger = logging.getLogger(__name__)
 MAX_OPEN_INDEXES = 256  # a file descriptor and about 100 KiB each
 LOADS_AT_ONCE = 8  # guess
 MAX_IN_MEMORY_BYTES = 64 * 1024 * 1024  # of manifests whose indexes are in memory
+# After so much of a manifest the disk is looked at: a small answer can be one of 2 GiB, unpacked.
+BYTES_BETWEEN_LOOKS = 16 * 1024 * 1024
 
 T = TypeVar("T")
 
@@ -271,8 +275,13 @@ class Manifests:
             file = scratch.open("wb", buffering=0)
         try:
             with file:
+                unlooked_bytes = 0
                 for piece in pieces:
+                    unlooked_bytes += len(piece)
                     with local_part():
+                        if unlooked_bytes >= BYTES_BETWEEN_LOOKS:
+                            unlooked_bytes = 0
+                            self._require_space()
                         file.write(piece)
                     use(piece)
                 end()
@@ -290,6 +299,11 @@ class Manifests:
             stream.feed(piece)
             yield piece
         stream.close()
+
+    def _require_space(self) -> None:
+        """Raise OSError if no more than the cache leaves to others is free on the disk."""
+        if lacking_in_bytes(self._directory) > 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
 
     def _pieces(self, dataset: Dataset, load: ManifestLoad) -> Iterator[bytes]:
         """Yield the manifest as it comes."""

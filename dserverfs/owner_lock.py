@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from dserverfs.clock import boot_id
+from dserverfs.errors import ProtocolError
+from dserverfs.limits import parse_json, understood
+from dserverfs.printable import printable
 
 _MACHINE_ID = Path("/etc/machine-id")
 
@@ -65,9 +68,10 @@ class OwnerLock:
     def owner(self) -> str:
         """Return who holds it, or held it when its process was killed, for a message."""
         try:
-            owner = json.loads(self._path.read_text("utf-8"))
-            return f"process {owner['pid']} on {owner['host']}"
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            owner = parse_json(self._path.read_bytes(), "the lock")
+            with understood("the lock"):
+                return printable(f"process {owner['pid']} on {owner['host']}")
+        except (OSError, ProtocolError):
             return "another process"
 
 
@@ -83,9 +87,10 @@ def _me() -> dict[str, Any]:
 def _is_elsewhere(text: str) -> bool:
     """Return whether the lock file says that a process of another machine holds it."""
     try:
-        owner = json.loads(text)
-        machine, host = owner["machine"], owner["host"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        with understood("the lock"):
+            owner = parse_json(text, "the lock")
+            machine, host = owner["machine"], owner["host"]
+    except ProtocolError:
         return False
     me = _me()
     if machine and me["machine"]:

@@ -26,7 +26,7 @@ from dserverfs.errors import (
     ProtocolError,
     UnusableAnswer,
 )
-from dserverfs.limits import component_is_usable, is_text, understood
+from dserverfs.limits import component_is_usable, is_text, understood, url_is_usable
 from dserverfs.listings import Listings
 from dserverfs.model import UUID, Dataset, Identifier, User, split_base_uri
 from dserverfs.printable import public_url
@@ -225,7 +225,7 @@ class Resolver:
 
     def _stored_readme(self, dataset: Dataset, deadline: Deadline) -> bytes:
         url = self._signing.dataset_urls(dataset).get("readme_url")
-        if not isinstance(url, str):
+        if not isinstance(url, str) or not url_is_usable(url):
             raise ProtocolError(f"{self.server_url}: no signed URL for the README", uri=dataset.uri)
         return self._read_object(url, deadline)
 
@@ -276,10 +276,10 @@ class Resolver:
         overlays = string_map(answer.get("overlay_urls"), "overlay_urls")
         annotations = string_map(answer.get("annotation_urls"), "annotation_urls")
         admin_url, tags = answer.get("admin_metadata_url"), answer.get("tags")
-        if not isinstance(admin_url, str) or not isinstance(tags, list):
+        if not url_is_usable(admin_url) or not isinstance(tags, list):
             raise ProtocolError(f"{self.server_url}: signed URLs of {dataset.uri} are incomplete")
-        self._routes.note_signed(admin_url)
-        return MetadataUrls(admin_url, overlays, annotations, _sorted_texts(tags))
+        self._routes.note_signed(str(admin_url))
+        return MetadataUrls(str(admin_url), overlays, annotations, _sorted_texts(tags))
 
     def read_metadata(self, url: str) -> bytes:
         """Return what is stored at one of the `metadata_urls`; StorageRefused: it has expired."""

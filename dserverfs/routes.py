@@ -27,7 +27,7 @@ from dserverfs.errors import (
     Unreachable,
     Unsupported,
 )
-from dserverfs.limits import is_text, parse_json
+from dserverfs.limits import is_text, parse_json, url_is_usable
 from dserverfs.printable import public_url
 from dserverfs.retry import Deadline
 from dserverfs.transport import ServerTransport
@@ -302,8 +302,12 @@ def json_of(response: requests.Response) -> Any:
 
 
 def string_map(value: Any, what: str) -> dict[str, str]:
-    """Return `value` if it maps strings to strings; raises ProtocolError."""
-    if not isinstance(value, dict) or not all(map(is_text, [*value, *value.values()])):
+    """Return `value` if it maps names to URLs; raises ProtocolError."""
+    if (
+        not isinstance(value, dict)
+        or not all(map(is_text, value))
+        or not all(map(url_is_usable, value.values()))
+    ):
         raise ProtocolError(f"{what} of a dataset is not a map of URLs")
     return value
 

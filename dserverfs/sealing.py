@@ -30,7 +30,15 @@ from dserverfs import hashing
 from dserverfs.durable_files import replacing
 from dserverfs.errors import IntegrityError, ItemChanged, ProtocolError, UsageError
 from dserverfs.hashing import Hashes
-from dserverfs.limits import is_uuid, name_is_valid, relpath_is_usable
+from dserverfs.limits import (
+    is_uuid,
+    name_is_valid,
+    parse_json,
+    parse_timestamp,
+    relpath_is_usable,
+    understood,
+    usable_date,
+)
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import Item, identifier_of
 from dserverfs.staged_dataset import StagedDataset
@@ -125,29 +133,30 @@ def load(staged: StagedDataset) -> LocalDataset:
     """Return the description of one that is sealed; raises ProtocolError if it is damaged."""
     path = staged.directory / _SEALED
     try:
-        kept = json.loads(path.read_text("utf-8"))
-        root = _items_root(staged.tree, Layout(kept["layout"]))
-        for relpath, *_ in kept["items"]:
-            if not relpath_is_usable(relpath):
-                raise ProtocolError(f"{relpath!r} is no item's path")
-        items = {
-            identifier_of(relpath): Item(identifier_of(relpath), relpath, size, md5, mtime_ns)
-            for relpath, size, md5, mtime_ns, _ in kept["items"]
-        }
-        timestamps = {identifier_of(entry[0]): float(entry[4]) for entry in kept["items"]}
-        return LocalDataset(
-            kept["admin_metadata"],
-            kept["readme"].encode("utf-8", "surrogateescape"),
-            HASH_FUNCTION,
-            items,
-            timestamps,
-            lambda item: root / item.relpath,
-            kept["tags"],
-            kept["annotations"],
-            kept["overlays"],
-        )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ProtocolError(f"{path}: cannot be read: {error!r}") from error
+        kept = parse_json(path.read_bytes(), "it")
+        with understood("it"):
+            root = _items_root(staged.tree, Layout(kept["layout"]))
+            for relpath, *_ in kept["items"]:
+                if not relpath_is_usable(relpath):
+                    raise ProtocolError(f"{relpath!r} is no item's path")
+            items = {
+                identifier_of(relpath): Item(identifier_of(relpath), relpath, size, md5, mtime_ns)
+                for relpath, size, md5, mtime_ns, _ in kept["items"]
+            }
+            timestamps = {identifier_of(entry[0]): float(entry[4]) for entry in kept["items"]}
+            return LocalDataset(
+                kept["admin_metadata"],
+                kept["readme"].encode("utf-8", "surrogateescape"),
+                HASH_FUNCTION,
+                items,
+                timestamps,
+                lambda item: root / item.relpath,
+                kept["tags"],
+                kept["annotations"],
+                kept["overlays"],
+            )
+    except (OSError, ProtocolError) as error:
+        raise ProtocolError(f"{path}: cannot be read: {error}") from error
 
 
 def _describe(record: Record, found: Survey, hashes: Mapping[str, str]) -> LocalDataset:
@@ -160,7 +169,9 @@ def _describe(record: Record, found: Survey, hashes: Mapping[str, str]) -> Local
             "created_at": record.created_at,
             "frozen_at": time.time(),
         }
-        timestamps = {relpath: file.mtime_ns / 1e9 for relpath, file in found.items.items()}
+        timestamps = {
+            relpath: usable_date(file.mtime_ns / 1e9) for relpath, file in found.items.items()
+        }
     else:
         admin = _require_admin(found.admin_metadata)
         timestamps = _require_same(found, found.manifest, hashes)
@@ -198,7 +209,15 @@ def _require_admin(admin: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("creator_username", "frozen_at"):
         if key not in admin:
             raise UsageError(f".dtool/dtool: has no {key}")
-    return {**admin, "frozen_at": float(admin["frozen_at"])}
+    dates = {key: _date(key, admin[key]) for key in ("frozen_at", "created_at") if key in admin}
+    return {**admin, **dates}
+
+
+def _date(key: str, value: object) -> float:
+    try:
+        return parse_timestamp(value)
+    except ProtocolError as error:
+        raise UsageError(f".dtool/dtool: {key}: {error}") from error
 
 
 def _require_same(
@@ -208,14 +227,17 @@ def _require_same(
     if manifest.get("hash_function") != HASH_FUNCTION:
         raise UsageError(f"its hash function {manifest.get('hash_function')!r} is not MD5")
     timestamps: dict[str, float] = {}
-    for identifier, entry in manifest.get("items", {}).items():
+    items = manifest.get("items", {})
+    if not isinstance(items, dict):
+        raise UsageError(".dtool/manifest.json: its items are no object")
+    for identifier, entry in items.items():
         item = Item.from_json(identifier, entry)
         file = found.items.get(item.relpath)
         if file is None:
             raise IntegrityError(f"{item.relpath}: is in the manifest, but not there{_EDITED}")
         if file.size_in_bytes != item.size_in_bytes or hashes[item.relpath] != item.hash:
             raise IntegrityError(f"{item.relpath}: is not what the manifest says{_EDITED}")
-        timestamps[item.relpath] = float(entry["utc_timestamp"])
+        timestamps[item.relpath] = parse_timestamp(entry.get("utc_timestamp", 0.0))
     extra = found.items.keys() - timestamps.keys()
     if extra:
         raise IntegrityError(f"{min(extra)}: is there, but not in the manifest{_EDITED}")

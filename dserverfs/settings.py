@@ -34,7 +34,6 @@ NAME=VALUE command` or dtool.json take it.
 
 from __future__ import annotations
 
-import json
 import os
 import urllib.parse
 from collections.abc import Iterator, Mapping
@@ -42,7 +41,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dserverfs.connections import Trust
-from dserverfs.errors import UsageError
+from dserverfs.errors import ProtocolError, UsageError
+from dserverfs.limits import parse_json
 from dserverfs.printable import public_url
 
 TOKEN = "DSERVER_TOKEN"
@@ -89,10 +89,10 @@ class Settings:
         environment = os.environ if environment is None else environment
         path = path or _dtool_config(environment)
         try:
-            values = json.loads(path.read_text("utf-8"))
+            values = parse_json(path.read_bytes(), "it")
         except FileNotFoundError:
             values = {}
-        except (OSError, ValueError) as error:
+        except (OSError, ProtocolError) as error:
             raise UsageError(f"{path}: cannot be read: {error}") from error
         if not isinstance(values, dict):
             raise UsageError(f"{path}: is not a JSON object")

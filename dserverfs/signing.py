@@ -16,7 +16,7 @@ import requests
 
 from dserverfs.clock import boottime_s
 from dserverfs.errors import NotFound, ProtocolError
-from dserverfs.limits import max_urls_bytes
+from dserverfs.limits import max_urls_bytes, url_is_usable
 from dserverfs.model import BackendURI, Dataset, Identifier
 from dserverfs.routes import Routes, json_of, string_map
 from dserverfs.signed_urls import SignedURL, UrlBook, expiry_of
@@ -165,7 +165,7 @@ class Signing:
         response = self._routes.signed("GET", "item", dataset.uri, identifier)
         answer = self._object(response, dataset)
         url = answer.get("url")
-        if not isinstance(url, str):
+        if not isinstance(url, str) or not url_is_usable(url):
             raise ProtocolError(f"{self._routes.server_url}: no signed URL for {identifier}")
         self._routes.note_signed(url)
         return {identifier: SignedURL(url, expiry_of(url, answer, response.headers, before_s))}

@@ -14,7 +14,6 @@ Used by sealing. Reads names and small metadata files, no items. Two layouts:
 from __future__ import annotations
 
 import enum
-import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -22,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dserverfs.errors import CannotHold, NotUTF8, UsageError
-from dserverfs.limits import MAX_README_BYTES
+from dserverfs.errors import CannotHold, NotUTF8, ProtocolError, UsageError
+from dserverfs.limits import MAX_README_BYTES, parse_json
 
 README = "README.yml"
 DATA = "data"
@@ -256,8 +255,8 @@ def _readme(tree: Path) -> bytes:
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        value = parse_json(path.read_bytes(), "it")
+    except (OSError, ProtocolError) as error:
         raise UsageError(f"{path.name}: cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{path.name}: is not a JSON object")
@@ -270,7 +269,7 @@ def _json_files(directory: Path) -> dict[str, Any]:
     found = {}
     for path in sorted(directory.iterdir()):
         try:
-            found[path.name.removesuffix(".json")] = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
+            found[path.name.removesuffix(".json")] = parse_json(path.read_bytes(), "it")
+        except (OSError, ProtocolError) as error:
             raise UsageError(f"{directory.name}/{path.name}: cannot be read: {error}") from error
     return found

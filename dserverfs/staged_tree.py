@@ -27,6 +27,11 @@ from dserverfs.dataset_tree import (
     Entry,
 )
 from dserverfs.errors import Frozen, NameTooLong, NotFound
+from dserverfs.limits import (
+    MAX_RELPATH_COMPONENTS,
+    MAX_STORED_RELPATH_BYTES,
+    relpath_can_be_stored,
+)
 from dserverfs.local_files import RENAME_EXCHANGE, rename
 from dserverfs.model import Dataset
 from dserverfs.staged_dataset import StagedDataset
@@ -34,8 +39,6 @@ from dserverfs.staged_layout import DATA, METADATA, is_item_at_the_top
 from dserverfs.staged_modes import OWNER_DIRECTORY, OWNER_FILE, Modes
 from dserverfs.staged_nodes import Node, Nodes
 
-# dtool-s3 keeps the relpath, in base64, in 2 KB of metadata beside the hash.
-MAX_RELPATH_BYTES = 1400
 DATA_LINK = b"."
 _MAKE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -342,8 +345,11 @@ class StagedTree:
     def _new_path(self, number: int, name: str) -> tuple[Node, str]:
         directory, path = self._old_path(number, name)
         relpath = f"{self._nodes.path(directory)}/{name}"
-        if len(relpath.encode("utf-8")) > MAX_RELPATH_BYTES:
-            raise NameTooLong(f"{relpath!r} is longer than {MAX_RELPATH_BYTES} bytes")
+        if not relpath_can_be_stored(relpath):
+            raise NameTooLong(
+                f"{relpath!r} is longer than {MAX_STORED_RELPATH_BYTES} bytes,"
+                f" or below more than {MAX_RELPATH_COMPONENTS} directories"
+            )
         return directory, path
 
     def _removed(self, directory: Node, name: str, status: os.stat_result) -> None:

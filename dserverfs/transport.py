@@ -15,7 +15,6 @@ import binascii
 import contextlib
 import datetime
 import http.client
-import json as json_module
 import logging
 import threading
 import time
@@ -47,7 +46,12 @@ from dserverfs.errors import (
     UnusableAnswer,
     UsageError,
 )
-from dserverfs.limits import MAX_ERROR_BYTES, MAX_METADATA_BYTES, MAX_SMALL_ANSWER_BYTES
+from dserverfs.limits import (
+    MAX_ERROR_BYTES,
+    MAX_METADATA_BYTES,
+    MAX_SMALL_ANSWER_BYTES,
+    parse_json,
+)
 from dserverfs.printable import one_line, public_url
 from dserverfs.retry import (
     BUSY_STATUSES,
@@ -154,8 +158,9 @@ def _claims(token: str) -> Mapping[str, Any]:
     if len(parts) != 3:
         return {}
     try:
-        claims = json_module.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (binascii.Error, ValueError):
+        text = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
+        claims = parse_json(text, "the token")
+    except (binascii.Error, ValueError, ProtocolError):
         return {}
     return claims if isinstance(claims, dict) else {}
 
@@ -470,8 +475,8 @@ def may_be_json(content: bytes) -> bool:
     """Return whether it is JSON; of what is large, whether it begins and ends like it."""
     if len(content) <= _PARSED_BYTES:
         try:
-            json_module.loads(content)
-        except (ValueError, RecursionError):
+            parse_json(content, "the answer")
+        except ProtocolError:
             return False
         return True
     content = content.strip()

@@ -102,11 +102,11 @@ class UploadRoutes:
             entries = {Identifier(key): entry for key, entry in urls["items"].items()}
             in_parts = frozenset(key for key, entry in entries.items() if entry.get("in_parts"))
             items = {
-                identifier: UploadUrl(_text(entry["url"]), _headers(entry))
+                identifier: UploadUrl(_url(entry["url"]), _headers(entry))
                 for identifier, entry in entries.items()
                 if identifier not in in_parts
             }
-            readme = UploadUrl(_text(urls["readme"]), {})
+            readme = UploadUrl(_url(urls["readme"]), {})
             stored = frozenset(Identifier(_text(each)) for each in answer.get("stored", ()))
             good_until_s = expiry_of(readme.url, answer, response.headers, before_s)
             self._routes.note_signed(readme.url)
@@ -136,7 +136,7 @@ class UploadRoutes:
         answer = self._parts("/sign", uri, identifier, {"parts": {str(number): md5}})
         with understood(f"{self.server_url}: the answer with the URL of a part of {uri}"):
             entry = answer["urls"][str(number)]
-            return UploadUrl(_text(entry["url"]), _headers(entry))
+            return UploadUrl(_url(entry["url"]), _headers(entry))
 
     def complete_parts(self, uri: str, identifier: Identifier, etags: Sequence[str]) -> None:
         """Have the item made of its parts; after an error `begin_parts` tells whether it is."""
@@ -240,6 +240,13 @@ class UploadRoutes:
 
 def _headers(entry: Mapping[str, Any]) -> Mapping[str, str]:
     return {_text(name): _text(value) for name, value in dict(entry["headers"]).items()}
+
+
+def _url(value: object) -> str:
+    """Return a URL as it is; raises TypeError for what is none that can be asked."""
+    if not isinstance(value, str) or not limits.url_is_usable(value):
+        raise TypeError(f"{limits.quoted(value)} is no URL")
+    return value
 
 
 def _text(value: object) -> str:

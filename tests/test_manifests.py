@@ -261,6 +261,23 @@ def content_of_file(manifests: Manifests, dataset: Dataset) -> Any:
 
 
 @pytest.mark.expects_log("cannot be written, keeping nothing new")
+def test_large_manifest_leaves_the_disk_what_the_cache_leaves_it(
+    quirky: QuirkyServer,
+    dataset: Dataset,
+    manifests: Manifests,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dserverfs.manifests.BYTES_BETWEEN_LOOKS", 1)
+    monkeypatch.setattr("dserverfs.manifests.lacking_in_bytes", lambda directory: 1)
+
+    index = loaded(lambda: manifests.index(dataset))
+
+    assert index.number_of_items == len(CONTENTS)
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+@pytest.mark.expects_log("cannot be written, keeping nothing new")
 @pytest.mark.parametrize("is_small", [True, False], ids=["in memory", "by another process"])
 @pytest.mark.parametrize("way", ["full", "no_inodes", "read_only", "a_file"])
 def test_manifest_that_the_disk_does_not_take_is_elsewhere(

@@ -32,11 +32,18 @@ from dserverfs.client import Client
 from dserverfs.errors import CannotHold, NameTaken, NameTooLong, NotFound, NotUTF8, UsageError
 from dserverfs.freeze_job import Frozen, Progress
 from dserverfs.hashing import THREADS, Hashes
-from dserverfs.limits import MAX_COMPONENT_BYTES, MAX_NAME_LENGTH, name_is_valid, relpath_is_usable
+from dserverfs.limits import (
+    MAX_COMPONENT_BYTES,
+    MAX_NAME_LENGTH,
+    MAX_STORED_RELPATH_BYTES,
+    name_is_valid,
+    relpath_can_be_stored,
+    relpath_is_usable,
+    usable_date,
+)
 from dserverfs.model import Dataset, identifier_of
 from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staged_layout import DATA, METADATA, Layout
-from dserverfs.staged_tree import MAX_RELPATH_BYTES
 from dserverfs.staging import Staging
 from dserverfs.staging_state import State
 
@@ -207,7 +214,7 @@ class ProtoDataset:
         return self._status(handle).st_size
 
     def timestamp(self, handle: str) -> float:
-        return self._status(handle).st_mtime
+        return usable_date(self._status(handle).st_mtime)
 
     def hash(self, handle: str) -> str:
         """Return an item's MD5; others are hashed meanwhile."""
@@ -297,8 +304,8 @@ class ProtoDataset:
                 f"{relpath!r}: cannot be an item's path: it has to be relative, without . and ..,"
                 f" and each part of it UTF-8 of at most {MAX_COMPONENT_BYTES} bytes"
             )
-        if len(relpath.encode("utf-8")) > MAX_RELPATH_BYTES:
-            raise NameTooLong(f"{relpath!r}: is longer than {MAX_RELPATH_BYTES} bytes")
+        if not relpath_can_be_stored(relpath):
+            raise NameTooLong(f"{relpath!r}: is longer than {MAX_STORED_RELPATH_BYTES} bytes")
         return self._items_root() / relpath
 
     def _status(self, handle: str) -> os.stat_result:
