@@ -7,10 +7,10 @@ needs the tree is done in the daemon's event loop.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from dserverfs import facts
 from dserverfs.cells import NotLoaded
@@ -21,6 +21,7 @@ from dserverfs.errors import DserverfsError, UsageError
 from dserverfs.freezer import Freezer
 from dserverfs.frozen_edits import FrozenEdits
 from dserverfs.item_content import ItemContent
+from dserverfs.limits import quoted, size_is_usable, understood
 from dserverfs.model import DserverURI
 from dserverfs.reader import Reader
 from dserverfs.staged_dataset import StagedDataset
@@ -31,6 +32,38 @@ from dserverfs.tree import Inode, Tree
 R = TypeVar("R")
 
 PROGRESS_S = 0.2  # between two lines of progress
+
+
+class _Request(NamedTuple):
+    """What a command asks for; what it needs none of is 0, or empty."""
+
+    command: str
+    inode: Inode
+    inodes: list[Inode]
+    layout: Layout | None
+    timeout_s: float
+    asked_by: int
+
+    @classmethod
+    def of(cls, request: Mapping[str, Any]) -> _Request:
+        """Return the request in a JSON object; raises ProtocolError."""
+        with understood("the request"):
+            layout = request.get("layout")
+            return cls(
+                str(request.get("command")),
+                _inode(request.get("inode", 0)),
+                [_inode(each) for each in request.get("inodes", ())],
+                Layout(layout) if layout else None,
+                float(request.get("timeout_s", 0.0)),
+                int(request.get("asked_by", 0)),
+            )
+
+
+def _inode(value: object) -> Inode:
+    """Return an inode number; raises ValueError for what no file of ours can have."""
+    if not isinstance(value, int) or not size_is_usable(value):
+        raise ValueError(f"{quoted(value)} is no inode")
+    return Inode(value)
 
 
 class Commander:
@@ -65,9 +98,10 @@ class Commander:
 
         One of `status`, `pending`, `notes`, `unsent`, `uncached`, `freeze`, `discard` and `drain`.
         """
-        command = request.get("command")
+        asked = _Request.of(request)
+        command = asked.command
         if command == "status":
-            yield {"result": self._status(Inode(int(request["inode"])))}
+            yield {"result": self._status(asked.inode)}
         elif command == "pending":
             yield {"result": self._pending()}
         elif command == "notes":
@@ -75,13 +109,13 @@ class Commander:
         elif command == "unsent":
             yield {"result": self._unsent(self._edits.unsent())}
         elif command == "uncached":
-            yield {"result": self._uncached([Inode(int(inode)) for inode in request["inodes"]])}
+            yield {"result": self._uncached(asked.inodes)}
         elif command == "freeze":
-            yield from self._freeze(Inode(int(request["inode"])), request.get("layout"))
+            yield from self._freeze(asked.inode, asked.layout)
         elif command == "discard":
-            yield {"result": self._discard(Inode(int(request["inode"])))}
+            yield {"result": self._discard(asked.inode)}
         elif command == "drain":
-            yield from self._drain(float(request["timeout_s"]), int(request.get("asked_by", 0)))
+            yield from self._drain(asked.timeout_s, asked.asked_by)
         else:
             raise UsageError(f"{command!r}: no such command; is the mount of an older dserverfs?")
 
@@ -133,13 +167,13 @@ class Commander:
         self._forget_name(self._in_loop(lambda: self._tree.directory_of(base_uri)), name)
         return name
 
-    def _freeze(self, inode: Inode, layout: str | None) -> Iterator[Answer]:
+    def _freeze(self, inode: Inode, layout: Layout | None) -> Iterator[Answer]:
         place, _ = self._loaded(lambda: self._tree.place_of(inode))
         if isinstance(place, DatasetTree):
             yield {"result": {"uri": self._dserver_uri(place.dataset.uri), "notes": []}}
             return
         staged = self._staged(inode)
-        job = self._freezer.freeze(staged, Layout(layout) if layout else None)
+        job = self._freezer.freeze(staged, layout)
         yield from self._progress(staged, job)
         try:
             frozen = job.result()

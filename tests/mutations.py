@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import logging
 import math
 import random
 from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import strategies as st
+
+from dserverfs.errors import DserverfsError
 
 
 def nested(depth: int) -> Any:
@@ -75,3 +79,15 @@ def mutated(value: Any) -> st.SearchStrategy[bytes]:
         return content
 
     return st.randoms(use_true_random=True).map(text)
+
+
+@contextlib.contextmanager
+def only_errors_of_ours() -> Iterator[None]:
+    """Let the block raise errors of ours, whose messages print, and log what it leaves out."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    except DserverfsError as error:
+        assert str(error).isprintable()  # noqa: PT017
+    finally:
+        logging.disable(logging.NOTSET)
