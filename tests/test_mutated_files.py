@@ -54,7 +54,7 @@ TEXTS: dict[str, tuple[Any, Callable[[bytes], object]]] = {
 
 
 @pytest.mark.parametrize("kind", TEXTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(data=st.data())
 def test_only_errors_of_ours_come_of_a_text(kind: str, data: st.DataObject) -> None:
     value, read = TEXTS[kind]
@@ -72,7 +72,7 @@ def test_fields_of_a_record_have_their_types() -> None:
                 staging_state.Record.from_json(json.dumps({**values, key: value}))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(text=st.text() | st.text("dserver:/[]@%.s3uid-0123456789abc", max_size=80))
 def test_only_errors_of_ours_come_of_a_uri(text: str) -> None:
     for read in (lambda: DserverURI.parse(text), lambda: split_base_uri(text)):
@@ -89,7 +89,7 @@ FILES = [".dtool/dtool", ".dtool/manifest.json", ".dtool/annotations/answer.json
 
 
 @pytest.mark.parametrize("name", FILES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_only_errors_of_ours_come_of_a_datasets_files(
     frozen: Path, name: str, data: st.DataObject
@@ -105,7 +105,7 @@ def test_only_errors_of_ours_come_of_a_datasets_files(
         path.write_bytes(before)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     content=mutated({"DSERVER_TOKEN": "x", "DSERVER_PROTOCOL": "http", "DSERVER_URL": "http://h"})
 )
@@ -121,7 +121,7 @@ def test_only_errors_of_ours_come_of_the_configuration(
         found.trust("h")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(content=mutated({"pid": 1, "host": "h", "machine": "m", "boot": "b"}))
 def test_lock_file_with_anything_in_it_is_read(
     content: bytes, tmp_path_factory: pytest.TempPathFactory

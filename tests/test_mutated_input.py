@@ -235,7 +235,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_only_errors_of_ours_come_of_an_answer(kind: str, data: st.DataObject) -> None:
     answer, read, versions = ANSWERS[kind]
@@ -256,7 +256,7 @@ def test_the_answer_itself_is_read(kind: str) -> None:
     read(Resolver(transport, Storage()))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(content=mutated(MANIFEST))
 def test_only_errors_of_ours_come_of_a_manifest(
     content: bytes, tmp_path_factory: pytest.TempPathFactory
@@ -293,7 +293,7 @@ def store() -> Iterator[FaultyStore]:
         yield store
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(status=STATUSES, body=BODIES, content_range=SAID, etag=st.sampled_from(["", "x", '"\x80"']))
 def test_only_errors_of_ours_come_of_a_store(
     store: FaultyStore, status: int, body: bytes, content_range: str, etag: str
