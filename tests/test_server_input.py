@@ -207,21 +207,28 @@ def head_only(server: ServerHandle, method: str, path: str, *headers: str) -> tu
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
-    [("POST", "/token"), ("PUT", "/uris/x"), ("POST", "/signed-urls/upload/x"), ("GET", "/me")],
+    ("method", "path", "refusal"),
+    [
+        ("POST", "/token", 413),
+        ("PUT", "/uris/x", 401),
+        ("POST", "/signed-urls/upload/x", 401),
+        ("GET", "/me", 401),
+    ],
 )
-@pytest.mark.parametrize("token", ["", "x", "a.b.c"])
+@pytest.mark.parametrize("token", ["", "x", "a.b.c", "expired"])
 def test_large_bodies_without_a_token_are_not_read(
-    server: ServerHandle, method: str, path: str, token: str
+    server: ServerHandle, method: str, path: str, refusal: int, token: str
 ) -> None:
     headers = [f"Content-Length: {WITHOUT_TOKEN_BYTES + 1}"]
+    if token == "expired":
+        token = server.token_for(server.username, exp=1)
     if token:
         headers.append(f"Authorization: Bearer {token}")
 
     status, body = head_only(server, method, path, *headers)
 
-    assert status == 413
-    assert json.loads(body)["code"] == 413
+    assert status == refusal
+    assert json.loads(body)["code"] == refusal
 
 
 def test_body_without_a_length_is_read_to_the_limit(server: ServerHandle) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import jwt
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
+from waitress.utilities import Error, RequestEntityTooLarge
 
 from dserverfs.server.request_limits import WITHOUT_TOKEN_BYTES, max_body_bytes
 
@@ -44,6 +45,7 @@ class _LimitedParser(HTTPRequestParser):  # type: ignore[misc]
     is_token: Callable[[str], bool]
     adj: Any
     error: Any
+    _lacks_token = False
 
     def parse_header(self, header_plus: bytes) -> None:
         super().parse_header(header_plus)
@@ -54,14 +56,23 @@ class _LimitedParser(HTTPRequestParser):  # type: ignore[misc]
             and authorization.startswith(_BEARER)
             and type(self).is_token(authorization[len(_BEARER) :])
         )
+        self._lacks_token = not has_token and self.path != "/token"
         limit = max_body_bytes(self.command, self.path, has_token=has_token)
         self.adj = _Settings(self.adj, limit + 1)  # waitress refuses what reaches it
 
     def received(self, data: bytes) -> int:
         consumed: int = super().received(data)
+        if isinstance(self.error, RequestEntityTooLarge) and self._lacks_token:
+            # What a client does about an expired token is not what it does about its size.
+            self.error = _Unauthorized("the token is missing, expired, or not of this server")
         if self.error is not None and not isinstance(self.error, _InJson):
             self.error = _InJson(self.error)
         return consumed
+
+
+class _Unauthorized(Error):  # type: ignore[misc]
+    code = 401
+    reason = "Unauthorized"
 
 
 class _Settings:
