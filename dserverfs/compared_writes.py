@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from dserverfs.errors import ProtocolError, Unsupported, UsageError
+from dserverfs.limits import MAX_WHOLE_MANIFEST_BYTES, parse_json
 from dserverfs.model import Dataset
 from dserverfs.resolver import Resolver
 from dserverfs.routes import Routes, json_of
@@ -205,7 +206,7 @@ class ComparedWrites:
             "uri": dataset.uri,
             "type": "dataset",
             "readme": self._resolver.stored_readme(dataset).decode("utf-8"),
-            "manifest": json.loads(b"".join(self._resolver.manifest_pieces(dataset))),
+            "manifest": self._manifest(dataset),
             "annotations": {name: json.loads(text) for name, text in annotations.items()},
             "tags": sorted(self._stored_tags(dataset)),
         }
@@ -221,6 +222,14 @@ class ComparedWrites:
                 f" {', '.join(differs)} now",
                 uri=dataset.uri,
             )
+
+    def _manifest(self, dataset: Dataset) -> Any:
+        content = bytearray()
+        for piece in self._resolver.manifest_pieces(dataset):
+            content += piece
+            if len(content) > MAX_WHOLE_MANIFEST_BYTES:
+                raise self._behind(dataset, "its manifest is too large to register it anew")
+        return parse_json(bytes(content), f"{dataset.uri}: its manifest")
 
     def _entry(self, dataset: Dataset) -> dict[str, Any]:
         entry = json_of(self._routes.core("uris", dataset.uri))

@@ -179,6 +179,7 @@ class DatasetTree:
             hash=row.hash,
             neighbours=functools.partial(index.identifiers_around, row.row),
             place=row.row,
+            is_refused=bool(row.refused),
             items_from=functools.partial(self._items_from, index),
             relpath_of=functools.partial(_relpath, index, row),
         )

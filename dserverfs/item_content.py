@@ -36,6 +36,7 @@ class ItemContent:
     # get up to n items from a place on; blocks, and raises DserverfsError.
     place: int = 0
     items_from: Callable[[int, int], Sequence[ItemContent]] = field(default=_none, compare=False)
+    is_refused: bool = False  # its entry in the manifest is not one that may be used
     # Its path below `data`, for messages; asked for when there is one. May raise DserverfsError.
     relpath_of: Callable[[], str] = field(default=_unknown, compare=False)
 

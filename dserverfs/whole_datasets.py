@@ -49,18 +49,27 @@ def items_in(client: Client, dataset: Dataset) -> Iterator[Named]:
 
 def warm(client: Client, item: Named) -> None:
     """Have the whole item in the cache, compared; raises what keeps it from being there."""
+    _require_not_refused(item)
     if not client.reader.all_verified(item.content):
         ItemReader(client.reader, item.content).load()
 
 
 def compare(client: Client, item: Named) -> None:
     """Read the object and raise IntegrityError unless it is the item."""
+    _require_not_refused(item)
     content = item.content
     if content.size_in_bytes == 0 and client.stored.size(content) is None:
         raise IntegrityError("is not stored")
     found = client.stored.digest(content, content.size_in_bytes)
     if found != content.hash:
         raise IntegrityError(f"has hash {found}, the manifest says {content.hash}")
+
+
+def _require_not_refused(item: Named) -> None:
+    if item.content.is_refused:
+        raise IntegrityError(
+            "is refused: the manifest gives it a relpath, size, hash or date that no item can have"
+        )
 
 
 def for_each(

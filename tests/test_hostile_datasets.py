@@ -92,6 +92,15 @@ def test_manifest_that_leads_outside_is_not_handed_out(mount: Path) -> None:
         manifest.read_bytes()
 
 
+def test_refused_items_are_bad_to_a_check(hostile: str, token: str, current_user: Account) -> None:
+    done = current_user.dserverfs("verify", hostile, env={"DSERVER_TOKEN": token})
+
+    assert done.returncode == 1
+    bad = [line for line in done.stdout.splitlines() if "is refused" in line]
+    assert len(bad) == len(HOSTILE)
+    assert all(any(identifier_of(relpath) in line for line in bad) for relpath in HOSTILE)
+
+
 def test_dtool_copies_nothing_outside(
     mount: Path, hostile: str, token: str, tmp_path: Path
 ) -> None:
