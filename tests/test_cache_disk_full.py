@@ -65,7 +65,8 @@ def warnings_of(account: Account) -> list[str]:
     return [line for line in logs[-1].read_text().splitlines() if " WARNING " in line]
 
 
-@pytest.mark.parametrize("way", WAYS)
+# Without inodes it is as full, and held by the tests of the manifests.
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "no_inodes"])
 def test_what_was_not_visited_before_is_read_whatever_becomes_of_the_cache(
     fuse: None,
     current_user: Account,
@@ -129,13 +130,14 @@ def test_staging_gets_the_space_that_the_cache_of_two_mounts_has(
 ) -> None:
     cache = ("--cache-dir", str(disk / "cache"), "--cache-size", "40M")
     staging = ("--staging-dir", str(disk / "staging"), "--freeze-delay", "manual")
+    large = content_of("large", LARGE_BYTES)
     with (
         mounted(current_user, uri, token, *cache, "--read-only") as reading,
         mounted(current_user, server.base_uri, token, *cache, *staging) as writing,
     ):
         dataset = writing / "takes-the-space"
-        assert (reading / "data/large").read_bytes() == content_of("large", LARGE_BYTES)
-        assert (writing / "space/data/large").read_bytes() == content_of("large", LARGE_BYTES)
+        assert (reading / "data/large").read_bytes() == large
+        assert (writing / "space/data/large").read_bytes() == large
         assert free_bytes(disk) < DISK_BYTES - LARGE_BYTES
 
         dataset.mkdir()
@@ -147,6 +149,6 @@ def test_staging_gets_the_space_that_the_cache_of_two_mounts_has(
         facts = json.loads(done.stdout)
         assert facts["size_in_bytes"] < DISK_BYTES - 40 * MIB
         assert facts["limit_in_bytes"] == 40 * MIB
-        assert (reading / "data/large").read_bytes() == content_of("large", LARGE_BYTES)
+        assert (reading / "data/large").read_bytes() == large
         (dataset / "written").unlink()
         dataset.rmdir()

@@ -35,7 +35,7 @@ def open_to_others(root: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("umask", ["000", "022", "077"])
+@pytest.mark.parametrize("umask", ["000", "077"])
 def test_directories_are_0700_and_files_0600(
     fuse: None,
     current_user: Account,

@@ -60,9 +60,10 @@ def test_beginning_of_a_file_has_three_times_as_much_fetched_at_most(
 
 def test_each_read_at_random_has_one_block_fetched(world: World) -> None:
     places = random.Random(1).sample(range(0, BLOCKS, 3), 15)
+    content = world.content(len(CONTENT))
 
     for place in places:
-        item = ItemReader(world.reader, world.content(len(CONTENT)))
+        item = ItemReader(world.reader, content)
         assert item.read(place * BLOCK_SIZE + 5000, 4096) == bytes(4096)
     world.reader.flush()
 
