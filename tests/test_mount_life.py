@@ -275,3 +275,33 @@ def test_output_that_cannot_be_written_is_no_traceback(
         assert done.stderr == f"{status}\n"
     else:
         assert done.returncode == status
+
+
+# Listings
+
+
+def test_every_listing_begins_with_its_directory_and_the_one_above(
+    mount: Remountable, current_user: Account
+) -> None:
+    mount.mount("--freeze-delay", "manual")
+    (mount.path / "dots/data/below").mkdir(parents=True)
+    for number in range(300):  # more than one request takes
+        (mount.path / f"dots/data/below/{number}").write_text(str(number))
+
+    def listed(directory: Path) -> list[tuple[str, str]]:
+        done = current_user.run("ls", "-aif", directory, check=True)
+        lines = [line.split() for line in done.stdout.splitlines()]
+        return [(name, number) for number, name in lines]
+
+    def look() -> None:
+        for directory in ("", "dots", "dots/data", "dots/data/below"):
+            entries = listed(mount.path / directory)
+            assert [name for name, _ in entries[:2]] == [".", ".."]
+            assert entries[0][1] == str((mount.path / directory).stat().st_ino)
+            assert len({name for name, _ in entries}) == len(entries)
+            assert len(entries) == 2 + len(os.listdir(mount.path / directory))
+
+    look()
+    frozen = current_user.dserverfs("freeze", mount.path / "dots")
+    assert frozen.returncode == 0, frozen.stderr
+    look()

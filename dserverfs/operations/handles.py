@@ -8,11 +8,13 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import stat
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pyfuse3 import InodeT
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileNameT, InodeT, ModeT, ReaddirToken
 
 from dserverfs.dataset_tree import MUTABLE_S, Entry
 from dserverfs.item_reader import ItemReader
@@ -57,6 +59,28 @@ class OpenDirectory:
         # asking the next (1,000,000 entries took 38 s of CPU more).
         self._held = [entry]
         self._place = cookie
+
+
+# Where a listing goes on behind `.` and `..`, which come first; no other entry's cookie.
+_DOT, _DOT_DOT = 1 << 62, (1 << 62) + 1
+# libfuse's FUSE_UNKNOWN_INO: nobody compares a directory by its parent's entry.
+_UNKNOWN_INODE = 0xFFFFFFFF
+
+
+def tell_dots(token: ReaddirToken, cookie: int, inode: InodeT) -> int:
+    """Tell `.` and `..` if a listing of `inode` is there yet; return behind what it goes on.
+
+    The kernel takes their numbers and kinds alone, and counts no look-up for them.
+    """
+    if cookie not in (0, _DOT, _DOT_DOT):
+        return cookie
+    entry = EntryAttributes()
+    entry.st_mode = ModeT(stat.S_IFDIR)
+    for name, number, behind in ((".", inode, _DOT), ("..", _UNKNOWN_INODE, _DOT_DOT)):
+        if cookie < behind:
+            entry.st_ino = InodeT(number)
+            pyfuse3.readdir_reply(token, FileNameT(name.encode()), entry, behind)
+    return 0
 
 
 class OpenItem(NamedTuple):

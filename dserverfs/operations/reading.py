@@ -39,7 +39,13 @@ from dserverfs.item_reader import Buffer, ItemReader
 from dserverfs.limits import MAX_COMPONENT_BYTES, MAX_SIZE_BYTES
 from dserverfs.operations import waiting
 from dserverfs.operations.guard import guarded
-from dserverfs.operations.handles import OpenBytes, OpenDirectory, OpenFile, OpenItem
+from dserverfs.operations.handles import (
+    OpenBytes,
+    OpenDirectory,
+    OpenFile,
+    OpenItem,
+    tell_dots,
+)
 from dserverfs.reader import Reader
 from dserverfs.tree import Inode, Tree
 
@@ -127,6 +133,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
     @guarded
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         directory = self._directories[fh]
+        start_id = tell_dots(token, start_id, InodeT(directory.inode))
 
         def reply() -> None:
             # Nothing is told before the first entry is there: a second call after

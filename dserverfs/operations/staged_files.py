@@ -40,7 +40,7 @@ from dserverfs.local_files import with_own_descriptor
 from dserverfs.operations import data_link
 from dserverfs.operations.editing import INLINE_BYTES, EditingOperations, utf8
 from dserverfs.operations.guard import guarded
-from dserverfs.operations.handles import OpenDirectory, OpenFile
+from dserverfs.operations.handles import OpenDirectory, OpenFile, tell_dots
 from dserverfs.operations.incomplete import reason_of
 from dserverfs.operations.pace import Pace
 from dserverfs.operations.reading import AttributesOf, Ownership
@@ -123,6 +123,7 @@ class StagedFileOperations(EditingOperations):
         if fh not in self._listings:
             await super().readdir(fh, start_id, token)
             return
+        start_id = tell_dots(token, start_id, InodeT(inode))
         # As it was when it was opened or rewound: cookies stay good while it changes.
         for place, name in enumerate(self._listings[fh][start_id:], start_id + 1):
             try:
