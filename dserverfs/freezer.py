@@ -40,7 +40,7 @@ from dserverfs.model import UUID, Dataset, Identifier
 from dserverfs.sealing import Described
 from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staged_layout import DATA, Ambiguous, Layout
-from dserverfs.staging_state import Move, State
+from dserverfs.staging_state import Move, State, next_state
 from dserverfs.uploader import Uploader
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,9 @@ class Registry(Protocol):
 
         Items that are not among those `taken` by the store from us are looked for there.
         """
+
+    def require_same(self, local: LocalDataset, base_uri: str) -> None:
+        """Raise Conflict if what is registered has other metadata; its items are the same."""
 
     def learn(self, dataset: Dataset, as_staged: UUID) -> str | None:
         """Show it from now on as it was named while staged; return what may surprise of that."""
@@ -334,6 +337,9 @@ class Freezer:
                 dataset = self._carry_on(job, local)
         finally:
             staged.when_reopened(None)
+        is_noted = staged.record.state is State.FROZEN
+        if not is_noted:
+            next_state(staged.record.state, Move.REGISTER)  # before anything shows it as frozen
         surprise = self._registry.learn(dataset, UUID(staged.id))
         if surprise:
             job.notes.append(surprise)
@@ -341,8 +347,11 @@ class Freezer:
             job.notes.append(f"its name is {dataset.name}, as when it was frozen first")
         staged.frozen_below = "" if sealing.has_dtool_layout(staged, local) else DATA
         staged.frozen_as = dataset
-        if staged.record.state is not State.FROZEN:
-            staged.move(Move.REGISTER)
+        if not is_noted:
+            try:
+                staged.move(Move.REGISTER)
+            except OSError as error:  # the next mount asks the server, if it is there by then
+                logger.warning("%s: frozen, which cannot be noted: %s", staged, error)
         logger.info("%s: frozen as %s", staged.record.name, dataset.uri)
         for note in job.notes:
             logger.info("%s: %s", staged.record.name, note)
@@ -408,6 +417,14 @@ class Freezer:
     ) -> Dataset:
         base_uri = job.staged.record.base_uri
         taken: set[Identifier] = set()
+        # Then it was we who had it registered, and others may have changed it since.
+        is_ours = job.staged.record.state is State.COMPLETING
+
+        def compare() -> None:
+            if not is_ours:
+                self._registry.require_same(local, base_uri)
+                job.notes.append("the server had it already, with the same content")
+
         self._uploader.upload(
             local,
             base_uri,
@@ -415,6 +432,7 @@ class Freezer:
             stop=job.stop,
             before_complete=before_complete,
             on_taken=lambda item: taken.add(item.identifier),
+            on_registered=compare,
         )
         return self._registry.registered(local, base_uri, taken, self._ending)
 

@@ -15,11 +15,13 @@ from dserverfs.blocks import BLOCK_SIZE, MemoryBlock, block_length, number_of_bl
 from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.cache_writer import CacheWriter, Put
 from dserverfs.catalogue import Catalogue
-from dserverfs.errors import Cancelled, DserverfsError, IntegrityError
+from dserverfs.errors import Cancelled, Conflict, DserverfsError, IntegrityError
 from dserverfs.item_content import ItemContent, content_key, item_key
+from dserverfs.limits import parse_json
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import UUID, Dataset, DserverURI, Identifier, Item
 from dserverfs.resolver import Resolver
+from dserverfs.staged_layout import README
 from dserverfs.stored_items import StoredItems
 from dserverfs.uploader import Uploader
 
@@ -71,6 +73,38 @@ class Registration:
             raise IntegrityError(f"{dataset.uri}: is registered without a manifest")
         self._require_stored(dataset, local, taken, stop)
         return dataset
+
+    def require_same(self, local: LocalDataset, base_uri: str) -> None:
+        """Raise Conflict unless what can be changed of the registered dataset is as it is here.
+
+        Names what differs: README, tags, annotations or overlays. Whoever wants those
+        that are here has to say so.
+        """
+        dataset = self._resolver.dataset_by_uuid(UUID(local.admin_metadata["uuid"]), base_uri)
+        theirs = self._resolver.metadata(dataset)
+        differing = []
+        if self._resolver.readme(dataset) != local.readme:
+            differing.append(README)
+        if set(theirs.tags) != set(local.tags):
+            differing.append("tags")
+        for kind, ours, stored in (
+            ("annotation", local.annotations, theirs.annotations),
+            ("overlay", local.overlays, theirs.overlays),
+        ):
+            differing += [
+                f"{kind} {name}"
+                for name in sorted(ours.keys() | stored.keys())
+                if name not in ours
+                or name not in stored
+                or ours[name] != parse_json(stored[name], f"{kind} {name} of {dataset.uri}")
+            ]
+        if differing:
+            raise Conflict(
+                f"{dataset.uri} is registered already, with the same items, but not the same"
+                f" {', '.join(differing)}: change what is to be changed in the frozen dataset,"
+                " and discard the one that is staged (dserverfs discard)",
+                uri=dataset.uri,
+            )
 
     def _require_stored(
         self,

@@ -56,6 +56,7 @@ class Uploader:
         stop: threading.Event | None = None,
         before_complete: Callable[[], None] = lambda: None,
         on_taken: Callable[[Item], None] = lambda item: None,
+        on_registered: Callable[[], None] = lambda: None,
     ) -> str:
         """Upload and register; return the dataset's URI in its backend.
 
@@ -70,7 +71,9 @@ class Uploader:
         asked to register; if it raises, the server is not asked, or nothing comes of
         it that it was registered before. `on_taken` is called
         with each item that the store took from this upload: that it has the others is
-        the server's word only.
+        the server's word only. `on_registered` is called, before `before_complete`, when
+        nothing was announced for it is registered already, with this manifest; what it
+        raises ends the upload.
         """
         self._require_sizes(dataset, base_uri)
         tally = Tally(dataset, progress, stop)
@@ -84,6 +87,7 @@ class Uploader:
             uri = f"{base_uri}/{dataset.admin_metadata['uuid']}"
             if not self.is_registered(dataset, uri):
                 raise
+            on_registered()
             before_complete()
             return uri
         missing = []
@@ -112,7 +116,11 @@ class Uploader:
             for identifier, item in dataset.items.items()
         }
         if ours != {key: _described(entry) for key, entry in theirs.items()}:
-            raise Conflict(f"{uri} is registered already, with other items", uri=uri)
+            raise Conflict(
+                f"{uri} is registered already, with other items, and a frozen dataset does not"
+                " change: rm -r .dtool of what is here makes a new dataset of it",
+                uri=uri,
+            )
         return True
 
     def max_item_bytes(self, base_uri: str | None = None) -> int | None:

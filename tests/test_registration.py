@@ -11,7 +11,8 @@ import boto3
 import pytest
 
 from dserverfs.client import Client
-from dserverfs.errors import IntegrityError, Unsupported
+from dserverfs.errors import IntegrityError, Unreachable, Unsupported
+from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import DserverURI, identifier_of
 from dserverfs.settings import TOKEN, Settings
 from dserverfs.staged_dataset import StagedDataset
@@ -152,3 +153,27 @@ def test_items_of_an_upload_that_broke_off_are_asked_for(
     client.freezer.freeze(staged).result(60)
 
     assert len(asked) == len(CONTENTS)
+
+
+def test_what_was_changed_since_our_own_registration_keeps_nothing_staged(
+    client: Client, server: ServerHandle, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged = stage(client, server, local)
+    is_registered = client.uploader.is_registered
+
+    def unreachable(dataset: LocalDataset, uri: str) -> bool:
+        raise Unreachable("not now")
+
+    monkeypatch.setattr(client.uploader, "is_registered", unreachable)
+    with pytest.raises(Unreachable):
+        client.freezer.freeze(staged).result(60)
+    wait_for(lambda: client.freezer.progress(staged) is None, "the job is over")
+    monkeypatch.setattr(client.uploader, "is_registered", is_registered)
+    registered = client.resolver.dataset_by_uuid(staged.uuid, server.backend_uri)
+    client.metadata_writes.put_tag(registered, "by-another")
+    assert staged.record.state is State.COMPLETING
+
+    client.freezer.freeze(staged).result(60)
+
+    wait_for(lambda: not staged.directory.exists(), "what was staged is deleted")
+    assert "by-another" in client.resolver.metadata(registered).tags
