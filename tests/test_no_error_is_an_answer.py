@@ -188,7 +188,7 @@ def test_dataset_that_is_gone_is_told_so_of_its_name_alone(
 
     require_right_or_refused(listed, right)
     assert gone[Question("lookup", "one/data")] == Refused(errno.ENOENT)
-    assert then[Question("list", "")] == []
+    assert set(then[Question("list", "")]) <= {".", ".."}
     assert then[Question("lookup", "one")] == Refused(errno.ENOENT)
 
 
