@@ -158,7 +158,7 @@ def wait_s(
     failed together do not come again together.
     """
     if isinstance(error, (NotTheServer, UnusableAnswer)):
-        attempts = max(2, attempts - 1)
+        attempts = max(min(2, attempts), attempts - 1)
     if left_s <= 0 or failures + 1 >= attempts or not _may_pass(error):
         return None
     wait = min(FIRST_WAIT_S * 4.0**failures * jitter, MAX_WAIT_S)

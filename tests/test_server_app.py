@@ -246,7 +246,7 @@ def test_only_identifiers_are_signed(client: AppClient) -> None:
         assert one.status_code in (403, 404)  # what has a slash is of another base URI
 
 
-@pytest.mark.parametrize("last", ["..", "x", "../other", f"{new_uuid()}x"])
+@pytest.mark.parametrize("last", ["..", "x", "../other", "01234567-89ab-cdef-0123-456789abcdefx"])
 def test_only_uuids_have_a_place(client: AppClient, last: str) -> None:
     with pytest.raises(NotFound):
         client.app.extensions[STORES].place(f"{client.base_uri}/{last}")

@@ -157,7 +157,7 @@ def test_answer_that_trickles_ends_at_the_deadline(
         except OSError:
             handler.close_connection = True
 
-    quirky.faults = [trickle]
+    quirky.faults = [trickle] * 2 * ATTEMPTS
     began = time.monotonic()
 
     with pytest.raises(DeadlineExceeded):
