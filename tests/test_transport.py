@@ -157,7 +157,7 @@ def test_answer_that_trickles_ends_at_the_deadline(
         except OSError:
             handler.close_connection = True
 
-    quirky.faults = [trickle] * 2 * ATTEMPTS
+    quirky.faults = [trickle for _ in range(2 * ATTEMPTS)]
     began = time.monotonic()
 
     with pytest.raises(DeadlineExceeded):
