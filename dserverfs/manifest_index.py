@@ -21,7 +21,7 @@ from dserverfs.model import (
     Identifier,
 )
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SCHEMA = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;

@@ -21,7 +21,7 @@ from typing import Any
 
 from dserverfs import limits
 from dserverfs.errors import ProtocolError
-from dserverfs.model import Item
+from dserverfs.model import Item, nanoseconds_of
 
 REFUSED_PREFIX = ".refused-"
 _PLAIN_LIMIT_S = 9.2e9  # as far as dates need not be looked at to be shown
@@ -62,7 +62,7 @@ class ManifestTree:
             relpaths, sizes, digests, moments = zip(*map(_fields, items.values()), strict=True)
             if not _are_plain(relpaths, sizes, digests, moments):
                 raise ValueError
-            mtimes_ns = [round(moment * 1_000_000) * 1000 for moment in moments]
+            mtimes_ns = [nanoseconds_of(moment) for moment in moments]
         except (KeyError, TypeError, ValueError):
             self._add_singly(items)
             return

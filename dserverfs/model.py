@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import re
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -190,8 +191,27 @@ class User:
 
 
 def mtime_ns_of(utc_timestamp: float) -> int:
-    """Return a manifest's date as the time of a file: whole microseconds, as floats have them."""
-    return limits.shown_ns(round(utc_timestamp * 1_000_000) * 1000)
+    """Return a manifest's date as the time of a file, from which the same date is made again.
+
+    Whole microseconds, as floats have them, where these are the date; the time of a
+    file that dtool froze elsewhere has nanoseconds.
+    """
+    return limits.shown_ns(nanoseconds_of(utc_timestamp))
+
+
+def nanoseconds_of(utc_timestamp: float) -> int:
+    """Return the same as `mtime_ns_of`, for a date that is known to be shown as it is."""
+    whole_us = round(utc_timestamp * 1_000_000) * 1000
+    if seconds_of(whole_us) == utc_timestamp:
+        return whole_us
+    # In two parts, each exact: as one, a float has steps of 256 ns.
+    seconds = math.floor(utc_timestamp)
+    return seconds * 1_000_000_000 + round((utc_timestamp - seconds) * 1e9)
+
+
+def seconds_of(mtime_ns: int) -> float:
+    """Return a file's time as a manifest's date."""
+    return mtime_ns / 1_000_000_000  # by an integer: by 1e9 it would be rounded twice
 
 
 def _mapping(data: Any, what: str) -> Mapping[str, Any]:

@@ -40,7 +40,7 @@ from dserverfs.limits import (
     usable_date,
 )
 from dserverfs.local_dataset import LocalDataset
-from dserverfs.model import Item, identifier_of
+from dserverfs.model import Item, identifier_of, seconds_of
 from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staged_layout import DATA, METADATA, README, Layout, Survey, survey
 from dserverfs.staging_state import Record
@@ -170,7 +170,7 @@ def _describe(record: Record, found: Survey, hashes: Mapping[str, str]) -> Local
             "frozen_at": time.time(),
         }
         timestamps = {
-            relpath: usable_date(file.mtime_ns / 1e9) for relpath, file in found.items.items()
+            relpath: usable_date(seconds_of(file.mtime_ns)) for relpath, file in found.items.items()
         }
     else:
         admin = _require_admin(found.admin_metadata)

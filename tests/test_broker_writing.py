@@ -224,12 +224,18 @@ def test_dataset_is_copied_between_base_uris(
     other = server.add_base_uri(search=[server.username], register=[server.username])
     target = f"{base.rpartition('/')[0]}/{other.removeprefix('s3://')}"
     uri = make(dtool, base)
+    for number, ns in enumerate((1_700_000_000_123_456_789, 1_700_000_000_987_654_321)):
+        os.utime(dtool.home / "file.txt", ns=(ns, ns))
+        dtool.output("add", "item", "file.txt", uri, f"dated-{number}")
     dtool.output("freeze", uri)
 
     copy = dtool.output("cp", "-q", uri, target).strip()
 
     assert copy.startswith(target)
     assert stored(copy).admin_metadata == stored(uri).admin_metadata
+    before, after = stored(uri), stored(copy)
+    for identifier in before.identifiers:
+        assert after.item_properties(identifier) == before.item_properties(identifier)
 
 
 def test_broken_copy_is_resumed(dtool: Dtool, base: str, tmp_path: Path, s3: None) -> None:

@@ -134,6 +134,7 @@ def test_size_within_the_limit_is_shown(size: int) -> None:
         (-1, -1_000_000_000),
         (9_223_372_036.5, 9_223_372_036_500_000_000),
         (9_300_000_000, limits.LAST_SHOWN_NS),
+        (1_700_000_000.123456, 1_700_000_000_123_456_000),
         (1e10, limits.LAST_SHOWN_NS),
         (limits.LAST_DATE_S, limits.LAST_SHOWN_NS),
         (-11_644_473_600, limits.FIRST_SHOWN_NS),  # the year 1601

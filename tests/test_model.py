@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dserverfs.errors import ProtocolError, UsageError
 from dserverfs.model import UUID as DatasetUUID
@@ -11,6 +13,8 @@ from dserverfs.model import (
     DserverURI,
     Item,
     identifier_of,
+    mtime_ns_of,
+    seconds_of,
     split_base_uri,
 )
 
@@ -109,3 +113,10 @@ def test_malformed_manifest_entry_is_a_protocol_error(change: dict[str, object])
 
     with pytest.raises(ProtocolError):
         Item.from_json("i", {**entry, **change})
+
+
+@given(ns=st.integers(min_value=10**16, max_value=9 * 10**18))
+def test_date_of_an_item_is_the_same_after_it_was_the_time_of_a_file(ns: int) -> None:
+    utc_timestamp = seconds_of(ns)
+
+    assert seconds_of(mtime_ns_of(utc_timestamp)) == utc_timestamp

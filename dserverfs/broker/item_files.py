@@ -10,6 +10,7 @@ its path. Thread-safe, also between processes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -95,7 +96,11 @@ class ItemFiles:
             return False
         if status.st_uid == os.geteuid() and status.st_mtime_ns == item.mtime_ns:
             return True
-        return _digest(path, content) == content.hash  # somebody else's, or touched
+        if _digest(path, content) != content.hash:
+            return False
+        with contextlib.suppress(PermissionError):  # somebody else's
+            os.utime(path, ns=(item.mtime_ns, item.mtime_ns))  # it was touched
+        return True
 
     def _write(self, path: Path, content: ItemContent, item: Item) -> None:
         partial = path.with_name(f"{_PARTIAL}{os.getpid()}-{threading.get_ident()}-{path.name}")

@@ -41,7 +41,7 @@ from dserverfs.limits import (
     relpath_is_usable,
     usable_date,
 )
-from dserverfs.model import Dataset, identifier_of
+from dserverfs.model import Dataset, identifier_of, seconds_of
 from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staged_layout import DATA, METADATA, Layout
 from dserverfs.staging import Staging
@@ -214,7 +214,7 @@ class ProtoDataset:
         return self._status(handle).st_size
 
     def timestamp(self, handle: str) -> float:
-        return usable_date(self._status(handle).st_mtime)
+        return usable_date(seconds_of(self._status(handle).st_mtime_ns))
 
     def hash(self, handle: str) -> str:
         """Return an item's MD5; others are hashed meanwhile."""
