@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dserverfs.clock import boottime_s
 from dserverfs.errors import ProtocolError
 from dserverfs.local_dataset import LocalDataset
-from dserverfs.upload_routes import UploadRoutes, UploadUrls
+from dserverfs.upload_routes import UploadRoutes
+from dserverfs.upload_urls import UploadUrls
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +55,11 @@ class Announcement:
             return self._urls
 
     def _announce(self) -> UploadUrls:
-        urls = self.routes.start(self._base_uri, self._dataset.description())
-        missing = self._dataset.items.keys() - urls.items.keys() - urls.in_parts
-        if missing:
-            raise ProtocolError(f"{urls.uri}: no upload URL for item {min(missing)}")
+        dataset = self._dataset
+        urls = self.routes.start(self._base_uri, dataset.description(), dataset.described_items())
+        for identifier in dataset.items:
+            if identifier not in urls.in_parts and identifier not in urls.items:
+                raise ProtocolError(f"{urls.uri}: no upload URL for item {identifier}")
         if self._urls is not None and self._urls.uri != urls.uri:
             raise ProtocolError(f"{self._urls.uri} is {urls.uri} when announced again")
         return urls

@@ -18,7 +18,7 @@ from dserverfs.local_dataset import LocalDataset
 from dserverfs.outgoing import FilePart, Line
 from dserverfs.retry import STALL_S, Deadline, Retries
 from dserverfs.storage import Storage
-from dserverfs.upload_routes import UploadUrl, UploadUrls
+from dserverfs.upload_urls import UploadUrl, UploadUrls
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from dserverfs.attempts import Attempts, Target
 from dserverfs.model import Item
 from dserverfs.outgoing import FilePart, Line
 from dserverfs.pieces import PieceSender
-from dserverfs.upload_routes import UploadUrl
+from dserverfs.upload_urls import UploadUrl
 
 MAX_PUT_BYTES = 64 * 1024 * 1024
 BLOCK_BYTES = 32 * 1024 * 1024

@@ -6,7 +6,7 @@ the staging area by its fields. Holds no bytes of items; immutable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +68,7 @@ class LocalDataset(NamedTuple):
         )
 
     def description(self) -> dict[str, Any]:
-        """Return what the server wants to know before it signs."""
+        """Return what the server wants to know before it signs, without the items."""
         admin = self.admin_metadata
         return {
             "uuid": admin["uuid"],
@@ -77,19 +77,34 @@ class LocalDataset(NamedTuple):
             "created_at": admin.get("created_at", admin["frozen_at"]),
             "frozen_at": admin["frozen_at"],
             "hash_function": self.hash_function,
-            "items": [
-                {
-                    "relpath": item.relpath,
-                    "size_in_bytes": item.size_in_bytes,
-                    "hash": item.hash,
-                    "utc_timestamp": self.timestamps[identifier],
-                }
-                for identifier, item in self.items.items()
-            ],
             "tags": self.tags,
             "annotations": self.annotations,
             "overlays": self.overlays,
         }
+
+    def described_items(self) -> DescribedItems:
+        """Return what the server wants to know of each item."""
+        return DescribedItems(self)
+
+
+class DescribedItems:
+    """A dataset's items as they are announced; made each time they are asked for."""
+
+    def __init__(self, dataset: LocalDataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset.items)
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        timestamps = self._dataset.timestamps
+        for identifier, item in self._dataset.items.items():
+            yield {
+                "relpath": item.relpath,
+                "size_in_bytes": item.size_in_bytes,
+                "hash": item.hash,
+                "utc_timestamp": timestamps[identifier],
+            }
 
 
 def _json_files(directory: Path) -> dict[str, Any]:

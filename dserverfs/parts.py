@@ -9,7 +9,8 @@ from dserverfs.clock import boottime_s
 from dserverfs.errors import Conflict, ProtocolError, Unreachable
 from dserverfs.model import Identifier, Item
 from dserverfs.pieces import PieceSender
-from dserverfs.upload_routes import UploadRoutes, UploadUrl
+from dserverfs.upload_routes import UploadRoutes
+from dserverfs.upload_urls import UploadUrl
 
 # Not as long as they are signed for: a part is sent as soon as it is signed.
 _URL_LIFE_S = 600.0

@@ -46,6 +46,7 @@ from dserverfs.errors import (
     UnusableAnswer,
     UsageError,
 )
+from dserverfs.json_body import JsonBody
 from dserverfs.limits import (
     MAX_ERROR_BYTES,
     MAX_METADATA_BYTES,
@@ -262,9 +263,13 @@ class ServerTransport:
         _require_json(response)
         return response
 
-    def stream(self, path: str, limit: Deadline) -> requests.Response:
-        """Return a 2xx answer to one GET, its body left to `read_pieces`, within `limit`."""
-        return self._answered("GET", path, limit, max_bytes=None)
+    def stream(self, path: str, limit: Deadline, body: JsonBody | None = None) -> requests.Response:
+        """Return a 2xx answer to one GET, its body left to `read_pieces`, within `limit`.
+
+        With `body`, to one POST of that.
+        """
+        method = "GET" if body is None else "POST"
+        return self._answered(method, path, limit, body=body, max_bytes=None)
 
     def _answered(
         self,
@@ -274,6 +279,7 @@ class ServerTransport:
         *,
         params: Mapping[str, Any] | None = None,
         json: Any = None,
+        body: JsonBody | None = None,
         authenticated: bool = True,
         max_bytes: int | None = MAX_SMALL_ANSWER_BYTES,
     ) -> requests.Response:
@@ -285,6 +291,8 @@ class ServerTransport:
         while True:
             token = self._tokens.token() if authenticated else None
             self._warn_if_plain(token)
+            if body is not None:
+                body.rewind()
             try:
                 with within(limit):
                     response = self._session.request(
@@ -292,6 +300,8 @@ class ServerTransport:
                         f"{self.base_url}{path}",
                         params=params,
                         json=json,
+                        data=body,
+                        headers={} if body is None else {"Content-Type": "application/json"},
                         auth=_Auth(token),
                         timeout=limit.wait_s(),
                         allow_redirects=False,

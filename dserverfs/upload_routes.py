@@ -6,8 +6,11 @@ thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import requests
 
 from dserverfs import limits
 from dserverfs.clock import boottime_s
@@ -18,37 +21,23 @@ from dserverfs.errors import (
     ProtocolError,
     Unreachable,
     Unsupported,
+    UnusableAnswer,
 )
+from dserverfs.json_body import Items, JsonBody
 from dserverfs.limits import understood
+from dserverfs.manifest_stream import ItemStream
 from dserverfs.model import Identifier
 from dserverfs.retry import Deadline, Retries
 from dserverfs.routes import Routes, json_of, quote
 from dserverfs.signed_urls import expiry_of
+from dserverfs.upload_urls import UploadUrl, UploadUrls, UrlTable
 
 UPLOAD_TIMEOUT_S = 60.0
 # Servers of old look at every item at the end, one by one: 6 ms each.
 _SECONDS_PER_ITEM = 0.02
-MANIFEST_TIMEOUT_S = 120.0
+_STORED_BYTES = 64  # an identifier in the list of what is stored
 # A store puts 10,000 parts together while the server waits for it. Guess.
 PARTS_TIMEOUT_S = 300.0
-
-
-class UploadUrl(NamedTuple):
-    """Where to PUT something, and the headers that are signed with it."""
-
-    url: str
-    headers: Mapping[str, str]
-
-
-class UploadUrls(NamedTuple):
-    """The server's answer to the start of an upload."""
-
-    uri: str
-    readme: UploadUrl
-    items: Mapping[Identifier, UploadUrl]
-    in_parts: frozenset[Identifier]  # have no URL: too large for one PUT
-    stored: frozenset[Identifier]  # need no upload; empty if the server does not say
-    good_until_s: float  # CLOCK_BOOTTIME
 
 
 class Parts(NamedTuple):
@@ -79,39 +68,71 @@ class UploadRoutes:
     def server_url(self) -> str:
         return self._routes.server_url
 
-    def start(self, base_uri: str, description: Mapping[str, Any]) -> UploadUrls:
+    def start(self, base_uri: str, description: Mapping[str, Any], items: Items) -> UploadUrls:
         """Announce a dataset; return where to PUT its README and items.
 
         `created_at` in the description is kept where the server can keep it.
         Repeating it gives fresh URLs. Raises PermissionDenied without register
-        permission, Conflict if the dataset exists.
+        permission, Conflict if the dataset exists. Neither the items nor their URLs
+        are ever in memory all at once.
         """
         if not self._routes.capabilities().extended:
             description = {key: description[key] for key in description if key != "created_at"}
-        before_s = boottime_s()
-        response = self._routes.transport.request(
-            "POST",
-            f"/signed-urls/upload/{quote(base_uri)}",
-            json=description,
-            timeout_s=self._timeout_s(len(description["items"])),
-            max_bytes=limits.max_urls_bytes(len(description["items"])),
+        path = f"/signed-urls/upload/{quote(base_uri)}"
+        body = JsonBody(description, items)
+
+        def attempt(limit: Deadline) -> UploadUrls:
+            before_s = boottime_s()
+            response = self._routes.transport.stream(path, limit, body)
+            return self._read_urls(response, limit, len(items), before_s)
+
+        deadline = Deadline(self._timeout_s(len(items)))
+        return Retries(deadline, what=f"POST {path}").run(attempt)
+
+    def _read_urls(
+        self, response: requests.Response, limit: Deadline, number_of_items: int, before_s: float
+    ) -> UploadUrls:
+        what = f"{self.server_url}: the answer about upload URLs"
+        stream = ItemStream(
+            what,
+            inside=["upload_urls"],
+            more_beside_bytes=number_of_items * _STORED_BYTES,
         )
-        answer = json_of(response)
-        with understood(f"{self.server_url}: the answer about upload URLs"):
-            urls = answer["upload_urls"]
-            entries = {Identifier(key): entry for key, entry in urls["items"].items()}
-            in_parts = frozenset(key for key, entry in entries.items() if entry.get("in_parts"))
-            items = {
-                identifier: UploadUrl(_url(entry["url"]), _headers(entry))
-                for identifier, entry in entries.items()
-                if identifier not in in_parts
-            }
-            readme = UploadUrl(_url(urls["readme"]), {})
+        table = UrlTable()
+        in_parts: set[Identifier] = set()
+        pieces = self._routes.transport.read_pieces(
+            response, limit, max_bytes=limits.max_urls_bytes(number_of_items)
+        )
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                with _usable():
+                    some = stream.feed(piece)
+                self._add_urls(some, table, in_parts, what)
+        with _usable():
+            last = stream.close()
+        self._add_urls(last, table, in_parts, what)
+        table.complete()
+        answer = stream.beside
+        with understood(what):
+            readme = UploadUrl(_text(stream.beside_items["readme"]), {})
             stored = frozenset(Identifier(_text(each)) for each in answer.get("stored", ()))
             good_until_s = expiry_of(readme.url, answer, response.headers, before_s)
-            self._routes.note_signed(readme.url)
             uri = _text(answer["uri"])
-            return UploadUrls(uri, readme, items, in_parts, stored, good_until_s)
+        self._routes.note_signed(readme.url)
+        return UploadUrls(uri, readme, table, frozenset(in_parts), stored, good_until_s)
+
+    def _add_urls(
+        self, entries: Mapping[str, Any], table: UrlTable, in_parts: set[Identifier], what: str
+    ) -> None:
+        with understood(what):
+            found = []
+            for key, entry in entries.items():
+                if entry.get("in_parts"):
+                    in_parts.add(Identifier(key))
+                else:
+                    url = UploadUrl(_text(entry["url"]), _headers(entry))
+                    found.append((Identifier(key), url))
+        table.add(found)
 
     def takes_parts(self) -> bool:
         """Return whether the server takes items that are too large for one PUT."""
@@ -216,26 +237,17 @@ class UploadRoutes:
         if not self._routes.capabilities().extended:
             raise Unsupported(f"{self.server_url} has no route to {what}")
 
-    def manifest_items(self, uri: str) -> Mapping[str, Any] | None:
-        """Return the `items` of a registered dataset's manifest; None if it is not registered."""
-        try:
-            manifest = json_of(
-                self._routes.core(
-                    "manifests",
-                    uri,
-                    timeout_s=MANIFEST_TIMEOUT_S,
-                    max_bytes=limits.MAX_WHOLE_MANIFEST_BYTES,
-                )
-            )
-        except NotFound:
-            return None
-        items = manifest.get("items") if isinstance(manifest, dict) else None
-        if not isinstance(items, dict):
-            raise ProtocolError(f"{self.server_url}: the manifest of {uri} has no items", uri=uri)
-        return items
-
     def _timeout_s(self, number_of_items: int) -> float:
         return UPLOAD_TIMEOUT_S + _SECONDS_PER_ITEM * number_of_items
+
+
+@contextlib.contextmanager
+def _usable() -> Iterator[None]:
+    """Raise UnusableAnswer for what is not the JSON that it should be."""
+    try:
+        yield
+    except ProtocolError as error:
+        raise UnusableAnswer(f"{error}; is this a dserver?") from error
 
 
 def _headers(entry: Mapping[str, Any]) -> Mapping[str, str]:

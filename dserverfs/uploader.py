@@ -8,17 +8,20 @@ several datasets may be uploaded at once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from dserverfs.announcement import Announcement
 from dserverfs.attempts import Tally
 from dserverfs.azure import MAX_BLOB_BYTES
-from dserverfs.errors import Cancelled, Conflict, TooLarge
+from dserverfs.errors import Cancelled, Conflict, NotFound, TooLarge
 from dserverfs.local_dataset import LocalDataset
-from dserverfs.model import Item
+from dserverfs.manifest_stream import ManifestStream
+from dserverfs.model import Dataset, Identifier, Item
 from dserverfs.resolver import Resolver
 from dserverfs.sender import Sender
 from dserverfs.storage import Storage
@@ -44,6 +47,7 @@ class Uploader:
     """Puts datasets on one server."""
 
     def __init__(self, resolver: Resolver, storage: Storage) -> None:
+        self._resolver = resolver
         self._routes = resolver.uploads
         self._storage = storage
 
@@ -108,14 +112,12 @@ class Uploader:
 
         Raises Conflict if it has another one of that URI.
         """
-        theirs = self._routes.manifest_items(uri)
-        if theirs is None:
+        try:
+            registered = self._resolver.dataset(uri)
+            is_same = has_same_items(self._resolver, dataset, registered)
+        except NotFound:
             return False
-        ours = {
-            identifier: (item.relpath, item.size_in_bytes, item.hash)
-            for identifier, item in dataset.items.items()
-        }
-        if ours != {key: _described(entry) for key, entry in theirs.items()}:
+        if not is_same:
             raise Conflict(
                 f"{uri} is registered already, with other items, and a frozen dataset does not"
                 " change: rm -r .dtool of what is here makes a new dataset of it",
@@ -140,6 +142,30 @@ class Uploader:
                     f"{item.relpath}: has {item.size_in_bytes} bytes; {self._routes.server_url}"
                     f" can have items of up to {limit} stored"
                 )
+
+
+def has_same_items(resolver: Resolver, ours: LocalDataset, registered: Dataset) -> bool:
+    """Return whether the manifest that the server has is that of these items."""
+    stream = ManifestStream()
+    count = total = 0
+
+    def are_ours(entries: Mapping[str, Any]) -> bool:
+        nonlocal count, total
+        for identifier, entry in entries.items():
+            item = ours.items.get(Identifier(identifier))
+            if item is None or _described(entry) != (item.relpath, item.size_in_bytes, item.hash):
+                return False
+            count, total = count + 1, total + int(identifier, 16)
+        return True
+
+    with contextlib.closing(resolver.manifest_pieces(registered)) as pieces:
+        if not all(are_ours(stream.feed(piece)) for piece in pieces):
+            return False
+    if not are_ours(stream.close()):
+        return False
+    # Of the same number, one that is there twice would hide one that is not.
+    expected = sum(int(identifier, 16) for identifier in ours.items)
+    return (count, total) == (len(ours.items), expected)
 
 
 def _described(entry: object) -> object:

@@ -30,7 +30,7 @@ from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import Item
 from dserverfs.pieces import PieceSender
 from dserverfs.storage import Storage
-from dserverfs.upload_routes import UploadUrl
+from dserverfs.upload_urls import UploadUrl
 from tests.azure_fake import azure_fake
 from tests.datasets import content_of
 from tests.processes import spawn

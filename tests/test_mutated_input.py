@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pytest
@@ -16,17 +17,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dserverfs import manifest_indexing
+from dserverfs.json_body import JsonBody
+from dserverfs.local_dataset import LocalDataset
 from dserverfs.manifest_index import ManifestIndex
 from dserverfs.model import (
     UUID,
     BackendURI,
     Dataset,
+    Item,
     identifier_of,
 )
 from dserverfs.resolver import Resolver
 from dserverfs.retry import Deadline
 from dserverfs.storage import ByteRange, Storage
 from dserverfs.transport import ServerTransport
+from dserverfs.uploader import has_same_items
 from tests.faulty_store import FaultyStore, Handler, faulty_store
 from tests.mutations import HOSTILE, mutated, only_errors_of_ours
 
@@ -110,7 +115,7 @@ class Answering:
         response._content = content
         return response
 
-    def stream(self, path: str, limit: Deadline) -> requests.Response:
+    def stream(self, path: str, limit: Deadline, body: JsonBody | None = None) -> requests.Response:
         return self.request("GET", path)
 
     def read_pieces(
@@ -124,6 +129,22 @@ class Answering:
         return self.request(method, path)
 
 
+LOCAL = LocalDataset(
+    UPLOAD_BODY,
+    b"",
+    "md5sum_hexdigest",
+    {
+        identifier: Item.from_json(identifier, entry)
+        for identifier, entry in MANIFEST["items"].items()  # type: ignore[attr-defined]
+    },
+    {},
+    lambda item: Path(item.relpath),
+    [],
+    {},
+    {},
+)
+
+
 class Answers(NamedTuple):
     """What reads one kind of answer."""
 
@@ -133,7 +154,8 @@ class Answers(NamedTuple):
 
 
 def upload(resolver: Resolver) -> None:
-    urls = resolver.uploads.start(BASE_URI, UPLOAD_BODY)
+    head = {key: value for key, value in UPLOAD_BODY.items() if key != "items"}
+    urls = resolver.uploads.start(BASE_URI, head, UPLOAD_BODY["items"])  # type: ignore[arg-type]
     for entry in urls.items.values():
         requests.Request("PUT", entry.url, headers=dict(entry.headers))
 
@@ -230,7 +252,7 @@ ANSWERS = {
         },
         lambda r: r.uploads.pending(),
     ),
-    "registered manifest": Answers(MANIFEST, lambda r: r.uploads.manifest_items(URI)),
+    "registered manifest": Answers(MANIFEST, lambda r: has_same_items(r, LOCAL, LARGE)),
 }
 
 

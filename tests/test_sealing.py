@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from dserverfs import sealing
 from dserverfs.client import Client
-from dserverfs.errors import ItemChanged
+from dserverfs.errors import ItemChanged, NotFound
 from dserverfs.model import DserverURI
 from dserverfs.settings import TOKEN, Settings
 from dserverfs.staged_dataset import StagedDataset
@@ -73,7 +74,11 @@ def is_sent(client: Client, staged: StagedDataset) -> bool:
 
 def is_registered(client: Client, staged: StagedDataset) -> bool:
     uri = f"{staged.record.base_uri}/{staged.id}"
-    return client.resolver.uploads.manifest_items(uri) is not None
+    try:
+        client.resolver.dataset(uri)
+    except NotFound:
+        return False
+    return True
 
 
 def test_items_are_sent_while_the_disk_is_at_work_and_registered_when_it_is_done(
@@ -124,8 +129,8 @@ def test_write_before_the_disk_is_done_is_in_the_dataset_when_it_is_frozen_again
     client.freezer.freeze(staged).result(60)
 
     assert unregistered
-    items = client.resolver.uploads.manifest_items(f"{staged.record.base_uri}/{staged.id}")
-    assert items is not None
+    registered = client.resolver.dataset(f"{staged.record.base_uri}/{staged.id}")
+    items = json.loads(b"".join(client.resolver.manifest_pieces(registered)))["items"]
     assert [item["size_in_bytes"] for item in items.values()] == [len(b"other content")]
 
 

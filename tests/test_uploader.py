@@ -23,9 +23,10 @@ from dserverfs.errors import (
     TooLarge,
     Unreachable,
 )
+from dserverfs.json_body import Items
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import identifier_of
-from dserverfs.upload_routes import UploadUrls
+from dserverfs.upload_urls import UploadUrls
 from dserverfs.uploader import THREADS, Uploader
 from tests.datasets import SIZES, content_of, make_varied_dataset
 from tests.put_front import (
@@ -50,8 +51,8 @@ def started(site: Site, monkeypatch: pytest.MonkeyPatch) -> list[UploadUrls]:
     answers = []
     start = site.client.resolver.uploads.start
 
-    def noted(base_uri: str, description: Mapping[str, Any]) -> UploadUrls:
-        answers.append(start(base_uri, description))
+    def noted(base_uri: str, description: Mapping[str, Any], items: Items) -> UploadUrls:
+        answers.append(start(base_uri, description, items))
         return answers[-1]
 
     monkeypatch.setattr(site.client.resolver.uploads, "start", noted)

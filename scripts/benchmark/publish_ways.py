@@ -59,7 +59,7 @@ def with_uploader(client: Client, dataset: LocalDataset, base_uri: str) -> str:
 def sequentially(client: Client, dataset: LocalDataset, base_uri: str) -> str:
     """Do as dtool's own dserver broker does: one PUT after the other, each on a new connection."""
     uploads = client.resolver.uploads
-    urls = uploads.start(base_uri, dataset.description())
+    urls = uploads.start(base_uri, dataset.description(), dataset.described_items())
     for item in dataset.items.values():
         target = urls.items[item.identifier]
         with dataset.path_of(item).open("rb") as file:
