@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dserverfs import sealing
+from dserverfs.disk_tables import DiskDict
 from dserverfs.errors import (
     Cancelled,
     Conflict,
@@ -36,7 +37,7 @@ from dserverfs.errors import (
 from dserverfs.freeze_job import Frozen, Job, Noted, Progress, told
 from dserverfs.freeze_schedule import LOOK_AGAIN_S, Schedule, is_sealed
 from dserverfs.local_dataset import LocalDataset
-from dserverfs.model import UUID, Dataset, Identifier
+from dserverfs.model import UUID, Dataset
 from dserverfs.sealing import Described
 from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staged_layout import DATA, Ambiguous, Layout
@@ -58,7 +59,7 @@ class Registry(Protocol):
         self,
         local: LocalDataset,
         base_uri: str,
-        taken: Container[Identifier],
+        taken: Container[object],
         stop: threading.Event,
     ) -> Dataset:
         """Return the dataset as the server has it; IntegrityError if it is not the same.
@@ -416,7 +417,7 @@ class Freezer:
         self, job: Job, local: LocalDataset, before_complete: Callable[[], None]
     ) -> Dataset:
         base_uri = job.staged.record.base_uri
-        taken: set[Identifier] = set()
+        taken = DiskDict()
         # Then it was we who had it registered, and others may have changed it since.
         is_ours = job.staged.record.state is State.COMPLETING
 
@@ -431,7 +432,7 @@ class Freezer:
             progress=job.note_progress,
             stop=job.stop,
             before_complete=before_complete,
-            on_taken=lambda item: taken.add(item.identifier),
+            on_taken=lambda item: taken.__setitem__(item.identifier, True),
             on_registered=compare,
         )
         return self._registry.registered(local, base_uri, taken, self._ending)

@@ -20,7 +20,6 @@ import re
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -150,7 +149,33 @@ class Hashes:
         stop: threading.Event | None = None,
     ) -> Mapping[Path, str]:
         """Return the MD5 of each file, several read at once; raises as `of`, and Cancelled."""
-        batch = _Batch(files, progress, stop or threading.Event())
+        sizes = {file: os.stat(file).st_size for file in files}
+        digests: dict[Path, str] = {}
+        self.each(
+            # So that no thread is left with it at the end.
+            sorted(sizes, key=lambda file: sizes[file], reverse=True),
+            digests.__setitem__,
+            totals=(sum(sizes.values()), len(sizes)),
+            progress=progress,
+            stop=stop,
+        )
+        return digests
+
+    def each(
+        self,
+        files: Iterable[Path],
+        found: Callable[[Path, str], None],
+        *,
+        totals: tuple[int, int],
+        progress: Progress | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """Tell `found` the MD5 of each file, by one thread at a time; raises as `all_of`.
+
+        Several are read at once, the largest should come first. `totals` are their bytes
+        and number. Holds no more than a few of them.
+        """
+        batch = _Batch(files, found, totals, progress, stop or threading.Event())
 
         def work() -> None:
             try:
@@ -161,14 +186,14 @@ class Hashes:
 
         threads = [
             threading.Thread(target=work, name=f"hash-{number}", daemon=True)
-            for number in range(min(self._threads, len(batch)) - 1)
+            for number in range(min(self._threads, totals[1]) - 1)
         ]
         for thread in threads:
             thread.start()
         work()
         for thread in threads:
             thread.join()
-        return batch.result()
+        batch.require_done()
 
     def _of(self, file: Path, advance: Callable[[int], None]) -> str:
         relpath = str(file.relative_to(self._root))
@@ -257,28 +282,29 @@ class Hashes:
 
 
 class _Batch:
-    """Files to hash, the largest first so that no thread is left with it at the end."""
+    """Files to hash, in this order."""
 
     def __init__(
-        self, files: Iterable[Path], progress: Progress | None, stop: threading.Event
+        self,
+        files: Iterable[Path],
+        found: Callable[[Path, str], None],
+        totals: tuple[int, int],
+        progress: Progress | None,
+        stop: threading.Event,
     ) -> None:
-        sizes = {file: os.stat(file).st_size for file in files}
-        self._files = deque(sorted(sizes, key=lambda file: sizes[file], reverse=True))
-        self._number, self._bytes = len(sizes), sum(sizes.values())
+        self._files = iter(files)
+        self._found = found
+        self._bytes, self._number = totals
         self._progress = progress
         self._stop = stop
         self._lock = threading.Lock()
-        self._read = 0
-        self._digests: dict[Path, str] = {}
+        self._read = self._done = 0
         self._failures: list[BaseException] = []
-
-    def __len__(self) -> int:
-        return self._number
 
     def take(self) -> Path | None:
         with self._lock:
             self._check_locked()
-            return self._files.popleft() if self._files else None
+            return next(self._files, None)
 
     def advance(self, count: int) -> None:
         with self._lock:
@@ -288,17 +314,18 @@ class _Batch:
 
     def done(self, file: Path, digest: str) -> None:
         with self._lock:
-            self._digests[file] = digest
+            self._found(file, digest)
+            self._done += 1
             self._tell_locked()
 
     def fail(self, error: BaseException) -> None:
         with self._lock:
             self._failures.append(error)
 
-    def result(self) -> Mapping[Path, str]:
+    def require_done(self) -> None:
+        """Raise the first failure."""
         for failure in sorted(self._failures, key=lambda error: isinstance(error, Cancelled)):
             raise failure
-        return self._digests
 
     def _check_locked(self) -> None:
         if self._stop.is_set() or self._failures:
@@ -306,7 +333,7 @@ class _Batch:
 
     def _tell_locked(self) -> None:
         if self._progress is not None:
-            self._progress(self._read, self._bytes, len(self._digests), self._number)
+            self._progress(self._read, self._bytes, self._done, self._number)
 
 
 def forget(database: Path) -> None:

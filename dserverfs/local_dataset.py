@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dserverfs.disk_tables import ItemTable
 from dserverfs.errors import ProtocolError, UsageError
 from dserverfs.limits import parse_json, parse_timestamp, understood
 from dserverfs.model import Identifier, Item
@@ -82,6 +83,12 @@ class LocalDataset(NamedTuple):
             "overlays": self.overlays,
         }
 
+    def dated(self) -> Iterator[tuple[Item, float]]:
+        """Yield each item with its date as the manifest has it."""
+        if isinstance(self.items, ItemTable):
+            return self.items.dated()
+        return ((item, self.timestamps[key]) for key, item in self.items.items())
+
     def described_items(self) -> DescribedItems:
         """Return what the server wants to know of each item."""
         return DescribedItems(self)
@@ -97,13 +104,12 @@ class DescribedItems:
         return len(self._dataset.items)
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        timestamps = self._dataset.timestamps
-        for identifier, item in self._dataset.items.items():
+        for item, timestamp in self._dataset.dated():
             yield {
                 "relpath": item.relpath,
                 "size_in_bytes": item.size_in_bytes,
                 "hash": item.hash,
-                "utc_timestamp": timestamps[identifier],
+                "utc_timestamp": timestamp,
             }
 
 

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 from dserverfs.blocks import BLOCK_SIZE, MemoryBlock, block_length, number_of_blocks
 from dserverfs.cache import BlockCache, BlockKey
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 LOOKING_THREADS = 16  # as many as upload
 # More would push out of the cache what is read; a guess, not measured.
+_TOGETHER = 1000  # items that are looked for at once
+_NEIGHBOURS = 200  # of an item, of which it may be asked in one request
 MAX_ADOPTED_BYTES = 8 * 1024**3
 
 
@@ -56,7 +59,7 @@ class Registration:
         self,
         local: LocalDataset,
         base_uri: str,
-        taken: Container[Identifier],
+        taken: Container[object],
         stop: threading.Event,
     ) -> Dataset:
         """Return the dataset as the server has it now; raises what keeps it from being right.
@@ -110,42 +113,59 @@ class Registration:
         self,
         dataset: Dataset,
         local: LocalDataset,
-        taken: Container[Identifier],
+        taken: Container[object],
         stop: threading.Event,
     ) -> None:
-        untaken = [item for item in local.items.values() if item.identifier not in taken]
-        identifiers = [item.identifier for item in untaken]
-
-        def require(place: int) -> None:
-            if stop.is_set():
-                raise Cancelled(f"{dataset.name}: the mount is ending")
-            item = untaken[place]
-            content = ItemContent(
-                key="",
-                dataset=dataset,
-                identifier=item.identifier,
-                size_in_bytes=item.size_in_bytes,
-                hash_function=local.hash_function,
-                hash=item.hash,
-                neighbours=lambda count: identifiers[place : place + count],
-            )
-            try:
-                self._stored.require(content)
-            except IntegrityError as error:
-                raise IntegrityError(
-                    f"{item.relpath}: the server says that it has it, but {error}: the dataset"
-                    " is registered and not complete; all its files are kept here",
-                    uri=dataset.uri,
-                ) from error
-
+        untaken = (item for item in local.items.values() if item.identifier not in taken)
         with ThreadPoolExecutor(LOOKING_THREADS, thread_name_prefix="look") as pool:
-            looking = [pool.submit(require, place) for place in range(len(untaken))]
-            try:
-                for one in looking:
-                    one.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            while some := list(islice(untaken, _TOGETHER)):
+                identifiers = [item.identifier for item in some]
+                looking = [
+                    pool.submit(
+                        self._require_one,
+                        dataset,
+                        local,
+                        item,
+                        identifiers[place : place + _NEIGHBOURS],
+                        stop,
+                    )
+                    for place, item in enumerate(some)
+                ]
+                try:
+                    for one in looking:
+                        one.result()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+
+    def _require_one(
+        self,
+        dataset: Dataset,
+        local: LocalDataset,
+        item: Item,
+        identifiers: list[Identifier],
+        stop: threading.Event,
+    ) -> None:
+        """Require that an item is stored; `identifiers` are those that are asked for next."""
+        if stop.is_set():
+            raise Cancelled(f"{dataset.name}: the mount is ending")
+        content = ItemContent(
+            key="",
+            dataset=dataset,
+            identifier=item.identifier,
+            size_in_bytes=item.size_in_bytes,
+            hash_function=local.hash_function,
+            hash=item.hash,
+            neighbours=lambda count: identifiers[:count],
+        )
+        try:
+            self._stored.require(content)
+        except IntegrityError as error:
+            raise IntegrityError(
+                f"{item.relpath}: the server says that it has it, but {error}: the dataset"
+                " is registered and not complete; all its files are kept here",
+                uri=dataset.uri,
+            ) from error
 
     def learn(self, dataset: Dataset, as_staged: UUID) -> str | None:
         """Show it from now on as it was named while staged; return what may surprise of that."""

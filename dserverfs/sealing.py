@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 import json
 import logging
 import os
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from dserverfs import hashing
+from dserverfs.disk_tables import DiskDict, ItemTable
 from dserverfs.durable_files import replacing
 from dserverfs.errors import IntegrityError, ItemChanged, ProtocolError, UsageError
 from dserverfs.hashing import Hashes
@@ -40,7 +41,7 @@ from dserverfs.limits import (
     usable_date,
 )
 from dserverfs.local_dataset import LocalDataset
-from dserverfs.model import Item, identifier_of, seconds_of
+from dserverfs.model import Item, seconds_of
 from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staged_layout import DATA, METADATA, README, Layout, Survey, survey
 from dserverfs.staging_state import Record
@@ -50,6 +51,7 @@ logger = logging.getLogger(__name__)
 HASH_FUNCTION = "md5sum_hexdigest"
 _SEALED = "sealed"
 _HASHES = "hashes"
+_ITEMS = ', "items": ['  # ends the first line; each item has one of its own
 _EDITED = "; if it was edited on purpose, rm -r its .dtool makes a new dataset of it"
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -93,7 +95,7 @@ def describe(
             synced.result()
         finally:
             hashes.close()
-        _write(staged.directory / _SEALED, staged.tree, dataset, found.layout)
+        _write(staged.directory / _SEALED, dataset, found.layout)
         if not staged.seal(changes, dataset.admin_metadata["uuid"]):
             raise ItemChanged(
                 f"{staged.record.name}: was written to while it was being frozen", relpath=""
@@ -133,33 +135,48 @@ def load(staged: StagedDataset) -> LocalDataset:
     """Return the description of one that is sealed; raises ProtocolError if it is damaged."""
     path = staged.directory / _SEALED
     try:
-        kept = parse_json(path.read_bytes(), "it")
-        with understood("it"):
+        items = ItemTable()
+        with path.open("rb") as file, understood("it"):
+            kept = _head(file)
             root = _items_root(staged.tree, Layout(kept["layout"]))
-            for relpath, *_ in kept["items"]:
+            entries = kept["items"] if "items" in kept else _entries(file)
+            for relpath, size, md5, mtime_ns, timestamp in entries:
                 if not relpath_is_usable(relpath):
                     raise ProtocolError(f"{relpath!r} is no item's path")
-            items = {
-                identifier_of(relpath): Item(identifier_of(relpath), relpath, size, md5, mtime_ns)
-                for relpath, size, md5, mtime_ns, _ in kept["items"]
-            }
-            timestamps = {identifier_of(entry[0]): float(entry[4]) for entry in kept["items"]}
+                items.add(relpath, int(size), str(md5), int(mtime_ns), float(timestamp))
             return LocalDataset(
                 kept["admin_metadata"],
                 kept["readme"].encode("utf-8", "surrogateescape"),
                 HASH_FUNCTION,
                 items,
-                timestamps,
+                items.timestamps(),
                 lambda item: root / item.relpath,
                 kept["tags"],
                 kept["annotations"],
                 kept["overlays"],
             )
-    except (OSError, ProtocolError) as error:
+    except (OSError, ProtocolError, sqlite3.IntegrityError) as error:
         raise ProtocolError(f"{path}: cannot be read: {error}") from error
 
 
-def _describe(record: Record, found: Survey, hashes: Mapping[str, str]) -> LocalDataset:
+def _head(file: BinaryIO) -> Any:
+    """Return what is before the items, which are left to `_entries`; with them in 0.1.0's."""
+    line = file.readline()
+    if not line.endswith(f"{_ITEMS}\n".encode()):
+        return parse_json(line + file.read(), "it")
+    return parse_json(line[: -len(_ITEMS) - 1] + b"}", "it")
+
+
+def _entries(file: BinaryIO) -> Iterator[Any]:
+    for line in file:
+        if line == b"]}":
+            return
+        yield parse_json(line.rstrip(b",\n"), "an item")
+    raise ProtocolError("it has no end")
+
+
+def _describe(record: Record, found: Survey, hashes: DiskDict) -> LocalDataset:
+    timestamps: Mapping[str, float] | None = None
     if found.admin_metadata is None or found.manifest is None:
         admin: dict[str, Any] = {
             "uuid": record.id,
@@ -169,34 +186,29 @@ def _describe(record: Record, found: Survey, hashes: Mapping[str, str]) -> Local
             "created_at": record.created_at,
             "frozen_at": time.time(),
         }
-        timestamps = {
-            relpath: usable_date(seconds_of(file.mtime_ns)) for relpath, file in found.items.items()
-        }
     else:
         admin = _require_admin(found.admin_metadata)
         timestamps = _require_same(found, found.manifest, hashes)
-    root = _items_root_of(found)
-    items = {}
+    items = ItemTable()
     for relpath, file in found.items.items():
-        identifier = identifier_of(relpath)
-        items[identifier] = Item(
-            identifier, relpath, file.size_in_bytes, hashes[relpath], file.mtime_ns
-        )
+        if timestamps is None:
+            timestamp = usable_date(seconds_of(file.mtime_ns))
+        else:
+            timestamp = timestamps[relpath]
+        md5 = hashes[str(file.path)]
+        items.add(relpath, file.size_in_bytes, md5, file.mtime_ns, timestamp)
+    root = found.items.root
     return LocalDataset(
         admin,
         found.readme,
         HASH_FUNCTION,
         items,
-        {identifier: timestamps[item.relpath] for identifier, item in items.items()},
-        lambda item: root[item.relpath],
+        items.timestamps(),
+        lambda item: root / item.relpath,
         found.tags,
         found.annotations,
         found.overlays,
     )
-
-
-def _items_root_of(found: Survey) -> Mapping[str, Path]:
-    return {relpath: file.path for relpath, file in found.items.items()}
 
 
 def _require_admin(admin: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,9 +232,7 @@ def _date(key: str, value: object) -> float:
         raise UsageError(f".dtool/dtool: {key}: {error}") from error
 
 
-def _require_same(
-    found: Survey, manifest: Mapping[str, Any], hashes: Mapping[str, str]
-) -> dict[str, float]:
+def _require_same(found: Survey, manifest: Mapping[str, Any], hashes: DiskDict) -> dict[str, float]:
     """Return the manifest's timestamps by relpath; raises IntegrityError where files differ."""
     if manifest.get("hash_function") != HASH_FUNCTION:
         raise UsageError(f"its hash function {manifest.get('hash_function')!r} is not MD5")
@@ -235,7 +245,7 @@ def _require_same(
         file = found.items.get(item.relpath)
         if file is None:
             raise IntegrityError(f"{item.relpath}: is in the manifest, but not there{_EDITED}")
-        if file.size_in_bytes != item.size_in_bytes or hashes[item.relpath] != item.hash:
+        if file.size_in_bytes != item.size_in_bytes or hashes[str(file.path)] != item.hash:
             raise IntegrityError(f"{item.relpath}: is not what the manifest says{_EDITED}")
         timestamps[item.relpath] = parse_timestamp(entry.get("utc_timestamp", 0.0))
     extra = found.items.keys() - timestamps.keys()
@@ -244,11 +254,17 @@ def _require_same(
     return timestamps
 
 
-def _hash(hashes: Hashes, found: Survey, stop: threading.Event) -> dict[str, str]:
-    """Return the MD5 of each item by relpath; what was hashed before and is unchanged is kept."""
-    digests = hashes.all_of([file.path for file in found.items.values()], stop=stop)
+def _hash(hashes: Hashes, found: Survey, stop: threading.Event) -> DiskDict:
+    """Return the MD5 of each item by path; what was hashed before and is unchanged is kept."""
+    digests = DiskDict()
+    hashes.each(
+        found.items.largest_first(),
+        lambda path, md5: digests.__setitem__(str(path), md5),
+        totals=(found.size_in_bytes, len(found.items)),
+        stop=stop,
+    )
     logger.debug("%d bytes were left to be hashed", hashes.bytes_read)
-    return {relpath: digests[file.path] for relpath, file in found.items.items()}
+    return digests
 
 
 def _notes(found: Survey, staged: StagedDataset) -> list[str]:
@@ -265,29 +281,23 @@ def _items_root(tree: Path, layout: Layout) -> Path:
     return tree / DATA if layout is Layout.DTOOL else tree
 
 
-def _write(path: Path, tree: Path, dataset: LocalDataset, layout: Layout) -> None:
-    kept = {
+def _write(path: Path, dataset: LocalDataset, layout: Layout) -> None:
+    head = {
         "layout": layout.value,
         "admin_metadata": dataset.admin_metadata,
         "readme": dataset.readme.decode("utf-8", "surrogateescape"),
-        "items": [
-            [
-                item.relpath,
-                item.size_in_bytes,
-                item.hash,
-                item.mtime_ns,
-                dataset.timestamps[identifier],
-            ]
-            for identifier, item in dataset.items.items()
-        ],
         "tags": dataset.tags,
         "annotations": dataset.annotations,
         "overlays": dataset.overlays,
     }
     with replacing(path) as file:
-        text = io.TextIOWrapper(file, encoding="ascii")  # JSON escapes the rest
-        json.dump(kept, text)
-        text.detach()
+        file.write(f"{json.dumps(head)[:-1]}{_ITEMS}".encode("ascii"))  # JSON escapes the rest
+        separator = "\n"
+        for item, timestamp in dataset.dated():
+            entry = [item.relpath, item.size_in_bytes, item.hash, item.mtime_ns, timestamp]
+            file.write(f"{separator}{json.dumps(entry)}".encode("ascii"))
+            separator = ",\n"
+        file.write(b"\n]}")
 
 
 @contextlib.contextmanager

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from dserverfs.announcement import Announcement
 from dserverfs.attempts import AnnouncedTarget, Attempts, Tally
 from dserverfs.azure import BlobSender, is_sas
+from dserverfs.disk_tables import DiskDict
 from dserverfs.errors import ItemChanged
 from dserverfs.hashing import Stamp
 from dserverfs.local_dataset import LocalDataset
-from dserverfs.model import Identifier, Item
+from dserverfs.model import Item
 from dserverfs.outgoing import FilePart, Line
 from dserverfs.parts import PartSender
 from dserverfs.pieces import PieceSender
@@ -43,7 +44,7 @@ class Sender:
         pieces = PieceSender(self._attempts, tally, storage.line)
         self._parts = PartSender(announcement.routes, pieces)
         self._blobs = BlobSender(self._attempts, pieces)
-        self._stamps: dict[Identifier, Stamp] = {}
+        self._stamps = DiskDict()  # by identifier
 
     def note_files(self) -> None:
         """Remember what the items' files are now; raises ItemChanged for a size not announced."""
@@ -127,7 +128,7 @@ class Sender:
             raise _changed(item, f"cannot be read: {error.strerror}") from error
 
     def _check(self, item: Item, stamp: Stamp) -> None:
-        if stamp != self._stamps[item.identifier]:
+        if list(stamp) != self._stamps[item.identifier]:
             raise _changed(item, "was changed during the upload")
 
 

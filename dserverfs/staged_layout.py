@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dserverfs.disk_tables import FileTable
 from dserverfs.errors import CannotHold, NotUTF8, ProtocolError, UsageError
 from dserverfs.limits import MAX_README_BYTES, parse_json
 
@@ -49,17 +50,6 @@ class StillProto(UsageError):
     """dtool made it, and dtool's own freeze has to end it."""
 
 
-@dataclass(frozen=True)
-class File:
-    """A file as it was found: whether it is the same later can be told by comparing."""
-
-    path: Path
-    size_in_bytes: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-
-
 @dataclass
 class Lost:
     """What a dataset cannot keep: how many, and the first of them."""
@@ -82,7 +72,7 @@ class Survey:
     """A staged directory, as it would be frozen."""
 
     layout: Layout
-    items: Mapping[str, File]  # by relpath
+    items: FileTable
     readme: bytes
     admin_metadata: Mapping[str, Any] | None  # of a dataset that was frozen elsewhere
     manifest: Mapping[str, Any] | None  # of the same
@@ -95,7 +85,7 @@ class Survey:
 
     @property
     def size_in_bytes(self) -> int:
-        return sum(file.size_in_bytes for file in self.items.values())
+        return self.items.size_in_bytes
 
     def losses(self) -> str | None:
         """Return in one line what a dataset cannot keep of it; None if it keeps everything."""
@@ -180,7 +170,7 @@ class _Found:
 
     def __init__(self, root: Path) -> None:
         self._root = str(root)
-        self.items: dict[str, File] = {}
+        self.items = FileTable(root)
         self.empty_directories = Lost()
         self.executables = Lost()
 
@@ -200,22 +190,16 @@ class _Found:
                 if stat.S_ISDIR(status.st_mode):
                     pending.append((entry.path, f"{relpath}/"))
                 elif stat.S_ISREG(status.st_mode):
-                    self._add(entry.path, relpath, status)
+                    self._add(relpath, status)
                 else:
                     raise CannotHold(f"{relpath}: is neither a file nor a directory")
             if not entries and prefix:
                 self.empty_directories.add(prefix.rstrip("/"))
 
-    def _add(self, path: str, relpath: str, status: os.stat_result) -> None:
+    def _add(self, relpath: str, status: os.stat_result) -> None:
         if status.st_mode & 0o111:
             self.executables.add(relpath)
-        self.items[relpath] = File(
-            Path(path),
-            status.st_size,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
-            status.st_ino,
-        )
+        self.items.add(relpath, status.st_size, status.st_mtime_ns)
 
 
 def _sorted_entries(directory: str) -> Iterator[os.DirEntry[str]]:

@@ -8,12 +8,11 @@ large and gone when nobody holds it any more. Thread-safe.
 from __future__ import annotations
 
 import json
-import sqlite3
 import threading
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from dserverfs.disk_tables import private_database
 from dserverfs.model import Identifier
 
 
@@ -39,22 +38,20 @@ class UrlTable(Mapping[Identifier, UploadUrl]):
     """URLs by identifier: `add` some at a time, then `complete`."""
 
     def __init__(self) -> None:
-        # Of an empty name: a file without one, made when it outgrows 2 MB of memory.
-        self._connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        weakref.finalize(self, self._connection.close)
+        self._connection = private_database(self)
         self._lock = threading.Lock()
         self._connection.execute("CREATE TABLE url (identifier TEXT, url TEXT, headers TEXT)")
-        self._connection.execute("BEGIN")
 
     def add(self, urls: Iterable[tuple[Identifier, UploadUrl]]) -> None:
         """Add URLs; raises sqlite3.Error as the disk does."""
         rows = ((identifier, url, json.dumps(headers)) for identifier, (url, headers) in urls)
+        self._connection.execute("BEGIN")
         self._connection.executemany("INSERT INTO url VALUES (?, ?, ?)", rows)
+        self._connection.execute("COMMIT")
 
     def complete(self) -> None:
         """Make it ready to be asked."""
         self._connection.execute("CREATE INDEX by_identifier ON url (identifier)")
-        self._connection.execute("COMMIT")
 
     def __getitem__(self, identifier: Identifier) -> UploadUrl:
         with self._lock:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dserverfs.announcement import Announcement
@@ -25,6 +25,7 @@ from dserverfs.model import Dataset, Identifier, Item
 from dserverfs.resolver import Resolver
 from dserverfs.sender import Sender
 from dserverfs.storage import Storage
+from dserverfs.upload_urls import UploadUrls
 
 logger = logging.getLogger(__name__)
 
@@ -94,13 +95,10 @@ class Uploader:
             on_registered()
             before_complete()
             return uri
-        missing = []
         for item in dataset.items.values():
             if item.identifier in urls.stored:
                 tally.add_item(item.size_in_bytes)
-            else:
-                missing.append(item)
-        _send_all(self._storage, sender, tally, missing, on_taken)
+        _send_all(self._storage, sender, tally, lambda: _missing(dataset, urls), on_taken)
         sender.check_files()
         tally.check()
         before_complete()
@@ -174,11 +172,15 @@ def _described(entry: object) -> object:
     return (entry.get("relpath"), entry.get("size_in_bytes"), str(entry.get("hash")).lower())
 
 
+def _missing(dataset: LocalDataset, urls: UploadUrls) -> Iterator[Item]:
+    return (item for item in dataset.items.values() if item.identifier not in urls.stored)
+
+
 def _send_all(
     storage: Storage,
     sender: Sender,
     tally: Tally,
-    items: Iterable[Item],
+    items: Callable[[], Iterator[Item]],
     on_taken: Callable[[Item], None],
 ) -> None:
     """Return when all items and the README are stored; raises the first failure."""
@@ -219,15 +221,18 @@ def _send_all(
 class _Queue:
     """Items in the order of sending: large ones first, never more than a few of them at once."""
 
-    def __init__(self, items: Iterable[Item]) -> None:
-        by_size = sorted(items, key=lambda item: item.size_in_bytes, reverse=True)
-        self._large = deque(item for item in by_size if item.size_in_bytes >= LARGE_BYTES)
-        self._small = deque(item for item in by_size if item.size_in_bytes < LARGE_BYTES)
+    def __init__(self, items: Callable[[], Iterator[Item]]) -> None:
+        """`items` yields the same each time; of small ones only the next is in memory."""
+        large = (item for item in items() if item.size_in_bytes >= LARGE_BYTES)
+        by_size = sorted(large, key=lambda item: item.size_in_bytes, reverse=True)
+        self._large = deque(by_size)
+        self._small = (item for item in items() if item.size_in_bytes < LARGE_BYTES)
+        self._number = sum(1 for _ in items())
         self._sending_large = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._large) + len(self._small)
+        return self._number
 
     def take(self) -> Item | None:
         """Return what to send next; None if this thread is not needed any more."""
@@ -236,7 +241,7 @@ class _Queue:
                 self._sending_large += 1
                 return self._large.popleft()
             # With large ones left, those who send them now will take them.
-            return self._small.popleft() if self._small else None
+            return next(self._small, None)
 
     def done(self, item: Item) -> None:
         with self._lock:

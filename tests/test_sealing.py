@@ -12,7 +12,7 @@ import pytest
 
 from dserverfs import sealing
 from dserverfs.client import Client
-from dserverfs.errors import ItemChanged, NotFound
+from dserverfs.errors import ItemChanged, NotFound, ProtocolError
 from dserverfs.model import DserverURI
 from dserverfs.settings import TOKEN, Settings
 from dserverfs.staged_dataset import StagedDataset
@@ -152,3 +152,36 @@ def test_what_another_process_owns_is_carried_on_with_when_that_has_ended(
 
     wait_for(lambda: is_registered(client, staged), "it is frozen")
     assert was_left_alone
+
+
+def test_what_was_sealed_is_read_again_also_as_an_earlier_version_wrote_it(
+    staged: StagedDataset,
+) -> None:
+    for number in range(3):
+        (staged.tree / f"ü{number}").write_bytes(b"x" * number)
+    described = sealing.describe(staged, None, threading.Event())
+    assert described is not None
+    described.keep()
+    path = staged.directory / "sealed"
+    wanted = list(described.dataset.dated())
+
+    now = sealing.load(staged)
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({name: kept[name] for name in sorted(kept)}))
+    then = sealing.load(staged)
+
+    assert len(wanted) == 4
+    assert list(now.dated()) == list(then.dated()) == wanted
+    assert now.admin_metadata == then.admin_metadata == described.dataset.admin_metadata
+
+
+@pytest.mark.parametrize("lines", [0, 1, 2])
+def test_half_of_what_was_sealed_is_an_error(staged: StagedDataset, lines: int) -> None:
+    described = sealing.describe(staged, None, threading.Event())
+    assert described is not None
+    described.keep()
+    path = staged.directory / "sealed"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:lines]))
+
+    with pytest.raises(ProtocolError, match="sealed: cannot be read"):
+        sealing.load(staged)

@@ -21,6 +21,7 @@ LEVELS = [
     {"errors"},
     {"limits", "retry"},
     {"bounded_sockets", "error_answers", "model"},
+    {"disk_tables"},
     {
         "blocks",
         "cache_troubles",

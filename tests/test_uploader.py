@@ -110,7 +110,7 @@ def test_few_large_items_at_once_and_small_ones_beside_them(tmp_path: Path) -> N
     sizes = {"a": 9 << 20, "b": 8 << 20, "c": 5, "d": 10 << 20, "e": 30 << 20, "f": 11 << 20}
     dataset = local_dataset(tmp_path / "items", dict.fromkeys(sizes, b""))
     items = [replace(item, size_in_bytes=sizes[item.relpath]) for item in dataset.items.values()]
-    queue = uploader_module._Queue(items)
+    queue = uploader_module._Queue(lambda: iter(items))
 
     first = [queue.take() for _ in range(6)]
     queue.done(next(item for item in items if item.relpath == "e"))
