@@ -12,8 +12,8 @@ import pytest
 
 from dserverfs import sealing
 from dserverfs.client import Client
-from dserverfs.errors import ItemChanged, NotFound, ProtocolError
-from dserverfs.model import DserverURI
+from dserverfs.errors import ItemChanged, ProtocolError
+from dserverfs.model import UUID, DserverURI
 from dserverfs.settings import TOKEN, Settings
 from dserverfs.staged_dataset import StagedDataset
 from dserverfs.staging import Staging
@@ -73,12 +73,7 @@ def is_sent(client: Client, staged: StagedDataset) -> bool:
 
 
 def is_registered(client: Client, staged: StagedDataset) -> bool:
-    uri = f"{staged.record.base_uri}/{staged.id}"
-    try:
-        client.resolver.dataset(uri)
-    except NotFound:
-        return False
-    return True
+    return bool(client.resolver.datasets_by_uuid(UUID(staged.id)))
 
 
 def test_items_are_sent_while_the_disk_is_at_work_and_registered_when_it_is_done(
