@@ -213,7 +213,8 @@ def _shown(entry: Any) -> tuple[int, int, int]:
 
 
 def readdir_reply(token: Names, name: bytes, attributes: Any, next_id: int) -> bool:
-    token.append(os.fsdecode(name))
+    if name not in (b".", b".."):
+        token.append(os.fsdecode(name))
     return True
 
 
