@@ -260,6 +260,8 @@ def record_of(cls: type[T], values: Any) -> T:
 
 
 def _is_of(value: object, kind: Any) -> bool:
+    while hasattr(kind, "__supertype__"):  # a NewType is its own kind to the type checker only
+        kind = kind.__supertype__
     if kind is float:
         return type(value) in (int, float) and date_is_usable(value)  # type: ignore[arg-type]
     if kind is str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import dataclass
+from typing import NewType
 
 import pytest
 from dtoolcore.utils import generate_identifier
@@ -177,3 +179,44 @@ def test_json_may_be_nested_as_deep_as_the_limit() -> None:
 
     assert limits.parse_json(deepest, "it")
     assert sys.getrecursionlimit() > 2 * depth
+
+
+Text = NewType("Text", str)
+
+
+@dataclass
+class Sample:
+    text: Text
+    number: int = 0
+    maybe: Text | None = None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"text": "a"},
+        {"text": "a", "number": 1},
+        {"text": "a", "maybe": "b"},
+        {"text": "", "maybe": None},
+    ],
+)
+def test_a_record_is_made_of_values_of_its_types(values: dict[str, object]) -> None:
+    assert vars(limits.record_of(Sample, values)).items() >= values.items()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"text": 1},
+        {"text": None},
+        {"text": "a", "number": "1"},
+        {"text": "a", "number": True},
+        {"text": "a", "maybe": 1},
+        {"text": "a", "other": "b"},
+        {"text": "\ud800"},
+    ],
+)
+def test_a_record_is_not_made_of_others(values: dict[str, object]) -> None:
+    with pytest.raises(TypeError):
+        limits.record_of(Sample, values)
