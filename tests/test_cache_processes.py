@@ -68,7 +68,10 @@ def seen_by_all(directory: Path) -> dict[str, int]:
 
 
 def size_of_files(directory: Path) -> int:
-    found = [(directory / name).stat() for name in files_in(directory)]
+    found = []
+    for name in files_in(directory):
+        with contextlib.suppress(FileNotFoundError):  # another thread evicts
+            found.append((directory / name).stat())
     return sum({status.st_ino: status.st_size for status in found}.values())
 
 
