@@ -15,6 +15,7 @@ was being written is shown by it, and sent when somebody has written to it again
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -341,16 +342,18 @@ class FrozenEdits:
         elif source is not None:
             self._move_away(edited, source, new)
         else:
-            with self._condition:
-                file = edited.at(old)
-                if file is None:
-                    raise Frozen(f"{dataset.uri}: {old} is frozen")
-                if target is None:
-                    self._local.replace(edited, file, new, None)
-                    return
-                if self._moves_back(edited, file, target):
-                    return
-            self._sender.send_as(edited, file, target, reader)
+            # After what is being sent just now: it may be what this file takes the place of.
+            with edited.sending if target is not None else contextlib.nullcontext():
+                with self._condition:
+                    file = edited.at(old)
+                    if file is None:
+                        raise Frozen(f"{dataset.uri}: {old} is frozen")
+                    if target is None:
+                        self._local.replace(edited, file, new, None)
+                        return
+                    if self._moves_back(edited, file, target):
+                        return
+                self._sender.send_as(edited, file, target, reader)
 
     def discard(self, dataset: Dataset, path: str) -> None:
         """Forget a change that was not sent; raises UsageError if there is none, or it is open."""

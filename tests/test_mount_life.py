@@ -147,6 +147,7 @@ def test_options_of_an_fstab_are_taken(mount: Remountable) -> None:
     )
 
     (mount.path / "written").mkdir()
+    assert os.listdir(mount.path / "written") == []
     (mount.path / "written").rmdir()
 
 

@@ -280,7 +280,8 @@ def test_item_read_whole_with_one_wrong_byte_fails_before_its_end(world: World, 
     world.store.content = bytes(damaged)
     item = ItemReader(world.reader, hash_of_right)
 
-    with pytest.raises(IntegrityError, match="of the manifest"):
+    # Which of two readers finds it, the one of this block or one ahead of it, is for the machine.
+    with pytest.raises(IntegrityError, match=r"of the manifest|was read wrong"):
         list(map(item.read, range(0, len(CONTENT), BLOCK_SIZE), [BLOCK_SIZE] * 6))
 
     world.store.content = CONTENT
