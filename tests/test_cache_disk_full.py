@@ -12,6 +12,7 @@ import pytest
 
 from tests.accounts import Account
 from tests.broken_disks import WAYS, full, own_disk
+from tests.daemons import wait_for
 from tests.datasets import README, content_of, make_dataset
 from tests.mounting import mounted, publish
 from tests.serving import ServerHandle
@@ -87,7 +88,8 @@ def test_what_was_not_visited_before_is_read_whatever_becomes_of_the_cache(
                 assert len(said) <= 2, "one line for blocks, one for manifests"
             if way == "gone":
                 assert [*directory.glob("manifests/*.index")], "it is made anew"
-                assert (directory / "blocks/cache.db").exists()
+                # Blocks are written behind the reads, by a thread.
+                wait_for((directory / "blocks/cache.db").exists, "the block cache made anew")
 
 
 def test_cache_that_cannot_be_made_is_done_without(
