@@ -404,7 +404,7 @@ class BlockCache:
         """Return diskcache's cache, or None if nothing new is to be kept."""
         if self._size_limit == 0 or self._troubles.is_unwritable():
             return None
-        if not (self._directory / "lock").exists():  # a write would make half of it anew
+        if self._watch.is_gone():  # a write would make half of it anew
             self._look()
         return self._readable()
 
@@ -417,6 +417,9 @@ class BlockCache:
         """Keep nothing new for a while; what is here can still be read."""
         if means_corrupt(error):
             self._fail(error)
+            return
+        if self._watch.is_gone():  # taken away in the middle of this: the next one makes it anew
+            self._look()
             return
         if not self._troubles.cannot_be_written(error):
             return

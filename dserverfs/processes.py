@@ -15,9 +15,10 @@ from typing import NamedTuple
 from dserverfs.printable import printable
 
 # Of /proc/PID/stat behind the name, counted from 0: proc_pid_stat(5).
-_STATE, _PARENT, _GROUP, _SESSION, _TERMINAL, _FOREGROUND = range(6)
+_STATE, _PARENT, _GROUP, _SESSION, _TERMINAL, _FOREGROUND, _FLAGS = range(7)
 _THREADS, _STARTED = 17, 19
 _ENDED = frozenset({"Z", "X", "x"})
+_IS_KERNEL = 0x00200000  # PF_KTHREAD of the kernel's include/linux/sched.h
 
 
 class Process(NamedTuple):
@@ -27,11 +28,13 @@ class Process(NamedTuple):
     started: int  # clock ticks since boot: with the pid, no other process has it
     name: str  # of the program, at most 15 bytes
     parent: int
+    # 0 are those that began outside this pid namespace, as of a container that has no `init`.
     group: int
     session: int
     terminal: int  # that controls it; 0: none
     foreground: int  # the process group that has this terminal; -1: none
     has_ended: bool  # and nobody asked for its exit status yet
+    is_kernel: bool  # a thread of the kernel, as of its NFS server
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -76,6 +79,7 @@ class Processes:
                 foreground=int(fields[_FOREGROUND]),
                 # Its first thread may have ended before the others.
                 has_ended=fields[_STATE] in _ENDED and int(fields[_THREADS]) <= 1,
+                is_kernel=bool(int(fields[_FLAGS]) & _IS_KERNEL),
             )
         except (OSError, ValueError, IndexError):
             return None

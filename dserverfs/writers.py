@@ -91,7 +91,7 @@ class Writers:
             return
         self._last = (thread, now_s)
         process = self._processes.of_thread(thread)
-        if process is None or not process.session:  # a thread of the kernel, as of its NFS server
+        if process is None or process.is_kernel:  # for whom that writes is not known
             self.unknown = True
         else:
             known = self._known.get(process.identity)
@@ -239,6 +239,7 @@ class Writers:
             for process in (self._processes.all() if places else ())
             if (process.group, process.session) in places
             and not process.has_ended
+            and not process.is_kernel
             and process.pid != os.getpid()
         ]
         found, alive = [], set()

@@ -42,15 +42,21 @@ def no_inodes(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def read_only(directory: Path) -> Iterator[None]:
-    # An open file for writing, as of a database, does not let it be made so for this mount alone.
-    subprocess.run(
-        ["mount", "-o", "bind", directory.parent, directory.parent], check=True, timeout=20
-    )
-    _remount(directory.parent, "bind,ro")
+    # An open file for writing, as of a database, does not let it be made so for this mount
+    # alone; and one opened below a second mount, before that is read-only, neither.
+    view = directory.parent.with_name("read-only-view")
+    view.mkdir()
     try:
-        yield
+        _mount("--bind", directory.parent, view)
+        _remount(view, "bind,ro")
+        _mount("--bind", view, directory.parent)
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "--lazy", directory.parent], check=True, timeout=20)
     finally:
-        subprocess.run(["umount", "--lazy", directory.parent], check=True, timeout=20)
+        subprocess.run(["umount", "--lazy", view], check=False, timeout=20)
+        view.rmdir()
 
 
 @contextlib.contextmanager
@@ -69,9 +75,13 @@ def a_file(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def overwritten(directory: Path) -> Iterator[None]:
-    """Every file holds something else, and is shorter."""
+    """Every file holds something else, and is shorter.
+
+    But for what SQLite's processes share as memory: whoever cuts that ends them all by SIGBUS.
+    """
     for path in [path for path in directory.rglob("*") if path.is_file()]:
-        path.write_bytes(b"of something else")
+        if not path.name.endswith("-shm"):
+            path.write_bytes(b"of something else")
     yield
 
 
@@ -81,4 +91,8 @@ WAYS: dict[str, Way] = {
 
 
 def _remount(path: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", path], check=True, timeout=20)
+    _mount("-o", f"remount,{options}", path)
+
+
+def _mount(*arguments: str | Path) -> None:
+    subprocess.run(["mount", *arguments], check=True, timeout=20)

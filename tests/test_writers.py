@@ -13,6 +13,8 @@ from dserverfs.writers import PROMPT_S, Writers, sentence
 
 TERMINAL = 34816
 
+PF_KTHREAD = 0x00200000
+
 
 class Machine:
     """A /proc with processes in it, and a clock."""
@@ -36,12 +38,13 @@ class Machine:
         started: int = 5,
         cgroup: str = "0::/",
         threads: tuple[int, ...] = (),
+        flags: int = 0x00400000,  # PF_RANDOMIZE
     ) -> None:
         session = pid if session is None else session
         group = session if group is None else group
         text = (
             f"{pid} ({name}) S {parent} {group} {session} {terminal} {foreground}"
-            f" 0 0 0 0 0 0 0 0 0 20 0 1 0 {started} 0 0"
+            f" {flags} 0 0 0 0 0 0 0 0 20 0 1 0 {started} 0 0"
         )
         for number in (pid, *threads):
             directory = self.root / str(number)
@@ -281,11 +284,32 @@ def test_who_cannot_be_known_is_remembered(machine: Machine, writers: Writers) -
 
 
 def test_thread_of_the_kernel_is_none_that_ends(machine: Machine, writers: Writers) -> None:
-    machine.start(90, "nfsd", parent=2, session=0)
+    machine.start(90, "nfsd", parent=2, session=0, flags=PF_KTHREAD)
 
     writers.wrote(90)
 
     assert writers.unknown
+    assert pids(writers) == []
+
+
+def test_session_that_began_outside_the_pid_namespace_is_one_as_well(
+    machine: Machine, writers: Writers
+) -> None:
+    """As in `unshare --pid --fork job.sh`, or a container that was entered; kernel threads aside."""
+    machine.start(2, "kthreadd", parent=0, session=0, flags=PF_KTHREAD)
+    machine.start(50, "job.sh", parent=0, session=0)
+    machine.start(60, "cp", parent=50, session=0)
+    machine.start(61, "compute", parent=50, session=0)
+
+    writers.wrote(60)
+    machine.end(60)
+
+    assert not writers.unknown
+    assert pids(writers) == [50]
+    machine.end(50)
+    assert pids(writers) == [61]
+    assert pids(writers, asked_by=61) == []
+    machine.end(61)
     assert pids(writers) == []
 
 
