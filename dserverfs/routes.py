@@ -17,6 +17,7 @@ from typing import Any
 
 import requests
 
+from dserverfs import wire_names
 from dserverfs.connections import is_loopback
 from dserverfs.errors import (
     DserverfsError,
@@ -34,13 +35,7 @@ from dserverfs.transport import ServerTransport
 
 logger = logging.getLogger(__name__)
 
-# Names under which /config/versions lists a plugin with the signed-URL routes.
-UPSTREAM_PLUGIN = "dserver_signed_url_plugin"
-OWN_PLUGIN = "dserverfs.server.signed_urls"
-OWN_PARTS_PLUGIN = "dserverfs.server.multipart"
-OWN_METADATA_PLUGIN = "dserverfs.server.metadata"
-OWN_PUBLICATIONS_PLUGIN = "dserverfs.server.publications"
-# Under which it lists the server itself, by age.
+# Names under which /config/versions lists the server itself, by age.
 _CORE_NAMES = ("dservercore", "dserver", "dtool_lookup_server")
 # The last release of dservercore that cannot change a README, a tag or an annotation.
 _LAST_WITHOUT_CHANGES = (0, 22, 0)
@@ -52,13 +47,13 @@ _RELEASE = re.compile(r"(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?\Z")
 
 @dataclass(frozen=True)
 class Capabilities:
-    """Which of the routes beyond dservercore's a server has."""
+    """Which of the routes beyond dservercore's a server has: see `wire_names`."""
 
     signed_urls: bool
-    extended: bool  # what dserverfs.server.signed_urls adds
-    parts: bool = False  # what dserverfs.server.multipart adds
-    changes_metadata: bool = False  # what dserverfs.server.metadata adds
-    publishes: bool = False  # what dserverfs.server.publications adds
+    extended: bool
+    parts: bool = False
+    changes_metadata: bool = False
+    publishes: bool = False
     core_version: str = "of unknown version"
 
     @property
@@ -125,7 +120,7 @@ class Routes:
         if not self.capabilities().signed_urls:
             raise Unsupported(
                 f"{self.server_url} has no signed-URL routes: its operator has to install "
-                f"{UPSTREAM_PLUGIN}"
+                f"{wire_names.SIGNED_URLS}"
             )
 
     def core(self, route: str, uri: str, **options: Any) -> requests.Response:
@@ -256,13 +251,13 @@ class Routes:
             raise ProtocolError(
                 f"{self.server_url} is not a dserver: /config/versions says otherwise"
             )
-        names = {str(name).replace("-", "_") for name in versions}
+        names = wire_names.understood(versions)
         return Capabilities(
             signed_urls=any("signed_url" in name for name in names) or self._signs_urls(),
-            extended=OWN_PLUGIN in names,
-            parts=OWN_PARTS_PLUGIN in names,
-            changes_metadata=OWN_METADATA_PLUGIN in names,
-            publishes=OWN_PUBLICATIONS_PLUGIN in names,
+            extended=wire_names.SIGNED_URLS_EXTENDED in names,
+            parts=wire_names.MULTIPART in names,
+            changes_metadata=wire_names.METADATA in names,
+            publishes=wire_names.PUBLICATIONS in names,
             core_version=_version_of(versions),
         )
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import uuid as uuid_module
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 
+from dserverfs import wire_names
 from dserverfs.errors import (
     NotAuthenticated,
     NotFound,
@@ -178,6 +179,18 @@ def test_other_form_is_not_tried_where_the_first_has_worked(
 
 
 # What a server can
+
+
+@pytest.mark.parametrize("names", [wire_names.NAMES, wire_names.OF_0_1_0])
+def test_own_servers_of_now_and_of_yesterday_are_known_for_what_they_can(
+    quirky: QuirkyServer, resolver: Resolver, names: Iterable[str]
+) -> None:
+    quirky.versions = {"dservercore": "0.22.0", **dict.fromkeys(names, "1")}
+
+    can = resolver.capabilities()
+
+    assert (can.signed_urls, can.extended, can.parts) == (True, True, True)
+    assert (can.changes_metadata, can.publishes) == (True, True)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from typing import Any
 import jwt
 import pytest
 
+from dserverfs import __version__
 from tests.serving import ServerHandle
 
 
@@ -63,7 +64,20 @@ def test_health_and_versions_need_no_token(server: ServerHandle) -> None:
 
     assert server.get("/config/health", token="").json() == {"status": "healthy"}
     assert versions["dservercore"] == "0.22.0"
-    assert versions["dserverfs.server.signed_urls"]
+
+
+def test_what_the_server_can_do_is_published_under_fixed_names(server: ServerHandle) -> None:
+    versions = server.get("/config/versions", token="").json()["versions"]
+    abilities = server.get("/config/info").json()["config"]["dserverfs_abilities"]
+
+    assert set(abilities) == {
+        *("dserver_signed_url_plugin", "dserverfs_signed_urls", "dserverfs_multipart"),
+        *("dserverfs_metadata", "dserverfs_publications", "dserverfs_accounts"),
+        *("dserverfs_search", "dserverfs_retrieve"),
+    }
+    of_0_1_0 = {f"dserverfs.server.{name[10:]}" for name in abilities if "dserverfs_" in name}
+    assert set(versions) == {"dservercore", *abilities, *of_0_1_0}
+    assert {versions[name] for name in abilities} == {__version__}
 
 
 def test_the_configuration_shows_no_secret(server: ServerHandle) -> None:

@@ -22,7 +22,6 @@ from flask_smorest import Blueprint
 from sqlalchemy import Connection, event, text
 from werkzeug.security import check_password_hash, generate_password_hash
 
-from dserverfs import __version__ as __version__
 from dserverfs.errors import UsageError
 from dserverfs.limits import is_text
 from dserverfs.server import tokens

@@ -10,7 +10,6 @@ import importlib.metadata
 import logging
 import sqlite3
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import dservercore
 from flask import Flask, Response
 from sqlalchemy import event, text
 
+from dserverfs import __version__, wire_names
 from dserverfs.server import (
     accounts,
     changes,
@@ -119,23 +119,19 @@ def _config(database: Path, private_key_pem: str, secret_key: str) -> dict[str, 
         "JWT_HEADER_NAME": "Authorization",
         "JWT_HEADER_TYPE": "Bearer",
         "CORS_EXPOSE_HEADERS": ["X-Pagination", "X-Sort"],
+        "DSERVERFS_ABILITIES": list(wire_names.NAMES),
         "CONFIG_SECRETS_TO_OBFUSCATE": list(_SECRETS),
     }
 
 
 def _versions() -> Response:
-    """Answer /config/versions with the module of each plugin.
+    """Answer /config/versions with what clients of ours and of upstream look for.
 
-    dservercore would name each by its top-level package only, so that a client
+    dservercore would name each plugin by its top-level package only, so that a client
     could not tell which plugins there are.
     """
     versions = {"dservercore": dservercore.__version__}
-    modules: Sequence[str] = [
-        value.partition(":")[0] for values in _PLUGINS.values() for value in values
-    ]
-    for name in modules:
-        versions[name] = sys.modules[name].__version__
-    return answer({"versions": versions})
+    return answer({"versions": versions | wire_names.published(__version__)})
 
 
 def _configure_connection(connection: sqlite3.Connection, _record: object) -> None:

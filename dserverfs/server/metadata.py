@@ -35,7 +35,6 @@ from dservercore import UnknownURIError, utils_auth
 from flask import Response, current_app
 from flask_smorest import Blueprint
 
-from dserverfs import __version__ as __version__
 from dserverfs.errors import DserverfsError, NotFound, UsageError
 from dserverfs.server.answers import answer, json_body
 from dserverfs.server.changes import Changes, Description

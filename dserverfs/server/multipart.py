@@ -30,7 +30,6 @@ from flask import Response
 from flask_smorest import Blueprint
 from sqlalchemy import text
 
-from dserverfs import __version__ as __version__
 from dserverfs.errors import Conflict, DserverfsError, NotFound, UsageError
 from dserverfs.model import Identifier
 from dserverfs.server import layout, uploads

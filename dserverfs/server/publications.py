@@ -33,7 +33,6 @@ from flask import Response, current_app, request
 from flask_smorest import Blueprint
 from sqlalchemy import Connection, event, text
 
-from dserverfs import __version__ as __version__
 from dserverfs.errors import DserverfsError, NotFound, UsageError
 from dserverfs.server.answers import answer, json_body
 from dserverfs.server.extension import (

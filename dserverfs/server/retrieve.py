@@ -20,7 +20,6 @@ from dservercore import RetrieveABC, UnknownURIError
 from dservercore.extensions import sql_db
 from sqlalchemy import text
 
-from dserverfs import __version__ as __version__
 from dserverfs.limits import is_identifier
 from dserverfs.server.dataset_info import readme_text
 

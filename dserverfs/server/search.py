@@ -21,7 +21,6 @@ from dservercore import SearchABC, ValidationError
 from dservercore.extensions import sql_db
 from sqlalchemy import text
 
-from dserverfs import __version__ as __version__
 from dserverfs.errors import UsageError
 from dserverfs.server.dataset_check import check_dataset
 from dserverfs.server.dataset_info import dates_of, readme_text, sizes_of

@@ -8,7 +8,7 @@ dserver elsewhere:
     POST /signed-urls/upload/<base_uri>          begin, or begin again, an upload
     POST /signed-urls/upload-complete            {"uri"}: freeze and register it
 
-What this server adds; a client knows it by the name of this module in
+What this server adds; a client knows it by `dserverfs_signed_urls` in
 `GET /config/versions`:
 
     GET  /signed-urls/dataset/<uri>?items=false
@@ -19,7 +19,7 @@ What this server adds; a client knows it by the name of this module in
          takes `created_at` (epoch seconds) to keep a copied dataset's date, and
          answers `stored`: the identifiers of the items that need no upload again;
          an item that is too large for one PUT has `in_parts` true in place of a
-         URL: see `dserverfs.server.multipart`
+         URL: see multipart
     GET  /signed-urls/uploads
          -> {"uploads"}: the caller's pending ones, each with uri, base_uri, uuid, name,
          creator_username, started_at, created_at, frozen_at, number_of_items, size_in_bytes
@@ -50,7 +50,6 @@ from dservercore.extensions import sql_db
 from flask import Response, request
 from flask_smorest import Blueprint
 
-from dserverfs import __version__ as __version__
 from dserverfs.errors import Conflict, DserverfsError, NotFound, UsageError
 from dserverfs.server import freeze, layout, multipart, upload_place, uploads
 from dserverfs.server.answers import answer, json_body
