@@ -295,7 +295,7 @@ def test_thread_of_the_kernel_is_none_that_ends(machine: Machine, writers: Write
 def test_session_that_began_outside_the_pid_namespace_is_one_as_well(
     machine: Machine, writers: Writers
 ) -> None:
-    """As in `unshare --pid --fork job.sh`, or a container that was entered; kernel threads aside."""
+    """As in `unshare --pid --fork job.sh`, or a container that was entered; the kernel's aside."""
     machine.start(2, "kthreadd", parent=0, session=0, flags=PF_KTHREAD)
     machine.start(50, "job.sh", parent=0, session=0)
     machine.start(60, "cp", parent=50, session=0)
