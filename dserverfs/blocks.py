@@ -1,8 +1,6 @@
-"""Blocks: the unit in which item bytes are fetched, cached, checked and waited for.
+"""The two forms that a block of an item takes in this process: in memory, or in a file.
 
-Arithmetic and read-ahead policy, and the two forms a block takes in this
-process. Knows neither network nor cache. The policy is pure; blocks may be read
-from any thread.
+Knows neither network nor cache. Blocks may be read from any thread.
 """
 
 from __future__ import annotations
@@ -11,97 +9,20 @@ import contextlib
 import errno
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from zlib_ng import zlib_ng
 
-# 1 MiB: waiters need not be woken within a block, and a random reader fetches no
-# more than that; larger ranges are fetched as runs of blocks.
-BLOCK_SIZE = 1024 * 1024
+from dserverfs.item_content import BLOCK_SIZE
+
 # What a checksum covers. 4 KiB out of a block not touched before: 9 us, 36 us with 64 KiB,
 # 460 us with the whole; checksums of a whole block take the same time with each.
 PART_SIZE = 16 * 1024
 CRC_BYTES = 4
-# A sequential reader's window of blocks asked for ahead of it; 32 MiB in flight
-# fill 1 Gbit/s at 100 ms (12 MiB) with room to spare, and two such readers'
-# windows stay in the reader's memory until they are read.
-MAX_WINDOW = 32
-# Bytes asked for ahead for each that was read in order, before rounding down to a power of
-# two of blocks: so `head` and `file` have little fetched for nothing, and the full
-# window is there after 11 MiB. With 2 it takes 16 MiB, with 4 `head -c 1M` has 5 fetched.
-AHEAD_FACTOR = 3
-# Blocks fetched by one request. 16 MiB ranges: 1 GiB in 1.2 s; 8 MiB: 1.4 s.
-MAX_RUN = 16
-
-
-class Run(NamedTuple):
-    """Blocks [first, first+length) of an item."""
-
-    first: int
-    length: int
-
-
-def number_of_blocks(size_in_bytes: int) -> int:
-    return -(-size_in_bytes // BLOCK_SIZE)
 
 
 def number_of_parts(length: int) -> int:
     """Return how many checksums a block of that length has."""
     return -(-length // PART_SIZE)
-
-
-def block_length(size_in_bytes: int, index: int) -> int:
-    """Return how many bytes block `index` of an item of that size has."""
-    return min(BLOCK_SIZE, size_in_bytes - index * BLOCK_SIZE)
-
-
-def leading_run(indices: Sequence[int]) -> Run:
-    """Return the run that ascending block indices begin with."""
-    length = 1
-    while length < len(indices) and indices[length] == indices[0] + length:
-        length += 1
-    return Run(indices[0], length)
-
-
-class ReadAhead:
-    """One reader's guess at what it will read next, in blocks.
-
-    The window grows in proportion to what was read in order and starts anew when the
-    reader seeks. Reads of a sequential reader may arrive a little out of order: the
-    kernel has several requests under way.
-    """
-
-    def __init__(self) -> None:
-        self._start = 0  # bytes [start, end) were read in order
-        self._end = 0
-        self._next = 0  # the block after the last one read in order
-        self._asked = 0  # blocks before this one were asked for already
-
-    def plan(self, offset: int, size: int, total: int) -> Run:
-        """Return the run to fetch ahead when that is read, of an item of `total` blocks.
-
-        It may be empty.
-        """
-        first, last = offset // BLOCK_SIZE, (offset + size - 1) // BLOCK_SIZE
-        if not self._next - 2 <= first <= self._next + 1:
-            self._asked = 0
-            self._start, self._end = offset, offset + size
-            self._next = last + 1
-            return Run(last + 1, 0)
-        if offset + size > self._end:
-            self._end = offset + size
-        if last >= self._next:
-            self._next = last + 1
-        # A power of two: a few large requests, not one for each block.
-        blocks = AHEAD_FACTOR * (self._end - self._start) // BLOCK_SIZE
-        window = min(MAX_WINDOW, 1 << blocks.bit_length() >> 1)
-        start = max(self._asked, last + 1)
-        end = min(total, self._next + window)
-        # Wait until half a window is due, so that requests are few and large.
-        if end - start < max(1, window // 2) and (end < total or not window):
-            return Run(start, 0)
-        self._asked = max(start, end)
-        return Run(start, max(0, end - start))
 
 
 class DamagedBlock(Exception):

@@ -36,7 +36,6 @@ import diskcache.core
 
 from dserverfs import cache_opening, cache_rows, cache_space
 from dserverfs.blocks import (
-    BLOCK_SIZE,
     CRC_BYTES,
     Block,
     FileBlock,
@@ -52,6 +51,7 @@ from dserverfs.cache_troubles import CacheTroubles, means_corrupt
 from dserverfs.cache_watch import WATCH_S, CacheWatch
 from dserverfs.directories import CannotBeMade, private_directory
 from dserverfs.errors import UsageError
+from dserverfs.item_content import BLOCK_SIZE
 
 logger = logging.getLogger(__name__)
 

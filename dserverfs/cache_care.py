@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 import diskcache
 
 from dserverfs import cache_space
-from dserverfs.blocks import CRC_BYTES, checksums, number_of_blocks
+from dserverfs.blocks import CRC_BYTES, checksums
 from dserverfs.cache import BlockCache, prefix_of
 from dserverfs.cache_disk import StoredFile, size_on_disk
 from dserverfs.cache_opening import AS_IT_IS
 from dserverfs.errors import DserverfsError
+from dserverfs.item_content import number_of_blocks
 
 # What is younger may belong to a process that is about to enter it.
 _NEW_S = 60.0

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from dserverfs.blocks import Block, DamagedBlock, block_length
+from dserverfs.blocks import Block, DamagedBlock
 from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.errors import IntegrityError
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import ItemContent, block_length
 from dserverfs.verify import Policy, digest
 
 

@@ -10,9 +10,8 @@ import os
 import threading
 from collections.abc import Iterator
 
-from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.errors import Cancelled
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import BLOCK_SIZE, ItemContent
 from dserverfs.stored_items import StoredItems
 from dserverfs.verify import known_hasher
 

@@ -13,7 +13,6 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
-from dserverfs.blocks import BLOCK_SIZE, Run
 from dserverfs.cached_items import HashMismatch
 from dserverfs.errors import (
     DeadlineExceeded,
@@ -22,7 +21,7 @@ from dserverfs.errors import (
     NotConnected,
     StorageRefused,
 )
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import BLOCK_SIZE, ItemContent, Run
 from dserverfs.retry import FIRST_STALL_S, Deadline, Retries
 from dserverfs.signed_urls import UrlSource
 from dserverfs.storage import ByteRange, Storage

@@ -1,4 +1,4 @@
-"""What has to be known of an item to read it."""
+"""What has to be known of an item to read it, and its division into blocks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,38 @@ import copy
 import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from dserverfs.blocks import number_of_blocks
 from dserverfs.errors import DserverfsError
 from dserverfs.model import Dataset, DserverURI, Identifier
+
+# 1 MiB: waiters need not be woken within a block, and a random reader fetches no
+# more than that; larger ranges are fetched as runs of blocks.
+BLOCK_SIZE = 1024 * 1024
+
+
+class Run(NamedTuple):
+    """Blocks [first, first+length) of an item."""
+
+    first: int
+    length: int
+
+
+def number_of_blocks(size_in_bytes: int) -> int:
+    return -(-size_in_bytes // BLOCK_SIZE)
+
+
+def block_length(size_in_bytes: int, index: int) -> int:
+    """Return how many bytes block `index` of an item of that size has."""
+    return min(BLOCK_SIZE, size_in_bytes - index * BLOCK_SIZE)
+
+
+def leading_run(indices: Sequence[int]) -> Run:
+    """Return the run that ascending block indices begin with."""
+    length = 1
+    while length < len(indices) and indices[length] == indices[0] + length:
+        length += 1
+    return Run(indices[0], length)
 
 
 def _none(place: int, limit: int) -> Sequence[ItemContent]:

@@ -12,10 +12,11 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from dserverfs.blocks import BLOCK_SIZE, Block, DamagedBlock, ReadAhead, Run
+from dserverfs.blocks import Block, DamagedBlock
 from dserverfs.errors import DeadlineExceeded, IntegrityError
 from dserverfs.fetching import wait_for
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import BLOCK_SIZE, ItemContent, Run
+from dserverfs.read_ahead import ReadAhead
 from dserverfs.reader import Reader
 from dserverfs.retry import Deadline
 

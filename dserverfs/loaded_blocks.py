@@ -12,8 +12,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from weakref import WeakValueDictionary
 
-from dserverfs.blocks import BLOCK_SIZE, Block, FileBlock
+from dserverfs.blocks import Block, FileBlock
 from dserverfs.errors import DeadlineExceeded
+from dserverfs.item_content import BLOCK_SIZE
 
 Key = tuple[str, int]  # an item's, and the number of a block in it
 

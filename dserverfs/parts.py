@@ -1,6 +1,6 @@
 """Items that are too large for one PUT of S3, in parts that the server signs one by one.
 
-Used by the sender, for servers with `dserverfs.server.multipart`.
+Used by the sender, for servers that sign parts.
 """
 
 from __future__ import annotations

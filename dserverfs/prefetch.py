@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
-from dserverfs.blocks import BLOCK_SIZE, Block, MemoryBlock, Run
+from dserverfs.blocks import Block, MemoryBlock
 from dserverfs.cache import BlockKey
 from dserverfs.cache_writer import CacheWriter, Put
 from dserverfs.cached_items import CachedItems
 from dserverfs.errors import DserverfsError
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import BLOCK_SIZE, ItemContent, Run
 from dserverfs.item_order import ItemOrder, Stretch
 from dserverfs.many_gets import Got, ManyGets, Want
 from dserverfs.signed_urls import UrlSource

@@ -18,16 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from dserverfs.blocks import (
-    MAX_RUN,
-    Block,
-    FileBlock,
-    MemoryBlock,
-    Run,
-    is_sound,
-    leading_run,
-    read_ahead,
-)
+from dserverfs.blocks import Block, FileBlock, MemoryBlock, is_sound, read_ahead
 from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.cache_writer import CacheWriter
 from dserverfs.cached_items import CachedItems, check_whole, mismatch
@@ -38,7 +29,7 @@ from dserverfs.errors import (
     Unreachable,
 )
 from dserverfs.fetching import Fetcher, Outdated, Unwanted, wait_for
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import ItemContent, Run, leading_run
 from dserverfs.loaded_blocks import LoadedBlocks, RecentFailures, Shelf
 from dserverfs.many_gets import ManyGets
 from dserverfs.pending_blocks import PendingBlocks
@@ -54,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 Buffer = bytes | bytearray | memoryview
 
+# Blocks fetched by one request. 16 MiB ranges: 1 GiB in 1.2 s; 8 MiB: 1.4 s.
+MAX_RUN = 16
 READ_TIMEOUT_S = 120.0
 # Threads: demanded blocks and read-ahead apart, so that a reader's next block does
 # not queue behind another's read-ahead. 3 streams of read-ahead saturate two cores.

@@ -12,12 +12,19 @@ from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
-from dserverfs.blocks import BLOCK_SIZE, MemoryBlock, block_length, number_of_blocks
+from dserverfs.blocks import MemoryBlock
 from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.cache_writer import CacheWriter, Put
 from dserverfs.catalogue import Catalogue
 from dserverfs.errors import Cancelled, Conflict, DserverfsError, IntegrityError
-from dserverfs.item_content import ItemContent, content_key, item_key
+from dserverfs.item_content import (
+    BLOCK_SIZE,
+    ItemContent,
+    block_length,
+    content_key,
+    item_key,
+    number_of_blocks,
+)
 from dserverfs.limits import parse_json
 from dserverfs.local_dataset import LocalDataset
 from dserverfs.model import UUID, Dataset, DserverURI, Identifier, Item

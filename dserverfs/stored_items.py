@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.errors import (
     DserverfsError,
     IntegrityError,
@@ -19,7 +18,7 @@ from dserverfs.errors import (
     NotStored,
     StorageRefused,
 )
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import BLOCK_SIZE, ItemContent
 from dserverfs.resolver import Resolver
 from dserverfs.retry import FIRST_STALL_S, Deadline, Retries
 from dserverfs.storage import ByteRange, Storage, StoredObject

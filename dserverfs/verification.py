@@ -24,9 +24,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum, auto
 from typing import NamedTuple, Protocol
 
-from dserverfs.blocks import BLOCK_SIZE, Block, DamagedBlock, ReadAhead, Run
+from dserverfs.blocks import Block, DamagedBlock
 from dserverfs.errors import DeadlineExceeded, DserverfsError, IntegrityError
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import BLOCK_SIZE, ItemContent, Run
+from dserverfs.read_ahead import ReadAhead
 from dserverfs.retry import Deadline
 from dserverfs.verify import Hasher, Policy, hasher_of
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dtoolcore
 
-from dserverfs.blocks import BLOCK_SIZE
+from dserverfs.item_content import BLOCK_SIZE
 
 README = "---\ndescription: made for tests\nünïcödé: ja\n"
 

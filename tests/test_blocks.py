@@ -9,19 +9,16 @@ from pathlib import Path
 import pytest
 
 from dserverfs.blocks import (
-    BLOCK_SIZE,
-    MAX_WINDOW,
     PART_SIZE,
     DamagedBlock,
     FileBlock,
     MemoryBlock,
     OpenFile,
-    ReadAhead,
-    block_length,
     checksums,
-    number_of_blocks,
     number_of_parts,
 )
+from dserverfs.item_content import BLOCK_SIZE, block_length, number_of_blocks
+from dserverfs.read_ahead import MAX_WINDOW, ReadAhead
 
 
 @pytest.mark.parametrize(

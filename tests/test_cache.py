@@ -12,12 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dserverfs.blocks import (
-    PART_SIZE,
-    DamagedBlock,
-    FileBlock,
-    MemoryBlock,
-)
+from dserverfs.blocks import PART_SIZE, DamagedBlock, FileBlock, MemoryBlock
 from dserverfs.cache import BlockCache, BlockKey
 from dserverfs.cache_opening import MIN_FILE_SIZE
 from dserverfs.cache_space import GIB, MAX_SIZE_BYTES, default_limit

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.cache_disk import files_in
+from dserverfs.item_content import BLOCK_SIZE
 from dserverfs.model import identifier_of
 from tests.accounts import Account
 from tests.datasets import content_of, make_dataset

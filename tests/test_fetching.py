@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from dserverfs import retry
-from dserverfs.blocks import BLOCK_SIZE, Run
 from dserverfs.errors import NotConnected
 from dserverfs.fetching import Fetcher
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import BLOCK_SIZE, ItemContent, Run
 from dserverfs.model import BackendURI, Dataset, Identifier
 from dserverfs.retry import Deadline
 from dserverfs.signed_urls import SignedURL

@@ -11,7 +11,7 @@ from typing import Any
 import boto3
 import pytest
 
-from dserverfs.blocks import BLOCK_SIZE
+from dserverfs.item_content import BLOCK_SIZE
 from dserverfs.model import identifier_of
 from tests.accounts import Account
 from tests.datasets import content_of, make_dataset

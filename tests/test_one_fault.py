@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 import pytest
 
 from dserverfs import retry
-from dserverfs.blocks import Run
 from dserverfs.cells import loaded
 from dserverfs.client import Client
 from dserverfs.download import download
@@ -28,7 +27,7 @@ from dserverfs.errors import (
     Unreachable,
 )
 from dserverfs.fetching import Fetcher
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import ItemContent, Run
 from dserverfs.kept_answers import KeptAnswers
 from dserverfs.manifests import Manifests
 from dserverfs.metadata_writes import MetadataWrites

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.errors import NotStored
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import BLOCK_SIZE, ItemContent
 from dserverfs.item_order import FIRST_WINDOW
 from dserverfs.item_reader import ItemReader
 from dserverfs.model import Identifier

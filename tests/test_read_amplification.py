@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dserverfs.blocks import BLOCK_SIZE, Run
+from dserverfs.item_content import BLOCK_SIZE, Run
 from dserverfs.item_reader import ItemReader
 from tests.faulty_store import FaultyStore, Handler, faulty_store
 from tests.test_prefetch import Directory

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.errors import DeadlineExceeded, Unreachable
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import BLOCK_SIZE, ItemContent
 from dserverfs.item_reader import ItemReader
 from dserverfs.reader import DEMAND_THREADS, Reader
 from tests.faulty_store import FaultyStore, cut_after, faulty_store, stall

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from dserverfs import limits
-from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.cache import BlockCache
 from dserverfs.errors import DserverfsError, IntegrityError, NotStored, ProtocolError, Unreachable
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import BLOCK_SIZE, ItemContent
 from dserverfs.item_reader import ItemReader
 from dserverfs.model import UUID, BackendURI, Dataset, Identifier
 from dserverfs.reader import Reader

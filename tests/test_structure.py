@@ -17,10 +17,11 @@ ROOT = PACKAGE.parent
 
 # A module imports only modules of a level before its own; `server` stands aside.
 LEVELS = [
-    {"allocator", "clock", "durable_files", "local_files", "mountinfo", "printable"},
+    {"allocator", "clock", "durable_files", "local_files", "mountinfo", "printable", "wire_names"},
     {"errors"},
     {"limits", "retry"},
     {"bounded_sockets", "error_answers", "model"},
+    {"item_content"},
     {"disk_tables"},
     {
         "blocks",
@@ -36,6 +37,7 @@ LEVELS = [
         "mountpoint",
         "owner_lock",
         "processes",
+        "read_ahead",
         "upload_urls",
         "verify",
         "versions",
@@ -53,7 +55,7 @@ LEVELS = [
     {"transport", "settings", "directories", "cache_rows", "loaded_blocks"},
     {"body", "outgoing", "routes", "signed_urls", "manifest_indexing", "cache_space"},
     {"storage", "listings", "signing", "upload_routes", "login"},
-    {"resolver", "item_content", "item_order", "many_gets", "local_dataset"},
+    {"resolver", "item_order", "many_gets", "local_dataset"},
     {"cache_opening"},
     {"cache", "kept_answers", "compared_writes", "announcement"},
     {"manifest_shelter"},
@@ -89,7 +91,7 @@ LEVELS = [
     {"__main__"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
-OF_SERVER = {"durable_files", "errors", "limits", "model", "printable"}
+OF_SERVER = {"durable_files", "errors", "limits", "model", "printable", "wire_names"}
 USERS_OF_SERVER = {"demo", "commands"}
 ASYNC = {"operations", "mount"}
 MAX_LINES = 500

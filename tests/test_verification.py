@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dserverfs.blocks import BLOCK_SIZE, checksums
+from dserverfs.blocks import checksums
 from dserverfs.cache import BlockKey
 from dserverfs.errors import IntegrityError
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import BLOCK_SIZE, ItemContent
 from dserverfs.item_reader import ItemReader
 from dserverfs.reader import Reader
 from dserverfs.verify import Policy

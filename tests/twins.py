@@ -9,7 +9,7 @@ from pathlib import Path
 
 import dtoolcore
 
-from dserverfs.blocks import BLOCK_SIZE
+from dserverfs.item_content import BLOCK_SIZE
 from dserverfs.model import DserverURI
 from tests.datasets import content_of, make_dataset
 from tests.mounting import publish

@@ -23,10 +23,9 @@ import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 
-from dserverfs.blocks import BLOCK_SIZE
 from dserverfs.download import download
 from dserverfs.errors import IntegrityError, UsageError
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import BLOCK_SIZE, ItemContent
 from dserverfs.item_reader import ItemReader
 from dserverfs.limits import MAX_COMPONENT_BYTES, component_is_usable
 from dserverfs.model import DserverURI, Item

@@ -31,10 +31,10 @@ from pyfuse3 import (
 )
 
 from dserverfs import errors
-from dserverfs.blocks import BLOCK_SIZE, Block
+from dserverfs.blocks import Block
 from dserverfs.cells import NotLoaded
 from dserverfs.dataset_tree import Attributes, DatasetTree
-from dserverfs.item_content import ItemContent
+from dserverfs.item_content import BLOCK_SIZE, ItemContent
 from dserverfs.item_reader import Buffer, ItemReader
 from dserverfs.limits import MAX_COMPONENT_BYTES, MAX_SIZE_BYTES
 from dserverfs.operations import waiting
