@@ -12,7 +12,7 @@ def main() -> int:
     if at_start is signal.default_int_handler:
         # Ctrl-C while modules are imported ends the process and shows nobody a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from dserverfs import cli
+    from dserverfs.cli import main as cli
 
     signal.signal(signal.SIGINT, at_start)
     return cli.main()

@@ -17,38 +17,34 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from dserverfs import edit_session, login
-from dserverfs.cache import BlockCache
-from dserverfs.catalogue import Catalogue
-from dserverfs.cells import NotLoaded
-from dserverfs.connections import Trust, is_loopback
-from dserverfs.dataset_tree import DatasetTree
-from dserverfs.directories import (
-    CannotBeMade,
-    local_directory,
-    private_directory,
-    share_space,
-)
-from dserverfs.errors import DserverfsError, NotFound, PermissionDenied, UsageError
-from dserverfs.freezer import Freezer
-from dserverfs.frozen_edits import FrozenEdits
-from dserverfs.item_content import ItemContent
-from dserverfs.kept_answers import KeptAnswers
-from dserverfs.many_gets import ManyGets
-from dserverfs.metadata_writes import MetadataWrites
-from dserverfs.model import UUID, Dataset, DserverURI, User, split_base_uri
-from dserverfs.reader import Reader
-from dserverfs.registration import Registration
-from dserverfs.resolver import Resolver
-from dserverfs.routes import Routes
+from dserverfs.base.directories import CannotBeMade, local_directory, private_directory, share_space
+from dserverfs.base.errors import DserverfsError, NotFound, PermissionDenied, UsageError
+from dserverfs.base.hashes import Policy
+from dserverfs.base.items import ItemContent
+from dserverfs.base.model import UUID, Dataset, DserverURI, User, split_base_uri
+from dserverfs.catalogue.catalogue import Catalogue
+from dserverfs.catalogue.offline import KeptAnswers
+from dserverfs.catalogue.refreshed import NotLoaded
+from dserverfs.reading.block_reader import Reader
+from dserverfs.reading.cache.block_cache import BlockCache
+from dserverfs.reading.stored_items import StoredItems
+from dserverfs.remote import login
+from dserverfs.remote.api import Resolver
+from dserverfs.remote.dserver_http import ServerTransport, TokenSource, expires_at
+from dserverfs.remote.many_gets import ManyGets
+from dserverfs.remote.metadata_api import MetadataWrites
+from dserverfs.remote.objects import Storage
+from dserverfs.remote.routes import Routes
+from dserverfs.remote.trust import Trust, is_loopback
 from dserverfs.settings import Settings, TokenSetting
-from dserverfs.staging import Staging
-from dserverfs.storage import Storage
-from dserverfs.stored_items import StoredItems
-from dserverfs.transport import ServerTransport, TokenSource, expires_at
-from dserverfs.tree import directories_below, parts_of
-from dserverfs.uploader import Uploader
-from dserverfs.verify import Policy
+from dserverfs.tree.frozen_dataset import DatasetTree
+from dserverfs.tree.mount_tree import directories_below, parts_of
+from dserverfs.writing.edits import journal
+from dserverfs.writing.edits.edits import FrozenEdits
+from dserverfs.writing.freezer import Freezer
+from dserverfs.writing.registry import Registration
+from dserverfs.writing.staging.area import Staging
+from dserverfs.writing.upload.uploader import Uploader
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +91,7 @@ class Client:
         self._staging_directory = staged
         self.staging = Staging(staged, server)
         self.edits = FrozenEdits(
-            edit_session.root_of(staged, server), self.metadata_writes, self.catalogue
+            journal.root_of(staged, server), self.metadata_writes, self.catalogue
         )
         registration = Registration(
             server,

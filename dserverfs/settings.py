@@ -40,10 +40,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from dserverfs.connections import Trust
-from dserverfs.errors import ProtocolError, UsageError
-from dserverfs.limits import parse_json
-from dserverfs.printable import public_url
+from dserverfs.base.errors import ProtocolError, UsageError
+from dserverfs.base.limits import parse_json
+from dserverfs.base.printable import public_url
+from dserverfs.remote.trust import Trust
 
 TOKEN = "DSERVER_TOKEN"
 TOKEN_FILE = "DSERVER_TOKEN_FILE"

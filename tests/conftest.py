@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests import accounts, fuse_device, leftovers
-from tests.accounts import Account
-from tests.serving import ServerHandle, running_server
-from tests.unexpected_log import WarningCollector, complaint
+from tests.support import accounts, fuse_device, leftovers
+from tests.support.accounts import Account
+from tests.support.servers import ServerHandle, running_server
+from tests.support.unexpected_log import WarningCollector, complaint
 
 _RUN = pytest.StashKey[leftovers.Run]()
 _FOUND = pytest.StashKey[list[str]]()

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from dserverfs.cli import main
-from dserverfs.errors import NotFound, PermissionDenied, Unsupported, UsageError
-from dserverfs.model import Dataset, DserverURI
-from tests.mounting import client_of
-from tests.quirky_server import BASE_URI, TOKEN, QuirkyServer
-from tests.serving import ServerHandle
+from dserverfs.base.errors import NotFound, PermissionDenied, Unsupported, UsageError
+from dserverfs.base.model import Dataset, DserverURI
+from dserverfs.cli.main import main
+from tests.support.mounts import client_of
+from tests.support.quirky_server import BASE_URI, TOKEN, QuirkyServer
+from tests.support.servers import ServerHandle
 
-pytest_plugins = ["tests.resolving"]
+pytest_plugins = ["tests.support.resolver_fixtures"]
 
 UUID = "11111111-2222-3333-4444-555555555555"
 

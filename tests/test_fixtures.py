@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import accounts, fuse_device, leftovers, processes
-from tests.accounts import Account
-from tests.processes import spawn
-from tests.unexpected_log import complaint
+from tests.support import accounts, child_processes, fuse_device, leftovers
+from tests.support.accounts import Account
+from tests.support.child_processes import spawn
+from tests.support.unexpected_log import complaint
 
 DAEMON = """
 import os, sys, pyfuse3, trio
@@ -118,7 +118,7 @@ def test_clean_dead_runs_leaves_the_living_alone(
 
 def test_spawned_child_dies_with_its_parent() -> None:
     parent_code = (
-        "import os, signal, subprocess; from tests.processes import spawn\n"
+        "import os, signal, subprocess; from tests.support.child_processes import spawn\n"
         "command = ['sh', '-c', 'echo $$; exec sleep 60']\n"
         "with spawn(command, stdout=subprocess.PIPE) as child:\n"
         "    os.write(1, child.stdout.readline())\n"
@@ -163,7 +163,7 @@ def test_spawn_refuses_other_threads() -> None:
 
 
 def test_spawned_child_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes.stop, "__defaults__", (0.1,))
+    monkeypatch.setattr(child_processes.stop, "__defaults__", (0.1,))
 
     with spawn(
         ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"], stdout=subprocess.PIPE

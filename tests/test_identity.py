@@ -22,18 +22,18 @@ from typing import Any, NamedTuple
 import pytest
 
 import dserverfs
+from dserverfs.base.errors import UsageError
+from dserverfs.base.model import DserverURI, identifier_of
 from dserverfs.broker.session import Session
-from dserverfs.errors import UsageError
-from dserverfs.model import DserverURI, identifier_of
 from dserverfs.settings import Settings
-from dserverfs.staging import Staging
-from tests.accounts import Account
-from tests.dtool import Dtool, dtool_of
-from tests.mounting import mounted
-from tests.rewriting import wait_for
-from tests.serving import ServerHandle, running_server
-from tests.staged import freeze, status
-from tests.twins import MTIME_S, NAME, SIZES, UUID, Twin, make_twins
+from dserverfs.writing.staging.area import Staging
+from tests.support.accounts import Account
+from tests.support.dtool_commands import Dtool, dtool_of
+from tests.support.mounts import mounted
+from tests.support.rewritten_files import wait_for
+from tests.support.servers import ServerHandle, running_server
+from tests.support.staged_datasets import freeze, status
+from tests.support.twin_datasets import MTIME_S, NAME, SIZES, UUID, Twin, make_twins
 
 # Within one base URI, and what is asked for by uuid alone.
 BY_UUID = {

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.accounts import Account
-from tests.datasets import make_dataset
-from tests.mounting import mounted, publish
-from tests.serving import ServerHandle
+from tests.support.accounts import Account
+from tests.support.dtool_datasets import make_dataset
+from tests.support.mounts import mounted, publish
+from tests.support.servers import ServerHandle
 
 ITEMS = {"small": b"small", "large": bytes(2_000_000)}
 

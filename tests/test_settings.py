@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs.base.errors import DserverfsError, NotAuthenticated, Unreachable, UsageError
 from dserverfs.client import whoami
-from dserverfs.errors import DserverfsError, NotAuthenticated, Unreachable, UsageError
 from dserverfs.settings import Settings
-from tests.quirky_server import TOKEN, quirky_server
+from tests.support.quirky_server import TOKEN, quirky_server
 
 SERVER = "data.example:5000"
 # In the order in which they count.

@@ -15,85 +15,46 @@ import dserverfs
 PACKAGE = Path(dserverfs.__file__).resolve().parent
 ROOT = PACKAGE.parent
 
-# A module imports only modules of a level before its own; `server` stands aside.
-LEVELS = [
-    {"allocator", "clock", "durable_files", "local_files", "mountinfo", "printable", "wire_names"},
-    {"errors"},
-    {"limits", "retry"},
-    {"bounded_sockets", "error_answers", "model"},
-    {"item_content"},
-    {"disk_tables"},
-    {
-        "blocks",
-        "cache_troubles",
-        "cells",
-        "connections",
-        "control",
-        "hashing",
-        "json_body",
-        "manifest_index",
-        "manifest_stream",
-        "manifest_tree",
-        "mountpoint",
-        "owner_lock",
-        "processes",
-        "read_ahead",
-        "upload_urls",
-        "verify",
-        "versions",
-    },
-    {
-        "staging_state",
-        "writers",
-        "staged_modes",
-        "staged_nodes",
-        "staged_layout",
-        "cache_disk",
-        "cache_watch",
-        "hash_ahead",
-    },
-    {"transport", "settings", "directories", "cache_rows", "loaded_blocks"},
-    {"body", "outgoing", "routes", "signed_urls", "manifest_indexing", "cache_space"},
-    {"storage", "listings", "signing", "upload_routes", "login"},
-    {"resolver", "item_order", "many_gets", "local_dataset"},
-    {"cache_opening"},
-    {"cache", "kept_answers", "compared_writes", "announcement"},
-    {"manifest_shelter"},
-    {"manifests", "metadata_writes"},
-    {"catalogue", "attempts"},
-    {"pieces", "edit_targets", "edit_session"},
-    {"parts", "azure", "edited_files"},
-    {"cache_care", "cache_writer", "cached_items", "verification", "sender", "local_edits"},
-    {"staged_dataset", "prefetch", "fetching", "pending_blocks", "edit_sender"},
-    {"run_receiver"},
-    {"reader", "staging", "stored_items", "uploader", "frozen_edits"},
-    {
-        "freeze_schedule",
-        "freeze_job",
-        "dataset_tree",
-        "download",
-        "item_reader",
-        "sealing",
-        "registration",
-    },
-    {"afterlife", "freezer"},
-    {"staged_tree"},
-    {"tree", "facts"},
-    {"client", "commander"},
-    {"operations", "broker", "whole_datasets", "local_check"},
-    {"launcher"},
-    {"mount"},
-    {"daemon"},
-    {"demo_datasets"},
-    {"demo"},
-    {"commands"},
-    {"cli"},
-    {"__main__"},
-]
-LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
-OF_SERVER = {"durable_files", "errors", "limits", "model", "printable", "wire_names"}
-USERS_OF_SERVER = {"demo", "commands"}
-ASYNC = {"operations", "mount"}
+# Which rooms a room imports. Within one, sub-rooms import those named before them, and the
+# room's own modules all of its sub-rooms.
+MAY_IMPORT = {
+    "base": "",
+    "remote": "base",
+    "reading": "base remote",
+    "catalogue": "base remote reading",
+    "writing": "base remote reading catalogue",
+    "tree": "base catalogue writing",
+    "settings": "base remote",
+    "client": "base remote reading catalogue writing tree settings",
+    "mount": "base remote reading catalogue writing tree settings client",
+    "broker": "base remote reading catalogue writing settings client",
+    "server": "base",
+    "cli": "base reading writing tree settings client mount server",
+    "__main__": "cli",
+}
+SUB_ROOMS = {
+    "reading": ["cache"],
+    "writing": ["staging", "upload", "edits"],
+    "mount": ["operations"],
+    "server": ["store", "database", "routes"],
+}
+# What a room shows the others; of base that is all.
+SHOWN = {
+    "remote": "api dserver_http login manifest_parsing many_gets metadata_api objects outgoing"
+    " routes signed_urls signing trust upload_api upload_urls versions",
+    "reading": "block_reader open_item stored_items whole_item cache.block_cache cache.blocks"
+    " cache.maintenance cache.space cache.troubles cache.write_behind",
+    "catalogue": "catalogue manifest_index manifest_rows offline refreshed",
+    "writing": "freeze_job freezer registry staging.area staging.dataset staging.file_hashes"
+    " staging.modes staging.states staging.survey upload.uploader edits.edits edits.editable"
+    " edits.journal edits.store edits.view",
+    "tree": "afterlife description frozen_dataset mount_tree staged_dataset",
+    "mount": "control daemon launcher mountpoint",
+    "server": "management serve store.datadir store.foreign store.stores",
+    "cli": "main",
+}
+ASYNC = {"mount"}
+ERRNO = "mount.operations"
 MAX_LINES = 500
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -104,79 +65,123 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def unit_of(path: Path) -> str:
-    """Return the name that LEVELS knows a file by: of the module or sub-package it is in."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def name_of(path: Path) -> str:
+    """Return a module's name below the package, a package's without `__init__`."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imported_units(source: str, path: Path) -> Iterator[str]:
-    """Yield the units of dserverfs that a file imports, at whatever place in it."""
-    package = ["dserverfs", *path.relative_to(PACKAGE).parts[:-1]]
+NAMES = {name_of(path) for path in MODULES}
+
+
+def room_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def sub_room_of(name: str) -> str:
+    """Return the sub-room that a module is in; empty if it is in the room itself."""
+    room, *below = name.split(".")
+    return below[0] if below and below[0] in SUB_ROOMS.get(room, ()) else ""
+
+
+def imported(source: str) -> Iterator[str]:
+    """Yield the modules of dserverfs that a file imports, at whatever place in it."""
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            names = [f"{module}.{alias.name}" for alias in node.names]
+            assert not node.level, "imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
-            parts = name.split(".")
-            if parts[0] == "dserverfs" and len(parts) > 1 and is_unit(parts[1]):
-                yield parts[1]
+            name = name.removeprefix("dserverfs.") if name.startswith("dserverfs.") else ""
+            while name and name not in NAMES:
+                name = name.rpartition(".")[0]
+            if name:
+                yield name
 
 
-def is_unit(name: str) -> bool:
-    return (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).is_dir()
-
-
-def may_import(unit: str, imported: str) -> bool:
-    if unit == imported:
+def may_import(name: str, other: str) -> bool:
+    room, sub_room = room_of(name), sub_room_of(name)
+    if room_of(other) != room:
+        return room_of(other) in MAY_IMPORT[room].split()
+    if not sub_room or sub_room == sub_room_of(other):
         return True
-    if unit == "server":
-        return imported in OF_SERVER
-    if imported == "server":
-        return unit in USERS_OF_SERVER
-    return LEVEL_OF[imported] < LEVEL_OF[unit]
+    order = SUB_ROOMS[room]
+    return sub_room_of(other) in order[: order.index(sub_room)]
+
+
+def is_shown(name: str, other: str) -> bool:
+    """Return whether one module may know another of its own room, or one that this room shows."""
+    room, _, rest = other.partition(".")
+    return room in (room_of(name), "base") or not rest or rest in SHOWN[room].split()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_module_imports_only_what_lies_below_it(path: Path) -> None:
-    unit = unit_of(path)
-    if unit == "__init__":
-        assert not list(imported_units(path.read_text(), path))
+def test_room_imports_only_the_rooms_before_it_and_what_they_show(path: Path) -> None:
+    name = name_of(path)
+    others = set(imported(path.read_text()))
+    if name == "__init__":
+        assert not others
         return
-    assert unit in LEVEL_OF or unit == "server", f"{unit} has no place in LEVELS"
 
-    wrong = [name for name in imported_units(path.read_text(), path) if not may_import(unit, name)]
+    assert room_of(name) in MAY_IMPORT, f"{room_of(name)} has no place in the house"
+    assert {other for other in others if not may_import(name, other)} == set()
+    assert {other for other in others if not is_shown(name, other)} == set()
 
-    assert not wrong, f"{unit} may not import {', '.join(sorted(set(wrong)))}"
+
+def test_a_room_shows_only_what_another_asks_for() -> None:
+    asked = {
+        other
+        for path in MODULES
+        for other in imported(path.read_text())
+        if room_of(other) != room_of(name_of(path)) and "." in other
+    }
+
+    shown = {f"{room}.{name}" for room, names in SHOWN.items() for name in names.split()}
+
+    assert shown == {name for name in asked if room_of(name) != "base"}
 
 
 @pytest.mark.parametrize(
-    ("source", "units"),
+    ("name", "other", "is_right"),
     [
-        ("import dserverfs.model", ["model"]),
-        ("from dserverfs import errors", ["errors"]),
-        ("from dserverfs.model import Item", ["model"]),
+        ("remote.api", "base.errors", True),
+        ("base.errors", "remote.api", False),
+        ("reading.block_reader", "reading.cache.blocks", True),
+        ("reading.cache.blocks", "reading.block_reader", False),
+        ("writing.edits.edits", "writing.staging.area", True),
+        ("writing.staging.area", "writing.edits.edits", False),
+        ("writing.upload.uploader", "writing.freezer", False),
+        ("server.app", "client", False),
+        ("cli.main", "broker.session", False),
+    ],
+)
+def test_imports_go_one_way(name: str, other: str, is_right: bool) -> None:
+    assert may_import(name, other) is is_right
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("import dserverfs.base.model", ["base.model"]),
+        ("from dserverfs.base import errors", ["base.errors"]),
+        ("from dserverfs.base.model import Item", ["base.model"]),
         ("from dserverfs import __version__", []),
-        ("def f():\n    from dserverfs.server import app", ["server"]),
-        ("from ..model import Item", ["model"]),
-        ("from . import app", ["server"]),
+        ("def f():\n    from dserverfs.server import app", ["server.app"]),
         ("import os, requests", []),
     ],
 )
-def test_imports_are_found_wherever_they_are(source: str, units: list[str]) -> None:
-    assert list(imported_units(source, PACKAGE / "server" / "app.py")) == units
+def test_imports_are_found_wherever_they_are(source: str, names: list[str]) -> None:
+    assert list(imported(source)) == names
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_only_operations_and_mount_are_asynchronous(path: Path) -> None:
+def test_only_the_mount_is_asynchronous(path: Path) -> None:
     nodes = list(ast.walk(ast.parse(path.read_text())))
 
     found = [n for n in nodes if isinstance(n, (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor))]
 
-    assert not found or unit_of(path) in ASYNC
+    assert not found or room_of(name_of(path)) in ASYNC
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
@@ -190,7 +195,7 @@ def test_only_operations_answers_with_an_errno(path: Path) -> None:
         or (isinstance(node, ast.alias) and node.name == "FUSEError")
     ]
 
-    assert not found or unit_of(path) == "operations"
+    assert not found or name_of(path).startswith(ERRNO)
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)

@@ -13,20 +13,26 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from dserverfs.base.errors import (
+    ChangedMeanwhile,
+    IntegrityError,
+    NotFound,
+    ProtocolError,
+    Unsupported,
+)
+from dserverfs.base.items import ItemContent, item_key
+from dserverfs.base.limits import parse_json, parse_timestamp, quoted, size_is_usable
+from dserverfs.base.model import Dataset, DserverURI, Identifier, Item, identifier_of
 from dserverfs.broker import keys
 from dserverfs.broker.admin_metadata import VERSION, AdminMetadata
 from dserverfs.broker.ahead import Ahead, Bounds
 from dserverfs.broker.item_files import ItemFiles, directory_of
 from dserverfs.broker.metadata import FRESH_S, FrozenMetadata
-from dserverfs.cells import loaded
+from dserverfs.catalogue.manifest_rows import is_safe
+from dserverfs.catalogue.refreshed import loaded
 from dserverfs.client import Client
-from dserverfs.errors import ChangedMeanwhile, IntegrityError, NotFound, ProtocolError, Unsupported
-from dserverfs.item_content import ItemContent, item_key
-from dserverfs.limits import parse_json, parse_timestamp, quoted, size_is_usable
-from dserverfs.manifest_tree import is_safe
-from dserverfs.model import Dataset, DserverURI, Identifier, Item, identifier_of
-from dserverfs.signing import is_asked_whole
-from dserverfs.versions import Version, version_of_json, version_of_text
+from dserverfs.remote.signing import is_asked_whole
+from dserverfs.remote.versions import Version, version_of_json, version_of_text
 
 MIB = 1024 * 1024
 # Fetched ahead of a program that reads one item after the other.

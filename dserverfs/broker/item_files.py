@@ -23,15 +23,15 @@ import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 
-from dserverfs.download import download
-from dserverfs.errors import IntegrityError, UsageError
-from dserverfs.item_content import BLOCK_SIZE, ItemContent
-from dserverfs.item_reader import ItemReader
-from dserverfs.limits import MAX_COMPONENT_BYTES, component_is_usable
-from dserverfs.model import DserverURI, Item
-from dserverfs.reader import Reader
-from dserverfs.stored_items import StoredItems
-from dserverfs.verify import known_hasher
+from dserverfs.base.errors import IntegrityError, UsageError
+from dserverfs.base.hashes import known_hasher
+from dserverfs.base.items import BLOCK_SIZE, ItemContent
+from dserverfs.base.limits import MAX_COMPONENT_BYTES, component_is_usable
+from dserverfs.base.model import DserverURI, Item
+from dserverfs.reading.block_reader import Reader
+from dserverfs.reading.open_item import ItemReader
+from dserverfs.reading.stored_items import StoredItems
+from dserverfs.reading.whole_item import download
 
 logger = logging.getLogger(__name__)
 

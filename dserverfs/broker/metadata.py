@@ -11,11 +11,11 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from dserverfs.errors import DserverfsError, NotFound
-from dserverfs.model import Dataset
-from dserverfs.resolver import MetadataUrls, Resolver
-from dserverfs.retry import Deadline, Retries, refused_url
-from dserverfs.transport import METADATA_TIMEOUT_S
+from dserverfs.base.errors import DserverfsError, NotFound
+from dserverfs.base.model import Dataset
+from dserverfs.base.retry import Deadline, Retries, refused_url
+from dserverfs.remote.api import MetadataUrls, Resolver
+from dserverfs.remote.dserver_http import METADATA_TIMEOUT_S
 
 FRESH_S = 60.0
 OVERLAYS, ANNOTATIONS = "overlays", "annotations"

@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from dtoolcore.storagebroker import StorageBrokerOSError
 
-from dserverfs.errors import Conflict, DserverfsError
+from dserverfs.base.errors import Conflict, DserverfsError
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from typing import Any
 
-from dserverfs.freeze_job import Frozen, Progress
+from dserverfs.writing.freeze_job import Frozen, Progress
 
 LOOK_S = 0.2
 

@@ -26,13 +26,8 @@ from typing import Any, BinaryIO
 import dtoolcore
 from dtoolcore.storagebroker import DiskStorageBrokerValidationWarning
 
-from dserverfs.broker.ahead import Ahead, Bounds
-from dserverfs.broker.keys import ADMIN_METADATA, ANNOTATIONS, MANIFEST, OVERLAYS, README, TAGS
-from dserverfs.client import Client
-from dserverfs.errors import CannotHold, NameTaken, NameTooLong, NotFound, NotUTF8, UsageError
-from dserverfs.freeze_job import Frozen, Progress
-from dserverfs.hashing import THREADS, Hashes
-from dserverfs.limits import (
+from dserverfs.base.errors import CannotHold, NameTaken, NameTooLong, NotFound, NotUTF8, UsageError
+from dserverfs.base.limits import (
     MAX_COMPONENT_BYTES,
     MAX_NAME_LENGTH,
     MAX_STORED_RELPATH_BYTES,
@@ -41,11 +36,16 @@ from dserverfs.limits import (
     relpath_is_usable,
     usable_date,
 )
-from dserverfs.model import Dataset, identifier_of, seconds_of
-from dserverfs.staged_dataset import StagedDataset
-from dserverfs.staged_layout import DATA, METADATA, Layout
-from dserverfs.staging import Staging
-from dserverfs.staging_state import State
+from dserverfs.base.model import Dataset, identifier_of, seconds_of
+from dserverfs.broker.ahead import Ahead, Bounds
+from dserverfs.broker.keys import ADMIN_METADATA, ANNOTATIONS, MANIFEST, OVERLAYS, README, TAGS
+from dserverfs.client import Client
+from dserverfs.writing.freeze_job import Frozen, Progress
+from dserverfs.writing.staging.area import Staging
+from dserverfs.writing.staging.dataset import StagedDataset
+from dserverfs.writing.staging.file_hashes import THREADS, Hashes
+from dserverfs.writing.staging.states import State
+from dserverfs.writing.staging.survey import DATA, METADATA, Layout
 
 FRAGMENTS = ".dtool/tmp_fragments"
 BY_DTOOL = "dtool made it, and dtool freeze freezes it"

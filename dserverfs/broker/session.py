@@ -18,12 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dserverfs.broker import proto
-from dserverfs.broker.frozen import FrozenDataset
-from dserverfs.broker.progress import watch
-from dserverfs.broker.proto import ProtoDataset
-from dserverfs.client import Client
-from dserverfs.errors import (
+from dserverfs.base.errors import (
     Conflict,
     DserverfsError,
     NotAuthenticated,
@@ -31,10 +26,15 @@ from dserverfs.errors import (
     PermissionDenied,
     UsageError,
 )
-from dserverfs.model import UUID, BackendURI, Dataset, DserverURI
+from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI
+from dserverfs.broker import proto
+from dserverfs.broker.frozen import FrozenDataset
+from dserverfs.broker.progress import watch
+from dserverfs.broker.proto import ProtoDataset
+from dserverfs.client import Client
 from dserverfs.settings import Settings
-from dserverfs.staged_dataset import StagedDataset
-from dserverfs.staging_state import State
+from dserverfs.writing.staging.dataset import StagedDataset
+from dserverfs.writing.staging.states import State
 
 # Each keeps its manifest as dtoolcore wants it, 800 bytes an item.
 MAX_FROZEN = 8

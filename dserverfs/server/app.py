@@ -17,34 +17,31 @@ import dservercore
 from flask import Flask, Response
 from sqlalchemy import event, text
 
-from dserverfs import __version__, wire_names
-from dserverfs.server import (
+from dserverfs import __version__
+from dserverfs.base import wire_names
+from dserverfs.server.database import changes, retrieve, search, tokens, uploads
+from dserverfs.server.routes import (
     accounts,
-    changes,
     core_views,
-    datadir,
     multipart,
     publications,
     request_check,
-    retrieve,
-    search,
-    tokens,
     upload_place,
-    uploads,
 )
-from dserverfs.server.answers import answer
-from dserverfs.server.extension import STORES
-from dserverfs.server.stores import Stores
+from dserverfs.server.routes.answers import answer
+from dserverfs.server.routes.extension import STORES
+from dserverfs.server.store import datadir
+from dserverfs.server.store.stores import Stores
 
 _PLUGINS = {
-    "search": ("dserverfs.server.search:Search",),
-    "retrieve": ("dserverfs.server.retrieve:Retrieve",),
+    "search": ("dserverfs.server.database.search:Search",),
+    "retrieve": ("dserverfs.server.database.retrieve:Retrieve",),
     "extension": (
-        "dserverfs.server.signed_urls:SignedUrls",
-        "dserverfs.server.metadata:Metadata",
-        "dserverfs.server.publications:Publications",
-        "dserverfs.server.multipart:Multipart",
-        "dserverfs.server.accounts:Accounts",
+        "dserverfs.server.routes.signed_urls:SignedUrls",
+        "dserverfs.server.routes.metadata:Metadata",
+        "dserverfs.server.routes.publications:Publications",
+        "dserverfs.server.routes.multipart:Multipart",
+        "dserverfs.server.routes.accounts:Accounts",
     ),
 }
 _MODULES_WITH_TABLES = (

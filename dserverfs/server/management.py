@@ -20,14 +20,16 @@ from dservercore.sql_models import BaseURI, User
 from flask import Flask
 from sqlalchemy import text
 
-from dserverfs.errors import Conflict, NotFound, Unreachable, UsageError
-from dserverfs.server import accounts, app, bucket_index, tokens
-from dserverfs.server.bucket_index import Indexed
-from dserverfs.server.datadir import DataDirectory, write_private
-from dserverfs.server.objects import ObjectStore
-from dserverfs.server.seaweedfs import SeaweedFS
-from dserverfs.server.storage import bucket_of, require_bucket_name
-from dserverfs.server.stores import Stores
+from dserverfs.base.errors import Conflict, NotFound, Unreachable, UsageError
+from dserverfs.server import app
+from dserverfs.server.database import bucket_index, tokens
+from dserverfs.server.database.bucket_index import Indexed
+from dserverfs.server.routes import accounts
+from dserverfs.server.store.bucket import ObjectStore
+from dserverfs.server.store.datadir import DataDirectory, write_private
+from dserverfs.server.store.seaweedfs import SeaweedFS
+from dserverfs.server.store.signing import bucket_of, require_bucket_name
+from dserverfs.server.store.stores import Stores
 from dserverfs.server.web import write_token
 
 # dservercore keeps 64 characters; a slash could not be in a path, a space not in a list.

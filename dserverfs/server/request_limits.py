@@ -7,7 +7,7 @@ a login needs.
 
 from __future__ import annotations
 
-from dserverfs.limits import MAX_METADATA_BYTES
+from dserverfs.base.limits import MAX_METADATA_BYTES
 
 KIB = 1024
 MIB = 1024**2

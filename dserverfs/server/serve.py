@@ -15,12 +15,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dserverfs.errors import DserverfsError, Unsupported, UsageError
-from dserverfs.printable import PrintableFormatter
-from dserverfs.server import foreign, storage
-from dserverfs.server.datadir import DataDirectory
-from dserverfs.server.seaweedfs import SeaweedFS
-from dserverfs.server.signals import Signals, Stopped
+from dserverfs.base.errors import DserverfsError, Unsupported, UsageError
+from dserverfs.base.printable import PrintableFormatter
+from dserverfs.server.store import foreign, signing
+from dserverfs.server.store.datadir import DataDirectory
+from dserverfs.server.store.seaweedfs import SeaweedFS
+from dserverfs.server.store.signals import Signals, Stopped
 
 _LOOPBACK = ("127.", "::1")
 
@@ -39,7 +39,7 @@ class ServeOptions:
         """Check what was given on the command line; raises UsageError."""
         if not 0 <= port <= 65535:
             raise UsageError(f"--port {port}: not between 0 and 65535")
-        storage.require_bucket_name(bucket, is_foreign=foreign.find_storage(bucket) is not None)
+        signing.require_bucket_name(bucket, is_foreign=foreign.find_storage(bucket) is not None)
         return cls(data_directory(data), host, port, bucket)
 
 
@@ -84,7 +84,7 @@ def _own_bucket(base_uris: Sequence[str]) -> str | None:
     """Return the first bucket that the embedded store has, None if all are elsewhere."""
     for base_uri in base_uris:
         try:
-            bucket = storage.bucket_of(base_uri)
+            bucket = signing.bucket_of(base_uri)
         except Unsupported:
             continue
         if foreign.find_storage(bucket) is None:
@@ -100,7 +100,7 @@ def _run(
     signals: Signals,
 ) -> None:
     # Imported here, for it takes 0.6 s, in which the store starts.
-    from dserverfs.server.stores import Stores
+    from dserverfs.server.store.stores import Stores
     from dserverfs.server.web import WebServer, create_app
 
     stores = Stores(

@@ -16,11 +16,13 @@ import waitress.server
 import waitress.wasyncore
 from flask import Flask
 
-from dserverfs.server import accounts, app, changes, tokens
+from dserverfs.server import app
 from dserverfs.server.bodies import limited_channel
-from dserverfs.server.datadir import DataDirectory, write_private
-from dserverfs.server.signals import Signals
-from dserverfs.server.stores import Stores
+from dserverfs.server.database import changes, tokens
+from dserverfs.server.routes import accounts
+from dserverfs.server.store.datadir import DataDirectory, write_private
+from dserverfs.server.store.signals import Signals
+from dserverfs.server.store.stores import Stores
 
 THREADS = 8
 TOKEN_LIFE = timedelta(days=365)  # and a new one at every start

@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmark import options, plot, publishing, reading, report
 from benchmark.mounts import adopt_orphans
 from benchmark.plan import Keeper, Kept, load, partial_of
-from dserverfs.server import die_with_parent
+from dserverfs.server.store import die_with_parent
 
 STOP_TIMEOUT_S = 60
 INTERRUPTED = 130

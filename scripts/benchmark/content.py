@@ -12,7 +12,7 @@ from pathlib import Path
 import dtoolcore
 from dtoolcore.utils import generate_identifier
 
-from dserverfs.local_dataset import LocalDataset
+from dserverfs.base.local_dataset import LocalDataset
 
 CHUNK_BYTES = 1024 * 1024
 

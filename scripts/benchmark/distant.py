@@ -12,7 +12,7 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 
 from benchmark.lab import Lab, Published
-from dserverfs.server import die_with_parent
+from dserverfs.server.store import die_with_parent
 
 MEGABITS = 1000
 START_TIMEOUT_S = 30.0

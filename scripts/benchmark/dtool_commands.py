@@ -28,9 +28,9 @@ from benchmark.content import make_dataset
 from benchmark.lab import Lab, Sizes, open_lab
 from benchmark.measuring import LIMIT_S, Measurement
 from benchmark.report import Results
+from dserverfs.base.local_dataset import LocalDataset
+from dserverfs.base.model import DserverURI
 from dserverfs.client import Client
-from dserverfs.local_dataset import LocalDataset
-from dserverfs.model import DserverURI
 from dserverfs.settings import TOKEN_FILE, Settings
 
 OURS, PEER = "dserverfs", "dtool-s3"

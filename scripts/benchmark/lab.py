@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark.content import make_dataset
+from dserverfs.base.local_dataset import LocalDataset
+from dserverfs.base.model import DserverURI, Identifier
 from dserverfs.client import Client
-from dserverfs.local_dataset import LocalDataset
-from dserverfs.model import DserverURI, Identifier
-from dserverfs.server import die_with_parent
-from dserverfs.server.layout import DatasetKeys
-from dserverfs.server.storage import Signer, Storage
+from dserverfs.server.store import die_with_parent
+from dserverfs.server.store.layout import DatasetKeys
+from dserverfs.server.store.signing import Signer, Storage
 from dserverfs.settings import TOKEN_FILE, Settings
 
 START_TIMEOUT_S = 60

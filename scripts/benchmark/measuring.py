@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from benchmark.mounts import Mount, Processes
-from dserverfs.model import Item
+from dserverfs.base.model import Item
 
 T = TypeVar("T")
 

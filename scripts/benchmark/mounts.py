@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dserverfs.model import Item
+from dserverfs.base.model import Item
 
 MARK = "DSERVERFS_BENCH_MOUNT"
 END_TIMEOUT_S = 30.0

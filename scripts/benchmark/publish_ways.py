@@ -13,11 +13,11 @@ from pathlib import Path
 
 import requests
 
+from dserverfs.base.local_dataset import LocalDataset
+from dserverfs.base.model import DserverURI, Item, identifier_of
 from dserverfs.client import Client
-from dserverfs.hashing import Hashes
-from dserverfs.local_dataset import LocalDataset
-from dserverfs.model import DserverURI, Item, identifier_of
 from dserverfs.settings import TOKEN_FILE, Settings
+from dserverfs.writing.staging.file_hashes import Hashes
 
 
 def describe(directory: Path, hashes: Hashes) -> LocalDataset:

@@ -28,8 +28,8 @@ from benchmark.mounts import MARK, Mounts, Place
 from benchmark.peers import OURS, Dserverfs, Missing, Rclone, S3fs
 from benchmark.plan import Keeper, Plan
 from benchmark.report import Results
-from dserverfs.local_dataset import LocalDataset
-from dserverfs.server.objects import ObjectStore, StoredObject
+from dserverfs.base.local_dataset import LocalDataset
+from dserverfs.server.store.bucket import ObjectStore, StoredObject
 
 UPLOADER = "uploader"
 SEQUENTIAL = "sequential"

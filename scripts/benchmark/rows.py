@@ -23,7 +23,7 @@ from benchmark.lab import Lab, Published, drop_page_cache
 from benchmark.measuring import Buffer, Measurement, WrongAnswer, measure
 from benchmark.mounts import Mount, Mounts
 from benchmark.peers import Dserverfs, Peer, curl
-from dserverfs.model import Item
+from dserverfs.base.model import Item
 
 MIB = 1024 * 1024
 READERS = (1, 16)

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dserverfs.server.datadir import DataDirectory
-from dserverfs.server.objects import ObjectStore
-from dserverfs.server.signals import Signals, Stopped
-from dserverfs.server.storage import Storage
-from dserverfs.server.stores import Stores
+from dserverfs.server.store.bucket import ObjectStore
+from dserverfs.server.store.datadir import DataDirectory
+from dserverfs.server.store.signals import Signals, Stopped
+from dserverfs.server.store.signing import Storage
+from dserverfs.server.store.stores import Stores
 from dserverfs.server.web import WebServer, create_app
 
 

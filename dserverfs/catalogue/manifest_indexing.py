@@ -1,0 +1,254 @@
+"""Making the index of a manifest, by a short-lived process if the manifest is large.
+
+Used by the catalogue. The process (`python -m dserverfs.catalogue.manifest_indexing INDEX`)
+reads the manifest from its standard input while it is being downloaded, so that a
+million items neither block the daemon nor stay in its memory.
+
+An index is written under another name, synced and renamed when the manifest has
+ended: what is there is whole. A manifest that breaks off is no JSON, and leaves
+nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import resource
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from dserverfs.base.errors import DserverfsError, LocalDiskError, ProtocolError
+from dserverfs.base.local_files import create_private, remove_if_possible
+from dserverfs.catalogue.manifest_index import FORMAT_VERSION, NAME_INDEX, SCHEMA
+from dserverfs.catalogue.manifest_rows import ManifestTree
+from dserverfs.remote.manifest_parsing import ManifestStream
+
+# Larger manifests are indexed by a process of their own; it starts in 50 ms, as
+# long as 2 MiB take to be indexed here.
+IN_PROCESS_BYTES = 2 * 1024 * 1024
+# So are those of many directories, which take 300 bytes of memory each for 2 of a manifest.
+IN_PROCESS_DIRECTORIES = 100_000
+# What that process may have: 10 million items. A manifest that needs more is none.
+MAX_MEMORY_BYTES = 4 * 1024**3
+# After the last byte; a million items take 6 s.
+INDEXING_TIMEOUT_S = 300.0
+_PIECE_BYTES = 1024 * 1024
+_EXIT_LOCAL_DISK = 3
+
+
+@contextlib.contextmanager
+def local_part() -> Iterator[None]:
+    """Turn what the operating system and SQLite raise into LocalDiskError."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise LocalDiskError(str(error)) from error
+
+
+def build(pieces: Iterable[bytes], index_path: Path) -> None:
+    """Index the manifest that the pieces make up.
+
+    Raises ProtocolError if it is none, LocalDiskError.
+    """
+    stream, tree = _parsed(pieces)
+    scratch = index_path.with_name(f"{index_path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        with local_part():
+            create_private(scratch)
+            with contextlib.closing(sqlite3.connect(scratch)) as connection:
+                _fill(connection, stream, tree)
+            _sync(scratch)
+            scratch.rename(index_path)
+    except BaseException:
+        remove_if_possible(scratch)
+        raise
+
+
+def build_in_memory(pieces: Iterable[bytes]) -> sqlite3.Connection:
+    """Return an index that takes up about as much memory as the manifest; as `build`."""
+    stream, tree = _parsed(pieces)
+    with local_part():
+        connection = sqlite3.connect(":memory:", check_same_thread=False)
+        _fill(connection, stream, tree)
+    return connection
+
+
+def _parsed(pieces: Iterable[bytes]) -> tuple[ManifestStream, ManifestTree]:
+    stream, tree = ManifestStream(), ManifestTree()
+    for piece in pieces:
+        tree.add(stream.feed(piece))
+    tree.add(stream.close())
+    return stream, tree
+
+
+def _fill(connection: sqlite3.Connection, stream: ManifestStream, tree: ManifestTree) -> None:
+    connection.executescript(SCHEMA)
+    about = (
+        FORMAT_VERSION,
+        stream.hash_function,
+        tree.number_of_items,
+        tree.size_in_bytes,
+        tree.unsafe,
+    )
+    connection.execute("INSERT INTO about VALUES (?, ?, ?, ?, ?)", about)
+    connection.executemany("INSERT INTO node VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", tree.rows())
+    connection.execute(NAME_INDEX)
+    connection.commit()
+
+
+def pieces_of(path: Path) -> Iterator[bytes]:
+    """Yield the content of a file; raises LocalDiskError."""
+    with local_part(), path.open("rb") as file:
+        yield from _pieces(file)
+
+
+class Indexing:
+    """One manifest being indexed while it arrives; left without `finish`, there is no index.
+
+    `write` blocks while the process is behind, `finish` until the index is there.
+    """
+
+    def __init__(self, index_path: Path) -> None:
+        self._path = index_path
+        self._held: list[bytes] = []  # as long as it may be a small one
+        self._held_bytes = 0
+        self._held_directories = 0  # at most
+        self._process: subprocess.Popen[bytes] | None = None
+        self._abandoned = False
+
+    def __enter__(self) -> Indexing:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+        if self._process is not None:
+            self._close(self._process)
+
+    def abandon(self) -> None:
+        """Have `finish` raise ProtocolError soon; from any thread."""
+        self._abandoned = True
+        if self._process is not None:
+            self._process.kill()
+
+    def write(self, piece: bytes) -> None:
+        """Index the next piece of the manifest."""
+        if self._process is None:
+            self._held.append(piece)
+            self._held_bytes += len(piece)
+            self._held_directories += piece.count(b"/")
+            if (
+                self._held_bytes > IN_PROCESS_BYTES
+                or self._held_directories > IN_PROCESS_DIRECTORIES
+            ):
+                self._process = self._start()
+                for held in self._held:
+                    self._send(self._process, held)
+                self._held.clear()
+        else:
+            self._send(self._process, piece)
+
+    def finish(self) -> None:
+        """Wait for the index; raises ProtocolError if what was written is no manifest.
+
+        LocalDiskError if it is, and there is no index all the same.
+        """
+        if self._process is None:
+            build(self._held, self._path)
+            return
+        if self._abandoned:
+            self._process.kill()
+        try:
+            _, errors = self._process.communicate(timeout=INDEXING_TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            raise ProtocolError(
+                f"indexing the manifest took over {INDEXING_TIMEOUT_S:.0f} s"
+            ) from error
+        if self._process.returncode != 0:
+            said = errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
+            if self._process.returncode == _EXIT_LOCAL_DISK:
+                raise LocalDiskError(said)
+            raise ProtocolError(f"the manifest cannot be indexed: {said}")
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with local_part():
+            return subprocess.Popen(
+                [sys.executable, "-m", __spec__.name, str(self._path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+
+    def _send(self, process: subprocess.Popen[bytes], piece: bytes) -> None:
+        assert process.stdin is not None
+        # One that has ended says why, to `finish`.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(piece)
+
+    def _close(self, process: subprocess.Popen[bytes]) -> None:
+        process.wait()
+        for pipe in (process.stdin, process.stderr):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):  # what was not sent
+                pipe.close()
+        if process.returncode < 0:  # killed: it did not tidy up
+            for scratch in self._path.parent.glob(f"{self._path.name}.{process.pid}-*"):
+                remove_if_possible(scratch)
+
+
+def build_apart(manifest_path: Path, index_path: Path) -> None:
+    """As `build` from a file, but a large one does not stay in this process' memory; blocks."""
+    with Indexing(index_path) as indexing:
+        for piece in pieces_of(manifest_path):
+            indexing.write(piece)
+        indexing.finish()
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    while piece := file.read(_PIECE_BYTES):
+        yield piece
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Index the manifest on the standard input into INDEX; the process `Indexing` starts."""
+    (index_path,) = arguments
+    gc.disable()  # a million items are no garbage: looking for it takes half of the time
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = MAX_MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MAX_MEMORY_BYTES, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
+    try:
+        build(_pieces(sys.stdin.buffer), Path(index_path))
+    except LocalDiskError as error:
+        print(error, file=sys.stderr)
+        return _EXIT_LOCAL_DISK
+    except DserverfsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except MemoryError:
+        print(f"it takes more than {MAX_MEMORY_BYTES} bytes of memory", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,343 @@
+"""Manifests in local files, as the server sent them and as indexes; fetched once, by whoever asks.
+
+Used by the catalogue. Answers at once or raises NotLoaded. A load runs in a
+thread of its own until it has ended, however long those wait who want it: a
+million items over a slow line take minutes, and whoever asks again meanwhile
+waits for the same load. Thread-safe.
+
+On disk, below `directory`: `<key>.json`, a manifest as the server sent it, and
+`<key>.index`, made from it. Both are written under other names, synced and
+renamed; a damaged index is made anew. What that disk does not take is elsewhere
+for as long as it is needed (`manifest_shelter`).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from dserverfs.base.directories import private_directory
+from dserverfs.base.errors import (
+    Cancelled,
+    DserverfsError,
+    LocalDiskError,
+    NotFound,
+    ProtocolError,
+    UsageError,
+)
+from dserverfs.base.local_files import create_private, remove_if_possible
+from dserverfs.base.model import BackendURI, Dataset
+from dserverfs.catalogue import manifest_indexing
+from dserverfs.catalogue.manifest_index import ManifestIndex
+from dserverfs.catalogue.manifest_indexing import Indexing, local_part
+from dserverfs.catalogue.manifest_shelter import ManifestShelter
+from dserverfs.catalogue.offline import KEPT_FORMAT, KeptAnswers
+from dserverfs.catalogue.refreshed import NotLoaded
+from dserverfs.reading.cache.space import lacking_in_bytes
+from dserverfs.reading.cache.troubles import CacheTroubles
+from dserverfs.remote.manifest_parsing import ManifestStream
+
+logger = logging.getLogger(__name__)
+
+MAX_OPEN_INDEXES = 256  # a file descriptor and about 100 KiB each
+LOADS_AT_ONCE = 8  # guess
+MAX_IN_MEMORY_BYTES = 64 * 1024 * 1024  # of manifests whose indexes are in memory
+# After so much of a manifest the disk is looked at: a small answer can be one of 2 GiB, unpacked.
+BYTES_BETWEEN_LOOKS = 16 * 1024 * 1024
+
+T = TypeVar("T")
+
+
+class ManifestLoad:
+    """One manifest on its way."""
+
+    def __init__(self) -> None:
+        self.future: Future[None] = Future()
+        self._received_bytes: int | None = None
+
+    def progress(self) -> float:
+        """Return what differs from the last time if the load has got on since.
+
+        While others are loaded before it, or it is being indexed, it always has.
+        """
+        received = self._received_bytes
+        return time.monotonic() if received is None else received
+
+    def downloading(self, received_bytes: int) -> None:
+        self._received_bytes = received_bytes
+
+    def downloaded(self) -> None:
+        self._received_bytes = None
+
+
+class Manifests:
+    """The manifests of one server's datasets."""
+
+    def __init__(
+        self,
+        answers: KeptAnswers,
+        server: str,
+        directory: Path,
+        *,
+        explain: Callable[[Dataset, NotFound], DserverfsError],
+    ) -> None:
+        """`explain` says what it means that the server has no manifest of a dataset; it may block.
+
+        Of nothing else NotFound is raised: that a file of ours is missing says nothing
+        about a dataset.
+        """
+        self._answers = answers
+        self._server = server
+        self._directory = directory
+        self._explain = explain
+        self._shelter = ManifestShelter()
+        self._troubles = CacheTroubles(directory)
+        self._threads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="manifest")
+        self._lock = threading.Lock()
+        self._indexes: OrderedDict[BackendURI, ManifestIndex] = OrderedDict()
+        self._loads: dict[BackendURI, ManifestLoad] = {}
+        self._indexings: set[Indexing] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """End loads that are under way; what they have is dropped."""
+        with self._lock:
+            self._closed = True
+            for indexing in self._indexings:
+                indexing.abandon()
+            for index in self._indexes.values():
+                index.close()
+            self._indexes.clear()
+        self._shelter.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def index(self, dataset: Dataset) -> ManifestIndex:
+        """Return the manifest as a tree; keep it no longer than one operation."""
+        with self._lock:
+            index = self._indexes.get(dataset.uri)
+            if index is not None:
+                self._indexes.move_to_end(dataset.uri)
+                return index
+        raise NotLoaded(begin=lambda: self._begin(dataset, self._load_index))
+
+    def file(self, dataset: Dataset) -> Path | bytes:
+        """Return the manifest as the server sent it: a file, or what would be in it."""
+        path = self._path(dataset, "json")
+        if path.exists():
+            return path
+        sheltered = self._shelter.file(dataset.uri)
+        if sheltered is None:
+            raise NotLoaded(begin=lambda: self._begin(dataset, self._load_file))
+        return sheltered
+
+    def drop_file(self, dataset: Dataset) -> None:
+        """Have the manifest fetched anew: it turned out not to be one."""
+        remove_if_possible(self._path(dataset, "json"))
+        self._shelter.drop(dataset.uri)
+
+    def _begin(
+        self, dataset: Dataset, load: Callable[[Dataset, ManifestLoad], None]
+    ) -> ManifestLoad:
+        """Return the load of this dataset that is under way; begin one if there is none."""
+        with self._lock:
+            if self._closed:
+                raise Cancelled("the daemon is ending")
+            under_way = self._loads.get(dataset.uri)
+            if under_way is None:
+                under_way = self._loads[dataset.uri] = ManifestLoad()
+                self._threads.submit(self._run, dataset, load, under_way)
+            return under_way
+
+    def _run(
+        self,
+        dataset: Dataset,
+        load: Callable[[Dataset, ManifestLoad], None],
+        under_way: ManifestLoad,
+    ) -> None:
+        fault: BaseException | None = None
+        try:
+            self._load_once_more_if_wrong(dataset, load, under_way)
+        except (OSError, sqlite3.Error) as error:
+            fault = LocalDiskError(f"{dataset.uri}: its manifest cannot be kept: {error}")
+        except BaseException as error:  # noqa: BLE001 - top of a thread: whoever waits is told
+            fault = error
+        with self._lock:
+            del self._loads[dataset.uri]
+        if fault is None:
+            under_way.future.set_result(None)
+        else:
+            under_way.future.set_exception(fault)
+
+    def _load_once_more_if_wrong(
+        self,
+        dataset: Dataset,
+        load: Callable[[Dataset, ManifestLoad], None],
+        under_way: ManifestLoad,
+    ) -> None:
+        """Load it; what came, or was kept, and is no manifest is dropped and fetched anew, once."""
+        try:
+            load(dataset, under_way)
+        except ProtocolError as error:
+            self.drop_file(dataset)
+            logger.info("%s: its manifest is fetched anew: %s", dataset.uri, error)
+        else:
+            return
+        try:
+            load(dataset, under_way)
+        except ProtocolError:
+            self.drop_file(dataset)  # or it would be what is indexed next time
+            raise
+
+    def _load_index(self, dataset: Dataset, load: ManifestLoad) -> None:
+        path = self._path(dataset, "index")
+        try:
+            with local_part():
+                index = ManifestIndex(path).open()
+        except DserverfsError as error:
+            if not isinstance(error, (NotFound, LocalDiskError)):
+                logger.warning("made anew: %s", error)
+            index = self._kept_or_sheltered(
+                lambda: self._make_index(dataset, load, path),
+                lambda: self._shelter.take_index(self._pieces(dataset, load)),
+            )
+        with self._lock:
+            self._indexes[dataset.uri] = index
+            in_memory = sum(index.memory_in_bytes for index in self._indexes.values())
+            while len(self._indexes) > MAX_OPEN_INDEXES or in_memory > MAX_IN_MEMORY_BYTES:
+                _, dropped = self._indexes.popitem(last=False)
+                in_memory -= dropped.memory_in_bytes  # closed when its last user lets it go
+
+    def _kept_or_sheltered(self, keep: Callable[[], T], shelter: Callable[[], T]) -> T:
+        """Do the one, or the other while the disk does not take it; says so once in the log."""
+        if not self._troubles.is_unwritable():
+            try:
+                private_directory(self._directory)  # somebody may have emptied the cache
+                kept = keep()
+                self._troubles.is_over()
+                return kept
+            except (LocalDiskError, UsageError) as error:
+                self._troubles.cannot_be_written(error)
+        return shelter()
+
+    def _make_index(self, dataset: Dataset, load: ManifestLoad, index_path: Path) -> ManifestIndex:
+        """Index the manifest, while it is fetched if it is not here."""
+        path = self._path(dataset, "json")
+        with Indexing(index_path) as indexing:
+            with self._lock:
+                if self._closed:
+                    raise Cancelled("the daemon is ending")
+                self._indexings.add(indexing)
+            try:
+                if path.exists():
+                    for piece in manifest_indexing.pieces_of(path):
+                        indexing.write(piece)
+                    indexing.finish()
+                else:
+                    pieces = self._pieces(dataset, load)
+                    self._fetch(pieces, path, indexing.write, indexing.finish)
+            finally:
+                with self._lock:
+                    self._indexings.discard(indexing)
+        return _reopened(index_path)
+
+    def _load_file(self, dataset: Dataset, load: ManifestLoad) -> None:
+        path = self._path(dataset, "json")
+        if not path.exists():
+            self._kept_or_sheltered(
+                lambda: self._fetch(self._checked(dataset, load), path, _nothing, _nothing),
+                lambda: self._shelter.take_file(dataset.uri, self._checked(dataset, load)),
+            )
+
+    def _fetch(
+        self,
+        pieces: Iterator[bytes],
+        path: Path,
+        use: Callable[[bytes], object],
+        end: Callable[[], object],
+    ) -> None:
+        """Write a manifest to `path`, and hand each piece to `use` as it comes.
+
+        What makes `end` raise, which is called behind the last, is no manifest and not kept.
+        """
+        scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+        with local_part():
+            create_private(scratch)
+            file = scratch.open("wb", buffering=0)
+        try:
+            with file:
+                unlooked_bytes = 0
+                for piece in pieces:
+                    unlooked_bytes += len(piece)
+                    with local_part():
+                        if unlooked_bytes >= BYTES_BETWEEN_LOOKS:
+                            unlooked_bytes = 0
+                            self._require_space()
+                        file.write(piece)
+                    use(piece)
+                end()
+                with local_part():
+                    os.fsync(file.fileno())
+            with local_part():
+                scratch.rename(path)
+        finally:
+            remove_if_possible(scratch)
+
+    def _checked(self, dataset: Dataset, load: ManifestLoad) -> Iterator[bytes]:
+        """As `_pieces`; raises ProtocolError at the latest at the end of what is no manifest."""
+        stream = ManifestStream()
+        for piece in self._pieces(dataset, load):
+            stream.feed(piece)
+            yield piece
+        stream.close()
+
+    def _require_space(self) -> None:
+        """Raise OSError if no more than the cache leaves to others is free on the disk."""
+        if lacking_in_bytes(self._directory) > 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
+
+    def _pieces(self, dataset: Dataset, load: ManifestLoad) -> Iterator[bytes]:
+        """Yield the manifest as it comes."""
+        received_bytes = 0
+        load.downloading(received_bytes)
+        for piece in self._sent(dataset):
+            yield piece
+            received_bytes += len(piece)
+            load.downloading(received_bytes)
+            if self._closed:
+                raise Cancelled("the daemon is ending")
+        load.downloaded()
+
+    def _sent(self, dataset: Dataset) -> Iterator[bytes]:
+        try:
+            yield from self._answers.manifest_pieces(dataset)
+        except NotFound as error:
+            explained = self._explain(dataset, error)
+            if explained is error:
+                raise
+            raise explained from error
+
+    def _path(self, dataset: Dataset, suffix: str) -> Path:
+        key = hashlib.sha256(f"{KEPT_FORMAT} {self._server} {dataset.uri}".encode()).hexdigest()
+        return self._directory / f"{key[:40]}.{suffix}"
+
+
+def _reopened(path: Path) -> ManifestIndex:
+    """Return an index that was made just now."""
+    try:
+        return ManifestIndex(path).open()
+    except DserverfsError as error:
+        raise LocalDiskError(f"{path}: is gone again: {error}") from error
+
+
+def _nothing(*what: object) -> None:
+    """Do nothing."""

@@ -1,0 +1,227 @@
+"""A server's last answers, kept on disk for when it cannot be reached.
+
+Used by the catalogue and the client in the resolver's place, with the same
+methods for what is worth keeping. Access before content: an answer is kept by
+server and by whom the token names, so no user is shown what another may see; a
+server that says no (403) takes its earlier answer back. Blocking and
+thread-safe.
+
+On disk: a JSON file an answer, written under another name and renamed. One that
+cannot be read, or is another's, counts as none; a disk that fails keeps nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dserverfs.base.directories import private_directory
+from dserverfs.base.errors import (
+    DserverfsError,
+    NotAuthenticated,
+    NotFound,
+    PermissionDenied,
+    Unreachable,
+    UnusableAnswer,
+    UsageError,
+)
+from dserverfs.base.limits import is_text, parse_json, understood
+from dserverfs.base.local_files import create_private, remove_if_possible
+from dserverfs.base.model import UUID, Dataset, User
+from dserverfs.remote.api import Metadata, Resolver
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# What says nothing of datasets and users: no answer, and those of proxies and faults.
+AWAY = (Unreachable, UnusableAnswer)
+
+# What is kept on disk is named by it: what an earlier version kept, or a later one, is not read.
+KEPT_FORMAT = 2
+
+
+class KeptAnswers:
+    """What a resolver says, or said."""
+
+    def __init__(self, resolver: Resolver, directory: Path) -> None:
+        """`directory` is made when it is needed."""
+        self._resolver = resolver
+        self._directory = directory
+        self._taken_back: set[str] = set()  # what a disk that fails has kept all the same
+
+    def require_signed_urls(self) -> None:
+        """Raise Unsupported if the server cannot sign URLs; not if it is away and was known."""
+        try:
+            self._resolver.require_signed_urls()
+        except AWAY as error:
+            if self._load("user") is None:
+                raise
+            logger.warning("%s; what is known of it is shown", error)
+
+    def user(self) -> User:
+        """Return whom the token speaks for."""
+        return self._ask("user", self._resolver.user, _user_to_json, User.from_json)
+
+    def accepted_user(self) -> User:
+        """Return whom the token speaks for; an expired one is refused, known or not."""
+        try:
+            user = self._resolver.user()
+        except AWAY:
+            return self.user()
+        self._save("user", _user_to_json(user))
+        return user
+
+    def datasets(self, base_uri: str) -> list[Dataset]:
+        """Return every dataset below `base_uri`, oldest first."""
+        return self._ask(
+            f"datasets {base_uri}",
+            lambda: self._resolver.datasets(base_uri),
+            lambda datasets: [dataclasses.asdict(dataset) for dataset in datasets],
+            lambda kept: [Dataset.from_json(entry) for entry in kept],
+        )
+
+    def datasets_by_uuid(self, uuid: UUID) -> list[Dataset]:
+        """Return the datasets of that uuid in whichever base URIs hold it."""
+        return self._ask(
+            f"uuid {uuid}",
+            lambda: self._resolver.datasets_by_uuid(uuid),
+            lambda datasets: [dataclasses.asdict(dataset) for dataset in datasets],
+            lambda kept: [Dataset.from_json(entry) for entry in kept],
+        )
+
+    def dataset_by_uuid(self, uuid: UUID, base_uri: str) -> Dataset:
+        """Return the dataset of that uuid below `base_uri`; raises NotFound."""
+        for dataset in self.datasets_by_uuid(uuid):
+            if dataset.base_uri == base_uri:
+                return dataset
+        raise NotFound(f"{base_uri} has no dataset {uuid}")
+
+    def readme(self, dataset: Dataset) -> bytes:
+        """Return the content of README.yml."""
+        return self._ask(
+            f"readme {dataset.uri}", lambda: self._resolver.readme(dataset), _encode, _decode
+        )
+
+    def metadata(self, dataset: Dataset) -> Metadata:
+        """Return what `.dtool` holds."""
+        return self._ask(
+            f"metadata {dataset.uri}",
+            lambda: self._resolver.metadata(dataset),
+            _metadata_to_json,
+            _metadata_from_json,
+        )
+
+    def forget(self, dataset: Dataset) -> None:
+        """Drop what was kept of a dataset that its user has changed."""
+        for name in (f"readme {dataset.uri}", f"metadata {dataset.uri}"):
+            self._take_back(name)
+
+    def manifest_pieces(self, dataset: Dataset) -> Iterator[bytes]:
+        """Yield the manifest's JSON as it arrives; the catalogue keeps it."""
+        return self._resolver.manifest_pieces(dataset)
+
+    def _ask(
+        self,
+        name: str,
+        ask: Callable[[], T],
+        to_json: Callable[[T], Any],
+        from_json: Callable[[Any], T],
+    ) -> T:
+        try:
+            answer = ask()
+        except (*AWAY, NotAuthenticated):
+            kept = self._load(name)
+            if kept is None:
+                raise
+            try:
+                with understood(name):
+                    return from_json(kept)
+            except DserverfsError as error:  # of another version
+                logger.debug("what was kept is not used: %s", error)
+            raise
+        except PermissionDenied:
+            self._take_back(name)
+            raise
+        self._save(name, to_json(answer))
+        return answer
+
+    def _save(self, name: str, value: Any) -> None:
+        path = self._path(name)
+        scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+        try:
+            private_directory(self._directory)  # somebody may have emptied the cache
+            create_private(scratch)
+            with scratch.open("w", encoding="utf-8") as file:
+                json.dump({"about": self._about(name), "value": value}, file)
+            scratch.rename(path)
+            self._taken_back.discard(name)
+        except (OSError, UsageError) as error:
+            logger.debug("%s: not kept: %s", name, error)
+            remove_if_possible(scratch)
+
+    def _take_back(self, name: str) -> None:
+        if not remove_if_possible(self._path(name)):
+            self._taken_back.add(name)  # it is still there, and must not be told
+
+    def _load(self, name: str) -> Any:
+        """Return what was kept, None if there is nothing of this server and user."""
+        if name in self._taken_back:
+            return None
+        try:
+            kept = parse_json(self._path(name).read_bytes(), name)
+            with understood(name):
+                return kept["value"] if kept["about"] == self._about(name) else None
+        except (OSError, DserverfsError):
+            return None
+
+    def _about(self, name: str) -> list[str | int | None]:
+        # By URL: a wrong protocol must not pass for a server that is away.
+        return [KEPT_FORMAT, self._resolver.server_url, self._resolver.token_subject(), name]
+
+    def _path(self, name: str) -> Path:
+        key = hashlib.sha256(json.dumps(self._about(name)).encode()).hexdigest()
+        return self._directory / f"{key[:40]}.answer"
+
+
+def _user_to_json(user: User) -> dict[str, Any]:
+    return {
+        "username": user.username,
+        "is_admin": user.is_admin,
+        "search_permissions_on_base_uris": list(user.search_base_uris),
+        "register_permissions_on_base_uris": list(user.register_base_uris),
+    }
+
+
+def _metadata_to_json(metadata: Metadata) -> dict[str, Any]:
+    return {
+        "admin_metadata": _encode(metadata.admin_metadata),
+        "tags": list(metadata.tags),
+        "overlays": {name: _encode(text) for name, text in metadata.overlays.items()},
+        "annotations": {name: _encode(text) for name, text in metadata.annotations.items()},
+    }
+
+
+def _metadata_from_json(kept: Any) -> Metadata:
+    return Metadata(
+        admin_metadata=_decode(kept["admin_metadata"]),
+        tags=tuple(tag for tag in kept["tags"] if is_text(tag)),
+        overlays={name: _decode(text) for name, text in kept["overlays"].items()},
+        annotations={name: _decode(text) for name, text in kept["annotations"].items()},
+    )
+
+
+def _encode(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _decode(text: str) -> bytes:
+    return base64.b64decode(text)

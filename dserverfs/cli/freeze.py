@@ -1,0 +1,44 @@
+"""`dserverfs freeze`: a staged dataset becomes a frozen one, now."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dserverfs.cli.arguments import Commands, say
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser("freeze", help="upload and register a dataset made in a mount")
+    parser.description = (
+        "Freeze the dataset at DIR at once, armed or not, and wait until it is uploaded and"
+        " registered. Prints its URI. If it cannot be frozen it stays staged, and can be tried"
+        " again."
+    )
+    parser.add_argument("directory", metavar="DIR", type=Path)
+    parser.add_argument(
+        "--layout",
+        choices=["items", "dtool"],
+        help="what DIR is, where it can be read both ways: every file an item, or dtool's layout",
+    )
+    parser.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dserverfs.cli import mounted
+    from dserverfs.cli.progress import ProgressLine, size
+
+    place = mounted.find(arguments.directory)
+    with ProgressLine() as line:
+        line.show("hashing")
+        for answer in place.ask("freeze", layout=arguments.layout):
+            if progress := answer.get("progress"):
+                line.show(
+                    f"{size(progress['bytes_done'])} of {size(progress['bytes_total'])},"
+                    f" {progress['items_done']} of {progress['items_total']} items"
+                )
+    result = answer["result"]
+    say(result["uri"])
+    for note in result["notes"]:
+        say(f"note: {note}")
+    return 0

@@ -1,0 +1,53 @@
+"""`dserverfs serve`: a dserver with its own S3 store on this machine."""
+
+from __future__ import annotations
+
+import argparse
+
+from dserverfs.cli import serve_management
+from dserverfs.cli.arguments import Commands, missing_extra
+
+
+def add(commands: Commands) -> None:
+    command = commands.add_parser("serve", help="run a dserver with its own S3 store here")
+    command.description = (
+        "Run a dserver with its own S3 store on this machine, until SIGINT or SIGTERM."
+        " Prints its URL, its base URI and the path of a token file when it is ready."
+        " With ACTION: manage its users, their rights and its base URIs, also while it runs."
+    )
+    command.add_argument(
+        "--data",
+        metavar="DIR",
+        help="where everything is kept (default: $XDG_DATA_HOME/dserverfs/server)",
+    )
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    command.add_argument(
+        "--port", type=int, default=5000, help="0 takes any free one (default: %(default)s)"
+    )
+    command.add_argument(
+        "--bucket",
+        metavar="NAME",
+        default="datasets",
+        help="bucket of the base URI s3://NAME (default: %(default)s);"
+        " on another S3 server if DTOOL_S3_ENDPOINT_NAME is set",
+    )
+    command.set_defaults(command=_run)
+    serve_management.add(command.add_subparsers(metavar="ACTION"))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    try:
+        from dserverfs.server.serve import ServeOptions, serve
+
+        return serve(
+            ServeOptions.from_arguments(
+                data=arguments.data,
+                host=arguments.host,
+                port=arguments.port,
+                bucket=arguments.bucket,
+            )
+        )
+    except ModuleNotFoundError as error:
+        raise missing_extra("server", error) from error

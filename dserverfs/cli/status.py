@@ -1,0 +1,119 @@
+"""`dserverfs status`: what a path in a mount is, or all mounts and what is not sent yet."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dserverfs.cli.arguments import Commands, say
+
+EXIT_SILENT = 1
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser("status", help="what is mounted, and what is not frozen yet")
+    parser.description = (
+        "Say what PATH is: a frozen dataset or an item of one, or a staged dataset, with its"
+        " state. Without PATH: list this user's mounts, every dataset that is not frozen, and"
+        " every change of a frozen one that is not sent, with the reason. Exits with 1 if a mount"
+        " does not answer."
+    )
+    parser.add_argument("path", metavar="PATH", type=Path, nargs="?")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    facts = _all() if arguments.path is None else _one(arguments.path)
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+    elif arguments.path is None:
+        _print_all(facts)
+    else:
+        for key, value in facts.items():
+            if value is not None:
+                say(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+    if arguments.path is None and not all(mount["answers"] for mount in facts["mounts"]):
+        return EXIT_SILENT  # of what it has staged, only what the disk says is told
+    return 0
+
+
+def _one(path: Path) -> dict[str, Any]:
+    from dserverfs.cli import mounted
+
+    found: dict[str, Any] = mounted.last(mounted.find(path).ask("status"))
+    return found
+
+
+def _all() -> dict[str, Any]:
+    from dserverfs.base import mountinfo
+    from dserverfs.base.errors import UsageError
+    from dserverfs.base.model import DserverURI
+    from dserverfs.cli import mounted
+    from dserverfs.mount import control
+    from dserverfs.settings import Settings
+    from dserverfs.tree import description
+    from dserverfs.writing.edits import journal
+    from dserverfs.writing.staging.area import Staging, servers
+
+    mounts = []
+    staged: dict[str, dict[str, Any]] = {}
+    unsent: dict[str, dict[str, Any]] = {}
+    for mount in mountinfo.dserverfs_mounts():
+        if mount.owner != os.geteuid():
+            continue
+        entry = {"path": mount.path, "uri": mount.source, "answers": True}
+        address = mounted.address_of(mount)
+        try:
+            for known in mounted.last(control.ask(address, {"command": "pending"})):
+                staged[known["directory"]] = known
+            for change in mounted.last(control.ask(address, {"command": "unsent"})):
+                unsent[change["file"]] = change
+        except UsageError:
+            entry["answers"] = False
+        mounts.append(entry)
+    directory = Settings.load().staging_directory()
+    for server in servers(directory):
+        staging = Staging(directory, server)
+        for base_uri in staging.base_uris():
+            for dataset in staging.datasets(base_uri):
+                staged.setdefault(str(dataset.directory), description.of_staged(dataset, None))
+            uri = DserverURI(server, base_uri)
+            for path, reason in staging.unusable(base_uri).items():
+                staged.setdefault(str(path), description.of_unusable(path, uri, reason))
+    for server, change in journal.all_unsent(directory):
+        unsent.setdefault(str(change.local), description.of_unsent(change, server))
+    return {
+        "mounts": mounts,
+        "staged": sorted(staged.values(), key=lambda one: one["created_at"]),
+        "unsent": sorted(unsent.values(), key=lambda one: one["changed_at"]),
+    }
+
+
+def _print_all(found: dict[str, Any]) -> None:
+    from dserverfs.cli.progress import size
+
+    for mount in found["mounts"]:
+        silent = "" if mount["answers"] else " (does not answer)"
+        say(f"mounted: {mount['uri']} at {mount['path']}{silent}")
+    for staged in found["staged"]:
+        say(
+            f"{staged['state']}: {staged['base_uri']} {staged['name']}:"
+            f" {staged['number_of_items']} items, {size(staged['size_in_bytes'])},"
+            f" in {os.path.join(staged['directory'], 'tree')}"
+        )
+        if staged["state"] == "open" and not staged["armed"]:
+            say("    waits for dserverfs freeze")
+        for why in (staged["reason"], staged["waits_for"]):
+            if why:
+                say(f"    {why}")
+    for change in found["unsent"]:
+        where = f"{change['dataset']} ({change['name']})"
+        say(f"not sent: {where}: {change['path']}, in {change['file']}")
+        if change["reason"]:
+            say(f"    {change['reason']}")
+    if not found["mounts"]:
+        say("nothing is mounted")

@@ -1,0 +1,114 @@
+"""`dserverfs umount`: the end of a mount, after what can be frozen was."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dserverfs.cli.arguments import Commands, say
+
+if TYPE_CHECKING:
+    from dserverfs.base.mountinfo import Mounted
+
+
+EXIT_LEFT = 1
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser("umount", help="end a mount")
+    parser.description = (
+        "Freeze what is closed and may be frozen, send what was changed of frozen datasets, then"
+        " unmount. What stays, because it is open, failed, or took too long, is listed; the next"
+        " mount has it again. Ctrl-C leaves the rest and unmounts. Exits with 1, unmounted or not,"
+        " if something is not on the server that was to be frozen or sent."
+    )
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long to wait for uploads, and then for the daemon; default: 60",
+    )
+    parser.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dserverfs.base import mountinfo
+    from dserverfs.base.errors import DaemonSilent, UsageError
+    from dserverfs.mount import launcher, mountpoint
+    from dserverfs.writing.staging.states import State
+
+    path = mountpoint.resolve(arguments.mountpoint)
+    mounted = mountinfo.find_mounted(path)
+    staged: list[dict[str, Any]] = []
+    unsent: list[dict[str, Any]] = []
+    answer_timeout_s = min(arguments.timeout, mountpoint.ANSWER_TIMEOUT_S)
+    if (
+        mounted is not None
+        and mounted.fstype == mountinfo.FSTYPE
+        and not mountpoint.is_dead(path, answer_timeout_s)
+    ):
+        try:
+            staged, unsent = _drain(mounted, arguments.timeout, answer_timeout_s)
+        except DaemonSilent as error:
+            raise UsageError(
+                f"{path}: {error}; nothing was frozen or sent, and it is still mounted;"
+                f" fusermount3 -u {path} unmounts it all the same and leaves everything staged"
+            ) from error
+    launcher.stop(path, arguments.timeout)
+    for dataset in staged:
+        why = dataset["reason"] or dataset["waits_for"]
+        reason = f": {why}" if why else ""
+        say(
+            f"stays staged: {dataset['base_uri']} {dataset['name']} ({dataset['state']}){reason}",
+            file=sys.stderr,
+        )
+    for change in unsent:
+        say(
+            f"not sent: {change['name']}/{change['path']}: {change['reason']};"
+            f" kept in {change['file']}",
+            file=sys.stderr,
+        )
+    # What is open, or waits for a command, was not to be frozen; the rest was.
+    waits = (State.OPEN.value, "unusable")
+    late = [dataset for dataset in staged if dataset["state"] not in waits]
+    return EXIT_LEFT if late or unsent else 0
+
+
+def _drain(
+    mount: Mounted, timeout_s: float, answer_timeout_s: float
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Have the daemon freeze what it may; return what stays staged and what is not sent.
+
+    Not sent are changes of frozen datasets that the server refused, or is not there for.
+    Raises DaemonSilent.
+    """
+    from dserverfs.cli import mounted
+    from dserverfs.cli.progress import ProgressLine
+    from dserverfs.mount import control
+
+    address = mounted.address_of(mount)
+
+    def ask(command: str, **parameters: float) -> Iterator[control.Answer]:
+        return control.ask(address, {"command": command, **parameters}, answer_timeout_s)
+
+    staged: list[dict[str, Any]] = []
+    try:
+        with ProgressLine() as line:
+            for answer in ask("drain", timeout_s=timeout_s):
+                if progress := answer.get("progress"):
+                    total = progress["datasets_total"]
+                    line.show(f"freezing: {progress['datasets_done']} of {total} datasets")
+                else:
+                    staged = answer["result"]
+    except KeyboardInterrupt:
+        staged = mounted.last(ask("pending"))
+    for noted in mounted.last(ask("notes")):
+        for note in noted["notes"] if noted["by_itself"] else ():
+            say(f"note: {noted['name']}: {note}", file=sys.stderr)
+    changes: list[dict[str, Any]] = mounted.last(ask("unsent"))
+    return staged, [change for change in changes if change["reason"]]

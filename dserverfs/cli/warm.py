@@ -1,0 +1,133 @@
+"""`dserverfs warm`: whole items into the cache."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dserverfs.cli.arguments import Commands, say
+
+if TYPE_CHECKING:
+    from dserverfs.base.model import Dataset, DserverURI
+    from dserverfs.cli.whole_items import Tally
+    from dserverfs.client import Client
+
+FILES_AT_A_TIME = 500  # that a mount is asked about
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser("warm", help="fetch into the cache what is to be read later")
+    parser.description = (
+        "Fetch every item of a dataset or of a base URI into the cache and compare it with the"
+        " manifest; or read every file at or below a PATH in a mount, which does the same to"
+        " that mount's cache. Exits with 1 unless all of it is in the cache at the end."
+    )
+    parser.add_argument(
+        "targets", metavar="PATH | dserver://URI", nargs="+", help="several may be given"
+    )
+    parser.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help="for URIs; default: as for mount"
+    )
+    parser.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dserverfs.cli.whole_items import EXIT_FAILED, Tally, client_of, is_uri
+
+    tally = Tally()
+    # How much of each target the cache does not hold, asked when all were fetched: the
+    # last may have taken the place of the first.
+    missing: list[Callable[[], int]] = []
+    with contextlib.ExitStack() as stack:
+        for target in arguments.targets:
+            if is_uri(target):
+                client, uri = client_of(target, arguments.cache_dir)
+                missing.append(_warm_uri(stack.enter_context(client), uri, tally))
+            else:
+                missing.append(_warm_path(Path(target), tally))
+        left_out = sum(count() for count in missing)
+    if tally.failed or not left_out:
+        print(tally.summary("in the cache", "could not be read"))
+    if left_out:
+        say(
+            f"{left_out} of {tally.items} items are not in the cache, which has no room for them,"
+            " or cannot be written; see dserverfs cache info, and mount --cache-size"
+        )
+    return EXIT_FAILED if tally.failed or left_out else 0
+
+
+def _warm_uri(client: Client, uri: DserverURI, tally: Tally) -> Callable[[], int]:
+    from dserverfs.cli import whole_datasets
+
+    datasets: list[Dataset] = client.datasets(uri)
+
+    def items() -> Iterator[whole_datasets.Named]:
+        return itertools.chain.from_iterable(
+            whole_datasets.items_in(client, dataset) for dataset in datasets
+        )
+
+    tally.run(
+        items(),
+        lambda item: whole_datasets.warm(client, item),
+        lambda item: item.name,
+        lambda item: item.content.size_in_bytes,
+    )
+
+    def missing() -> int:
+        client.reader.flush()
+        return sum(
+            item.name not in tally.bad and not client.reader.has_all(item.content)
+            for item in items()
+        )
+
+    return missing
+
+
+def _warm_path(path: Path, tally: Tally) -> Callable[[], int]:
+    from dserverfs.cli import local_check, mounted
+
+    mount = mounted.find(path)
+
+    def drop(piece: bytes) -> None:
+        """Read and forget: the mount keeps it."""
+
+    def read(file: Path) -> None:
+        local_check.read(file, drop)
+
+    def cannot_list(error: OSError) -> None:
+        tally.fail(str(error.filename), f"cannot be listed: {error.strerror}")
+
+    tally.run(_files(path, cannot_list), read, str, _size)
+
+    def missing() -> int:
+        found = 0
+        # What cannot be listed now is reported as missing, too.
+        files = _files(path, cannot_list)
+        while some := list(itertools.islice(files, FILES_AT_A_TIME)):
+            inodes = [os.lstat(file).st_ino for file in some if str(file) not in tally.bad]
+            found += len(mounted.last(mount.ask("uncached", inodes=inodes)))
+        return found
+
+    return missing
+
+
+def _size(file: Path) -> int:
+    try:
+        return os.lstat(file).st_size
+    except OSError:  # it could not be read either, which is told
+        return 0
+
+
+def _files(path: Path, cannot_list: Callable[[OSError], None]) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+        return
+    for below, directories, names in os.walk(path, onerror=cannot_list):
+        directories.sort()
+        for name in sorted(names):
+            yield Path(below) / name

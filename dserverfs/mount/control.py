@@ -1,0 +1,265 @@
+"""A mount's control socket: how commands speak to the daemon that serves a path.
+
+Used by the mount (Server) and the commands (ask). A Unix socket in a directory
+only its user can enter, and an abstract one beside it, named by the mount's device
+number. One request a connection: a JSON object in a line; answered by lines of JSON
+objects: any number with `progress`, then one with `result` or `error`. Blocking,
+threads only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dserverfs.base.clock import boot_id
+from dserverfs.base.errors import DaemonSilent, DserverfsError, ProtocolError, UsageError
+from dserverfs.base.limits import parse_json, understood
+from dserverfs.base.local_files import make_private
+
+logger = logging.getLogger(__name__)
+
+Answer = dict[str, Any]
+Handler = Callable[[dict[str, Any]], Iterator[Answer]]
+
+MAX_LINE_BYTES = 1 << 20
+SILENCE_S = 2.0  # of a daemon at work, until it is asked whether it is there
+ANSWER_TIMEOUT_S = 5.0
+PING = "ping"
+
+
+class Address(NamedTuple):
+    """Where the daemon of a mount listens.
+
+    The file is found by whoever has the same home. The abstract name (unix(7)) is found
+    by every process of the same network namespace, whatever HOME says and whoever cleans
+    up; anybody may bind such a name, so both ends look at the other's uid.
+    """
+
+    path: Path
+    abstract: str
+    owner: int  # the uid of whoever mounted it
+
+    @classmethod
+    def of(cls, directory: Path, device: int, owner: int) -> Address:
+        """Return that of the mount with the st_dev `device`; the socket is in `directory`."""
+        number = f"{os.major(device)}-{os.minor(device)}"
+        # A home may be shared by machines, and a number of a device is good for one boot.
+        name = f"{boot_id()[:8]}-{number}"
+        return cls(directory / name, f"\0dserverfs-{owner}-{number}", owner)
+
+
+class Server:
+    """Answers requests, each in a thread of its own."""
+
+    def __init__(self, address: Address, handle: Handler) -> None:
+        self._address = address
+        self._handle = handle
+        self._listeners: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []  # one for each
+
+    def open(self) -> None:
+        """Listen; raises UsageError if there can be no socket."""
+        path = self._address.path
+        try:
+            make_private(path.parent)
+            path.unlink(missing_ok=True)  # of a mount that was killed
+            listener = socket.socket(socket.AF_UNIX)
+            self._listeners.append(listener)
+            with _short(path) as name:
+                listener.bind(name)
+            os.chmod(path, 0o600)
+            listener.listen()
+        except OSError as error:
+            self.close()
+            raise UsageError(
+                f"{path}: no control socket: {error.strerror}; XDG_STATE_HOME names a directory"
+                " that you can write in place of ~/.local/state"
+            ) from error
+        self._listen_abstract()
+        for listener in self._listeners:
+            thread = threading.Thread(
+                target=self._run, args=(listener,), name="control", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+
+    def _listen_abstract(self) -> None:
+        abstract = socket.socket(socket.AF_UNIX)
+        try:
+            abstract.bind(self._address.abstract)
+            abstract.listen()
+        except OSError as error:  # taken by somebody: the file is enough
+            abstract.close()
+            logger.info("no second control socket: %s", error.strerror)
+            return
+        self._listeners.append(abstract)
+
+    def close(self) -> None:
+        if self._listeners:
+            self._address.path.unlink(missing_ok=True)
+        for listener in self._listeners:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)  # its thread leaves accept()
+            listener.close()
+        for thread in self._threads:  # until then the name stays taken
+            thread.join(ANSWER_TIMEOUT_S)
+
+    def _run(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return  # closed
+            threading.Thread(
+                target=self._serve, args=(connection,), name="command", daemon=True
+            ).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            if _peer(connection).uid not in (os.geteuid(), 0):
+                return
+            try:
+                asked_by = _peer(connection).pid
+                with connection.makefile("rwb") as file:
+                    for answer in self._answers(file.readline(MAX_LINE_BYTES), asked_by):
+                        file.write(json.dumps(answer).encode() + b"\n")
+                        file.flush()
+            except (OSError, ValueError):
+                pass  # who asked is gone
+
+    def _answers(self, line: bytes, asked_by: int) -> Iterator[Answer]:
+        try:
+            with understood("the request"):
+                request = {**parse_json(line, "the request"), "asked_by": asked_by}
+            if request.get("command") == PING:
+                yield {"result": PING}
+            else:
+                yield from self._handle(request)
+        except (DserverfsError, OSError) as error:
+            yield {"error": str(error)}
+        except Exception:
+            logger.exception("a fault of ours in a command")
+            yield {"error": "a fault of dserverfs; its log says more"}
+
+
+def ask(
+    address: Address, request: dict[str, Any], answer_timeout_s: float = ANSWER_TIMEOUT_S
+) -> Iterator[Answer]:
+    """Yield the answers of the daemon at `address`, up to the last, a `result`.
+
+    A daemon that says nothing for a while is asked whether it is there, which it has to answer
+    within `answer_timeout_s`. Raises DaemonSilent if it does not, and UsageError with what an
+    `error` says.
+    """
+    with _connected(address, answer_timeout_s) as connection:
+        connection.settimeout(min(SILENCE_S, answer_timeout_s))
+        for line in _lines(connection, request, lambda: _ping(address, answer_timeout_s)):
+            try:
+                answer: Answer = parse_json(line, "the answer")
+            except ProtocolError:
+                break
+            if not isinstance(answer, dict):
+                break
+            if "error" in answer:
+                raise UsageError(str(answer["error"]))
+            yield answer
+            if "result" in answer:
+                return
+    raise DaemonSilent("the mount ended before it was done")
+
+
+def _lines(
+    connection: socket.socket, request: dict[str, Any], on_silence: Callable[[], None]
+) -> Iterator[bytes]:
+    """Send a request and yield the lines of its answer; raises what `on_silence` raises."""
+    received = b""
+    try:
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        while True:
+            try:
+                piece = connection.recv(1 << 16)
+            except TimeoutError:
+                on_silence()
+                continue
+            if not piece:
+                return
+            *lines, received = (received + piece).split(b"\n")
+            yield from lines
+    except OSError as error:
+        raise DaemonSilent(f"the mount ended before it was done: {error.strerror}") from error
+
+
+def _ping(address: Address, timeout_s: float) -> None:
+    """Return if the daemon answers; raises DaemonSilent otherwise."""
+
+    def silent() -> None:
+        raise DaemonSilent(
+            f"the mount's daemon does not answer within {timeout_s:.0f} s: it is stopped or hangs"
+        )
+
+    with _connected(address, timeout_s) as connection:
+        for _ in _lines(connection, {"command": PING}, silent):
+            return
+
+
+def _connected(address: Address, timeout_s: float) -> socket.socket:
+    """Return a connection to the daemon at `address`; raises DaemonSilent."""
+    problem = None
+    for connect in (_by_file, _by_name):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(timeout_s)
+        try:
+            connect(connection, address)
+        except OSError as error:
+            connection.close()
+            problem = problem or error
+            continue
+        if _peer(connection).uid in (address.owner, 0, os.geteuid()):
+            return connection
+        connection.close()
+    reason = problem.strerror if problem is not None else "another user listens there"
+    raise DaemonSilent(
+        f"the mount's daemon cannot be asked ({address.path}): {reason or 'no answer'}"
+    ) from problem
+
+
+def _by_file(connection: socket.socket, address: Address) -> None:
+    with _short(address.path) as name:
+        connection.connect(name)
+
+
+def _by_name(connection: socket.socket, address: Address) -> None:
+    connection.connect(address.abstract)
+
+
+class _Peer(NamedTuple):
+    """Who is at the other end of a socket: struct ucred of unix(7)."""
+
+    pid: int  # 0: of another pid namespace
+    uid: int
+    gid: int
+
+
+def _peer(connection: socket.socket) -> _Peer:
+    ucred = struct.Struct("3i")
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, ucred.size)
+    return _Peer(*ucred.unpack(found))
+
+
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """Yield an address of `path` that fits: a socket's has at most 107 bytes."""
+    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{path.name}"
+    finally:
+        os.close(fd)

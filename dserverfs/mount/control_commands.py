@@ -1,0 +1,250 @@
+"""What a mount's daemon does for commands: tell what it knows, freeze, discard, drain.
+
+Used by the mount, behind the control socket. Requests come in threads; whatever
+needs the tree is done in the daemon's event loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from typing import Any, NamedTuple, TypeVar
+
+from dserverfs.base.errors import DserverfsError, UsageError
+from dserverfs.base.items import ItemContent
+from dserverfs.base.limits import quoted, size_is_usable, understood
+from dserverfs.base.model import DserverURI
+from dserverfs.catalogue.refreshed import NotLoaded
+from dserverfs.mount.control import Answer
+from dserverfs.reading.block_reader import Reader
+from dserverfs.tree import description
+from dserverfs.tree.frozen_dataset import DatasetTree
+from dserverfs.tree.mount_tree import Inode, Tree
+from dserverfs.writing.edits.edits import FrozenEdits
+from dserverfs.writing.edits.journal import Unsent
+from dserverfs.writing.freezer import Freezer
+from dserverfs.writing.staging.area import Staging
+from dserverfs.writing.staging.dataset import StagedDataset
+from dserverfs.writing.staging.survey import Layout
+
+R = TypeVar("R")
+
+PROGRESS_S = 0.2  # between two lines of progress
+
+
+class _Request(NamedTuple):
+    """What a command asks for; what it needs none of is 0, or empty."""
+
+    command: str
+    inode: Inode
+    inodes: list[Inode]
+    layout: Layout | None
+    timeout_s: float
+    asked_by: int
+
+    @classmethod
+    def of(cls, request: Mapping[str, Any]) -> _Request:
+        """Return the request in a JSON object; raises ProtocolError."""
+        with understood("the request"):
+            layout = request.get("layout")
+            return cls(
+                str(request.get("command")),
+                _inode(request.get("inode", 0)),
+                [_inode(each) for each in request.get("inodes", ())],
+                Layout(layout) if layout else None,
+                float(request.get("timeout_s", 0.0)),
+                int(request.get("asked_by", 0)),
+            )
+
+
+def _inode(value: object) -> Inode:
+    """Return an inode number; raises ValueError for what no file of ours can have."""
+    if not isinstance(value, int) or not size_is_usable(value):
+        raise ValueError(f"{quoted(value)} is no inode")
+    return Inode(value)
+
+
+class Commander:
+    """Answers the commands of one mount."""
+
+    def __init__(
+        self,
+        uri: DserverURI,
+        tree: Tree,
+        staging: Staging | None,
+        freezer: Freezer,
+        edits: FrozenEdits,
+        in_loop: Callable[[Callable[[], Any]], Any],
+        forget_name: Callable[[Inode, str], None],
+        reader: Reader,
+    ) -> None:
+        """`in_loop` calls a function in the event loop and returns what it does; blocks.
+
+        `forget_name` has the kernel forget an entry of a directory.
+        """
+        self._forget_name = forget_name
+        self._reader = reader
+        self._uri = uri
+        self._tree = tree
+        self._staging = staging
+        self._freezer = freezer
+        self._edits = edits
+        self._in_loop = in_loop
+
+    def __call__(self, request: dict[str, Any]) -> Iterator[Answer]:
+        """Yield the answers to a request.
+
+        One of `status`, `pending`, `notes`, `unsent`, `uncached`, `freeze`, `discard` and `drain`.
+        """
+        asked = _Request.of(request)
+        command = asked.command
+        if command == "status":
+            yield {"result": self._status(asked.inode)}
+        elif command == "pending":
+            yield {"result": self._pending()}
+        elif command == "notes":
+            yield {"result": [each._asdict() for each in self._freezer.notes().values()]}
+        elif command == "unsent":
+            yield {"result": self._unsent(self._edits.unsent())}
+        elif command == "uncached":
+            yield {"result": self._uncached(asked.inodes)}
+        elif command == "freeze":
+            yield from self._freeze(asked.inode, asked.layout)
+        elif command == "discard":
+            yield {"result": self._discard(asked.inode)}
+        elif command == "drain":
+            yield from self._drain(asked.timeout_s, asked.asked_by)
+        else:
+            raise UsageError(f"{command!r}: no such command; is the mount of an older dserverfs?")
+
+    def _status(self, inode: Inode) -> dict[str, Any]:
+        def describe() -> dict[str, Any] | StagedDataset:
+            place, number = self._tree.place_of(inode)
+            if isinstance(place, DatasetTree):
+                found = description.of_frozen(place, number, self._uri.server)
+                unsent = [
+                    one for one in self._edits.unsent() if one.dataset.uri == place.dataset.uri
+                ]
+                if noted := self._freezer.notes().get(place.dataset.uri):
+                    found["notes"] = noted.notes
+                return {**found, "unsent": self._unsent(unsent)} if unsent else found
+            return place or {"state": "directory", "uri": str(self._uri)}
+
+        found = self._loaded(describe)
+        return (
+            description.of_staged(found, self._freezer)
+            if isinstance(found, StagedDataset)
+            else found
+        )
+
+    def _uncached(self, inodes: Sequence[Inode]) -> list[int]:
+        """Return which of the inodes are of items that the cache does not hold whole."""
+
+        def items() -> list[tuple[Inode, ItemContent]]:
+            found = []
+            for inode in inodes:
+                place, number = self._tree.place_of(inode)
+                content = place.content(number) if isinstance(place, DatasetTree) else None
+                if isinstance(content, ItemContent):
+                    found.append((inode, content))
+            return found
+
+        self._reader.flush()
+        return [inode for inode, item in self._loaded(items) if not self._reader.has_all(item)]
+
+    def _unsent(self, changes: list[Unsent]) -> list[dict[str, Any]]:
+        return [description.of_unsent(change, self._uri.server) for change in changes]
+
+    def _discard(self, inode: Inode) -> str:
+        """Discard a staged dataset, or what was written into a frozen one and is not sent."""
+        place, number = self._loaded(lambda: self._tree.place_of(inode))
+        if isinstance(place, DatasetTree):
+            path = self._loaded(lambda: place.path(number)) or ""
+            self._edits.discard(place.dataset, path)
+            return f"what was written to {place.dataset.name}/{path}"
+        staged = self._staged(inode)
+        self._freezer.discard(staged)
+        base_uri, name = staged.record.base_uri, staged.record.name
+        # Else the kernel shows it for as long as it was told to believe in it.
+        self._forget_name(self._in_loop(lambda: self._tree.directory_of(base_uri)), name)
+        return name
+
+    def _freeze(self, inode: Inode, layout: Layout | None) -> Iterator[Answer]:
+        place, _ = self._loaded(lambda: self._tree.place_of(inode))
+        if isinstance(place, DatasetTree):
+            yield {"result": {"uri": self._dserver_uri(place.dataset.uri), "notes": []}}
+            return
+        staged = self._staged(inode)
+        job = self._freezer.freeze(staged, layout)
+        yield from self._progress(staged, job)
+        try:
+            frozen = job.result()
+        except DserverfsError as error:
+            name = staged.record.name
+            raise UsageError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
+        yield {"result": {"uri": self._dserver_uri(frozen.uri), "notes": frozen.notes}}
+
+    def _drain(self, timeout_s: float, asked_by: int) -> Iterator[Answer]:
+        """Freeze what may be frozen; the result is what stays staged."""
+        end_s = time.monotonic() + timeout_s
+        jobs = self._freezer.drain(asked_by=asked_by)
+        while time.monotonic() < end_s:
+            done, going = wait_for([job for _, job in jobs], timeout=PROGRESS_S)
+            yield {"progress": {"datasets_done": len(done), "datasets_total": len(jobs)}}
+            if not going:
+                break
+        self._edits.flush(max(end_s - time.monotonic(), 0.0))
+        yield {"result": self._pending(asked_by)}
+
+    def _progress(self, staged: StagedDataset, job: Future[Any]) -> Iterator[Answer]:
+        while not job.done():
+            wait_for([job], timeout=PROGRESS_S)
+            progress = self._freezer.progress(staged)
+            if progress is not None:
+                yield {"progress": progress._asdict()}
+
+    def _staged(self, inode: Inode) -> StagedDataset:
+        place, number = self._loaded(lambda: self._tree.place_of(inode))
+        if isinstance(place, DatasetTree):
+            raise UsageError(f"{place.dataset.name}: is frozen")
+        if place is None:
+            raise UsageError("not a dataset, but a directory above datasets")
+        if number != DatasetTree.ROOT:
+            raise UsageError(f"not a dataset, but something in {place.record.name}")
+        return place
+
+    def _pending(self, asked_by: int = 0) -> list[dict[str, Any]]:
+        """Return the facts of all that is staged, and of what is but cannot be used."""
+        pending = [description.of_staged(s, self._freezer, asked_by=asked_by) for s in self._all()]
+        if self._staging is None:
+            return pending
+        for base_uri in self._staging.base_uris():
+            uri = DserverURI(self._uri.server, base_uri)
+            for directory, reason in self._staging.unusable(base_uri).items():
+                pending.append(description.of_unusable(directory, uri, reason))
+        return pending
+
+    def _all(self) -> Sequence[StagedDataset]:
+        if self._staging is None:
+            return []
+        found = []
+        for base_uri in self._staging.base_uris():
+            for staged in self._staging.datasets(base_uri):
+                if staged.frozen_as is None:
+                    found.append(staged)
+        return found
+
+    def _loaded(self, call: Callable[[], R]) -> R:
+        """Return what `call`, made in the event loop, returns; loads what it lacks."""
+        while True:
+            try:
+                found: R = self._in_loop(call)
+                return found
+            except NotLoaded as missing:
+                missing.load()
+
+    def _dserver_uri(self, uri: str) -> str:
+        base_uri, _, uuid = uri.rpartition("/")
+        return f"{DserverURI(self._uri.server, base_uri)}/{uuid}"

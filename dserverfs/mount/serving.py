@@ -1,0 +1,253 @@
+"""The mount: mounts, serves, and says when the mount answers.
+
+Run by the daemon. One that is killed or fails leaves a dead mount
+point (ENOTCONN), never an empty directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import logging
+import os
+import resource
+import select
+import signal
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import NamedTuple
+
+import pyfuse3
+import trio
+
+from dserverfs.base.errors import LocalDiskError, UsageError
+from dserverfs.base.model import Dataset, DserverURI
+from dserverfs.client import Client
+from dserverfs.mount import allocator, mountpoint
+from dserverfs.mount.control import Address, Server
+from dserverfs.mount.control_commands import Commander
+from dserverfs.mount.launcher import READY, MountOptions
+from dserverfs.mount.operations.editing import EditingOperations
+from dserverfs.mount.operations.reading import Ownership, ReadOnlyOperations
+from dserverfs.mount.operations.writing import Operations
+from dserverfs.reading.block_reader import Reader
+from dserverfs.settings import Settings
+from dserverfs.tree import description
+from dserverfs.tree.mount_tree import Inode, Tree
+from dserverfs.writing.edits.edits import FrozenEdits
+from dserverfs.writing.freezer import Freezer
+from dserverfs.writing.staging.area import Staging
+
+logger = logging.getLogger(__name__)
+
+# How long requests under way may go on after a signal to end.
+GRACE_S = 2.0
+OPEN_FILES = 8192
+# Requests answered at a time; at pyfuse3's 99, so many stalled reads stop `ls`.
+MAX_REQUESTS = 10_000
+# Reads that the kernel sends before the first is answered; its default is 12.
+MAX_BACKGROUND = 256
+# The kernel asks for at most that much at once; 1 MiB reads are 1.2 times as fast
+# as the default's 128 KiB. Only root may say so.
+READ_AHEAD_KIB = 1024
+
+
+def run(
+    options: MountOptions,
+    settings: Settings,
+    client: Client,
+    only: Future[Dataset | None],
+    ready_fd: int | None,
+) -> None:
+    """Mount and serve until unmounted or told to end; raises DserverfsError if it cannot.
+
+    `only` becomes the dataset that the URI names, if it names one. `ready_fd` is
+    where to say that the mount answers; it is closed.
+    """
+    _raise_file_limit()
+    allocator.keep_freed_memory()
+    mountpoint.require_fuse()
+    if options.allow_other:
+        mountpoint.require_allow_other()
+    mountpoint.prepare(options.path)
+    parts = _Parts.of(options, client, only.result())
+    try:
+        pyfuse3.init(parts.operations, str(options.path), _fuse_options(options))
+    except RuntimeError as error:
+        raise UsageError(f"{options.path}: cannot be mounted: {error}") from error
+    try:
+        trio.run(_serve, options, parts, settings.control_directory(), ready_fd)
+    except BaseException:
+        # A dead mount point is seen; an empty directory would be mirrored.
+        pyfuse3.close(unmount=False)
+        raise
+    pyfuse3.close(unmount=True)
+    client.edits.close(all_closed=not parts.signals)
+    logger.info("%s: unmounted", options.path)
+
+
+class _Parts(NamedTuple):
+    """What answers the kernel, and what it and the commands work on."""
+
+    operations: ReadOnlyOperations
+    tree: Tree
+    staging: Staging | None
+    freezer: Freezer
+    edits: FrozenEdits
+    reader: Reader
+    signals: list[int]  # that told it to end
+
+    @classmethod
+    def of(cls, options: MountOptions, client: Client, only: Dataset | None) -> _Parts:
+        ownership = Ownership(options.uid, options.gid, options.umask)
+        reader, freezer, edits = client.reader, client.freezer, client.edits
+        now_ns = time.time_ns()
+        attributes = None
+        if options.xattr:
+            attributes = functools.partial(description.attributes, server=options.uri.server)
+        if options.read_only:
+            tree = Tree(options.uri, client.catalogue, now_ns)
+            if only is not None:
+                tree.show_only(only)
+            reading = ReadOnlyOperations(tree, reader, ownership, attributes)
+            return cls(reading, tree, None, freezer, edits, reader, [])
+        edits.open(lambda dataset: _is_shown(dataset, options.uri, only))
+        if only is not None:
+            tree = Tree(options.uri, client.catalogue, now_ns, edits=edits)
+            tree.show_only(only)
+            editing = EditingOperations(tree, reader, ownership, edits, attributes)
+            return cls(editing, tree, None, freezer, edits, reader, [])
+        staging = client.staging.open()
+        for base_uri in staging.base_uris():
+            try:
+                for staged in staging.datasets(base_uri):
+                    freezer.resume(staged)
+            except LocalDiskError as error:
+                logger.warning("%s", error)
+        freezer.open()
+        tree = Tree(options.uri, client.catalogue, now_ns, staging, edits)
+        writing = Operations(
+            tree, reader, ownership, staging, freezer, client.give_way, edits, attributes
+        )
+        return cls(writing, tree, staging, freezer, edits, reader, [])
+
+
+def _is_shown(dataset: Dataset, uri: DserverURI, only: Dataset | None) -> bool:
+    """Return whether a mount of `uri` shows that dataset, if its user may see it."""
+    if only is not None:
+        return dataset.uri == only.uri
+    base_uri = uri.base_uri
+    return base_uri is None or f"{dataset.base_uri}/".startswith(f"{base_uri}/")
+
+
+def _fuse_options(options: MountOptions) -> set[str]:
+    source = str(options.uri).replace("\\", "\\\\").replace(",", "\\,")
+    wanted = {f"fsname={source}", "subtype=dserverfs", "default_permissions"}
+    if options.read_only:
+        wanted.add("ro")
+    if options.allow_other:
+        wanted.add("allow_other")
+    return wanted | set(options.fuse_options)
+
+
+async def _serve(
+    options: MountOptions, parts: _Parts, control_directory: Path, ready_fd: int | None
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_on_signal, nursery.cancel_scope, parts.signals)
+        nursery.start_soon(_tell_ready, options, parts, control_directory, ready_fd)
+        await pyfuse3.main(max_tasks=MAX_REQUESTS)
+        nursery.cancel_scope.cancel()
+
+
+async def _end_on_signal(scope: trio.CancelScope, seen: list[int]) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            logger.info("ends on %s", signal.Signals(number).name)
+            seen.append(number)
+            pyfuse3.terminate()
+            scope.deadline = trio.current_time() + GRACE_S
+
+
+async def _tell_ready(
+    options: MountOptions, parts: _Parts, control_directory: Path, ready_fd: int | None
+) -> None:
+    status = await trio.to_thread.run_sync(os.stat, options.path, abandon_on_cancel=True)
+    if ready_fd is not None and _is_alone(ready_fd):
+        logger.warning("the command that mounts %s was ended: so is the mount", options.path)
+        pyfuse3.terminate()
+        return
+    _tune_kernel(status.st_dev)
+    token = trio.lowlevel.current_trio_token()
+    commander = Commander(
+        options.uri,
+        parts.tree,
+        parts.staging,
+        parts.freezer,
+        parts.edits,
+        lambda call: trio.from_thread.run_sync(call, trio_token=token),
+        _forget_name,
+        parts.reader,
+    )
+    address = Address.of(control_directory, status.st_dev, os.geteuid())
+    control = Server(address, commander)
+    control.open()
+    logger.info("%s: mounted at %s", options.uri, options.path)
+    gc.freeze()  # what was imported stays: it need not be looked through again and again
+    gc.enable()
+    if ready_fd is not None:
+        _become_daemon(ready_fd)
+    try:
+        await trio.sleep_forever()
+    finally:
+        control.close()
+
+
+def _forget_name(directory: Inode, name: str) -> None:
+    # By a thread of pyfuse3's: the kernel may wait for a request of ours before it does.
+    pyfuse3.invalidate_entry_async(
+        pyfuse3.InodeT(directory), pyfuse3.FileNameT(os.fsencode(name)), ignore_enoent=True
+    )
+
+
+def _is_alone(ready_fd: int) -> bool:
+    """Return whether nobody waits for READY any more: the command was killed."""
+    poll = select.poll()
+    poll.register(ready_fd, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _become_daemon(ready_fd: int) -> None:
+    """Tell the command that started this process that the mount answers."""
+    # Errors before this went to the command's stderr; from now on there is the log.
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 2)
+    os.close(null)
+    os.chdir("/")
+    with contextlib.suppress(BrokenPipeError):
+        os.write(ready_fd, READY)
+    os.close(ready_fd)
+
+
+def _raise_file_limit() -> None:
+    """Allow more open files than the usual 1024: blocks and indexes are kept open."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, wanted), most))
+
+
+def _tune_kernel(device: int) -> None:
+    """Raise what the kernel asks for at once and at a time; only root may."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    connection = Path(f"/sys/fs/fuse/connections/{os.minor(device)}")
+    for path, value in (
+        (Path(f"/sys/class/bdi/{number}/read_ahead_kb"), READ_AHEAD_KIB),
+        (connection / "max_background", MAX_BACKGROUND),
+        (connection / "congestion_threshold", MAX_BACKGROUND * 3 // 4),
+    ):
+        try:
+            path.write_text(str(value))
+        except OSError as error:
+            logger.debug("%s stays as it is: %s", path, error)

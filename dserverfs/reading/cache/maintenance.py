@@ -1,0 +1,174 @@
+"""Looking after the block cache: what it holds, emptying it, and checking all of it.
+
+Used by the command line. Safe beside processes that use the same cache: rows
+are taken away first come, first served, and a block that is gone is fetched
+again. Blocking; raises CacheUnusable where the cache itself goes without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diskcache
+
+from dserverfs.base.errors import DserverfsError
+from dserverfs.base.items import number_of_blocks
+from dserverfs.reading.cache import space
+from dserverfs.reading.cache.block_cache import BlockCache, prefix_of
+from dserverfs.reading.cache.block_files import StoredFile, size_on_disk
+from dserverfs.reading.cache.blocks import CRC_BYTES, checksums
+from dserverfs.reading.cache.opening import AS_IT_IS
+
+# What is younger may belong to a process that is about to enter it.
+_NEW_S = 60.0
+_ROWS_AT_A_TIME = 100
+_CONTENT = re.compile(r"=[^:]*:[^:]*:(\d+)")
+_COLUMNS = "rowid, key, mode, filename, value, tag, size"
+
+# Called with blocks done and blocks in all.
+Progress = Callable[[int, int], None]
+
+
+class CacheUnusable(DserverfsError):
+    """The cache cannot be opened or read; mounts read without it."""
+
+
+class CacheFacts(NamedTuple):
+    """What a cache holds."""
+
+    directory: str
+    size_in_bytes: int
+    limit_in_bytes: int
+    blocks: int
+    items: int  # of which at least one block is here
+    verified_items: int  # all of whose blocks are here, compared with their manifest
+
+
+class CheckResult(NamedTuple):
+    """What was found when every block was read."""
+
+    blocks: int
+    size_in_bytes: int
+    damaged: int  # dropped, as all of the following
+    missing: int  # rows whose file is gone
+    orphaned: int  # files that no row names
+
+
+def facts(cache: BlockCache) -> CacheFacts:
+    """Return what the cache holds."""
+    with _usable(cache) as database:
+        prefix = prefix_of("")[:-1]
+        blocks = Counter[str]()
+        for (key,) in database._sql("SELECT key FROM Cache WHERE raw = 1"):
+            if key.startswith(prefix):
+                blocks[key.removeprefix(prefix).rpartition(":")[0]] += 1
+        return CacheFacts(
+            directory=str(cache.directory),
+            size_in_bytes=size_on_disk(cache.directory),
+            limit_in_bytes=database.size_limit,
+            blocks=sum(blocks.values()),
+            items=len(blocks),
+            verified_items=sum(_is_whole(item, count) for item, count in blocks.items()),
+        )
+
+
+def clear(cache: BlockCache) -> CacheFacts:
+    """Forget every block; return what there was."""
+    before = facts(cache)
+    with _usable(cache) as database:
+        database.clear(retry=True)
+        space.sweep(database, cache.directory, _NEW_S)
+    cache.tell_removed()
+    return before
+
+
+def check(cache: BlockCache, progress: Progress) -> CheckResult:
+    """Read every block and drop those that are not what was stored."""
+    damaged = missing = read_bytes = done = 0
+    with _usable(cache) as database:
+        total = len(database)
+        for row in _rows(database):
+            number, key, _, filename, *_ = row
+            try:
+                size = _sound_size(database, row)
+            except FileNotFoundError:
+                size = None
+                missing += 1
+            except OSError:
+                size = None
+                damaged += 1
+            if size is None:
+                _drop(database, number, key, filename)
+            read_bytes += size or 0
+            done += 1
+            progress(done, total)
+        orphaned = space.sweep(database, cache.directory, space.ORPHANED_AFTER_S)
+    return CheckResult(done, read_bytes, damaged, missing, orphaned)
+
+
+@contextlib.contextmanager
+def _usable(cache: BlockCache) -> Iterator[Any]:
+    """Yield diskcache's cache; what it raises becomes CacheUnusable."""
+    database = cache.database
+    if database is None:
+        raise CacheUnusable(f"cache {cache.directory}: cannot be used")
+    try:
+        yield database
+    except (sqlite3.Error, diskcache.Timeout, OSError) as error:
+        said = str(error) or "it is busy"
+        raise CacheUnusable(f"cache {cache.directory}: {said}") from error
+
+
+def _is_whole(item: str, count: int) -> bool:
+    match = _CONTENT.fullmatch(item)
+    return match is not None and count == number_of_blocks(int(match[1]))
+
+
+def _rows(database: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield every row, also while others add and remove some."""
+    last = 0
+    while True:
+        rows = database._sql(
+            f"SELECT {_COLUMNS} FROM Cache WHERE rowid > ? ORDER BY rowid LIMIT ?",
+            (last, _ROWS_AT_A_TIME),
+        ).fetchall()
+        if not rows:
+            return
+        yield from rows
+        last = rows[-1][0]
+
+
+def _sound_size(database: Any, row: tuple[Any, ...]) -> int:
+    """Return the length of a block that is what was stored; raises OSError if it is not."""
+    _, key, mode, filename, value, sums, size = row
+    if not isinstance(key, str) or not key.startswith(prefix_of("")[:-1]):
+        raise OSError("a block of another version")
+    stored = database.disk.fetch(mode, filename, value, False)
+    if isinstance(stored, StoredFile):
+        stored = os.pread(stored.file.fd, size, stored.start)
+    if not isinstance(sums, bytes) or len(sums) % CRC_BYTES or checksums(stored) != sums:
+        raise OSError("does not have its checksums")
+    return len(stored)
+
+
+def _drop(database: Any, number: int, key: object, filename: str | None) -> None:
+    """Take a row away unless it was replaced meanwhile."""
+    with database.transact(retry=True):
+        database._sql(
+            "DELETE FROM Cache WHERE rowid = ? AND key = ? AND filename IS ?",
+            (number, key, filename),
+        )
+    if filename is not None:
+        database.disk.remove(filename)
+
+
+def at(directory: Path) -> BlockCache:
+    """Return the block cache below a cache directory."""
+    return BlockCache(directory / "blocks", size_limit=AS_IT_IS)

@@ -1,0 +1,89 @@
+"""What other processes do to a shared cache: they evict from it, or take it away altogether.
+
+Used by the cache. A file that was removed takes its space up until every process
+has closed it, so whoever removes some touches a mark beside the database, and each
+process looks at that once a second, for as long as it has files of the cache open.
+Thread-safe.
+
+On disk: `evicted`, an empty file; when it was touched is all that it says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dserverfs.base.local_files import create_private
+
+WATCH_S = 1.0
+_DATABASE = "cache.db"
+_MARK = "evicted"
+
+
+class CacheWatch:
+    """Looks after one directory."""
+
+    def __init__(self, directory: Path, changed: Callable[[], None]) -> None:
+        """`changed` is called when files may have been removed; in a thread of its own, too."""
+        self._directory = directory
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
+        self._seen_ns = 0
+        self._database = 0  # its inode, as it was when it was opened
+
+    def opened(self) -> None:
+        """Note which database it is that was opened just now; raises OSError."""
+        create_private(self._directory / _MARK)
+        self._seen_ns = self._touched_ns()
+        self._database = (self._directory / _DATABASE).stat().st_ino
+
+    def start(self) -> None:
+        """Look once a second from now on."""
+        if self._thread is not None:
+            return
+        with self._lock:
+            if self._thread is None and not self._ended.is_set():
+                self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+                self._thread.start()
+
+    def close(self) -> None:
+        self._ended.set()
+
+    def removed(self) -> None:
+        """Tell everybody, here and in other processes, that files were removed."""
+        with contextlib.suppress(OSError):
+            os.utime(self._directory / _MARK)
+            self._seen_ns = self._touched_ns()
+        self._changed()
+
+    def is_recent(self) -> bool:
+        """Return whether others may still have to close what was removed."""
+        return time.time() - self._touched_ns() / 1e9 < 3 * WATCH_S
+
+    def is_gone(self) -> bool:
+        """Return whether the database that was opened is no longer there, or is another one."""
+        try:
+            return (self._directory / _DATABASE).stat().st_ino != self._database
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            return isinstance(error, NotADirectoryError)
+
+    def _run(self) -> None:
+        while not self._ended.wait(WATCH_S):
+            touched_ns = self._touched_ns()
+            if touched_ns != self._seen_ns or self.is_gone():
+                self._seen_ns = touched_ns
+                self._changed()
+
+    def _touched_ns(self) -> int:
+        try:
+            return (self._directory / _MARK).stat().st_mtime_ns
+        except OSError:
+            return 0

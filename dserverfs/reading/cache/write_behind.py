@@ -1,0 +1,166 @@
+"""Writing fetched blocks to the cache, behind the readers' backs, many in a transaction.
+
+Used by the reader. One thread writes: several at a time wait for each other's
+transactions in SQLite (a third of the time of a cold read). Thread-safe.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
+from dserverfs.reading.cache.block_files import MAX_BLOCKS_IN_FILE
+from dserverfs.reading.cache.blocks import Block, MemoryBlock
+
+MAX_WAITING = 32  # blocks or batches of small ones, so at most 32 MiB
+MAX_BATCH = MAX_BLOCKS_IN_FILE
+# So long for others to come that can be written with it; readers have them from memory.
+LINGER_S = 0.02
+# A disk that is slower than the network holds up fetching for so long a block, and
+# after that blocks go uncached.
+PATIENCE_S = 1.0
+CLOSE_TIMEOUT_S = 10.0
+
+
+class Put(NamedTuple):
+    """A block to write: the name that its readers know it by, and its name in the cache."""
+
+    key: BlockKey
+    stored_as: BlockKey
+    block: MemoryBlock
+
+
+class _Enter(NamedTuple):
+    item: str
+    content: str
+    serials: Sequence[int]
+
+
+class CacheWriter:
+    """Takes blocks and writes them; what is not written yet can be had back."""
+
+    def __init__(
+        self,
+        cache: BlockCache,
+        on_file: Callable[[BlockKey, Block], None] = lambda key, block: None,
+    ) -> None:
+        """`on_file` is told, in the writing thread, of each block that can be had from a file."""
+        self._cache = cache
+        self._on_file = on_file
+        self._queue: queue.Queue[list[Put] | _Enter | None] = queue.Queue(MAX_WAITING)
+        self._lock = threading.Lock()
+        self._waiting: dict[BlockKey, MemoryBlock] = {}
+        self._storing = threading.Lock()  # held while a batch is written
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def announce(self, key: BlockKey, block: MemoryBlock) -> None:
+        """Note that the block is about to be put; until then `discard` can still stop it."""
+        with self._lock:
+            if not self._closed:
+                self._waiting[key] = block
+
+    def put(self, key: BlockKey, block: MemoryBlock, stored_as: BlockKey) -> None:
+        """Write an announced block soon; blocks while the disk is far behind."""
+        self._enqueue([Put(key, stored_as, block)])
+
+    def put_many(self, puts: list[Put]) -> None:
+        """Announce and put blocks that together are no larger than one."""
+        with self._lock:
+            if not self._closed:
+                self._waiting.update((put.key, put.block) for put in puts)
+        self._enqueue(puts)
+
+    def _enqueue(self, puts: list[Put]) -> None:
+        with self._lock:
+            if not self._start_locked():
+                return
+        try:
+            self._queue.put(puts, timeout=PATIENCE_S)
+        except queue.Full:
+            self._forget([put.key for put in puts])
+
+    def enter_verified(self, item: str, content: str, serials: Sequence[int]) -> None:
+        """As `BlockCache.enter_verified`, behind what was put before."""
+        with self._lock:
+            if not self._start_locked():
+                return
+        try:
+            self._queue.put(_Enter(item, content, serials), timeout=PATIENCE_S)
+        except queue.Full:
+            pass  # it is compared again another time
+
+    def waiting(self, key: BlockKey) -> Block | None:
+        """Return a block that is not on the disk yet."""
+        return self._waiting.get(key)
+
+    def discard(self, item: str) -> None:
+        """Return when no block of an item will be written any more; waits for one batch."""
+        with self._lock:
+            for key in [key for key in self._waiting if key.item == item]:
+                del self._waiting[key]
+        with self._storing:
+            pass
+
+    def flush(self) -> None:
+        """Return when everything put before is written."""
+        self._queue.join()
+
+    def close(self) -> None:
+        """Write what is waiting and end the thread, within CLOSE_TIMEOUT_S."""
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        if thread is not None:
+            self._queue.put(None)
+            thread.join(CLOSE_TIMEOUT_S)
+
+    def _start_locked(self) -> bool:
+        """Have a thread that writes; False once closed."""
+        if self._closed:
+            return False
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="cache", daemon=True)
+            self._thread.start()
+        return True
+
+    def _run(self) -> None:
+        while True:
+            batch = [self._queue.get()]
+            while len(batch) < MAX_BATCH and isinstance(batch[-1], list):
+                try:
+                    batch.append(self._queue.get(timeout=LINGER_S))
+                except queue.Empty:
+                    break
+            puts = [put for entry in batch if isinstance(entry, list) for put in entry]
+            try:
+                self._store(puts)
+                last = batch[-1]
+                if isinstance(last, _Enter):
+                    self._cache.enter_verified(last.item, last.content, last.serials)
+            finally:
+                self._forget([put.key for put in puts])
+                for _ in batch:
+                    self._queue.task_done()
+            if batch[-1] is None:
+                return
+
+    def _store(self, puts: Sequence[Put]) -> None:
+        with self._storing:
+            wanted = [put for put in puts if self._waiting.get(put.key) is put.block]
+            if not wanted:
+                return
+            files: Mapping[BlockKey, Block] = self._cache.store(
+                [(put.stored_as, put.block) for put in wanted]
+            )
+            for put in wanted:
+                if put.stored_as in files and self._waiting.get(put.key) is put.block:
+                    self._on_file(put.key, files[put.stored_as])
+
+    def _forget(self, keys: list[BlockKey]) -> None:
+        with self._lock:
+            for key in keys:
+                self._waiting.pop(key, None)

@@ -1,0 +1,482 @@
+"""What a dserver says: users, listings, manifests, metadata and signed URLs.
+
+One method per question, each answered by the routes the server has. Keeps
+signed URLs until shortly before they expire and nothing else; what is worth
+keeping longer is kept by the catalogue. Blocking and thread-safe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from dserverfs.base import limits
+from dserverfs.base.errors import (
+    DserverfsError,
+    NotFound,
+    NotStored,
+    PermissionDenied,
+    ProtocolError,
+    UnusableAnswer,
+)
+from dserverfs.base.limits import component_is_usable, is_text, understood, url_is_usable
+from dserverfs.base.model import UUID, Dataset, Identifier, User, split_base_uri
+from dserverfs.base.printable import public_url
+from dserverfs.base.retry import MIN_BYTES_PER_S, Deadline, Retries, refused_url
+from dserverfs.remote.dserver_http import METADATA_TIMEOUT_S, ServerTransport, may_be_json
+from dserverfs.remote.listings import Listings
+from dserverfs.remote.objects import Storage
+from dserverfs.remote.routes import Capabilities, Routes, json_of, string_map
+from dserverfs.remote.signed_urls import SignedURL
+from dserverfs.remote.signing import MAX_REMEMBERED, Signing, is_asked_whole
+from dserverfs.remote.upload_api import UploadRoutes
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MANIFEST_TOTAL_S = 3600.0
+# The server reads and writes it before the first byte comes. Guess: ten times what ours takes.
+MANIFEST_S_PER_ITEM = 0.0002
+# A manifest's keys come sorted, its version before its items.
+_MANIFEST_HEAD_BYTES = 64 * 1024
+_DTOOLCORE_VERSION = re.compile(rb'"dtoolcore_version"\s*:\s*"([0-9A-Za-z.+-]{1,40})"')
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a dataset's `.dtool` holds beside the manifest; contents as stored."""
+
+    admin_metadata: bytes
+    tags: tuple[str, ...]
+    overlays: Mapping[str, bytes]
+    annotations: Mapping[str, bytes]
+
+
+class MetadataUrls(NamedTuple):
+    """Where the parts of a dataset's metadata can be read one by one, and its tags."""
+
+    admin_metadata: str
+    overlays: Mapping[str, str]
+    annotations: Mapping[str, str]
+    tags: tuple[str, ...]
+
+
+class Resolver:
+    """Questions to one dserver."""
+
+    def __init__(
+        self, transport: ServerTransport, storage: Storage, routes: Routes | None = None
+    ) -> None:
+        """`routes` are those of the transport, if others know them, too."""
+        self._transport = transport
+        self._storage = storage
+        self._routes = routes or Routes(transport)
+        self._listings = Listings(self._routes)
+        self._signing = Signing(self._routes)
+        self.uploads = UploadRoutes(self._routes)
+        self._warned: set[str] = set()  # each is said once
+
+    @property
+    def server_url(self) -> str:
+        return self._transport.base_url
+
+    def capabilities(self) -> Capabilities:
+        """Return which routes there are; asked once. Fails at once if nobody listens there."""
+        return self._routes.capabilities()
+
+    def require_signed_urls(self) -> None:
+        """Raise Unsupported if this server cannot sign URLs."""
+        self._routes.require_signed_urls()
+
+    def token_subject(self) -> str | None:
+        """Return whom the token names, unchecked and without asking; None if it does not say."""
+        return self._transport.subject()
+
+    def user(self) -> User:
+        """Return whom the token speaks for; base URIs that have no place in a path are left out."""
+        try:
+            answer = json_of(self._transport.get("/me"))
+        except NotFound as error:
+            raise ProtocolError(f"{error}; is this a dserver?", status=error.status) from error
+        user = User.from_json(answer)
+        return User(
+            user.username,
+            user.is_admin,
+            self._usable(user.search_base_uris),
+            self._usable(user.register_base_uris),
+        )
+
+    def datasets(self, base_uri: str) -> list[Dataset]:
+        """Return every dataset registered in `base_uri`, oldest first.
+
+        A listing is no snapshot; entries that cannot be read are left out with
+        a warning. Raises PermissionDenied if the user may not search there, where a
+        dserver answers with an empty listing, and what `Listings.datasets` does.
+        """
+        datasets = self._listings.datasets(base_uri)
+        if not datasets:
+            user = self.user()
+            if base_uri not in user.search_base_uris:
+                raise PermissionDenied(
+                    f"{self.server_url}: user {user.username} has no search permission on"
+                    f" {base_uri}, or the server does not have it; permitted:"
+                    f" {', '.join(user.search_base_uris) or 'none'}"
+                )
+        return datasets
+
+    def datasets_by_uuid(self, uuid: UUID) -> list[Dataset]:
+        """Return the datasets of that uuid, one for each base URI that holds it; none: empty."""
+        return self._listings.datasets_by_uuid(uuid)
+
+    def dataset_by_uuid(self, uuid: UUID, base_uri: str) -> Dataset:
+        """Return the dataset of that uuid in `base_uri`; raises NotFound."""
+        for dataset in self._listings.datasets_by_uuid(uuid):
+            if dataset.base_uri == base_uri:
+                return dataset
+        raise NotFound(f"{self.server_url} has no dataset {uuid} in {base_uri}")
+
+    def dataset(self, uri: str) -> Dataset:
+        """Return the dataset of that URI of its backend.
+
+        Raises NotFound, and PermissionDenied, which also means an unknown base URI.
+        """
+        return Dataset.from_json(json_of(self._routes.core("uris", uri)))
+
+    def manifest_pieces(self, dataset: Dataset) -> Generator[bytes, None, None]:
+        """Yield the manifest's JSON, as the server sends it.
+
+        Takes as long as it takes, up to MANIFEST_TOTAL_S, if only it comes faster than
+        MIN_BYTES_PER_S: a million items are 60 MB, compressed. One that breaks
+        off is fetched again, and goes on where it broke off if it is the same.
+        """
+        over = Deadline(MANIFEST_TOTAL_S)
+        deadline = Deadline(_manifest_timeout_s(dataset))
+        retries = Retries(deadline, what=f"manifest of {dataset.uri}")
+        had = _Prefix()
+        while True:
+            try:
+                for piece in self._manifest_after(had, dataset, retries.limit()):
+                    over.remaining_s()
+                    yield piece
+                return
+            except DserverfsError as error:
+                retries.again(error)
+
+    def _manifest_after(self, had: _Prefix, dataset: Dataset, limit: Deadline) -> Iterator[bytes]:
+        """Yield what comes after `had`, in one attempt, and add it there."""
+        response = self._routes.core_stream("manifests", dataset.uri, limit)
+        again = _Prefix()
+        max_bytes = limits.MAX_MANIFEST_BYTES
+        for piece in self._transport.read_pieces(response, limit, max_bytes=max_bytes):
+            limit.extend(len(piece) / MIN_BYTES_PER_S)
+            known = piece[: had.count - again.count]
+            if known:
+                again.add(known)
+                if again.count == had.count and not again.is_same(had):
+                    break
+            if len(known) < len(piece):
+                had.add(piece[len(known) :])
+                again = had
+                yield piece[len(known) :]
+        if again is not had and not again.is_same(had):
+            raise ProtocolError(
+                f"{self.server_url}: the manifest of {dataset.uri} changed while it was fetched",
+                uri=dataset.uri,
+            )
+
+    def readme(self, dataset: Dataset) -> bytes:
+        """Return the content of README.yml: the store's where the server may show an older one."""
+        if self._routes.capabilities().index_may_lag and is_asked_whole(dataset):
+            try:
+                return self.stored_readme(dataset)
+            except NotStored as error:
+                logger.debug("%s: the index's README is shown: %s", dataset.uri, error)
+        return self._indexed_readme(dataset)
+
+    def _indexed_readme(self, dataset: Dataset) -> bytes:
+        answer = json_of(
+            self._routes.core("readmes", dataset.uri, max_bytes=limits.MAX_README_ANSWER_BYTES)
+        )
+        readme = answer.get("readme") if isinstance(answer, dict) else None
+        if isinstance(readme, str):
+            with understood(f"{self.server_url}: the README of {dataset.uri}"):
+                return readme.encode("utf-8")
+        if isinstance(readme, dict):  # old servers keep it parsed; JSON is YAML
+            return json.dumps(readme, indent=2).encode("utf-8")
+        raise ProtocolError(f"{self.server_url}: the README of {dataset.uri} is no text")
+
+    def stored_readme(self, dataset: Dataset) -> bytes:
+        """Return the README that the store has, which may not be the one the server knows.
+
+        The server's own if the store cannot be asked for it.
+        """
+        if not self._routes.capabilities().signed_urls or not is_asked_whole(dataset):
+            return self._indexed_readme(dataset)
+        deadline = Deadline(METADATA_TIMEOUT_S)
+        return self._signed_anew(lambda limit: self._stored_readme(dataset, limit), deadline)
+
+    def _stored_readme(self, dataset: Dataset, deadline: Deadline) -> bytes:
+        url = self._signing.dataset_urls(dataset).get("readme_url")
+        if not isinstance(url, str) or not url_is_usable(url):
+            raise ProtocolError(f"{self.server_url}: no signed URL for the README", uri=dataset.uri)
+        return self._read_object(url, deadline)
+
+    def stored_annotations(self, dataset: Dataset) -> Mapping[str, bytes]:
+        """Return the store's annotations, as stored, by name."""
+        deadline = Deadline(METADATA_TIMEOUT_S)
+
+        def ask(limit: Deadline) -> Mapping[str, bytes]:
+            return self._read_objects(self.metadata_urls(dataset).annotations, limit)
+
+        return self._signed_anew(ask, deadline)
+
+    def metadata(self, dataset: Dataset) -> Metadata:
+        """Return what `.dtool` holds: one request to the server, one to the store an object.
+
+        Of a dataset whose metadata is not signed: what the server's index has,
+        which is all but overlays.
+        """
+        if not self.signs_metadata(dataset):
+            return self._indexed_metadata(dataset)
+        deadline = Deadline(METADATA_TIMEOUT_S)
+        return self._signed_anew(lambda limit: self._stored_metadata(dataset, limit), deadline)
+
+    def _signed_anew(self, ask: Callable[[Deadline], T], deadline: Deadline) -> T:
+        """Return what `ask` reads by URLs that it has had signed, if need be once more."""
+
+        def ask_once() -> T:
+            return Retries(deadline, repeatable=refused_url).run(ask)
+
+        try:
+            return ask_once()
+        except NotStored as error:  # deleted since it was named
+            logger.debug("signed once more: %s", error)
+            return ask_once()
+
+    def signs_metadata(self, dataset: Dataset) -> bool:
+        """Return whether `metadata_urls` can be asked for.
+
+        Not of a dataset too large to be asked whole, on a server that cannot leave
+        its items out.
+        """
+        return self._routes.capabilities().extended or is_asked_whole(dataset)
+
+    def metadata_urls(self, dataset: Dataset) -> MetadataUrls:
+        """Return fresh URLs for what `.dtool` holds; one request."""
+        answer = self._signing.dataset_urls(dataset)
+        # What is left out of an answer is not known; only an empty map is none.
+        overlays = string_map(answer.get("overlay_urls"), "overlay_urls")
+        annotations = string_map(answer.get("annotation_urls"), "annotation_urls")
+        admin_url, tags = answer.get("admin_metadata_url"), answer.get("tags")
+        if not url_is_usable(admin_url) or not isinstance(tags, list):
+            raise ProtocolError(f"{self.server_url}: signed URLs of {dataset.uri} are incomplete")
+        self._routes.note_signed(str(admin_url))
+        return MetadataUrls(str(admin_url), overlays, annotations, _sorted_texts(tags))
+
+    def read_metadata(self, url: str) -> bytes:
+        """Return what is stored at one of the `metadata_urls`; StorageRefused: it has expired."""
+        return self._read_object(url, Deadline(METADATA_TIMEOUT_S))
+
+    def item_url(
+        self,
+        dataset: Dataset,
+        identifier: Identifier,
+        neighbours: Callable[[int], Sequence[Identifier]],
+    ) -> SignedURL:
+        """Return a signed URL for an item; one request however many ask for it at once.
+
+        `neighbours(n)` names up to n items likely to be asked for next,
+        including this one: where the server can, they are signed in the same request.
+        """
+        return self._signing.item_url(dataset, identifier, neighbours)
+
+    def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
+        """Drop `url`, which the store refused, unless it was already replaced."""
+        self._signing.forget(dataset, identifier, url)
+
+    def forget_host(self, url: SignedURL) -> None:
+        """Drop all URLs of a host that cannot be reached: the store may be elsewhere by now."""
+        self._signing.forget_host(url)
+
+    def _usable(self, base_uris: Sequence[str]) -> tuple[str, ...]:
+        usable = []
+        for base_uri in base_uris:
+            try:
+                parts = split_base_uri(base_uri)
+            except ProtocolError:
+                parts = [""]
+            if all(component_is_usable(part) for part in parts):
+                usable.append(base_uri)
+            else:
+                self._warn_once(
+                    f"{self.server_url}: base URI {base_uri!r} is left out: it cannot be a path"
+                )
+        return tuple(usable)
+
+    def _stored_metadata(self, dataset: Dataset, deadline: Deadline) -> Metadata:
+        urls = self.metadata_urls(dataset)
+        room = _Room(limits.MAX_METADATA_BYTES, f"{dataset.uri}: its metadata")
+
+        def read(url: str, *, is_json: bool = False) -> bytes:
+            room.require()
+            content = self._read_object(url, deadline, is_json=is_json)
+            room.take(len(content))
+            return content
+
+        with ThreadPoolExecutor(4, thread_name_prefix="metadata") as pool:
+            admin = pool.submit(read, urls.admin_metadata, is_json=True)
+            parts = [
+                {name: pool.submit(read, url) for name, url in part.items()}
+                for part in (urls.overlays, urls.annotations)
+            ]
+            overlays, annotations = (
+                {name: future.result() for name, future in part.items()} for part in parts
+            )
+            metadata = Metadata(admin.result(), urls.tags, overlays, annotations)
+        _require_metadata(dataset, metadata)
+        return metadata
+
+    def _read_objects(self, urls: Mapping[str, str], deadline: Deadline) -> Mapping[str, bytes]:
+        with ThreadPoolExecutor(4, thread_name_prefix="metadata") as pool:
+            parts = {
+                name: pool.submit(self._read_object, url, deadline) for name, url in urls.items()
+            }
+            return {name: future.result() for name, future in parts.items()}
+
+    def _read_object(self, url: str, deadline: Deadline, *, is_json: bool = False) -> bytes:
+        """Return a small object; a refused URL is the caller's to replace."""
+
+        def is_repeatable(error: DserverfsError) -> bool:
+            return not refused_url(error)
+
+        def attempt(limit: Deadline) -> bytes:
+            content = self._storage.read_object(url, limit)
+            if is_json and not may_be_json(content):
+                raise UnusableAnswer(f"{public_url(url)}: is not the JSON that is stored there")
+            return content
+
+        return Retries(deadline, what=public_url(url), repeatable=is_repeatable).run(attempt)
+
+    def _indexed_metadata(self, dataset: Dataset) -> Metadata:
+        tags = json_of(self._routes.core("tags", dataset.uri))
+        annotations = json_of(
+            self._routes.core("annotations", dataset.uri, max_bytes=limits.MAX_ANNOTATIONS_BYTES)
+        )
+        with understood(f"{self.server_url}: what it knows of {dataset.uri}"):
+            tag_names, values = tags["tags"], dict(annotations["annotations"])
+            if not isinstance(tag_names, list):
+                raise TypeError("tags is no list")
+        self._warn_once(
+            f"{dataset.uri}: its overlays are not shown: {self.server_url} cannot sign them"
+            f" without the URLs of {dataset.number_of_items} items"
+        )
+        admin = {
+            "uuid": dataset.uuid,
+            "name": dataset.name,
+            "type": "dataset",
+            "creator_username": dataset.creator_username,
+            "created_at": dataset.created_at,
+            "frozen_at": dataset.frozen_at,
+        }
+        if (version := self.dtoolcore_version(dataset)) is not None:
+            admin["dtoolcore_version"] = version
+        return Metadata(
+            json.dumps(admin).encode(),
+            _sorted_texts(tag_names),
+            {},
+            {str(name): json.dumps(value, indent=2).encode() for name, value in values.items()},
+        )
+
+    def dtoolcore_version(self, dataset: Dataset) -> str | None:
+        """Return what the beginning of the manifest says of the version that made it."""
+        head = b""
+        pieces = self.manifest_pieces(dataset)
+        for piece in pieces:
+            head += piece
+            if len(head) >= _MANIFEST_HEAD_BYTES or b'"items"' in head:
+                break
+        pieces.close()
+        match = _DTOOLCORE_VERSION.search(head)
+        return match[1].decode("ascii") if match else None
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned and len(self._warned) < MAX_REMEMBERED:
+            self._warned.add(message)
+            logger.warning("%s", message)
+
+
+class _Prefix:
+    """What there was of a manifest before it broke off."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._hash = hashlib.sha256()
+
+    def add(self, piece: bytes) -> None:
+        self.count += len(piece)
+        self._hash.update(piece)
+
+    def is_same(self, other: _Prefix) -> bool:
+        return self.count == other.count and self._hash.digest() == other._hash.digest()
+
+
+def _manifest_timeout_s(dataset: Dataset) -> float:
+    """Return for how long nothing may come of a manifest."""
+    expected_s = METADATA_TIMEOUT_S + MANIFEST_S_PER_ITEM * (dataset.number_of_items or 0)
+    return min(expected_s, MANIFEST_TOTAL_S)
+
+
+class _Room:
+    """How many bytes may still come of what has a limit together; for any thread."""
+
+    def __init__(self, max_bytes: int, what: str) -> None:
+        self._lock = threading.Lock()
+        self._left = max_bytes
+        self._message = f"{what} is larger than {max_bytes} bytes"
+
+    def take(self, size_in_bytes: int) -> None:
+        """Count what has come; raises ProtocolError when it is too much."""
+        with self._lock:
+            self._left -= size_in_bytes
+        self.require()
+
+    def require(self) -> None:
+        """Raise ProtocolError if too much has come."""
+        if self._left < 0:
+            raise ProtocolError(self._message)
+
+
+def _sorted_texts(tags: list[Any]) -> tuple[str, ...]:
+    """Return the tags, but for what no tag can be."""
+    return tuple(sorted(tag for tag in tags if is_text(tag)))
+
+
+def _require_metadata(dataset: Dataset, metadata: Metadata) -> None:
+    """Raise UnusableAnswer unless all is what dtool stores: no hash tells a page of a proxy."""
+    about = {"the administrative metadata": metadata.admin_metadata}
+    about |= {f"overlay {name}": content for name, content in metadata.overlays.items()}
+    for what, content in about.items():
+        if not isinstance(_json_in(dataset, what, content), dict):
+            raise UnusableAnswer(f"{dataset.uri}: {what} is no JSON object", uri=dataset.uri)
+    for name, content in metadata.annotations.items():
+        _json_in(dataset, f"annotation {name}", content)
+    found = json.loads(metadata.admin_metadata).get("uuid")
+    if not isinstance(found, str) or found.lower() != dataset.uuid:
+        raise UnusableAnswer(
+            f"{dataset.uri}: the administrative metadata is another dataset's", uri=dataset.uri
+        )
+
+
+def _json_in(dataset: Dataset, what: str, content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UnusableAnswer(f"{dataset.uri}: {what} is not JSON", uri=dataset.uri) from error

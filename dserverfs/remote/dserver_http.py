@@ -1,0 +1,493 @@
+"""HTTP calls to one dserver, with its token.
+
+Owns connections, time limits and the translation of what went wrong into
+`dserverfs.base.errors`; `dserverfs.base.retry` says what of it is asked again. Knows no route:
+those are the resolver's. Item bytes go another way, `dserverfs.remote.objects`, which
+never sees the token.
+
+Every call blocks the calling thread, at most until its deadline. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import datetime
+import http.client
+import logging
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+import requests.auth
+import urllib3
+
+from dserverfs import __version__
+from dserverfs.base.errors import (
+    Busy,
+    Conflict,
+    DserverfsError,
+    NotAuthenticated,
+    NotConnected,
+    NotFound,
+    NotTheServer,
+    PermissionDenied,
+    ProtocolError,
+    Stalled,
+    Unreachable,
+    Unsupported,
+    UnusableAnswer,
+    UsageError,
+)
+from dserverfs.base.limits import (
+    MAX_ERROR_BYTES,
+    MAX_METADATA_BYTES,
+    MAX_SMALL_ANSWER_BYTES,
+    parse_json,
+)
+from dserverfs.base.printable import one_line, public_url
+from dserverfs.base.retry import BUSY_STATUSES, Deadline, Retries, anything, retry_after_s
+from dserverfs.remote import error_answers
+from dserverfs.remote.bounded_sockets import within
+from dserverfs.remote.json_body import JsonBody
+from dserverfs.remote.trust import Adapter, Trust, is_loopback, proxy_for
+
+logger = logging.getLogger(__name__)
+
+METADATA_TIMEOUT_S = 30.0
+# Of a dserver they say what it has and who may see it; of a proxy before it, nothing.
+_ABOUT_WHAT_WAS_ASKED = frozenset({403, 404, 405, 410})
+_PIECE_BYTES = 64 * 1024
+# A token file replaced by other means than renaming is empty for a moment.
+_EMPTY_FILE_WAIT_S = 0.2
+USER_AGENT = f"dserverfs/{__version__}"
+# By what JSON begins with: what it then ends with; numbers, true, false and null.
+_ENDS = {b"{": b"}", b"[": b"]", b'"': b'"'}
+_PARSED_BYTES = 1024 * 1024  # it is parsed once more by whoever asked: 10 ms
+_SCALARS = frozenset(bytes([letter]) for letter in b"-0123456789tfnNI")
+
+
+class TokenSource:
+    """The bearer token: a fixed one, or a file that is read again when it changes."""
+
+    def __init__(self, token: str | None, path: Path | None) -> None:
+        self._token = token
+        self._path = path
+        self._stamp: tuple[int, int, int] | None = None
+        self._lock = threading.Lock()
+
+    def token(self) -> str:
+        """Return the token; raises NotAuthenticated if there is none or it cannot be sent."""
+        with self._lock:
+            if self._path is not None:
+                self._read_locked(self._path)
+            token = self._token
+        if not token:
+            if self._path is not None:
+                raise NotAuthenticated(f"token file {self._path}: is empty; get a new token")
+            raise NotAuthenticated(
+                "no token: run dserverfs login, or set DSERVER_TOKEN or DSERVER_TOKEN_FILE"
+            )
+        if not token.isascii() or not token.isprintable() or " " in token:
+            raise NotAuthenticated(f"{self.describe()} is malformed: not one line of ASCII")
+        return token
+
+    def replaced(self, refused: str) -> bool:
+        """Return whether there is another token now than the one that was refused."""
+        with self._lock:
+            self._stamp = None
+        return self.token() != refused
+
+    def subject(self) -> str | None:
+        """Return whom the token is for, unchecked; None if that cannot be told."""
+        subject = _claims(self.token()).get("sub")
+        return subject if isinstance(subject, str) else None
+
+    def describe(self) -> str:
+        """Return where the token came from, for messages."""
+        return f"the token in {self._path}" if self._path else "the token in DSERVER_TOKEN"
+
+    def describe_claims(self) -> str:
+        """Return whose the token is and whether it has expired, for messages; may be empty."""
+        claims = _claims(self._token or "")
+        said = []
+        if isinstance(claims.get("sub"), str):
+            said.append(f"of user {one_line(claims['sub'])}")
+        expiry = claims.get("exp")
+        if isinstance(expiry, (int, float)) and 0 < expiry < min(time.time(), 1e11):
+            moment = datetime.datetime.fromtimestamp(expiry, datetime.timezone.utc)
+            said.append(f"expired {moment:%Y-%m-%d %H:%M} UTC")
+        return f" ({', '.join(said)})" if said else ""
+
+    def _read_locked(self, path: Path) -> None:
+        try:
+            status = path.stat()
+            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if stamp == self._stamp:
+                return
+            token = path.read_text("ascii").strip()
+            if not token:
+                time.sleep(_EMPTY_FILE_WAIT_S)
+                status = path.stat()
+                stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+                token = path.read_text("ascii").strip()
+            self._token = token
+            self._stamp = stamp
+        except (OSError, UnicodeDecodeError) as error:
+            raise NotAuthenticated(f"token file {path}: cannot be read: {error}") from error
+
+
+def expires_at(token: str) -> float | None:
+    """Return when a token says it expires, unchecked, in epoch seconds; None if it does not."""
+    expiry = _claims(token).get("exp")
+    return float(expiry) if isinstance(expiry, (int, float)) and 0 < expiry < 1e11 else None
+
+
+def _claims(token: str) -> Mapping[str, Any]:
+    """Return what a JWT says, unchecked; nothing if it is none."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return {}
+    try:
+        text = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
+        claims = parse_json(text, "the token")
+    except (binascii.Error, ValueError, ProtocolError):
+        return {}
+    return claims if isinstance(claims, dict) else {}
+
+
+class _Auth(requests.auth.AuthBase):
+    """Add the token, if any; also keeps requests from taking credentials out of ~/.netrc."""
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._token is not None:
+            request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+class ServerTransport:
+    """Calls to one dserver."""
+
+    def __init__(
+        self,
+        base_url: str,
+        tokens: TokenSource,
+        *,
+        trust: Trust | None = None,
+        max_connections: int = 16,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._tokens = tokens
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.verify = True if trust is None else trust.verify
+        parts = urllib.parse.urlsplit(self.base_url)
+        self._plain = parts.scheme == "http" and not is_loopback(parts.hostname or "")
+        self._proxy = proxy_for(self.base_url)
+        if self._proxy is not None:
+            self._session.proxies[parts.scheme] = self._proxy
+        self._session.headers["User-Agent"] = USER_AGENT
+        self._session.headers["Accept"] = "application/json"
+        self._adapter = Adapter(
+            trust or Trust(), self.base_url, self._proxy, pool_maxsize=max_connections
+        )
+        self._session.mount("http://", self._adapter)
+        self._session.mount("https://", self._adapter)
+
+    def subject(self) -> str | None:
+        """Return whom the token is for, unchecked; raises NotAuthenticated if there is none."""
+        return self._tokens.subject()
+
+    def get(self, path: str, *, params: Mapping[str, Any] | None = None) -> requests.Response:
+        return self.request("GET", path, params=params)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Any = None,
+        timeout_s: float = METADATA_TIMEOUT_S,
+        authenticated: bool = True,
+        attempts: int | None = None,
+        repeatable: Callable[[DserverfsError], bool] = anything,
+        max_bytes: int = MAX_SMALL_ANSWER_BYTES,
+    ) -> requests.Response:
+        """Return the 2xx answer to a call that can be repeated; raises what the status means.
+
+        Tried again by the rules of `retry` until `timeout_s` is over, after the
+        failures that are `repeatable`. Raises ProtocolError for an answer of more
+        than `max_bytes`.
+        """
+        retries = Retries(
+            Deadline(timeout_s),
+            what=f"{method} {path}",
+            attempts=attempts,
+            repeatable=repeatable,
+        )
+
+        def attempt(limit: Deadline) -> requests.Response:
+            response = self._answered(
+                method,
+                path,
+                limit,
+                params=params,
+                json=json,
+                authenticated=authenticated,
+                max_bytes=max_bytes,
+            )
+            _require_json(response)
+            return response
+
+        return retries.run(attempt)
+
+    def request_once(
+        self, method: str, path: str, limit: Deadline, *, json: Any = None
+    ) -> requests.Response:
+        """Return the 2xx answer to one call, which the caller repeats if that does no harm."""
+        response = self._answered(method, path, limit, json=json)
+        _require_json(response)
+        return response
+
+    def stream(self, path: str, limit: Deadline, body: JsonBody | None = None) -> requests.Response:
+        """Return a 2xx answer to one GET, its body left to `read_pieces`, within `limit`.
+
+        With `body`, to one POST of that.
+        """
+        method = "GET" if body is None else "POST"
+        return self._answered(method, path, limit, body=body, max_bytes=None)
+
+    def _answered(
+        self,
+        method: str,
+        path: str,
+        limit: Deadline,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Any = None,
+        body: JsonBody | None = None,
+        authenticated: bool = True,
+        max_bytes: int | None = MAX_SMALL_ANSWER_BYTES,
+    ) -> requests.Response:
+        """Return the 2xx answer to one call; its body is unread without `max_bytes`.
+
+        Asks once more if the token was replaced by then.
+        """
+        refused: str | None = None
+        while True:
+            token = self._tokens.token() if authenticated else None
+            self._warn_if_plain(token)
+            if body is not None:
+                body.rewind()
+            try:
+                with within(limit):
+                    response = self._session.request(
+                        method,
+                        f"{self.base_url}{path}",
+                        params=params,
+                        json=json,
+                        data=body,
+                        headers={} if body is None else {"Content-Type": "application/json"},
+                        auth=_Auth(token),
+                        timeout=limit.wait_s(),
+                        allow_redirects=False,
+                        stream=True,
+                    )
+                if not 200 <= response.status_code < 300:
+                    response._content = self._beginning(response, limit)
+                elif max_bytes is not None:
+                    pieces = self.read_pieces(response, limit, max_bytes=max_bytes)
+                    response._content = b"".join(pieces)
+            except requests.RequestException as error:
+                self._adapter.begin_anew()
+                raise self._no_answer(error) from error
+            failure = self._failure(response, method, path, token)
+            if failure is None:
+                return response
+            if not isinstance(failure, NotAuthenticated) or token is None or refused is not None:
+                raise failure
+            refused = token
+            if not self._tokens.replaced(token):
+                raise failure
+            logger.debug("%s %s: asked again with another token", method, path)
+
+    def read_pieces(
+        self,
+        response: requests.Response,
+        deadline: Deadline,
+        *,
+        max_bytes: int,
+    ) -> Generator[bytes, None, None]:
+        """Yield the body as it arrives and close the response; bounded in size and time.
+
+        `deadline` is that of the request, or shares its end. Raises Unreachable if it
+        breaks off, DeadlineExceeded, and ProtocolError if it is larger than `max_bytes`.
+        """
+        total = 0
+        try:
+            # Not iter_content, which waits for a full piece however slowly it comes.
+            while piece := response.raw.read1(_PIECE_BYTES, decode_content=True):
+                total += len(piece)
+                if total > max_bytes:
+                    raise ProtocolError(
+                        f"{_where(response)}: the answer is larger than {max_bytes} bytes"
+                    )
+                yield piece
+                deadline.remaining_s()
+        except (urllib3.exceptions.TimeoutError, TimeoutError) as error:
+            self._adapter.begin_anew()
+            raise Stalled(f"{_where(response)}: does not answer in time") from error
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+            self._adapter.begin_anew()
+            raise Unreachable(f"{_where(response)}: the answer was cut off") from error
+        finally:
+            response.close()
+
+    def _beginning(self, response: requests.Response, limit: Deadline) -> bytes:
+        """Return of an answer that is an error what may say why."""
+        body = b""
+        with contextlib.closing(
+            self.read_pieces(response, limit, max_bytes=MAX_METADATA_BYTES)
+        ) as pieces:
+            while len(body) < MAX_ERROR_BYTES and (piece := next(pieces, b"")):
+                body += piece
+        return body[:MAX_ERROR_BYTES]
+
+    def close(self) -> None:
+        self._session.close()
+
+    def _warn_if_plain(self, token: str | None) -> None:
+        if token is not None and self._plain:
+            self._plain = False
+            logger.warning(
+                "%s: the token is sent unencrypted; if the server speaks https, set"
+                " DSERVER_PROTOCOL=https",
+                self.base_url,
+            )
+
+    def _failure(
+        self, response: requests.Response, method: str, path: str, token: str | None
+    ) -> DserverfsError | None:
+        status = response.status_code
+        if 200 <= status < 300:
+            return None
+        if 300 <= status < 400:
+            return self._redirected(response, path)
+        said = error_answers.message_of(response)
+        if token is not None:
+            said = said.replace(token, "...")
+        what = f"{method} {self.base_url}{path}: {status} {said}"
+        # flask-jwt-extended: 422 with `msg` for a token it cannot parse, 401 for an expired one.
+        if status == 401 or (status == 422 and error_answers.is_about_the_token(response)):
+            return NotAuthenticated(
+                f"{self.base_url} refuses {self._tokens.describe()}"
+                f"{self._tokens.describe_claims()}: {said}; get a new one"
+                + (
+                    ""
+                    if error_answers.is_about_the_token(response)
+                    else ", if the server knows its user"
+                ),
+                status=status,
+            )
+        if status in _ABOUT_WHAT_WAS_ASKED and not error_answers.is_the_servers_own(response):
+            return NotTheServer(f"{what}, not the server's own: a proxy's?", status=status)
+        if status == 403:
+            return PermissionDenied(what, status=status)
+        if status in (404, 405, 410):
+            return NotFound(what, status=status)
+        if status == 409:
+            return Conflict(what, status=status)
+        if status == 501:
+            return Unsupported(what, status=status)
+        if status in BUSY_STATUSES:
+            return Busy(what, status=status, retry_after_s=retry_after_s(response.headers))
+        if "HTTP request was sent to HTTPS" in response.text:
+            return UsageError(f"{self.base_url} speaks https: set DSERVER_PROTOCOL=https")
+        if status >= 500:
+            return UnusableAnswer(what, status=status)
+        return ProtocolError(what, status=status)
+
+    def _redirected(self, response: requests.Response, path: str) -> DserverfsError:
+        """Say where the server may be; a token is sent nowhere else than it was given for."""
+        here = urllib.parse.urlsplit(self.base_url)
+        location = urllib.parse.urljoin(response.url, response.headers.get("Location", ""))
+        there = urllib.parse.urlsplit(location)
+        target = public_url(location)
+        what = f"{self.base_url} answers {response.status_code}, look at {target}"
+        asked = urllib.parse.unquote(path)
+        elsewhere = location not in (response.url, "")
+        hint = "is this a dserver, or a proxy that wants a login?"
+        if elsewhere and urllib.parse.unquote(there.path).endswith(asked):
+            base = target[: len(target) - len(path)] if target.endswith(path) else target
+            hint = f"set DSERVER_URL_{here.netloc}={base}"
+            if there.hostname == here.hostname and (here.scheme, there.scheme) == ("http", "https"):
+                hint = "set DSERVER_PROTOCOL=https"
+        return NotTheServer(f"{what}: {hint}", status=response.status_code)
+
+    def _no_answer(self, error: requests.RequestException) -> DserverfsError:
+        reason = error_answers.root_cause(error)
+        if isinstance(error, requests.exceptions.SSLError):
+            if "WRONG_VERSION_NUMBER" in reason or "record layer failure" in reason.lower():
+                return UsageError(
+                    f"{self.base_url} does not speak https: set DSERVER_PROTOCOL=http"
+                )
+            if "verif" in reason.lower() or "match" in reason.lower():
+                return UsageError(
+                    f"{self.base_url}: its certificate is not accepted: {reason};"
+                    " a certificate authority of your own is named by DSERVER_CA_FILE"
+                )
+        if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
+            return UsageError(f"{self.base_url}: {one_line(str(error))}")
+        way = ""
+        if self._proxy is not None:
+            way = f" by way of the proxy {self._proxy.rpartition('@')[2].rpartition('/')[2]}"
+        if isinstance(error, requests.Timeout):
+            hint = ""
+            if self.base_url.startswith("https:"):
+                hint = "; if it speaks plain http, set DSERVER_PROTOCOL=http"
+            return Stalled(f"{self.base_url} does not answer in time{way}{hint}")
+        kind = NotConnected if _was_not_connected(error) else Unreachable
+        return kind(
+            f"{self.base_url} cannot be reached{way}: {reason}; is the server running there?"
+        )
+
+
+def _was_not_connected(error: requests.RequestException) -> bool:
+    """Return whether requests was told by urllib3 that there is no connection."""
+    for argument in error.args:
+        reason = getattr(argument, "reason", argument)
+        if isinstance(reason, urllib3.exceptions.NewConnectionError):
+            return True
+    return False
+
+
+def _require_json(response: requests.Response) -> None:
+    """Raise UnusableAnswer for what is no JSON: a page of a proxy, or the half of an answer."""
+    if response.content.strip() and not may_be_json(response.content):
+        raise UnusableAnswer(f"{_where(response)}: the answer is not JSON; is this a dserver?")
+
+
+def may_be_json(content: bytes) -> bool:
+    """Return whether it is JSON; of what is large, whether it begins and ends like it."""
+    if len(content) <= _PARSED_BYTES:
+        try:
+            parse_json(content, "the answer")
+        except ProtocolError:
+            return False
+        return True
+    content = content.strip()
+    ends = _ENDS.get(content[:1])
+    return content[:1] in _SCALARS if ends is None else content[-1:] == ends
+
+
+def _where(response: requests.Response) -> str:
+    return public_url(response.url)

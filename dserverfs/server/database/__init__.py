@@ -1,0 +1,1 @@
+"""What the embedded server knows of datasets: search, retrieval, uploads, and their freeze."""

@@ -1,0 +1,185 @@
+"""Changes of a frozen dataset's metadata: in the bucket and in the database, or known to differ.
+
+A change is noted in the database as begun, made in the bucket, then made in the
+database, where the note goes in the same transaction. What is there when this
+stops half way:
+
+    after the note         the database may be behind the bucket, and says so:
+    after the bucket       `unsure` is set
+    after the transaction  both have it
+
+An unsure dataset is read anew from the bucket at the next start, and before the
+next change of it. `number` counts changes, so that `serve index`, another
+process, notices one that it has overtaken.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dservercore.utils
+from dservercore import UnknownURIError
+from dservercore.extensions import sql_db
+from flask import current_app
+from sqlalchemy import text
+
+from dserverfs.base.errors import DserverfsError, NotFound
+from dserverfs.server.database import indexing
+from dserverfs.server.database.stored_metadata import StoredMetadata
+from dserverfs.server.database.uploads import KeyedLocks
+from dserverfs.server.store.stores import Stores
+
+SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS dserverfs_change (
+        uri TEXT PRIMARY KEY,
+        number INTEGER NOT NULL,
+        unsure INTEGER NOT NULL
+    )""",
+)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the database has of a dataset that can change."""
+
+    name: str
+    readme: str
+    annotations: Mapping[str, Any]
+    tags: list[str]
+
+
+Change = Callable[[StoredMetadata, Description], Description]
+
+
+class Changes:
+    """Makes changes, one at a time for each dataset; needs an app context."""
+
+    def __init__(self) -> None:
+        self._locks = KeyedLocks()
+
+    def make(self, stores: Stores, uri: str, change: Change) -> Description:
+        """Let `change` alter the bucket and return the new description; keep that.
+
+        Raises NotFound if the dataset is not registered or not in the bucket,
+        and what `change` raises.
+        """
+        with self._locks.holding(uri):
+            before = _describe(uri)
+            place = stores.place(uri)
+            metadata = StoredMetadata(place)
+            metadata.admin_metadata()  # what is registered by hand may be nowhere
+            if _is_unsure(uri):
+                _repair(stores, uri)
+                before = _describe(uri)
+            _begin(uri)
+            try:
+                after = change(metadata, before)
+            except BaseException:
+                repair_if_possible(stores, uri)
+                raise
+            _update(uri, after)
+            _end(uri)
+            sql_db.session.commit()
+            return after
+
+
+def repair_all(stores: Stores) -> None:
+    """Read anew what an earlier run left unsure; before requests are answered."""
+    uris = sql_db.session.execute(text("SELECT uri FROM dserverfs_change WHERE unsure")).scalars()
+    for uri in list(uris):
+        repair_if_possible(stores, uri)
+
+
+def repair_if_possible(stores: Stores, uri: str) -> None:
+    """Read a dataset anew; leave it unsure, and say so, if that cannot be done now."""
+    sql_db.session.rollback()
+    try:
+        _repair(stores, uri)
+    except DserverfsError as error:
+        sql_db.session.rollback()
+        _log.warning("%s: what is listed may be older than what is stored: %s", uri, error)
+
+
+def change_number(uri: str) -> int:
+    """Return how many changes were begun or ended so far."""
+    statement = text("SELECT number FROM dserverfs_change WHERE uri = :uri")
+    number: int | None = sql_db.session.execute(statement, {"uri": uri}).scalar()
+    return number or 0
+
+
+def claim(uri: str, number: int) -> bool:
+    """Return whether nothing has changed since `number`; nothing does until the commit then."""
+    sql_db.session.execute(
+        text("INSERT OR IGNORE INTO dserverfs_change (uri, number, unsure) VALUES (:uri, 0, 0)"),
+        {"uri": uri},
+    )
+    return change_number(uri) == number
+
+
+def _repair(stores: Stores, uri: str) -> None:
+    if not dservercore.utils.dataset_uri_exists(uri):  # deleted since
+        _end(uri)
+        sql_db.session.commit()
+        return
+    stores.forget(uri)
+    dataset_info = indexing.read_dataset(stores.place(uri), uri)
+    _end(uri)
+    indexing.register(dataset_info)  # commits
+
+
+def _describe(uri: str) -> Description:
+    retrieve: Any = current_app.retrieve  # type: ignore[attr-defined]
+    dataset = dservercore.utils.get_admin_metadata_from_uri(uri)
+    if dataset is None:
+        raise NotFound(f"{uri} is not registered", uri=uri)
+    try:
+        return Description(
+            name=dataset["name"],
+            readme=retrieve.get_readme_text(uri),
+            annotations=retrieve.get_annotations(uri),
+            tags=retrieve.get_tags(uri),
+        )
+    except UnknownURIError as error:
+        raise NotFound(f"{uri} is not registered", uri=uri) from error
+
+
+def _is_unsure(uri: str) -> bool:
+    statement = text("SELECT unsure FROM dserverfs_change WHERE uri = :uri")
+    return bool(sql_db.session.execute(statement, {"uri": uri}).scalar())
+
+
+def _begin(uri: str) -> None:
+    sql_db.session.execute(
+        text(
+            "INSERT INTO dserverfs_change (uri, number, unsure) VALUES (:uri, 1, 1)"
+            " ON CONFLICT (uri) DO UPDATE SET number = number + 1, unsure = 1"
+        ),
+        {"uri": uri},
+    )
+    sql_db.session.commit()
+
+
+def _end(uri: str) -> None:
+    sql_db.session.execute(
+        text("UPDATE dserverfs_change SET number = number + 1, unsure = 0 WHERE uri = :uri"),
+        {"uri": uri},
+    )
+
+
+def _update(uri: str, after: Description) -> None:
+    plugins: Any = current_app
+    tags = sorted(after.tags)
+    plugins.retrieve.update_dataset(
+        uri, readme=after.readme, annotations=after.annotations, tags=tags
+    )
+    plugins.search.update_dataset(
+        uri, name=after.name, readme=after.readme, annotations=after.annotations, tags=tags
+    )
+    sql_db.session.execute(
+        text("UPDATE dataset SET name = :name WHERE uri = :uri"), {"name": after.name, "uri": uri}
+    )

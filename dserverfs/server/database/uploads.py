@@ -1,0 +1,132 @@
+"""Pending uploads: announced, signed for, not complete yet. In dservercore's database.
+
+They survive a restart. Who calls commits; a pending upload is deleted in the
+transaction that registers its dataset, so it is always exactly one of the two.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from dservercore.extensions import sql_db
+from sqlalchemy import text
+
+from dserverfs.server.database.upload_request import UploadRequest
+
+SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS dserverfs_upload (
+        uri TEXT PRIMARY KEY,
+        uuid TEXT NOT NULL UNIQUE,
+        base_uri TEXT NOT NULL,
+        username TEXT NOT NULL,
+        started_at REAL NOT NULL,
+        request TEXT NOT NULL
+    )""",
+)
+
+
+_SELECT = "SELECT uri, base_uri, username, started_at, request FROM dserverfs_upload"
+
+
+class PendingUpload(NamedTuple):
+    uri: str
+    base_uri: str
+    username: str  # whose token started it
+    started_at: float  # epoch seconds, of the first announcement
+    request: UploadRequest
+
+    @property
+    def created_at(self) -> float:
+        """When the dataset was created: as its client says, else when its upload began."""
+        if self.request.created_at is not None:
+            return self.request.created_at
+        return self.started_at
+
+
+def find_by_uri(uri: str) -> PendingUpload | None:
+    return _find("uri", uri)
+
+
+def find_by_uuid(uuid: str) -> PendingUpload | None:
+    return _find("uuid", uuid)
+
+
+def list_of(username: str) -> list[PendingUpload]:
+    """Return the user's pending uploads, oldest first."""
+    statement = text(f"{_SELECT} WHERE username = :username ORDER BY started_at, uri")
+    return [_from_row(row) for row in sql_db.session.execute(statement, {"username": username})]
+
+
+def owner_of(uri: str) -> str | None:
+    """Return who began the pending upload of a dataset; None if there is none."""
+    username: str | None = sql_db.session.execute(
+        text("SELECT username FROM dserverfs_upload WHERE uri = :uri"), {"uri": uri}
+    ).scalar()
+    return username
+
+
+def save(upload: PendingUpload) -> None:
+    """Keep the upload; replaces what its URI announced before."""
+    sql_db.session.execute(
+        text(
+            "INSERT OR REPLACE INTO dserverfs_upload"
+            " (uri, uuid, base_uri, username, started_at, request)"
+            " VALUES (:uri, :uuid, :base_uri, :username, :started_at, :request)"
+        ),
+        {
+            "uri": upload.uri,
+            "uuid": upload.request.uuid,
+            "base_uri": upload.base_uri,
+            "username": upload.username,
+            "started_at": upload.started_at,
+            "request": upload.request.to_json(),
+        },
+    )
+
+
+def delete(uri: str) -> None:
+    sql_db.session.execute(text("DELETE FROM dserverfs_upload WHERE uri = :uri"), {"uri": uri})
+
+
+def _find(column: str, value: str) -> PendingUpload | None:
+    row = sql_db.session.execute(
+        text(f"{_SELECT} WHERE {column} = :value"), {"value": value}
+    ).first()
+    return None if row is None else _from_row(row)
+
+
+def _from_row(row: Any) -> PendingUpload:
+    return PendingUpload(
+        uri=row.uri,
+        base_uri=row.base_uri,
+        username=row.username,
+        started_at=row.started_at,
+        request=UploadRequest.from_json(row.request),
+    )
+
+
+class KeyedLocks:
+    """A lock for each key that is in use: two requests about one dataset take turns."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[str, tuple[threading.Lock, int]] = {}  # with how many want it
+
+    @contextmanager
+    def holding(self, key: str) -> Iterator[None]:
+        with self._guard:
+            lock, wanted = self._locks.get(key, (threading.Lock(), 0))
+            self._locks[key] = (lock, wanted + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._guard:
+                lock, wanted = self._locks[key]
+                if wanted == 1:
+                    del self._locks[key]
+                else:
+                    self._locks[key] = (lock, wanted - 1)

@@ -1,0 +1,1 @@
+"""What the embedded server answers beyond dservercore: its extensions, rights and checks."""

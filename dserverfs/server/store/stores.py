@@ -1,0 +1,124 @@
+"""Which store holds a base URI, and where in it a dataset is.
+
+One store is this server's own; a bucket on another S3 server has a store for
+itself. Safe to share between threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dserverfs.base.errors import NotFound, Unsupported
+from dserverfs.base.limits import is_uuid
+from dserverfs.server.store.bucket import ObjectStore
+from dserverfs.server.store.layout import DatasetKeys
+from dserverfs.server.store.signing import Storage, bucket_of
+
+_MAX_PREFIX_BYTES = 1024  # what S3 allows for a whole key
+_MAX_REMEMBERED = 100_000  # prefixes, about 200 bytes each
+
+
+class Place(NamedTuple):
+    """Where one dataset is."""
+
+    store: ObjectStore
+    bucket: str
+    keys: DatasetKeys
+
+
+class Stores:
+    """The stores of all base URIs."""
+
+    def __init__(
+        self, own: ObjectStore | None, find_foreign: Callable[[str], Storage | None]
+    ) -> None:
+        """`find_foreign` knows buckets elsewhere; `own` has all others, or is None."""
+        self._own = own
+        self._find_foreign = find_foreign
+        self._lock = threading.Lock()
+        # Found out once for each bucket: data do not move while a server runs.
+        self._foreign: dict[str, ObjectStore | None] = {}
+        self._prefixes: OrderedDict[str, str] = OrderedDict()
+
+    def of(self, base_uri: str) -> ObjectStore:
+        """Return the store of a base URI; raises Unsupported if there is none."""
+        store = self._foreign_store(base_uri) or self._own
+        if store is None:
+            raise Unsupported(
+                f"{base_uri}: this server runs without a store for it; restart dserverfs serve",
+                uri=base_uri,
+            )
+        return store
+
+    def is_foreign(self, base_uri: str) -> bool:
+        """Return whether it is on another S3 server, where others may write, too."""
+        return self._foreign_store(base_uri) is not None
+
+    def ensure_bucket(self, base_uri: str) -> None:
+        """Make the bucket if it is ours to make; raises NotFound if it is not and is missing."""
+        store, bucket = self.of(base_uri), bucket_of(base_uri)
+        if self.is_foreign(base_uri):
+            store.require_bucket(bucket)
+        else:
+            store.ensure_bucket(bucket)
+
+    def new_place(self, base_uri: str, uuid: str, *, below: str = "") -> Place:
+        """Return where a new dataset goes, `below` the prefix; raises NotFound for no uuid."""
+        _require_uuid(base_uri, uuid)
+        store = self.of(base_uri)
+        return Place(store, bucket_of(base_uri), DatasetKeys(store.storage.prefix + below, uuid))
+
+    def place(self, uri: str) -> Place:
+        """Return where a dataset is: below the prefix that its registration key holds.
+
+        Like dtool-s3, which wrote it with whatever prefix was configured then.
+        Raises NotFound for what is no uuid: `..` would be another bucket.
+        """
+        base_uri, _, uuid = uri.rpartition("/")
+        _require_uuid(base_uri, uuid)
+        store, bucket = self.of(base_uri), bucket_of(base_uri)
+        with self._lock:
+            prefix = self._prefixes.get(uri)
+            if prefix is not None:
+                self._prefixes.move_to_end(uri)
+        if prefix is None:
+            prefix = self._read_prefix(store, bucket, uuid)
+            if prefix is None:
+                return self.new_place(base_uri, uuid)
+            self._remember(uri, prefix)
+        return Place(store, bucket, DatasetKeys(prefix, uuid))
+
+    def forget(self, uri: str) -> None:
+        """Drop what is known of a dataset that is deleted or about to be written anew."""
+        with self._lock:
+            self._prefixes.pop(uri, None)
+
+    def _foreign_store(self, base_uri: str) -> ObjectStore | None:
+        bucket = bucket_of(base_uri)
+        with self._lock:
+            if bucket not in self._foreign:
+                storage = self._find_foreign(bucket)
+                self._foreign[bucket] = None if storage is None else ObjectStore(storage)
+            return self._foreign[bucket]
+
+    def _read_prefix(self, store: ObjectStore, bucket: str, uuid: str) -> str | None:
+        key = DatasetKeys("", uuid).registration
+        try:
+            content = store.read(bucket, key, limit_in_bytes=_MAX_PREFIX_BYTES)
+        except NotFound:
+            return None
+        return content.decode(errors="replace")
+
+    def _remember(self, uri: str, prefix: str) -> None:
+        with self._lock:
+            self._prefixes[uri] = prefix
+            while len(self._prefixes) > _MAX_REMEMBERED:
+                self._prefixes.popitem(last=False)
+
+
+def _require_uuid(base_uri: str, uuid: str) -> None:
+    if not is_uuid(uuid):
+        raise NotFound(f"{base_uri}/{uuid} is no dataset's: it does not end in a uuid")

@@ -1,0 +1,145 @@
+"""What is known of a path in a mount: for `dserverfs status` and for extended attributes.
+
+Pure but for the tree; raises NotLoaded as the tree does.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dserverfs.base.errors import NotFound, UsageError
+from dserverfs.base.model import DserverURI
+from dserverfs.tree.frozen_dataset import DatasetTree
+from dserverfs.writing.edits.journal import Unsent
+from dserverfs.writing.freezer import Freezer
+from dserverfs.writing.staging.dataset import StagedDataset
+from dserverfs.writing.staging.survey import DATA, METADATA, README, survey
+
+OVERLAY = "overlay."
+# Those of the facts that are extended attributes as well.
+ATTRIBUTES = frozenset(
+    {"uuid", "uri", "name", "creator_username", "frozen_at", "identifier", "hash"}
+)
+
+
+def of_frozen(tree: DatasetTree, number: int, server: str) -> dict[str, Any]:
+    """Return the facts of a dataset, and of the item if `number` is one's."""
+    dataset = tree.dataset
+    facts: dict[str, Any] = {
+        "state": "frozen",
+        "uuid": dataset.uuid,
+        "uri": str(DserverURI(server, dataset.base_uri, dataset.uuid)),
+        "name": dataset.name,
+        "creator_username": dataset.creator_username,
+        "frozen_at": dataset.frozen_at,
+    }
+    item = tree.item(number)
+    if item is None:
+        return facts
+    facts |= {
+        "identifier": item.identifier,
+        "relpath": item.relpath,
+        "size_in_bytes": item.size_in_bytes,
+        "hash": item.hash,
+    }
+    for name, value in tree.overlay_values(item.identifier).items():
+        facts[f"{OVERLAY}{name}"] = value
+    return facts
+
+
+def of_staged(
+    staged: StagedDataset, freezer: Freezer | None, *, asked_by: int = 0
+) -> dict[str, Any]:
+    """Return the facts of a staged dataset; looks at its files on the disk.
+
+    `asked_by` is a process for which nothing waits.
+    """
+    record = staged.record
+    facts: dict[str, Any] = {
+        "state": record.shown_state,
+        "armed": record.armed and not record.manual,
+        "reason": record.reason or staged.problem,
+        "waits_for": freezer.waits_for(staged, asked_by=asked_by) if freezer else None,
+        "name": record.name,
+        "base_uri": str(DserverURI(record.server, record.base_uri)),
+        "uuid": record.uuid or record.id,
+        "creator_username": record.creator_username,
+        "created_at": record.created_at,
+        "directory": str(staged.directory),
+        "open_files": staged.writers,
+    }
+    number_of_items, size_in_bytes = _amount(staged)
+    facts |= {"number_of_items": number_of_items, "size_in_bytes": size_in_bytes}
+    progress = freezer.progress(staged) if freezer else None
+    if progress is not None:
+        facts["progress"] = progress._asdict()
+    return facts
+
+
+def of_unusable(directory: Path, base_uri: DserverURI, reason: str) -> dict[str, Any]:
+    """Return the facts of a staged dataset of which a file of ours is damaged."""
+    return {
+        "state": "unusable",
+        "armed": False,
+        "reason": reason,
+        "waits_for": None,
+        "name": directory.name,
+        "base_uri": str(base_uri),
+        "created_at": 0.0,
+        "directory": str(directory),
+        "open_files": 0,
+        "number_of_items": 0,
+        "size_in_bytes": 0,
+    }
+
+
+def of_unsent(change: Unsent, server: str) -> dict[str, Any]:
+    """Return the facts of what was written into a frozen dataset and is not sent yet."""
+    dataset = change.dataset
+    return {
+        "dataset": str(DserverURI(server, dataset.base_uri, dataset.uuid)),
+        "name": dataset.name,
+        "path": change.path,
+        "file": str(change.local),
+        "size_in_bytes": change.size_in_bytes,
+        "changed_at": change.changed_at,
+        "reason": change.reason,
+    }
+
+
+def text_of(value: object) -> str:
+    """Return a fact as an extended attribute's value."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def attributes(tree: DatasetTree, number: int, server: str) -> dict[str, str]:
+    """Return the extended attributes of a number in a frozen dataset, by name."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in of_frozen(tree, number, server).items()
+        if name in ATTRIBUTES or name.startswith(OVERLAY)
+    }
+
+
+def _amount(staged: StagedDataset) -> tuple[int, int]:
+    """Return the number of files and their bytes; where the layout is unclear, of all files."""
+    try:
+        found = survey(staged.tree)
+    except (UsageError, NotFound):
+        return _amount_of_files(staged.tree)
+    except (OSError, ValueError):
+        return 0, 0
+    return len(found.items), found.size_in_bytes
+
+
+def _amount_of_files(tree: Path) -> tuple[int, int]:
+    """Return the number and bytes of what may be items: with `.dtool` beside it, that in `data`."""
+    top = tree / DATA if (tree / METADATA).is_dir() else tree
+    files = [
+        path.stat()
+        for path in top.rglob("*")
+        if path.is_file() and path not in (tree / README, tree / METADATA)
+    ]
+    return len(files), sum(status.st_size for status in files)

@@ -1,0 +1,438 @@
+"""One mount as a tree: backends, buckets, prefixes, datasets and what is in them.
+
+Used by the operations. Inode numbers are stable for the life of the mount:
+slot << 36 | number, where slot 0 holds the directories above the datasets and
+every dataset, and every alias of one below `.uuid`, has a slot of its own (the
+kernel allows a directory one place only). A staged dataset keeps its slot when it
+is frozen. No I/O but for the local staging area: raises NotLoaded where something
+must be fetched first, and NotFound. For one thread at a time: the daemon's event
+loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, NewType
+
+from dserverfs.base.errors import Frozen, NameTaken, NotFound, PermissionDenied
+from dserverfs.base.limits import is_uuid
+from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI, split_base_uri
+from dserverfs.catalogue.catalogue import UUID_DIRECTORY, Catalogue, Names
+from dserverfs.tree.frozen_dataset import MUTABLE_S, OWN, Attributes, Content, DatasetTree, Entry
+from dserverfs.tree.staged_dataset import StagedTree
+from dserverfs.writing.edits.edits import FrozenEdits
+from dserverfs.writing.staging.area import Staging, require_name
+from dserverfs.writing.staging.dataset import StagedDataset
+
+Inode = NewType("Inode", int)
+
+ROOT = Inode(1)
+SLOT_BITS = 36
+NUMBER_MASK = (1 << SLOT_BITS) - 1
+# Datasets are listed behind the directories of slot 0, which are few.
+_FIRST_DATASET_COOKIE = 1 << 32
+
+
+class Totals(NamedTuple):
+    """What `df` shows."""
+
+    size_in_bytes: int
+    number_of_items: int
+
+
+def parts_of(base_uris: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return the names of the directories that lead to each base URI."""
+    return [tuple(split_base_uri(base_uri)) for base_uri in base_uris]
+
+
+def directories_below(path: tuple[str, ...], base_uris: list[tuple[str, ...]]) -> list[str]:
+    """Return the directories right below `path` that lead to base URIs."""
+    depth = len(path)
+    return sorted(
+        {parts[depth] for parts in base_uris if len(parts) > depth and parts[:depth] == path}
+    )
+
+
+class Tree:
+    """What a mount of `uri` shows."""
+
+    def __init__(
+        self,
+        uri: DserverURI,
+        catalogue: Catalogue,
+        mounted_ns: int,
+        staging: Staging | None = None,
+        edits: FrozenEdits | None = None,
+    ) -> None:
+        """`mounted_ns` is the mtime of the directories above the datasets.
+
+        Without `staging` nothing can be made, and nothing staged is shown; without
+        `edits` nothing frozen can be changed.
+        """
+        self._uri = uri
+        self._catalogue = catalogue
+        self._mounted_ns = mounted_ns
+        self._staging = staging
+        self._edits = edits
+        self._datasets: list[DatasetTree | StagedTree] = []  # slot N is at N - 1
+        self._slots: dict[tuple[BackendURI, bool], int] = {}  # (dataset, is an alias) -> slot
+        self._staged_slots: dict[StagedDataset, int] = {}
+        self._staged_trees: list[tuple[StagedTree, int]] = []  # with their slots
+        # Slot 0: paths of directories above the datasets, place + 1 is the number.
+        self._paths: list[tuple[str, ...]] = [()]
+        self._places: dict[tuple[str, ...], int] = {(): 0}
+        self._top: tuple[str, ...] = ()
+        if uri.base_uri is not None:
+            self._top = tuple(split_base_uri(uri.base_uri))
+        self._shows_one = False
+        # By base URI, slots: what was shown as staged last, and what is that no more but
+        # may still have its name.
+        self._shown_staged: dict[str, set[int]] = {}
+        self._over: dict[str, list[int]] = {}
+        self._shown_base_uris: dict[tuple[str, ...], None] = {}
+
+    def show_only(self, dataset: Dataset) -> None:
+        """Make that dataset the root of the mount; before anything else is asked."""
+        self._slot(dataset, alias=False)
+        self._shows_one = True
+
+    def attributes(self, inode: Inode) -> Attributes:
+        """Return the attributes; their number is the inode's."""
+        slot, number = self._split(inode)
+        if slot:
+            return self._renumber(slot, self._datasets[slot - 1].attributes(number))
+        return self._directory(self._path(number))
+
+    def lookup(self, inode: Inode, name: str) -> Attributes:
+        """Return the attributes of an entry; raises NotFound."""
+        slot, number = self._split(inode)
+        if slot:
+            return self._renumber(slot, self._datasets[slot - 1].lookup(number, name))
+        path = self._path(number)
+        if path and path[-1] == UUID_DIRECTORY:
+            return self._lookup_uuid(path, name)
+        if name in self._directories(path):
+            return self._directory((*path, name))
+        if self._is_base_uri(path):
+            if name == UUID_DIRECTORY:
+                return self._directory((*path, name))
+            slots = self._slots_in(path)
+            if name in slots:
+                return self._root_of(slots[name])
+            self._catalogue.renew_listing(self._base_uri(path))
+        else:
+            self._catalogue.renew_user()
+        raise NotFound(f"{self._uri}: nothing named {name!r} in {'/'.join(path) or '/'}")
+
+    def children(self, inode: Inode, cookie: int) -> Iterator[Entry]:
+        """Yield the entries behind `cookie` (0: all) in a stable order."""
+        slot, number = self._split(inode)
+        if slot:
+            dataset = self._datasets[slot - 1]
+            if isinstance(dataset, DatasetTree):
+                yield from dataset.children(number, cookie, slot << SLOT_BITS)
+                return
+            for entry in dataset.children(number, cookie):
+                yield entry._replace(attributes=self._renumber(slot, entry.attributes))
+            return
+        path = self._path(number)
+        if not self._is_base_uri(path):
+            self._catalogue.recent_user()
+        below = [(self._directory((*path, name)), name) for name in self._directories(path)]
+        for attributes, name in sorted(below):
+            if attributes.number > cookie:
+                yield Entry(name, attributes, attributes.number)
+        if self._is_base_uri(path):
+            for name, slot in sorted(self._slots_in(path).items(), key=lambda entry: entry[1]):
+                behind = _FIRST_DATASET_COOKIE + slot
+                if behind > cookie:
+                    yield Entry(name, self._root_of(slot), behind)
+
+    def content(self, inode: Inode) -> Content:
+        """Return what a file holds; raises NotFound and IntegrityError."""
+        slot, number = self._split(inode)
+        if not slot:
+            raise NotFound(f"{self._uri}: inode {inode} is a directory")
+        return self._datasets[slot - 1].content(number)
+
+    def totals(self) -> Totals:
+        """Return what is shown in all, as far as listings are known."""
+        known = self._catalogue.known_datasets()
+        if isinstance(only := self._datasets[0] if self._shows_one else None, DatasetTree):
+            known = [only.dataset]
+        return Totals(
+            sum(dataset.size_in_bytes or 0 for dataset in known),
+            sum(dataset.number_of_items or 0 for dataset in known),
+        )
+
+    # Staged datasets
+
+    def staged(self, inode: Inode) -> tuple[StagedTree, int] | None:
+        """Return the staged dataset that an inode is in, and its number there.
+
+        None for everything else, also for what was staged and is frozen now.
+        """
+        slot, number = self._split(inode)
+        tree = self._datasets[slot - 1] if slot else None
+        if isinstance(tree, StagedTree) and tree.frozen() is None:
+            return tree, number
+        return None
+
+    def staged_attributes(self, tree: StagedTree, attributes: Attributes) -> Attributes:
+        """Return attributes that a staged dataset gave, with the mount's inode number."""
+        return self._renumber(self._staged_slots[tree.staged], attributes)
+
+    def place_of(self, inode: Inode) -> tuple[DatasetTree | StagedDataset | None, int]:
+        """Return the dataset that an inode is in and its number there; None above datasets."""
+        slot, number = self._split(inode)
+        if not slot:
+            return None, number
+        tree = self._datasets[slot - 1]
+        if isinstance(tree, DatasetTree):
+            return tree, number
+        frozen = tree.frozen()
+        return (tree.staged, number) if frozen is None else (frozen, tree.number_now(number))
+
+    def is_item(self, inode: Inode) -> bool:
+        """Return whether an inode is surely of an item of a frozen dataset, or of its directory."""
+        slot, number = self._split(inode)
+        return bool(slot) and number < OWN
+
+    def frozen(self, inode: Inode) -> tuple[DatasetTree, int] | None:
+        """Return the frozen dataset that an inode is in, and its number there; None elsewhere."""
+        place, number = self.place_of(inode)
+        return (place, number) if isinstance(place, DatasetTree) else None
+
+    def number_in(self, tree: StagedTree, inode: Inode) -> int | None:
+        """Return the number that an inode has in a staged dataset; None if it is elsewhere."""
+        slot, number = self._split(inode)
+        return number if slot and self._datasets[slot - 1] is tree else None
+
+    def told(self, inode: Inode) -> None:
+        """Note that the kernel was told of an inode that `lookup` gave."""
+        slot, number = self._split(inode)
+        tree = self._datasets[slot - 1] if slot else None
+        if isinstance(tree, StagedTree):
+            tree.told(number)
+
+    def forget(self, inode: Inode, times: int) -> None:
+        """Note that the kernel forgot an inode."""
+        slot, number = self._split(inode)
+        tree = self._datasets[slot - 1] if slot else None
+        if isinstance(tree, StagedTree):
+            tree.forget(number, times)
+
+    def base_uri_at(self, inode: Inode) -> str | None:
+        """Return the base URI whose directory an inode is, if it is one."""
+        slot, number = self._split(inode)
+        if slot or self._shows_one:
+            return None
+        path = self._path(number)
+        return self._base_uri(path) if self._is_base_uri(path) else None
+
+    def directory_of(self, base_uri: str) -> Inode:
+        """Return the inode of a base URI's directory, which was looked up before."""
+        return Inode(self._places[tuple(split_base_uri(base_uri))[len(self._top) :]] + ROOT)
+
+    def require_free(self, base_uri: str, name: str) -> None:
+        """Raise unless a dataset of that name can be made there: PermissionDenied, NameTaken,
+        UsageError for a name dtool refuses."""
+        user = self._catalogue.user()
+        if base_uri not in user.register_base_uris:
+            raise PermissionDenied(
+                f"{base_uri}: user {user.username} may not register datasets there"
+            )
+        require_name(name)
+        path = tuple(split_base_uri(base_uri))[len(self._top) :]
+        if name in self._slots_in(path) or self._catalogue.names(base_uri).is_taken(name):
+            raise NameTaken(f"{base_uri}/{name}: there is a dataset of that name")
+
+    def username(self) -> str:
+        """Return whom the token speaks for."""
+        return self._catalogue.user().username
+
+    def show_staged(self, staged: StagedDataset) -> Attributes:
+        """Return the attributes of a staged dataset's directory."""
+        names = self._catalogue.names(staged.record.base_uri)
+        names.place(UUID(staged.id), staged.record.name)
+        return self._root_of(self._staged_slot(staged))
+
+    def rename_dataset(self, base_uri: str, old: str, new: str) -> None:
+        """Rename a staged dataset; raises Frozen for a frozen one, and as `require_free`."""
+        staged = self.staged_named(base_uri, old)
+        if staged is None or self._staging is None:
+            raise Frozen(f"{base_uri}/{old}: is frozen")
+        self.require_free(base_uri, new)
+        self._staging.rename(staged, new)
+        self._catalogue.names(base_uri).place(UUID(staged.id), new)
+
+    def staged_named(self, base_uri: str, name: str) -> StagedDataset | None:
+        """Return the staged dataset of that name; None if it is frozen. Raises NotFound."""
+        path = tuple(split_base_uri(base_uri))[len(self._top) :]
+        slot = self._slots_in(path).get(name)
+        if slot is not None:
+            tree = self._datasets[slot - 1]
+            if isinstance(tree, StagedTree) and tree.frozen() is None:
+                return tree.staged
+            return None
+        raise NotFound(f"{base_uri}: no dataset {name!r}")
+
+    def _slots_in(self, path: tuple[str, ...]) -> dict[str, int]:
+        """Return the slots of all datasets in a base URI, staged or frozen, by name."""
+        self._listed(path)
+        staged = self._staged(path)
+        # Again: what is staged no more made the listing be fetched anew.
+        listed = self._listed(path)
+        slots = {name: self._slot(dataset, alias=False) for name, dataset in listed.items()}
+        return {**slots, **staged}
+
+    def _staged(self, path: tuple[str, ...]) -> dict[str, int]:
+        """Return the slots of what is staged in a base URI that was listed, by name."""
+        if self._staging is None:
+            return {}
+        base_uri = self._base_uri(path)
+        names = self._catalogue.names(base_uri)
+        self._let_names_go(path, names)
+        found: dict[str, int] = {}
+        for staged in self._staging.datasets(base_uri):
+            slot = self._staged_slot(staged)
+            if not staged.is_over:
+                found[names.place(UUID(staged.id), staged.record.name)] = slot
+        now = set(found.values())
+        over = self._shown_staged.get(base_uri, set()) - now
+        self._shown_staged[base_uri] = now
+        if over:  # frozen or discarded, by this process or another
+            self._over.setdefault(base_uri, []).extend(over)
+            self._catalogue.relist(base_uri)
+        return found
+
+    def _let_names_go(self, path: tuple[str, ...], names: Names) -> None:
+        """Free the names of what was discarded; what was frozen instead is listed by now."""
+        slots = self._over.pop(self._base_uri(path), [])
+        listed = {dataset.uuid for dataset in self._listed(path).values()} if slots else set()
+        for slot in slots:
+            tree = self._datasets[slot - 1]
+            assert isinstance(tree, StagedTree)
+            staged_id, uuid = UUID(tree.staged.id), tree.staged.uuid
+            if uuid not in listed:
+                names.release(staged_id)
+
+    def _staged_slot(self, staged: StagedDataset) -> int:
+        slot = self._staged_slots.get(staged)
+        if slot is None:
+            tree = StagedTree(staged, self._dataset_tree)
+            self._datasets.append(tree)
+            slot = self._staged_slots[staged] = len(self._datasets)
+            self._staged_trees.append((tree, slot))
+        return slot
+
+    # Directories above the datasets
+
+    def _directories(self, path: tuple[str, ...]) -> list[str]:
+        """Return the directories right below `path` that lead to base URIs."""
+        if path and path[-1] == UUID_DIRECTORY:
+            return []
+        return directories_below((*self._top, *path), self._base_uris())
+
+    def _base_uris(self) -> list[tuple[str, ...]]:
+        """Return each base URI that the user may search, or could since it was mounted.
+
+        What was shown once stays there and refuses to be listed: if it were left out, or
+        empty, a program that mirrors the mount would delete its copy.
+        """
+        for parts in parts_of(self._catalogue.user().search_base_uris):
+            self._shown_base_uris[parts] = None
+        return list(self._shown_base_uris)
+
+    def _is_base_uri(self, path: tuple[str, ...]) -> bool:
+        return (*self._top, *path) in self._base_uris()
+
+    def _base_uri(self, path: tuple[str, ...]) -> str:
+        backend, *rest = (*self._top, *path, "")
+        return f"{backend}://{'/'.join(rest[:-1])}"
+
+    def _listed(self, path: tuple[str, ...]) -> Mapping[str, Dataset]:
+        """Return the datasets the server has in a base URI; raises PermissionDenied."""
+        base_uri, user = self._base_uri(path), self._catalogue.user()
+        if base_uri not in user.search_base_uris:
+            raise PermissionDenied(f"{base_uri}: user {user.username} may not search it any more")
+        return self._catalogue.datasets(base_uri, frozenset(self._directories(path)))
+
+    def _lookup_uuid(self, path: tuple[str, ...], name: str) -> Attributes:
+        if is_uuid(name):
+            for dataset in self._listed(path[:-1]).values():
+                if dataset.uuid == name:
+                    return self._dataset_root(dataset, alias=True)
+            self._catalogue.renew_listing(self._base_uri(path[:-1]))
+        raise NotFound(f"{self._uri}: no dataset {name!r} in {self._base_uri(path[:-1])}")
+
+    def _directory(self, path: tuple[str, ...]) -> Attributes:
+        place = self._places.get(path)
+        if place is None:
+            place = self._places[path] = len(self._paths)
+            self._paths.append(path)
+        writable = self._base_uri(path) in self._catalogue.user().register_base_uris
+        permissions = 0o755 if writable else 0o555
+        return Attributes(place + ROOT, True, permissions, 0, self._mounted_ns, MUTABLE_S)
+
+    def _path(self, number: int) -> tuple[str, ...]:
+        try:
+            return self._paths[number - ROOT]
+        except IndexError as error:
+            raise NotFound(f"{self._uri}: no inode {number}") from error
+
+    # Datasets
+
+    def _slot(self, dataset: Dataset, *, alias: bool) -> int:
+        slot = None if alias else self._slot_as_staged(dataset)
+        slot = slot or self._slots.get((dataset.uri, alias))
+        if slot is None:
+            self._datasets.append(self._dataset_tree(dataset))
+            slot = self._slots[dataset.uri, alias] = len(self._datasets)
+        else:
+            tree = self._datasets[slot - 1]
+            frozen = tree if isinstance(tree, DatasetTree) else tree.frozen()
+            if frozen is not None:
+                frozen.dataset = dataset  # it may have another name now
+        return slot
+
+    def _slot_as_staged(self, dataset: Dataset) -> int | None:
+        """Return the slot a dataset had while it was staged, also by another process."""
+        for tree, slot in self._staged_trees:
+            if tree.staged.is_over and _becomes(tree.staged, dataset):
+                if tree.staged.frozen_as is None:
+                    tree.staged.frozen_as = dataset
+                return slot
+        return None
+
+    def _dataset_tree(self, dataset: Dataset) -> DatasetTree:
+        uri = DserverURI(self._uri.server, dataset.base_uri, dataset.uuid)
+        return DatasetTree(dataset, self._catalogue, uri, self._edits)
+
+    def _dataset_root(self, dataset: Dataset, *, alias: bool) -> Attributes:
+        return self._root_of(self._slot(dataset, alias=alias))
+
+    def _root_of(self, slot: int) -> Attributes:
+        return self._renumber(slot, self._datasets[slot - 1].attributes(DatasetTree.ROOT))
+
+    def _renumber(self, slot: int, attributes: Attributes) -> Attributes:
+        """Return the attributes with the mount's inode number in place of the slot's."""
+        if self._shows_one and attributes.number == DatasetTree.ROOT:
+            return attributes._replace(number=ROOT)
+        return attributes._replace(number=slot << SLOT_BITS | attributes.number)
+
+    def _split(self, inode: Inode) -> tuple[int, int]:
+        if self._shows_one and inode == ROOT:
+            return 1, DatasetTree.ROOT
+        slot, number = inode >> SLOT_BITS, inode & NUMBER_MASK
+        if slot > len(self._datasets):
+            raise NotFound(f"{self._uri}: no inode {inode}")
+        return slot, number
+
+
+def _becomes(staged: StagedDataset, dataset: Dataset) -> bool:
+    """Return whether a dataset is what a staged one becomes when it is frozen."""
+    return (staged.record.base_uri, staged.uuid) == (dataset.base_uri, dataset.uuid)
+
+
+assert OWN < 1 << SLOT_BITS

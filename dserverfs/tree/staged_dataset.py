@@ -1,0 +1,437 @@
+"""The inside of a staged dataset: a local directory passed through, then the frozen dataset.
+
+Used by the mount's tree, which gives it a slot of inode numbers, and by the
+operations. Everything a file system does is done to the local directory; what a
+dataset cannot hold is refused. Once the dataset is frozen the same numbers show
+its frozen content, so what a process has open, or works in, stays good. Blocking
+on the local disk only; for one thread at a time.
+
+Raises OSError as the local disk says, NotFound, and Frozen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from dserverfs.base.errors import Frozen, NameTooLong, NotFound
+from dserverfs.base.limits import (
+    MAX_RELPATH_COMPONENTS,
+    MAX_STORED_RELPATH_BYTES,
+    relpath_can_be_stored,
+)
+from dserverfs.base.local_files import RENAME_EXCHANGE, rename
+from dserverfs.base.model import Dataset
+from dserverfs.tree.afterlife import FIRST_NODE, LINK, Afterlife
+from dserverfs.tree.frozen_dataset import MUTABLE_S, OWN, Attributes, Content, DatasetTree, Entry
+from dserverfs.tree.inode_numbers import Node, Nodes
+from dserverfs.writing.staging.dataset import StagedDataset
+from dserverfs.writing.staging.modes import OWNER_DIRECTORY, OWNER_FILE, Modes
+from dserverfs.writing.staging.survey import DATA, METADATA, is_item_at_the_top
+
+DATA_LINK = b"."
+_MAKE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+class OpenStaged(NamedTuple):
+    """A file handle."""
+
+    fd: int
+    node: Node
+    is_writable: bool
+    tree: StagedTree
+
+    @property
+    def inode(self) -> int:
+        """The number that the local file system has for it."""
+        return self.node.key[1]
+
+
+class Changes(NamedTuple):
+    """What setattr asks for; None leaves it as it is."""
+
+    mode: int | None = None
+    size_in_bytes: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class StagedTree:
+    """One staged dataset."""
+
+    ROOT = OWN
+
+    def __init__(
+        self, staged: StagedDataset, frozen_tree: Callable[[Dataset], DatasetTree]
+    ) -> None:
+        self.staged = staged
+        self._nodes = Nodes(str(staged.tree), OWN, FIRST_NODE)
+        self._modes = Modes()
+        self._has_link = True
+        self._then = Afterlife(staged, self._nodes, frozen_tree)
+        # What it is once it is frozen, and the number that stands for another one then.
+        self.frozen = self._then.frozen
+        self.number_now = self._then.number_now
+
+    # Reading
+
+    def attributes(self, number: int) -> Attributes:
+        """Return the attributes of a number; raises NotFound."""
+        with self._then.passing_on():
+            if self.frozen() is None:
+                return (
+                    self.data_link()
+                    if number == LINK
+                    else self._attributes(self._nodes.get(number))
+                )
+        return self._then.attributes(number)
+
+    def lookup(self, number: int, name: str) -> Attributes:
+        """Return the attributes of an entry; raises NotFound. Call `told` if the kernel is."""
+        with self._then.passing_on():
+            if self.frozen() is None:
+                return self._entry(self._nodes.get(number), name)
+        return self._then.lookup(number, name)
+
+    def has_link(self, number: int, name: str) -> bool:
+        """Return whether a name in a directory is the link that `data` is where it is nothing else.
+
+        It leads to the items, so that a path is good before and after the freeze. It is
+        there from the first item on; before that, `mkdir data` makes dtool's layout.
+        """
+        if name != DATA or number != self.ROOT or not self._has_link or self.frozen() is not None:
+            return False
+        names = os.listdir(self.staged.tree)
+        return DATA not in names and any(map(is_item_at_the_top, names))
+
+    def data_link(self) -> Attributes:
+        """Return the attributes of that link, but for what makes it one."""
+        mtime_ns = os.stat(self.staged.tree).st_mtime_ns
+        return Attributes(LINK, False, 0o777, len(DATA_LINK), mtime_ns, 0.0)
+
+    def children(self, number: int, cookie: int) -> Iterator[Entry]:
+        """Yield the entries of a directory of the frozen dataset behind `cookie`."""
+        return self._then.children(number, cookie)
+
+    def names(self, number: int) -> list[str] | None:
+        """Return what a staged directory holds now, sorted; None once it is frozen."""
+        with self._then.passing_on():
+            if self.frozen() is None:
+                return sorted(os.listdir(self._nodes.local(self._nodes.get(number))))
+        return None
+
+    def require_listable(self, number: int) -> bool:
+        """Return whether a staged directory can be listed; raises OSError. False once frozen."""
+        with self._then.passing_on():
+            if self.frozen() is None:
+                path = self._nodes.local(self._nodes.get(number))
+                os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                return True
+        return False
+
+    def content(self, number: int) -> Content:
+        """Return what a file of the frozen dataset holds."""
+        return self._then.tree().content(self.number_now(number))
+
+    def told(self, number: int) -> None:
+        """Note that the kernel was told of a number that `lookup` gave."""
+        if number >= FIRST_NODE and not self._then.has_begun:
+            self._nodes.tell(number)
+
+    def forget(self, number: int, times: int) -> None:
+        """Note that the kernel forgot a number."""
+        if not self._then.has_begun:
+            self._nodes.forget(number, times)
+
+    # Files
+
+    def open(self, number: int, flags: int) -> OpenStaged | None:
+        """Open a file; None if it has to be read from the frozen dataset. Raises Frozen."""
+        if is_for_writing(flags):
+            with self._changing():
+                return self._open(self._nodes.get(number), flags & os.O_TRUNC, writable=True)
+        with self._then.passing_on():
+            if self.frozen() is None:
+                return self._open(self._nodes.get(number), 0, writable=False)
+        return None
+
+    def create(
+        self, number: int, name: str, mode: int, flags: int
+    ) -> tuple[Attributes, OpenStaged]:
+        """Make a file and open it; raises OSError if it is there and `flags` has O_EXCL."""
+        with self._changing():
+            directory, path = self._new_path(number, name)
+            # The kernel asks to create what it did not find: whoever was faster made it.
+            try:
+                fd = os.open(path, _MAKE, OWNER_FILE)
+                is_new = True
+            except FileExistsError:
+                if flags & os.O_EXCL:
+                    raise
+                fd = os.open(path, _MAKE & ~os.O_EXCL, OWNER_FILE)
+                is_new = False
+            try:
+                self._modes.set(fd, mode, is_directory=False)
+                status = os.fstat(fd)
+                if is_new:
+                    self.staged.hash_ahead.made(status)
+                node = self._nodes.seen(directory, name, status)
+                self._nodes.tell(node.number)
+                attributes = self._shown(directory, name, self._attributes(node))
+            except BaseException:
+                os.close(fd)
+                raise
+            return attributes, self._opened(node, fd, writable=is_for_writing(flags))
+
+    def make_file(self, number: int, name: str, mode: int) -> Attributes:
+        """Make an empty file, as mknod does."""
+        with self._changing():
+            directory, path = self._new_path(number, name)
+            fd = os.open(path, _MAKE, OWNER_FILE)
+            try:
+                self._modes.set(fd, mode, is_directory=False)
+                self.staged.hash_ahead.made(os.fstat(fd))
+            finally:
+                os.close(fd)
+            return self._told(directory, name)
+
+    def begin_write(self, handle: OpenStaged, offset: int) -> None:
+        """Note that something is about to be written at `offset`."""
+        self.staged.hash_ahead.begins(handle.inode, handle.fd, offset)
+
+    def end_write(self, handle: OpenStaged, end: int) -> None:
+        """Note that all that was begun to be written is, up to `end`."""
+        self.staged.hash_ahead.ended(handle.inode, handle.fd, end)
+        self.staged.changed()
+
+    def release(self, handle: OpenStaged) -> None:
+        """Close a file."""
+        if handle.is_writable:
+            self.staged.hash_ahead.closed(handle.inode, handle.fd)
+        os.close(handle.fd)
+        self._nodes.closed(handle.node, handle.fd)
+        if handle.is_writable:
+            self.staged.writer_closed()
+
+    def change(self, number: int, changes: Changes) -> Attributes:
+        """Change mode, size and times; return the attributes then."""
+        with self._changing():
+            node = self._nodes.get(number)
+            target = self._target(node)
+            before = os.stat(target)
+            if changes.size_in_bytes is not None:
+                self.staged.hash_ahead.forget(before.st_ino)
+                os.truncate(_by_path(target), changes.size_in_bytes)
+            if changes.mode is not None:
+                is_directory = stat.S_ISDIR(before.st_mode)
+                self._modes.set(target, changes.mode, is_directory=is_directory)
+            if changes.atime_ns is not None or changes.mtime_ns is not None:
+                now = os.stat(target)
+                atime_ns = now.st_atime_ns if changes.atime_ns is None else changes.atime_ns
+                mtime_ns = now.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+                os.utime(target, ns=(atime_ns, mtime_ns))
+            self._touched(before, target)
+            return self._attributes(node)
+
+    # Names
+
+    def make_directory(self, number: int, name: str, mode: int) -> Attributes:
+        with self._changing():
+            directory, path = self._new_path(number, name)
+            os.mkdir(path, OWNER_DIRECTORY)
+            # As mkdir(2) does, which the kernel leaves to the file system.
+            mode |= self._attributes(directory).permissions & stat.S_ISGID
+            self._modes.set(path, mode, is_directory=True)
+            return self._told(directory, name)
+
+    def link(self, number: int, new_parent: int, name: str) -> Attributes:
+        """Give a file one more name; each becomes an item."""
+        with self._changing():
+            directory, path = self._new_path(new_parent, name)
+            old_path = self._nodes.local(self._nodes.get(number))
+            before = os.lstat(old_path)
+            os.link(old_path, path, follow_symlinks=False)
+            self._touched(before, path)
+            return self._told(directory, name)
+
+    def remove_file(self, number: int, name: str) -> None:
+        with self._changing():
+            if self.has_link(number, name):
+                self._has_link = False  # to be replaced by something else of that name
+                return
+            directory, path = self._old_path(number, name)
+            status = os.lstat(path)
+            os.unlink(path)
+            self._removed(directory, name, status)
+
+    def remove_directory(self, number: int, name: str) -> None:
+        with self._changing():
+            _, path = self._old_path(number, name)
+            status = os.lstat(path)
+            os.rmdir(path)
+            self._nodes.deleted((status.st_dev, status.st_ino))
+
+    def rename(self, old_parent: int, old: str, new_parent: int, new: str, flags: int) -> None:
+        """Rename within the dataset, as renameat2(2) does."""
+        with self._changing():
+            old_directory, old_path = self._old_path(old_parent, old)
+            new_directory, new_path = self._new_path(new_parent, new)
+            moved = os.lstat(old_path)
+            replaced = None
+            with contextlib.suppress(FileNotFoundError):
+                replaced = os.lstat(new_path)
+            rename(old_path, new_path, flags)
+            self._touched(moved, new_path)
+            if replaced is not None and os.path.samestat(moved, replaced):
+                return  # two names of one file: rename(2) leaves both
+            self._nodes.removed(old_directory, old, (moved.st_dev, moved.st_ino))
+            if replaced is not None:
+                if flags & RENAME_EXCHANGE:
+                    self._nodes.removed(new_directory, new, (replaced.st_dev, replaced.st_ino))
+                    self._nodes.seen(old_directory, old, replaced)
+                    self._touched(replaced, old_path)
+                else:
+                    self._removed(new_directory, new, replaced)
+            self._nodes.seen(new_directory, new, moved)
+
+    def describe(self, number: int) -> str:
+        """Return the relative path of a number, for messages."""
+        try:
+            return self._nodes.path(self._nodes.get(number)) or "/"
+        except NotFound:
+            return "a deleted file"
+
+    def describe_entry(self, number: int, name: str) -> str:
+        """Return the relative path of an entry of a directory, for messages."""
+        return f"{self.describe(number)}/{name}".lstrip("/")
+
+    def is_empty(self) -> bool:
+        return not os.listdir(self.staged.tree)
+
+    def sync_directory(self, number: int) -> None:
+        """Return when a directory's entries are on disk."""
+        with self._then.passing_on():
+            if self.frozen() is None:
+                path = self._nodes.local(self._nodes.get(number))
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+
+    # Helpers
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        if self.frozen() is not None:
+            raise Frozen(f"{self.staged.record.name}: is frozen")
+        with self.staged.changing():
+            yield
+
+    def _old_path(self, number: int, name: str) -> tuple[Node, str]:
+        directory = self._nodes.get(number)
+        return directory, f"{self._nodes.local(directory)}/{name}"
+
+    def _new_path(self, number: int, name: str) -> tuple[Node, str]:
+        directory, path = self._old_path(number, name)
+        relpath = f"{self._nodes.path(directory)}/{name}"
+        if not relpath_can_be_stored(relpath):
+            raise NameTooLong(
+                f"{relpath!r} is longer than {MAX_STORED_RELPATH_BYTES} bytes,"
+                f" or below more than {MAX_RELPATH_COMPONENTS} directories"
+            )
+        return directory, path
+
+    def _removed(self, directory: Node, name: str, status: os.stat_result) -> None:
+        key = (status.st_dev, status.st_ino)
+        # Its inode may come again; and one that is left has another ctime.
+        self.staged.hash_ahead.forget(status.st_ino)
+        if status.st_nlink <= 1 or stat.S_ISDIR(status.st_mode):
+            self._nodes.deleted(key)
+        else:
+            self._nodes.removed(directory, name, key)
+
+    def _open(self, node: Node, truncate: int, *, writable: bool) -> OpenStaged:
+        target = self._target(node)
+        if truncate:
+            self.staged.hash_ahead.forget(node.key[1])
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | truncate
+        return self._opened(node, os.open(_by_path(target), flags), writable=writable)
+
+    def _opened(self, node: Node, fd: int, *, writable: bool) -> OpenStaged:
+        self._nodes.opened(node, fd)
+        if writable:
+            self.staged.writer_opened()
+        return OpenStaged(fd, node, writable, self)
+
+    def _target(self, node: Node) -> int | str:
+        """Return a path, or a descriptor where no name is left."""
+        if node is not self._nodes.root and not node.links and node.fds:
+            return node.fds[0]
+        return self._nodes.local(node)
+
+    def _touched(self, before: os.stat_result, target: int | str) -> None:
+        """Note that other than the content of a file was changed."""
+        if self.staged.hash_ahead.follows(before.st_ino):
+            self.staged.hash_ahead.touched(before, os.stat(target))
+
+    def _told(self, directory: Node, name: str) -> Attributes:
+        """Return the attributes of an entry that the kernel is told of."""
+        attributes = self._entry(directory, name)
+        self.told(attributes.number)
+        return attributes
+
+    def _entry(self, directory: Node, name: str) -> Attributes:
+        path = f"{self._nodes.local(directory)}/{name}"
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError as error:
+            if not os.path.isdir(self._nodes.local(directory)):
+                raise  # not the name is missing, but all there was
+            raise NotFound(f"{path}: {error.strerror}") from None
+        node = self._nodes.seen(directory, name, status)
+        return self._shown(directory, name, self._from_status(node, path, status))
+
+    def _shown(self, directory: Node, name: str, attributes: Attributes) -> Attributes:
+        """Return the attributes of an entry with how long it may be believed."""
+        if directory is self._nodes.root and name in (DATA, METADATA):
+            return attributes._replace(believed_s=0.0)  # may be another after the freeze
+        return attributes
+
+    def _attributes(self, node: Node) -> Attributes:
+        target = self._target(node)
+        status = os.fstat(target) if isinstance(target, int) else os.lstat(target)
+        return self._from_status(node, target, status)
+
+    def _from_status(self, node: Node, target: int | str, status: os.stat_result) -> Attributes:
+        is_directory = stat.S_ISDIR(status.st_mode)
+        if not (is_directory or stat.S_ISREG(status.st_mode)):
+            raise NotFound(f"{target}: is neither a file nor a directory")
+        return Attributes(
+            node.number,
+            is_directory,
+            self._modes.of(target, status),
+            0 if is_directory else status.st_size,
+            status.st_mtime_ns,
+            # Who owns it makes every change through the kernel, which knows of it then; and
+            # what the kernel remembers stays good through the freeze. Asking each time took
+            # five requests more for a file that is copied.
+            MUTABLE_S if self.staged.is_owned else 0.0,
+            number_of_links=status.st_nlink,
+            blocks=status.st_blocks,
+            atime_ns=status.st_atime_ns,
+            ctime_ns=status.st_ctime_ns,
+        )
+
+
+def is_for_writing(flags: int) -> bool:
+    """Return whether open(2) with these flags may change the file."""
+    return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC))
+
+
+def _by_path(target: int | str) -> str:
+    """Return a path by which a file can be opened anew, whatever its descriptor was opened for."""
+    return f"/proc/self/fd/{target}" if isinstance(target, int) else target

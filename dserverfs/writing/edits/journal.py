@@ -1,0 +1,245 @@
+"""Where one mount keeps its edits of frozen datasets, and what is left of them after a crash.
+
+Used by the edits. On disk, below `root` (0700), which is that of one server:
+
+    lock                  held for moments, while a session is made or taken over
+    <session>/lock        held by its mount, with host and boot id
+    <session>/<n>         a file's content
+    <session>/<n>.json    a note: the content is a target's, and not sent to the server
+
+The note is there before the first byte is changed, and goes after the server has
+it. So after a crash a content with a note is to be sent and one without is
+temporary; the next session takes over what has a note and deletes the rest. After
+a power cut that is so of what was `secured`, which comes before anything is sent:
+the content is on the disk before the note that says it is complete. Blocking on
+the local disk only; what it hands out is not locked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import shutil
+import urllib.parse
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dserverfs.base.directories import private_directory
+from dserverfs.base.durable_files import (
+    sync_directory,
+    sync_file,
+    sync_open,
+    write_durably,
+    written_beside,
+)
+from dserverfs.base.errors import DserverfsError, ProtocolError, UsageError
+from dserverfs.base.limits import parse_json, record_of, understood
+from dserverfs.base.local_files import locked
+from dserverfs.base.locks import OwnerLock
+from dserverfs.base.model import Dataset
+from dserverfs.remote.versions import Version
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+STAGING_OPTION = "--staging-dir"
+_EDITS = ".edits"  # beside the staging areas of servers, whose names have no dot there
+_LOCK = "lock"
+_NOTE = ".json"
+
+
+@dataclass(frozen=True)
+class Note:
+    """What was written and not sent."""
+
+    dataset: Dataset
+    path: str  # in the dataset
+    is_complete: bool  # whoever wrote it was done
+    changed_at: float  # epoch seconds
+    reason: str | None = None
+    read: Version | None = None  # what the server had when its writer began
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Note:
+        """Return what `to_json` wrote; raises ProtocolError for anything else."""
+        values = parse_json(text, "the note")
+        with understood("the note"):
+            if values.pop("format") != FORMAT:
+                raise ProtocolError("the note is of another version of dserverfs")
+            return record_of(cls, {**values, "dataset": Dataset.from_json(values["dataset"])})
+
+
+@dataclass(frozen=True)
+class Unsent:
+    """A change that the server does not have, as users are told of it."""
+
+    dataset: Dataset
+    path: str
+    local: Path
+    size_in_bytes: int
+    changed_at: float  # epoch seconds
+    reason: str | None  # None: it is being written or sent
+
+    @classmethod
+    def of(cls, local: Path, note: Note) -> Unsent:
+        size = local.stat().st_size
+        return cls(note.dataset, note.path, local, size, note.changed_at, note.reason)
+
+
+class EditSession:
+    """The directory of one mount."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._directory = root / uuid.uuid4().hex
+        self._lock = OwnerLock(self._directory / _LOCK)
+        self._count = itertools.count(1)
+
+    def open(self) -> None:
+        """Make the directory; raises UsageError if there can be none."""
+        for directory in (self._root.parent.parent, self._root.parent, self._root):
+            private_directory(directory, STAGING_OPTION)
+        try:
+            with locked(self._root / _LOCK):
+                self._directory.mkdir(mode=0o700)
+                self._lock.acquire()
+        except OSError as error:
+            raise UsageError(
+                f"{self._root}: cannot hold edits of datasets: {error.strerror}"
+            ) from error
+
+    def close(self) -> None:
+        """Delete what has no note, and let go of the rest."""
+        if not self._lock.held:
+            return
+        with locked(self._root / _LOCK):
+            _delete_temporary(self._directory)
+            self._lock.release()
+            _delete_if_empty(self._directory)
+
+    def new_file(self) -> Path:
+        """Make an empty file and return it."""
+        path = self._directory / str(next(self._count))
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        return path
+
+    def note(self, path: Path, note: Note) -> None:
+        """Say that the content of a file is not sent yet; does not wait for the disk."""
+        with written_beside(_note_of(path)) as (file, scratch):
+            file.write(note.to_json().encode("utf-8"))
+            file.flush()
+            os.replace(scratch, _note_of(path))
+
+    def secure(
+        self, path: Path, note: Note, still_so: Callable[[], AbstractContextManager[bool]]
+    ) -> None:
+        """Have the content of a file and a note of it on the disk; waits for it.
+
+        The note is left out unless what `still_so` gives, just then, is true.
+        """
+        sync_file(path)
+        with written_beside(_note_of(path)) as (file, scratch):
+            file.write(note.to_json().encode("utf-8"))
+            sync_open(file)
+            with still_so() as so:
+                if so:
+                    os.replace(scratch, _note_of(path))
+        self.sync()
+
+    def unnote(self, path: Path) -> None:
+        """Say that the content of a file is the server's, or wanted by nobody."""
+        _note_of(path).unlink(missing_ok=True)
+
+    def sync(self) -> None:
+        """Return when which files and notes there are is on the disk."""
+        sync_directory(self._directory)
+
+    def take_over(self, wanted: Callable[[Note], bool]) -> list[tuple[Path, Note]]:
+        """Return what dead sessions have not sent and is wanted, ours from now on; oldest first."""
+        taken = []
+        with locked(self._root / _LOCK):
+            for directory in _subdirectories(self._root):
+                if directory == self._directory:
+                    continue
+                lock = OwnerLock(directory / _LOCK)
+                if not lock.acquire():
+                    continue
+                try:
+                    _delete_temporary(directory)
+                    for path, note in _notes(directory):
+                        if wanted(note):
+                            taken.append((self._take(path, note), note))
+                finally:
+                    lock.release()
+                    _delete_if_empty(directory)
+        return sorted(taken, key=lambda entry: entry[1].changed_at)
+
+    def _take(self, path: Path, note: Note) -> Path:
+        new = self._directory / str(next(self._count))
+        # In this order, on the disk as well: a note without its content is deleted, a
+        # content without a note, too.
+        write_durably(_note_of(new), note.to_json().encode("utf-8"))
+        path.rename(new)
+        self.sync()
+        _note_of(path).unlink()
+        return new
+
+
+def root_of(staging_directory: Path, server: str) -> Path:
+    """Return where the mounts of a server keep their edits."""
+    return staging_directory / _EDITS / urllib.parse.quote(server, safe="")
+
+
+def all_unsent(staging_directory: Path) -> Iterator[tuple[str, Unsent]]:
+    """Yield what no mount has sent, or has sent yet, with its server."""
+    for root in _subdirectories(staging_directory / _EDITS):
+        for session in _subdirectories(root):
+            for path, note in _notes(session):
+                yield urllib.parse.unquote(root.name), Unsent.of(path, note)
+
+
+def _notes(session: Path) -> Iterator[tuple[Path, Note]]:
+    for noted in sorted(session.glob(f"*{_NOTE}")):
+        path = noted.with_suffix("")
+        try:
+            note = Note.from_json(noted.read_text("utf-8"))
+        except FileNotFoundError:
+            continue  # sent just now
+        except (OSError, DserverfsError) as error:
+            logger.warning("%s: a change that was not sent cannot be read: %s", path, error)
+            continue
+        if path.exists():
+            yield path, note
+
+
+def _subdirectories(path: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in path.iterdir() if entry.is_dir())
+    except FileNotFoundError:
+        return []
+
+
+def _delete_temporary(session: Path) -> None:
+    """Delete what is neither noted nor a note of something."""
+    names = {path.name for path in session.iterdir()}
+    for name in names - {_LOCK}:
+        stem = name.removesuffix(_NOTE)
+        if stem not in names or (stem == name and f"{name}{_NOTE}" not in names):
+            (session / name).unlink(missing_ok=True)
+
+
+def _delete_if_empty(session: Path) -> None:
+    if {path.name for path in session.iterdir()} <= {_LOCK}:
+        shutil.rmtree(session, ignore_errors=True)
+
+
+def _note_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}{_NOTE}")

@@ -1,0 +1,489 @@
+"""Freezing: what makes a staged dataset a registered one, by command or by itself.
+
+Used by the operations and the control socket of a mount, and by the broker. One
+job at a time for each staged dataset: hashed, uploaded and meanwhile sealed,
+registered, checked, its blocks handed to the cache, deleted. A job that fails leaves
+everything staged, with the reason in its state. Thread-safe; the jobs run in threads
+of their own.
+
+After a crash at each step: not yet sealed, it is open, whatever of it is stored;
+sealed or uploading, the next mount carries on; completing, the next mount asks the
+server again; frozen, the next mount only deletes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Container
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from dserverfs.base.disk_tables import DiskDict
+from dserverfs.base.errors import (
+    Cancelled,
+    Conflict,
+    DserverfsError,
+    IntegrityError,
+    ItemChanged,
+    LocalDiskError,
+    NotAuthenticated,
+    Unreachable,
+    UsageError,
+)
+from dserverfs.base.local_dataset import LocalDataset
+from dserverfs.base.model import UUID, Dataset
+from dserverfs.writing.freeze_job import Frozen, Job, Noted, Progress, told
+from dserverfs.writing.freeze_schedule import LOOK_AGAIN_S, Schedule, is_sealed
+from dserverfs.writing.staging import sealing
+from dserverfs.writing.staging.dataset import StagedDataset
+from dserverfs.writing.staging.sealing import Described
+from dserverfs.writing.staging.states import Move, State, next_state
+from dserverfs.writing.staging.survey import DATA, Ambiguous, Layout
+from dserverfs.writing.upload.uploader import Uploader
+
+logger = logging.getLogger(__name__)
+
+JOBS = 2
+# RELEASE comes after close(2) has returned, so what was just closed may look open.
+LATE_CLOSE_S = 2.0
+CLOSE_GRACE_S = 5.0
+
+
+class Registry(Protocol):
+    """Where frozen datasets are known: the server's catalogue, as the mount sees it."""
+
+    def registered(
+        self,
+        local: LocalDataset,
+        base_uri: str,
+        taken: Container[object],
+        stop: threading.Event,
+    ) -> Dataset:
+        """Return the dataset as the server has it; IntegrityError if it is not the same.
+
+        Items that are not among those `taken` by the store from us are looked for there.
+        """
+
+    def require_same(self, local: LocalDataset, base_uri: str) -> None:
+        """Raise Conflict if what is registered has other metadata; its items are the same."""
+
+    def learn(self, dataset: Dataset, as_staged: UUID) -> str | None:
+        """Show it from now on as it was named while staged; return what may surprise of that."""
+
+    def adopt(self, dataset: Dataset, local: LocalDataset, stop: threading.Event) -> None:
+        """Take the items' bytes over into the cache, until `stop`; they can be fetched, too."""
+
+
+class Freezer:
+    """Freezes the staged datasets of one server."""
+
+    def __init__(self, uploader: Uploader, registry: Registry, *, delay_s: float | None) -> None:
+        """`delay_s` is how long nothing may change before one is frozen by itself; None: never."""
+        self._uploader = uploader
+        self._registry = registry
+        self._schedule = Schedule(delay_s)
+        self._pool = ThreadPoolExecutor(JOBS, thread_name_prefix="freeze")
+        self._condition = threading.Condition()
+        self._watched: dict[Path, StagedDataset] = {}
+        self._jobs: dict[Path, Job] = {}
+        self._others: dict[Path, StagedDataset] = {}  # that another process owned
+        self._frozen: dict[str, Noted] = {}  # by this process, by their URIs
+        self._working = 0  # threads at work on a job, or on putting away what it froze
+        self._closed = False
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.max_item_bytes: int | None = None  # of one item; None: no limit is known
+        self._knows_limit = False
+
+    def open(self) -> None:
+        """Start to freeze by itself."""
+        self._thread = threading.Thread(target=self._run, name="freezer", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop; what is not frozen stays staged.
+
+        A job that waits for a store that does not answer is left behind after
+        CLOSE_GRACE_S: on disk it is like one whose daemon was killed, and what it does
+        from now on is refused when the staged datasets are no longer owned.
+        """
+        self._ending.set()
+        with self._condition:
+            self._closed = True
+            for job in self._jobs.values():
+                job.stop.set()
+            self._condition.notify_all()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        with self._condition:
+            self._condition.wait_for(lambda: not self._working, CLOSE_GRACE_S)
+
+    def watch(self, staged: StagedDataset) -> None:
+        """Freeze it when it is due: armed, closed, unchanged for a while and left by all who
+        wrote to it; or sealed before."""
+        with self._condition:
+            self._watched[staged.directory] = staged
+            self._condition.notify_all()
+
+    def resume(self, staged: StagedDataset) -> None:
+        """Carry on with one that an earlier daemon left behind, or when that one has ended.
+
+        A daemon that was unmounted may live for a moment more.
+        """
+        if not self._take_over(staged):
+            with self._condition:
+                self._others[staged.directory] = staged
+                self._condition.notify_all()
+
+    def _take_over(self, staged: StagedDataset) -> bool:
+        """Return whether no other process owns it."""
+        try:
+            staged.own()  # and so no longer armed, if it is open
+        except Conflict as error:
+            logger.debug("%s", error)
+            return False
+        except FileNotFoundError:
+            return True  # frozen or discarded
+        except (OSError, DserverfsError) as error:
+            staged.problem = f"cannot be carried on with: {error}"
+            logger.warning("%s: %s", staged, staged.problem)
+            return True
+        if staged.record.state in (State.OPEN, State.FAILED):
+            # Not armed any more by being owned. Whoever writes to it next may own it.
+            staged.disown()
+        else:
+            self.watch(staged)
+        return True
+
+    def learn_limit(self) -> None:
+        """Find out how large an item may be, unless that is known; blocks."""
+        if self._knows_limit:
+            return
+        try:
+            self.max_item_bytes = self._uploader.max_item_bytes()
+            self._knows_limit = True
+        except DserverfsError as error:
+            logger.info("how large items may be is not known yet: %s", error)
+
+    def freeze(
+        self, staged: StagedDataset, layout: Layout | None = None, *, by_itself: bool = False
+    ) -> Future[Frozen]:
+        """Begin to freeze it at once, armed or not; the result is what came of it.
+
+        `by_itself` is without a person who says that it is complete. Fails with what
+        keeps it from being frozen: everything is staged as before then.
+        """
+        with self._condition:
+            job = self._jobs.get(staged.directory)
+            if job is None:
+                if self._closed:
+                    raise Cancelled(f"{staged.record.name}: the mount is ending")
+                job = self._jobs[staged.directory] = Job(staged, layout, by_itself)
+                self._pool.submit(self._work, job)
+            self._watched[staged.directory] = staged
+            return job.future
+
+    def discard(self, staged: StagedDataset) -> None:
+        """Delete it with all that is in it; raises Frozen if it is too late, or Conflict."""
+        with self._condition:
+            job = self._jobs.get(staged.directory)
+            if job is not None:
+                job.stop.set()
+        staged.discard()
+        with self._condition:
+            self._watched.pop(staged.directory, None)
+
+    def progress(self, staged: StagedDataset) -> Progress | None:
+        """Return how far its upload is, if there is one."""
+        job = self._jobs.get(staged.directory)
+        return job.progress if job else None
+
+    def drain(self, *, asked_by: int = 0) -> list[tuple[StagedDataset, Future[Frozen]]]:
+        """Begin to freeze what is armed, or sealed, without waiting for its time.
+
+        Also what looks open: RELEASE may be on its way. Not what others than the
+        process `asked_by` and those that began it may still write to.
+        """
+        with self._condition:
+            watched = list(self._watched.values())
+        due = [
+            staged
+            for staged in watched
+            if is_sealed(staged)
+            or (
+                self._schedule.is_armed(staged)
+                and self._schedule.may_be_complete(staged, asked_by=asked_by)
+            )
+        ]
+        return [(staged, self.freeze(staged, by_itself=True)) for staged in due]
+
+    def waits_for(self, staged: StagedDataset, *, asked_by: int = 0) -> str | None:
+        """Return what has to happen before it is frozen by itself; None if it will not be."""
+        return self._schedule.waits_for(staged, asked_by=asked_by)
+
+    def notes(self) -> dict[str, Noted]:
+        """Return what there is to know of datasets that were frozen here, by their backend URIs."""
+        return dict(self._frozen)
+
+    # By itself
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                if self._closed:
+                    return
+                due = []
+                shells = []
+                wait_s: float | None = None
+                for staged in list(self._watched.values()):
+                    in_s = self._due_in_s(staged)
+                    if in_s is None:
+                        continue
+                    if in_s <= 0:
+                        due.append(staged)
+                    else:
+                        wait_s = in_s if wait_s is None else min(wait_s, in_s)
+                        if staged.written_by.has_shell:
+                            shells.append(staged)
+                others = list(self._others.values())
+                if not due and not shells and not others:
+                    self._condition.wait(wait_s)
+                    continue
+            for staged in others:
+                if self._take_over(staged):
+                    with self._condition:
+                        self._others.pop(staged.directory, None)
+            # Without the lock: whole /proc may be read.
+            for staged in shells:
+                staged.written_by.running()
+            if not self._freeze_all(due):
+                with self._condition:
+                    if not self._closed:
+                        self._condition.wait(min(wait_s or LOOK_AGAIN_S, LOOK_AGAIN_S))
+
+    def _freeze_all(self, due: list[StagedDataset]) -> bool:
+        """Freeze those of which nobody runs who wrote to them; return whether there was one."""
+        begun = False
+        for staged in due:
+            if is_sealed(staged) or self._schedule.may_be_complete(staged):
+                try:
+                    self.freeze(staged, by_itself=True)
+                except Cancelled:
+                    return False
+                begun = True
+        return begun
+
+    def _due_in_s(self, staged: StagedDataset) -> float | None:
+        """Return in how many seconds it is to be frozen; None if nobody knows."""
+        if staged.is_gone or staged.frozen_as is not None:
+            self._watched.pop(staged.directory, None)
+            return None
+        if staged.directory in self._jobs:
+            return None
+        return self._schedule.due_in_s(staged)
+
+    # One job
+
+    def _work(self, job: Job) -> None:
+        with self._condition:
+            self._working += 1
+        try:
+            self._carry_out(job)
+        finally:
+            with self._condition:
+                self._working -= 1
+                self._condition.notify_all()
+
+    def _carry_out(self, job: Job) -> None:
+        staged = job.staged
+        try:
+            dataset, local = self._freeze(job)
+        except BaseException as caught:  # noqa: BLE001 - handed to who waits for the job
+            error = told(caught, staged)
+            try:
+                self._failed(job, error)
+            finally:
+                with self._condition:
+                    del self._jobs[staged.directory]
+                    self._condition.notify_all()
+                job.future.set_exception(error)
+            return
+        with self._condition:
+            del self._jobs[staged.directory]
+            self._watched.pop(staged.directory, None)
+        if job.notes:
+            self._frozen[dataset.uri] = Noted(dataset.name, job.notes, job.by_itself)
+        job.future.set_result(Frozen(dataset.uri, job.notes))
+        try:
+            self._registry.adopt(dataset, local, self._ending)
+            sealing.keep_left_over(staged, local)
+            staged.delete()
+        except Exception:
+            # The next mount deletes it: it is frozen.
+            logger.exception("%s: frozen, but what was staged cannot be put away", staged)
+
+    def _freeze(self, job: Job) -> tuple[Dataset, LocalDataset]:
+        staged = job.staged
+        staged.own()
+        staged.when_reopened(job.stop.set)
+        try:
+            if staged.record.state in (State.OPEN, State.FAILED):
+                described = self._describe(job)
+                local = described.dataset
+                dataset = self._seal_and_upload(job, described)
+            else:
+                local = sealing.load(staged)
+                dataset = self._carry_on(job, local)
+        finally:
+            staged.when_reopened(None)
+        is_noted = staged.record.state is State.FROZEN
+        if not is_noted:
+            next_state(staged.record.state, Move.REGISTER)  # before anything shows it as frozen
+        surprise = self._registry.learn(dataset, UUID(staged.id))
+        if surprise:
+            job.notes.append(surprise)
+        if staged.record.name != dataset.name:
+            job.notes.append(f"its name is {dataset.name}, as when it was frozen first")
+        staged.frozen_below = "" if sealing.has_dtool_layout(staged, local) else DATA
+        staged.frozen_as = dataset
+        if not is_noted:
+            try:
+                staged.move(Move.REGISTER)
+            except OSError as error:  # the next mount asks the server, if it is there by then
+                logger.warning("%s: frozen, which cannot be noted: %s", staged, error)
+        logger.info("%s: frozen as %s", staged.record.name, dataset.uri)
+        for note in job.notes:
+            logger.info("%s: %s", staged.record.name, note)
+        return dataset, local
+
+    def _describe(self, job: Job) -> Described:
+        staged = job.staged
+        end_s = time.monotonic() + LATE_CLOSE_S
+        while staged.writers:
+            if time.monotonic() > end_s:
+                raise UsageError(
+                    f"{staged.record.name}: {staged.writers} files in it are open for writing"
+                )
+            job.stop.wait(0.02)
+        described = sealing.describe(staged, job.layout, job.stop, by_itself=job.by_itself)
+        if described is None:
+            raise UsageError(
+                f"{staged.record.name}: is empty; dserverfs freeze does it all the same"
+            )
+        job.notes += described.notes
+        return described
+
+    def _seal_and_upload(self, job: Job, described: Described) -> Dataset:
+        """Upload while the disk takes what is to be sealed; register when it is.
+
+        Until then it is open: after a crash objects are stored that nothing lists, as after
+        any upload that was not completed.
+        """
+
+        def seal() -> None:
+            try:
+                described.keep()
+                job.staged.move(Move.UPLOAD)
+            except BaseException:
+                job.stop.set()  # what is sent is sent in vain
+                raise
+
+        with ThreadPoolExecutor(1, thread_name_prefix="seal") as pool:
+            sealed = pool.submit(seal)
+
+            def before_complete() -> None:
+                sealed.result()
+                job.before_complete()
+
+            try:
+                return self._upload(job, described.dataset, before_complete)
+            finally:
+                sealed.result()  # what kept it from that is told before what came of it
+
+    def _carry_on(self, job: Job, local: LocalDataset) -> Dataset:
+        """Upload what was sealed before, or ask what became of it."""
+        staged = job.staged
+        if staged.record.state is State.FROZEN:
+            # It was looked for before.
+            taken = local.items.keys()
+            return self._registry.registered(local, staged.record.base_uri, taken, self._ending)
+        if staged.record.state is not State.COMPLETING:
+            staged.move(Move.UPLOAD)
+        return self._upload(job, local, job.before_complete)
+
+    def _upload(
+        self, job: Job, local: LocalDataset, before_complete: Callable[[], None]
+    ) -> Dataset:
+        base_uri = job.staged.record.base_uri
+        taken = DiskDict()
+        # Then it was we who had it registered, and others may have changed it since.
+        is_ours = job.staged.record.state is State.COMPLETING
+
+        def compare() -> None:
+            if not is_ours:
+                self._registry.require_same(local, base_uri)
+                job.notes.append("the server had it already, with the same content")
+
+        self._uploader.upload(
+            local,
+            base_uri,
+            progress=job.note_progress,
+            stop=job.stop,
+            before_complete=before_complete,
+            on_taken=lambda item: taken.__setitem__(item.identifier, True),
+            on_registered=compare,
+        )
+        return self._registry.registered(local, base_uri, taken, self._ending)
+
+    def _failed(self, job: Job, error: BaseException) -> None:
+        """Note on disk why it is not frozen, and when to try again."""
+        staged, name = job.staged, job.staged.record.name
+        state = staged.record.state
+        reason = str(error)
+        if staged.is_gone or not staged.is_owned:
+            return  # discarded, or another's
+        if not isinstance(error, (DserverfsError, OSError)):
+            logger.error("%s: a fault of ours while freezing", staged, exc_info=error)
+        try:
+            was_written_to = isinstance(error, (Cancelled, ItemChanged)) or (
+                # What else keeps it from being sealed stops the upload as well.
+                job.stop.is_set() and isinstance(error, DserverfsError)
+            )
+            if was_written_to and state is State.OPEN:
+                logger.info("%s: not frozen: %s", name, reason)  # later again
+            elif isinstance(error, Cancelled):
+                logger.info("%s: stays staged: %s", name, reason)
+            elif isinstance(error, (UsageError, IntegrityError)) and state is State.OPEN:
+                self._stays_open(job, error)
+            elif state is State.OPEN and isinstance(error, LocalDiskError):
+                staged.explain(reason)
+                self._say(logging.WARNING, "%s: not frozen: %s", staged, reason)
+                self._schedule.put_off(staged)
+            elif state is State.OPEN:
+                staged.disarm(f"not frozen: {reason}")
+            elif state is State.FROZEN or isinstance(error, (Unreachable, NotAuthenticated)):
+                if state is not State.FROZEN:
+                    staged.move(Move.POSTPONE, reason=reason)
+                pause_s = self._schedule.put_off(staged)
+                self._say(logging.WARNING, "%s: tried again in %.0f s: %s", staged, pause_s, reason)
+            else:
+                if isinstance(error, ItemChanged):
+                    sealing.forget_hashes(staged)
+                staged.move(Move.FAIL, reason=reason)
+                self._say(logging.ERROR, "%s: could not be frozen: %s", staged, reason)
+        except (OSError, DserverfsError) as second:
+            logger.error("%s: its state cannot be kept: %s", staged, second)
+
+    def _say(self, level: int, message: str, *details: object) -> None:
+        """Log what went wrong; where nothing is frozen by itself, whoever waits is told of it."""
+        logger.log(logging.INFO if self._thread is None else level, message, *details)
+
+    def _stays_open(self, job: Job, error: BaseException) -> None:
+        staged = job.staged
+        if isinstance(error, Ambiguous):
+            staged.disarm(str(error))
+        elif staged.record.reason != str(error):
+            staged.explain(str(error))
+        self._schedule.not_before_it_changes(staged, job.changes)

@@ -1,0 +1,1 @@
+"""Proto datasets as real local directories, until they are frozen."""

@@ -1,0 +1,259 @@
+"""What a staged directory would be as a dataset: which files are items, and under what relpath.
+
+Used by sealing. Reads names and small metadata files, no items. Two layouts:
+
+    dtool   only `data/`, `README.yml` and `.dtool/` at the top: `data/` holds the items
+    items   no `data/` and no `.dtool/` at the top: every file but a top-level
+            README.yml is an item, with its path as relpath
+
+`data/` or `.dtool/` beside anything else is ambiguous, and only a person can decide. With
+`.dtool/dtool` it is dtool's layout; what is beside it and no README that dtool replaced
+(`README.yml-<timestamp>`) is left out if a person says so by the command.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dserverfs.base.disk_tables import FileTable
+from dserverfs.base.errors import CannotHold, NotUTF8, ProtocolError, UsageError
+from dserverfs.base.limits import MAX_README_BYTES, parse_json
+
+README = "README.yml"
+DATA = "data"
+METADATA = ".dtool"
+_REPLACED = f"{README}-"  # what dtool's disk broker calls a README that it replaced
+NAMED = 5  # of what is lost
+
+
+def is_item_at_the_top(name: str) -> bool:
+    """Return whether a name at the top, where no layout is chosen yet, is an item's, or of some."""
+    return name not in (README, DATA, METADATA)
+
+
+class Layout(enum.Enum):
+    ITEMS = "items"
+    DTOOL = "dtool"
+
+
+class Ambiguous(UsageError):
+    """The files can be read as either layout: a person has to say which it is."""
+
+
+class StillProto(UsageError):
+    """dtool made it, and dtool's own freeze has to end it."""
+
+
+@dataclass
+class Lost:
+    """What a dataset cannot keep: how many, and the first of them."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, relpath: str) -> None:
+        self.count += 1
+        if len(self.first) < NAMED:
+            self.first.append(relpath)
+
+    def __str__(self) -> str:
+        more = f" and {self.count - len(self.first)} more" if self.count > len(self.first) else ""
+        return f"{', '.join(self.first)}{more}"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A staged directory, as it would be frozen."""
+
+    layout: Layout
+    items: FileTable
+    readme: bytes
+    admin_metadata: Mapping[str, Any] | None  # of a dataset that was frozen elsewhere
+    manifest: Mapping[str, Any] | None  # of the same
+    tags: list[str]
+    annotations: Mapping[str, Any]
+    overlays: Mapping[str, Any]
+    left_over: list[str] = field(default_factory=list)  # names at the top that are no part of it
+    empty_directories: Lost = field(default_factory=Lost)
+    executables: Lost = field(default_factory=Lost)
+
+    @property
+    def size_in_bytes(self) -> int:
+        return self.items.size_in_bytes
+
+    def losses(self) -> str | None:
+        """Return in one line what a dataset cannot keep of it; None if it keeps everything."""
+        lost = []
+        if self.empty_directories.count:
+            lost.append(f"empty directories: {self.empty_directories}")
+        if self.executables.count:
+            lost.append(f"executable bits: {self.executables}")
+        return f"not kept in the dataset: {'; '.join(lost)}" if lost else None
+
+
+def survey(tree: Path, wanted: Layout | None = None, *, by_itself: bool = False) -> Survey:
+    """Look at what there is. Raises Ambiguous, StillProto, UsageError for what cannot be frozen.
+
+    `wanted` decides where the layout is ambiguous. With `by_itself` nobody is there to
+    say that something may be left out. Raises OSError as the disk does.
+    """
+    top = sorted(os.listdir(tree))
+    is_dtools = (tree / METADATA / "dtool").is_file()
+    layout = wanted or _layout(top, is_dtools=is_dtools, by_itself=by_itself)
+    if layout is Layout.DTOOL and not (tree / DATA).is_dir():
+        raise Ambiguous(f"{DATA} is a file: say what it is with dserverfs freeze --layout items")
+    if layout is Layout.ITEMS:
+        found = _Found(tree)
+        found.walk(tree, skip=README)
+        return Survey(
+            layout,
+            found.items,
+            _readme(tree),
+            None,
+            None,
+            [],
+            {},
+            {},
+            [],
+            found.empty_directories,
+            found.executables,
+        )
+    found = _Found(tree / DATA)
+    found.walk(tree / DATA)
+    metadata = tree / METADATA
+    admin = _json(metadata / "dtool") if (metadata / "dtool").exists() else None
+    if admin is not None and admin.get("type") != "dataset":
+        raise StillProto(
+            "it is a proto dataset that dtool made: freeze it with dtool freeze, or remove .dtool"
+        )
+    tags = metadata / "tags"
+    return Survey(
+        layout,
+        found.items,
+        _readme(tree),
+        admin,
+        None if admin is None else _json(metadata / "manifest.json"),
+        sorted(os.listdir(tags)) if tags.is_dir() else [],
+        _json_files(metadata / "annotations"),
+        _json_files(metadata / "overlays"),
+        [name for name in top if name not in (DATA, README, METADATA)],
+        found.empty_directories,
+        found.executables,
+    )
+
+
+def _layout(top: list[str], *, is_dtools: bool, by_itself: bool) -> Layout:
+    if DATA not in top and METADATA not in top:
+        return Layout.ITEMS
+    beside = [name for name in top if name not in (DATA, README, METADATA)]
+    if is_dtools and DATA in top:
+        beside = [name for name in beside if not name.startswith(_REPLACED)]
+        if not by_itself:
+            return Layout.DTOOL
+    if beside or DATA not in top:
+        other = beside[0] if beside else "no data/"
+        raise Ambiguous(
+            f"{DATA if DATA in top else METADATA}/ is there beside {other}:"
+            " say what it is with dserverfs freeze --layout items|dtool"
+        )
+    return Layout.DTOOL
+
+
+class _Found:
+    """What a walk through a directory finds."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = str(root)
+        self.items = FileTable(root)
+        self.empty_directories = Lost()
+        self.executables = Lost()
+
+    def walk(self, root: Path, *, skip: str | None = None) -> None:
+        """Collect every file but `skip` at the top."""
+        pending = [(str(root), "")]
+        while pending:
+            directory, prefix = pending.pop()
+            entries = 0
+            for entry in _sorted_entries(directory):
+                entries += 1
+                if not prefix and entry.name == skip:
+                    continue
+                relpath = prefix + entry.name
+                _require_text(relpath)
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    pending.append((entry.path, f"{relpath}/"))
+                elif stat.S_ISREG(status.st_mode):
+                    self._add(relpath, status)
+                else:
+                    raise CannotHold(f"{relpath}: is neither a file nor a directory")
+            if not entries and prefix:
+                self.empty_directories.add(prefix.rstrip("/"))
+
+    def _add(self, relpath: str, status: os.stat_result) -> None:
+        if status.st_mode & 0o111:
+            self.executables.add(relpath)
+        self.items.add(relpath, status.st_size, status.st_mtime_ns)
+
+
+def _sorted_entries(directory: str) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(directory) as entries:
+        yield from sorted(entries, key=lambda entry: entry.name)
+
+
+def _require_text(relpath: str) -> None:
+    try:
+        relpath.encode("utf-8")
+    except UnicodeEncodeError:
+        raise NotUTF8(f"{relpath!r}: is not UTF-8") from None
+
+
+def _readme(tree: Path) -> bytes:
+    """Return the README; raises UsageError for one that no server takes."""
+    try:
+        with (tree / README).open("rb") as file:
+            content = file.read(MAX_README_BYTES + 1)
+        content.decode("utf-8")
+    except FileNotFoundError:
+        return b""
+    except IsADirectoryError:
+        raise UsageError(f"{README}: is a directory, and has to be a text") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{README}: is no text in UTF-8 (its byte {error.start} is not): convert it, as"
+            f" iconv -f latin1 -t utf-8 does, or give it another name"
+        ) from None
+    if len(content) > MAX_README_BYTES:
+        raise UsageError(
+            f"{README}: is larger than {MAX_README_BYTES} bytes, the most a dataset's README can"
+            " have: give it another name, and it is an item"
+        )
+    return content
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        value = parse_json(path.read_bytes(), "it")
+    except (OSError, ProtocolError) as error:
+        raise UsageError(f"{path.name}: cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{path.name}: is not a JSON object")
+    return value
+
+
+def _json_files(directory: Path) -> dict[str, Any]:
+    if not directory.is_dir():
+        return {}
+    found = {}
+    for path in sorted(directory.iterdir()):
+        try:
+            found[path.name.removesuffix(".json")] = parse_json(path.read_bytes(), "it")
+        except (OSError, ProtocolError) as error:
+            raise UsageError(f"{directory.name}/{path.name}: cannot be read: {error}") from error
+    return found

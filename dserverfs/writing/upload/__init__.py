@@ -1,0 +1,1 @@
+"""A frozen dataset from local files to the store, through signed URLs."""

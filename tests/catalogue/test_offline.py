@@ -1,0 +1,101 @@
+"""A mount whose server is away shows what it showed last, to the same user only."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from dserverfs.base.model import Dataset
+from dserverfs.catalogue.offline import KeptAnswers
+from dserverfs.remote.api import Resolver
+from tests.support.accounts import Account
+from tests.support.dtool_datasets import README, make_dataset
+from tests.support.mounts import mounted, publish
+from tests.support.quirky_server import BASE_URI, Fault, QuirkyServer, says
+from tests.support.servers import ServerHandle
+from tests.support.tcp_relay import relay
+
+pytest_plugins = ["tests.support.resolver_fixtures"]
+
+
+@pytest.fixture(scope="module")
+def uri(server: ServerHandle, token: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    items = {"seen": b"seen", "unseen": b"unseen"}
+    local = make_dataset(tmp_path_factory.mktemp("local"), "kept", items)
+    return publish(server.base_uri, token, tmp_path_factory.mktemp("cache"), local)[0]
+
+
+def test_second_mount_works_without_the_server_for_what_is_known(
+    fuse: None, current_user: Account, server: ServerHandle, token: str, uri: str
+) -> None:
+    host, _, port = server.base_uri.split("/")[2].partition(":")
+    cache = ("--cache-dir", str(current_user.home / "kept-cache"))
+    expired = server.token_for(server.username, exp=int(time.time()) - 60)
+    stranger = server.token_for("stranger")
+    with relay(host, int(port)) as way:
+        base = f"dserver://127.0.0.1:{way.port}/" + server.base_uri.split("/", 3)[3]
+        with mounted(current_user, base, token, *cache) as path:
+            assert (path / "kept/data/seen").read_bytes() == b"seen"
+            assert (path / "kept/README.yml").read_text() == README
+            assert os.listdir(path / "kept/.dtool/tags") == ["testing"]
+        token_file = current_user.home / "token"
+        token_file.write_text(token)
+        by_file = {"DSERVER_TOKEN": "", "DSERVER_TOKEN_FILE": str(token_file)}
+        with mounted(current_user, base, token, *cache, env=by_file) as path:
+            assert sorted(os.listdir(path / "kept/data")) == ["seen", "unseen"]
+            token_file.write_text(expired)
+            assert (path / "kept/data/seen").read_bytes() == b"seen"
+            with pytest.raises(PermissionError):
+                (path / "kept/data/unseen").read_bytes()
+
+        way.cut()
+
+        with mounted(current_user, base, token, *cache) as path:
+            assert (path / "kept/data/seen").read_bytes() == b"seen"
+            assert (path / "kept/README.yml").read_text() == README
+            assert os.listdir(path / "kept/.dtool/tags") == ["testing"]
+            with pytest.raises(OSError, match=os.strerror(errno.EHOSTUNREACH)):
+                (path / "kept/data/unseen").read_bytes()
+        mountpoint = current_user.home / "stranger"
+        mountpoint.mkdir()
+        done = current_user.dserverfs(
+            "mount", base, mountpoint, *cache, env={"DSERVER_TOKEN": stranger}
+        )
+        assert done.returncode == 1
+        assert "cannot be reached" in done.stderr
+        mountpoint.rmdir()
+
+
+def test_kept_answers_are_private(current_user: Account, uri: str) -> None:
+    directory = current_user.home / "kept-cache/manifests"
+
+    assert directory.stat().st_mode & 0o777 == 0o700
+    for path in directory.iterdir():
+        assert Path(path).stat().st_uid == os.geteuid()
+
+
+@pytest.mark.usefixtures("no_waits")
+@pytest.mark.parametrize(
+    "fault",
+    [
+        says(503),
+        says(500),
+        says(200, b"<html>Log in to this network</html>"),
+        says(302, b"", Location="http://login.invalid/"),
+        says(404, b"<html>not here</html>"),
+    ],
+)
+def test_what_is_answered_in_the_server_s_place_takes_nothing_away(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset, tmp_path: Path, fault: Fault
+) -> None:
+    answers = KeptAnswers(resolver, tmp_path)
+    known = (answers.user(), answers.datasets(BASE_URI), answers.readme(dataset))
+
+    quirky.faults = [fault] * 100
+
+    assert (answers.user(), answers.datasets(BASE_URI), answers.readme(dataset)) == known
+    assert answers.accepted_user() == known[0]

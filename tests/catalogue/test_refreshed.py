@@ -1,0 +1,346 @@
+"""Values that are loaded on demand and refreshed behind their readers' backs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import wait as futures_wait
+from typing import Any
+
+import pytest
+
+from dserverfs.base.errors import NotAuthenticated, NotFound, PermissionDenied, Unreachable
+from dserverfs.catalogue import refreshed
+from dserverfs.catalogue.refreshed import (
+    IMPATIENT_S,
+    RENEW_SHARE,
+    RETRY_S,
+    Cell,
+    NotLoaded,
+    Patience,
+    loaded,
+)
+
+
+class Inline(Executor):
+    """Runs what is submitted when the test says so."""
+
+    def __init__(self) -> None:
+        self.queue: list[Callable[[], Any]] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def call() -> None:
+            future.set_result(fn(*args, **kwargs))
+
+        self.queue.append(call)
+        return future
+
+    def run(self) -> None:
+        queue, self.queue = self.queue, []
+        for call in queue:
+            call()
+
+
+class World:
+    """A clock, a thread pool and a source that can fail."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.pool = Inline()
+        self.answers: list[object] = []
+        self.asked = 0
+
+    def fetch(self) -> object:
+        self.asked += 1
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def cell(self) -> Cell[object]:
+        return Cell(self.fetch, 60.0, self.pool, lambda: self.now_s)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_cell_says_what_to_load_and_then_answers(world: World) -> None:
+    world.answers = ["one"]
+    cell = world.cell()
+
+    with pytest.raises(NotLoaded) as missing:
+        cell.get()
+    missing.value.load()
+
+    assert cell.get() == "one"
+
+
+def test_cell_is_loaded_once_by_all_who_found_it_missing(world: World) -> None:
+    world.answers = ["one"]
+    cell = world.cell()
+
+    cell.load()
+    cell.load()
+
+    assert world.asked == 1
+
+
+def test_old_value_is_served_while_a_new_one_is_fetched(world: World) -> None:
+    world.answers = ["one", "two"]
+    cell = world.cell()
+    cell.load()
+    world.now_s += 61
+
+    assert cell.get() == "one"
+    assert cell.get() == "one"
+    assert len(world.pool.queue) == 1
+    world.pool.run()
+
+    assert cell.get() == "two"
+
+
+@pytest.mark.parametrize("error", [Unreachable("away"), NotAuthenticated("expired")])
+def test_value_is_kept_when_the_server_is_away_or_the_token_expired(
+    world: World, error: Exception
+) -> None:
+    world.answers = ["one", error, "two"]
+    cell = world.cell()
+    cell.load()
+    world.now_s += 61
+    cell.get()
+    world.pool.run()
+
+    assert cell.get() == "one"
+    assert not world.pool.queue
+    world.now_s += RETRY_S
+    cell.get()
+    world.pool.run()
+
+    assert cell.get() == "two"
+
+
+@pytest.mark.parametrize("error", [PermissionDenied("no longer"), NotFound("gone")])
+def test_value_is_dropped_when_the_server_says_no(world: World, error: Exception) -> None:
+    world.answers = ["one", error]
+    cell = world.cell()
+    cell.load()
+    world.now_s += 61
+    cell.get()
+    world.pool.run()
+
+    with pytest.raises(NotLoaded):
+        cell.get()
+
+
+def test_failed_load_raises_and_is_tried_again(world: World) -> None:
+    world.answers = [Unreachable("away"), "one"]
+    cell = world.cell()
+
+    with pytest.raises(Unreachable):
+        cell.load()
+    cell.load()
+
+    assert cell.get() == "one"
+
+
+def test_what_was_fetched_in_another_way_is_fresh_and_not_fetched_again(world: World) -> None:
+    cell = world.cell()
+
+    cell.keep("known")
+    cell.load()
+
+    assert cell.get() == "known"
+    assert world.asked == 0
+    assert not world.pool.queue
+    world.now_s += 60
+    assert cell.get() == "known"
+    assert len(world.pool.queue) == 1
+
+
+# Old values
+
+
+class Waited:
+    """What `concurrent.futures.wait` is to a test: the refresh is done, or time has passed."""
+
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.world = world
+        self.times_s: list[float] = []
+        self.server_answers = True
+        monkeypatch.setattr(refreshed, "wait", self)
+
+    def __call__(self, futures: list[Future[None]], timeout: float) -> Any:
+        self.times_s.append(timeout)
+        if self.server_answers:
+            self.world.pool.run()
+        else:
+            self.world.now_s += timeout
+        return futures_wait(futures, timeout=0)
+
+
+@pytest.fixture
+def waited(world: World, monkeypatch: pytest.MonkeyPatch) -> Waited:
+    return Waited(world, monkeypatch)
+
+
+@pytest.mark.parametrize("pause_s", [120.0, 3600.0, 1e6])
+def test_very_old_value_is_refreshed_before_it_is_told(
+    world: World, waited: Waited, pause_s: float
+) -> None:
+    world.answers = ["one", "two"]
+    cell = world.cell()
+    cell.load()
+    world.now_s += pause_s
+
+    assert loaded(cell.get) == "two"
+    assert waited.times_s == [refreshed.WAIT_S]
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 59.0, 60.0, 119.0])
+def test_younger_value_is_told_at_once(world: World, waited: Waited, pause_s: float) -> None:
+    world.answers = ["one"]
+    cell = world.cell()
+    cell.load()
+    world.now_s += pause_s
+
+    assert cell.get() == "one"
+    assert waited.times_s == []
+
+
+def test_who_cannot_wait_has_the_old_value_at_once(world: World, waited: Waited) -> None:
+    world.answers = ["one", "two"]
+    cell = world.cell()
+    cell.load()
+    world.now_s += 1000
+
+    assert (cell.get_at_once(), cell.at_hand()) == ("one", "one")
+    world.pool.run()
+
+    assert cell.get_at_once() == "two"
+
+
+def test_server_that_is_slow_holds_up_one_reader_for_a_moment(world: World, waited: Waited) -> None:
+    waited.server_answers = False
+    patience = Patience(lambda: world.now_s)
+    world.answers = ["one", "one", "two", "two", "three"]
+    first, second = (
+        Cell(world.fetch, 60.0, world.pool, lambda: world.now_s, patience) for _ in range(2)
+    )
+    first.load()
+    second.load()
+    world.now_s += 1000
+
+    for _ in range(3):
+        assert loaded(first.get) == "one"
+        assert loaded(second.get) == "one"
+    assert waited.times_s == [refreshed.WAIT_S]
+
+    world.pool.run()
+    assert (first.get(), second.get()) == ("two", "two")
+    assert not patience.is_lost()
+
+
+@pytest.mark.parametrize("error", [Unreachable("away"), NotAuthenticated("expired")])
+def test_server_that_is_away_holds_nobody_up_twice(
+    world: World, waited: Waited, error: Exception
+) -> None:
+    world.answers = ["one", *[error] * 100]
+    cell = world.cell()
+    cell.load()
+    world.now_s += 1000
+
+    for _ in range(int(IMPATIENT_S / RETRY_S) - 1):
+        assert loaded(cell.get) == "one"
+        world.pool.run()
+        world.now_s += RETRY_S
+
+    assert len(waited.times_s) == 1
+
+
+def test_value_is_renewed_for_who_wants_a_younger_one(world: World, waited: Waited) -> None:
+    world.answers = ["one", "two"]
+    cell = world.cell()
+    cell.load()
+    world.now_s += 1.9
+    cell.renew(2.0)
+    assert waited.times_s == []
+    world.now_s += 0.1
+
+    with pytest.raises(NotLoaded) as missing:
+        cell.renew(2.0)
+    missing.value.load()
+    cell.renew(2.0)
+
+    assert cell.get() == "two"
+
+
+def test_value_that_takes_long_is_renewed_less_often(world: World, waited: Waited) -> None:
+    def fetch() -> object:
+        world.now_s += 5
+        return "listing"
+
+    cell = Cell(fetch, 60.0, world.pool, lambda: world.now_s)
+    cell.load()
+    world.now_s += 5 * RENEW_SHARE - 6
+    cell.renew(2.0)
+    world.now_s += 1
+
+    with pytest.raises(NotLoaded):
+        cell.renew(2.0)
+
+
+def test_renewing_fails_quietly(world: World, waited: Waited) -> None:
+    world.answers = ["one", Unreachable("away")]
+    cell = world.cell()
+    cell.load()
+    world.now_s += 10
+
+    loaded(lambda: cell.renew(2.0))
+
+    assert cell.get() == "one"
+    assert len(waited.times_s) == 1
+
+
+def test_many_who_find_a_value_old_refresh_it_once() -> None:
+    asked = []
+    with ThreadPoolExecutor(4) as pool:
+        now_s = [0.0]
+        cell = Cell(lambda: asked.append(1), 60.0, pool, lambda: now_s[0])
+        cell.load()
+        now_s[0] += 1000
+
+        futures = [pool.submit(loaded, cell.get_at_once) for _ in range(50)]
+        for future in futures:
+            future.result(20)
+        loaded(cell.get)
+
+    assert len(asked) == 2
+
+
+def test_all_who_wait_for_a_failing_load_are_told_by_one_request() -> None:
+    asked = 0
+
+    def fetch() -> object:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            # The others come while this one is under way; each waits, or is told at once.
+            others.extend(pool.submit(cell.load) for _ in range(4))
+            futures_wait(others, timeout=0.2)
+        raise Unreachable("gone for a moment")
+
+    others: list[Future[None]] = []
+    with ThreadPoolExecutor(5) as pool:
+        cell: Cell[object] = Cell(fetch, 60.0, pool)
+        first = pool.submit(cell.load)
+        errors = [load.exception(20) for load in (first, *others)]
+
+        assert [str(error) for error in errors] == ["gone for a moment"] * len(errors)
+        assert asked == 1
+        with pytest.raises(Unreachable):
+            cell.load()  # who comes later asks
+        assert asked == 2

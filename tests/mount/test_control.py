@@ -1,0 +1,129 @@
+"""The control socket: found in two ways, believed by uid, and never waited for without end."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dserverfs.base.errors import DaemonSilent, UsageError
+from dserverfs.mount.control import Address, Answer, Server, ask
+from tests.support.accounts import Account
+
+DEVICE = os.makedev(0, 900_000 + os.getpid() % 100_000)  # no mount of this machine has it
+TIMEOUT_S = 0.2
+
+
+class Daemon:
+    """Answers `echo`; is at work for as long as `release` is not set with `work`."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+
+    def __call__(self, request: dict[str, Any]) -> Iterator[Answer]:
+        if request["command"] == "work":
+            yield {"progress": {"done": 0}}
+            self.release.wait(30)
+        elif request["command"] != "echo":
+            raise UsageError(f"{request['command']!r}: no such command")
+        yield {"result": request}
+
+
+@pytest.fixture
+def daemon() -> Daemon:
+    return Daemon()
+
+
+@pytest.fixture
+def address(tmp_path: Path, daemon: Daemon) -> Iterator[Address]:
+    address = Address.of(tmp_path / "control", DEVICE, os.geteuid())
+    server = Server(address, daemon)
+    server.open()
+    yield address
+    daemon.release.set()
+    server.close()
+
+
+def results(address: Address, command: str) -> list[Answer]:
+    return list(ask(address, {"command": command}, TIMEOUT_S))
+
+
+def test_an_answer_is_what_the_daemon_says(address: Address) -> None:
+    asked = {"command": "echo", "asked_by": os.getpid()}
+    assert results(address, "echo") == [{"result": asked}]
+
+    with pytest.raises(UsageError, match="no such command"):
+        results(address, "nonsense")
+
+
+def test_a_daemon_is_found_when_its_file_is_gone(address: Address) -> None:
+    address.path.unlink()
+    elsewhere = address._replace(path=Path("/nonexistent/control/x"))
+
+    assert results(address, "echo")
+    assert results(elsewhere, "echo")
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    with pytest.raises(DaemonSilent, match="cannot be asked"):
+        results(Address.of(tmp_path, DEVICE, os.geteuid()), "echo")
+
+
+def test_a_daemon_at_work_is_waited_for(address: Address, daemon: Daemon) -> None:
+    answers = ask(address, {"command": "work"}, TIMEOUT_S)
+    assert "progress" in next(answers)
+    threading.Timer(4 * TIMEOUT_S, daemon.release.set).start()
+
+    assert "result" in next(answers)
+
+
+def test_a_daemon_that_is_stopped_is_given_up(address: Address, daemon: Daemon) -> None:
+    answers = ask(address, {"command": "work"}, TIMEOUT_S)
+    next(answers)
+
+    class Silent(Server):
+        def _serve(self, connection: Any) -> None:
+            daemon.release.wait(30)
+            connection.close()
+
+    address.path.unlink()
+    silent = Silent(address, daemon)
+    silent.open()  # a ping finds this one: it takes the connection and says nothing
+
+    with pytest.raises(DaemonSilent, match="does not answer"):
+        next(answers)
+    daemon.release.set()
+    silent.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="there is one user only")
+def test_a_stranger_gets_no_answer(address: Address, ordinary_user: Account) -> None:
+    code = (
+        "import sys; from pathlib import Path; from dserverfs.mount.control import Address, ask\n"
+        f"address = Address(Path('/nonexistent/x'), {address.abstract!r}, 0)\n"
+        "print(*ask(address, {'command': 'echo'}))"
+    )
+
+    asked = ordinary_user.run(ordinary_user.python, "-c", code)
+
+    assert asked.stdout == ""
+    assert "DaemonSilent: the mount ended" in asked.stderr
+
+
+def test_a_daemon_of_a_stranger_is_not_believed(address: Address, tmp_path: Path) -> None:
+    stranger = address._replace(path=tmp_path / "none", owner=12345)
+
+    with pytest.raises(DaemonSilent, match="another user") if os.geteuid() else nullcontext():
+        results(stranger, "echo")  # but root's daemon is believed
+
+
+def test_names_of_two_boots_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Address.of(tmp_path, DEVICE, 0)
+    monkeypatch.setattr("dserverfs.mount.control.boot_id", lambda: "another-boot")
+
+    assert Address.of(tmp_path, DEVICE, 0).path != here.path

@@ -1,0 +1,312 @@
+"""The life of a mount where its surroundings are odd: links, homes, stopped daemons, signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dserverfs.base.errors import UsageError
+from dserverfs.base.model import DserverURI
+from dserverfs.base.mountinfo import find_mounted
+from dserverfs.mount.mountpoint import refuse_own_files, resolve
+from tests.support.accounts import Account
+from tests.support.mount_daemons import Remountable, remountable, stopped, wait_for, wait_for_end
+from tests.support.mounts import detach
+from tests.support.servers import ServerHandle
+from tests.support.tcp_relay import relay
+
+
+@pytest.fixture
+def mount(
+    fuse: None, current_user: Account, server: ServerHandle, token: str
+) -> Iterator[Remountable]:
+    with remountable(current_user, server.base_uri, {"DSERVER_TOKEN": token}) as mount:
+        yield mount
+
+
+def failed(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line in which a command said why it failed."""
+    assert done.returncode == 1, done.stdout
+    assert done.stderr.startswith("dserverfs: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+# Mount points
+
+
+def test_a_mount_point_that_is_a_link_is_mounted_recovered_and_unmounted(
+    mount: Remountable, current_user: Account
+) -> None:
+    real = mount.path.with_name(f"{mount.path.name}-real")
+    mount.path.rename(real)
+    mount.path.symlink_to(real.name)
+
+    mount.mount()
+    assert find_mounted(real) is not None
+    mount.end(signal.SIGKILL)
+    mount.mount()  # over the dead one
+    ended = current_user.dserverfs("umount", mount.path)
+
+    assert ended.returncode == 0, ended.stderr
+    assert find_mounted(real) is None
+
+
+@pytest.mark.parametrize("link", ["../b", "/{root}/b", "../a/../b", "c", "."])
+def test_links_at_the_end_of_a_path_are_followed(tmp_path: Path, link: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a/c").symlink_to("../b")
+    (tmp_path / "a/link").symlink_to(link.format(root=tmp_path))
+
+    assert resolve(tmp_path / "a/link") == Path(os.path.realpath(tmp_path / "a/link"))
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+
+    assert resolve(tmp_path / "one").parent == tmp_path
+
+
+def test_a_mount_point_of_long_names_in_chinese(
+    fuse: None, current_user: Account, server: ServerHandle, token: str
+) -> None:
+    path = current_user.home / ("数" * 80) / ("据" * 80)
+    current_user.run("mkdir", "-p", path, check=True)
+    try:
+        done = current_user.dserverfs("mount", server.base_uri, path, env={"DSERVER_TOKEN": token})
+        assert done.returncode == 0, done.stderr
+        assert current_user.dserverfs("umount", path).returncode == 0
+    finally:
+        detach(path)
+    logs = [
+        log.name for log in (current_user.home / ".local/state/dserverfs").glob("mount*据*.log")
+    ]
+    assert len(logs) == 1
+
+
+@pytest.mark.parametrize("option", ["--cache-dir", "--staging-dir", "--log-file"])
+@pytest.mark.parametrize("place", ["below", "link", "at", "other"])
+def test_own_files_in_a_mount_are_refused(
+    mount: Remountable, current_user: Account, server: ServerHandle, option: str, place: str
+) -> None:
+    target = {"below": mount.path / "x", "at": mount.path}.get(place)
+    if place == "link":
+        target = mount.path.with_name(f"{mount.path.name}-link")
+        target.symlink_to(mount.path / "x/y")
+    elif place == "other":
+        mount.mount()
+        target = mount.path / "x"
+    assert target is not None
+    where = mount.path if place != "other" else current_user.home / "elsewhere"
+    where.mkdir(exist_ok=True)
+
+    line = failed(
+        current_user.dserverfs("mount", server.base_uri, where, option, target, timeout_s=30)
+    )
+
+    assert f"{option} {target}: is " in line
+    assert "outside" in line
+
+
+def test_a_token_file_below_the_mount_point_is_refused(
+    mount: Remountable, current_user: Account, server: ServerHandle
+) -> None:
+    done = current_user.dserverfs(
+        "mount",
+        server.base_uri,
+        mount.path,
+        env={"DSERVER_TOKEN_FILE": str(mount.path / "token")},
+    )
+
+    assert "DSERVER_TOKEN_FILE" in failed(done)
+
+
+def test_own_files_beside_the_mount_point_are_good(tmp_path: Path) -> None:
+    refuse_own_files(tmp_path / "m", {"a": tmp_path / "m2", "b": tmp_path, "c": None})
+
+    with pytest.raises(UsageError):
+        refuse_own_files(tmp_path / "m", {"a": tmp_path / "m"})
+
+
+# Options of mount(8)
+
+
+def test_options_of_an_fstab_are_taken(mount: Remountable) -> None:
+    mount.mount(
+        "-o",
+        "defaults,rw,_netdev,nofail,user,noauto,nodev,nosuid,x-systemd.automount,comment=data",
+        "--log-level",
+        "DEBUG",
+    )
+
+    (mount.path / "written").mkdir()
+    assert os.listdir(mount.path / "written") == []
+    (mount.path / "written").rmdir()
+
+
+@pytest.mark.parametrize(("options", "writable"), [("ro,rw", True), ("rw,ro", False)])
+def test_the_last_of_ro_and_rw_counts(mount: Remountable, options: str, writable: bool) -> None:
+    mount.mount("-o", options)
+
+    try:
+        (mount.path / "new").mkdir()
+        (mount.path / "new").rmdir()
+    except OSError:
+        assert not writable
+    else:
+        assert writable
+
+
+# Commands and the daemon
+
+
+def test_a_stopped_daemon_is_told_in_bounded_time_and_stays_mounted(
+    mount: Remountable, current_user: Account
+) -> None:
+    mount.mount()
+    (mount.path / "kept").mkdir()
+    (mount.path / "kept/file").write_text("content")
+
+    with stopped(mount.daemon()):
+        ended = failed(current_user.dserverfs("umount", "--timeout", "1", mount.path, timeout_s=30))
+        asked = current_user.dserverfs("status", timeout_s=40)
+
+    assert "does not answer" in ended
+    assert "fusermount3" in ended
+    assert asked.returncode == 1  # of what it has staged only the disk could be asked
+    assert f"{mount.path} (does not answer)" in asked.stdout
+    assert (mount.path / "kept/file").read_text() == "content"
+    assert current_user.dserverfs("discard", mount.path / "kept").returncode == 0
+
+
+def test_umount_finds_the_daemon_whatever_home_is(
+    mount: Remountable, current_user: Account, tmp_path: Path
+) -> None:
+    mount.mount()
+    (mount.path / "elsewhere").mkdir()
+    (mount.path / "elsewhere/file").write_text("content")
+    current_user.run("rm", "-r", current_user.home / ".local/state/dserverfs/control", check=True)
+
+    ended = current_user.dserverfs("umount", mount.path, env={"HOME": str(tmp_path)})
+
+    assert ended.returncode == 0, ended.stderr
+    assert mount.states() == {}  # frozen
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace of its own needs root")
+def test_umount_without_a_way_to_the_daemon_says_so_and_leaves_the_mount(
+    mount: Remountable, current_user: Account, tmp_path: Path
+) -> None:
+    mount.mount()
+
+    line = failed(
+        current_user.run(
+            *("unshare", "--net", current_user.python, "-m", "dserverfs", "umount", mount.path),
+            env={"HOME": str(tmp_path)},
+        )
+    )
+
+    assert "nothing was frozen or sent" in line
+    assert find_mounted(mount.path) is not None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can unmount without fusermount3")
+def test_umount_where_there_is_no_mtab(
+    mount: Remountable, current_user: Account, tmp_path: Path
+) -> None:
+    mount.mount()
+    without_mtab = tmp_path / "fusermount3"  # as it answers there
+    said = "fusermount3: failed to open /etc/mtab: No such file or directory"
+    without_mtab.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+    without_mtab.chmod(0o755)
+
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    ended = current_user.dserverfs("umount", mount.path, env={"PATH": path})
+
+    assert ended.returncode == 0, ended.stderr
+    assert find_mounted(mount.path) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_mount_command_that_is_ended_mounts_nothing_later(
+    fuse: None, current_user: Account, server: ServerHandle, token: str, number: signal.Signals
+) -> None:
+    path = current_user.home / f"ended-{number}"
+    current_user.run("mkdir", path, check=True)
+    host, _, port = DserverURI.parse(server.base_uri).server.partition(":")
+    with relay(host, int(port)) as line:
+        line.pause()
+        uri = f"dserver://127.0.0.1:{line.port}/s3/datasets"
+        command = (current_user.python, "-m", "dserverfs", "mount", uri, path)
+        with current_user.spawn(*command, env={"DSERVER_TOKEN": token}) as waiting:
+            children = Path(f"/proc/{waiting.pid}/task/{waiting.pid}/children")
+            wait_for(children.read_text, "the daemon")
+            daemon = int(children.read_text())
+            waiting.send_signal(number)
+            waiting.wait(20)
+        line.resume()
+        wait_for_end(daemon)
+
+    assert find_mounted(path) is None
+
+
+# Output that nobody takes
+
+
+@pytest.mark.parametrize("arguments", [("status",), ("--help",), ("mount", "--help")])
+@pytest.mark.parametrize(
+    ("where", "status", "said"),
+    [(">/dev/full", 1, "No space left on device"), ("| true", 141, ""), (">&-", 0, "")],
+)
+def test_output_that_cannot_be_written_is_no_traceback(
+    current_user: Account, arguments: tuple[str, ...], where: str, status: int, said: str
+) -> None:
+    script = f'"$0" -m dserverfs "$@" {where}'
+    if where == "| true":  # that has ended before anything is written
+        script = '{ sleep 0.3; "$0" -m dserverfs "$@"; echo $? >&2; } | true'
+
+    done = current_user.run("bash", "-c", script, current_user.python, *arguments)
+
+    assert "Traceback" not in done.stderr
+    assert said in done.stderr
+    if where == "| true":
+        assert done.stderr == f"{status}\n"
+    else:
+        assert done.returncode == status
+
+
+# Listings
+
+
+def test_every_listing_begins_with_its_directory_and_the_one_above(
+    mount: Remountable, current_user: Account
+) -> None:
+    mount.mount("--freeze-delay", "manual")
+    (mount.path / "dots/data/below").mkdir(parents=True)
+    for number in range(300):  # more than one request takes
+        (mount.path / f"dots/data/below/{number}").write_text(str(number))
+
+    def listed(directory: Path) -> list[tuple[str, str]]:
+        done = current_user.run("ls", "-aif", directory, check=True)
+        lines = [line.split() for line in done.stdout.splitlines()]
+        return [(name, number) for number, name in lines]
+
+    def look() -> None:
+        for directory in ("", "dots", "dots/data", "dots/data/below"):
+            entries = listed(mount.path / directory)
+            assert [name for name, _ in entries[:2]] == [".", ".."]
+            assert entries[0][1] == str((mount.path / directory).stat().st_ino)
+            assert len({name for name, _ in entries}) == len(entries)
+            assert len(entries) == 2 + len(os.listdir(mount.path / directory))
+
+    look()
+    frozen = current_user.dserverfs("freeze", mount.path / "dots")
+    assert frozen.returncode == 0, frozen.stderr
+    look()

@@ -1,0 +1,118 @@
+"""Signed URLs: asked for in the cheapest way a server has, once, and again when refused."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dserverfs.base.model import Dataset, identifier_of
+from dserverfs.remote import signing
+from dserverfs.remote.api import Resolver
+from tests.support.quirky_server import CONTENTS, HELLO, QuirkyServer, alone, only_hello
+
+pytest_plugins = ["tests.support.resolver_fixtures"]
+
+
+def test_upstream_dataset_is_asked_whole_once_however_many_want_items(
+    upstream: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    resolver.capabilities()
+
+    with ThreadPoolExecutor(8) as pool:
+        wanted = [identifier_of(relpath) for relpath in CONTENTS] * 5
+        urls = list(pool.map(lambda item: resolver.item_url(dataset, item, alone), wanted))
+
+    assert all(item in url.url for item, url in zip(wanted, urls, strict=True))
+    assert upstream.asked("/signed-urls/dataset/") == 1
+
+
+def test_metadata_of_upstream_brings_the_items_too(
+    upstream: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    resolver.metadata(dataset)
+    resolver.item_url(dataset, HELLO, alone)
+
+    assert upstream.asked("/signed-urls/") == 1
+
+
+@pytest.mark.expects_log("its overlays are not shown")
+def test_large_upstream_dataset_is_never_asked_whole(
+    upstream: QuirkyServer,
+    resolver: Resolver,
+    dataset: Dataset,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    large = replace(dataset, number_of_items=signing.MAX_ITEMS_ASKED_WHOLE + 1)
+
+    for _ in range(2):
+        metadata = resolver.metadata(large)
+    assert HELLO in resolver.item_url(large, HELLO, alone).url
+
+    assert upstream.asked("/signed-urls/dataset/") == 0
+    assert metadata.tags == ("a", "b")
+    assert {name: json.loads(text) for name, text in metadata.annotations.items()} == {"n": 5}
+    assert metadata.overlays == {}
+    admin = json.loads(metadata.admin_metadata)
+    assert (admin["type"], admin["dtoolcore_version"]) == ("dataset", "3.19.0")
+    assert caplog.text.count("overlays are not shown") == 1
+
+
+def test_batch_too_large_for_the_server_is_made_smaller_for_good(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    quirky.quirks.max_batch = 2
+    everything = [identifier_of(relpath) for relpath in CONTENTS]
+
+    assert resolver.item_url(dataset, HELLO, lambda n: everything * 100)
+    before = quirky.asked("/signed-urls/items/")
+    url = resolver.item_url(dataset, HELLO, lambda n: everything)
+    resolver.forget_url(dataset, HELLO, url)
+    resolver.item_url(dataset, HELLO, lambda n: everything)
+
+    assert quirky.asked("/signed-urls/items/") == before + 1
+
+
+def test_refused_url_is_asked_for_anew(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    url = resolver.item_url(dataset, HELLO, only_hello)
+
+    assert resolver.item_url(dataset, HELLO, only_hello) is url
+    resolver.forget_url(dataset, HELLO, url)
+    assert resolver.item_url(dataset, HELLO, only_hello) is not url
+
+    assert quirky.asked("/signed-urls/items/") == 2
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"expiry_seconds": None, "expiry_timestamp": "2020-01-01T00:00:00Z"},
+        {"expiry_seconds": None, "expiry_timestamp": "tomorrow"},
+        {"expiry_seconds": -5},
+        {"expiry_seconds": "3600", "expiry_timestamp": 5},
+    ],
+)
+def test_odd_expiry_still_gives_urls_to_use(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset, odd: dict[str, Any]
+) -> None:
+    quirky.quirks.amz_dates = False
+    quirky.quirks.odd_answer = odd
+
+    for _ in range(5):
+        resolver.item_url(dataset, HELLO, only_hello)
+
+    assert quirky.asked("/signed-urls/items/") == 1
+
+
+def test_server_that_loses_our_extension_is_asked_as_others_are(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    resolver.capabilities()
+    quirky.versions = {"dservercore": "0.22.0", "dserver_signed_url_plugin": None}
+
+    assert HELLO in resolver.item_url(dataset, HELLO, only_hello).url

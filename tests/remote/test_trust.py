@@ -1,0 +1,201 @@
+"""Certificates, path prefixes and proxies, as configured, for dserver and store alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dserverfs.base.errors import DserverfsError, UsageError
+from dserverfs.base.retry import Deadline
+from dserverfs.client import whoami
+from dserverfs.remote.objects import Storage
+from dserverfs.remote.trust import Trust, is_loopback, proxy_for
+from dserverfs.settings import Settings
+from tests.support.quirky_server import TOKEN, quirky_server
+from tests.support.servers import ServerHandle
+from tests.support.web_front import Certificates, front, make_certificates
+
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PROXY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def storage_with() -> Iterator[Callable[[Trust], Storage]]:
+    made: list[Storage] = []
+
+    def make(trust: Trust) -> Storage:
+        made.append(Storage(trust))
+        return made[-1]
+
+    yield make
+    for storage in made:
+        storage.close()
+
+
+def settings(server: ServerHandle, **environment: str) -> Settings:
+    token = server.token_file.read_text().strip()
+    return Settings({"DSERVER_TOKEN": token, **environment}, {})
+
+
+@pytest.mark.parametrize("key", ["DSERVER_CA_FILE", "DSERVER_CA_FILE_lab", "REQUESTS_CA_BUNDLE"])
+def test_real_server_below_a_prefix_with_a_private_certificate(
+    server: ServerHandle, certificates: Certificates, key: str
+) -> None:
+    with front(server.url, "/lookup", certificates) as before:
+        url = {"DSERVER_URL_lab": before.url}
+
+        user = whoami("lab", settings(server, **url, **{key: str(certificates.authority)}))
+
+        assert user.search_base_uris
+        assert set(before.requests) == {"/lookup/config/versions", "/lookup/me"}
+        with pytest.raises(UsageError, match="DSERVER_CA_FILE"):
+            whoami("lab", settings(server, **url))
+
+
+@pytest.mark.expects_log("not verified")
+def test_certificates_are_ignored_if_so_asked(
+    server: ServerHandle, certificates: Certificates
+) -> None:
+    with front(server.url, "", certificates) as before:
+        environment = {"DSERVER_URL_lab": before.url, "DSERVER_VERIFY_SSL": "false"}
+
+        assert whoami("lab", settings(server, **environment)).username
+
+
+def test_store_behind_the_private_certificate_is_read(
+    certificates: Certificates, storage_with: Callable[[Trust], Storage]
+) -> None:
+    with quirky_server() as behind, front(behind.url, "", certificates) as before:
+        behind.objects["key"] = b"content"
+        url = f"{before.url}/store/key?signature=secret"
+
+        trusting = storage_with(Trust(ca_file=certificates.authority))
+        assert trusting.read_object(url, Deadline(20)) == b"content"
+        assert storage_with(Trust(verify=False)).read_object(url, Deadline(20)) == b"content"
+        with pytest.raises(DserverfsError) as refusal:
+            storage_with(Trust()).read_object(url, Deadline(20))
+    assert "certificate" in str(refusal.value)
+    assert "secret" not in str(refusal.value)
+
+
+def test_certificate_file_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("nonsense")
+
+    for path in (tmp_path / "ca.pem", tmp_path / "missing"):
+        with pytest.raises(UsageError, match=str(path)):
+            _ = Trust(ca_file=path).context
+
+
+@pytest.mark.expects_log("sent unencrypted")
+def test_proxy_is_used_for_other_hosts_and_not_for_this_one(
+    monkeypatch: pytest.MonkeyPatch, storage_with: Callable[[Trust], Storage]
+) -> None:
+    with quirky_server() as proxy:  # which takes a whole URL as the request's target, too
+        proxy.objects["key"] = b"content"
+        monkeypatch.setenv("http_proxy", proxy.url)
+        url = "http://store.invalid/store/key?s=1"
+        environment = {"DSERVER_TOKEN_dserver.invalid": TOKEN}
+
+        assert storage_with(Trust()).read_object(url, Deadline(20)) == b"content"
+        assert whoami("dserver.invalid", Settings(environment, {})).username == "grumpy"
+
+        monkeypatch.setenv("http_proxy", "http://proxy.invalid:1")
+        url = f"{proxy.url}/store/key?s=1"
+        assert storage_with(Trust()).read_object(url, Deadline(20)) == b"content"
+
+
+def test_which_urls_go_by_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "proxy:3128")
+    monkeypatch.setenv("https_proxy", "http://user:pw@proxy:3129")
+    monkeypatch.setenv("no_proxy", "internal.example,10.0.0.1")
+
+    assert proxy_for("http://a.example/x") == "http://proxy:3128"
+    assert proxy_for("https://a.example/x") == "http://user:pw@proxy:3129"
+    for url in (
+        "http://localhost:5000",
+        "http://127.0.0.1:5000",
+        "http://[::1]:5000",
+        "https://s3.internal.example",
+        "http://10.0.0.1:9000",
+    ):
+        assert proxy_for(url) is None
+
+
+def test_proxy_that_cannot_be_spoken_to_is_told_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, storage_with: Callable[[Trust], Storage]
+) -> None:
+    monkeypatch.setenv("all_proxy", "socks5://user:pw@proxy:1080")
+
+    with pytest.raises(UsageError) as refusal:
+        storage_with(Trust()).read_object("http://a.example/k", Deadline(5))
+    assert "socks5://proxy" in str(refusal.value)
+    assert "pw" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("127.3.2.1", True),
+        ("[::1]", True),
+        ("a.b", False),
+        ("10.0.0.1", False),
+    ],
+)
+def test_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("environment", "url"),
+    [
+        ({}, "http://lab:5000"),
+        ({"DSERVER_PROTOCOL": "https"}, "https://lab:5000"),
+        ({"DSERVER_URL_lab:5000": "https://x.example/lookup/"}, "https://x.example/lookup"),
+        ({"DSERVER_URL_lab": "https://x.example"}, "http://lab:5000"),
+        ({"DSERVER_URL": "https://lab:5000/lookup"}, "https://lab:5000/lookup"),
+        ({"DSERVER_URL": "https://other/lookup"}, "http://lab:5000"),
+    ],
+)
+def test_base_url(environment: dict[str, str], url: str) -> None:
+    assert Settings(environment, {}).base_url("lab:5000") == url
+    assert Settings({}, dict(environment)).base_url("lab:5000") == url
+
+
+@pytest.mark.parametrize("url", ["x.example", "ftp://x", "https://u:pw@x", "https://x?token=pw"])
+def test_base_url_that_is_none_is_refused_without_its_secret(url: str) -> None:
+    with pytest.raises(UsageError, match="DSERVER_URL_lab") as refusal:
+        Settings({"DSERVER_URL_lab": url}, {}).base_url("lab")
+    assert "pw" not in str(refusal.value)
+
+
+def test_verification_by_server_and_from_json() -> None:
+    settings = Settings({}, {"DSERVER_VERIFY_SSL": False, "DSERVER_VERIFY_SSL_lab": True})
+
+    assert settings.trust("lab").verify
+    assert not settings.trust("other").verify
+    with pytest.raises(UsageError, match="must be true or false"):
+        Settings({"DSERVER_VERIFY_SSL": "perhaps"}, {}).trust("lab")
+
+
+def test_whoami_names_the_fakes_user() -> None:
+    with quirky_server() as fake:
+        server = fake.url.removeprefix("http://")
+
+        assert whoami(server, Settings({"DSERVER_TOKEN": TOKEN}, {})).username == "grumpy"

@@ -1,0 +1,83 @@
+"""What this server stores, read by dtool-s3 straight from the bucket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dtoolcore
+import dtoolcore.compare
+import pytest
+
+from dserverfs.base.model import identifier_of
+from tests.support.server_store import set_dtool_s3, storage_of
+from tests.support.servers import ServerHandle, upload
+
+CONTENTS = {"a.txt": b"alpha", "dir/é ü.bin": bytes(range(256)) * 100, "empty": b""}
+
+
+@pytest.fixture(autouse=True)
+def s3_settings(server: ServerHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_dtool_s3(monkeypatch, storage_of(server), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def uri(server: ServerHandle) -> str:
+    return upload(
+        server,
+        CONTENTS,
+        readme="über: dtool\n".encode(),
+        name="read-by-dtool",
+        created_at=1600000000.125,
+        tags=["one", "t.wo"],
+        annotations={"stars": 5},
+        overlays={"length": {identifier_of(name): len(name) for name in CONTENTS}},
+    )
+
+
+def test_dtool_s3_reads_the_dataset(server: ServerHandle, uri: str) -> None:
+    dataset = dtoolcore.DataSet.from_uri(uri)
+
+    assert dataset.name == "read-by-dtool"
+    assert dataset._admin_metadata["creator_username"] == "grumpy"
+    assert dataset._admin_metadata["created_at"] == 1600000000.125
+    assert dataset._admin_metadata["frozen_at"] == 1700000000.5
+    assert dataset.get_readme_content() == "über: dtool\n"
+    assert sorted(dataset.list_tags()) == ["one", "t.wo"]
+    assert dataset.list_annotation_names() == ["stars"]
+    assert dataset.get_annotation("stars") == 5
+    assert dataset.list_overlay_names() == ["length"]
+    assert dataset.get_overlay("length")[identifier_of("empty")] == 5
+    assert set(dataset.identifiers) == {identifier_of(name) for name in CONTENTS}
+    for relpath, content in CONTENTS.items():
+        path = dataset.item_content_abspath(identifier_of(relpath))
+        assert Path(path).read_bytes() == content
+
+
+def test_dtool_s3_lists_the_dataset(server: ServerHandle, uri: str) -> None:
+    broker = dtoolcore._get_storage_broker(server.backend_uri, None)
+
+    assert uri in broker.list_dataset_uris(server.backend_uri, None)
+
+
+def test_dtool_verifies_the_dataset_against_the_stored_items(
+    server: ServerHandle, uri: str
+) -> None:
+    dataset = dtoolcore.DataSet.from_uri(uri)
+    manifest = dataset.generate_manifest()
+
+    for identifier, item in dataset._manifest["items"].items():
+        stored = manifest["items"][identifier]
+        assert (stored["hash"], stored["relpath"]) == (item["hash"], item["relpath"])
+        assert stored["size_in_bytes"] == item["size_in_bytes"]
+
+
+def test_dtool_copies_the_dataset_to_disk(server: ServerHandle, uri: str, tmp_path: Path) -> None:
+    (tmp_path / "copies").mkdir()
+
+    copied = dtoolcore.copy(uri, f"file://{tmp_path}/copies")
+
+    dataset = dtoolcore.DataSet.from_uri(uri)
+    copy = dtoolcore.DataSet.from_uri(copied)
+    assert dtoolcore.compare.diff_identifiers(dataset, copy) == []
+    assert dtoolcore.compare.diff_content(dataset, copy) == []
+    assert copy.get_readme_content() == "über: dtool\n"

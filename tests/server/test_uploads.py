@@ -1,0 +1,129 @@
+"""Pending uploads: seen, resumed and deleted by whoever began them."""
+
+from __future__ import annotations
+
+import dtoolcore
+import pytest
+
+from dserverfs.base.model import identifier_of
+from dserverfs.server.store.bucket import ObjectStore
+from tests.support.server_store import storage_of
+from tests.support.servers import (
+    ServerHandle,
+    begin,
+    complete,
+    encoded,
+    new_uuid,
+    put_items,
+    upload,
+    upload_body,
+)
+
+CONTENTS = {"a.txt": b"alpha", "b/é.txt": b"beta"}
+
+
+def keys_of(server: ServerHandle, uri: str) -> list[str]:
+    storage = storage_of(server)
+    store = ObjectStore(storage)
+    uuid = uri.rpartition("/")[2]
+    found = [
+        stored.key
+        for prefix in (uuid, f"dtool-{uuid}")
+        for stored in store.iter_objects(storage.bucket, prefix)
+    ]
+    store.client.close()
+    return found
+
+
+def test_pending_upload_is_listed_and_described(server: ServerHandle) -> None:
+    overlay = {identifier_of(relpath): 1 for relpath in CONTENTS}
+    body = upload_body(
+        CONTENTS, name="begun", tags=["t"], annotations={"n": [1]}, overlays={"o": overlay}
+    )
+    uri = begin(server, body)["uri"]
+    put_items(begin(server, body), {"a.txt": CONTENTS["a.txt"]})
+
+    (listed,) = [
+        each for each in server.get("/signed-urls/uploads").json()["uploads"] if each["uri"] == uri
+    ]
+    described = server.get(f"/signed-urls/upload/{encoded(uri)}").json()
+
+    assert listed.items() <= described.items()
+    assert (listed["name"], listed["number_of_items"], listed["size_in_bytes"]) == ("begun", 2, 9)
+    assert listed["uuid"] == body["uuid"]
+    assert described["stored"] == [identifier_of("a.txt")]
+    assert described["items"][identifier_of("b/é.txt")]["relpath"] == "b/é.txt"
+    assert (described["tags"], described["annotations"]) == (["t"], {"n": [1]})
+    assert described["overlays"] == {"o": overlay}
+
+
+def test_upload_is_pending_until_it_is_complete(server: ServerHandle) -> None:
+    uri = upload(server, CONTENTS)
+
+    uploads = server.get("/signed-urls/uploads").json()["uploads"]
+    assert uri not in [each["uri"] for each in uploads]
+    for method in ("GET", "DELETE"):
+        assert server.request(method, f"/signed-urls/upload/{encoded(uri)}").status_code == 404
+    assert server.get(f"/signed-urls/dataset/{encoded(uri)}").status_code == 200
+
+
+def test_deleted_upload_leaves_nothing_and_can_be_begun_again(server: ServerHandle) -> None:
+    body = upload_body(CONTENTS)
+    begun = begin(server, body)
+    put_items(begun, CONTENTS)
+    uri = begun["uri"]
+    assert len(keys_of(server, uri)) == 4  # two items, README, registration
+
+    answer = server.request("DELETE", f"/signed-urls/upload/{encoded(uri)}")
+
+    assert answer.json() == {"uri": uri, "status": "deleted"}
+    assert keys_of(server, uri) == []
+    assert complete(server, uri).status_code == 400
+    again = begin(server, body)
+    assert again["stored"] == []
+    put_items(again, CONTENTS)
+    assert complete(server, uri).status_code == 200
+
+
+def test_pending_upload_is_nobody_elses(server: ServerHandle) -> None:
+    other = f"user-{new_uuid()[:8]}"
+    base_uri = server.add_base_uri(register=[server.username, other])
+    uri = begin(server, upload_body(CONTENTS), base_uri)["uri"]
+    path, token = f"/signed-urls/upload/{encoded(uri)}", server.token_for(other)
+
+    assert server.get("/signed-urls/uploads", token=token).json() == {"uploads": []}
+    assert server.get(path, token=token).status_code == 409
+    assert server.request("DELETE", path, token=token).status_code == 409
+    assert server.get(path).status_code == 200
+
+
+def test_frozen_dataset_is_not_deleted_by_way_of_an_upload(
+    server: ServerHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = upload(server, CONTENTS)
+    server.request("DELETE", f"/uris/{encoded(uri)}").raise_for_status()  # of the index only
+    begin(server, upload_body(CONTENTS, uuid=uri.rpartition("/")[2]))
+    before = keys_of(server, uri)
+
+    answer = server.request("DELETE", f"/signed-urls/upload/{encoded(uri)}")
+
+    assert answer.status_code == 409
+    assert keys_of(server, uri) == before
+    assert complete(server, uri).status_code == 200
+
+
+def test_dtool_does_not_take_a_pending_upload_for_a_dataset(
+    server: ServerHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = storage_of(server)
+    for name, value in (
+        ("ENDPOINT", storage.endpoint),
+        ("ACCESS_KEY_ID", storage.access_key),
+        ("SECRET_ACCESS_KEY", storage.secret_key),
+    ):
+        monkeypatch.setenv(f"DTOOL_S3_{name}_{storage.bucket}", value)
+    uri = begin(server, upload_body(CONTENTS))["uri"]
+
+    broker = dtoolcore._get_storage_broker(server.backend_uri, None)
+
+    assert uri not in broker.list_dataset_uris(server.backend_uri, None)

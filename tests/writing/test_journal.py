@@ -1,0 +1,202 @@
+"""What a mount's edits leave behind, and what the next one makes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid as uuid_module
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dserverfs.base.model import Dataset
+from dserverfs.writing.edits import journal
+from dserverfs.writing.edits.edits import FrozenEdits
+from dserverfs.writing.edits.journal import EditSession, Note, Unsent, all_unsent, root_of
+from dserverfs.writing.edits.store import UNFINISHED
+from tests.support.editing import README, WAIT_S, Bench, away
+from tests.support.power_cuts import Disk, PowerCut
+
+pytest_plugins = ["tests.support.resolver_fixtures", "tests.support.edit_fixtures"]
+
+
+# After the end
+
+
+def test_nothing_is_left_of_a_mount(bench: Bench) -> None:
+    bench.make(".scratch", b"x")
+    bench.write(README, b"new: 1\n")
+
+    bench.edits.close()
+
+    assert list(bench.staging.glob(".edits/*/*")) == [root_of(bench.staging, "server") / "lock"]
+
+
+@pytest.mark.expects_log("could not be sent")
+def test_what_was_not_sent_is_kept_told_of_and_sent_by_the_next_mount(bench: Bench) -> None:
+    bench.writes.error = away()
+    bench.write(README, b"new: 1\n")
+    bench.make(".scratch", b"x")
+    bench.edits.close()
+    ((server, unsent),) = all_unsent(bench.staging)
+    assert (server, unsent.path, unsent.reason) == ("server", README, "the server is away")
+    assert unsent.local.read_bytes() == b"new: 1\n"
+    assert unsent.dataset == bench.dataset
+
+    bench.writes.error = None
+    bench.mount()
+    bench.edits.flush(WAIT_S)
+
+    assert bench.has("readme") == "new: 1\n"
+    assert list(all_unsent(bench.staging)) == []
+    assert bench.local_files() == []
+
+
+@pytest.mark.expects_log("could not be sent")
+def test_mount_of_other_datasets_leaves_it_to_others(bench: Bench) -> None:
+    bench.writes.error = away()
+    bench.write(README, b"new: 1\n")
+    bench.edits.close()
+
+    other = FrozenEdits(root_of(bench.staging, "server"), bench.writes, bench.catalogue)
+    other.open(lambda dataset: False).close()
+
+    assert [unsent.path for _, unsent in all_unsent(bench.staging)] == [README]
+
+
+def test_mount_that_lives_keeps_its_own(bench: Bench) -> None:
+    handle = bench.open(README)
+    bench.edits.write(handle, b"new: 1\n", 0)
+
+    other = FrozenEdits(root_of(bench.staging, "server"), bench.writes, bench.catalogue)
+    other.open(lambda dataset: True).close()
+
+    bench.edits.release(handle)
+    bench.edits.flush(WAIT_S)
+    assert bench.has("readme") == "new: 1\n"
+
+
+@pytest.mark.expects_log(UNFINISHED)
+def test_what_was_being_written_is_shown_by_the_next_mount_and_not_sent(bench: Bench) -> None:
+    handle = bench.open(README)
+    bench.edits.write(handle, b"hal", 0)
+    bench.edits.close()
+
+    bench.mount()
+    bench.edits.flush(0.1)
+
+    assert bench.shows(README) == b"hal"
+    assert bench.puts() == 0
+    (unsent,) = bench.edits.unsent()
+    assert unsent.reason == UNFINISHED
+    bench.edits.release(bench.edits.open_local(local_file(bench)))  # somebody reads it
+    bench.edits.flush(0.1)
+    assert bench.puts() == 0
+    bench.fill(bench.open(README, os.O_WRONLY | os.O_APPEND), b"f\n")
+    assert bench.has("readme") == "half\n"
+
+
+def local_file(bench: Bench) -> Any:
+    return bench.edits.shown(bench.dataset, README).file
+
+
+def test_what_the_kernel_closed_without_telling_is_sent_at_the_end(bench: Bench) -> None:
+    handle = bench.open(README)
+    bench.edits.write(handle, b"new: 1\n", 0)
+
+    bench.edits.close(all_closed=True)
+
+    assert bench.has("readme") == "new: 1\n"
+    assert list(all_unsent(bench.staging)) == []
+
+
+def test_crash_leaves_what_was_complete_to_the_next_mount(bench: Bench) -> None:
+    session = journal.EditSession(root_of(bench.staging, "server"))
+    session.open()
+    kept, temporary = session.new_file(), session.new_file()
+    kept.write_bytes(b"new: 1\n")
+    session.note(kept, journal.Note(bench.dataset, README, True, 1.0))
+    lost = session.new_file()
+    session.note(lost, journal.Note(bench.dataset, README, True, 1.0))
+    lost.unlink()
+    session._lock.release()  # as a process that is killed does
+
+    bench.mount()
+    bench.edits.flush(WAIT_S)
+
+    assert bench.has("readme") == "new: 1\n"
+    assert not temporary.exists()
+    assert not kept.parent.exists()
+
+
+@pytest.mark.expects_log("cannot be read")
+def test_note_that_cannot_be_read_stays(bench: Bench) -> None:
+    session = journal.EditSession(root_of(bench.staging, "server"))
+    session.open()
+    kept = session.new_file()
+    kept.with_name(f"{kept.name}.json").write_text("{")
+    session._lock.release()
+
+    bench.mount()
+
+    assert kept.exists()
+
+
+def test_facts_of_what_is_not_sent_survive_json(bench: Bench) -> None:
+    note = journal.Note(bench.dataset, README, False, 12.5, "why")
+
+    assert journal.Note.from_json(note.to_json()) == note
+    assert Unsent.of(Path(__file__), note).size_in_bytes == Path(__file__).stat().st_size
+
+
+# Power cuts
+
+
+def test_what_is_sent_is_on_the_disk_before_the_server_is_asked(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    steps_when_asked: list[list[str]] = []
+    bench.writes.asked = lambda: steps_when_asked.append(list(disk.steps))
+
+    bench.write(README, b"new: 1\n")
+
+    (steps,) = steps_when_asked
+    # The quick notes of what is being written, then content, note, its name.
+    assert steps[-4:] == ["sync file", "sync file", "replace", "sync directory"]
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_power_cut_while_a_change_is_secured_loses_nothing_that_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    disk = Disk(monkeypatch)
+    dataset = Dataset.from_json(
+        {"uri": "s3://b/u", "base_uri": "s3://b", "uuid": str(uuid_module.uuid4()), "name": "n"}
+        | {"creator_username": "c", "created_at": 1.0, "frozen_at": 1.0}
+    )
+    written = Note(dataset, README, is_complete=False, changed_at=1.0)
+    session = EditSession(root_of(tmp_path, "server"))
+    session.open()
+    local = session.new_file()
+    session.note(local, written)
+    local.write_bytes(b"new: 1\n")
+    disk.settle()
+    disk.cut_at(step)
+
+    with contextlib.suppress(PowerCut):
+        session.secure(
+            local, replace(written, is_complete=True), lambda: contextlib.nullcontext(True)
+        )
+    secured = len(disk.steps) == 4
+    disk.lose_what_is_not_synced()
+
+    session.close()
+    later = EditSession(root_of(tmp_path, "server"))
+    later.open()
+    ((path, note),) = later.take_over(lambda note: True)
+    assert note.is_complete or not secured
+    assert disk.has_content_of(path) or not note.is_complete
+    later.close()

@@ -1,0 +1,91 @@
+"""The states of a staged dataset: every move that is legal, and every one that is not."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from dserverfs.base.errors import DserverfsError, Frozen, ProtocolError, UsageError
+from dserverfs.writing.staging.states import MOVES, Move, Record, State, next_state
+
+RECORD = Record(
+    id="b0f92a668-8a5b-4b5e-9d3a-000000000000",
+    server="localhost:5000",
+    base_uri="s3://bucket",
+    name="data",
+    creator_username="alice",
+    created_at=1.5,
+)
+ILLEGAL = [pair for pair in itertools.product(State, Move) if pair not in MOVES]
+
+
+@pytest.mark.parametrize(("state", "move"), ILLEGAL)
+def test_an_illegal_move_raises_and_changes_nothing(state: State, move: Move) -> None:
+    record = replace(RECORD, state=state, reason="as before")
+
+    with pytest.raises(DserverfsError):
+        record.moved(move)
+
+    assert record == replace(RECORD, state=state, reason="as before")
+
+
+@pytest.mark.parametrize("state", [State.COMPLETING, State.FROZEN])
+@pytest.mark.parametrize("move", [Move.WRITE, Move.DISCARD])
+def test_what_may_be_registered_is_neither_written_nor_discarded(state: State, move: Move) -> None:
+    with pytest.raises(Frozen):
+        next_state(state, move)
+
+
+def test_an_empty_one_cannot_skip_being_sealed() -> None:
+    with pytest.raises(UsageError, match="open cannot upload"):
+        next_state(State.OPEN, Move.UPLOAD)
+
+
+def test_the_usual_way_leads_to_frozen() -> None:
+    record = RECORD
+
+    for move in (Move.WRITE, Move.SEAL, Move.UPLOAD, Move.COMPLETE, Move.REGISTER):
+        record = record.moved(move)
+
+    assert record.state is State.FROZEN
+
+
+@pytest.mark.parametrize("state", [State.SEALED, State.UPLOADING, State.FAILED])
+def test_a_write_reopens_what_is_not_registered(state: State) -> None:
+    assert replace(RECORD, state=state).moved(Move.WRITE).state is State.OPEN
+
+
+def test_no_state_is_a_dead_end_but_frozen() -> None:
+    ways_out = {state for state, _ in MOVES}
+
+    assert ways_out == set(State) - {State.FROZEN}
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_record_is_read_as_it_was_written(state: State) -> None:
+    record = replace(RECORD, state=state, armed=False, reason="a disk was full: ünïcödé")
+
+    assert Record.from_json(record.to_json()) == record
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"format": 99}',
+        RECORD.to_json().replace('"open"', '"ajar"'),
+        RECORD.to_json().replace('"id"', '"it"'),
+    ],
+)
+def test_a_damaged_record_is_refused(text: str) -> None:
+    with pytest.raises(ProtocolError):
+        Record.from_json(text)
+
+
+def test_registering_is_shown_as_uploading() -> None:
+    assert replace(RECORD, state=State.COMPLETING).shown_state == "uploading"

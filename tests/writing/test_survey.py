@@ -1,0 +1,198 @@
+"""Which files of a staged directory are items, in both layouts and in neither."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from dserverfs.base.errors import CannotHold, NotUTF8, UsageError
+from dserverfs.base.limits import MAX_README_BYTES
+from dserverfs.writing.staging.survey import Ambiguous, Layout, StillProto, survey
+from tests.support.dtool_datasets import make_dataset
+
+
+def write(root: Path, *relpaths: str) -> None:
+    for relpath in relpaths:
+        path = root / relpath
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(relpath)
+
+
+def test_every_file_but_the_top_readme_is_an_item(tmp_path: Path) -> None:
+    write(tmp_path, "README.yml", "a", "sub/b", "sub/README.yml", "sub/deep/c")
+
+    found = survey(tmp_path)
+
+    assert found.layout is Layout.ITEMS
+    assert sorted(found.items) == ["a", "sub/README.yml", "sub/b", "sub/deep/c"]
+    assert found.readme == b"README.yml"
+    assert found.items["sub/b"].path == tmp_path / "sub/b"
+    assert found.size_in_bytes == sum(map(len, found.items))
+
+
+def test_a_data_directory_holds_the_items(tmp_path: Path) -> None:
+    write(tmp_path, "README.yml", "data/a", "data/sub/b", "data/README.yml")
+
+    found = survey(tmp_path)
+
+    assert found.layout is Layout.DTOOL
+    assert sorted(found.items) == ["README.yml", "a", "sub/b"]
+    assert found.admin_metadata is None
+
+
+@pytest.mark.parametrize(
+    "relpaths",
+    [
+        ("data/a", "beside"),
+        ("data/a", "other/b"),
+        (".dtool/dtool", "a"),
+        (".dtool/x",),
+        (".dtool/x", "data/a", "README.yml-1.5"),
+    ],
+)
+def test_what_can_be_read_both_ways_is_left_to_a_person(
+    tmp_path: Path, relpaths: tuple[str, ...]
+) -> None:
+    write(tmp_path, *relpaths)
+
+    with pytest.raises(Ambiguous, match=r"--layout items\|dtool"):
+        survey(tmp_path)
+
+
+def test_a_person_decides_for_items(tmp_path: Path) -> None:
+    write(tmp_path, "data/a", "beside")
+
+    assert sorted(survey(tmp_path, Layout.ITEMS).items) == ["beside", "data/a"]
+
+
+def test_a_person_decides_for_dtool_and_is_told_what_is_left_over(tmp_path: Path) -> None:
+    write(tmp_path, "data/a", "beside", "README.yml")
+
+    found = survey(tmp_path, Layout.DTOOL)
+
+    assert sorted(found.items) == ["a"]
+    assert found.left_over == ["beside"]
+
+
+def test_an_empty_directory_has_no_items(tmp_path: Path) -> None:
+    assert survey(tmp_path).items == {}
+
+
+@pytest.mark.parametrize("by_itself", [False, True])
+def test_what_dtool_keeps_of_a_readme_leaves_the_layout_dtools(
+    tmp_path: Path, by_itself: bool
+) -> None:
+    directory = make_dataset(tmp_path, "frozen", {"a": b"1"})
+    (directory / "README.yml-1700000000.5").write_text("before")
+
+    found = survey(directory, by_itself=by_itself)
+
+    assert (found.layout, sorted(found.items)) == (Layout.DTOOL, ["a"])
+    assert found.left_over == ["README.yml-1700000000.5"]
+
+
+def test_what_is_beside_dtools_layout_is_left_out_by_command_only(tmp_path: Path) -> None:
+    directory = make_dataset(tmp_path, "frozen", {"a": b"1"})
+    (directory / "notes.txt").write_text("mine")
+
+    assert survey(directory).left_over == ["notes.txt"]
+    with pytest.raises(Ambiguous, match=r"notes\.txt"):
+        survey(directory, by_itself=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("Größe".encode("latin-1"), "no text in UTF-8"),
+        (b"\x89PNG\r\n\x1a\n", "no text in UTF-8"),
+        (b"a" * (MAX_README_BYTES + 1), "is larger than"),
+        (None, "is a directory"),
+    ],
+    ids=["latin-1", "binary", "large", "directory"],
+)
+def test_readme_that_no_server_takes_is_named_before_anything_is_sent(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    write(tmp_path, "a")
+    if content is None:
+        (tmp_path / "README.yml").mkdir()
+    else:
+        (tmp_path / "README.yml").write_bytes(content)
+
+    with pytest.raises(UsageError, match=said):
+        survey(tmp_path)
+
+
+def test_largest_readme_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "README.yml").write_bytes(b"a" * MAX_README_BYTES)
+
+    assert len(survey(tmp_path).readme) == MAX_README_BYTES
+
+
+def test_a_missing_readme_is_an_empty_one(tmp_path: Path) -> None:
+    write(tmp_path, "a")
+
+    assert survey(tmp_path).readme == b""
+
+
+def test_a_dataset_frozen_elsewhere_brings_everything(tmp_path: Path) -> None:
+    directory = make_dataset(tmp_path, "frozen", {"a": b"1", "sub/b": b"2"})
+
+    found = survey(directory)
+
+    assert found.admin_metadata is not None
+    assert found.manifest is not None
+    assert found.admin_metadata["name"] == "frozen"
+    assert len(found.manifest["items"]) == 2
+    assert found.tags == ["testing"]
+    assert found.annotations == {"answer": {"value": 42, "text": "ü"}}
+    assert set(found.overlays) == {"odd"}
+
+
+def test_what_dtool_has_not_frozen_is_dtools_to_freeze(tmp_path: Path) -> None:
+    write(tmp_path, "data/a")
+    (tmp_path / ".dtool").mkdir()
+    (tmp_path / ".dtool/dtool").write_text(json.dumps({"type": "protodataset"}))
+
+    with pytest.raises(StillProto, match="dtool freeze"):
+        survey(tmp_path)
+
+
+def test_damaged_metadata_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "data/a", ".dtool/dtool")
+
+    with pytest.raises(UsageError, match="dtool: cannot be read"):
+        survey(tmp_path)
+
+
+def test_what_is_lost_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "a", "script")
+    (tmp_path / "script").chmod(0o755)
+    for number in range(7):
+        (tmp_path / f"empty/{number}").mkdir(parents=True)
+
+    assert survey(tmp_path).losses() == (
+        "not kept in the dataset: empty directories: empty/6, empty/5, empty/4, empty/3, empty/2"
+        " and 2 more; executable bits: script"
+    )
+
+
+def test_nothing_lost_says_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "sub/a")
+
+    assert survey(tmp_path).losses() is None
+
+
+def test_links_and_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/link").symlink_to("nowhere")
+    (tmp_path / "two").mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path / "two") + b"/\xff")).write_text("x")
+
+    with pytest.raises(CannotHold):
+        survey(tmp_path / "one")
+    with pytest.raises(NotUTF8):
+        survey(tmp_path / "two")
