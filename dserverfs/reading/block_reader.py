@@ -1,6 +1,6 @@
 """Reading items: blocks from memory, the cache or the store, each fetched once.
 
-Used by the readers of items (`item_reader`). `want` answers at once or hands out
+Used by the readers of items (`open_item`). `want` answers at once or hands out
 what to wait for, so that no thread of a caller waits for a block unless it wants
 to. Thread-safe.
 

@@ -116,7 +116,7 @@ class BlockCache:
 
     @property
     def database(self) -> Any:
-        """Diskcache's cache, for `cache_care`; None if it cannot be used."""
+        """Diskcache's cache, for `maintenance`; None if it cannot be used."""
         return self._readable()
 
     def open(self) -> None:

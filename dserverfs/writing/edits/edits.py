@@ -3,13 +3,13 @@
 Used by the mount: its operations, which call one method for each, and the trees of
 datasets, which show the local files before what the server has. Whatever is
 written goes to a private local file first; at most LIMIT_BYTES of them for each
-mount. What was written to a target (see `edit_targets`) is sent to the server when
+mount. What was written to a target (see `editable`) is sent to the server when
 it is complete: renamed onto the target or synced, which wait for the server and
 raise what it says, else when the last of its writers is gone. What cannot be sent
 then stays on the disk, is shown, and is tried again: later, at the end, when it is
 written to again, and by the next mount. Thread-safe.
 
-After a crash: see `edit_session`. What was complete is sent by the next mount; what
+After a crash: see `journal`. What was complete is sent by the next mount; what
 was being written is shown by it, and sent when somebody has written to it again.
 """
 
