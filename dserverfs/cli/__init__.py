@@ -27,6 +27,7 @@ NAMES = (
     "cache",
     "login",
     "whoami",
+    "help",
 )
 
 
