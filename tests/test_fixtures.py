@@ -207,7 +207,7 @@ def test_device_is_open_for_as_long_as_anybody_uses_it(device: Path, tmp_path: P
 def test_device_is_restored_by_the_run_after_a_killed_one(device: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
     code = (
-        "import os, signal, sys; from pathlib import Path; from tests import fuse_device\n"
+        "import os, signal, sys; from pathlib import Path; from tests.support import fuse_device\n"
         "with fuse_device.usable_by_all(Path(sys.argv[1]), Path(sys.argv[2])):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

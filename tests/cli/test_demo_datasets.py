@@ -110,7 +110,7 @@ def test_demo_refuses_a_directory_that_dtool_cannot_use(tmp_path: Path) -> None:
 
 def test_demo_does_not_import_pandas(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from dserverfs import demo_datasets\n"
+        "import sys, pathlib; from dserverfs.cli import demo_datasets\n"
         "demo_datasets.build_datasets(pathlib.Path(sys.argv[1]))\n"
         "print('pandas' in sys.modules)"
     )

@@ -8,7 +8,7 @@ import sys
 ROUNDS = 200
 PROGRAM = f"""
 import resource, sys
-from dserverfs import allocator
+from dserverfs.mount import allocator
 if sys.argv[1] == "keep":
     allocator.keep_freed_memory()
 held = [bytes(100_000) for _ in range(10)]

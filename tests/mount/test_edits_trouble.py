@@ -13,7 +13,7 @@ import pytest
 from dserverfs.base.model import DserverURI
 from tests.support import servers
 from tests.support.accounts import Account
-from tests.support.mount_daemons import Remountable, remountable
+from tests.support.mount_daemons import Remountable, remountable, wait_for_end
 from tests.support.mounts import mounted
 from tests.support.quirky_changes import become
 from tests.support.quirky_server import CONTENTS as QUIRKY_CONTENTS
@@ -178,7 +178,7 @@ def test_last_write_before_a_plain_unmount_is_sent(
 
     subprocess.run(["fusermount3", "-u", distant.path], check=True, timeout=30)
 
-    wait_for(lambda: Path(f"/proc/{pid}").exists(), False)
+    wait_for_end(pid)
     assert readme_of(server, uuid) == "last: 1\n"
 
 

@@ -317,9 +317,8 @@ def test_disk_that_others_filled_keeps_what_there_is_readable(
 READ_ONLY = """
 import logging, sys
 from pathlib import Path
-from dserverfs import cache_care
-from dserverfs.blocks import MemoryBlock
-from dserverfs.cache import BlockCache, BlockKey
+from dserverfs.reading.cache.blocks import MemoryBlock
+from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
 logging.basicConfig()
 cache = BlockCache(Path(sys.argv[1]))
 cache.open()

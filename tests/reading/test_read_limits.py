@@ -129,7 +129,7 @@ def test_after_the_end_nobody_waits(world: World) -> None:
 READ_ALL = """
 import resource, sys, threading
 from pathlib import Path
-from tests.test_read_limits import peak_of_readers
+from tests.reading.test_read_limits import peak_of_readers
 print(peak_of_readers(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))
 """
 ITEM_BYTES = 32 * BLOCK_SIZE

@@ -23,7 +23,7 @@ BASE = "s3://bucket"
 OWNER = """
 import sys
 from pathlib import Path
-from dserverfs.staging import Staging
+from dserverfs.writing.staging.area import Staging
 staging = Staging(Path(sys.argv[2]), "localhost:5000").open()
 staged = [s for s in staging.datasets("s3://bucket") if s.id == sys.argv[1]][0]
 staged.own()
