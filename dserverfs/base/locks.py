@@ -1,18 +1,23 @@
-"""A lock on a directory that says who holds it and is let go of when that process ends.
+"""Locks between processes: `flock` on a file that stays; the end of a process releases them.
 
-Used by staging: a staged dataset belongs to one process. `flock` decides; the
-lock file's text tells others who it is. Where home directories are shared
-between machines whose locks do not reach each other, the text decides too: a
-lock that another machine wrote and did not take back counts as held.
+Used for caches, staging, edits and the server's data. `locked` and `locked_within` hold
+one for a block of code. An OwnerLock is held for long and says who holds it: a staged
+dataset belongs to one process. `flock` decides; the lock file's text names the owner.
+Where home directories are shared between machines whose locks do not reach each other,
+the text decides too: a lock that another machine wrote and did not take back counts as
+held.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,47 @@ from dserverfs.base.limits import parse_json, understood
 from dserverfs.base.printable import printable
 
 _MACHINE_ID = Path("/etc/machine-id")
+_POLL_S = 0.02
+
+
+def open_lock(path: Path) -> int:
+    """Return the descriptor of a lock file, made if it is missing; close it to release the lock."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def try_lock(fd: int) -> bool:
+    """Return whether the lock is held by this descriptor now; does not wait."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file that others hold for moments only; waits for it."""
+    fd = open_lock(path)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def locked_within(path: Path, timeout_s: float) -> Iterator[None]:
+    """Hold the lock of a file; raises BlockingIOError if it is held elsewhere for so long."""
+    end_s = time.monotonic() + timeout_s
+    fd = open_lock(path)
+    try:
+        while not try_lock(fd):
+            if time.monotonic() >= end_s:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(path))
+            time.sleep(_POLL_S)
+        yield
+    finally:
+        os.close(fd)
 
 
 class OwnerLock:
@@ -40,19 +86,13 @@ class OwnerLock:
         """Return whether it is ours now; does not wait. Raises OSError if the disk fails."""
         if self._fd is not None:
             return True
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_elsewhere(_read(fd)):
-                os.close(fd)
+        with contextlib.ExitStack() as stack:
+            fd = open_lock(self._path)
+            stack.callback(os.close, fd)
+            if not try_lock(fd) or _is_elsewhere(_read(fd)):
                 return False
             _write(fd, json.dumps(_me()))
-        except BlockingIOError:
-            os.close(fd)
-            return False
-        except BaseException:
-            os.close(fd)
-            raise
+            stack.pop_all()
         self._fd = fd
         return True
 

@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import logging
 import os
 import re
 import stat
-import threading
-import time
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
+from dserverfs.base.durable_files import remove_left_beside, written_beside
 from dserverfs.base.errors import IntegrityError, UsageError
 from dserverfs.base.hashes import known_hasher
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
@@ -37,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 # What is larger would be written twice: into the file and, in blocks, into the cache.
 MAX_THROUGH_CACHE = 8 * BLOCK_SIZE
-_PARTIAL = ".partial-"
+_PARTIAL = ".partial"  # no program that lists the directory takes it for an item
 _ABANDONED_S = 24 * 3600.0  # no fetch takes longer, guess
 _NAME = re.compile(r"[0-9a-f]{40}-[0-9a-f]{1,128}")
 
@@ -81,9 +80,7 @@ class ItemFiles:
         if self._made:
             return
         self._directory.mkdir(parents=True, exist_ok=True)
-        for path in self._directory.glob(f"{_PARTIAL}*"):
-            if path.stat().st_mtime < time.time() - _ABANDONED_S:
-                path.unlink(missing_ok=True)
+        remove_left_beside(self._directory / _PARTIAL, older_than_s=_ABANDONED_S)
         self._made = True
 
     def _is_good(self, path: Path, content: ItemContent, item: Item) -> bool:
@@ -102,41 +99,37 @@ class ItemFiles:
         return True
 
     def _write(self, path: Path, content: ItemContent, item: Item) -> None:
-        partial = path.with_name(f"{_PARTIAL}{os.getpid()}-{threading.get_ident()}-{path.name}")
-        if len(partial.name.encode()) > MAX_COMPONENT_BYTES:
-            partial = path.with_name(f"{_PARTIAL}{os.getpid()}-{item.identifier}")
-        try:
-            found = self._copy(partial, content)
+        with written_beside(self._directory / _PARTIAL) as (file, partial):
+            found = self._copy(file, content)
             if found != content.hash:
                 # Blocks that were cached without having been compared as a whole.
                 logger.warning("%s; fetched once more", _mismatch(content, found))
                 self._reader.drop(content)
-                found = self._copy(partial, content)
+                found = self._copy(file, content)
             if found != content.hash:
                 self._reader.drop(content)
                 raise IntegrityError(_mismatch(content, found), uri=content.dataset.uri)
             os.utime(partial, ns=(item.mtime_ns, item.mtime_ns))
             partial.chmod(0o444)
-            partial.rename(path)
-        finally:
-            partial.unlink(missing_ok=True)
+            os.replace(partial, path)
 
-    def _copy(self, partial: Path, content: ItemContent) -> str:
-        """Write the item to `partial`; return the hash of what was written."""
-        with partial.open("w+b", buffering=0) as file:
-            if content.size_in_bytes > MAX_THROUGH_CACHE and not self._reader.is_at_hand(content):
-                return download(self._stored, content, file.fileno())
-            return self._copy_blocks(file, content)
+    def _copy(self, file: IO[bytes], content: ItemContent) -> str:
+        """Write the item to an open file; return the hash of what was written."""
+        file.seek(0)
+        file.truncate()
+        if content.size_in_bytes > MAX_THROUGH_CACHE and not self._reader.is_at_hand(content):
+            return download(self._stored, content, file.fileno())
+        return self._copy_blocks(file, content)
 
-    def _copy_blocks(self, file: io.FileIO, content: ItemContent) -> str:
+    def _copy_blocks(self, file: IO[bytes], content: ItemContent) -> str:
         """As `_copy`, through the cache, which the mount shares."""
         hasher = known_hasher(content.hash_function)
         reader = ItemReader(self._reader, content)
         for offset in range(0, content.size_in_bytes, BLOCK_SIZE):
             block = memoryview(reader.read(offset, BLOCK_SIZE))
             hasher.update(block)
-            while block:  # a disk that is full takes less, and then says so
-                block = block[file.write(block) :]
+            file.write(block)
+        file.flush()
         return hasher.hexdigest()
 
 

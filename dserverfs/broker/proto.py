@@ -19,13 +19,14 @@ import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import dtoolcore
 from dtoolcore.storagebroker import DiskStorageBrokerValidationWarning
 
+from dserverfs.base.durable_files import written_beside
 from dserverfs.base.errors import CannotHold, NameTaken, NameTooLong, NotFound, NotUTF8, UsageError
 from dserverfs.base.limits import (
     MAX_COMPONENT_BYTES,
@@ -160,7 +161,7 @@ class ProtoDataset:
             with self._incoming() as (file, incoming):
                 file.write(text.encode("utf-8"))
                 file.flush()
-                incoming.rename(path)
+                os.replace(incoming, path)
 
     def delete_key(self, key: str) -> None:
         with self._changing():
@@ -188,7 +189,7 @@ class ProtoDataset:
                     _copy(content, file)
                     os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    incoming.rename(target)
+                    os.replace(incoming, target)
             except OSError as error:
                 raise UsageError(
                     f"{source}: cannot be added as {relpath!r}: {error.strerror}"
@@ -337,18 +338,12 @@ class ProtoDataset:
         if hashing is not None:
             hashing.close()  # its list of items is an old one
 
-    @contextmanager
-    def _incoming(self) -> Iterator[tuple[BinaryIO, Path]]:
-        """Yield a new file beside the tree, to be renamed when it is whole."""
-        path = self.staged.directory / f"incoming-{threading.get_ident()}"
-        try:
-            with path.open("wb") as file:
-                yield file, path
-        finally:
-            path.unlink(missing_ok=True)
+    def _incoming(self) -> AbstractContextManager[tuple[IO[bytes], Path]]:
+        """Give a new file beside the tree, to be renamed when it is whole."""
+        return written_beside(self.staged.directory / "incoming", mode=0o666)
 
 
-def _copy(source: BinaryIO, target: BinaryIO) -> None:
+def _copy(source: IO[bytes], target: IO[bytes]) -> None:
     """Copy a file; within a file system that can, without copying its bytes."""
     copied = 0
     try:

@@ -18,14 +18,14 @@ import resource
 import sqlite3
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from dserverfs.base.durable_files import left_beside, sync_open, written_beside
 from dserverfs.base.errors import DserverfsError, LocalDiskError, ProtocolError
-from dserverfs.base.local_files import create_private, remove_if_possible
+from dserverfs.base.local_files import remove_if_possible
 from dserverfs.catalogue.manifest_index import FORMAT_VERSION, NAME_INDEX, SCHEMA
 from dserverfs.catalogue.manifest_rows import ManifestTree
 from dserverfs.remote.manifest_parsing import ManifestStream
@@ -58,17 +58,11 @@ def build(pieces: Iterable[bytes], index_path: Path) -> None:
     Raises ProtocolError if it is none, LocalDiskError.
     """
     stream, tree = _parsed(pieces)
-    scratch = index_path.with_name(f"{index_path.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        with local_part():
-            create_private(scratch)
-            with contextlib.closing(sqlite3.connect(scratch)) as connection:
-                _fill(connection, stream, tree)
-            _sync(scratch)
-            scratch.rename(index_path)
-    except BaseException:
-        remove_if_possible(scratch)
-        raise
+    with local_part(), written_beside(index_path) as (file, scratch):
+        with contextlib.closing(sqlite3.connect(scratch)) as connection:
+            _fill(connection, stream, tree)
+        sync_open(file)
+        os.replace(scratch, index_path)
 
 
 def build_in_memory(pieces: Iterable[bytes]) -> sqlite3.Connection:
@@ -204,7 +198,7 @@ class Indexing:
             with contextlib.suppress(BrokenPipeError):  # what was not sent
                 pipe.close()
         if process.returncode < 0:  # killed: it did not tidy up
-            for scratch in self._path.parent.glob(f"{self._path.name}.{process.pid}-*"):
+            for scratch in left_beside(self._path, process.pid):
                 remove_if_possible(scratch)
 
 
@@ -219,14 +213,6 @@ def build_apart(manifest_path: Path, index_path: Path) -> None:
 def _pieces(file: IO[bytes]) -> Iterator[bytes]:
     while piece := file.read(_PIECE_BYTES):
         yield piece
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def main(arguments: Sequence[str]) -> int:

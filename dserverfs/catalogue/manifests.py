@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dserverfs.base.directories import private_directory
+from dserverfs.base.durable_files import replacing_unsynced, sync_open
 from dserverfs.base.errors import (
     Cancelled,
     DserverfsError,
@@ -35,7 +36,7 @@ from dserverfs.base.errors import (
     ProtocolError,
     UsageError,
 )
-from dserverfs.base.local_files import create_private, remove_if_possible
+from dserverfs.base.local_files import remove_if_possible
 from dserverfs.base.model import BackendURI, Dataset
 from dserverfs.catalogue import manifest_indexing
 from dserverfs.catalogue.manifest_index import ManifestIndex
@@ -269,28 +270,17 @@ class Manifests:
 
         What makes `end` raise, which is called behind the last, is no manifest and not kept.
         """
-        scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
-        with local_part():
-            create_private(scratch)
-            file = scratch.open("wb", buffering=0)
-        try:
-            with file:
-                unlooked_bytes = 0
-                for piece in pieces:
-                    unlooked_bytes += len(piece)
-                    with local_part():
-                        if unlooked_bytes >= BYTES_BETWEEN_LOOKS:
-                            unlooked_bytes = 0
-                            self._require_space()
-                        file.write(piece)
-                    use(piece)
-                end()
-                with local_part():
-                    os.fsync(file.fileno())
-            with local_part():
-                scratch.rename(path)
-        finally:
-            remove_if_possible(scratch)
+        with local_part(), replacing_unsynced(path) as file:
+            unlooked_bytes = 0
+            for piece in pieces:
+                unlooked_bytes += len(piece)
+                if unlooked_bytes >= BYTES_BETWEEN_LOOKS:
+                    unlooked_bytes = 0
+                    self._require_space()
+                file.write(piece)
+                use(piece)
+            end()
+            sync_open(file)  # it is shown as it is: half of one would be taken for it
 
     def _checked(self, dataset: Dataset, load: ManifestLoad) -> Iterator[bytes]:
         """As `_pieces`; raises ProtocolError at the latest at the end of what is no manifest."""

@@ -17,13 +17,12 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dserverfs.base.directories import private_directory
+from dserverfs.base.durable_files import write_unsynced
 from dserverfs.base.errors import (
     DserverfsError,
     NotAuthenticated,
@@ -34,7 +33,7 @@ from dserverfs.base.errors import (
     UsageError,
 )
 from dserverfs.base.limits import is_text, parse_json, understood
-from dserverfs.base.local_files import create_private, remove_if_possible
+from dserverfs.base.local_files import remove_if_possible
 from dserverfs.base.model import UUID, Dataset, User
 from dserverfs.remote.api import Metadata, Resolver
 
@@ -155,18 +154,13 @@ class KeptAnswers:
         return answer
 
     def _save(self, name: str, value: Any) -> None:
-        path = self._path(name)
-        scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+        content = json.dumps({"about": self._about(name), "value": value}).encode("ascii")
         try:
             private_directory(self._directory)  # somebody may have emptied the cache
-            create_private(scratch)
-            with scratch.open("w", encoding="utf-8") as file:
-                json.dump({"about": self._about(name), "value": value}, file)
-            scratch.rename(path)
+            write_unsynced(self._path(name), content)
             self._taken_back.discard(name)
         except (OSError, UsageError) as error:
             logger.debug("%s: not kept: %s", name, error)
-            remove_if_possible(scratch)
 
     def _take_back(self, name: str) -> None:
         if not remove_if_possible(self._path(name)):

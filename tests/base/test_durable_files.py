@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from dserverfs.base.durable_files import replacing, write_durably, written_beside
+from dserverfs.base.durable_files import (
+    left_beside,
+    remove_left_beside,
+    replacing,
+    write_durably,
+    write_unsynced,
+    written_beside,
+)
 from dserverfs.remote.login import keep_token
 from dserverfs.server.store.datadir import write_private
 from dserverfs.writing.staging.area import Staging
@@ -92,6 +99,32 @@ def test_what_was_written_beside_and_not_renamed_is_deleted(tmp_path: Path) -> N
         assert scratch.parent == tmp_path
 
     assert os.listdir(tmp_path) == []
+
+
+def test_unsynced_file_is_whole_for_other_processes_and_waits_for_no_disk(
+    tmp_path: Path, disk: Disk
+) -> None:
+    (tmp_path / "file").write_bytes(OLD)
+
+    write_unsynced(tmp_path / "file", NEW)
+
+    assert disk.steps == ["replace"]
+    assert (tmp_path / "file").read_bytes() == NEW
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_a_killed_process_wrote_beside_is_deleted_once_it_is_old(tmp_path: Path) -> None:
+    with written_beside(tmp_path / "file") as (_, scratch):
+        old, journal = tmp_path / "file.1-1.new", tmp_path / "file.1-1.new-journal"
+        for path in (old, journal, tmp_path / "file"):
+            path.write_bytes(OLD)
+            os.utime(path, (0, 0))
+        assert left_beside(tmp_path / "file") == sorted([old, journal, scratch])
+        assert left_beside(tmp_path / "*", 1) == [old, journal]
+
+        remove_left_beside(tmp_path / "*", older_than_s=60.0)
+
+        assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "file", scratch])
 
 
 def stage(path: Path) -> None:

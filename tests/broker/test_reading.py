@@ -173,7 +173,7 @@ def test_concurrent_fetches_of_an_item_do_not_disturb_each_other(dtool: Dtool, u
 
     (path,) = paths
     assert Path(path).read_bytes() == content_of(relpath, SIZES[relpath])
-    assert not list(Path(path).parent.glob(".partial-*"))
+    assert list(Path(path).parent.iterdir()) == [Path(path)]
 
 
 def test_copy_to_disk_is_whole(dtool: Dtool, uri: str, tmp_path: Path) -> None:

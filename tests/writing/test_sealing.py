@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs.base import durable_files
 from dserverfs.base.errors import ItemChanged, ProtocolError
 from dserverfs.base.model import UUID, DserverURI
 from dserverfs.client import Client
@@ -28,7 +29,7 @@ class Disk:
     def __init__(self) -> None:
         self.is_ready = threading.Event()
         self.error: OSError | None = None
-        self._sync = sealing._sync
+        self._sync = durable_files.sync_file_system
 
     def sync(self, tree: Path) -> None:
         assert self.is_ready.wait(60)
@@ -40,7 +41,7 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     disk = Disk()
-    monkeypatch.setattr(sealing, "_sync", disk.sync)
+    monkeypatch.setattr(sealing, "sync_file_system", disk.sync)
     yield disk
     disk.is_ready.set()
 

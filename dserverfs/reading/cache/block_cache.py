@@ -37,6 +37,7 @@ import diskcache.core
 from dserverfs.base.directories import CannotBeMade, private_directory
 from dserverfs.base.errors import UsageError
 from dserverfs.base.items import BLOCK_SIZE
+from dserverfs.base.locks import locked_within
 from dserverfs.reading.cache import cache_rows, opening, space
 from dserverfs.reading.cache.block_files import StoredFile, Value
 from dserverfs.reading.cache.blocks import (
@@ -127,7 +128,8 @@ class BlockCache:
         self._is_open = True
         try:
             private_directory(self._directory)
-            with opening.alone(self._directory):
+            # What is corrupt is removed by one process.
+            with locked_within(self._directory / "lock", opening.OPEN_TIMEOUT_S):
                 self._cache = opening.database(self._directory, self._size_limit)
                 self._watch.opened()
             due = space.sweep_is_due(self._directory)

@@ -6,13 +6,8 @@ the operating system raise.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
-import os
 import sqlite3
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,29 +37,10 @@ diskcache.core.EVICTION_POLICY[_POLICY] = {
 }
 
 
-@contextlib.contextmanager
-def alone(directory: Path) -> Iterator[None]:
-    """Keep other processes from opening the cache: what is corrupt is removed by one."""
-    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    end_s = time.monotonic() + OPEN_TIMEOUT_S
-    try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= end_s:
-                    raise
-                time.sleep(0.02)
-        yield
-    finally:
-        os.close(fd)
-
-
 def database(directory: Path, size_limit: int | None) -> Any:
     """Return diskcache's cache; a corrupt one is thrown away, with one line in the log.
 
-    For one process at a time. `size_limit` as of a BlockCache.
+    For the holder of the directory's lock. `size_limit` as of a BlockCache.
     """
     try:
         return _open(directory, size_limit)

@@ -14,8 +14,6 @@ carries on. The directory is 0700 and the files are 0600. Main thread only.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -27,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from dserverfs.base.durable_files import left_beside, write_durably
 from dserverfs.base.errors import Conflict, UsageError
+from dserverfs.base.locks import locked_within
 
 VERSION = "dserverfs server 1"
 
@@ -43,24 +42,20 @@ class DataDirectory:
 
         Raises UsageError when it cannot be used and Conflict when another serve uses it.
         """
-        try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._refuse_foreign()
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise UsageError(f"--data {self.path}: {error.strerror}") from error
-        try:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._refuse_foreign()
+                stack.enter_context(locked_within(self.path / "lock", 0.0))
             except BlockingIOError as error:
                 raise Conflict(
                     f"--data {self.path} is in use by another dserverfs serve; "
                     "stop that one or give another directory"
                 ) from error
+            except OSError as error:
+                raise UsageError(f"--data {self.path}: {error.strerror}") from error
             self._prepare()
             yield
-        finally:
-            os.close(descriptor)
 
     @contextmanager
     def shared(self) -> Iterator[None]:

@@ -20,7 +20,6 @@ Main thread only: the child dies with the thread that starts it.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -35,6 +34,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dserverfs.base.errors import DserverfsError, Unreachable, UsageError
+from dserverfs.base.locks import open_lock, try_lock
 from dserverfs.server.store import die_with_parent
 from dserverfs.server.store.bucket import ObjectStore
 from dserverfs.server.store.datadir import write_private
@@ -122,8 +122,9 @@ class SeaweedFS:
         """
         weed = find_weed()
         with ExitStack() as stack:
-            lock = self._lock(signals)
+            lock = open_lock(self._directory / "lock")
             stack.callback(os.close, lock)
+            self._wait_for(lock, signals)
             self._config.prepare()
             (self._directory / "data").mkdir(mode=0o700, exist_ok=True)
             self._command = [
@@ -174,21 +175,16 @@ class SeaweedFS:
         how = f"by signal {-status}" if status is not None and status < 0 else f"with {status}"
         return StoreEnded(f"weed ended {how}; the end of {self._log}: {_tail(self._log)}")
 
-    def _lock(self, signals: Signals) -> int:
-        descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    def _wait_for(self, lock: int, signals: Signals) -> None:
+        """Return when no `weed` of an earlier run has the directory; raises UsageError."""
         deadline = time.monotonic() + LOCK_DEADLINE_S
-        try:
-            while not _try_lock(descriptor):
-                if time.monotonic() > deadline:
-                    raise UsageError(
-                        f"{self._directory} is still used by the weed of an earlier serve; "
-                        "end that process"
-                    )
-                signals.wait(POLL_S)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
+        while not try_lock(lock):
+            if time.monotonic() > deadline:
+                raise UsageError(
+                    f"{self._directory} is still used by the weed of an earlier serve; "
+                    "end that process"
+                )
+            signals.wait(POLL_S)
 
     def _start(self, lock: int) -> None:
         self._ports = _usable_ports(self._last_ports())
@@ -302,14 +298,6 @@ def _probe(store: ObjectStore, bucket: str) -> DserverfsError | None:
     except DserverfsError as error:
         return error
     return None
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _usable_ports(wanted: Mapping[str, int]) -> Mapping[str, int]:

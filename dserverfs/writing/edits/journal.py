@@ -35,12 +35,12 @@ from dserverfs.base.durable_files import (
     sync_file,
     sync_open,
     write_durably,
+    write_unsynced,
     written_beside,
 )
 from dserverfs.base.errors import DserverfsError, ProtocolError, UsageError
 from dserverfs.base.limits import parse_json, record_of, understood
-from dserverfs.base.local_files import locked
-from dserverfs.base.locks import OwnerLock
+from dserverfs.base.locks import OwnerLock, locked
 from dserverfs.base.model import Dataset
 from dserverfs.remote.versions import Version
 
@@ -133,10 +133,7 @@ class EditSession:
 
     def note(self, path: Path, note: Note) -> None:
         """Say that the content of a file is not sent yet; does not wait for the disk."""
-        with written_beside(_note_of(path)) as (file, scratch):
-            file.write(note.to_json().encode("utf-8"))
-            file.flush()
-            os.replace(scratch, _note_of(path))
+        write_unsynced(_note_of(path), note.to_json().encode("utf-8"))
 
     def secure(
         self, path: Path, note: Note, still_so: Callable[[], AbstractContextManager[bool]]

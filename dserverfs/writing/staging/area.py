@@ -33,7 +33,8 @@ from dserverfs.base.directories import private_directory
 from dserverfs.base.durable_files import sync_directory
 from dserverfs.base.errors import Conflict, DserverfsError, LocalDiskError, NameTaken, UsageError
 from dserverfs.base.limits import name_is_valid
-from dserverfs.base.local_files import locked, make_private
+from dserverfs.base.local_files import make_private
+from dserverfs.base.locks import locked
 from dserverfs.writing.staging.dataset import (
     GONE,
     TREE,

@@ -13,10 +13,8 @@ before the state says so; `hashes`, what is known of files by inode and time.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
-import os
 import shutil
 import sqlite3
 import threading
@@ -27,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from dserverfs.base.disk_tables import DiskDict, ItemTable
-from dserverfs.base.durable_files import replacing
+from dserverfs.base.durable_files import replacing, sync_file_system
 from dserverfs.base.errors import IntegrityError, ItemChanged, ProtocolError, UsageError
 from dserverfs.base.limits import (
     is_uuid,
@@ -53,7 +51,6 @@ _SEALED = "sealed"
 _HASHES = "hashes"
 _ITEMS = ', "items": ['  # ends the first line; each item has one of its own
 _EDITED = "; if it was edited on purpose, rm -r its .dtool makes a new dataset of it"
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Described(NamedTuple):
@@ -305,19 +302,8 @@ def _syncing(tree: Path) -> Iterator[Future[None]]:
     """Sync in a thread, which is waited for only if the block fails."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="sync")
     try:
-        yield pool.submit(_sync, tree)
+        yield pool.submit(sync_file_system, tree)
     except BaseException:
         pool.shutdown()
         raise
     pool.shutdown(wait=False)
-
-
-def _sync(tree: Path) -> None:
-    """Return when everything written to the disk of `tree` is on it; raises OSError."""
-    fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if _libc.syncfs(fd) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(tree))
-    finally:
-        os.close(fd)
