@@ -178,6 +178,7 @@ def test_what_the_disk_says_of_our_files_is_nothing_about_the_dataset(
         raise error
 
     monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr("dserverfs.base.durable_files.written_beside", fail)
     monkeypatch.setattr(sqlite3, "connect", fail)
 
     monkeypatch.setattr("dserverfs.catalogue.manifest_shelter.MAX_IN_MEMORY_BYTES", 0)
