@@ -140,6 +140,15 @@ def test_classes_and_functions_that_a_page_names_are_there(path: Path) -> None:
     assert [name for name in named if name not in there] == []
 
 
+@pytest.mark.parametrize("path", TOPICS, ids=lambda path: path.name)
+def test_constants_that_a_page_names_are_those_of_the_code(path: Path) -> None:
+    there = pages.constants()
+
+    named = [text for text in pages.literals(path.read_text()) if re.match(r"[A-Z_]+ = ", text)]
+
+    assert [text for text in named if text not in there] == []
+
+
 @each_page
 def test_settings_that_a_page_names_are_there(path: Path) -> None:
     source = "".join(module.read_text() for module in PACKAGE.rglob("*.py"))
@@ -183,6 +192,7 @@ def test_unknown_topic_is_refused_with_those_there_are(capsys: pytest.CaptureFix
         ("==  ==\na   b\nabc d\n==  ==\n", "too narrow"),
         ("==  ==\na   b\n\nc   d\n", "end is missing"),
         ("A \tb\n", "a tab"),
+        ("- A bullet that\ngoes on.\n", "not indented"),
     ],
 )
 def test_page_of_another_form_is_noticed(text: str, fault: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ def tests_of(bullet: str) -> list[str]:
     return re.split(r"[,\s]+", mark[1].strip().rstrip(",")) if mark else []
 
 
+@functools.cache
 def tests_there_are() -> dict[str, set[str]]:
     """Return by each test's name the files, without `.py`, that have a test of that name."""
     files = defaultdict(set)
@@ -76,6 +78,7 @@ def command_lines(text: str) -> Iterator[str]:
             yield found[1].strip()
 
 
+@functools.cache
 def classes_and_functions() -> set[str]:
     """Return the names of the package's classes and functions, of methods as well."""
     return {
@@ -84,6 +87,19 @@ def classes_and_functions() -> set[str]:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
     }
+
+
+@functools.cache
+def constants() -> set[str]:
+    """Return the assignments at the top of the package's modules, as `NAME = value`."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                found.add(f"{node.targets[0].id} = {ast.unparse(node.value)}")
+            elif isinstance(node, ast.AnnAssign) and node.value is not None:
+                found.add(f"{ast.unparse(node.target)} = {ast.unparse(node.value)}")
+    return found
 
 
 def faults_of_form(text: str) -> Iterator[str]:
@@ -108,7 +124,10 @@ def faults_of_form(text: str) -> Iterator[str]:
     for paragraph in re.split(r"\n\s*\n", text):
         if "::" not in paragraph and paragraph.count("``") % 2:
             yield f"a literal does not end in its paragraph: {paragraph[:60]!r}"
-        yield from _faults_of_table(paragraph.splitlines())
+        inner = paragraph.splitlines()
+        if paragraph.startswith("- ") and not all(re.match("- |  ", line) for line in inner):
+            yield f"a line of a list is not indented: {inner[0]!r}"
+        yield from _faults_of_table(inner)
     plain = _LITERAL.sub("", text)
     for reference in _REFERENCE.findall(plain):
         if " ".join(reference.split()) not in {*titles, *_TARGET.findall(text)}:
