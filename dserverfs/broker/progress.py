@@ -9,12 +9,12 @@ from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from typing import Any
 
-from dserverfs.writing.freeze_job import Frozen, Progress
+from dserverfs.writing.freeze_job import FreezeResult, Progress
 
 LOOK_S = 0.2
 
 
-def watch(job: Future[Frozen], progress: Callable[[], Progress | None]) -> None:
+def watch(job: Future[FreezeResult], progress: Callable[[], Progress | None]) -> None:
     """Return when `job` is done; meanwhile show how far it is, if somebody can see that.
 
     dtoolcore hands its progress bar to no broker, and has filled it when the

@@ -41,7 +41,7 @@ from dserverfs.base.model import Dataset, identifier_of, seconds_of
 from dserverfs.broker.ahead import Ahead, Bounds
 from dserverfs.broker.keys import ADMIN_METADATA, ANNOTATIONS, MANIFEST, OVERLAYS, README, TAGS
 from dserverfs.client import Client
-from dserverfs.writing.freeze_job import Frozen, Progress
+from dserverfs.writing.freeze_job import FreezeResult, Progress
 from dserverfs.writing.staging.area import Staging
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.file_hashes import THREADS, Hashes
@@ -266,7 +266,7 @@ class ProtoDataset:
                 )
 
     def finish(
-        self, watch: Callable[[Future[Frozen], Callable[[], Progress | None]], None]
+        self, watch: Callable[[Future[FreezeResult], Callable[[], Progress | None]], None]
     ) -> Dataset:
         """Upload and register it; `watch` returns when that is done, or raises to stop it.
 

@@ -1,19 +1,33 @@
-"""The freezing of one staged dataset: what was asked for, how far it is, what comes of it.
+"""One freeze: a staged dataset is hashed, uploaded and meanwhile sealed, registered, checked.
 
-Used by the freezer, whose threads carry it out. No I/O but the state's.
+Used by the freezer, whose threads carry it out. Knows no schedule and no other job.
 """
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
-from concurrent.futures import Future
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Container
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Protocol
 
-from dserverfs.base.errors import Cancelled, LocalDiskError
+from dserverfs.base.disk_tables import DiskDict
+from dserverfs.base.errors import Cancelled, LocalDiskError, UsageError
+from dserverfs.base.local_dataset import LocalDataset
+from dserverfs.base.model import UUID, Dataset
+from dserverfs.writing.staging import sealing
 from dserverfs.writing.staging.dataset import StagedDataset, is_full
-from dserverfs.writing.staging.states import Move
-from dserverfs.writing.staging.survey import Layout
+from dserverfs.writing.staging.sealing import Described
+from dserverfs.writing.staging.states import Move, State, next_state
+from dserverfs.writing.staging.survey import DATA, Layout
+from dserverfs.writing.upload.uploader import Uploader
+
+logger = logging.getLogger(__name__)
+
+# RELEASE comes after close(2) has returned, so what was just closed may look open.
+LATE_CLOSE_S = 2.0
 
 
 class Progress(NamedTuple):
@@ -25,7 +39,7 @@ class Progress(NamedTuple):
     items_total: int
 
 
-class Frozen(NamedTuple):
+class FreezeResult(NamedTuple):
     """What came of a freeze."""
 
     uri: str  # in its backend
@@ -40,26 +54,173 @@ class Noted(NamedTuple):
     by_itself: bool  # nobody waited, who was told
 
 
-class Job:
-    """The freezing of one staged dataset."""
+class Registry(Protocol):
+    """Where frozen datasets are known: the server's catalogue, as the mount sees it."""
 
-    def __init__(self, staged: StagedDataset, layout: Layout | None, by_itself: bool) -> None:
+    def registered(
+        self,
+        local: LocalDataset,
+        base_uri: str,
+        taken: Container[object],
+        stop: threading.Event,
+    ) -> Dataset:
+        """Return the dataset as the server has it; IntegrityError if it is not the same.
+
+        Items that are not among those `taken` by the store from us are looked for there.
+        """
+
+    def require_same(self, local: LocalDataset, base_uri: str) -> None:
+        """Raise Conflict if what is registered has other metadata; its items are the same."""
+
+    def learn(self, dataset: Dataset, as_staged: UUID) -> str | None:
+        """Show it from now on as it was named while staged; return what may surprise of that."""
+
+    def adopt(self, dataset: Dataset, local: LocalDataset, stop: threading.Event) -> None:
+        """Take the items' bytes over into the cache, until `stop`; they can be fetched, too."""
+
+
+class FreezeJob:
+    """The freezing of one staged dataset; `run` is for one thread, the rest for any."""
+
+    def __init__(
+        self,
+        staged: StagedDataset,
+        layout: Layout | None,
+        uploader: Uploader,
+        registry: Registry,
+        *,
+        by_itself: bool,
+        ending: threading.Event,
+    ) -> None:
+        """`by_itself` is without a person who says that it is complete; `ending` is the mount."""
         self.staged = staged
         self.by_itself = by_itself
-        self.layout = layout
-        self.future: Future[Frozen] = Future()
+        self.future: Future[FreezeResult] = Future()
         self.stop = threading.Event()
         self.progress: Progress | None = None
         self.notes: list[str] = []
         self.changes = staged.changes
+        self._layout = layout
+        self._uploader = uploader
+        self._registry = registry
+        self._ending = ending
 
-    def before_complete(self) -> None:
+    def run(self) -> tuple[Dataset, LocalDataset]:
+        """Freeze it; return what it became, and as what of it was staged."""
+        staged = self.staged
+        staged.own()
+        with staged.stopped_by_writes(self.stop):
+            if staged.record.state in (State.OPEN, State.FAILED):
+                described = self._describe()
+                local = described.dataset
+                dataset = self._seal_and_upload(described)
+            else:
+                local = sealing.load(staged)
+                dataset = self._carry_on(local)
+        is_noted = staged.record.state is State.FROZEN
+        if not is_noted:
+            next_state(staged.record.state, Move.REGISTER)  # before anything shows it as frozen
+        surprise = self._registry.learn(dataset, UUID(staged.id))
+        if surprise:
+            self.notes.append(surprise)
+        if staged.record.name != dataset.name:
+            self.notes.append(f"its name is {dataset.name}, as when it was frozen first")
+        staged.frozen_below = "" if sealing.has_dtool_layout(staged, local) else DATA
+        staged.frozen_as = dataset
+        if not is_noted:
+            try:
+                staged.move(Move.REGISTER)
+            except OSError as error:  # the next mount asks the server, if it is there by then
+                logger.warning("%s: frozen, which cannot be noted: %s", staged, error)
+        logger.info("%s: frozen as %s", staged.record.name, dataset.uri)
+        for note in self.notes:
+            logger.info("%s: %s", staged.record.name, note)
+        return dataset, local
+
+    def _describe(self) -> Described:
+        staged = self.staged
+        end_s = time.monotonic() + LATE_CLOSE_S
+        while staged.writers:
+            if time.monotonic() > end_s:
+                raise UsageError(
+                    f"{staged.record.name}: {staged.writers} files in it are open for writing"
+                )
+            self.stop.wait(0.02)
+        described = sealing.describe(staged, self._layout, self.stop, by_itself=self.by_itself)
+        if described is None:
+            raise UsageError(
+                f"{staged.record.name}: is empty; dserverfs freeze does it all the same"
+            )
+        self.notes += described.notes
+        return described
+
+    def _seal_and_upload(self, described: Described) -> Dataset:
+        """Upload while the disk takes what is to be sealed; register when it is.
+
+        Until then it is open: after a crash objects are stored that nothing lists, as after
+        any upload that was not completed.
+        """
+
+        def seal() -> None:
+            try:
+                described.keep()
+                self.staged.move(Move.UPLOAD)
+            except BaseException:
+                self.stop.set()  # what is sent is sent in vain
+                raise
+
+        with ThreadPoolExecutor(1, thread_name_prefix="seal") as pool:
+            sealed = pool.submit(seal)
+
+            def before_complete() -> None:
+                sealed.result()
+                self._before_complete()
+
+            try:
+                return self._upload(described.dataset, before_complete)
+            finally:
+                sealed.result()  # what kept it from that is told before what came of it
+
+    def _carry_on(self, local: LocalDataset) -> Dataset:
+        """Upload what was sealed before, or ask what became of it."""
+        staged = self.staged
+        if staged.record.state is State.FROZEN:
+            # It was looked for before.
+            taken = local.items.keys()
+            return self._registry.registered(local, staged.record.base_uri, taken, self._ending)
+        if staged.record.state is not State.COMPLETING:
+            staged.move(Move.UPLOAD)
+        return self._upload(local, self._before_complete)
+
+    def _upload(self, local: LocalDataset, before_complete: Callable[[], None]) -> Dataset:
+        base_uri = self.staged.record.base_uri
+        taken = DiskDict()
+        # Then it was we who had it registered, and others may have changed it since.
+        is_ours = self.staged.record.state is State.COMPLETING
+
+        def compare() -> None:
+            if not is_ours:
+                self._registry.require_same(local, base_uri)
+                self.notes.append("the server had it already, with the same content")
+
+        self._uploader.upload(
+            local,
+            base_uri,
+            progress=self._note_progress,
+            stop=self.stop,
+            before_complete=before_complete,
+            on_taken=lambda item: taken.__setitem__(item.identifier, True),
+            on_registered=compare,
+        )
+        return self._registry.registered(local, base_uri, taken, self._ending)
+
+    def _before_complete(self) -> None:
         """Rule out writes from now on, unless there was one."""
         if self.stop.is_set():
             raise Cancelled(f"{self.staged.record.name}: was written to, or the mount is ending")
         self.staged.move(Move.COMPLETE)
 
-    def note_progress(self, *counts: int) -> None:
+    def _note_progress(self, *counts: int) -> None:
         self.progress = Progress(*counts)
 
 

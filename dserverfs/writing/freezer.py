@@ -15,13 +15,9 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
-from dserverfs.base.disk_tables import DiskDict
 from dserverfs.base.errors import (
     Cancelled,
     Conflict,
@@ -33,48 +29,18 @@ from dserverfs.base.errors import (
     Unreachable,
     UsageError,
 )
-from dserverfs.base.local_dataset import LocalDataset
-from dserverfs.base.model import UUID, Dataset
-from dserverfs.writing.freeze_job import Frozen, Job, Noted, Progress, told
+from dserverfs.writing.freeze_job import FreezeJob, FreezeResult, Noted, Progress, Registry, told
 from dserverfs.writing.freeze_schedule import LOOK_AGAIN_S, Schedule, is_sealed
 from dserverfs.writing.staging import sealing
 from dserverfs.writing.staging.dataset import StagedDataset
-from dserverfs.writing.staging.sealing import Described
-from dserverfs.writing.staging.states import Move, State, next_state
-from dserverfs.writing.staging.survey import DATA, Ambiguous, Layout
+from dserverfs.writing.staging.states import Move, State
+from dserverfs.writing.staging.survey import Ambiguous, Layout
 from dserverfs.writing.upload.uploader import Uploader
 
 logger = logging.getLogger(__name__)
 
 JOBS = 2
-# RELEASE comes after close(2) has returned, so what was just closed may look open.
-LATE_CLOSE_S = 2.0
 CLOSE_GRACE_S = 5.0
-
-
-class Registry(Protocol):
-    """Where frozen datasets are known: the server's catalogue, as the mount sees it."""
-
-    def registered(
-        self,
-        local: LocalDataset,
-        base_uri: str,
-        taken: Container[object],
-        stop: threading.Event,
-    ) -> Dataset:
-        """Return the dataset as the server has it; IntegrityError if it is not the same.
-
-        Items that are not among those `taken` by the store from us are looked for there.
-        """
-
-    def require_same(self, local: LocalDataset, base_uri: str) -> None:
-        """Raise Conflict if what is registered has other metadata; its items are the same."""
-
-    def learn(self, dataset: Dataset, as_staged: UUID) -> str | None:
-        """Show it from now on as it was named while staged; return what may surprise of that."""
-
-    def adopt(self, dataset: Dataset, local: LocalDataset, stop: threading.Event) -> None:
-        """Take the items' bytes over into the cache, until `stop`; they can be fetched, too."""
 
 
 class Freezer:
@@ -88,7 +54,7 @@ class Freezer:
         self._pool = ThreadPoolExecutor(JOBS, thread_name_prefix="freeze")
         self._condition = threading.Condition()
         self._watched: dict[Path, StagedDataset] = {}
-        self._jobs: dict[Path, Job] = {}
+        self._jobs: dict[Path, FreezeJob] = {}
         self._others: dict[Path, StagedDataset] = {}  # that another process owned
         self._frozen: dict[str, Noted] = {}  # by this process, by their URIs
         self._working = 0  # threads at work on a job, or on putting away what it froze
@@ -169,7 +135,7 @@ class Freezer:
 
     def freeze(
         self, staged: StagedDataset, layout: Layout | None = None, *, by_itself: bool = False
-    ) -> Future[Frozen]:
+    ) -> Future[FreezeResult]:
         """Begin to freeze it at once, armed or not; the result is what came of it.
 
         `by_itself` is without a person who says that it is complete. Fails with what
@@ -180,7 +146,14 @@ class Freezer:
             if job is None:
                 if self._closed:
                     raise Cancelled(f"{staged.record.name}: the mount is ending")
-                job = self._jobs[staged.directory] = Job(staged, layout, by_itself)
+                job = self._jobs[staged.directory] = FreezeJob(
+                    staged,
+                    layout,
+                    self._uploader,
+                    self._registry,
+                    by_itself=by_itself,
+                    ending=self._ending,
+                )
                 self._pool.submit(self._work, job)
             self._watched[staged.directory] = staged
             return job.future
@@ -200,7 +173,7 @@ class Freezer:
         job = self._jobs.get(staged.directory)
         return job.progress if job else None
 
-    def drain(self, *, asked_by: int = 0) -> list[tuple[StagedDataset, Future[Frozen]]]:
+    def drain(self, *, asked_by: int = 0) -> list[tuple[StagedDataset, Future[FreezeResult]]]:
         """Begin to freeze what is armed, or sealed, without waiting for its time.
 
         Also what looks open: RELEASE may be on its way. Not what others than the
@@ -286,7 +259,7 @@ class Freezer:
 
     # One job
 
-    def _work(self, job: Job) -> None:
+    def _work(self, job: FreezeJob) -> None:
         with self._condition:
             self._working += 1
         try:
@@ -296,10 +269,10 @@ class Freezer:
                 self._working -= 1
                 self._condition.notify_all()
 
-    def _carry_out(self, job: Job) -> None:
+    def _carry_out(self, job: FreezeJob) -> None:
         staged = job.staged
         try:
-            dataset, local = self._freeze(job)
+            dataset, local = job.run()
         except BaseException as caught:  # noqa: BLE001 - handed to who waits for the job
             error = told(caught, staged)
             try:
@@ -315,7 +288,7 @@ class Freezer:
             self._watched.pop(staged.directory, None)
         if job.notes:
             self._frozen[dataset.uri] = Noted(dataset.name, job.notes, job.by_itself)
-        job.future.set_result(Frozen(dataset.uri, job.notes))
+        job.future.set_result(FreezeResult(dataset.uri, job.notes))
         try:
             self._registry.adopt(dataset, local, self._ending)
             sealing.keep_left_over(staged, local)
@@ -324,120 +297,7 @@ class Freezer:
             # The next mount deletes it: it is frozen.
             logger.exception("%s: frozen, but what was staged cannot be put away", staged)
 
-    def _freeze(self, job: Job) -> tuple[Dataset, LocalDataset]:
-        staged = job.staged
-        staged.own()
-        staged.when_reopened(job.stop.set)
-        try:
-            if staged.record.state in (State.OPEN, State.FAILED):
-                described = self._describe(job)
-                local = described.dataset
-                dataset = self._seal_and_upload(job, described)
-            else:
-                local = sealing.load(staged)
-                dataset = self._carry_on(job, local)
-        finally:
-            staged.when_reopened(None)
-        is_noted = staged.record.state is State.FROZEN
-        if not is_noted:
-            next_state(staged.record.state, Move.REGISTER)  # before anything shows it as frozen
-        surprise = self._registry.learn(dataset, UUID(staged.id))
-        if surprise:
-            job.notes.append(surprise)
-        if staged.record.name != dataset.name:
-            job.notes.append(f"its name is {dataset.name}, as when it was frozen first")
-        staged.frozen_below = "" if sealing.has_dtool_layout(staged, local) else DATA
-        staged.frozen_as = dataset
-        if not is_noted:
-            try:
-                staged.move(Move.REGISTER)
-            except OSError as error:  # the next mount asks the server, if it is there by then
-                logger.warning("%s: frozen, which cannot be noted: %s", staged, error)
-        logger.info("%s: frozen as %s", staged.record.name, dataset.uri)
-        for note in job.notes:
-            logger.info("%s: %s", staged.record.name, note)
-        return dataset, local
-
-    def _describe(self, job: Job) -> Described:
-        staged = job.staged
-        end_s = time.monotonic() + LATE_CLOSE_S
-        while staged.writers:
-            if time.monotonic() > end_s:
-                raise UsageError(
-                    f"{staged.record.name}: {staged.writers} files in it are open for writing"
-                )
-            job.stop.wait(0.02)
-        described = sealing.describe(staged, job.layout, job.stop, by_itself=job.by_itself)
-        if described is None:
-            raise UsageError(
-                f"{staged.record.name}: is empty; dserverfs freeze does it all the same"
-            )
-        job.notes += described.notes
-        return described
-
-    def _seal_and_upload(self, job: Job, described: Described) -> Dataset:
-        """Upload while the disk takes what is to be sealed; register when it is.
-
-        Until then it is open: after a crash objects are stored that nothing lists, as after
-        any upload that was not completed.
-        """
-
-        def seal() -> None:
-            try:
-                described.keep()
-                job.staged.move(Move.UPLOAD)
-            except BaseException:
-                job.stop.set()  # what is sent is sent in vain
-                raise
-
-        with ThreadPoolExecutor(1, thread_name_prefix="seal") as pool:
-            sealed = pool.submit(seal)
-
-            def before_complete() -> None:
-                sealed.result()
-                job.before_complete()
-
-            try:
-                return self._upload(job, described.dataset, before_complete)
-            finally:
-                sealed.result()  # what kept it from that is told before what came of it
-
-    def _carry_on(self, job: Job, local: LocalDataset) -> Dataset:
-        """Upload what was sealed before, or ask what became of it."""
-        staged = job.staged
-        if staged.record.state is State.FROZEN:
-            # It was looked for before.
-            taken = local.items.keys()
-            return self._registry.registered(local, staged.record.base_uri, taken, self._ending)
-        if staged.record.state is not State.COMPLETING:
-            staged.move(Move.UPLOAD)
-        return self._upload(job, local, job.before_complete)
-
-    def _upload(
-        self, job: Job, local: LocalDataset, before_complete: Callable[[], None]
-    ) -> Dataset:
-        base_uri = job.staged.record.base_uri
-        taken = DiskDict()
-        # Then it was we who had it registered, and others may have changed it since.
-        is_ours = job.staged.record.state is State.COMPLETING
-
-        def compare() -> None:
-            if not is_ours:
-                self._registry.require_same(local, base_uri)
-                job.notes.append("the server had it already, with the same content")
-
-        self._uploader.upload(
-            local,
-            base_uri,
-            progress=job.note_progress,
-            stop=job.stop,
-            before_complete=before_complete,
-            on_taken=lambda item: taken.__setitem__(item.identifier, True),
-            on_registered=compare,
-        )
-        return self._registry.registered(local, base_uri, taken, self._ending)
-
-    def _failed(self, job: Job, error: BaseException) -> None:
+    def _failed(self, job: FreezeJob, error: BaseException) -> None:
         """Note on disk why it is not frozen, and when to try again."""
         staged, name = job.staged, job.staged.record.name
         state = staged.record.state
@@ -480,7 +340,7 @@ class Freezer:
         """Log what went wrong; where nothing is frozen by itself, whoever waits is told of it."""
         logger.log(logging.INFO if self._thread is None else level, message, *details)
 
-    def _stays_open(self, job: Job, error: BaseException) -> None:
+    def _stays_open(self, job: FreezeJob, error: BaseException) -> None:
         staged = job.staged
         if isinstance(error, Ambiguous):
             staged.disarm(str(error))

@@ -195,12 +195,15 @@ def test_a_write_reopens_a_sealed_one_and_tells_who_uploads(
     staging: Staging, directory: Path
 ) -> None:
     staged = sealed(staging)
-    told: list[bool] = []
-    staged.when_reopened(lambda: told.append(True))
+    before, stop = threading.Event(), threading.Event()
+    with staged.stopped_by_writes(before):
+        pass
 
-    staged.require_writable()
+    with staged.stopped_by_writes(stop):
+        staged.require_writable()
 
-    assert told == [True]
+    assert stop.is_set()
+    assert not before.is_set()
     assert only(again(directory)).record.state is State.OPEN
 
 

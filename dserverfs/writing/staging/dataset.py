@@ -65,7 +65,7 @@ class StagedDataset:
         self.frozen_as: Dataset | None = None
         # Below which directory of that its top is now; None if only another process knows.
         self.frozen_below: str | None = None
-        self._on_reopen: Callable[[], None] | None = None
+        self._stopped_by_writes: threading.Event | None = None
         self.problem: str | None = None  # with a file of ours, that keeps it from being used
         self.hash_ahead = HashAhead()  # told by whoever writes to what is in `tree`
 
@@ -164,8 +164,8 @@ class StagedDataset:
             self.own()
             if self._record.state is not State.OPEN:
                 self.move(Move.WRITE)
-                if self._on_reopen is not None:
-                    self._on_reopen()
+                if self._stopped_by_writes is not None:
+                    self._stopped_by_writes.set()
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
@@ -196,10 +196,16 @@ class StagedDataset:
             self._writers -= 1
             self.changed()
 
-    def when_reopened(self, call: Callable[[], None] | None) -> None:
-        """Have `call` called, in the writer's thread, when a write reopens it."""
+    @contextlib.contextmanager
+    def stopped_by_writes(self, stop: threading.Event) -> Iterator[None]:
+        """Set `stop` when a write reopens the dataset inside the block; one block at a time."""
         with self._lock:
-            self._on_reopen = call
+            self._stopped_by_writes = stop
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._stopped_by_writes = None
 
     # Moves
 
