@@ -17,10 +17,8 @@ from dserverfs.base.clock import boottime_s
 from dserverfs.base.errors import (
     Conflict,
     DserverfsError,
-    NotFound,
     ProtocolError,
     Unreachable,
-    Unsupported,
     UnusableAnswer,
 )
 from dserverfs.base.limits import understood
@@ -46,16 +44,6 @@ class Parts(NamedTuple):
     stored: bool  # the whole item
     part_bytes: int  # of each but the last
     etags: Mapping[int, str]  # of the parts that are stored, by their numbers from 1
-
-
-class PendingUpload(NamedTuple):
-    """A dataset that was announced to the server and is not complete."""
-
-    uri: str
-    name: str
-    started_at: float  # epoch seconds
-    number_of_items: int
-    size_in_bytes: int
 
 
 class UploadRoutes:
@@ -204,38 +192,6 @@ class UploadRoutes:
         except DserverfsError:
             return False
         return True
-
-    def pending(self) -> list[PendingUpload]:
-        """Return the user's own pending uploads; raises Unsupported if the server does not tell."""
-        self._require_ours("tell which uploads are pending")
-        answer = json_of(self._routes.transport.get("/signed-urls/uploads"))
-        with understood(f"{self.server_url}: the list of uploads"):
-            return [
-                PendingUpload(
-                    _text(entry["uri"]),
-                    _text(entry["name"]),
-                    limits.parse_timestamp(entry["started_at"]),
-                    int(entry["number_of_items"]),
-                    int(entry["size_in_bytes"]),
-                )
-                for entry in answer["uploads"]
-            ]
-
-    def discard(self, uri: str) -> None:
-        """Delete a pending upload with what of it is stored; one that is not there is no error.
-
-        Raises Unsupported if the server has no such route, and Conflict if
-        another user has begun it or it is a frozen dataset by now.
-        """
-        self._require_ours("delete a pending upload")
-        try:
-            self._routes.transport.request("DELETE", f"/signed-urls/upload/{quote(uri)}")
-        except NotFound:
-            pass
-
-    def _require_ours(self, what: str) -> None:
-        if not self._routes.capabilities().extended:
-            raise Unsupported(f"{self.server_url} has no route to {what}")
 
     def _timeout_s(self, number_of_items: int) -> float:
         return UPLOAD_TIMEOUT_S + _SECONDS_PER_ITEM * number_of_items

@@ -232,20 +232,6 @@ ANSWERS = {
         {"urls": {"1": {"url": URL, "headers": {"a": "b"}}}},
         lambda r: r.uploads.sign_part(URI, FIRST, 1, "0" * 32),
     ),
-    "uploads": Answers(
-        {
-            "uploads": [
-                {
-                    "uri": URI,
-                    "name": "name",
-                    "started_at": 1.5,
-                    "number_of_items": 1,
-                    "size_in_bytes": 1,
-                }
-            ]
-        },
-        lambda r: r.uploads.pending(),
-    ),
     "registered manifest": Answers(MANIFEST, lambda r: has_same_items(r, LOCAL, LARGE)),
 }
 
