@@ -22,27 +22,21 @@ from dserverfs.base import wire_names
 from dserverfs.server.database import changes, retrieve, search, tokens, uploads
 from dserverfs.server.routes import (
     accounts,
-    core_views,
+    answers,
     multipart,
     publications,
-    request_check,
+    table,
     upload_place,
 )
 from dserverfs.server.routes.answers import answer
-from dserverfs.server.routes.extension import STORES
+from dserverfs.server.routes.request_check import RequestCheck
 from dserverfs.server.store import datadir
 from dserverfs.server.store.stores import Stores
 
 _PLUGINS = {
     "search": ("dserverfs.server.database.search:Search",),
     "retrieve": ("dserverfs.server.database.retrieve:Retrieve",),
-    "extension": (
-        "dserverfs.server.routes.signed_urls:SignedUrls",
-        "dserverfs.server.routes.metadata:Metadata",
-        "dserverfs.server.routes.publications:Publications",
-        "dserverfs.server.routes.multipart:Multipart",
-        "dserverfs.server.routes.accounts:Accounts",
-    ),
+    "extension": (),
 }
 _MODULES_WITH_TABLES = (
     search,
@@ -69,12 +63,12 @@ def create(*, database: Path, private_key_pem: str, secret_key: str, stores: Sto
     publications.default_expiry_seconds()
     _inject_plugins()
     app: Flask = dservercore.create_app(_config(database, private_key_pem, secret_key))
-    app.extensions[STORES] = stores
     # It logs the headers of each request at DEBUG, tokens and all.
     app.logger.setLevel(max(logging.INFO, app.logger.getEffectiveLevel()))
     app.view_functions["config.server_versions"] = _versions
-    core_views.install(app)
-    request_check.install(app)
+    table.install(app, stores)
+    RequestCheck(stores).install(app)
+    answers.install(app)
     with app.app_context():
         event.listen(dservercore.sql_db.engine, "connect", _configure_connection)
         dservercore.sql_db.create_all()

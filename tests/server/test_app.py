@@ -17,7 +17,6 @@ from sqlalchemy import text
 from dserverfs.base.errors import NotFound
 from dserverfs.base.model import identifier_of
 from dserverfs.server.database.stored_metadata import StoredMetadata
-from dserverfs.server.routes.extension import STORES
 from tests.support.server_app import AppClient, put_all
 from tests.support.servers import ServerHandle, encoded, new_uuid, upload_body
 
@@ -84,7 +83,7 @@ def test_orphans_of_an_earlier_announcement_are_deleted(client: AppClient) -> No
 
     bucket = client.store.storage.bucket
     stored = [each.key for each in client.store.iter_objects(bucket, "") if "/data/" in each.key]
-    assert stored == [client.app.extensions[STORES].place(begun["uri"]).keys.item(A)]
+    assert stored == [client.stores.place(begun["uri"]).keys.item(A)]
 
 
 @pytest.mark.parametrize("how", ["announced anew", "deleted and begun again", "dropped"])
@@ -110,7 +109,7 @@ def test_url_of_other_contents_does_not_lead_into_the_dataset(client: AppClient,
 
     put_all(old, earlier, b"forged: yes")
 
-    place = client.app.extensions[STORES].place(begun["uri"])
+    place = client.stores.place(begun["uri"])
     metadata = StoredMetadata(place)
     assert metadata.readme() == ("" if how.startswith("deleted") else "read: me")
     keys = [each.key for each in place.store.iter_objects(place.bucket, place.keys.items)]
@@ -124,12 +123,12 @@ def test_more_items_are_announced_without_a_move(client: AppClient) -> None:
     body = upload_body({"a.txt": b"a"})
     begun = client.post(path, body).json
     put_all(begun, {"a.txt": b"a"})
-    before = client.app.extensions[STORES].place(begun["uri"])
+    before = client.stores.place(begun["uri"])
     client.requests.clear()
 
     client.post(path, upload_body({"a.txt": b"a", "b.txt": b"b"}, uuid=body["uuid"]))
 
-    assert client.app.extensions[STORES].place(begun["uri"]) == before
+    assert client.stores.place(begun["uri"]) == before
     assert "CopyObject" not in client.requests
 
 
@@ -180,7 +179,7 @@ def manifest_of(client: AppClient, uri: str, encoding: str) -> dict[str, object]
 @pytest.mark.parametrize("encoding", ["gzip", "identity"])
 def test_manifest_is_sent_as_it_was_registered(client: AppClient, encoding: str) -> None:
     uri = client.upload({f"ü/{number}": b"%d" % number for number in range(5)})
-    place = client.app.extensions[STORES].place(uri)
+    place = client.stores.place(uri)
 
     assert manifest_of(client, uri, encoding) == StoredMetadata(place).manifest()
 
@@ -249,9 +248,9 @@ def test_only_identifiers_are_signed(client: AppClient) -> None:
 @pytest.mark.parametrize("last", ["..", "x", "../other", "01234567-89ab-cdef-0123-456789abcdefx"])
 def test_only_uuids_have_a_place(client: AppClient, last: str) -> None:
     with pytest.raises(NotFound):
-        client.app.extensions[STORES].place(f"{client.base_uri}/{last}")
+        client.stores.place(f"{client.base_uri}/{last}")
     with pytest.raises(NotFound):
-        client.app.extensions[STORES].new_place(client.base_uri, last)
+        client.stores.new_place(client.base_uri, last)
 
 
 @pytest.mark.parametrize("readme", ["a: text", '{"a": "text"}', {"a": ["mapping"]}])

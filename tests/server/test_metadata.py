@@ -17,7 +17,6 @@ from dserverfs.base.model import identifier_of
 from dserverfs.server.database import changes
 from dserverfs.server.database.changes import Changes, Description
 from dserverfs.server.database.stored_metadata import StoredMetadata
-from dserverfs.server.routes.extension import STORES
 from tests.support.server_app import AppClient
 from tests.support.server_store import set_dtool_s3, storage_of
 from tests.support.servers import ServerHandle, encoded, new_uuid, upload
@@ -264,7 +263,7 @@ def is_unsure(client: AppClient, uri: str) -> bool:
 
 def break_off_after_the_bucket(client: AppClient, uri: str) -> None:
     """Leave things as a server that is killed between the bucket and the database."""
-    stores = client.app.extensions[STORES]
+    stores = client.stores
     with client.app.app_context():
         changes._begin(uri)
         StoredMetadata(stores.place(uri)).update_readme("after: yes\n")
@@ -277,7 +276,7 @@ def test_a_change_that_was_killed_half_way_is_made_up_for_at_the_start(client: A
     assert in_the_database(client, uri) == ("before: yes\n", [])
 
     with client.app.app_context():
-        changes.repair_all(client.app.extensions[STORES])
+        changes.repair_all(client.stores)
 
     assert in_the_database(client, uri) == ("after: yes\n", ["late"])
     assert not is_unsure(client, uri)
@@ -295,14 +294,13 @@ def test_a_change_that_was_killed_half_way_is_made_up_for_by_the_next(client: Ap
 
 def test_a_change_that_fails_half_way_is_made_up_for_at_once(client: AppClient) -> None:
     uri = client.upload(CONTENTS, readme=b"before: yes\n")
-    stores = client.app.extensions[STORES]
 
     def change(stored: StoredMetadata, before: Description) -> Description:
         stored.put_tag("late")
         raise Unreachable("the answer got lost")
 
     with client.app.app_context(), pytest.raises(Unreachable):
-        Changes().make(stores, uri, change)
+        Changes(client.stores).make(uri, change)
 
     assert in_the_database(client, uri) == ("before: yes\n", ["late"])
     assert not is_unsure(client, uri)
@@ -318,7 +316,7 @@ def test_a_store_that_is_away_leaves_a_change_noted(client: AppClient) -> None:
         raise Unreachable("the store is gone")
 
     with client.app.app_context(), pytest.raises(Unreachable):
-        Changes().make(client.app.extensions[STORES], uri, change)
+        Changes(client.stores).make(uri, change)
 
     assert is_unsure(client, uri)
     client.store_back()

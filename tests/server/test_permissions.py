@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from dserverfs.base.model import identifier_of
+from dserverfs.server.routes import table
+from dserverfs.server.routes.routing import Right
 from tests.support.server_app import AppClient
 from tests.support.servers import ServerHandle, encoded, new_uuid, upload_body
 
@@ -169,6 +171,28 @@ def test_every_route_is_in_the_table(client: AppClient) -> None:
     }
 
     assert routes == set(ROUTES)
+
+
+def test_our_routes_need_the_rights_of_the_table(client: AppClient) -> None:
+    needed = {
+        Right.NONE: ANYBODY,
+        Right.USER: KNOWN,
+        Right.SEARCH: SEARCH,
+        Right.USER | Right.SEARCH: SEARCH,
+        Right.REGISTER: REGISTER,
+        Right.SEARCH | Right.REGISTER: BOTH,
+    }
+    ours = (*table.REPLACED.values(), *table.routes(client.stores))
+
+    assert len(ours) > 20
+    for route in ours:
+        assert ROUTES[route.method, route.rule] == needed[route.right], route.address
+        views = {
+            client.app.view_functions[rule.endpoint]
+            for rule in client.app.url_map.iter_rules()
+            if rule.rule == route.rule and route.method in (rule.methods or ())
+        }
+        assert [view.__name__ for view in views] == [route.handler.__name__]
 
 
 def asked(client: AppClient, method: str, rule: str, uri: str, username: str | None) -> Any:

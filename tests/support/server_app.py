@@ -15,7 +15,6 @@ from flask import Flask
 
 from dserverfs.server import app, management
 from dserverfs.server.database import tokens
-from dserverfs.server.routes.extension import STORES
 from dserverfs.server.store.bucket import ObjectStore
 from dserverfs.server.store.datadir import DataDirectory
 from dserverfs.server.store.stores import Stores
@@ -27,12 +26,16 @@ from tests.support.servers import ServerHandle, encoded, new_uuid, upload_body
 class AppClient:
     """A client of an app with one user and one base URI; counts what is asked of the store."""
 
-    def __init__(self, server: ServerHandle, directory: Path, *, prefix: str = "") -> None:
+    def __init__(
+        self, server: ServerHandle, directory: Path, *, prefix: str = "", **limits: Any
+    ) -> None:
+        """`limits` are the store's, as `Storage` has them."""
         data = DataDirectory(directory)
         self.storage = dataclasses.replace(
-            storage_of(server), bucket=f"bucket-{new_uuid()}", prefix=prefix
+            storage_of(server), bucket=f"bucket-{new_uuid()}", prefix=prefix, **limits
         )
         self.store = ObjectStore(self.storage)
+        self.stores = Stores(self.store, lambda bucket: None)
         self.requests: Counter[str] = Counter()
         self._tokens: dict[str, str] = {}
         self.store.client.meta.events.register("before-call.s3", self._count)
@@ -40,11 +43,11 @@ class AppClient:
             database=data.database,
             private_key_pem=data.private_key_pem(),
             secret_key=data.secret_key(),
-            stores=Stores(self.store, lambda bucket: None),
+            stores=self.stores,
         )
         self.base_uri = self.storage.base_uri
         with self.app.app_context():
-            management.add_base_uri(self.base_uri, self.app.extensions[STORES])
+            management.add_base_uri(self.base_uri, self.stores)
         self.add_user("grumpy")
         self.grant("grumpy", search=True, register=True)
         self._client = self.app.test_client()
@@ -55,7 +58,7 @@ class AppClient:
 
     def add_base_uri(self, base_uri: str) -> None:
         with self.app.app_context():
-            management.add_base_uri(base_uri, self.app.extensions[STORES])
+            management.add_base_uri(base_uri, self.stores)
 
     def grant(
         self, username: str, *, search: bool, register: bool, base_uri: str | None = None
@@ -104,10 +107,10 @@ class AppClient:
     def store_away(self) -> None:
         """Let the app find nobody where its store was."""
         away = dataclasses.replace(self.storage, endpoint="http://127.0.0.1:9")
-        self.app.extensions[STORES]._own = ObjectStore(away, attempts=1)
+        self.stores._own = ObjectStore(away, attempts=1)
 
     def store_back(self) -> None:
-        self.app.extensions[STORES]._own = self.store
+        self.stores._own = self.store
 
     def close(self) -> None:
         self.store.client.close()

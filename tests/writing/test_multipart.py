@@ -23,9 +23,6 @@ from dserverfs.base.errors import (
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import Item, identifier_of
 from dserverfs.client import Client
-from dserverfs.server.routes.extension import STORES
-from dserverfs.server.store.bucket import ObjectStore
-from dserverfs.server.store.stores import Stores
 from dserverfs.writing.upload.uploader import Uploader
 from tests.support.dtool_datasets import content_of
 from tests.support.faulty_put_front import (
@@ -80,12 +77,9 @@ class Limited:
 
 @pytest.fixture(scope="module")
 def app(server: ServerHandle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppClient]:
-    app = AppClient(server, tmp_path_factory.mktemp("limited"))
-    app.storage = dataclasses.replace(app.storage, max_put_bytes=6 * MIB, part_bytes=PART)
-    limited = ObjectStore(app.storage)
-    app.app.extensions[STORES] = Stores(limited, lambda bucket: None)
+    directory = tmp_path_factory.mktemp("limited")
+    app = AppClient(server, directory, max_put_bytes=6 * MIB, part_bytes=PART)
     yield app
-    limited.client.close()
     app.close()
 
 

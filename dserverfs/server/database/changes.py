@@ -28,6 +28,7 @@ from sqlalchemy import text
 
 from dserverfs.base.errors import DserverfsError, NotFound
 from dserverfs.server.database import indexing
+from dserverfs.server.database.retrieve import registered
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.database.uploads import KeyedLocks
 from dserverfs.server.store.stores import Stores
@@ -59,10 +60,11 @@ Change = Callable[[StoredMetadata, Description], Description]
 class Changes:
     """Makes changes, one at a time for each dataset; needs an app context."""
 
-    def __init__(self) -> None:
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
         self._locks = KeyedLocks()
 
-    def make(self, stores: Stores, uri: str, change: Change) -> Description:
+    def make(self, uri: str, change: Change) -> Description:
         """Let `change` alter the bucket and return the new description; keep that.
 
         Raises NotFound if the dataset is not registered or not in the bucket,
@@ -70,17 +72,16 @@ class Changes:
         """
         with self._locks.holding(uri):
             before = _describe(uri)
-            place = stores.place(uri)
-            metadata = StoredMetadata(place)
+            metadata = StoredMetadata(self._stores.place(uri))
             metadata.admin_metadata()  # what is registered by hand may be nowhere
             if _is_unsure(uri):
-                _repair(stores, uri)
+                _repair(self._stores, uri)
                 before = _describe(uri)
             _begin(uri)
             try:
                 after = change(metadata, before)
             except BaseException:
-                repair_if_possible(stores, uri)
+                repair_if_possible(self._stores, uri)
                 raise
             _update(uri, after)
             _end(uri)
@@ -133,16 +134,15 @@ def _repair(stores: Stores, uri: str) -> None:
 
 
 def _describe(uri: str) -> Description:
-    retrieve: Any = current_app.retrieve  # type: ignore[attr-defined]
     dataset = dservercore.utils.get_admin_metadata_from_uri(uri)
     if dataset is None:
         raise NotFound(f"{uri} is not registered", uri=uri)
     try:
         return Description(
             name=dataset["name"],
-            readme=retrieve.get_readme_text(uri),
-            annotations=retrieve.get_annotations(uri),
-            tags=retrieve.get_tags(uri),
+            readme=registered().get_readme_text(uri),
+            annotations=registered().get_annotations(uri),
+            tags=registered().get_tags(uri),
         )
     except UnknownURIError as error:
         raise NotFound(f"{uri} is not registered", uri=uri) from error
@@ -172,12 +172,10 @@ def _end(uri: str) -> None:
 
 
 def _update(uri: str, after: Description) -> None:
-    plugins: Any = current_app
     tags = sorted(after.tags)
-    plugins.retrieve.update_dataset(
-        uri, readme=after.readme, annotations=after.annotations, tags=tags
-    )
-    plugins.search.update_dataset(
+    registered().update_dataset(uri, readme=after.readme, annotations=after.annotations, tags=tags)
+    search: Any = current_app.search  # type: ignore[attr-defined]
+    search.update_dataset(
         uri, name=after.name, readme=after.readme, annotations=after.annotations, tags=tags
     )
     sql_db.session.execute(

@@ -18,6 +18,7 @@ from typing import Any
 
 from dservercore import RetrieveABC, UnknownURIError
 from dservercore.extensions import sql_db
+from flask import current_app
 from sqlalchemy import text
 
 from dserverfs.base.limits import is_identifier
@@ -143,6 +144,12 @@ class Retrieve(RetrieveABC):  # type: ignore[misc]
         kept = sum(len(identifiers) for identifiers in self._identifiers.values())
         while kept > _MAX_CACHED_IDENTIFIERS and len(self._identifiers) > 1:
             kept -= len(self._identifiers.popitem(last=False)[1])
+
+
+def registered() -> Retrieve:
+    """Return the plugin of the app that answers this request; needs an app context."""
+    found: Retrieve = current_app.retrieve  # type: ignore[attr-defined]
+    return found
 
 
 def _kept_readme(dataset_info: Mapping[str, Any]) -> bytes | str:

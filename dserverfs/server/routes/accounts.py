@@ -1,16 +1,17 @@
-"""Extension of dservercore: tokens for passwords, and a sign of life.
+"""Routes that give tokens for passwords, and tell that the server is there.
 
     POST /token          {"username", "password"} -> {"token", "status": "success"}
     GET  /config/health  -> {"status": "healthy"}; needs no token
 
-dservercore itself keeps users but no passwords; their hashes are kept here. Who has
-given too many wrong ones is answered 429 with Retry-After.
+dservercore itself keeps users but no passwords; their hashes are kept here. After too many
+wrong ones the answer is 429 with Retry-After.
 """
 
 from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -18,16 +19,15 @@ from dservercore import utils_auth
 from dservercore.extensions import sql_db
 from dservercore.sql_models import User
 from flask import Response, request
-from flask_smorest import Blueprint
+from marshmallow import fields
 from sqlalchemy import Connection, event, text
 from werkzeug.security import check_password_hash, generate_password_hash
 
-from dserverfs.base.errors import UsageError
 from dserverfs.base.limits import is_text
-from dserverfs.server.database import tokens
-from dserverfs.server.routes.answers import answer, error_answer, json_body
-from dserverfs.server.routes.extension import Extension
+from dserverfs.server.database import forms, tokens
+from dserverfs.server.routes.answers import error_answer
 from dserverfs.server.routes.guesses import Guesses
+from dserverfs.server.routes.routing import Asked
 
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS dserverfs_password (
@@ -42,27 +42,21 @@ _METHOD = "scrypt:32768:8:1"
 _NOBODY = generate_password_hash("", method=_METHOD)
 
 
-class Accounts(Extension):
-    """dservercore makes one per app."""
+LOGIN = forms.form(username=fields.String(required=True), password=fields.String(required=True))
+
+
+class Accounts:
+    """The handlers of one app."""
 
     def __init__(self) -> None:
         self._guesses = Guesses()
 
-    def get_blueprint(self) -> Any:
-        blueprint = Blueprint("accounts", __name__)
-        blueprint.add_url_rule("/token", "post_token", self.post_token, methods=["POST"])
-        blueprint.add_url_rule("/config/health", "get_health", get_health, methods=["GET"])
-        blueprint.register_error_handler(UsageError, _report)
-        return blueprint
-
-    def post_token(self) -> Response:
+    def post_token(self, asked: Asked) -> Mapping[str, Any] | Response:
         """Exchange a username and a password for a token."""
-        body = json_body()
-        username, password = body.get("username"), body.get("password")
-        if not isinstance(username, str) or not isinstance(password, str):
-            raise UsageError("username and password must both be there and be strings", status=422)
-        if not is_text(username + password):
-            raise UsageError("username or password has text that UTF-8 cannot hold", status=400)
+        username, password = asked.body["username"], asked.body["password"]
+        forms.require(
+            is_text(username + password), "username or password has text that UTF-8 cannot hold"
+        )
         address = request.remote_addr or ""
         if wait_s := self._guesses.begin(username, address):
             refused = error_answer(
@@ -75,11 +69,11 @@ class Accounts(Extension):
             return error_answer(HTTPStatus.UNAUTHORIZED, "wrong username or password")
         self._guesses.was_right(username, address)
         token = tokens.new_token(username, LOGIN_TOKEN_LIFE)
-        return answer({"token": token, "status": "success"})
+        return {"token": token, "status": "success"}
 
 
-def get_health() -> Response:
-    return answer({"status": "healthy"})
+def get_health(asked: Asked) -> Mapping[str, Any]:
+    return {"status": "healthy"}
 
 
 def has_password(username: str) -> bool:
@@ -115,7 +109,3 @@ def _hash_of(username: str) -> str | None:
         text("SELECT hash FROM dserverfs_password WHERE username = :name"), {"name": username}
     ).scalar()
     return found
-
-
-def _report(error: UsageError) -> Response:
-    return error_answer(HTTPStatus(error.status or HTTPStatus.BAD_REQUEST), str(error))

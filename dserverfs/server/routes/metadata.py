@@ -1,4 +1,4 @@
-"""Extension of dservercore: changes of a dataset's README, tags, annotations, overlays and name.
+"""Routes that change a frozen dataset: its README, tags, annotations, overlays and name.
 
 Paths, requests and answers are those of dservercore's development branch where
 it has them:
@@ -10,33 +10,30 @@ it has them:
     PUT    /annotations/<uri>/<name>  {"value"}    -> {"annotations"}: all there are now
     DELETE /annotations/<uri>/<name>               -> {"annotations"}
 
-What this server adds; a client knows it by the name of this module in
-`GET /config/versions`:
+What this server adds, as `dserverfs_metadata` in `GET /config/versions` says:
 
     PUT    /overlays/<uri>/<name>     {"value": {identifier: value}} -> {"overlays"}: the names
     DELETE /overlays/<uri>/<name>                                    -> {"overlays"}
     PUT    /names/<uri>               {"name"}     -> {"name"}
 
-Other than there: values keep their types; a
-change that was not made is not answered by 200. All need the right to register
-in the dataset's base URI (403) and a dataset that is registered and stored (404).
-Who may register and not search is answered with what he sent, and not with all there is.
-To take away a tag, annotation or overlay that is not there changes nothing (200).
+Other than there, values keep their types, and an answer of 200 means that the change is
+made. All need the right to register in the dataset's base URI (403) and a dataset that is
+registered and stored (404). A caller who may register and not search gets the values that
+were sent back, and no others. Deleting a tag, annotation or overlay that is not there
+changes nothing (200).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import dservercore.utils
-from dservercore import UnknownURIError, utils_auth
-from flask import Response, current_app
-from flask_smorest import Blueprint
+from marshmallow import fields
 
-from dserverfs.base.errors import DserverfsError, NotFound, UsageError
-from dserverfs.server.database.changes import Changes, Description
+from dserverfs.server.database import forms
+from dserverfs.server.database.changes import Change, Changes, Description
+from dserverfs.server.database.retrieve import registered
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.database.upload_request import (
     check_annotation,
@@ -46,93 +43,67 @@ from dserverfs.server.database.upload_request import (
     checked_tags,
     require_metadata_name,
 )
-from dserverfs.server.routes.answers import answer, json_body
-from dserverfs.server.routes.extension import (
-    Extension,
-    may_search,
-    report,
-    require_register,
-    stores,
-)
+from dserverfs.server.routes.routing import Asked, may_search
+from dserverfs.server.store.stores import Stores
+
+README = forms.form(readme=fields.String(required=True, validate=check_readme))
+TAGS = forms.form(tags=forms.Strings(required=True))
+NAME = forms.form(name=fields.String(required=True, validate=check_name))
+VALUE = forms.form(value=fields.Raw(required=True, allow_none=True))
 
 
-class Metadata(Extension):
-    """dservercore makes one per app."""
+class Metadata:
+    """The handlers of one app."""
 
-    def __init__(self) -> None:
-        self._changes = Changes()
+    def __init__(self, stores: Stores) -> None:
+        self._changes = Changes(stores)
 
-    def get_blueprint(self) -> Any:
-        blueprint = Blueprint("metadata", __name__)
-        protected = utils_auth.jwt_required()
-        for method, rule, view in (
-            ("PUT", "/readmes/<path:uri>", self.put_readme),
-            ("PUT", "/tags/<path:uri>", self.put_tags),
-            ("POST", "/tags/<path:uri>/<tag>", self.post_tag),
-            ("DELETE", "/tags/<path:uri>/<tag>", self.delete_tag),
-            ("PUT", "/annotations/<path:uri>/<name>", self.put_annotation),
-            ("DELETE", "/annotations/<path:uri>/<name>", self.delete_annotation),
-            ("PUT", "/overlays/<path:uri>/<name>", self.put_overlay),
-            ("DELETE", "/overlays/<path:uri>/<name>", self.delete_overlay),
-            ("PUT", "/names/<path:uri>", self.put_name),
-        ):
-            blueprint.add_url_rule(rule, view.__name__, protected(view), methods=[method])
-        blueprint.register_error_handler(DserverfsError, report)
-        return blueprint
-
-    def put_readme(self, uri: str) -> Response:
-        uri = _changeable(uri)
-        readme = _string(json_body(), "readme")
-        check_readme(readme)
+    def put_readme(self, asked: Asked) -> Mapping[str, Any]:
+        readme = asked.body["readme"]
 
         def change(stored: StoredMetadata, before: Description) -> Description:
             stored.update_readme(readme)
             return replace(before, readme=readme)
 
-        return answer({"readme": self._changes.make(stores(), uri, change).readme})
+        return {"readme": self._changes.make(asked.uri, change).readme}
 
-    def put_tags(self, uri: str) -> Response:
-        uri = _changeable(uri)
-        tags = checked_tags(json_body().get("tags"))
+    def put_tags(self, asked: Asked) -> Mapping[str, Any]:
+        tags = checked_tags(asked.body["tags"])
 
         def change(stored: StoredMetadata, before: Description) -> Description:
             return replace(before, tags=stored.set_tags(tags))
 
-        return self._tagged(uri, change, tags)
+        return self._tagged(asked.uri, change, tags)
 
-    def post_tag(self, uri: str, tag: str) -> Response:
-        uri = _changeable(uri)
+    def post_tag(self, asked: Asked, tag: str) -> Mapping[str, Any]:
         checked_tags([tag])
 
         def change(stored: StoredMetadata, before: Description) -> Description:
             stored.put_tag(tag)
             return replace(before, tags=stored.tags())
 
-        return self._tagged(uri, change, [tag])
+        return self._tagged(asked.uri, change, [tag])
 
-    def delete_tag(self, uri: str, tag: str) -> Response:
-        uri = _changeable(uri)
+    def delete_tag(self, asked: Asked, tag: str) -> Mapping[str, Any]:
         checked_tags([tag])
 
         def change(stored: StoredMetadata, before: Description) -> Description:
             stored.delete_tag(tag)
             return replace(before, tags=stored.tags())
 
-        return self._tagged(uri, change, [])
+        return self._tagged(asked.uri, change, [])
 
-    def put_annotation(self, uri: str, name: str) -> Response:
-        uri = _changeable(uri)
-        value = _value(json_body())
+    def put_annotation(self, asked: Asked, name: str) -> Mapping[str, Any]:
+        value = asked.body["value"]
         check_annotation(name, value)
 
         def change(stored: StoredMetadata, before: Description) -> Description:
             stored.put_annotation(name, value)
             return replace(before, annotations={**before.annotations, name: value})
 
-        return self._annotated(uri, change, {name: value})
+        return self._annotated(asked.uri, change, {name: value})
 
-    def delete_annotation(self, uri: str, name: str) -> Response:
-        uri = _changeable(uri)
+    def delete_annotation(self, asked: Asked, name: str) -> Mapping[str, Any]:
         require_metadata_name("annotation", name)
 
         def change(stored: StoredMetadata, before: Description) -> Description:
@@ -140,39 +111,37 @@ class Metadata(Extension):
             left = {key: value for key, value in before.annotations.items() if key != name}
             return replace(before, annotations=left)
 
-        return self._annotated(uri, change, {})
+        return self._annotated(asked.uri, change, {})
 
-    def put_overlay(self, uri: str, name: str) -> Response:
-        uri = _changeable(uri)
-        values = _value(json_body())
-        check_overlay(name, values, _identifiers(uri))
-        return self._overlaid(uri, lambda stored: stored.put_overlay(name, values), [name])
+    def put_overlay(self, asked: Asked, name: str) -> Mapping[str, Any]:
+        values = asked.body["value"]
+        check_overlay(name, values, registered().get_identifiers(asked.uri))
+        return self._overlaid(asked.uri, lambda stored: stored.put_overlay(name, values), [name])
 
-    def delete_overlay(self, uri: str, name: str) -> Response:
-        uri = _changeable(uri)
+    def delete_overlay(self, asked: Asked, name: str) -> Mapping[str, Any]:
         require_metadata_name("overlay", name)
-        return self._overlaid(uri, lambda stored: stored.delete_overlay(name), [])
+        return self._overlaid(asked.uri, lambda stored: stored.delete_overlay(name), [])
 
-    def put_name(self, uri: str) -> Response:
-        uri = _changeable(uri)
-        name = _string(json_body(), "name")
-        check_name(name)
+    def put_name(self, asked: Asked) -> Mapping[str, Any]:
+        name = asked.body["name"]
 
         def change(stored: StoredMetadata, before: Description) -> Description:
             stored.put_name(name)
             return replace(before, name=name)
 
-        return answer({"name": self._changes.make(stores(), uri, change).name})
+        return {"name": self._changes.make(asked.uri, change).name}
 
-    def _tagged(self, uri: str, change: Any, sent: Sequence[str]) -> Response:
-        tags = self._changes.make(stores(), uri, change).tags
-        return answer({"tags": tags if may_search(uri) else sorted(sent)})
+    def _tagged(self, uri: str, change: Change, sent: Sequence[str]) -> Mapping[str, Any]:
+        tags = self._changes.make(uri, change).tags
+        return {"tags": tags if may_search(uri) else sorted(sent)}
 
-    def _annotated(self, uri: str, change: Any, sent: Mapping[str, Any]) -> Response:
-        annotations = self._changes.make(stores(), uri, change).annotations
-        return answer({"annotations": annotations if may_search(uri) else sent})
+    def _annotated(self, uri: str, change: Change, sent: Mapping[str, Any]) -> Mapping[str, Any]:
+        annotations = self._changes.make(uri, change).annotations
+        return {"annotations": annotations if may_search(uri) else sent}
 
-    def _overlaid(self, uri: str, write: Any, sent: Sequence[str]) -> Response:
+    def _overlaid(
+        self, uri: str, write: Callable[[StoredMetadata], None], sent: Sequence[str]
+    ) -> Mapping[str, Any]:
         """Change an overlay; overlays are in the bucket only."""
         names: list[str] = []
 
@@ -181,33 +150,5 @@ class Metadata(Extension):
             names.extend(stored.overlay_names())
             return before
 
-        self._changes.make(stores(), uri, change)
-        return answer({"overlays": names if may_search(uri) else sent})
-
-
-def _changeable(path: str) -> str:
-    """Return the URI in a path, as core routes take it; raises PermissionDenied."""
-    uri: str = dservercore.utils.url_suffix_to_uri(path)
-    require_register(uri.rpartition("/")[0])
-    return uri
-
-
-def _identifiers(uri: str) -> frozenset[str]:
-    try:
-        identifiers: frozenset[str] = current_app.retrieve.get_identifiers(uri)  # type: ignore[attr-defined]
-    except UnknownURIError as error:
-        raise NotFound(f"{uri} is not registered", uri=uri) from error
-    return identifiers
-
-
-def _string(body: Mapping[str, Any], key: str) -> str:
-    value = body.get(key)
-    if not isinstance(value, str):
-        raise UsageError(f"{key} is missing or not a string", status=422)
-    return value
-
-
-def _value(body: Mapping[str, Any]) -> Any:
-    if "value" not in body:
-        raise UsageError("value is missing", status=422)
-    return body["value"]
+        self._changes.make(uri, change)
+        return {"overlays": names if may_search(uri) else sent}

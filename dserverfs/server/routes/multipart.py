@@ -1,4 +1,4 @@
-"""Extension of dservercore: items that are too large for one PUT, in signed parts.
+"""Routes for items that are too large for one PUT, in signed parts.
 
     POST /signed-urls/upload-parts           {"uri", "identifier"}
          -> {"stored": true}, or {"stored": false, "part_bytes", "etags": {number: etag}}
@@ -7,39 +7,35 @@
     POST /signed-urls/upload-parts/complete  {"uri", "identifier", "etags": [etag, ...]}
          -> {"stored": true}
 
-The first begins, or takes up again what was begun for the same item of the same
-hash, and tells which parts are there. Parts count from 1 and have `part_bytes`
-but for the last. The store checks each against the MD5 that its URL pins. The
-MD5 of the whole item it cannot check without reading it again: that one is the
-client's word, who must hash the whole in the pass in which it hashes the parts.
+The first begins an upload in parts, or takes one up again that was begun for the same
+item with the same hash, and tells which parts are there. Parts count from 1; each but the
+last has `part_bytes`. The store checks each against the MD5 that its URL pins. It cannot
+check the MD5 of the whole item without reading it again: for that one the server trusts the
+client, which must hash the whole in the pass in which it hashes the parts.
 
-What is begun is in the table `dserverfs_multipart`, so it outlives a restart;
+Uploads in parts are in the table `dserverfs_multipart`, so they outlive a restart;
 parts are deleted when their dataset is registered without them, when the item is
 announced with another hash, and when `forget` is called.
 """
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from dservercore import utils_auth
 from dservercore.extensions import sql_db
-from flask import Response
-from flask_smorest import Blueprint
+from marshmallow import fields, validate
 from sqlalchemy import text
 
-from dserverfs.base.errors import Conflict, DserverfsError, NotFound, UsageError
+from dserverfs.base.errors import Conflict, NotFound, UsageError
 from dserverfs.base.model import Identifier
-from dserverfs.server.database import uploads
+from dserverfs.server.database import forms, uploads
 from dserverfs.server.database.upload_request import UploadItem, is_md5
 from dserverfs.server.database.uploads import KeyedLocks
-from dserverfs.server.routes.answers import answer, json_body
-from dserverfs.server.routes.extension import Extension, report, require_register, stores
+from dserverfs.server.routes.routing import Asked
 from dserverfs.server.store import layout
 from dserverfs.server.store.signing import MAX_PARTS, MIB
-from dserverfs.server.store.stores import Place
+from dserverfs.server.store.stores import Place, Stores
 
 PART_EXPIRY_SECONDS = 4 * 3600
 MAX_BATCH = 1000
@@ -70,36 +66,33 @@ class _Begun(NamedTuple):
         return -(-self.size_in_bytes // self.part_bytes)
 
 
-class Multipart(Extension):
-    """dservercore makes one per app."""
+_SUBJECT = {"uri": fields.String(required=True), "identifier": fields.String(required=True)}
+BEGIN = forms.form(**_SUBJECT)
+SIGN = forms.form(
+    **_SUBJECT,
+    parts=fields.Dict(required=True, validate=validate.Length(min=1, max=MAX_BATCH)),
+)
+COMPLETE = forms.form(**_SUBJECT, etags=forms.Strings(required=True))
 
-    def __init__(self) -> None:
+
+class Multipart:
+    """The handlers of one app."""
+
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
         self._locks = KeyedLocks()
 
-    def get_blueprint(self) -> Any:
-        blueprint = Blueprint("multipart", __name__, url_prefix="/signed-urls/upload-parts")
-        protected = utils_auth.jwt_required()
-        for rule, view in (
-            ("", self.post_begin),
-            ("/sign", self.post_sign),
-            ("/complete", self.post_complete),
-        ):
-            blueprint.add_url_rule(rule, view.__name__, protected(view), methods=["POST"])
-        blueprint.register_error_handler(DserverfsError, report)
-        return blueprint
-
-    def post_begin(self) -> Response:
+    def post_begin(self, asked: Asked) -> Mapping[str, Any]:
         """Begin the upload of an item in parts, or take it up again."""
-        body = json_body()
-        uri, identifier = _subject(body)
+        uri, identifier = _subject(asked)
         item = _announced(uri, identifier)
-        place = stores().place(uri)
+        place = self._stores.place(uri)
         if item.size_in_bytes <= place.store.storage.max_put_bytes:
             # The store would check the MD5 of the parts, and nobody that of the item.
             raise UsageError(f"{item.relpath} fits in one PUT and goes in no parts", status=422)
         with self._locks.holding(uri + identifier):
             if _is_stored(place, identifier, item):
-                return answer({"stored": True})
+                return {"stored": True}
             begun = _find(uri, identifier)
             etags = None
             if begun is not None and begun.md5 == item.md5:
@@ -108,21 +101,16 @@ class Multipart(Extension):
                 if begun is not None:
                     _abort(place, identifier, begun.upload_id)
                 begun, etags = _begin(place, uri, identifier, item), {}
-        return answer({"stored": False, "part_bytes": begun.part_bytes, "etags": etags})
+        return {"stored": False, "part_bytes": begun.part_bytes, "etags": etags}
 
-    def post_sign(self) -> Response:
+    def post_sign(self, asked: Asked) -> Mapping[str, Any]:
         """Sign URLs for some parts."""
-        body = json_body()
-        uri, identifier = _subject(body)
+        uri, identifier = _subject(asked)
         begun = _require_begun(uri, identifier)
-        parts = body.get("parts")
-        if not isinstance(parts, dict) or not 0 < len(parts) <= MAX_BATCH:
-            raise UsageError(f"parts is not an object of 1 to {MAX_BATCH} parts", status=422)
-        store, bucket, keys = stores().place(uri)
-        now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
-        signer = store.signer(now=now, expiry_seconds=PART_EXPIRY_SECONDS)
+        store, bucket, keys = self._stores.place(uri)
+        signer = store.signer(PART_EXPIRY_SECONDS)
         urls = {}
-        for number, md5 in parts.items():
+        for number, md5 in asked.body["parts"].items():
             if not (number.isdecimal() and 1 <= int(number) <= begun.number_of_parts):
                 raise UsageError(f"{number!r} is no part from 1 to {begun.number_of_parts}")
             if not is_md5(md5):
@@ -132,21 +120,15 @@ class Multipart(Extension):
                 bucket, keys.item(identifier), begun.upload_id, int(number), headers
             )
             urls[number] = {"url": url, "headers": headers}
-        end = now + datetime.timedelta(seconds=PART_EXPIRY_SECONDS)
-        expiry = {"expiry_seconds": PART_EXPIRY_SECONDS, "expiry_timestamp": end.isoformat()}
-        return answer({**expiry, "urls": urls})
+        return {**signer.expiry, "urls": urls}
 
-    def post_complete(self) -> Response:
+    def post_complete(self, asked: Asked) -> Mapping[str, Any]:
         """Make the item of its parts."""
-        body = json_body()
-        uri, identifier = _subject(body)
-        etags = body.get("etags")
-        if not isinstance(etags, list) or not all(isinstance(etag, str) for etag in etags):
-            raise UsageError("etags is not a list of strings", status=422)
+        uri, identifier = _subject(asked)
+        etags = asked.body["etags"]
         with self._locks.holding(uri + identifier):
             begun = _require_begun(uri, identifier)
-            place = stores().place(uri)
-            store, bucket, keys = place
+            store, bucket, keys = self._stores.place(uri)
             key = keys.item(identifier)
             stored = {part.number: part for part in store.parts(bucket, key, begun.upload_id)}
             numbers = range(1, begun.number_of_parts + 1)
@@ -161,11 +143,11 @@ class Multipart(Extension):
             store.complete_parts(bucket, key, begun.upload_id, [etag.strip('"') for etag in etags])
             _delete(uri, identifier)
             sql_db.session.commit()
-        return answer({"stored": True})
+        return {"stored": True}
 
 
 def forget(place: Place, uri: str) -> None:
-    """Delete all parts of a dataset that are of no use any more; who calls commits."""
+    """Delete all parts that are left of a dataset's uploads; the caller commits."""
     rows = sql_db.session.execute(
         text("SELECT identifier, upload_id FROM dserverfs_multipart WHERE uri = :uri"), {"uri": uri}
     ).all()
@@ -174,18 +156,14 @@ def forget(place: Place, uri: str) -> None:
         _delete(uri, row.identifier)
 
 
-def _subject(body: Mapping[str, Any]) -> tuple[str, Identifier]:
-    """Return whose parts a request is about; raises PermissionDenied, Conflict for another user."""
-    uri, identifier = body.get("uri"), body.get("identifier")
-    if not isinstance(uri, str) or not isinstance(identifier, str):
-        raise UsageError("uri or identifier is missing or not a string", status=422)
-    username = require_register(uri.rpartition("/")[0])
-    owner = uploads.owner_of(uri)
+def _subject(asked: Asked) -> tuple[str, Identifier]:
+    """Return the dataset and the item that a request is about; raises Conflict for another user."""
+    owner = uploads.owner_of(asked.uri)
     if owner is None:
-        raise UsageError(f"{uri} has no pending upload", uri=uri, status=400)
-    if owner != username:
-        raise Conflict(f"{uri} is being uploaded by {owner}", uri=uri)
-    return uri, Identifier(identifier)
+        raise UsageError(f"{asked.uri} has no pending upload", uri=asked.uri, status=400)
+    if owner != asked.username:
+        raise Conflict(f"{asked.uri} is being uploaded by {owner}", uri=asked.uri)
+    return asked.uri, Identifier(asked.body["identifier"])
 
 
 def _announced(uri: str, identifier: Identifier) -> UploadItem:

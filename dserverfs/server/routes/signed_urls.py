@@ -1,4 +1,4 @@
-"""Extension of dservercore: signed URLs to read datasets and to upload new ones.
+"""Routes that sign URLs, to read datasets and to upload new ones.
 
 Paths, requests, answers and status are those of the signed-URL plugin used with
 dserver elsewhere:
@@ -27,7 +27,7 @@ What this server adds; a client knows it by `dserverfs_signed_urls` in
          the same of one, with `items` as in a manifest, tags, annotations, overlays, and
          `stored`: the identifiers that need no upload
     DELETE /signed-urls/upload/<uri>
-         forgets a pending upload and deletes what of it is stored
+         forgets a pending upload and deletes its stored items
     POST /signed-urls/upload-complete
          answers 422 with the relpaths in `message` when items are missing or not
          as announced; the upload stays pending
@@ -39,79 +39,48 @@ Errors are `{"code", "status", "message"}`.
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import dservercore.utils
-from dservercore import utils_auth
 from dservercore.extensions import sql_db
-from flask import Response, request
-from flask_smorest import Blueprint
+from flask import request
+from marshmallow import fields
 
-from dserverfs.base.errors import Conflict, DserverfsError, NotFound, UsageError
-from dserverfs.server.database import completing, uploads
+from dserverfs.base.errors import Conflict, NotFound, UsageError
+from dserverfs.server.database import completing, forms, uploads
+from dserverfs.server.database.retrieve import registered
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.database.upload_request import UploadRequest
 from dserverfs.server.database.uploads import KeyedLocks, PendingUpload
 from dserverfs.server.routes import multipart, upload_place
-from dserverfs.server.routes.answers import answer, json_body
-from dserverfs.server.routes.extension import (
-    Extension,
-    registered_identifiers,
-    report,
-    require_register,
-    require_search,
-    require_user,
-    stores,
-)
+from dserverfs.server.routes.routing import Asked
 from dserverfs.server.routes.upload_place import UPLOAD_EXPIRY_SECONDS
 from dserverfs.server.store import layout
-from dserverfs.server.store.bucket import ObjectStore
-from dserverfs.server.store.signing import MAX_OBJECT_BYTES, Signer
-from dserverfs.server.store.stores import Place
+from dserverfs.server.store.signing import MAX_OBJECT_BYTES
+from dserverfs.server.store.stores import Place, Stores
 
 READ_EXPIRY_SECONDS = 3600
 MAX_BATCH = 1000
 
 
-class _Signing(NamedTuple):
-    """URLs of one answer, and when they all end."""
-
-    signer: Signer
-    expiry: Mapping[str, Any]
+ITEMS = forms.form(identifiers=forms.Strings(required=True))
+COMPLETE = forms.form(uri=fields.String(required=True))
 
 
-class SignedUrls(Extension):
-    """dservercore makes one per app."""
+class SignedUrls:
+    """The handlers of one app."""
 
-    def __init__(self) -> None:
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
         self._locks = KeyedLocks()
 
-    def get_blueprint(self) -> Any:
-        blueprint = Blueprint("signed_urls", __name__, url_prefix="/signed-urls")
-        protected = utils_auth.jwt_required()
-        for method, rule, view in (
-            ("GET", "/dataset/<path:uri>", self.get_dataset),
-            ("GET", "/item/<path:uri>/<identifier>", self.get_item),
-            ("POST", "/items/<path:uri>", self.post_items),
-            ("GET", "/uploads", self.get_uploads),
-            ("GET", "/upload/<path:uri>", self.get_upload),
-            ("DELETE", "/upload/<path:uri>", self.delete_upload),
-            ("POST", "/upload/<path:base_uri>", self.post_upload),
-            ("POST", "/upload-complete", self.post_upload_complete),
-        ):
-            blueprint.add_url_rule(rule, view.__name__, protected(view), methods=[method])
-        blueprint.register_error_handler(DserverfsError, report)
-        return blueprint
-
-    def get_dataset(self, uri: str) -> Response:
+    def get_dataset(self, asked: Asked) -> Mapping[str, Any]:
         """Sign URLs for all there is of a dataset."""
-        require_search(uri)
-        identifiers = registered_identifiers(uri)
-        store, bucket, keys = stores().place(uri)
-        signer, expiry = _signing(store, READ_EXPIRY_SECONDS)
+        identifiers = registered().get_identifiers(asked.uri)
+        store, bucket, keys = self._stores.place(asked.uri)
+        signer = store.signer(READ_EXPIRY_SECONDS)
 
         def url(key: str) -> str:
             return signer.get_url(bucket, key)
@@ -119,8 +88,8 @@ class SignedUrls(Extension):
         overlays = store.names(bucket, keys.overlays, ".json")
         annotations = store.names(bucket, keys.annotations, ".json")
         body: dict[str, Any] = {
-            "uri": uri,
-            **expiry,
+            "uri": asked.uri,
+            **signer.expiry,
             "admin_metadata_url": url(keys.admin_metadata),
             "manifest_url": url(keys.manifest),
             "readme_url": url(keys.readme),
@@ -130,47 +99,42 @@ class SignedUrls(Extension):
         }
         if request.args.get("items") != "false":
             body["item_urls"] = {name: url(keys.item(name)) for name in identifiers}
-        return answer(body)
+        return body
 
-    def get_item(self, uri: str, identifier: str) -> Response:
+    def get_item(self, asked: Asked, identifier: str) -> Mapping[str, Any]:
         """Sign a URL for one item."""
-        require_search(uri)
-        _require_items(uri, [identifier])
-        store, bucket, keys = stores().place(uri)
-        signer, expiry = _signing(store, READ_EXPIRY_SECONDS)
+        _require_items(asked.uri, [identifier])
+        store, bucket, keys = self._stores.place(asked.uri)
+        signer = store.signer(READ_EXPIRY_SECONDS)
         url = signer.get_url(bucket, keys.item(identifier))
-        return answer({"uri": uri, "identifier": identifier, **expiry, "url": url})
+        return {"uri": asked.uri, "identifier": identifier, **signer.expiry, "url": url}
 
-    def post_items(self, uri: str) -> Response:
+    def post_items(self, asked: Asked) -> Mapping[str, Any]:
         """Sign URLs for some items."""
-        require_search(uri)
-        wanted = json_body().get("identifiers")
-        if not isinstance(wanted, list) or not all(isinstance(each, str) for each in wanted):
-            raise UsageError("identifiers is not a list of strings", status=422)
-        if len(wanted) > MAX_BATCH:
-            raise UsageError(f"more than {MAX_BATCH} identifiers in one request", status=400)
-        _require_items(uri, wanted)
-        store, bucket, keys = stores().place(uri)
-        signer, expiry = _signing(store, READ_EXPIRY_SECONDS)
+        wanted = asked.body["identifiers"]
+        forms.require(len(wanted) <= MAX_BATCH, f"more than {MAX_BATCH} identifiers in one request")
+        _require_items(asked.uri, wanted)
+        store, bucket, keys = self._stores.place(asked.uri)
+        signer = store.signer(READ_EXPIRY_SECONDS)
         urls = {name: signer.get_url(bucket, keys.item(name)) for name in wanted}
-        return answer({"uri": uri, **expiry, "item_urls": urls})
+        return {"uri": asked.uri, **signer.expiry, "item_urls": urls}
 
-    def post_upload(self, base_uri: str) -> Response:
+    def post_upload(self, asked: Asked) -> Mapping[str, Any]:
         """Begin an upload, or begin it again with what is announced now."""
-        username = require_register(base_uri)
-        store = stores().of(base_uri)
-        announced = UploadRequest.parse(json_body(), max_item_bytes=MAX_OBJECT_BYTES)
+        base_uri = asked.uri
+        store = self._stores.of(base_uri)
+        announced = UploadRequest.of(asked.body, max_item_bytes=MAX_OBJECT_BYTES)
         uri = f"{base_uri}/{announced.uuid}"
         with self._locks.holding(announced.uuid):
             before = uploads.find_by_uuid(announced.uuid)
-            upload = _announce(uri, base_uri, username, announced, before)
-            stores().ensure_bucket(base_uri)
-            place = upload_place.prepare(upload, before)
+            upload = _announce(uri, base_uri, asked.username, announced, before)
+            self._stores.ensure_bucket(base_uri)
+            place = upload_place.prepare(self._stores, upload, before)
             stored = completing.compare(place, upload).complete
             uploads.save(upload)
             sql_db.session.commit()
         _, bucket, keys = place
-        signer, expiry = _signing(store, UPLOAD_EXPIRY_SECONDS)
+        signer = store.signer(UPLOAD_EXPIRY_SECONDS)
         items: dict[str, dict[str, Any]] = {}
         for identifier, item in announced.items.items():
             if item.size_in_bytes > store.storage.max_put_bytes:
@@ -183,58 +147,51 @@ class SignedUrls(Extension):
                 "headers": headers,
             }
         readme = signer.put_url(bucket, keys.uploaded_readme, {})
-        return answer(
-            {
-                "uuid": announced.uuid,
-                "uri": uri,
-                "base_uri": base_uri,
-                **expiry,
-                "upload_urls": {"readme": readme, "items": items},
-                "stored": sorted(stored),
-            }
-        )
+        return {
+            "uuid": announced.uuid,
+            "uri": uri,
+            "base_uri": base_uri,
+            **signer.expiry,
+            "upload_urls": {"readme": readme, "items": items},
+            "stored": sorted(stored),
+        }
 
-    def get_uploads(self) -> Response:
+    def get_uploads(self, asked: Asked) -> Mapping[str, Any]:
         """List the caller's pending uploads."""
-        pending = uploads.list_of(require_user())
-        return answer({"uploads": [_summary(upload) for upload in pending]})
+        return {"uploads": [_summary(upload) for upload in uploads.list_of(asked.username)]}
 
-    def get_upload(self, uri: str) -> Response:
-        """Describe a pending upload, with what of it is stored."""
-        upload = _pending(uri)
-        stored = completing.compare(stores().place(uri), upload).complete
-        return answer(
-            {
-                **_summary(upload),
-                "items": completing.manifest_of(upload)["items"],
-                "tags": upload.request.tags,
-                "annotations": upload.request.annotations,
-                "overlays": upload.request.overlays,
-                "stored": sorted(stored),
-            }
-        )
+    def get_upload(self, asked: Asked) -> Mapping[str, Any]:
+        """Describe a pending upload, with the items that are stored."""
+        upload = _pending(asked)
+        stored = completing.compare(self._stores.place(asked.uri), upload).complete
+        return {
+            **_summary(upload),
+            "items": completing.manifest_of(upload)["items"],
+            "tags": upload.request.tags,
+            "annotations": upload.request.annotations,
+            "overlays": upload.request.overlays,
+            "stored": sorted(stored),
+        }
 
-    def delete_upload(self, uri: str) -> Response:
-        """Forget a pending upload once nothing of it is stored any more."""
+    def delete_upload(self, asked: Asked) -> Mapping[str, Any]:
+        """Delete a pending upload and all that is stored of it."""
+        uri = asked.uri
         with self._locks.holding(uri.rpartition("/")[2]):
-            _pending(uri)
-            place = stores().place(uri)
+            _pending(asked)
+            place = self._stores.place(uri)
             _require_not_frozen(place, uri)
             upload_place.delete_all(place, uri)
             place.store.delete(place.bucket, [place.keys.registration])
-            stores().forget(uri)
+            self._stores.forget(uri)
             uploads.delete(uri)
             upload_place.note_deleted(uri)
             sql_db.session.commit()
-        return answer({"uri": uri, "status": "deleted"})
+        return {"uri": uri, "status": "deleted"}
 
-    def post_upload_complete(self) -> Response:
+    def post_upload_complete(self, asked: Asked) -> Mapping[str, Any]:
         """Freeze a pending upload whose items are all there, and register it."""
-        uri = json_body().get("uri")
-        if not isinstance(uri, str):
-            raise UsageError("uri is missing or not a string", status=422)
-        base_uri, _, uuid = uri.rpartition("/")
-        username = require_register(base_uri)
+        uri = asked.uri
+        uuid = uri.rpartition("/")[2]
         with self._locks.holding(uuid):
             upload = uploads.find_by_uri(uri)
             if upload is None and uploads.find_by_uuid(uuid) is not None:
@@ -245,8 +202,8 @@ class SignedUrls(Extension):
                     uri=uri,
                     status=400,
                 )
-            _require_same_user(upload, username)
-            place = stores().place(uri)
+            _require_same_user(upload, asked.username)
+            place = self._stores.place(uri)
             stored = completing.compare(place, upload)
             completing.require_complete(stored, uri)
             dataset_info = completing.freeze(place, upload, stored.orphans)
@@ -254,18 +211,7 @@ class SignedUrls(Extension):
             multipart.forget(place, uri)
             dservercore.utils.register_dataset(dataset_info)  # commits both
             StoredMetadata(place).drop_uploaded_readme()
-        return answer(
-            {"uri": uri, "status": "registered", "name": upload.request.name, "uuid": uuid}
-        )
-
-
-def _signing(store: ObjectStore, expiry_seconds: int) -> _Signing:
-    now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
-    end = now + datetime.timedelta(seconds=expiry_seconds)
-    return _Signing(
-        store.signer(now=now, expiry_seconds=expiry_seconds),
-        {"expiry_seconds": expiry_seconds, "expiry_timestamp": end.isoformat()},
-    )
+        return {"uri": uri, "status": "registered", "name": upload.request.name, "uuid": uuid}
 
 
 def _announce(
@@ -281,20 +227,19 @@ def _announce(
     if before is None:
         return PendingUpload(uri, base_uri, username, time.time(), announced)
     if before.uri != uri:
-        # Where somebody else's is, is nobody's to know.
+        # Another user's base URI is not to be known.
         where = before.base_uri if before.username == username else "another base URI"
         raise Conflict(f"{announced.uuid} is being uploaded to {where}", uri=uri)
     _require_same_user(before, username)
     return before._replace(request=announced)
 
 
-def _pending(uri: str) -> PendingUpload:
-    """Return the caller's pending upload; raises PermissionDenied, NotFound or Conflict."""
-    username = require_register(uri.rpartition("/")[0])
-    upload = uploads.find_by_uri(uri)
+def _pending(asked: Asked) -> PendingUpload:
+    """Return the caller's pending upload; raises NotFound or Conflict."""
+    upload = uploads.find_by_uri(asked.uri)
     if upload is None:
-        raise NotFound(f"{uri} has no pending upload", uri=uri)
-    _require_same_user(upload, username)
+        raise NotFound(f"{asked.uri} has no pending upload", uri=asked.uri)
+    _require_same_user(upload, asked.username)
     return upload
 
 
@@ -315,7 +260,7 @@ def _summary(upload: PendingUpload) -> dict[str, Any]:
 
 
 def _require_not_frozen(place: Place, uri: str) -> None:
-    """Raise Conflict for what dtool-s3 takes for a dataset: half completed, or an old one."""
+    """Raise Conflict for a dataset that dtool-s3 sees: half completed, or an old one."""
     if upload_place.is_frozen(place):
         raise Conflict(
             f"{uri} is stored as a frozen dataset: complete the upload, nothing is deleted", uri=uri
@@ -323,7 +268,7 @@ def _require_not_frozen(place: Place, uri: str) -> None:
 
 
 def _require_items(uri: str, wanted: list[str]) -> None:
-    known = registered_identifiers(uri)
+    known = registered().get_identifiers(uri)
     for identifier in wanted:
         if identifier not in known:
             raise NotFound(f"{uri} has no item {identifier}", uri=uri)

@@ -28,8 +28,7 @@ from dserverfs.server.database import completing
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.database.uploads import PendingUpload
 from dserverfs.server.routes import multipart
-from dserverfs.server.routes.extension import stores
-from dserverfs.server.store.stores import Place
+from dserverfs.server.store.stores import Place, Stores
 
 UPLOAD_EXPIRY_SECONDS = 4 * 3600
 MAX_COPIED = 10_000  # at 200 a second here: 50 s, of the time that a client waits
@@ -44,24 +43,27 @@ SCHEMA = (
 )
 
 
-def prepare(upload: PendingUpload, before: PendingUpload | None) -> Place:
-    """Return where an upload goes, with its registration key there; `before` is what it replaces.
+def prepare(stores: Stores, upload: PendingUpload, before: PendingUpload | None) -> Place:
+    """Return where an upload goes, with its registration key there; it replaces `before`.
 
-    Raises Conflict if that would overwrite a dataset that is frozen there. Who calls commits.
+    Raises Conflict if that would overwrite a dataset that is frozen there. The caller commits.
     """
-    place = stores().place(upload.uri)
+    place = stores.place(upload.uri)
     if is_frozen(place):
-        _require_same_items(place, upload, is_new=before is None)
+        # Others may have written it, where the bucket is on another server.
+        if before is None and stores.is_foreign(upload.base_uri):
+            raise _in_the_bucket_already(upload)
+        _require_same_items(place, upload)
         return place
     if before is not None and before.request.items.items() <= upload.request.items.items():
         return place
     is_fresh = before is None and not _was_deleted_lately(upload.uri)
     below = "" if is_fresh else f"{secrets.token_hex(4)}/"
-    new = stores().new_place(upload.base_uri, upload.request.uuid, below=below)
+    new = stores.new_place(upload.base_uri, upload.request.uuid, below=below)
     if before is not None:
         _copy(place, new, upload)
     new.store.write(new.bucket, new.keys.registration, new.keys.prefix.encode())
-    stores().forget(upload.uri)
+    stores.forget(upload.uri)
     if before is not None:
         delete_all(place, upload.uri)
     return new
@@ -75,7 +77,7 @@ def delete_all(place: Place, uri: str) -> None:
 
 
 def note_deleted(uri: str) -> None:
-    """Remember that URLs of an upload are out which is no more; who calls commits."""
+    """Remember that URLs of a deleted upload are still good; the caller commits."""
     now = time.time()
     sql_db.session.execute(
         text("DELETE FROM dserverfs_deleted_upload WHERE urls_end_at < :now"), {"now": now}
@@ -95,20 +97,23 @@ def is_frozen(place: Place) -> bool:
     return True
 
 
-def _require_same_items(place: Place, upload: PendingUpload, *, is_new: bool) -> None:
+def _require_same_items(place: Place, upload: PendingUpload) -> None:
     """Raise Conflict unless the frozen dataset that is there has the items of the upload.
 
-    It has them when an upload was half completed, and when who deleted it from the
-    index uploads it again; another in its place would be a frozen one that changes.
+    It has them after an upload was half completed, and after a user deleted it from the
+    index and uploads it again; another in its place would be a frozen one that changes.
     """
-    somebody_elses = is_new and stores().is_foreign(upload.base_uri)
     frozen = completing.contents_of(StoredMetadata(place).manifest())
-    if somebody_elses or frozen != completing.contents_of(completing.manifest_of(upload)):
-        raise Conflict(
-            f"{upload.uri} is in the bucket already, though not registered:"
-            " dserverfs serve index registers it",
-            uri=upload.uri,
-        )
+    if frozen != completing.contents_of(completing.manifest_of(upload)):
+        raise _in_the_bucket_already(upload)
+
+
+def _in_the_bucket_already(upload: PendingUpload) -> Conflict:
+    return Conflict(
+        f"{upload.uri} is in the bucket already, though not registered:"
+        " dserverfs serve index registers it",
+        uri=upload.uri,
+    )
 
 
 def _was_deleted_lately(uri: str) -> bool:

@@ -69,7 +69,9 @@ class ObjectStore:
             ),
         )
 
-    def signer(self, *, now: datetime.datetime, expiry_seconds: int) -> Signer:
+    def signer(self, expiry_seconds: int) -> Signer:
+        """Return what signs URLs that are good from now on, for so long."""
+        now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
         return Signer(self.storage, now=now, expiry_seconds=expiry_seconds)
 
     def ensure_bucket(self, bucket: str) -> None:

@@ -13,6 +13,7 @@ import hmac
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from dserverfs.base.errors import Unsupported, UsageError
@@ -72,6 +73,11 @@ class Signer:
         self._moment = now.strftime("%Y%m%dT%H%M%SZ")
         self._scope = f"{self._moment[:8]}/{storage.region}/s3/aws4_request"
         self._expiry_seconds = expiry_seconds
+        end = now + datetime.timedelta(seconds=expiry_seconds)
+        self.expiry: Mapping[str, Any] = {  # as an answer tells it
+            "expiry_seconds": expiry_seconds,
+            "expiry_timestamp": end.isoformat(),
+        }
         self._key = _signing_key(storage.secret_key, self._moment[:8], storage.region)
 
     def get_url(self, bucket: str, key: str) -> str:

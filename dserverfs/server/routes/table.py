@@ -1,0 +1,91 @@
+"""The table of our routes: method, address, right, handler and the form of the body.
+
+Their wire protocol is in the docstrings of the modules that have the handlers. Those in
+REPLACED are routes of dservercore with answers of ours; its other routes stay as they are.
+"""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from dserverfs.server.database import upload_request
+from dserverfs.server.routes import (
+    accounts,
+    core_views,
+    metadata,
+    multipart,
+    publications,
+    signed_urls,
+)
+from dserverfs.server.routes.routing import Right, Route, view_of
+from dserverfs.server.store.stores import Stores
+
+# On one line each, so that rights can be compared at a glance.
+N, U, S, R = Right.NONE, Right.USER, Right.SEARCH, Right.REGISTER
+
+REPLACED = {
+    "annotations.annotations": Route(
+        "GET /annotations/<path:uri>", U | S, core_views.get_annotations
+    ),
+    "manifests.manifest": Route("GET /manifests/<path:uri>", U | S, core_views.get_manifest),
+}
+
+
+def routes(stores: Stores) -> tuple[Route, ...]:
+    """Return the routes of an app, with handlers of its own."""
+    signing = signed_urls.SignedUrls(stores)
+    parts = multipart.Multipart(stores)
+    changing = metadata.Metadata(stores)
+    publishing = publications.Publications(stores)
+    login = accounts.Accounts()
+    return (
+        Route("GET /config/health", N, accounts.get_health),
+        Route("POST /token", N, login.post_token, accounts.LOGIN),
+        Route("GET /signed-urls/dataset/<path:uri>", S, signing.get_dataset),
+        Route("GET /signed-urls/item/<path:uri>/<identifier>", S, signing.get_item),
+        Route("POST /signed-urls/items/<path:uri>", S, signing.post_items, signed_urls.ITEMS),
+        Route("GET /signed-urls/uploads", U, signing.get_uploads),
+        Route("GET /signed-urls/upload/<path:uri>", R, signing.get_upload),
+        Route("DELETE /signed-urls/upload/<path:uri>", R, signing.delete_upload),
+        Route(
+            "POST /signed-urls/upload/<path:base_uri>", R, signing.post_upload, upload_request.FORM
+        ),
+        Route(
+            "POST /signed-urls/upload-complete",
+            R,
+            signing.post_upload_complete,
+            signed_urls.COMPLETE,
+        ),
+        Route("POST /signed-urls/upload-parts", R, parts.post_begin, multipart.BEGIN),
+        Route("POST /signed-urls/upload-parts/sign", R, parts.post_sign, multipart.SIGN),
+        Route(
+            "POST /signed-urls/upload-parts/complete", R, parts.post_complete, multipart.COMPLETE
+        ),
+        Route(
+            "POST /signed-urls/publish/<path:uri>",
+            S | R,
+            publishing.post_publish,
+            publications.FORM,
+        ),
+        Route("DELETE /signed-urls/publish/<path:uri>", R, publishing.delete_publish),
+        Route("GET /published/<token>", N, publishing.get_published),
+        Route("GET /published/<token>/http_manifest.json", N, publishing.get_http_manifest),
+        Route("PUT /readmes/<path:uri>", R, changing.put_readme, metadata.README),
+        Route("PUT /tags/<path:uri>", R, changing.put_tags, metadata.TAGS),
+        Route("POST /tags/<path:uri>/<tag>", R, changing.post_tag),
+        Route("DELETE /tags/<path:uri>/<tag>", R, changing.delete_tag),
+        Route("PUT /annotations/<path:uri>/<name>", R, changing.put_annotation, metadata.VALUE),
+        Route("DELETE /annotations/<path:uri>/<name>", R, changing.delete_annotation),
+        Route("PUT /overlays/<path:uri>/<name>", R, changing.put_overlay, metadata.VALUE),
+        Route("DELETE /overlays/<path:uri>/<name>", R, changing.delete_overlay),
+        Route("PUT /names/<path:uri>", R, changing.put_name, metadata.NAME),
+    )
+
+
+def install(app: Flask, stores: Stores) -> None:
+    """Give dservercore's app our routes."""
+    for endpoint, route in REPLACED.items():
+        app.view_functions[endpoint] = view_of(route)
+    for route in routes(stores):
+        endpoint = route.handler.__name__
+        app.add_url_rule(route.rule, endpoint, view_of(route), methods=[route.method])
