@@ -140,6 +140,28 @@ def test_classes_and_functions_that_a_page_names_are_there(path: Path) -> None:
     assert [name for name in named if name not in there] == []
 
 
+def test_pages_about_commands_name_every_option() -> None:
+    text = "".join(path.read_text() for path in TOPICS if path.stem in {"commands", "server"})
+
+    missing = every_option() - set(OPTION.findall(text))
+    assert missing - {"-h", "--help", "--version"} == set()
+
+
+def test_page_about_settings_names_every_setting() -> None:
+    source = (PACKAGE / "settings.py").read_text()
+    text = (PACKAGE / "docs/settings.rst").read_text()
+
+    there = set(re.findall(r'"((?:DSERVER|DTOOL)_[A-Z0-9_]+)"', source))
+    assert len(there) > 9
+    assert {name for name in there if f"``{name}" not in text} == set()
+
+
+def test_readme_names_every_page() -> None:
+    text = (ROOT / "README.rst").read_text()
+
+    assert [path.stem for path in TOPICS if f"\n``{path.stem}``" not in text] == []
+
+
 @pytest.mark.parametrize("path", TOPICS, ids=lambda path: path.name)
 def test_constants_that_a_page_names_are_those_of_the_code(path: Path) -> None:
     there = pages.constants()
