@@ -23,7 +23,7 @@ from typing import IO
 
 from dserverfs.base.durable_files import remove_left_beside, written_beside
 from dserverfs.base.errors import IntegrityError, UsageError
-from dserverfs.base.hashes import known_hasher
+from dserverfs.base.hashes import file_digest, known_hasher
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.limits import MAX_COMPONENT_BYTES, component_is_usable
 from dserverfs.base.model import DserverURI, Item
@@ -92,7 +92,7 @@ class ItemFiles:
             return False
         if status.st_uid == os.geteuid() and status.st_mtime_ns == item.mtime_ns:
             return True
-        if _digest(path, content) != content.hash:
+        if file_digest(path, content.hash_function) != content.hash:
             return False
         with contextlib.suppress(PermissionError):  # somebody else's
             os.utime(path, ns=(item.mtime_ns, item.mtime_ns))  # it was touched
@@ -154,14 +154,6 @@ def _component(text: str) -> str:
     if len(text) <= MAX_COMPONENT_BYTES:
         return text
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _digest(path: Path, content: ItemContent) -> str:
-    hasher = known_hasher(content.hash_function)
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_SIZE):
-            hasher.update(block)
-    return hasher.hexdigest()
 
 
 def _mismatch(content: ItemContent, found: str) -> str:

@@ -7,17 +7,16 @@ Blocking.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from dserverfs.base.errors import IntegrityError, Unsupported, UsageError
-from dserverfs.base.hashes import hasher_of
+from dserverfs.base.hashes import Hasher, hash_file, hasher_of
 from dserverfs.base.limits import relpath_is_usable
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import Item
 
-PIECE_BYTES = 1024 * 1024
 _MANIFEST = Path(".dtool/manifest.json")
 
 
@@ -105,7 +104,7 @@ def compare(local: LocalItem) -> None:
     hasher = hasher_of(local.hash_function)
     if hasher is None:
         raise Unsupported(f"its {local.hash_function} cannot be computed")
-    size_in_bytes = read(local.path, hasher.update)
+    size_in_bytes = read(local.path, hasher)
     if size_in_bytes != item.size_in_bytes:
         raise IntegrityError(f"has {size_in_bytes} bytes, the manifest says {item.size_in_bytes}")
     found = hasher.hexdigest()
@@ -113,16 +112,15 @@ def compare(local: LocalItem) -> None:
         raise IntegrityError(f"has hash {found}, the manifest says {item.hash}")
 
 
-def read(path: Path, take: Callable[[bytes], None]) -> int:
-    """Give all bytes of a file to `take`; return how many. Raises IntegrityError if it cannot."""
-    size_in_bytes = 0
+def read(path: Path, *hashers: Hasher) -> int:
+    """Read all bytes of a file, feed them to the hashers, and return how many there are.
+
+    Raises IntegrityError if it cannot be read.
+    """
     try:
         with path.open("rb", buffering=0) as file:
             # What the kernel holds would not be asked of the disk or the daemon.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            while piece := file.read(PIECE_BYTES):
-                take(piece)
-                size_in_bytes += len(piece)
+            return hash_file(file.fileno(), *hashers)
     except OSError as error:
         raise IntegrityError(f"cannot be read: {error.strerror}") from error
-    return size_in_bytes

@@ -38,7 +38,6 @@ from dserverfs.remote.signed_urls import UrlSource
 
 logger = logging.getLogger(__name__)
 
-Buffer = bytes | bytearray | memoryview
 
 # Blocks fetched by one request. 16 MiB ranges: 1 GiB in 1.2 s; 8 MiB: 1.4 s.
 MAX_RUN = 16

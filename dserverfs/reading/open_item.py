@@ -13,15 +13,13 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from dserverfs.base.errors import DeadlineExceeded, IntegrityError
+from dserverfs.base.hashes import Buffer
 from dserverfs.base.items import BLOCK_SIZE, ItemContent, Run
 from dserverfs.base.retry import Deadline
 from dserverfs.reading.block_reader import Reader
 from dserverfs.reading.cache.blocks import Block, DamagedBlock
 from dserverfs.reading.ranges import wait_for
 from dserverfs.reading.read_ahead import ReadAhead
-
-Buffer = bytes | bytearray | memoryview
-
 
 # Of larger items (1 TiB) no memory is taken for what is not read.
 MAX_BLOCKS_AT_ONCE = 1 << 20

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 
 from dserverfs.base.errors import Cancelled
-from dserverfs.base.hashes import known_hasher
+from dserverfs.base.hashes import hash_file, known_hasher
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.reading.stored_items import StoredItems
 
@@ -68,10 +68,7 @@ class _Download:
         offset = 0
         while offset < self._content.size_in_bytes:
             end = self._wait_for(offset)
-            while offset < end:
-                piece = os.pread(self._fd, min(BLOCK_SIZE, end - offset), offset)
-                hasher.update(piece)
-                offset += len(piece)
+            offset += hash_file(self._fd, hasher, offset=offset, length=end - offset)
         return hasher.hexdigest()
 
     def end(self) -> None:

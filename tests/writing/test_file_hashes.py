@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from dserverfs.base.errors import Cancelled, ItemChanged
+from dserverfs.base.hashes import PIECE_BYTES
 from dserverfs.writing.staging import file_hashes
-from dserverfs.writing.staging.file_hashes import PIECE_BYTES, Hashes, Stamp
+from dserverfs.writing.staging.file_hashes import Hashes, Stamp
 
 CONTENTS = {
     "empty": b"",
@@ -154,7 +155,7 @@ def test_file_that_changes_while_it_is_read_is_read_again(
             file.write_bytes(b"x" * (PIECE_BYTES + 1))
         return pread(descriptor, count, offset)
 
-    monkeypatch.setattr("dserverfs.writing.staging.file_hashes.os.pread", change_between)
+    monkeypatch.setattr("dserverfs.base.hashes.os.pread", change_between)
 
     assert hashes.of(file) == hashlib.md5(b"x" * (PIECE_BYTES + 1)).hexdigest()
 
@@ -170,7 +171,7 @@ def test_file_that_keeps_changing_is_named(
             appended.write(b"x")
         return pread(descriptor, count, 0) if offset == 0 else b""
 
-    monkeypatch.setattr("dserverfs.writing.staging.file_hashes.os.pread", change_always)
+    monkeypatch.setattr("dserverfs.base.hashes.os.pread", change_always)
 
     with pytest.raises(ItemChanged) as failure:
         hashes.of(file)

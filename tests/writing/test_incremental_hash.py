@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs.base.hashes import PIECE_BYTES
 from dserverfs.writing.staging.file_hashes import Hashes, Stamp
-from dserverfs.writing.staging.incremental_hash import PIECE_BYTES, STEP_BYTES, HashAhead
+from dserverfs.writing.staging.incremental_hash import STEP_BYTES, HashAhead
 from tests.support.accounts import Account
 from tests.support.mounts import mounted
 from tests.support.servers import ServerHandle

@@ -31,6 +31,7 @@ from pyfuse3 import (
 )
 
 from dserverfs.base import errors
+from dserverfs.base.hashes import Buffer
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.limits import MAX_COMPONENT_BYTES, MAX_SIZE_BYTES
 from dserverfs.catalogue.refreshed import NotLoaded
@@ -45,7 +46,7 @@ from dserverfs.mount.operations.handles import (
 )
 from dserverfs.reading.block_reader import Reader
 from dserverfs.reading.cache.blocks import Block
-from dserverfs.reading.open_item import Buffer, ItemReader
+from dserverfs.reading.open_item import ItemReader
 from dserverfs.tree.frozen_dataset import Attributes, DatasetTree
 from dserverfs.tree.mount_tree import Inode, Tree
 

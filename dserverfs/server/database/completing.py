@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import dtoolcore
 
 from dserverfs.base.errors import Conflict, NotFound
+from dserverfs.base.hashes import MD5
 from dserverfs.base.model import Identifier, identifier_of
 from dserverfs.server.database.stored_metadata import StoredMetadata
-from dserverfs.server.database.upload_request import HASH_FUNCTION, UploadItem
+from dserverfs.server.database.upload_request import UploadItem
 from dserverfs.server.database.uploads import PendingUpload
 from dserverfs.server.store import layout
 from dserverfs.server.store.bucket import StoredObject
@@ -120,7 +121,7 @@ def freeze(place: Place, upload: PendingUpload, orphans: tuple[str, ...]) -> dic
 def manifest_of(upload: PendingUpload) -> dict[str, Any]:
     return {
         "dtoolcore_version": dtoolcore.__version__,
-        "hash_function": HASH_FUNCTION,
+        "hash_function": MD5,
         "items": {
             identifier: {
                 "hash": item.md5,

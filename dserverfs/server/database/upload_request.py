@@ -15,13 +15,13 @@ from marshmallow import fields
 
 from dserverfs.base import limits, model
 from dserverfs.base.errors import UsageError
+from dserverfs.base.hashes import MD5
 from dserverfs.base.model import Identifier
 from dserverfs.server.database import forms, item_rules
 from dserverfs.server.database.forms import require
 from dserverfs.server.database.item_rules import Rule
 from dserverfs.server.store import layout
 
-HASH_FUNCTION = "md5sum_hexdigest"
 MAX_METADATA_BYTES = 2048  # of S3, names and values of one object's user metadata
 MAX_USERNAME_LENGTH = 255  # of dservercore's table
 
@@ -136,8 +136,8 @@ def _check_uuid(uuid: str) -> None:
 
 def _check_hash_function(name: str) -> None:
     require(
-        name == HASH_FUNCTION,
-        f"hash_function {name!r} is not {HASH_FUNCTION!r}, which S3 can check",
+        name == MD5,
+        f"hash_function {name!r} is not {MD5!r}, which S3 can check",
     )
 
 

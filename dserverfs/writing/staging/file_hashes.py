@@ -13,7 +13,6 @@ second reading.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import re
@@ -27,13 +26,12 @@ from types import TracebackType
 from typing import NamedTuple
 
 from dserverfs.base.errors import Cancelled, ItemChanged
+from dserverfs.base.hashes import Hasher, hash_file, new_md5
 from dserverfs.base.limits import shown_ns
 
 logger = logging.getLogger(__name__)
 
-# hashlib lets other threads run while it works on a piece; MD5 takes a core 0.9 GB/s.
 THREADS = min(8, os.cpu_count() or 1)
-PIECE_BYTES = 1024 * 1024
 # A file that changes as often while it is read is being written to.
 ATTEMPTS = 3
 _BUSY_TIMEOUT_S = 10.0
@@ -73,12 +71,8 @@ class Stamp(NamedTuple):
 class Begun(NamedTuple):
     """The MD5 of the first bytes of a file."""
 
-    md5: hashlib._Hash  # the receiver's own
+    md5: Hasher  # the receiver's own
     length: int
-
-
-def new_md5() -> hashlib._Hash:
-    return hashlib.md5(usedforsecurity=False)
 
 
 class Hashes:
@@ -240,17 +234,15 @@ class Hashes:
         raise ItemChanged(f"{relpath}: is being written to while it is hashed", relpath=relpath)
 
     def _read(self, descriptor: int, begun: Begun, advance: Callable[[int], None]) -> str:
+        def on_piece(count: int) -> None:
+            with self._lock:
+                self.bytes_read += count
+            advance(count)
+
         md5, offset = begun
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        try:
-            advance(offset)
-            while piece := os.pread(descriptor, PIECE_BYTES, offset):
-                md5.update(piece)
-                offset += len(piece)
-                advance(len(piece))
-        finally:
-            with self._lock:
-                self.bytes_read += offset - begun.length
+        advance(offset)
+        hash_file(descriptor, md5, offset=offset, on_piece=on_piece)
         return md5.hexdigest()
 
     def _known(self, relpath: str, stamp: Stamp) -> str | None:

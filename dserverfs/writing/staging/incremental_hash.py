@@ -22,11 +22,11 @@ import os
 import threading
 from collections import deque
 
-from dserverfs.writing.staging.file_hashes import Begun, Stamp, new_md5
+from dserverfs.base.hashes import PIECE_BYTES, new_md5
+from dserverfs.writing.staging.file_hashes import Begun, Stamp
 
 # How much is written between two calls of the thread; smaller files are not worth one.
 STEP_BYTES = 4 * 1024 * 1024
-PIECE_BYTES = 1024 * 1024
 
 
 class HashAhead:

@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, NamedTuple
 from dserverfs.base.disk_tables import DiskDict, ItemTable
 from dserverfs.base.durable_files import replacing, sync_file_system
 from dserverfs.base.errors import IntegrityError, ItemChanged, ProtocolError, UsageError
+from dserverfs.base.hashes import MD5
 from dserverfs.base.limits import (
     is_uuid,
     name_is_valid,
@@ -46,7 +47,6 @@ from dserverfs.writing.staging.survey import DATA, METADATA, README, Layout, Sur
 
 logger = logging.getLogger(__name__)
 
-HASH_FUNCTION = "md5sum_hexdigest"
 _SEALED = "sealed"
 _HASHES = "hashes"
 _ITEMS = ', "items": ['  # ends the first line; each item has one of its own
@@ -144,7 +144,7 @@ def load(staged: StagedDataset) -> LocalDataset:
             return LocalDataset(
                 kept["admin_metadata"],
                 kept["readme"].encode("utf-8", "surrogateescape"),
-                HASH_FUNCTION,
+                MD5,
                 items,
                 items.timestamps(),
                 lambda item: root / item.relpath,
@@ -198,7 +198,7 @@ def _describe(record: Record, found: Survey, hashes: DiskDict) -> LocalDataset:
     return LocalDataset(
         admin,
         found.readme,
-        HASH_FUNCTION,
+        MD5,
         items,
         items.timestamps(),
         lambda item: root / item.relpath,
@@ -231,7 +231,7 @@ def _date(key: str, value: object) -> float:
 
 def _require_same(found: Survey, manifest: Mapping[str, Any], hashes: DiskDict) -> dict[str, float]:
     """Return the manifest's timestamps by relpath; raises IntegrityError where files differ."""
-    if manifest.get("hash_function") != HASH_FUNCTION:
+    if manifest.get("hash_function") != MD5:
         raise UsageError(f"its hash function {manifest.get('hash_function')!r} is not MD5")
     timestamps: dict[str, float] = {}
     items = manifest.get("items", {})

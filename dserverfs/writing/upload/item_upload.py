@@ -7,12 +7,12 @@ the lines.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator
 
 from dserverfs.base.disk_tables import DiskDict
 from dserverfs.base.errors import ItemChanged
+from dserverfs.base.hashes import hash_file, new_md5
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import Item
 from dserverfs.remote.objects import Storage
@@ -23,8 +23,6 @@ from dserverfs.writing.upload.multipart import PartSender
 from dserverfs.writing.upload.pieces import PieceSender
 from dserverfs.writing.upload.put_retry import AnnouncedTarget, Attempts, Tally
 from dserverfs.writing.upload.url_source import Announcement
-
-_READ_BYTES = 1024 * 1024
 
 
 class Sender:
@@ -100,12 +98,8 @@ class Sender:
 
     def _require_same_content(self, item: Item, descriptor: int) -> None:
         """Raise ItemChanged unless the file has the hash that was announced."""
-        md5 = hashlib.md5(usedforsecurity=False)
-        offset = 0
-        while piece := os.pread(descriptor, _READ_BYTES, offset):
-            self._tally.check()
-            md5.update(piece)
-            offset += len(piece)
+        md5 = new_md5()
+        hash_file(descriptor, md5, on_piece=lambda _: self._tally.check())
         if md5.hexdigest() != item.hash:
             raise _changed(item, "has other content than was hashed")
 

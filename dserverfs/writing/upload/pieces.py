@@ -9,21 +9,19 @@ differs by then, is refused by the store. Memory: none to speak of.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
 from dserverfs.base.errors import ItemChanged
+from dserverfs.base.hashes import Hasher, hash_file, new_md5
 from dserverfs.base.model import Item
 from dserverfs.remote.outgoing import FilePart, Line
 from dserverfs.writing.upload.put_retry import Attempts, Tally, Target
 
 # At once, of one item. Guess: as many as rclone has by default.
 THREADS = 4
-_READ_BYTES = 1024 * 1024
 
 
 class PieceSender:
@@ -48,7 +46,7 @@ class PieceSender:
         `stored` with its MD5 as ETag is not sent. Raises ItemChanged if the whole
         is not what was announced.
         """
-        whole = hashlib.md5(usedforsecurity=False)
+        whole = new_md5()
         etags: list[str | Future[str]] = []
         sending: deque[Future[str]] = deque()
         lines: SimpleQueue[Line] = SimpleQueue()
@@ -82,7 +80,7 @@ class PieceSender:
 
     def _send_one(self, lines: SimpleQueue[Line], target: Target, piece: FilePart, md5: str) -> str:
         def require_same() -> None:
-            if self._hash(piece, hashlib.md5(usedforsecurity=False)) != md5:
+            if self._hash(piece) != md5:
                 raise _changed(piece.relpath)
 
         line = lines.get()
@@ -92,19 +90,19 @@ class PieceSender:
             lines.put(line)
         return headers.get("Etag", "").strip('"')
 
-    def _hash(self, piece: FilePart, whole: hashlib._Hash) -> str:
-        """Return the piece's MD5 and add the piece to the whole's."""
-        md5 = hashlib.md5(usedforsecurity=False)
-        done = 0
-        while done < piece.length:
-            self._tally.check()
-            wanted = min(_READ_BYTES, piece.length - done)
-            content = os.pread(piece.descriptor, wanted, piece.offset + done)
-            if not content:
-                raise _changed(piece.relpath)
-            md5.update(content)
-            whole.update(content)
-            done += len(content)
+    def _hash(self, piece: FilePart, *wholes: Hasher) -> str:
+        """Return the piece's MD5 and add the piece to that of the whole."""
+        md5 = new_md5()
+        done = hash_file(
+            piece.descriptor,
+            md5,
+            *wholes,
+            offset=piece.offset,
+            length=piece.length,
+            on_piece=lambda _: self._tally.check(),
+        )
+        if done != piece.length:
+            raise _changed(piece.relpath)
         return md5.hexdigest()
 
 
