@@ -41,6 +41,7 @@ from dserverfs.settings import Settings, TokenSetting
 from dserverfs.tree.frozen_dataset import DatasetTree
 from dserverfs.tree.mount_tree import directories_below, parts_of
 from dserverfs.writing.edits import journal
+from dserverfs.writing.edits.editable import EditableFiles
 from dserverfs.writing.edits.edits import FrozenEdits
 from dserverfs.writing.freezer import Freezer
 from dserverfs.writing.registry import Registration
@@ -93,9 +94,8 @@ class Client:
         staged = staging_directory or settings.staging_directory()
         self._staging_directory = staged
         self.staging = Staging(staged, server)
-        self.edits = FrozenEdits(
-            journal.root_of(staged, server), self.metadata_writes, self.catalogue
-        )
+        self.editable_files = EditableFiles(self.metadata_writes, self.catalogue)
+        self.edits = FrozenEdits(journal.root_of(staged, server), self.editable_files)
         registration = Registration(
             server,
             self.resolver,

@@ -47,7 +47,7 @@ SHOWN = {
     "catalogue": "catalogue manifest_index manifest_rows offline refreshed",
     "writing": "freeze_job freezer registry staging.area staging.dataset staging.file_hashes"
     " staging.modes staging.states staging.survey upload.uploader edits.edits edits.editable"
-    " edits.journal edits.store edits.view",
+    " edits.journal edits.local_file",
     "tree": "afterlife description frozen_dataset mount_tree staged_dataset",
     "mount": "control daemon launcher mountpoint",
     "server": "management serve store.datadir store.foreign store.stores",

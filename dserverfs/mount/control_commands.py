@@ -23,7 +23,7 @@ from dserverfs.tree import description
 from dserverfs.tree.frozen_dataset import DatasetTree
 from dserverfs.tree.mount_tree import Inode, Tree
 from dserverfs.writing.edits.edits import FrozenEdits
-from dserverfs.writing.edits.journal import Unsent
+from dserverfs.writing.edits.journal import UnsentEdit
 from dserverfs.writing.freezer import Freezer
 from dserverfs.writing.staging.area import Staging
 from dserverfs.writing.staging.dataset import StagedDataset
@@ -154,7 +154,7 @@ class Commander:
         self._reader.flush()
         return [inode for inode, item in self._loaded(items) if not self._reader.has_all(item)]
 
-    def _unsent(self, changes: list[Unsent]) -> list[dict[str, Any]]:
+    def _unsent(self, changes: list[UnsentEdit]) -> list[dict[str, Any]]:
         return [description.of_unsent(change, self._uri.server) for change in changes]
 
     def _discard(self, inode: Inode) -> str:

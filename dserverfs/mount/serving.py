@@ -84,7 +84,9 @@ def run(
         pyfuse3.close(unmount=False)
         raise
     pyfuse3.close(unmount=True)
-    client.edits.close(all_closed=not parts.signals)
+    if not parts.signals:
+        client.edits.take_as_closed()
+    client.edits.close()
     logger.info("%s: unmounted", options.path)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from dserverfs.base.errors import NotFound, UsageError
 from dserverfs.base.model import DserverURI
 from dserverfs.tree.frozen_dataset import DatasetTree
-from dserverfs.writing.edits.journal import Unsent
+from dserverfs.writing.edits.journal import UnsentEdit
 from dserverfs.writing.freezer import Freezer
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.survey import DATA, METADATA, README, survey
@@ -95,7 +95,7 @@ def of_unusable(directory: Path, base_uri: DserverURI, reason: str) -> dict[str,
     }
 
 
-def of_unsent(change: Unsent, server: str) -> dict[str, Any]:
+def of_unsent(change: UnsentEdit, server: str) -> dict[str, Any]:
     """Return the facts of what was written into a frozen dataset and is not sent yet."""
     dataset = change.dataset
     return {

@@ -26,7 +26,7 @@ from dserverfs.catalogue.manifest_index import ManifestIndex, Row
 from dserverfs.writing.edits import editable
 from dserverfs.writing.edits.editable import target_of
 from dserverfs.writing.edits.edits import FrozenEdits
-from dserverfs.writing.edits.view import LocalFile
+from dserverfs.writing.edits.local_file import LocalFile
 
 ALIAS = 1 << 34  # numbers from here on are rows by their other path
 OWN = 1 << 35  # numbers from here on are not rows

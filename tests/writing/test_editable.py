@@ -15,7 +15,6 @@ from dserverfs.base.errors import (
     ProtocolError,
     UsageError,
 )
-from dserverfs.writing.edits import sender
 from tests.support.editing import README, WAIT_S, Bench, away, wait_until
 from tests.support.quirky_changes import become
 
@@ -176,9 +175,10 @@ def test_without_the_right_to_register_nothing_can_be_changed(bench: Bench) -> N
 
 @pytest.mark.expects_log("could not be sent.*away.*sent when the server takes it")
 def test_what_could_not_be_sent_is_shown_and_sent_when_the_server_is_back(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench,
 ) -> None:
-    monkeypatch.setattr(sender, "RETRY_S", (0.01, 0.05))
+    bench.edits.close()
+    bench.mount(retry_s=(0.01, 0.05))
     bench.writes.error = away()
     bench.write(README, b"new: 1\n")
     assert bench.shows(README) == b"new: 1\n"
@@ -194,9 +194,10 @@ def test_what_could_not_be_sent_is_shown_and_sent_when_the_server_is_back(
 
 @pytest.mark.expects_log("could not be sent")
 def test_what_the_server_refused_is_not_sent_again_by_itself(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench,
 ) -> None:
-    monkeypatch.setattr(sender, "RETRY_S", (0.01, 0.05))
+    bench.edits.close()
+    bench.mount(retry_s=(0.01, 0.05))
     bench.writes.error = ProtocolError("no", status=404)
 
     bench.write(README, b"new: 1\n")

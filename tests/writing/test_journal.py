@@ -13,9 +13,8 @@ import pytest
 
 from dserverfs.base.model import Dataset
 from dserverfs.writing.edits import journal
-from dserverfs.writing.edits.edits import FrozenEdits
-from dserverfs.writing.edits.journal import EditSession, Note, Unsent, all_unsent, root_of
-from dserverfs.writing.edits.store import UNFINISHED
+from dserverfs.writing.edits.journal import EditSession, Note, UnsentEdit, all_unsent, root_of
+from dserverfs.writing.edits.local_file import UNFINISHED
 from tests.support.editing import README, WAIT_S, Bench, away
 from tests.support.power_cuts import Disk, PowerCut
 
@@ -60,8 +59,7 @@ def test_mount_of_other_datasets_leaves_it_to_others(bench: Bench) -> None:
     bench.write(README, b"new: 1\n")
     bench.edits.close()
 
-    other = FrozenEdits(root_of(bench.staging, "server"), bench.writes, bench.catalogue)
-    other.open(lambda dataset: False).close()
+    bench.another().open(lambda dataset: False).close()
 
     assert [unsent.path for _, unsent in all_unsent(bench.staging)] == [README]
 
@@ -70,8 +68,7 @@ def test_mount_that_lives_keeps_its_own(bench: Bench) -> None:
     handle = bench.open(README)
     bench.edits.write(handle, b"new: 1\n", 0)
 
-    other = FrozenEdits(root_of(bench.staging, "server"), bench.writes, bench.catalogue)
-    other.open(lambda dataset: True).close()
+    bench.another().open(lambda dataset: True).close()
 
     bench.edits.release(handle)
     bench.edits.flush(WAIT_S)
@@ -106,7 +103,8 @@ def test_what_the_kernel_closed_without_telling_is_sent_at_the_end(bench: Bench)
     handle = bench.open(README)
     bench.edits.write(handle, b"new: 1\n", 0)
 
-    bench.edits.close(all_closed=True)
+    bench.edits.take_as_closed()
+    bench.edits.close()
 
     assert bench.has("readme") == "new: 1\n"
     assert list(all_unsent(bench.staging)) == []
@@ -148,7 +146,7 @@ def test_facts_of_what_is_not_sent_survive_json(bench: Bench) -> None:
     note = journal.Note(bench.dataset, README, False, 12.5, "why")
 
     assert journal.Note.from_json(note.to_json()) == note
-    assert Unsent.of(Path(__file__), note).size_in_bytes == Path(__file__).stat().st_size
+    assert UnsentEdit.of(Path(__file__), note).size_in_bytes == Path(__file__).stat().st_size
 
 
 # Power cuts
@@ -187,9 +185,7 @@ def test_power_cut_while_a_change_is_secured_loses_nothing_that_was(
     disk.cut_at(step)
 
     with contextlib.suppress(PowerCut):
-        session.secure(
-            local, replace(written, is_complete=True), lambda: contextlib.nullcontext(True)
-        )
+        session.secure(local, replace(written, is_complete=True), lambda: True)
     secured = len(disk.steps) == 4
     disk.lose_what_is_not_synced()
 

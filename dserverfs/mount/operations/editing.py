@@ -40,7 +40,7 @@ from dserverfs.tree.mount_tree import Inode, Tree
 from dserverfs.tree.staged_dataset import is_for_writing
 from dserverfs.writing.edits.editable import Kind, target_of
 from dserverfs.writing.edits.edits import FrozenEdits
-from dserverfs.writing.edits.store import EditHandle
+from dserverfs.writing.edits.local_file import EditHandle
 
 R = TypeVar("R")
 

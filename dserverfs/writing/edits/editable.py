@@ -1,20 +1,30 @@
-"""Which names in a frozen dataset's directories a server can change, which are for rewriting them.
+"""The files of a frozen dataset that can be changed, and how: one table of their kinds.
 
-Used by the edits of frozen datasets. A *target* is a file whose content is the
-server's: README.yml, a tag, an annotation, an overlay, the administrative
+Used by the mount's edits, its trees and the broker. A *target* is a file whose content
+is the server's: README.yml, a tag, an annotation, an overlay, the administrative
 metadata with the dataset's name. A *temporary* name is one that programs use while
-they rewrite a file; any other name is refused, lest somebody copies results into a
+they rewrite a file. Any other name is refused, lest somebody copies results into a
 frozen dataset and finds them gone after umount. No state.
 """
 
 from __future__ import annotations
 
 import enum
+import functools
 import os
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dserverfs.base.errors import CannotHold, Frozen, NotFound, ProtocolError, UsageError
+from dserverfs.base.errors import (
+    CannotHold,
+    ChangedMeanwhile,
+    Frozen,
+    NotFound,
+    PermissionDenied,
+    ProtocolError,
+    UsageError,
+)
 from dserverfs.base.limits import parse_json
 from dserverfs.base.model import Dataset
 from dserverfs.catalogue.catalogue import Catalogue
@@ -27,7 +37,7 @@ ADMIN_METADATA = ".dtool/dtool"
 TAGS = ".dtool/tags"
 ANNOTATIONS = ".dtool/annotations"
 OVERLAYS = ".dtool/overlays"
-# Where there may be something else than what was frozen.
+# The directories whose names can change after the freeze.
 DIRECTORIES_OF_METADATA = frozenset({TAGS, ANNOTATIONS, OVERLAYS})
 DIRECTORIES = frozenset({"", ".dtool"}) | DIRECTORIES_OF_METADATA
 _JSON = ".json"
@@ -46,19 +56,24 @@ class Kind(enum.Enum):
 
 
 class Target(NamedTuple):
-    """What a file of a frozen dataset stands for."""
+    """A file of a frozen dataset that the server can change."""
 
     kind: Kind
-    name: str  # of the tag, annotation or overlay; "" for what there is one of
+    name: str  # of the tag, annotation or overlay; "" where there is one only
     path: str
 
     @property
     def can_be_removed(self) -> bool:
-        return self.kind not in (Kind.README, Kind.NAME)
+        return _ROUTES[self.kind].delete is not None
+
+    def version_of(self, content: bytes) -> Version | None:
+        """Return the version of a content; None where none is compared."""
+        version_of = _ROUTES[self.kind].version_of
+        return None if version_of is None else version_of(content)
 
 
 def target_of(path: str) -> Target | None:
-    """Return what a path in a dataset stands for, if the server can change it."""
+    """Return the target at a path of a dataset; None if the server cannot change it."""
     directory, _, name = path.rpartition("/")
     if path == README:
         return Target(Kind.README, "", path)
@@ -73,7 +88,7 @@ def target_of(path: str) -> Target | None:
 
 
 def is_temporary(path: str) -> bool:
-    """Return whether programs call a file so for as long as they rewrite another."""
+    """Return whether programs use such a name only while they rewrite another file."""
     directory, _, name = path.rpartition("/")
     if directory not in DIRECTORIES or directory == TAGS:
         return False
@@ -91,130 +106,175 @@ def is_made_as_temporary(path: str, flags: int, mode: int) -> bool:
     return directory in DIRECTORIES - {TAGS} and flags & wanted == wanted and mode & 0o777 == 0o600
 
 
-def require_usable(target: Target) -> None:
-    """Raise UsageError for a name that dtool, or its S3 broker, would not accept."""
-    if target.kind is Kind.TAG:
-        require_name("tag", target.name)
-    elif target.kind is Kind.ANNOTATION:
-        require_metadata_name("annotation", target.name)
-    elif target.kind is Kind.OVERLAY:
-        require_metadata_name("overlay", target.name)
-
-
-def require_route(writes: MetadataWrites, dataset: Dataset, target: Target | None) -> None:
-    """Raise Frozen if the server surely has no route for it; None: for anything at all.
-
-    May ask the server.
-    """
-    kind = target.kind if target else Kind.README
-    needs_all = kind in (Kind.OVERLAY, Kind.NAME)
-    if not (writes.supports_all() if needs_all else writes.supports(dataset)):
-        lacks = "has no route to change"
-        if writes.supported() and not needs_all:
-            lacks = "does not say of a dataset this large what it has of"
-        raise Frozen(
-            f"{dataset.uri}: is frozen, and its server {lacks} {kind.value}",
-            uri=dataset.uri,
-        )
-
-
-def version_of(target: Target, content: bytes) -> Version:
-    """Return the version of a target's content."""
-    return version_of_text(content) if target.kind is Kind.README else version_of_json(content)
-
-
-def renew(target: Target, dataset: Dataset, catalogue: Catalogue) -> None:
-    """Have what the server has now before it is changed; raises NotLoaded, once, if it is old."""
-    if target.kind is Kind.README:
-        catalogue.renew_readme(dataset)
-    else:
-        catalogue.renew_metadata(dataset)
-
-
 def content_of(target: Target, dataset: Dataset, catalogue: Catalogue) -> bytes:
-    """Return what the server has; raises NotFound, and NotLoaded as the catalogue does."""
-    if target.kind is Kind.README:
-        return catalogue.readme(dataset)
-    metadata = catalogue.metadata(dataset)
-    if target.kind is Kind.NAME:
-        return metadata.admin_metadata
-    if target.kind is Kind.TAG:
-        if target.name in metadata.tags:
-            return b""
-    elif target.kind is Kind.ANNOTATION:
-        if target.name in metadata.annotations:
-            return metadata.annotations[target.name]
-    elif target.name in metadata.overlays:
-        return metadata.overlays[target.name]
-    raise NotFound(f"{dataset.uri}: no {target.path}")
+    """Return the server's content; raises NotFound, and NotLoaded as the catalogue does."""
+    content = _ROUTES[target.kind].read(catalogue, dataset, target.name)
+    if content is None:
+        raise NotFound(f"{dataset.uri}: no {target.path}")
+    return content
 
 
-def send(
-    target: Target,
-    content: bytes,
-    dataset: Dataset,
-    writes: MetadataWrites,
-    catalogue: Catalogue,
-    read: Version | None = None,
-) -> None:
-    """Make the server's what was written; raises UsageError for what it cannot be, or as `writes`.
+class EditableFiles:
+    """The targets of the datasets of one server. Thread-safe; blocks, but for `present`."""
 
-    Raises ChangedMeanwhile if the server has something else than was `read` before. Blocks.
-    """
-    require_usable(target)
-    if target.kind is Kind.README:
-        writes.put_readme(dataset, content, read)
-    elif target.kind is Kind.TAG:
-        if content:
-            raise CannotHold(f"{target.path}: a tag has no content")
-        writes.put_tag(dataset, target.name)
-    elif target.kind is Kind.ANNOTATION:
-        writes.put_annotation(dataset, target.name, _json_of(target, content), read)
-    elif target.kind is Kind.OVERLAY:
-        values = _json_of(target, content)
-        if not isinstance(values, dict):
-            raise UsageError(f"{target.path}: is no JSON object of a value for each identifier")
-        writes.put_overlay(dataset, target.name, values, read)
-    else:
-        _send_name(target, content, dataset, writes, catalogue)
+    def __init__(self, writes: MetadataWrites, catalogue: Catalogue) -> None:
+        self._writes = writes
+        self._catalogue = catalogue
+
+    def require_changeable(self, dataset: Dataset, target: Target | None) -> None:
+        """Raise UsageError for a name that dtool refuses, Frozen or PermissionDenied.
+
+        A temporary file has no target; it may become a README.
+        """
+        kind, writes = target.kind if target else Kind.README, self._writes
+        needs_all = _ROUTES[kind].needs_all
+        if target is not None:
+            _ROUTES[kind].require_name(target.name)
+        if not (writes.supports_all() if needs_all else writes.supports(dataset)):
+            lacks = "has no route to change"
+            if writes.supported() and not needs_all:
+                lacks = "does not say of a dataset this large what it has of"
+            raise Frozen(
+                f"{dataset.uri}: is frozen, and its server {lacks} {kind.value}",
+                uri=dataset.uri,
+            )
+        user = loaded(self._catalogue.user)
+        if dataset.base_uri not in user.register_base_uris:
+            raise PermissionDenied(
+                f"{dataset.uri}: user {user.username} may not register in {dataset.base_uri},"
+                " and so not change what is there",
+                uri=dataset.uri,
+            )
+
+    def present(self, target: Target, dataset: Dataset) -> bytes:
+        """Return the server's content as it is now; raises NotFound, and NotLoaded if it is old."""
+        if target.kind is Kind.README:
+            self._catalogue.renew_readme(dataset)
+        else:
+            self._catalogue.renew_metadata(dataset)
+        return content_of(target, dataset, self._catalogue)
+
+    def content(self, target: Target, dataset: Dataset) -> bytes:
+        """Return the server's content; raises NotFound."""
+        return loaded(lambda: content_of(target, dataset, self._catalogue))
+
+    def exists(self, target: Target, dataset: Dataset) -> bool:
+        try:
+            self.content(target, dataset)
+        except NotFound:
+            return False
+        return True
+
+    def put(
+        self, target: Target, dataset: Dataset, content: bytes, read: Version | None = None
+    ) -> None:
+        """Replace a target on the server; raises as MetadataWrites, UsageError and CannotHold.
+
+        Raises ChangedMeanwhile if the server has another version than was `read`.
+        """
+        route = _ROUTES[target.kind]
+        value = route.value(target, content)
+        if target.kind is Kind.NAME and not self._is_another_name(target, dataset, value):
+            return
+        try:
+            route.put(self._writes, dataset, target.name, value, read)
+        except ChangedMeanwhile:
+            self._catalogue.forget(dataset)  # so that the other's is read next
+            raise
+        self._catalogue.forget(dataset)
+
+    def delete(self, target: Target, dataset: Dataset) -> None:
+        """Delete a tag, an annotation or an overlay on the server."""
+        route = _ROUTES[target.kind]
+        assert route.delete is not None
+        route.delete(self._writes, dataset, target.name)
+        self._catalogue.forget(dataset)
+
+    def _is_another_name(self, target: Target, dataset: Dataset, wanted: Any) -> bool:
+        """Return whether administrative metadata has another name, and nothing else, than now.
+
+        Raises UsageError for other changes: dtool writes all of it to change the name.
+        """
+        now = parse_json(self.content(target, dataset), dataset.uri)
+        if not isinstance(now, dict):
+            raise ProtocolError(f"{dataset.uri}: its administrative metadata is no object")
+        if {**wanted, "name": ""} != {**now, "name": ""}:
+            raise UsageError(f"{dataset.uri}: of {target.path} only the name can be changed")
+        if not isinstance(wanted.get("name"), str):
+            raise UsageError(f"{dataset.uri}: {target.path} has no name")
+        return bool(wanted != now)
 
 
-def delete(target: Target, dataset: Dataset, writes: MetadataWrites) -> None:
-    """Take a tag, an annotation or an overlay away from the dataset; blocks. Raises Frozen."""
-    require_usable(target)
-    if target.kind is Kind.TAG:
-        writes.delete_tag(dataset, target.name)
-    elif target.kind is Kind.ANNOTATION:
-        writes.delete_annotation(dataset, target.name)
-    elif target.kind is Kind.OVERLAY:
-        writes.delete_overlay(dataset, target.name)
-    else:
-        raise Frozen(f"{dataset.uri}: a dataset has a {target.path}", uri=dataset.uri)
+def _text(target: Target, content: bytes) -> bytes:
+    return content
 
 
-def _send_name(
-    target: Target,
-    content: bytes,
-    dataset: Dataset,
-    writes: MetadataWrites,
-    catalogue: Catalogue,
-) -> None:
-    """Rename the dataset, as `dtool name` does by writing all of its administrative metadata."""
-    wanted = _json_of(target, content)
-    now = parse_json(loaded(lambda: content_of(target, dataset, catalogue)), dataset.uri)
-    if not isinstance(now, dict):
-        raise ProtocolError(f"{dataset.uri}: its administrative metadata is no object")
-    if not isinstance(wanted, dict) or {**wanted, "name": ""} != {**now, "name": ""}:
-        raise UsageError(f"{dataset.uri}: of {target.path} only the name can be changed")
-    name = wanted.get("name")
-    if not isinstance(name, str):
-        raise UsageError(f"{dataset.uri}: {target.path} has no name")
-    if name != now.get("name"):
-        writes.rename(dataset, name)
+def _nothing(target: Target, content: bytes) -> None:
+    if content:
+        raise CannotHold(f"{target.path}: a tag has no content")
 
 
-def _json_of(target: Target, content: bytes) -> Any:
+def _json(target: Target, content: bytes) -> Any:
     try:
         return parse_json(content, target.path)
     except ProtocolError as error:
         raise UsageError(str(error)) from error
+
+
+def _json_object(target: Target, content: bytes) -> dict[str, Any]:
+    value = _json(target, content)
+    if not isinstance(value, dict):
+        raise UsageError(f"{target.path}: is no JSON object")
+    return value
+
+
+class _Route(NamedTuple):
+    """How one kind of target is read from the server and written to it."""
+
+    read: Callable[[Catalogue, Dataset, str], bytes | None]  # None: the server has none
+    value: Callable[[Target, bytes], Any]  # of a file's content; raises UsageError
+    put: Callable[[MetadataWrites, Dataset, str, Any, Version | None], None]
+    delete: Callable[[MetadataWrites, Dataset, str], None] | None = None  # None: there is one
+    require_name: Callable[[str], None] = lambda name: None
+    version_of: Callable[[bytes], Version] | None = None  # None: no versions are compared
+    needs_all: bool = False  # only this project's servers have the route
+
+
+_ROUTES = {
+    Kind.README: _Route(
+        lambda catalogue, dataset, _: catalogue.readme(dataset),
+        _text,
+        lambda writes, dataset, _, text, read: writes.put_readme(dataset, text, read),
+        version_of=version_of_text,
+    ),
+    Kind.NAME: _Route(
+        lambda catalogue, dataset, _: catalogue.metadata(dataset).admin_metadata,
+        _json_object,
+        lambda writes, dataset, _, value, read: writes.rename(dataset, value["name"]),
+        needs_all=True,
+    ),
+    Kind.TAG: _Route(
+        lambda catalogue, dataset, tag: b"" if tag in catalogue.metadata(dataset).tags else None,
+        _nothing,
+        lambda writes, dataset, tag, value, read: writes.put_tag(dataset, tag),
+        lambda writes, dataset, tag: writes.delete_tag(dataset, tag),
+        functools.partial(require_name, "tag"),
+    ),
+    Kind.ANNOTATION: _Route(
+        lambda catalogue, dataset, name: catalogue.metadata(dataset).annotations.get(name),
+        _json,
+        lambda writes, *change: writes.put_annotation(*change),
+        lambda writes, dataset, name: writes.delete_annotation(dataset, name),
+        functools.partial(require_metadata_name, "annotation"),
+        version_of_json,
+    ),
+    Kind.OVERLAY: _Route(
+        lambda catalogue, dataset, name: catalogue.metadata(dataset).overlays.get(name),
+        _json_object,
+        lambda writes, *change: writes.put_overlay(*change),
+        lambda writes, dataset, name: writes.delete_overlay(dataset, name),
+        functools.partial(require_metadata_name, "overlay"),
+        version_of_json,
+        needs_all=True,
+    ),
+}

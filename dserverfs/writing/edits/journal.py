@@ -8,11 +8,11 @@ Used by the edits. On disk, below `root` (0700), which is that of one server:
     <session>/<n>.json    a note: the content is a target's, and not sent to the server
 
 The note is there before the first byte is changed, and goes after the server has
-it. So after a crash a content with a note is to be sent and one without is
-temporary; the next session takes over what has a note and deletes the rest. After
-a power cut that is so of what was `secured`, which comes before anything is sent:
-the content is on the disk before the note that says it is complete. Blocking on
-the local disk only; what it hands out is not locked.
+it. After a crash one rule holds: a content and its note are an edit, which the next
+session takes over; anything else, a content without note as a note without content,
+is deleted. After a power cut that is so of what was `secured`, which comes before
+anything is sent: the content is on the disk before the note that says it is complete.
+Blocking on the local disk only; thread-safe, but for `open` and `close`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import json
 import logging
 import os
 import shutil
+import threading
 import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -55,14 +55,14 @@ _NOTE = ".json"
 
 @dataclass(frozen=True)
 class Note:
-    """What was written and not sent."""
+    """An edit that was not sent, as the next session is told of it."""
 
     dataset: Dataset
     path: str  # in the dataset
-    is_complete: bool  # whoever wrote it was done
+    is_complete: bool  # its writers were done
     changed_at: float  # epoch seconds
     reason: str | None = None
-    read: Version | None = None  # what the server had when its writer began
+    read: Version | None = None  # the server's when its writer began
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
@@ -78,7 +78,7 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Unsent:
+class UnsentEdit:
     """A change that the server does not have, as users are told of it."""
 
     dataset: Dataset
@@ -89,7 +89,7 @@ class Unsent:
     reason: str | None  # None: it is being written or sent
 
     @classmethod
-    def of(cls, local: Path, note: Note) -> Unsent:
+    def of(cls, local: Path, note: Note) -> UnsentEdit:
         size = local.stat().st_size
         return cls(note.dataset, note.path, local, size, note.changed_at, note.reason)
 
@@ -102,6 +102,8 @@ class EditSession:
         self._directory = root / uuid.uuid4().hex
         self._lock = OwnerLock(self._directory / _LOCK)
         self._count = itertools.count(1)
+        self._notes_lock = threading.Lock()
+        self._noted: set[Path] = set()
 
     def open(self) -> None:
         """Make the directory; raises UsageError if there can be none."""
@@ -121,7 +123,7 @@ class EditSession:
         if not self._lock.held:
             return
         with locked(self._root / _LOCK):
-            _delete_temporary(self._directory)
+            _delete_leftovers(self._directory)
             self._lock.release()
             _delete_if_empty(self._directory)
 
@@ -131,32 +133,39 @@ class EditSession:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         return path
 
+    def has_note(self, path: Path) -> bool:
+        """Return whether the disk says that the content of a file is not sent."""
+        return path in self._noted
+
     def note(self, path: Path, note: Note) -> None:
-        """Say that the content of a file is not sent yet; does not wait for the disk."""
-        write_unsynced(_note_of(path), note.to_json().encode("utf-8"))
+        """Say that the content of a file is not sent; does not wait for the disk."""
+        with self._notes_lock:
+            write_unsynced(_note_of(path), note.to_json().encode("utf-8"))
+            self._noted.add(path)
 
-    def secure(
-        self, path: Path, note: Note, still_so: Callable[[], AbstractContextManager[bool]]
-    ) -> None:
-        """Have the content of a file and a note of it on the disk; waits for it.
+    def secure(self, path: Path, note: Note, is_current: Callable[[], bool]) -> None:
+        """Have the content of a file on the disk, then its note; waits for that.
 
-        The note is left out unless what `still_so` gives, just then, is true.
+        A note that was taken away in between, or is not current then, is left out.
         """
         sync_file(path)
         with written_beside(_note_of(path)) as (file, scratch):
             file.write(note.to_json().encode("utf-8"))
             sync_open(file)
-            with still_so() as so:
-                if so:
+            with self._notes_lock:
+                if path in self._noted and is_current():
                     os.replace(scratch, _note_of(path))
         self.sync()
 
     def unnote(self, path: Path) -> None:
-        """Say that the content of a file is the server's, or wanted by nobody."""
-        _note_of(path).unlink(missing_ok=True)
+        """Say that the content of a file is the server's, or of no use."""
+        with self._notes_lock:
+            if path in self._noted:
+                self._noted.remove(path)
+                _note_of(path).unlink(missing_ok=True)
 
     def sync(self) -> None:
-        """Return when which files and notes there are is on the disk."""
+        """Return when the names of files and notes are on the disk; waits for it."""
         sync_directory(self._directory)
 
     def take_over(self, wanted: Callable[[Note], bool]) -> list[tuple[Path, Note]]:
@@ -170,7 +179,7 @@ class EditSession:
                 if not lock.acquire():
                     continue
                 try:
-                    _delete_temporary(directory)
+                    _delete_leftovers(directory)
                     for path, note in _notes(directory):
                         if wanted(note):
                             taken.append((self._take(path, note), note))
@@ -181,12 +190,12 @@ class EditSession:
 
     def _take(self, path: Path, note: Note) -> Path:
         new = self._directory / str(next(self._count))
-        # In this order, on the disk as well: a note without its content is deleted, a
-        # content without a note, too.
+        # In this order, on the disk as well, so that there is one pair at any time.
         write_durably(_note_of(new), note.to_json().encode("utf-8"))
         path.rename(new)
         self.sync()
         _note_of(path).unlink()
+        self._noted.add(new)
         return new
 
 
@@ -195,12 +204,12 @@ def root_of(staging_directory: Path, server: str) -> Path:
     return staging_directory / _EDITS / urllib.parse.quote(server, safe="")
 
 
-def all_unsent(staging_directory: Path) -> Iterator[tuple[str, Unsent]]:
-    """Yield what no mount has sent, or has sent yet, with its server."""
+def all_unsent(staging_directory: Path) -> Iterator[tuple[str, UnsentEdit]]:
+    """Yield the edits that no mount has sent yet, each with its server."""
     for root in _subdirectories(staging_directory / _EDITS):
         for session in _subdirectories(root):
             for path, note in _notes(session):
-                yield urllib.parse.unquote(root.name), Unsent.of(path, note)
+                yield urllib.parse.unquote(root.name), UnsentEdit.of(path, note)
 
 
 def _notes(session: Path) -> Iterator[tuple[Path, Note]]:
@@ -224,13 +233,12 @@ def _subdirectories(path: Path) -> list[Path]:
         return []
 
 
-def _delete_temporary(session: Path) -> None:
-    """Delete what is neither noted nor a note of something."""
+def _delete_leftovers(session: Path) -> None:
+    """Delete what is not a pair of a content and its note."""
     names = {path.name for path in session.iterdir()}
-    for name in names - {_LOCK}:
-        stem = name.removesuffix(_NOTE)
-        if stem not in names or (stem == name and f"{name}{_NOTE}" not in names):
-            (session / name).unlink(missing_ok=True)
+    edits = {name for name in names if f"{name}{_NOTE}" in names}
+    for name in names - edits - {f"{name}{_NOTE}" for name in edits} - {_LOCK}:
+        (session / name).unlink(missing_ok=True)
 
 
 def _delete_if_empty(session: Path) -> None:

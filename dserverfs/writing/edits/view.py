@@ -1,123 +1,78 @@
-"""What of a frozen dataset's files is on the local disk just now, under which names and numbers.
+"""The local files of one frozen dataset: under which names and inode numbers they are shown.
 
 Used by the edits of frozen datasets, which read and write the files, and by the
 dataset's tree, which shows them before what the server has. A file has a number of
 its own unless it is a target that was opened where it is; numbers move with their
-files, as inodes do, and none is given twice. Names only: no I/O but stat; every
-method wants the edits' lock held.
+files, as inodes do, and none is given twice. Every method wants the edits' lock held.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 import threading
-import time
-from pathlib import Path
 from typing import NamedTuple
 
 from dserverfs.base.errors import NotFound
 from dserverfs.base.model import Dataset
-from dserverfs.remote.versions import Reader, Version, VersionsRead
+from dserverfs.remote.versions import VersionsRead
 from dserverfs.writing.edits.editable import Target
-
-
-class LocalFile:
-    """A file on the local disk: a target that is being changed, or a temporary one."""
-
-    def __init__(self, dataset: Dataset, local: Path, mode: int) -> None:
-        self.dataset = dataset
-        self.local = local
-        self.mode = mode
-        self.size_in_bytes = 0
-        self.path: str | None = None  # None: it has no name any more
-        self.number: int | None = None  # None: the one its path has anyway
-        self.handles = 0
-        self.writers = 0
-        # Invariant: what the server does not have yet is in `changes` and not in `sent`.
-        self.target: Target | None = None
-        self.changes = 0
-        self.sent = 0
-        self.changed_at = time.time()
-        self.is_complete = False  # its writers are done, so that it may be sent
-        self.is_spoilt = False  # a write failed: what is there is a part
-        self.is_noted = False  # a note beside it says that it is not sent
-        self.reason: str | None = None  # why it could not be sent
-        self.retry_at_s: float | None = None  # by the monotonic clock
-        self.pause_s = 0.0
-        self.moved: MovedAway | None = None
-        self.read: Version | None = None  # what of the server's its writer began with
-        self.writer: Reader = None
-
-    @property
-    def is_unsent(self) -> bool:
-        return self.target is not None and self.changes != self.sent
-
-    def status(self) -> os.stat_result:
-        return self.local.stat()
-
-
-class MovedAway(NamedTuple):
-    """What a file was before it got a temporary name."""
-
-    target: Target
-    version: int  # what the server had then
-    changes: int
+from dserverfs.writing.edits.local_file import Change, LocalFile, MovedAway
 
 
 class Shown(NamedTuple):
-    """What there is to show at a path in place of what the server has."""
+    """What a path shows in place of the server's file."""
 
-    file: LocalFile | None = None  # None: what the server has, with this number and time
+    file: LocalFile | None = None  # None: the server's, with this number and time
     number: int | None = None  # None: the one the path has anyway
     mtime_ns: int | None = None
     moved: LocalFile | None = None  # nothing is there: it was moved away and is this now
 
 
 class EditedFiles:
-    """The local files of one frozen dataset."""
+    """The local files of one dataset.
+
+    Invariant: a number leads to the file it was given to while that has a name or is open,
+    then to what its path shows.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
         # Held while something is sent, so that of two changes the later one stays.
         self.sending = threading.RLock()
-        self._files: dict[str, LocalFile] = {}
-        self._by_number: dict[int, LocalFile] = {}  # also of those without a name
-        self._hidden: dict[str, LocalFile] = {}  # targets, and what they are now
-        self._numbers: dict[str, int] = {}  # of targets that have not their own any more
-        self._paths: dict[int, str] = {}  # the reverse
-        self._mtimes_ns: dict[str, int] = {}  # of targets that were changed here
-        self._versions: dict[str, int] = {}  # how often each target was sent
-        self._count = itertools.count()
         self.versions = VersionsRead()
+        self._files: dict[str, LocalFile] = {}
+        self._nameless: dict[int, LocalFile] = {}  # that are open, by number
+        self._hidden: dict[str, LocalFile] = {}  # targets, and what they are now
+        self._numbers: dict[str, int] = {}  # of paths that have another than their own
+        self._paths: dict[int, str] = {}  # the reverse, also of numbers before
+        self._mtimes_ns: dict[str, int] = {}  # of targets that were changed here
+        self._times_sent: dict[str, int] = {}  # of each target
+        self._count = itertools.count()
 
     def shown(self, path: str) -> Shown:
-        """Return what there is to show at a path; all None for what was never touched."""
+        """Return what there is to show at a path; all None for one that was never touched."""
         file = self._files.get(path)
-        number = file.number if file else self._numbers.get(path)
         moved = None if file else self._hidden.get(path)
-        return Shown(file, number, self._mtimes_ns.get(path), moved)
+        return Shown(file, self._numbers.get(path), self._mtimes_ns.get(path), moved)
 
     def names(self, directory: str) -> list[str]:
         """Return the names of the local files right in a directory."""
-        prefix = f"{directory}/" if directory else ""
-        return [
-            path.removeprefix(prefix)
-            for path in self._files
-            if path.startswith(prefix) and "/" not in path.removeprefix(prefix)
-        ]
+        places = [path.rpartition("/") for path in self._files]
+        return [name for parent, _, name in places if parent == directory]
 
     def at(self, path: str) -> LocalFile | None:
         return self._files.get(path)
 
     def with_number(self, number: int) -> LocalFile | None:
-        """Return the local file of that number, whether it has a name or not."""
-        return self._by_number.get(number)
+        """Return the local file of that number, also if it has no name any more."""
+        path = self._paths.get(number)
+        if path is None or self._numbers.get(path) != number:
+            return self._nameless.get(number)
+        return self._files.get(path)
 
     def path_of(self, number: int) -> str:
         """Return the path of a number of ours; raises NotFound."""
-        file = self._by_number.get(number)
-        path = file.path if file else self._paths.get(number)
+        path = self._paths.get(number)
         if path is None:
             raise NotFound(f"{self.dataset.uri}: no inode {number}")
         return path
@@ -126,80 +81,83 @@ class EditedFiles:
         """Return every file that has a name."""
         return list(self._files.values())
 
-    def version(self, path: str) -> int:
-        """Return how often a target was changed on the server by us."""
-        return self._versions.get(path, 0)
-
-    def changed_on_server(self, path: str, mtime_ns: int) -> None:
-        """Note that the server has what was written to a target here, at `mtime_ns`."""
-        self._versions[path] = self.version(path) + 1
-        self._mtimes_ns[path] = mtime_ns
-
     def set_mtime(self, path: str, mtime_ns: int) -> None:
-        self._mtimes_ns[path] = mtime_ns
-
-    def add(self, file: LocalFile, path: str, target: Target | None, *, number_anew: bool) -> None:
-        """Give a file a path; with the number that the path has already unless `number_anew`."""
-        if number_anew:
-            file.number = next(self._count)
+        """Have that time shown at a path."""
+        file = self._files.get(path)
+        if file is not None:
+            file.set_mtime(mtime_ns)
         else:
-            file.number = self._numbers.get(path)
-        self.place(file, path, target)
+            self._mtimes_ns[path] = mtime_ns
 
-    def place(self, file: LocalFile, path: str, target: Target | None) -> LocalFile | None:
-        """Move a file to a path; return what was there and has no name any more."""
-        replaced = self._files.get(path)
-        if replaced is file:
-            replaced = None
-        if replaced is not None:
-            self.remove_name(replaced)
-        if file.path is not None:
-            self._forget_place(file)
-        if file.number is None and file.path not in (None, path):
-            file.number = next(self._count)  # its own stays with the path
-        file.path, file.target = path, target
+    # Names
+
+    def edit(self, file: LocalFile, path: str) -> None:
+        """Show a file in place of the server's, with the number that the path has already."""
+        file.rename(path)
         self._files[path] = file
         self._hidden.pop(path, None)
-        if file.number is not None:
-            self._by_number[file.number] = file
-            if target is not None:
-                self._renumber(path, file.number)
-        return replaced
 
-    def hide(self, path: str, moved: LocalFile) -> None:
-        """Show nothing at a target's path: it is `moved` now."""
-        self._hidden[path] = moved
+    def place(self, file: LocalFile, path: str) -> None:
+        """Give a file another path, with its number; discard what was there."""
+        replaced = self._files.get(path)
+        if replaced is not None and replaced is not file:
+            self.discard(replaced)
+        number = None
+        if file.path is not None:
+            del self._files[file.path]
+            number = self._numbers.pop(file.path, None)
+        if number is None:
+            number = next(self._count)  # a target's own stays with the path
+        self._numbers[path], self._paths[number] = number, path
+        self.edit(file, path)
+
+    def move_away(self, file: LocalFile, source: Target, path: str) -> None:
+        """Give a target's file another path; the target is hidden until there is a new one."""
+        self.place(file, path)
+        file.move_away(source, self._times_sent.get(source.path, 0))
+        self._hidden[source.path] = file
+
+    def moves_back(self, file: LocalFile, target: Target) -> bool:
+        """Return whether a file is what was moved away from there and nothing has changed since."""
+        return file.moved == MovedAway(target, self._times_sent.get(target.path, 0), file.changes)
+
+    def was_sent(self, file: LocalFile, change: Change) -> None:
+        """Note that the server has what a file held; show the server's if that is all."""
+        path = change.target.path
+        file.was_sent(change)
+        if file.note.read is not None:
+            self.versions.was_read(path, file.writer, file.note.read)
+        self._times_sent[path] = self._times_sent.get(path, 0) + 1
+        self._mtimes_ns[path] = file.status().st_mtime_ns
+        for other in self._files.values():
+            if other.moved is not None and other.moved.target == change.target:
+                other.supersede()
+        self.settle(file)
 
     def settle(self, file: LocalFile) -> None:
-        """Show the server's content at a target's path again; it is what was written."""
-        if file.path is not None:
-            self._forget_place(file)
-        file.path = file.target = None
-        self.forget(file)
+        """Show the server's content again if that is what was written."""
+        if file.path is not None and not file.writers and not file.is_unsent:
+            del self._files[file.path]
+            file.rename(None)
+            file.delete_if_unused()
 
-    def remove_name(self, file: LocalFile) -> None:
-        """Take a file's name away; a target that it was before is shown again."""
-        if file.path is not None:
-            self._forget_place(file)
-        file.path = file.target = None
-        for path, moved in list(self._hidden.items()):
-            if moved is file:
-                del self._hidden[path]
-        if not file.handles:
-            self.forget(file)
-
-    def forget(self, file: LocalFile) -> None:
-        """Forget the number of a file that has no name and is not open."""
-        if file.number is not None and self._by_number.get(file.number) is file:
-            del self._by_number[file.number]
-
-    def _forget_place(self, file: LocalFile) -> None:
+    def discard(self, file: LocalFile) -> None:
+        """Take a file's name away; a target, also one that it was before, is the server's again."""
         assert file.path is not None
-        self._files.pop(file.path, None)
+        del self._files[file.path]
+        number = self._numbers.get(file.path)
+        if number is not None and (file.handles or file.target is None):
+            del self._numbers[file.path], self._paths[number]
+            self._nameless[number] = file
+        self._hidden = {path: moved for path, moved in self._hidden.items() if moved is not file}
+        file.rename(None)
+        file.withdraw()
+        self.forget_if_unused(file)
 
-    def _renumber(self, path: str, number: int) -> None:
-        before = self._numbers.get(path)
-        if before is not None:
-            self._paths.pop(before, None)
-        self._numbers[path] = number
-        self._paths[number] = path
+    def forget_if_unused(self, file: LocalFile) -> None:
+        """Forget a file that has neither a name nor a handle."""
+        if file.path is None and not file.handles:
+            self._nameless = {
+                number: other for number, other in self._nameless.items() if other is not file
+            }
+            file.delete_if_unused()

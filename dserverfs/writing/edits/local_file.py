@@ -1,0 +1,265 @@
+"""One file on the local disk in place of one of a frozen dataset: its bytes, handles and state.
+
+Used by the edits, which name it, and by what sends it. Knows no server. Every method wants
+the edits' lock held, unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dserverfs.base.model import Dataset
+from dserverfs.remote.versions import Reader, Version
+from dserverfs.writing.edits.editable import Target, target_of
+from dserverfs.writing.edits.journal import EditSession, Note
+
+logger = logging.getLogger(__name__)
+
+LIMIT_BYTES = 16 * 1024**2
+TARGET_MODE = 0o644
+UNFINISHED = "its mount ended while it was being written; write it again, or discard it"
+
+
+class Budget:
+    """The bytes that all local files of a mount have together."""
+
+    def __init__(self) -> None:
+        self._used_bytes = 0
+
+    def require(self, size_in_bytes: int) -> None:
+        """Raise OSError unless there is room for so many bytes more."""
+        if size_in_bytes > 0 and self._used_bytes + size_in_bytes > LIMIT_BYTES:
+            raise OSError(
+                errno.ENOSPC, f"edits of frozen datasets take at most {LIMIT_BYTES} bytes"
+            )
+
+    def take(self, size_in_bytes: int) -> None:
+        """Count so many bytes more, or fewer."""
+        self._used_bytes += size_in_bytes
+
+
+class EditHandle(NamedTuple):
+    """A file handle."""
+
+    fd: int
+    file: LocalFile
+    is_writable: bool
+    appends: bool
+
+
+class Change(NamedTuple):
+    """The content of a file at a moment, to become a target's on the server."""
+
+    target: Target
+    content: bytes
+    changes: int  # of the file, at that moment
+    read: Version | None
+
+
+class MovedAway(NamedTuple):
+    """The target that a file was before it got a temporary name."""
+
+    target: Target
+    version: int  # how often the target was sent by then
+    changes: int
+
+
+class LocalFile:
+    """A target that is being changed, or a temporary file.
+
+    Its fields are for reading; its methods change them. Invariants:
+
+    - the server lacks the changes after those that were sent, up to `changes`;
+    - a target has its note on the disk from before its first change until the server has
+      it or it is discarded;
+    - its bytes are on the disk for as long as it has a name or a handle.
+    """
+
+    def __init__(self, local: Path, note: Note, session: EditSession, budget: Budget) -> None:
+        self.local = local
+        self.note = note  # as it is on the disk, or would be
+        self.mode = TARGET_MODE
+        self.size_in_bytes = 0
+        self.path: str | None = None  # None: it has no name any more
+        self.target: Target | None = None  # that of its path
+        self.moved: MovedAway | None = None
+        self.handles = 0
+        self.writers = 0  # handles for writing
+        self.writer: Reader = None
+        self.changes = 0
+        self.is_spoilt = False  # a write failed: a part is missing
+        self._sent = 0
+        self._session = session
+        self._budget = budget
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.note.dataset
+
+    @property
+    def is_unsent(self) -> bool:
+        return self.target is not None and self.changes != self._sent
+
+    def status(self) -> os.stat_result:
+        return self.local.stat()
+
+    # Beginning, name and end
+
+    def fill(self, content: bytes) -> None:
+        """Begin with a content; raises OSError if there is no room."""
+        self._resize(len(content))
+        self.local.write_bytes(content)
+
+    def resume(self) -> None:
+        """Begin with what an earlier mount has not sent."""
+        self.size_in_bytes = self.local.stat().st_size
+        self._budget.take(self.size_in_bytes)
+        self.changes = 1
+        if not self.note.is_complete:
+            self._tell(reason=UNFINISHED)
+            logger.warning("%s: %s: %s", self.dataset.uri, self.note.path, UNFINISHED)
+
+    def rename(self, path: str | None) -> None:
+        """Give it a path, or none; the view's, which knows the others."""
+        self.path = path
+        self.target = None if path is None else target_of(path)
+        if self.target is not None:
+            self.note, self.moved = replace(self.note, path=self.target.path), None
+
+    def move_away(self, source: Target, version: int) -> None:
+        """Remember the target that it was."""
+        self.moved = MovedAway(source, version, self.changes)
+
+    def supersede(self) -> None:
+        """Take it for a mere copy from now on: the target that it was has another content."""
+        self.moved = None
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """Have it not sent after a crash."""
+        self._session.unnote(self.local)
+
+    def delete_if_unused(self) -> None:
+        """Delete its bytes if it has neither a name nor a handle."""
+        if self.path is None and not self.handles:
+            self._budget.take(-self.size_in_bytes)
+            self.size_in_bytes = 0
+            self.local.unlink(missing_ok=True)
+
+    # Handles
+
+    def open(self, flags: int) -> EditHandle:
+        """Open it as open(2) does, but for what makes it; raises OSError."""
+        is_writable = bool(flags & os.O_ACCMODE)
+        access = os.O_RDWR if is_writable else os.O_RDONLY
+        fd = os.open(self.local, access | os.O_CLOEXEC)
+        self.handles += 1
+        self.writers += is_writable
+        if flags & os.O_TRUNC:
+            self.truncate(0)
+        return EditHandle(fd, self, is_writable, bool(flags & os.O_APPEND))
+
+    def close(self, handle: EditHandle) -> None:
+        os.close(handle.fd)
+        self.handles -= 1
+        self.writers -= handle.is_writable
+
+    def close_all(self) -> None:
+        """Complete it without waiting for its writers, who will not say that they are done."""
+        self.writers = 0
+        self.complete()
+
+    # Changes
+
+    def begin_write(self, end: int) -> None:
+        """Note a change before it is made; raises OSError if there is no room up to `end`."""
+        self._resize(max(self.size_in_bytes, end))
+        self.begin_change()
+
+    def truncate(self, size_in_bytes: int) -> None:
+        self._resize(size_in_bytes)
+        self.begin_change()
+        os.truncate(self.local, size_in_bytes)
+        if not size_in_bytes:
+            self.is_spoilt = False
+
+    def begin_change(self) -> None:
+        """Note a change before it is made."""
+        was_complete = self.note.is_complete
+        self.changes += 1
+        self.note = replace(self.note, is_complete=False, changed_at=time.time())
+        if self.target is not None and (was_complete or not self._session.has_note(self.local)):
+            self._tell()
+
+    def spoil(self) -> None:
+        """Remember that a write failed; needs no lock."""
+        self.is_spoilt = True
+
+    def set_mode(self, mode: int) -> None:
+        """Have that mode shown while it is temporary; a target's is nowhere kept."""
+        self.mode = mode & 0o7777
+
+    def set_mtime(self, mtime_ns: int) -> None:
+        os.utime(self.local, ns=(mtime_ns, mtime_ns))
+
+    def written_by(self, writer: Reader) -> None:
+        """Remember the process that writes it."""
+        self.writer = writer
+
+    def complete(self) -> None:
+        """Note that its writers are done."""
+        try:
+            self._tell(is_complete=True)
+        except OSError as error:  # the disk is full; there is a note of it already
+            logger.warning("%s: not noted that it is complete: %s", self.local, error)
+
+    # Sending
+
+    def change_of(self, target: Target, read: Version | None) -> Change:
+        """Return its content as one for a target."""
+        return Change(target, self.local.read_bytes(), self.changes, read)
+
+    def secure(self) -> None:
+        """Have it on the disk with its note, in case of a power cut.
+
+        Waits for the disk: to be called without the lock.
+        """
+        note = self.note
+        try:
+            self._session.secure(self.local, note, lambda: self.note is note)
+        except FileNotFoundError:
+            pass  # discarded, or replaced
+        except OSError as error:
+            logger.warning("%s: may not outlast a power cut: %s", self.local, error)
+
+    def was_sent(self, change: Change) -> None:
+        """Note that the server has it as it was then."""
+        self._sent = change.changes
+        read = change.target.version_of(change.content)
+        self.note = replace(self.note, read=read, reason=None)
+        if self.changes == change.changes:
+            self.withdraw()
+
+    def was_refused(self, reason: str) -> None:
+        """Note why it could not be sent."""
+        self.note = replace(self.note, reason=reason)
+        if self.target is not None:
+            self._tell()
+
+    def _tell(self, **changes: Any) -> None:
+        """Have a changed note on the disk, or at least in memory; raises OSError."""
+        self.note = replace(self.note, **changes)
+        self._session.note(self.local, self.note)
+
+    def _resize(self, size_in_bytes: int) -> None:
+        """Count a new size before it has it; raises OSError if there is no room."""
+        by = size_in_bytes - self.size_in_bytes
+        self._budget.require(by)
+        self._budget.take(by)
+        self.size_in_bytes = size_in_bytes
