@@ -32,7 +32,8 @@ from dserverfs.catalogue.manifest_rows import is_safe
 from dserverfs.catalogue.refreshed import loaded
 from dserverfs.client import Client
 from dserverfs.remote.signing import is_asked_whole
-from dserverfs.remote.versions import Version, version_of_json, version_of_text
+from dserverfs.remote.versions import Version
+from dserverfs.writing.edits.editable import Kind, Target, target_of
 
 MIB = 1024 * 1024
 # Fetched ahead of a program that reads one item after the other.
@@ -175,9 +176,9 @@ class FrozenDataset:
 
     def get_text(self, key: str) -> str:
         """Return what dtool's disk layout has at `key`; raises NotFound."""
-        text = self._text(key)
-        if key == keys.README or key.rpartition("/")[0] in (keys.OVERLAYS, keys.ANNOTATIONS):
-            self._read[key] = _version(key, text)
+        text, target = self._text(key), target_of(key)
+        if target is not None:
+            self._note_read(target, text.encode("utf-8"))
         return text
 
     def _text(self, key: str) -> str:
@@ -219,45 +220,31 @@ class FrozenDataset:
 
         And ChangedMeanwhile, if this process has read it and it is something else now.
         """
+        target, content = target_of(key), text.encode("utf-8")
+        if target is None or target.kind is Kind.NAME:
+            raise Unsupported(f"{self.dataset.uri} is frozen: {key} cannot be changed")
         try:
-            self._put_text(key, text)
+            self._client.editable_files.put(target, self.dataset, content, self._read.get(key))
         except ChangedMeanwhile:
             self._tell_change()  # so that the other's is read next
             raise
         if key in self._read:
-            self._read[key] = _version(key, text)
+            self._note_read(target, content)
         self._tell_change()
-
-    def _put_text(self, key: str, text: str) -> None:
-        read = self._read.get(key)
-        writes = self._client.metadata_writes
-        directory, _, name = key.rpartition("/")
-        name = name.removesuffix(".json")
-        if key == keys.README:
-            writes.put_readme(self.dataset, text.encode("utf-8"), read)
-        elif directory == keys.TAGS:
-            writes.put_tag(self.dataset, key.rpartition("/")[2])
-        elif directory == keys.ANNOTATIONS:
-            writes.put_annotation(self.dataset, name, json.loads(text), read)
-        elif directory == keys.OVERLAYS:
-            writes.put_overlay(self.dataset, name, json.loads(text), read)
-        else:
-            raise Unsupported(f"{self.dataset.uri} is frozen: {key} cannot be changed")
 
     def delete_key(self, key: str) -> None:
         """Delete a tag, an annotation or an overlay; raises Unsupported."""
-        writes = self._client.metadata_writes
-        directory, _, name = key.rpartition("/")
-        name = name.removesuffix(".json")
-        if directory == keys.TAGS:
-            writes.delete_tag(self.dataset, key.rpartition("/")[2])
-        elif directory == keys.ANNOTATIONS:
-            writes.delete_annotation(self.dataset, name)
-        elif directory == keys.OVERLAYS:
-            writes.delete_overlay(self.dataset, name)
-        else:
+        target = target_of(key)
+        if target is None or not target.can_be_removed:
             raise Unsupported(f"{self.dataset.uri} is frozen: {key} cannot be deleted")
+        self._client.editable_files.delete(target, self.dataset)
         self._tell_change()
+
+    def _note_read(self, target: Target, content: bytes) -> None:
+        """Remember the version that this process knows, if one is compared."""
+        version = target.version_of(content)
+        if version is not None:
+            self._read[target.path] = version
 
     def publish(self, expiry_s: int | None) -> str:
         """Return a link by which dtool-http reads the dataset; raises Unsupported."""
@@ -361,8 +348,3 @@ class _Around:
         near = range(first, min(end, len(self._identifiers)))
         nearest = sorted(near, key=lambda place: abs(place - self._place))[:limit]
         return [self._identifiers[place] for place in nearest]
-
-
-def _version(key: str, text: str) -> Version:
-    version_of = version_of_text if key == keys.README else version_of_json
-    return version_of(text.encode("utf-8"))
