@@ -57,6 +57,15 @@ def create_private(path: Path) -> None:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
+def subdirectories(path: Path) -> list[Path]:
+    """Return the directories in a directory, in no order; none if it is not there. OSError."""
+    try:
+        with os.scandir(path) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+
+
 def remove_if_possible(path: Path) -> bool:
     """Remove a file; return whether it is gone now."""
     try:

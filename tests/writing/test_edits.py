@@ -10,7 +10,7 @@ import pytest
 from dserverfs.base.errors import Frozen, NotFound, Unreachable, UsageError
 from dserverfs.catalogue.refreshed import NotLoaded, loaded
 from dserverfs.tree.frozen_dataset import DatasetTree
-from dserverfs.writing.edits.local_file import LIMIT_BYTES
+from dserverfs.writing.edits.journal import LIMIT_BYTES
 from tests.support.editing import BEFORE, README, WAIT_S, Bench, away
 
 pytest_plugins = ["tests.support.resolver_fixtures", "tests.support.edit_fixtures"]

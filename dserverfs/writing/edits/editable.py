@@ -173,7 +173,7 @@ class EditableFiles:
         Raises ChangedMeanwhile if the server has another version than was `read`.
         """
         route = _ROUTES[target.kind]
-        value = route.value(target, content)
+        value = _value(target, content)
         if target.kind is Kind.NAME and not self._is_another_name(target, dataset, value):
             return
         try:
@@ -205,25 +205,19 @@ class EditableFiles:
         return bool(wanted != now)
 
 
-def _text(target: Target, content: bytes) -> bytes:
-    return content
-
-
-def _nothing(target: Target, content: bytes) -> None:
-    if content:
-        raise CannotHold(f"{target.path}: a tag has no content")
-
-
-def _json(target: Target, content: bytes) -> Any:
+def _value(target: Target, content: bytes) -> Any:
+    """Return the value that a file's content stands for; raises UsageError and CannotHold."""
+    if target.kind is Kind.README:
+        return content
+    if target.kind is Kind.TAG:
+        if content:
+            raise CannotHold(f"{target.path}: a tag has no content")
+        return None
     try:
-        return parse_json(content, target.path)
+        value = parse_json(content, target.path)
     except ProtocolError as error:
         raise UsageError(str(error)) from error
-
-
-def _json_object(target: Target, content: bytes) -> dict[str, Any]:
-    value = _json(target, content)
-    if not isinstance(value, dict):
+    if target.kind is not Kind.ANNOTATION and not isinstance(value, dict):
         raise UsageError(f"{target.path}: is no JSON object")
     return value
 
@@ -232,7 +226,6 @@ class _Route(NamedTuple):
     """How one kind of target is read from the server and written to it."""
 
     read: Callable[[Catalogue, Dataset, str], bytes | None]  # None: the server has none
-    value: Callable[[Target, bytes], Any]  # of a file's content; raises UsageError
     put: Callable[[MetadataWrites, Dataset, str, Any, Version | None], None]
     delete: Callable[[MetadataWrites, Dataset, str], None] | None = None  # None: there is one
     require_name: Callable[[str], None] = lambda name: None
@@ -243,26 +236,22 @@ class _Route(NamedTuple):
 _ROUTES = {
     Kind.README: _Route(
         lambda catalogue, dataset, _: catalogue.readme(dataset),
-        _text,
         lambda writes, dataset, _, text, read: writes.put_readme(dataset, text, read),
         version_of=version_of_text,
     ),
     Kind.NAME: _Route(
         lambda catalogue, dataset, _: catalogue.metadata(dataset).admin_metadata,
-        _json_object,
         lambda writes, dataset, _, value, read: writes.rename(dataset, value["name"]),
         needs_all=True,
     ),
     Kind.TAG: _Route(
         lambda catalogue, dataset, tag: b"" if tag in catalogue.metadata(dataset).tags else None,
-        _nothing,
         lambda writes, dataset, tag, value, read: writes.put_tag(dataset, tag),
         lambda writes, dataset, tag: writes.delete_tag(dataset, tag),
         functools.partial(require_name, "tag"),
     ),
     Kind.ANNOTATION: _Route(
         lambda catalogue, dataset, name: catalogue.metadata(dataset).annotations.get(name),
-        _json,
         lambda writes, *change: writes.put_annotation(*change),
         lambda writes, dataset, name: writes.delete_annotation(dataset, name),
         functools.partial(require_metadata_name, "annotation"),
@@ -270,7 +259,6 @@ _ROUTES = {
     ),
     Kind.OVERLAY: _Route(
         lambda catalogue, dataset, name: catalogue.metadata(dataset).overlays.get(name),
-        _json_object,
         lambda writes, *change: writes.put_overlay(*change),
         lambda writes, dataset, name: writes.delete_overlay(dataset, name),
         functools.partial(require_metadata_name, "overlay"),

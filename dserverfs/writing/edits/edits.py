@@ -30,8 +30,7 @@ from dserverfs.writing.edits.editable import EditableFiles, Kind, Target, is_tem
 from dserverfs.writing.edits.journal import UnsentEdit
 from dserverfs.writing.edits.local_file import EditHandle, LocalFile
 from dserverfs.writing.edits.sender import EditSender
-from dserverfs.writing.edits.store import LocalEdits
-from dserverfs.writing.edits.view import EditedFiles, Shown
+from dserverfs.writing.edits.view import EditedFiles, LocalEdits, Shown
 
 logger = logging.getLogger(__name__)
 
@@ -165,8 +164,7 @@ class FrozenEdits:
                     read = target.version_of(content)
                 file = self._local.new_file(dataset, content, read=read)
                 edited.edit(file, path)
-            file.written_by(reader)
-            return file.open(flags | os.O_RDWR)
+            return file.open(flags | os.O_RDWR, reader)
 
     def open_local(self, file: LocalFile) -> EditHandle:
         """Open a local file for reading."""
@@ -183,19 +181,18 @@ class FrozenEdits:
             if file is not None:
                 if flags & os.O_EXCL:
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-                return file.open(flags | os.O_RDWR)
+                return file.open(flags | os.O_RDWR, reader)
             target = target_of(path)
             if target is None and not (
                 is_temporary(path) or editable.is_made_as_temporary(path, flags, mode)
             ):
                 raise Frozen(f"{dataset.uri}: is frozen; {path} would not stay")
             read = edited.versions.last_read(path, reader)
-            file = self._local.new_file(dataset, b"", mode, read)
-            file.written_by(reader)
+            file = self._local.new_file(dataset, b"", mode & 0o7777, read)
             edited.place(file, path)
             if target is not None:
                 file.begin_change()  # an empty one is a change, too
-            return file.open(flags & ~os.O_TRUNC | os.O_RDWR)
+            return file.open(flags & ~os.O_TRUNC | os.O_RDWR, reader)
 
     def write(self, handle: EditHandle, data: bytes, offset: int) -> None:
         """Write all of `data`; raises OSError. A target of which a part failed is not sent."""

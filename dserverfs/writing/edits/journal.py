@@ -12,11 +12,12 @@ it. After a crash one rule holds: a content and its note are an edit, which the 
 session takes over; anything else, a content without note as a note without content,
 is deleted. After a power cut that is so of what was `secured`, which comes before
 anything is sent: the content is on the disk before the note that says it is complete.
-Blocking on the local disk only; thread-safe, but for `open` and `close`.
+Blocking on the local disk only; notes are thread-safe.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import logging
@@ -40,14 +41,16 @@ from dserverfs.base.durable_files import (
 )
 from dserverfs.base.errors import DserverfsError, ProtocolError, UsageError
 from dserverfs.base.limits import parse_json, record_of, understood
+from dserverfs.base.local_files import subdirectories
 from dserverfs.base.locks import OwnerLock, locked
 from dserverfs.base.model import Dataset
 from dserverfs.remote.versions import Version
+from dserverfs.writing.staging.area import OPTION
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-STAGING_OPTION = "--staging-dir"
+LIMIT_BYTES = 16 * 1024**2
 _EDITS = ".edits"  # beside the staging areas of servers, whose names have no dot there
 _LOCK = "lock"
 _NOTE = ".json"
@@ -102,13 +105,14 @@ class EditSession:
         self._directory = root / uuid.uuid4().hex
         self._lock = OwnerLock(self._directory / _LOCK)
         self._count = itertools.count(1)
+        self._size_in_bytes = 0  # of all contents
         self._notes_lock = threading.Lock()
         self._noted: set[Path] = set()
 
     def open(self) -> None:
         """Make the directory; raises UsageError if there can be none."""
         for directory in (self._root.parent.parent, self._root.parent, self._root):
-            private_directory(directory, STAGING_OPTION)
+            private_directory(directory, OPTION)
         try:
             with locked(self._root / _LOCK):
                 self._directory.mkdir(mode=0o700)
@@ -127,11 +131,27 @@ class EditSession:
             self._lock.release()
             _delete_if_empty(self._directory)
 
-    def new_file(self) -> Path:
-        """Make an empty file and return it."""
+    def new_file(self, content: bytes = b"") -> Path:
+        """Make a file and return it; raises OSError for want of room."""
+        self.reserve(len(content))
         path = self._directory / str(next(self._count))
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
         return path
+
+    def delete(self, path: Path, size_in_bytes: int) -> None:
+        """Delete a file of that size."""
+        self._size_in_bytes -= size_in_bytes
+        path.unlink(missing_ok=True)
+
+    def reserve(self, size_in_bytes: int) -> None:
+        """Count a growth of the contents before it is made; raises OSError for want of room."""
+        if size_in_bytes > 0 and self._size_in_bytes + size_in_bytes > LIMIT_BYTES:
+            raise OSError(
+                errno.ENOSPC, f"edits of frozen datasets take at most {LIMIT_BYTES} bytes"
+            )
+        self._size_in_bytes += size_in_bytes
 
     def has_note(self, path: Path) -> bool:
         """Return whether the disk says that the content of a file is not sent."""
@@ -172,7 +192,7 @@ class EditSession:
         """Return what dead sessions have not sent and is wanted, ours from now on; oldest first."""
         taken = []
         with locked(self._root / _LOCK):
-            for directory in _subdirectories(self._root):
+            for directory in subdirectories(self._root):
                 if directory == self._directory:
                     continue
                 lock = OwnerLock(directory / _LOCK)
@@ -196,6 +216,7 @@ class EditSession:
         self.sync()
         _note_of(path).unlink()
         self._noted.add(new)
+        self._size_in_bytes += new.stat().st_size
         return new
 
 
@@ -206,8 +227,8 @@ def root_of(staging_directory: Path, server: str) -> Path:
 
 def all_unsent(staging_directory: Path) -> Iterator[tuple[str, UnsentEdit]]:
     """Yield the edits that no mount has sent yet, each with its server."""
-    for root in _subdirectories(staging_directory / _EDITS):
-        for session in _subdirectories(root):
+    for root in sorted(subdirectories(staging_directory / _EDITS)):
+        for session in sorted(subdirectories(root)):
             for path, note in _notes(session):
                 yield urllib.parse.unquote(root.name), UnsentEdit.of(path, note)
 
@@ -224,13 +245,6 @@ def _notes(session: Path) -> Iterator[tuple[Path, Note]]:
             continue
         if path.exists():
             yield path, note
-
-
-def _subdirectories(path: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in path.iterdir() if entry.is_dir())
-    except FileNotFoundError:
-        return []
 
 
 def _delete_leftovers(session: Path) -> None:

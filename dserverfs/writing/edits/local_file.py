@@ -6,7 +6,6 @@ the edits' lock held, unless it says otherwise.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import time
@@ -21,27 +20,8 @@ from dserverfs.writing.edits.journal import EditSession, Note
 
 logger = logging.getLogger(__name__)
 
-LIMIT_BYTES = 16 * 1024**2
 TARGET_MODE = 0o644
 UNFINISHED = "its mount ended while it was being written; write it again, or discard it"
-
-
-class Budget:
-    """The bytes that all local files of a mount have together."""
-
-    def __init__(self) -> None:
-        self._used_bytes = 0
-
-    def require(self, size_in_bytes: int) -> None:
-        """Raise OSError unless there is room for so many bytes more."""
-        if size_in_bytes > 0 and self._used_bytes + size_in_bytes > LIMIT_BYTES:
-            raise OSError(
-                errno.ENOSPC, f"edits of frozen datasets take at most {LIMIT_BYTES} bytes"
-            )
-
-    def take(self, size_in_bytes: int) -> None:
-        """Count so many bytes more, or fewer."""
-        self._used_bytes += size_in_bytes
 
 
 class EditHandle(NamedTuple):
@@ -59,7 +39,8 @@ class Change(NamedTuple):
     target: Target
     content: bytes
     changes: int  # of the file, at that moment
-    read: Version | None
+    read: Version | None  # the server's, when its writer began
+    writer: Reader
 
 
 class MovedAway(NamedTuple):
@@ -81,11 +62,13 @@ class LocalFile:
     - its bytes are on the disk for as long as it has a name or a handle.
     """
 
-    def __init__(self, local: Path, note: Note, session: EditSession, budget: Budget) -> None:
+    def __init__(
+        self, session: EditSession, local: Path, note: Note, *, size_in_bytes: int, mode: int
+    ) -> None:
         self.local = local
         self.note = note  # as it is on the disk, or would be
-        self.mode = TARGET_MODE
-        self.size_in_bytes = 0
+        self.mode = mode
+        self.size_in_bytes = size_in_bytes
         self.path: str | None = None  # None: it has no name any more
         self.target: Target | None = None  # that of its path
         self.moved: MovedAway | None = None
@@ -96,7 +79,6 @@ class LocalFile:
         self.is_spoilt = False  # a write failed: a part is missing
         self._sent = 0
         self._session = session
-        self._budget = budget
 
     @property
     def dataset(self) -> Dataset:
@@ -111,15 +93,8 @@ class LocalFile:
 
     # Beginning, name and end
 
-    def fill(self, content: bytes) -> None:
-        """Begin with a content; raises OSError if there is no room."""
-        self._resize(len(content))
-        self.local.write_bytes(content)
-
     def resume(self) -> None:
-        """Begin with what an earlier mount has not sent."""
-        self.size_in_bytes = self.local.stat().st_size
-        self._budget.take(self.size_in_bytes)
+        """Take its content for a change that an earlier mount has not sent."""
         self.changes = 1
         if not self.note.is_complete:
             self._tell(reason=UNFINISHED)
@@ -148,15 +123,16 @@ class LocalFile:
     def delete_if_unused(self) -> None:
         """Delete its bytes if it has neither a name nor a handle."""
         if self.path is None and not self.handles:
-            self._budget.take(-self.size_in_bytes)
+            self._session.delete(self.local, self.size_in_bytes)
             self.size_in_bytes = 0
-            self.local.unlink(missing_ok=True)
 
     # Handles
 
-    def open(self, flags: int) -> EditHandle:
-        """Open it as open(2) does, but for what makes it; raises OSError."""
+    def open(self, flags: int, process: Reader = None) -> EditHandle:
+        """Open it as open(2) does, but for O_CREAT and O_EXCL; raises OSError."""
         is_writable = bool(flags & os.O_ACCMODE)
+        if is_writable:
+            self.writer = process
         access = os.O_RDWR if is_writable else os.O_RDONLY
         fd = os.open(self.local, access | os.O_CLOEXEC)
         self.handles += 1
@@ -202,15 +178,10 @@ class LocalFile:
         self.is_spoilt = True
 
     def set_mode(self, mode: int) -> None:
-        """Have that mode shown while it is temporary; a target's is nowhere kept."""
-        self.mode = mode & 0o7777
+        self.mode = mode
 
     def set_mtime(self, mtime_ns: int) -> None:
         os.utime(self.local, ns=(mtime_ns, mtime_ns))
-
-    def written_by(self, writer: Reader) -> None:
-        """Remember the process that writes it."""
-        self.writer = writer
 
     def complete(self) -> None:
         """Note that its writers are done."""
@@ -221,9 +192,9 @@ class LocalFile:
 
     # Sending
 
-    def change_of(self, target: Target, read: Version | None) -> Change:
+    def change_of(self, target: Target, read: Version | None, writer: Reader) -> Change:
         """Return its content as one for a target."""
-        return Change(target, self.local.read_bytes(), self.changes, read)
+        return Change(target, self.local.read_bytes(), self.changes, read, writer)
 
     def secure(self) -> None:
         """Have it on the disk with its note, in case of a power cut.
@@ -240,7 +211,7 @@ class LocalFile:
 
     def was_sent(self, change: Change) -> None:
         """Note that the server has it as it was then."""
-        self._sent = change.changes
+        self._sent, self.writer = change.changes, change.writer
         read = change.target.version_of(change.content)
         self.note = replace(self.note, read=read, reason=None)
         if self.changes == change.changes:
@@ -259,7 +230,5 @@ class LocalFile:
 
     def _resize(self, size_in_bytes: int) -> None:
         """Count a new size before it has it; raises OSError if there is no room."""
-        by = size_in_bytes - self.size_in_bytes
-        self._budget.require(by)
-        self._budget.take(by)
+        self._session.reserve(size_in_bytes - self.size_in_bytes)
         self.size_in_bytes = size_in_bytes

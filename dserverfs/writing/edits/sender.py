@@ -21,8 +21,7 @@ from dserverfs.base.errors import DserverfsError, NotAuthenticated, ProtocolErro
 from dserverfs.remote.versions import Reader
 from dserverfs.writing.edits.editable import EditableFiles, Target
 from dserverfs.writing.edits.local_file import Change, LocalFile
-from dserverfs.writing.edits.store import LocalEdits
-from dserverfs.writing.edits.view import EditedFiles
+from dserverfs.writing.edits.view import EditedFiles, LocalEdits
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ class EditSender:
                 # Written to again since: then it is sent when that is done.
                 if file.target is None or not file.is_unsent or not file.note.is_complete:
                     return
-                change = file.change_of(file.target, file.note.read)
+                change = file.change_of(file.target, file.note.read, file.writer)
             file.secure()
             try:
                 self._put(edited, change)
@@ -104,18 +103,18 @@ class EditSender:
             with self._local.lock:
                 if file.is_spoilt:
                     raise OSError(errno.EIO, os.strerror(errno.EIO), file.path)
-                change = file.change_of(target, edited.versions.last_read(target.path, writer))
+                read = edited.versions.last_read(target.path, writer)
+                change = file.change_of(target, read, writer)
             self._put(edited, change)
             with self._local.lock:
                 if file.path is not None:  # not removed since
-                    file.written_by(writer)
                     edited.place(file, target.path)
                     edited.was_sent(file, change)
 
     def send_content(self, edited: EditedFiles, target: Target, content: bytes) -> None:
         """Send what no local file holds."""
         with edited.sending:
-            self._put(edited, Change(target, content, 0, None))
+            self._put(edited, Change(target, content, 0, None, None))
 
     def _put(self, edited: EditedFiles, change: Change) -> None:
         self._editable_files.put(change.target, edited.dataset, change.content, change.read)

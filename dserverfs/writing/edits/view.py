@@ -1,22 +1,32 @@
-"""The local files of one frozen dataset: under which names and inode numbers they are shown.
+"""All local files of a mount's edits: under which names and inode numbers they are shown.
 
-Used by the edits of frozen datasets, which read and write the files, and by the
-dataset's tree, which shows them before what the server has. A file has a number of
-its own unless it is a target that was opened where it is; numbers move with their
-files, as inodes do, and none is given twice. Every method wants the edits' lock held.
+Used by the edits, which read and write the files, and by what sends them. Knows no
+server. A file has a number of its own unless it is a target that was opened where it is;
+numbers move with their files, as inodes do, and none is given twice. Every method wants
+the lock held, unless it says otherwise.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from dserverfs.base.errors import NotFound
 from dserverfs.base.model import Dataset
-from dserverfs.remote.versions import VersionsRead
-from dserverfs.writing.edits.editable import Target
-from dserverfs.writing.edits.local_file import Change, LocalFile, MovedAway
+from dserverfs.remote.versions import Version, VersionsRead
+from dserverfs.writing.edits.editable import Target, target_of
+from dserverfs.writing.edits.journal import EditSession, Note
+from dserverfs.writing.edits.local_file import (
+    TARGET_MODE,
+    Change,
+    EditHandle,
+    LocalFile,
+    MovedAway,
+)
 
 
 class Shown(NamedTuple):
@@ -126,7 +136,7 @@ class EditedFiles:
         path = change.target.path
         file.was_sent(change)
         if file.note.read is not None:
-            self.versions.was_read(path, file.writer, file.note.read)
+            self.versions.was_read(path, change.writer, file.note.read)
         self._times_sent[path] = self._times_sent.get(path, 0) + 1
         self._mtimes_ns[path] = file.status().st_mtime_ns
         for other in self._files.values():
@@ -161,3 +171,78 @@ class EditedFiles:
                 number: other for number, other in self._nameless.items() if other is not file
             }
             file.delete_if_unused()
+
+
+class LocalEdits:
+    """The local files of one mount."""
+
+    def __init__(self, root: Path) -> None:
+        """`root` is where all mounts of a server keep theirs."""
+        self.lock = threading.RLock()  # held for moments, but for what waits for the disk
+        self._closed = threading.Condition(self.lock)
+        self._session = EditSession(root)
+        self._edited: dict[str, EditedFiles] = {}  # by dataset URI
+
+    def open(self, wanted: Callable[[Dataset], bool]) -> list[LocalFile]:
+        """Begin; return what earlier mounts have not sent of the datasets that are `wanted`."""
+        self._session.open()
+        taken = self._session.take_over(
+            lambda note: target_of(note.path) is not None and wanted(note.dataset)
+        )
+        return [self._resume(local, note) for local, note in taken]
+
+    def close(self) -> None:
+        """Delete what is temporary; what is not sent stays."""
+        self._session.close()
+
+    def sync(self) -> None:
+        """Return when what is discarded is gone from the disk, too; waits for it."""
+        self._session.sync()
+
+    def of(self, dataset: Dataset) -> EditedFiles:
+        edited = self._edited.get(dataset.uri)
+        if edited is None:
+            edited = self._edited[dataset.uri] = EditedFiles(dataset)
+        return edited
+
+    def known(self, dataset: Dataset) -> EditedFiles | None:
+        """Return those of a dataset in which anything was ever edited."""
+        return self._edited.get(dataset.uri)
+
+    def unsent(self) -> list[LocalFile]:
+        return [file for edited in self._edited.values() for file in edited.all() if file.is_unsent]
+
+    def new_file(
+        self, dataset: Dataset, content: bytes, mode: int = TARGET_MODE, read: Version | None = None
+    ) -> LocalFile:
+        """Make a file without a name yet; raises OSError if there is no room.
+
+        `read` is the version of the server's that its writer begins with.
+        """
+        note = Note(dataset, "", is_complete=False, changed_at=time.time(), read=read)
+        local = self._session.new_file(content)
+        return LocalFile(self._session, local, note, size_in_bytes=len(content), mode=mode)
+
+    def close_file(self, handle: EditHandle) -> None:
+        """Close a handle, and forget a file that has no name any more."""
+        handle.file.close(handle)
+        self.of(handle.file.dataset).forget_if_unused(handle.file)
+        self._closed.notify_all()
+
+    def wait_until_closed(self, timeout_s: float) -> None:
+        """Return when no change is being written, or the time is over. Without the lock."""
+        with self._closed:
+            self._closed.wait_for(
+                lambda: not any(file.writers for file in self.unsent()), timeout_s
+            )
+
+    def _resume(self, local: Path, note: Note) -> LocalFile:
+        edited = self.of(note.dataset)
+        before = edited.at(note.path)
+        if before is not None:
+            edited.discard(before)  # of an earlier session: this is what was written last
+        size_in_bytes = local.stat().st_size
+        file = LocalFile(self._session, local, note, size_in_bytes=size_in_bytes, mode=TARGET_MODE)
+        file.resume()
+        edited.edit(file, note.path)
+        return file

@@ -21,7 +21,6 @@ ones stay open and are not armed, sealed and uploading ones are carried on with.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import urllib.parse
@@ -33,7 +32,7 @@ from dserverfs.base.directories import private_directory
 from dserverfs.base.durable_files import sync_directory
 from dserverfs.base.errors import Conflict, DserverfsError, LocalDiskError, NameTaken, UsageError
 from dserverfs.base.limits import name_is_valid
-from dserverfs.base.local_files import make_private
+from dserverfs.base.local_files import make_private, subdirectories
 from dserverfs.base.locks import locked
 from dserverfs.writing.staging.dataset import (
     GONE,
@@ -71,10 +70,10 @@ class Staging:
         """Make the directory and delete what a crash left; raises UsageError."""
         private_directory(self.directory, OPTION)
         private_directory(self._root, OPTION)
-        for base in _subdirectories(self._root):
+        for base in subdirectories(self._root):
             try:
                 with locked(base / _NAMES):
-                    for path in _subdirectories(base):
+                    for path in subdirectories(base):
                         if path.name.startswith((_NEW, GONE)):
                             delete_tree(path)
             except OSError as error:
@@ -89,7 +88,7 @@ class Staging:
 
     def base_uris(self) -> list[str]:
         """Return the base URIs in which something is, or was, staged."""
-        return [urllib.parse.unquote(path.name) for path in _subdirectories(self._root)]
+        return [urllib.parse.unquote(path.name) for path in subdirectories(self._root)]
 
     def datasets(self, base_uri: str) -> list[StagedDataset]:
         """Return what is staged for a base URI, oldest first; what cannot be read is left out.
@@ -103,7 +102,7 @@ class Staging:
             if not base.is_dir() and self._has_staged_locked(base):
                 raise LocalDiskError(f"{base}: is gone, with what is staged there")
             try:
-                paths = _subdirectories(base)
+                paths = subdirectories(base)
             except OSError as error:
                 raise LocalDiskError(f"{base}: cannot be read: {error.strerror}") from error
             for path in paths:
@@ -213,7 +212,7 @@ def servers(directory: Path) -> list[str]:
     """Return the servers for which something is, or was, staged below `directory`."""
     return [
         urllib.parse.unquote(path.name)
-        for path in _subdirectories(directory)
+        for path in subdirectories(directory)
         if not path.name.startswith(".")  # the edits of frozen datasets
     ]
 
@@ -225,11 +224,3 @@ def require_name(name: str) -> None:
             f"{name!r} cannot be a dataset's name: at most 80 of a-z A-Z 0-9 - _ . and no"
             " dot at the beginning"
         )
-
-
-def _subdirectories(path: Path) -> list[Path]:
-    try:
-        with os.scandir(path) as entries:
-            return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except FileNotFoundError:
-        return []
