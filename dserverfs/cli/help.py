@@ -29,7 +29,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.topic is None:
         width = max(map(len, pages), default=0)
         for topic, text in pages.items():
-            say(f"{topic:{width}}  {text.partition(chr(10))[0]}")
+            title = text.partition("\n")[0]
+            say(f"{topic:{width}}  {title.partition(': ')[2]}")
         return 0
     if arguments.topic not in pages:
         raise UsageError(f"help {arguments.topic}: no such topic; there are: {', '.join(pages)}")
