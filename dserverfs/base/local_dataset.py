@@ -1,7 +1,7 @@
 """A frozen dataset on the local disk, as it is described to a server.
 
-Made by whoever has the files: from a directory of dtool's layout by `read`, from
-the staging area by its fields. Holds no bytes of items; immutable.
+Made from a directory of dtool's layout by `read`, and by the staging area from its
+fields. Holds no bytes of items; immutable.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dserverfs.base import dtool_layout
 from dserverfs.base.disk_tables import ItemTable
-from dserverfs.base.errors import ProtocolError, UsageError
-from dserverfs.base.limits import parse_json, parse_timestamp, understood
+from dserverfs.base.errors import UsageError
 from dserverfs.base.model import Identifier, Item
 
 
@@ -32,44 +32,23 @@ class LocalDataset(NamedTuple):
     @classmethod
     def read(cls, directory: Path) -> LocalDataset:
         """Read a frozen dataset of dtool's layout, but for its items' bytes; raises UsageError."""
-        metadata = directory / ".dtool"
+        admin, frozen = dtool_layout.read_frozen(directory)
+        data = directory / dtool_layout.DATA
         try:
-            admin = parse_json((metadata / "dtool").read_bytes(), "dtool")
-            manifest = parse_json((metadata / "manifest.json").read_bytes(), "manifest.json")
-            with understood("its metadata"):
-                is_frozen = admin["type"] == "dataset"
-                items = {
-                    Identifier(identifier): Item.from_json(identifier, entry)
-                    for identifier, entry in manifest["items"].items()
-                }
-                timestamps = {
-                    Identifier(identifier): parse_timestamp(entry["utc_timestamp"])
-                    for identifier, entry in manifest["items"].items()
-                }
-                hash_function = str(manifest["hash_function"])
-            readme = (directory / "README.yml").read_bytes()
-            annotations = _json_files(metadata / "annotations")
-            overlays = _json_files(metadata / "overlays")
-        except (OSError, ProtocolError) as error:
+            return cls(
+                admin,
+                (directory / dtool_layout.README).read_bytes(),
+                *frozen,
+                lambda item: data / item.relpath,
+                dtool_layout.read_tags(directory),
+                dtool_layout.read_json_files(directory / dtool_layout.ANNOTATIONS),
+                dtool_layout.read_json_files(directory / dtool_layout.OVERLAYS),
+            )
+        except (OSError, UsageError) as error:
             raise UsageError(f"{directory}: not a frozen dataset: {error}") from error
-        if not is_frozen:
-            raise UsageError(f"{directory}: is not frozen")
-        data = directory / "data"
-        tags = metadata / "tags"
-        return cls(
-            admin,
-            readme,
-            hash_function,
-            items,
-            timestamps,
-            lambda item: data / item.relpath,
-            sorted(path.name for path in tags.iterdir()) if tags.is_dir() else [],
-            annotations,
-            overlays,
-        )
 
     def description(self) -> dict[str, Any]:
-        """Return what the server wants to know before it signs, without the items."""
+        """Return what an upload announces of the dataset, without the items."""
         admin = self.admin_metadata
         return {
             "uuid": admin["uuid"],
@@ -90,7 +69,7 @@ class LocalDataset(NamedTuple):
         return ((item, self.timestamps[key]) for key, item in self.items.items())
 
     def described_items(self) -> DescribedItems:
-        """Return what the server wants to know of each item."""
+        """Return what an upload announces of each item."""
         return DescribedItems(self)
 
 
@@ -111,11 +90,3 @@ class DescribedItems:
                 "hash": item.hash,
                 "utc_timestamp": timestamp,
             }
-
-
-def _json_files(directory: Path) -> dict[str, Any]:
-    if not directory.is_dir():
-        return {}
-    return {
-        path.stem: parse_json(path.read_bytes(), path.name) for path in directory.glob("*.json")
-    }

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from dserverfs.base import dtool_layout as keys
 from dserverfs.base.errors import (
     ChangedMeanwhile,
     IntegrityError,
@@ -23,7 +24,6 @@ from dserverfs.base.errors import (
 from dserverfs.base.items import ItemContent, item_key
 from dserverfs.base.limits import parse_json, parse_timestamp, quoted, size_is_usable
 from dserverfs.base.model import Dataset, DserverURI, Identifier, Item, identifier_of
-from dserverfs.broker import keys
 from dserverfs.broker.admin_metadata import VERSION, AdminMetadata
 from dserverfs.broker.ahead import Ahead, Bounds
 from dserverfs.broker.item_files import ItemFiles, directory_of

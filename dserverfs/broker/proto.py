@@ -26,6 +26,18 @@ from typing import IO, Any
 import dtoolcore
 from dtoolcore.storagebroker import DiskStorageBrokerValidationWarning
 
+from dserverfs.base.dtool_layout import (
+    ADMIN_METADATA,
+    ANNOTATIONS,
+    AT_THE_TOP,
+    DATA,
+    FRAGMENTS,
+    MANIFEST,
+    METADATA,
+    OVERLAYS,
+    README,
+    TAGS,
+)
 from dserverfs.base.durable_files import written_beside
 from dserverfs.base.errors import CannotHold, NameTaken, NameTooLong, NotFound, NotUTF8, UsageError
 from dserverfs.base.limits import (
@@ -39,16 +51,14 @@ from dserverfs.base.limits import (
 )
 from dserverfs.base.model import Dataset, identifier_of, seconds_of
 from dserverfs.broker.ahead import Ahead, Bounds
-from dserverfs.broker.keys import ADMIN_METADATA, ANNOTATIONS, MANIFEST, OVERLAYS, README, TAGS
 from dserverfs.client import Client
 from dserverfs.writing.freeze_job import FreezeResult, Progress
 from dserverfs.writing.staging.area import Staging
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.file_hashes import THREADS, Hashes
 from dserverfs.writing.staging.states import State
-from dserverfs.writing.staging.survey import DATA, METADATA, Layout
+from dserverfs.writing.staging.survey import Layout
 
-FRAGMENTS = ".dtool/tmp_fragments"
 BY_DTOOL = "dtool made it, and dtool freeze freezes it"
 _NAMED_BY_FILE = frozenset(Path(kind).name for kind in (OVERLAYS, ANNOTATIONS))
 _HASHING = Bounds(threads=THREADS, keys=64, cost=1 << 62)  # a hash is all that is kept
@@ -260,7 +270,7 @@ class ProtoDataset:
         if not self._is_of_dtool_layout():
             return
         for name in self._listed(self._tree):
-            if name not in (DATA, README, METADATA):
+            if name not in AT_THE_TOP:
                 raise DiskStorageBrokerValidationWarning(
                     f"Rogue content in base of dataset: {name}"
                 )

@@ -16,9 +16,9 @@ from dtoolcore.filehasher import FileHasher, md5sum_hexdigest
 from dtoolcore.storagebroker import BaseStorageBroker, DiskStorageBroker
 from dtoolcore.utils import DEFAULT_CONFIG_PATH, relpath_to_handle
 
+from dserverfs.base import dtool_layout as keys
 from dserverfs.base.errors import NotFound, Unsupported, UsageError
 from dserverfs.base.model import SCHEME, UUID, DserverURI
-from dserverfs.broker import keys
 from dserverfs.broker.problems import all_in_one_line, dataset_made
 
 if TYPE_CHECKING:

@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from dserverfs.base.dtool_layout import DATA, MANIFEST, read_frozen
 from dserverfs.base.errors import IntegrityError, Unsupported, UsageError
 from dserverfs.base.hashes import Hasher, hash_file, hasher_of
 from dserverfs.base.limits import relpath_is_usable
-from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import Item
-
-_MANIFEST = Path(".dtool/manifest.json")
 
 
 class LocalItem(NamedTuple):
@@ -56,14 +54,14 @@ def items_of(path: Path) -> Iterator[LocalItem]:
 
 def _items(directory: Path, path: Path) -> Iterator[LocalItem]:
     """Yield the items of the dataset in `directory` that are at or below `path`."""
-    dataset = LocalDataset.read(directory)
-    data = directory / "data"
+    _, frozen = read_frozen(directory)
+    data = directory / DATA
     known = set()
-    for item in dataset.items.values():
+    for item in frozen.items.values():
         place = data / item.relpath if relpath_is_usable(item.relpath) else data
         known.add(place)
         if path in (directory, place, *place.parents) or place == data:
-            yield LocalItem(f"{directory} {item.relpath}", place, item, dataset.hash_function)
+            yield LocalItem(f"{directory} {item.relpath}", place, item, frozen.hash_function)
     top = path if path != directory else data
     for below, _, names in _walk(top if top.is_relative_to(data) else data):
         for name in names:
@@ -75,7 +73,7 @@ def _items(directory: Path, path: Path) -> Iterator[LocalItem]:
 def _is_dataset(directory: Path) -> bool:
     """Return whether there is a manifest; raises IntegrityError if that cannot be told."""
     try:
-        return (directory / _MANIFEST).is_file()
+        return (directory / MANIFEST).is_file()
     except OSError as error:
         raise IntegrityError(f"{directory}: cannot be looked at: {error.strerror}") from error
 

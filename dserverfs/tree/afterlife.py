@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+from dserverfs.base.dtool_layout import DATA, METADATA
 from dserverfs.base.errors import NotFound
 from dserverfs.base.model import Dataset
 from dserverfs.tree.frozen_dataset import EDITED, OWN, Attributes, DatasetTree, Entry
 from dserverfs.tree.inode_numbers import Nodes
 from dserverfs.writing.staging.dataset import StagedDataset
-from dserverfs.writing.staging.survey import DATA, METADATA
 
 FIRST_NODE = OWN + (1 << 34)  # numbers from here on are of local files
 LINK = FIRST_NODE - 1  # of the link that `data` is while it is staged

@@ -9,13 +9,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dserverfs.base.dtool_layout import DATA, METADATA, README
 from dserverfs.base.errors import NotFound, UsageError
 from dserverfs.base.model import DserverURI
 from dserverfs.tree.frozen_dataset import DatasetTree
 from dserverfs.writing.edits.journal import UnsentEdit
 from dserverfs.writing.freezer import Freezer
 from dserverfs.writing.staging.dataset import StagedDataset
-from dserverfs.writing.staging.survey import DATA, METADATA, README, survey
+from dserverfs.writing.staging.survey import survey
 
 OVERLAY = "overlay."
 # Those of the facts that are extended attributes as well.

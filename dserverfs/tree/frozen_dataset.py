@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dserverfs.base import dtool_layout
 from dserverfs.base.errors import IntegrityError, NotFound, ProtocolError
 from dserverfs.base.items import ItemContent, item_key
 from dserverfs.base.limits import MAX_COMPONENT_BYTES, component_is_usable, parse_json, understood
@@ -62,8 +63,20 @@ class Entry(NamedTuple):
 
 
 Content = ItemContent | Path | bytes
-_MANIFEST = ".dtool/manifest.json"
-_UNCHANGEABLE = frozenset({_MANIFEST, ".dtool/structure.json", ".dtool/README.txt"})
+_UNCHANGEABLE = frozenset(
+    {dtool_layout.MANIFEST, dtool_layout.STRUCTURE, dtool_layout.DTOOL_README}
+)
+
+
+_METADATA = (
+    dtool_layout.ADMIN_METADATA,
+    dtool_layout.MANIFEST,
+    dtool_layout.STRUCTURE,
+    dtool_layout.DTOOL_README,
+    dtool_layout.OVERLAYS,
+    dtool_layout.ANNOTATIONS,
+    dtool_layout.TAGS,
+)
 
 
 class DatasetTree:
@@ -105,7 +118,7 @@ class DatasetTree:
             row = self._index().child(number & ~ALIAS, name)
             return _aliased(self._row_attributes(row), number)
         path = self._path(number)
-        if path == "" and name == "data":
+        if path == "" and name == dtool_layout.DATA:
             return self._row_attributes(self._index().row(0))
         if not self._has(path, name):
             if path == "" and name not in self._own_names(""):
@@ -133,7 +146,7 @@ class DatasetTree:
         path = self._path(number)
         if path == "" and cookie == 0:
             # The cookie of row 0 must not be 0, which means the beginning.
-            yield Entry("data", self._row_attributes(self._index().row(0), base), OWN)
+            yield Entry(dtool_layout.DATA, self._row_attributes(self._index().row(0), base), OWN)
         entries = []
         for name in self._names(path):
             # What changed between the two looks is gone; nothing else is left out.
@@ -150,7 +163,7 @@ class DatasetTree:
             if (file := self.local_file(number)) is not None:
                 return file.local.read_bytes()
             path = self._path(number)
-            if path == _MANIFEST and self._index().unsafe:
+            if path == dtool_layout.MANIFEST and self._index().unsafe:
                 # dtool would read and write wherever its relpaths say.
                 raise IntegrityError(
                     f"{self.dataset.uri}: its manifest is not handed out: {self._index().unsafe}"
@@ -328,28 +341,20 @@ class DatasetTree:
     def _own_names(self, path: str) -> list[str]:
         """Return what a directory outside `data` holds; `data` itself is not among them."""
         if path == "":
-            return ["README.yml", ".dtool"]
-        if path == ".dtool":
-            return [
-                "dtool",
-                "manifest.json",
-                "structure.json",
-                "README.txt",
-                "overlays",
-                "annotations",
-                "tags",
-            ]
+            return [dtool_layout.README, dtool_layout.METADATA]
+        if path == dtool_layout.METADATA:
+            return [path.rpartition("/")[2] for path in _METADATA]
         metadata = self._catalogue.metadata(self.dataset)
-        if path == ".dtool/overlays":
+        if path == dtool_layout.OVERLAYS:
             return _json_names(metadata.overlays)
-        if path == ".dtool/annotations":
+        if path == dtool_layout.ANNOTATIONS:
             return _json_names(metadata.annotations)
-        if path == ".dtool/tags":
+        if path == dtool_layout.TAGS:
             return [tag for tag in metadata.tags if component_is_usable(tag)]
         raise NotFound(f"{self.dataset.uri}: {path} is no directory")
 
     def _own_content(self, path: str) -> bytes | Path:
-        if path == _MANIFEST:
+        if path == dtool_layout.MANIFEST:
             return self._catalogue.manifest(self.dataset)
         if path in _UNCHANGEABLE:
             return _disk_layout(path)

@@ -17,6 +17,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from dserverfs.base.dtool_layout import DATA, METADATA
 from dserverfs.base.errors import Frozen, NameTooLong, NotFound
 from dserverfs.base.limits import (
     MAX_RELPATH_COMPONENTS,
@@ -30,7 +31,7 @@ from dserverfs.tree.frozen_dataset import MUTABLE_S, OWN, Attributes, Content, D
 from dserverfs.tree.inode_numbers import Node, Nodes
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.modes import OWNER_DIRECTORY, OWNER_FILE, Modes
-from dserverfs.writing.staging.survey import DATA, METADATA, is_item_at_the_top
+from dserverfs.writing.staging.survey import is_item_at_the_top
 
 DATA_LINK = b"."
 _MAKE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from dserverfs.base.disk_tables import DiskDict
+from dserverfs.base.dtool_layout import DATA
 from dserverfs.base.errors import Cancelled, LocalDiskError, UsageError
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import UUID, Dataset
@@ -21,7 +22,7 @@ from dserverfs.writing.staging import sealing
 from dserverfs.writing.staging.dataset import StagedDataset, is_full
 from dserverfs.writing.staging.sealing import Described
 from dserverfs.writing.staging.states import Move, State, next_state
-from dserverfs.writing.staging.survey import DATA, Layout
+from dserverfs.writing.staging.survey import Layout
 from dserverfs.writing.upload.uploader import Uploader
 
 logger = logging.getLogger(__name__)

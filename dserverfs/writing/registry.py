@@ -12,6 +12,7 @@ from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
+from dserverfs.base.dtool_layout import README
 from dserverfs.base.errors import Cancelled, Conflict, DserverfsError, IntegrityError
 from dserverfs.base.items import (
     BLOCK_SIZE,
@@ -30,7 +31,6 @@ from dserverfs.reading.cache.blocks import MemoryBlock
 from dserverfs.reading.cache.write_behind import CacheWriter, Put
 from dserverfs.reading.stored_items import StoredItems
 from dserverfs.remote.api import Resolver
-from dserverfs.writing.staging.survey import README
 from dserverfs.writing.upload.uploader import Uploader
 
 logger = logging.getLogger(__name__)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from dserverfs.base.disk_tables import DiskDict, ItemTable
+from dserverfs.base.dtool_layout import AT_THE_TOP, DATA
 from dserverfs.base.durable_files import replacing, sync_file_system
 from dserverfs.base.errors import IntegrityError, ItemChanged, ProtocolError, UsageError
 from dserverfs.base.hashes import MD5
@@ -43,7 +44,7 @@ from dserverfs.writing.staging import file_hashes
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.file_hashes import Hashes
 from dserverfs.writing.staging.states import Record
-from dserverfs.writing.staging.survey import DATA, METADATA, README, Layout, Survey, survey
+from dserverfs.writing.staging.survey import Layout, Survey, survey
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def keep_left_over(staged: StagedDataset, local: LocalDataset) -> None:
     if not has_dtool_layout(staged, local):
         return  # every file is a part of it
     for path in sorted(staged.tree.iterdir()):
-        if path.name not in (DATA, README, METADATA):
+        if path.name not in AT_THE_TOP:
             kept = left_over_directory(staged)
             kept.mkdir(mode=0o700, exist_ok=True)
             shutil.move(str(path), kept / path.name)

@@ -22,19 +22,29 @@ from pathlib import Path
 from typing import Any
 
 from dserverfs.base.disk_tables import FileTable
-from dserverfs.base.errors import CannotHold, NotUTF8, ProtocolError, UsageError
-from dserverfs.base.limits import MAX_README_BYTES, parse_json
+from dserverfs.base.dtool_layout import (
+    ADMIN_METADATA,
+    ANNOTATIONS,
+    AT_THE_TOP,
+    DATA,
+    MANIFEST,
+    METADATA,
+    OVERLAYS,
+    README,
+    read_json,
+    read_json_files,
+    read_tags,
+)
+from dserverfs.base.errors import CannotHold, NotUTF8, UsageError
+from dserverfs.base.limits import MAX_README_BYTES
 
-README = "README.yml"
-DATA = "data"
-METADATA = ".dtool"
 _REPLACED = f"{README}-"  # what dtool's disk broker calls a README that it replaced
 NAMED = 5  # of what is lost
 
 
 def is_item_at_the_top(name: str) -> bool:
     """Return whether a name at the top, where no layout is chosen yet, is an item's, or of some."""
-    return name not in (README, DATA, METADATA)
+    return name not in AT_THE_TOP
 
 
 class Layout(enum.Enum):
@@ -104,7 +114,7 @@ def survey(tree: Path, wanted: Layout | None = None, *, by_itself: bool = False)
     say that something may be left out. Raises OSError as the disk does.
     """
     top = sorted(os.listdir(tree))
-    is_dtools = (tree / METADATA / "dtool").is_file()
+    is_dtools = (tree / ADMIN_METADATA).is_file()
     layout = wanted or _layout(top, is_dtools=is_dtools, by_itself=by_itself)
     if layout is Layout.DTOOL and not (tree / DATA).is_dir():
         raise Ambiguous(f"{DATA} is a file: say what it is with dserverfs freeze --layout items")
@@ -126,23 +136,21 @@ def survey(tree: Path, wanted: Layout | None = None, *, by_itself: bool = False)
         )
     found = _Found(tree / DATA)
     found.walk(tree / DATA)
-    metadata = tree / METADATA
-    admin = _json(metadata / "dtool") if (metadata / "dtool").exists() else None
+    admin = read_json(tree / ADMIN_METADATA) if (tree / ADMIN_METADATA).exists() else None
     if admin is not None and admin.get("type") != "dataset":
         raise StillProto(
             "it is a proto dataset that dtool made: freeze it with dtool freeze, or remove .dtool"
         )
-    tags = metadata / "tags"
     return Survey(
         layout,
         found.items,
         _readme(tree),
         admin,
-        None if admin is None else _json(metadata / "manifest.json"),
-        sorted(os.listdir(tags)) if tags.is_dir() else [],
-        _json_files(metadata / "annotations"),
-        _json_files(metadata / "overlays"),
-        [name for name in top if name not in (DATA, README, METADATA)],
+        None if admin is None else read_json(tree / MANIFEST),
+        read_tags(tree),
+        read_json_files(tree / ANNOTATIONS),
+        read_json_files(tree / OVERLAYS),
+        [name for name in top if name not in AT_THE_TOP],
         found.empty_directories,
         found.executables,
     )
@@ -151,7 +159,7 @@ def survey(tree: Path, wanted: Layout | None = None, *, by_itself: bool = False)
 def _layout(top: list[str], *, is_dtools: bool, by_itself: bool) -> Layout:
     if DATA not in top and METADATA not in top:
         return Layout.ITEMS
-    beside = [name for name in top if name not in (DATA, README, METADATA)]
+    beside = [name for name in top if name not in AT_THE_TOP]
     if is_dtools and DATA in top:
         beside = [name for name in beside if not name.startswith(_REPLACED)]
         if not by_itself:
@@ -235,25 +243,3 @@ def _readme(tree: Path) -> bytes:
             " have: give it another name, and it is an item"
         )
     return content
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        value = parse_json(path.read_bytes(), "it")
-    except (OSError, ProtocolError) as error:
-        raise UsageError(f"{path.name}: cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise UsageError(f"{path.name}: is not a JSON object")
-    return value
-
-
-def _json_files(directory: Path) -> dict[str, Any]:
-    if not directory.is_dir():
-        return {}
-    found = {}
-    for path in sorted(directory.iterdir()):
-        try:
-            found[path.name.removesuffix(".json")] = parse_json(path.read_bytes(), "it")
-        except (OSError, ProtocolError) as error:
-            raise UsageError(f"{directory.name}/{path.name}: cannot be read: {error}") from error
-    return found
