@@ -156,6 +156,16 @@ def test_page_about_settings_names_every_setting() -> None:
     assert {name for name in there if f"``{name}" not in text} == set()
 
 
+def test_page_about_semantics_names_every_errno_of_the_table() -> None:
+    (table,) = (text for text in pages.constants() if text.startswith("ERRNO"))
+    text = (PACKAGE / "docs/semantics.rst").read_text()
+
+    # ENOSYS is for the kernel alone, which then asks no more.
+    errnos = set(re.findall(r"errno\.(E[A-Z]+)", table))
+    assert len(errnos) > 9
+    assert {name for name in errnos if name not in text} - {"ENOSYS"} == set()
+
+
 def test_readme_names_every_page() -> None:
     text = (ROOT / "README.rst").read_text()
 

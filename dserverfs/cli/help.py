@@ -33,7 +33,10 @@ def _run(arguments: argparse.Namespace) -> int:
             say(f"{topic:{width}}  {title.partition(': ')[2]}")
         return 0
     if arguments.topic not in pages:
-        raise UsageError(f"help {arguments.topic}: no such topic; there are: {', '.join(pages)}")
+        raise UsageError(
+            f"help {arguments.topic}: no such topic; there are: {', '.join(pages)}. The options of"
+            " a command are shown by: dserverfs COMMAND --help"
+        )
     pydoc.pager(_TESTS.sub("", pages[arguments.topic]))
     return 0
 
