@@ -220,6 +220,12 @@ class Settings:
         home = self._environment.get("XDG_DATA_HOME") or "~/.local/share"
         return (Path(home).expanduser() / "dserverfs").absolute()
 
+    def server_directory(self) -> Path:
+        """Return where `serve` keeps everything. A relative XDG_DATA_HOME counts for nothing."""
+        home = Path(self._environment.get("XDG_DATA_HOME") or "")
+        base = home if home.is_absolute() else Path.home() / ".local" / "share"
+        return base / "dserverfs" / "server"
+
     def staging_directory(self) -> Path:
         """Return where datasets are until they are frozen; not to be lost."""
         value = self.get(STAGING_DIR)
@@ -245,6 +251,11 @@ class Settings:
         """As `get`, but a `false` of the JSON file is a value."""
         value = self._environment.get(key) or self._file_values.get(key)
         return None if value is None or value == "" else str(value)
+
+
+def current(key: str) -> str | None:
+    """Return the value of `key` as it is now; for a server, which outlives a snapshot."""
+    return Settings.load().get(key)
 
 
 def _split(key: str, url: str) -> urllib.parse.SplitResult:

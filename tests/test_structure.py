@@ -50,7 +50,7 @@ SHOWN = {
     " edits.journal edits.local_file",
     "tree": "afterlife description frozen_dataset mount_tree staged_dataset",
     "mount": "control daemon launcher mountpoint",
-    "server": "management serve store.datadir store.foreign store.stores",
+    "server": "management serve store.datadir store.settings store.stores",
     "cli": "main",
 }
 ASYNC = {"mount"}

@@ -10,7 +10,6 @@ import importlib.metadata
 import logging
 import sqlite3
 import sys
-from pathlib import Path
 from typing import Any
 
 import dservercore
@@ -31,6 +30,8 @@ from dserverfs.server.routes import (
 from dserverfs.server.routes.answers import answer
 from dserverfs.server.routes.request_check import RequestCheck
 from dserverfs.server.store import datadir
+from dserverfs.server.store.datadir import DataDirectory
+from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.stores import Stores
 
 _PLUGINS = {
@@ -55,18 +56,18 @@ _SECRETS = ["JWT_PRIVATE_KEY", "SECRET_KEY", "SQLALCHEMY_DATABASE_URI"]
 _BUSY_TIMEOUT_MS = 20_000
 
 
-def create(*, database: Path, private_key_pem: str, secret_key: str, stores: Stores) -> Flask:
-    """Return the app, with its tables made if they are missing.
+def create(directory: DataDirectory, stores: Stores, settings: ServerSettings) -> Flask:
+    """Return the app of a data directory, with its tables made if they are missing.
 
     Raises UsageError for a setting that cannot be used.
     """
-    publications.default_expiry_seconds()
+    settings.publish_expiry_s()
     _inject_plugins()
-    app: Flask = dservercore.create_app(_config(database, private_key_pem, secret_key))
+    app: Flask = dservercore.create_app(_config(directory))
     # It logs the headers of each request at DEBUG, tokens and all.
     app.logger.setLevel(max(logging.INFO, app.logger.getEffectiveLevel()))
     app.view_functions["config.server_versions"] = _versions
-    table.install(app, stores)
+    table.install(app, stores, settings)
     RequestCheck(stores).install(app)
     answers.install(app)
     with app.app_context():
@@ -94,14 +95,15 @@ def _inject_plugins() -> None:
             setattr(sys.modules["dservercore.utils"], f"{group}_entrypoints_iterator", entry_points)
 
 
-def _config(database: Path, private_key_pem: str, secret_key: str) -> dict[str, Any]:
+def _config(directory: DataDirectory) -> dict[str, Any]:
     """Return Flask's configuration; `/config/info` shows every key in capitals but `_SECRETS`."""
+    private_key_pem = directory.private_key_pem()
     return {
         "API_TITLE": "dserver API",
         "API_VERSION": "v1",
         "OPENAPI_VERSION": "3.0.2",
-        "SECRET_KEY": secret_key,
-        "SQLALCHEMY_DATABASE_URI": f"sqlite:///{database.absolute()}",
+        "SECRET_KEY": directory.secret_key(),
+        "SQLALCHEMY_DATABASE_URI": f"sqlite:///{directory.database.absolute()}",
         "SQLALCHEMY_TRACK_MODIFICATIONS": False,
         "JWT_ALGORITHM": "RS256",
         "JWT_PRIVATE_KEY": private_key_pem,

@@ -28,6 +28,7 @@ from dserverfs.server.routes import accounts
 from dserverfs.server.store.bucket import ObjectStore
 from dserverfs.server.store.datadir import DataDirectory, write_private
 from dserverfs.server.store.seaweedfs import SeaweedFS
+from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.signing import bucket_of, require_bucket_name
 from dserverfs.server.store.stores import Stores
 from dserverfs.server.web import write_token
@@ -59,15 +60,10 @@ class Rights(NamedTuple):
 
 
 @contextmanager
-def opened(directory: DataDirectory, stores: Stores) -> Iterator[Flask]:
+def opened(directory: DataDirectory, stores: Stores, settings: ServerSettings) -> Iterator[Flask]:
     """Give the app of a data directory, in its context; raises UsageError if it is none."""
     with directory.shared():
-        flask = app.create(
-            database=directory.database,
-            private_key_pem=directory.private_key_pem(),
-            secret_key=directory.secret_key(),
-            stores=stores,
-        )
+        flask = app.create(directory, stores, settings)
         with flask.app_context():
             try:
                 yield flask

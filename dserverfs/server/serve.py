@@ -17,9 +17,10 @@ from pathlib import Path
 
 from dserverfs.base.errors import DserverfsError, Unsupported, UsageError
 from dserverfs.base.printable import PrintableFormatter
-from dserverfs.server.store import foreign, signing
+from dserverfs.server.store import signing
 from dserverfs.server.store.datadir import DataDirectory
 from dserverfs.server.store.seaweedfs import SeaweedFS
+from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.signals import Signals, Stopped
 
 _LOOPBACK = ("127.", "::1")
@@ -34,28 +35,17 @@ class ServeOptions:
     port: int  # 0: any free one
     bucket: str
 
-    @classmethod
-    def from_arguments(cls, *, data: str | None, host: str, port: int, bucket: str) -> ServeOptions:
-        """Check what was given on the command line; raises UsageError."""
-        if not 0 <= port <= 65535:
-            raise UsageError(f"--port {port}: not between 0 and 65535")
-        signing.require_bucket_name(bucket, is_foreign=foreign.find_storage(bucket) is not None)
-        return cls(data_directory(data), host, port, bucket)
+    def check(self, settings: ServerSettings) -> None:
+        """Raise UsageError for a port or a bucket that cannot be."""
+        if not 0 <= self.port <= 65535:
+            raise UsageError(f"--port {self.port}: not between 0 and 65535")
+        is_foreign = settings.storage(self.bucket) is not None
+        signing.require_bucket_name(self.bucket, is_foreign=is_foreign)
 
 
-def data_directory(given: str | None) -> Path:
-    """Return the directory of `--data`, or the default."""
-    return default_data_directory() if given is None else Path(given).absolute()
-
-
-def default_data_directory() -> Path:
-    home = os.environ.get("XDG_DATA_HOME")
-    base = Path(home) if home and os.path.isabs(home) else Path.home() / ".local" / "share"
-    return base / "dserverfs" / "server"
-
-
-def serve(options: ServeOptions) -> int:
+def serve(options: ServeOptions, settings: ServerSettings) -> int:
     """Run the server until SIGINT or SIGTERM; return 0 then. Raises DserverfsError."""
+    options.check(settings)
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -70,30 +60,32 @@ def serve(options: ServeOptions) -> int:
                 listener = stack.enter_context(_listening(options.host, options.port))
                 stack.enter_context(directory.locked())
                 seaweedfs = None
-                bucket = _own_bucket([f"s3://{options.bucket}", *directory.known_base_uris()])
+                base_uris = [f"s3://{options.bucket}", *directory.known_base_uris()]
+                bucket = _own_bucket(base_uris, settings)
                 if bucket is not None:
                     seaweedfs = SeaweedFS(directory.store, bucket=bucket)
                     stack.enter_context(seaweedfs.running(signals))
-                _run(options, directory, seaweedfs, listener, signals)
+                _run(options, settings, directory, seaweedfs, listener, signals)
         except Stopped:
             _log.info("stopped")
     return 0
 
 
-def _own_bucket(base_uris: Sequence[str]) -> str | None:
-    """Return the first bucket that the embedded store has, None if all are elsewhere."""
+def _own_bucket(base_uris: Sequence[str], settings: ServerSettings) -> str | None:
+    """Return the first bucket that the embedded store has; None if all are elsewhere."""
     for base_uri in base_uris:
         try:
             bucket = signing.bucket_of(base_uri)
         except Unsupported:
             continue
-        if foreign.find_storage(bucket) is None:
+        if settings.storage(bucket) is None:
             return bucket
     return None
 
 
 def _run(
     options: ServeOptions,
+    settings: ServerSettings,
     directory: DataDirectory,
     seaweedfs: SeaweedFS | None,
     listener: socket.socket,
@@ -103,12 +95,11 @@ def _run(
     from dserverfs.server.store.stores import Stores
     from dserverfs.server.web import WebServer, create_app
 
-    stores = Stores(
-        None if seaweedfs is None else seaweedfs.wait_ready(signals), foreign.find_storage
-    )
+    own = None if seaweedfs is None else seaweedfs.wait_ready(signals)
+    stores = Stores(own, settings.storage)
     base_uri = f"s3://{options.bucket}"
     stores.ensure_bucket(base_uri)
-    web = WebServer(create_app(directory, stores, base_uri), listener, signals)
+    web = WebServer(create_app(directory, stores, settings, base_uri), listener, signals)
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if seaweedfs is not None and not host.startswith(_LOOPBACK):

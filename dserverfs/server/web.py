@@ -21,6 +21,7 @@ from dserverfs.server.bodies import limited_channel
 from dserverfs.server.database import changes, tokens
 from dserverfs.server.routes import accounts
 from dserverfs.server.store.datadir import DataDirectory, write_private
+from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.signals import Signals
 from dserverfs.server.store.stores import Stores
 
@@ -29,14 +30,11 @@ TOKEN_LIFE = timedelta(days=365)  # and a new one at every start
 _STOP_DEADLINE_S = 1.0
 
 
-def create_app(directory: DataDirectory, stores: Stores, base_uri: str) -> Flask:
+def create_app(
+    directory: DataDirectory, stores: Stores, settings: ServerSettings, base_uri: str
+) -> Flask:
     """Return the app of a data directory, with its first user and that user's new token."""
-    flask = app.create(
-        database=directory.database,
-        private_key_pem=directory.private_key_pem(),
-        secret_key=directory.secret_key(),
-        stores=stores,
-    )
+    flask = app.create(directory, stores, settings)
     with flask.app_context():
         _prepare_first_user(directory, base_uri)
         changes.repair_all(stores)

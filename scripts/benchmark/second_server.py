@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dserverfs.server.store.bucket import ObjectStore
 from dserverfs.server.store.datadir import DataDirectory
+from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.signals import Signals, Stopped
 from dserverfs.server.store.signing import Storage
 from dserverfs.server.store.stores import Stores
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str]) -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)
         stores = Stores(ObjectStore(storage), lambda bucket: None)
-        web = WebServer(create_app(directory, stores, storage.base_uri), listener, signals)
+        flask = create_app(directory, stores, ServerSettings(lambda key: None), storage.base_uri)
+        web = WebServer(flask, listener, signals)
         directory.token_file.write_text(token)  # a new one was made; the first is as good
         try:
             with web.running():

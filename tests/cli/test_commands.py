@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from types import FunctionType
 
 import pytest
 
 from dserverfs import cli
+from dserverfs.cli import serve_management, server_actions
 from dserverfs.cli.main import main
 
 
@@ -55,3 +58,17 @@ def test_a_command_imports_no_other() -> None:
         "dserverfs.cli.main",
         "dserverfs.cli.mount",
     }
+
+
+def test_each_action_of_serve_has_a_function_and_each_function_an_action() -> None:
+    functions = {
+        name
+        for name, value in vars(server_actions).items()
+        if isinstance(value, FunctionType)
+        and value.__module__ == server_actions.__name__
+        and not name.startswith("_")
+    }
+
+    named = {re.sub("[ -]", "_", action.words) for action in serve_management.ACTIONS}
+
+    assert named | {"run"} == functions

@@ -16,10 +16,11 @@ from dserverfs.base.errors import UsageError
 from dserverfs.base.model import identifier_of
 from dserverfs.cli.main import main
 from dserverfs.server.store.bucket import ObjectStore
-from dserverfs.server.store.foreign import find_storage
 from dserverfs.server.store.seaweedfs import SeaweedFS
+from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.signals import Signals
 from dserverfs.server.store.signing import Storage
+from dserverfs.settings import current
 from tests.support.server_store import children_of, set_dtool_s3
 from tests.support.servers import (
     ServerHandle,
@@ -259,12 +260,12 @@ def test_storage_is_that_of_dtool_s3(set_up: Callable[..., None]) -> None:
     set_up(ENDPOINT="https://s3.eu-central-1.amazonaws.com", ACCESS_KEY_ID="i")
     set_up(SECRET_ACCESS_KEY="s", DATASET_PREFIX="u/me/")
 
-    storage = find_storage("b.c")
+    storage = ServerSettings(current).storage("b.c")
 
     assert storage == Storage(
         "https://s3.eu-central-1.amazonaws.com", "i", "s", "b.c", "u/me/", "eu-central-1"
     )
-    assert find_storage("another") is None
+    assert ServerSettings(current).storage("another") is None
 
 
 def test_region_is_that_of_the_environment(
@@ -273,7 +274,7 @@ def test_region_is_that_of_the_environment(
     set_up(ENDPOINT="https://s3.example.org", ACCESS_KEY_ID="i", SECRET_ACCESS_KEY="s")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "here")
 
-    storage = find_storage("b.c")
+    storage = ServerSettings(current).storage("b.c")
 
     assert storage is not None
     assert storage.region == "here"
@@ -293,4 +294,4 @@ def test_half_a_setting_is_an_error(
     set_up(**settings)
 
     with pytest.raises(UsageError, match=said):
-        find_storage("b.c")
+        ServerSettings(current).storage("b.c")

@@ -182,7 +182,7 @@ def test_our_routes_need_the_rights_of_the_table(client: AppClient) -> None:
         Right.REGISTER: REGISTER,
         Right.SEARCH | Right.REGISTER: BOTH,
     }
-    ours = (*table.REPLACED.values(), *table.routes(client.stores))
+    ours = (*table.REPLACED.values(), *table.routes(client.stores, client.settings))
 
     assert len(ours) > 20
     for route in ours:

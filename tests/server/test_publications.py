@@ -21,7 +21,8 @@ from dserverfs.remote.dserver_http import ServerTransport, TokenSource
 from dserverfs.remote.metadata_api import MetadataWrites
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.routes import Routes
-from dserverfs.server.routes.publications import MAX_EXPIRY_SECONDS, default_expiry_seconds
+from dserverfs.server.store.settings import MAX_EXPIRY_SECONDS, ServerSettings
+from dserverfs.settings import current
 from tests.support.server_app import AppClient
 from tests.support.servers import ServerHandle, encoded, new_uuid, upload
 
@@ -216,7 +217,7 @@ def test_default_is_dtool_s3s_setting(
 ) -> None:
     monkeypatch.setenv("DTOOL_S3_PUBLISH_EXPIRY", value)
 
-    assert default_expiry_seconds() == seconds
+    assert ServerSettings(current).publish_expiry_s() == seconds
 
 
 @pytest.mark.parametrize("value", ["soon", "0", "-5"])
@@ -224,4 +225,4 @@ def test_default_that_is_no_time_is_an_error(monkeypatch: pytest.MonkeyPatch, va
     monkeypatch.setenv("DTOOL_S3_PUBLISH_EXPIRY", value)
 
     with pytest.raises(UsageError, match="DTOOL_S3_PUBLISH_EXPIRY"):
-        default_expiry_seconds()
+        ServerSettings(current).publish_expiry_s()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from dserverfs.server.serve import default_data_directory
+from dserverfs.cli.serve import data_directory
 from dserverfs.server.store.seaweedfs import grpc_sockets
 from tests.support.server_store import weed_of
 from tests.support.servers import (
@@ -290,8 +290,8 @@ def test_nothing_secret_is_logged(data: Path) -> None:
 
 def test_default_data_directory_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", "/somewhere")
-    assert default_data_directory() == Path("/somewhere/dserverfs/server")
+    assert data_directory(None) == Path("/somewhere/dserverfs/server")
 
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", "/home/doc")
-    assert default_data_directory() == Path("/home/doc/.local/share/dserverfs/server")
+    assert data_directory(None) == Path("/home/doc/.local/share/dserverfs/server")

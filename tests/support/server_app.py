@@ -17,6 +17,7 @@ from dserverfs.server import app, management
 from dserverfs.server.database import tokens
 from dserverfs.server.store.bucket import ObjectStore
 from dserverfs.server.store.datadir import DataDirectory
+from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.stores import Stores
 from dserverfs.server.web import TOKEN_LIFE
 from tests.support.server_store import storage_of
@@ -39,12 +40,8 @@ class AppClient:
         self.requests: Counter[str] = Counter()
         self._tokens: dict[str, str] = {}
         self.store.client.meta.events.register("before-call.s3", self._count)
-        self.app: Flask = app.create(
-            database=data.database,
-            private_key_pem=data.private_key_pem(),
-            secret_key=data.secret_key(),
-            stores=self.stores,
-        )
+        self.settings = ServerSettings(lambda key: None)
+        self.app: Flask = app.create(data, self.stores, self.settings)
         self.base_uri = self.storage.base_uri
         with self.app.app_context():
             management.add_base_uri(self.base_uri, self.stores)

@@ -29,16 +29,16 @@ import dservercore.utils
 from dservercore import utils_auth
 from dservercore.extensions import sql_db
 from dservercore.sql_models import User
-from dtoolcore.utils import get_config_value
 from flask import Response, request
 from sqlalchemy import Connection, event, text
 
-from dserverfs.base.errors import NotFound, UsageError
+from dserverfs.base.errors import NotFound
 from dserverfs.server.database import forms
 from dserverfs.server.database.retrieve import registered
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.routes.answers import answer
 from dserverfs.server.routes.routing import Asked
+from dserverfs.server.store.settings import MAX_EXPIRY_SECONDS, ServerSettings
 from dserverfs.server.store.stores import Stores
 
 SCHEMA = (
@@ -51,35 +51,20 @@ SCHEMA = (
     "CREATE INDEX IF NOT EXISTS dserverfs_publication_uri ON dserverfs_publication (uri)",
 )
 
-MAX_EXPIRY_SECONDS = 7 * 24 * 3600
-_SETTING = "DTOOL_S3_PUBLISH_EXPIRY"
 
 FORM = forms.form(expiry_seconds=forms.Count(load_default=None, allow_none=True))
-
-
-def default_expiry_seconds() -> int:
-    """Return how long links last; raises UsageError for a setting that is no number of seconds."""
-    value = get_config_value(_SETTING)
-    if value is None or value == "":  # for ever to dtool-s3, which makes objects public then
-        return MAX_EXPIRY_SECONDS
-    try:
-        seconds = int(value)
-    except ValueError:
-        seconds = 0
-    if seconds <= 0:
-        raise UsageError(f"{_SETTING}={value}: must be a number of seconds")
-    return min(seconds, MAX_EXPIRY_SECONDS)
 
 
 class Publications:
     """The handlers of one app; their state is all in the database."""
 
-    def __init__(self, stores: Stores) -> None:
+    def __init__(self, stores: Stores, settings: ServerSettings) -> None:
         self._stores = stores
+        self._settings = settings
 
     def post_publish(self, asked: Asked) -> Mapping[str, Any]:
         """Make a link to a dataset."""
-        uri, expiry_seconds = asked.uri, _wanted_expiry(asked.body["expiry_seconds"])
+        uri, expiry_seconds = asked.uri, self._expiry_s(asked.body["expiry_seconds"])
         if not dservercore.utils.dataset_uri_exists(uri):
             raise NotFound(f"{uri} is not registered", uri=uri)
         StoredMetadata(self._stores.place(uri)).admin_metadata()  # raises NotFound
@@ -148,6 +133,15 @@ class Publications:
         response.headers["Cache-Control"] = "no-store"
         return response
 
+    def _expiry_s(self, wanted: int | None) -> int:
+        if wanted is None:
+            return self._settings.publish_expiry_s()
+        forms.require(
+            0 < wanted <= MAX_EXPIRY_SECONDS,
+            f"expiry_seconds is not between 1 and {MAX_EXPIRY_SECONDS}",
+        )
+        return wanted
+
 
 def _published(token: str) -> tuple[str, float]:
     """Return the URI a link is for and when it ends; raises NotFound for no good link."""
@@ -167,16 +161,6 @@ def _published(token: str) -> tuple[str, float]:
     ):
         raise NotFound("this link has expired, was revoked or never was")
     return row.uri, row.expires_at
-
-
-def _wanted_expiry(seconds: int | None) -> int:
-    if seconds is None:
-        return default_expiry_seconds()
-    forms.require(
-        0 < seconds <= MAX_EXPIRY_SECONDS,
-        f"expiry_seconds is not between 1 and {MAX_EXPIRY_SECONDS}",
-    )
-    return seconds
 
 
 @event.listens_for(User, "after_delete")

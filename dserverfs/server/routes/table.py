@@ -18,6 +18,7 @@ from dserverfs.server.routes import (
     signed_urls,
 )
 from dserverfs.server.routes.routing import Right, Route, view_of
+from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.stores import Stores
 
 # On one line each, so that rights can be compared at a glance.
@@ -31,12 +32,12 @@ REPLACED = {
 }
 
 
-def routes(stores: Stores) -> tuple[Route, ...]:
+def routes(stores: Stores, settings: ServerSettings) -> tuple[Route, ...]:
     """Return the routes of an app, with handlers of its own."""
     signing = signed_urls.SignedUrls(stores)
     parts = multipart.Multipart(stores)
     changing = metadata.Metadata(stores)
-    publishing = publications.Publications(stores)
+    publishing = publications.Publications(stores, settings)
     login = accounts.Accounts()
     return (
         Route("GET /config/health", N, accounts.get_health),
@@ -82,10 +83,10 @@ def routes(stores: Stores) -> tuple[Route, ...]:
     )
 
 
-def install(app: Flask, stores: Stores) -> None:
+def install(app: Flask, stores: Stores, settings: ServerSettings) -> None:
     """Give dservercore's app our routes."""
     for endpoint, route in REPLACED.items():
         app.view_functions[endpoint] = view_of(route)
-    for route in routes(stores):
+    for route in routes(stores, settings):
         endpoint = route.handler.__name__
         app.add_url_rule(route.rule, endpoint, view_of(route), methods=[route.method])

@@ -1,0 +1,142 @@
+"""The actions of `dserverfs serve ACTION`, on the data directory of a server.
+
+A function for each row of `serve_management.ACTIONS`, by its name. It returns the exit
+status, and None for 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from dserverfs.base.errors import UsageError
+from dserverfs.cli.arguments import read_password, say
+from dserverfs.server import management
+from dserverfs.server.store.datadir import DataDirectory, write_private
+from dserverfs.server.store.settings import ServerSettings
+from dserverfs.server.store.stores import Stores
+
+MAX_TOKEN_DAYS = 3650
+
+
+class Server(NamedTuple):
+    """The server that an action is about, whether it runs or not."""
+
+    directory: DataDirectory
+    stores: Stores
+
+
+def run(
+    words: str, data: Path, get: Callable[[str], str | None], arguments: argparse.Namespace
+) -> int:
+    """Carry out one action; `get` reads the configuration."""
+    act = globals()[words.replace(" ", "_").replace("-", "_")]
+    settings = ServerSettings(get)
+    server = Server(DataDirectory(data), Stores(None, settings.storage))
+    with management.opened(server.directory, server.stores, settings):
+        return act(server, arguments) or 0
+
+
+def user_add(server: Server, arguments: argparse.Namespace) -> None:
+    management.add_user(arguments.name, is_admin=arguments.admin)
+
+
+def user_remove(server: Server, arguments: argparse.Namespace) -> None:
+    management.remove_user(server.directory, arguments.name)
+
+
+def user_list(server: Server, arguments: argparse.Namespace) -> None:
+    for user in management.users():
+        admin = "admin" if user.is_admin else "-"
+        password = "password" if user.has_password else "-"
+        say(f"{user.username} {admin} {password}")
+
+
+def user_password(server: Server, arguments: argparse.Namespace) -> None:
+    management.require_user(arguments.name)
+    password = read_password(f"New password for {arguments.name}: ", again=True)
+    management.set_password(server.directory, arguments.name, password)
+
+
+def user_revoke_tokens(server: Server, arguments: argparse.Namespace) -> None:
+    management.revoke_tokens(server.directory, arguments.name)
+
+
+def token(server: Server, arguments: argparse.Namespace) -> None:
+    if not 1 <= arguments.days <= MAX_TOKEN_DAYS:
+        raise UsageError(f"--days {arguments.days}: not between 1 and {MAX_TOKEN_DAYS}")
+    made = management.new_token(arguments.name, datetime.timedelta(days=arguments.days))
+    if arguments.output is None:
+        print(made)
+        return
+    try:
+        write_private(arguments.output, made + "\n")
+    except OSError as error:
+        raise UsageError(f"--output {arguments.output}: {error.strerror}") from error
+
+
+def base_uri_add(server: Server, arguments: argparse.Namespace) -> None:
+    management.add_base_uri(arguments.base_uri, server.stores)
+    owner = server.directory.first_user()
+    if owner is not None:
+        management.grant(owner, arguments.base_uri, search=True, register=True)
+    print(
+        f"{owner or 'nobody'} may search and register in {arguments.base_uri}; others after:"
+        f" dserverfs serve permission grant NAME {arguments.base_uri} [--search] [--register]"
+    )
+
+
+def base_uri_list(server: Server, arguments: argparse.Namespace) -> None:
+    for base_uri in management.base_uris():
+        say(base_uri)
+
+
+def base_uri_remove(server: Server, arguments: argparse.Namespace) -> None:
+    management.remove_base_uri(arguments.base_uri)
+
+
+def permission_grant(server: Server, arguments: argparse.Namespace) -> None:
+    _require_a_right(arguments)
+    management.grant(
+        arguments.name, arguments.base_uri, search=arguments.search, register=arguments.register
+    )
+
+
+def permission_revoke(server: Server, arguments: argparse.Namespace) -> None:
+    _require_a_right(arguments)
+    management.revoke(
+        arguments.name, arguments.base_uri, search=arguments.search, register=arguments.register
+    )
+
+
+def permission_list(server: Server, arguments: argparse.Namespace) -> None:
+    for rights in management.rights():
+        may = ("r" if rights.may_search else "-") + ("w" if rights.may_register else "-")
+        say(f"{may} {rights.username} {rights.base_uri}")
+
+
+def s3(server: Server, arguments: argparse.Namespace) -> None:
+    access = management.s3_access(server.directory, server.stores)
+    print(f"endpoint: {access.endpoint}")
+    print(f"region: {access.region}")
+    print(f"buckets: {' '.join(access.buckets)}")
+    print(f"credentials file: {access.credentials_file}")
+
+
+def index(server: Server, arguments: argparse.Namespace) -> int:
+    result = management.index(server.directory, server.stores, arguments.base_uri)
+    for reason in result.left_out:
+        say(f"dserverfs: left out: {reason}", file=sys.stderr)
+    for uri in result.missing:
+        say(f"dserverfs: registered, but no longer there: {uri}", file=sys.stderr)
+    say(f"{result.registered} datasets registered in {arguments.base_uri}")
+    return 1 if result.left_out else 0
+
+
+def _require_a_right(arguments: argparse.Namespace) -> None:
+    if not arguments.search and not arguments.register:
+        raise UsageError("say which right: --search, --register or both")

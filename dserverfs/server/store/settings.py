@@ -1,0 +1,82 @@
+"""The operator's configuration of `serve`, by the settings that dtool-s3 has.
+
+    DTOOL_S3_ENDPOINT_<bucket>
+    DTOOL_S3_ACCESS_KEY_ID_<bucket>
+    DTOOL_S3_SECRET_ACCESS_KEY_<bucket>
+    DTOOL_S3_DATASET_PREFIX_<bucket>     for new datasets; as it is, so end it with a slash
+    DTOOL_S3_PUBLISH_EXPIRY              for how many seconds a link to a dataset is good
+    AWS_REGION, AWS_DEFAULT_REGION       of those buckets, unless the endpoint's name says it
+
+Where they are read is the caller's: this room reads no environment and no file. They are
+asked for anew each time, so an operator can name another bucket while the server runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from dserverfs.base.errors import UsageError
+from dserverfs.server.store.signing import Storage
+
+MAX_EXPIRY_SECONDS = 7 * 24 * 3600  # S3 signs for no longer
+
+_AWS_HOST = re.compile(r"s3[.-]([a-z]{2}(?:-[a-z]+)+-\d)\.amazonaws\.com")
+_DEFAULT_REGION = "us-east-1"
+_PUBLISH_EXPIRY = "DTOOL_S3_PUBLISH_EXPIRY"
+
+
+class ServerSettings:
+    """The settings that `get` returns by name; it returns None for one that is not set."""
+
+    def __init__(self, get: Callable[[str], str | None]) -> None:
+        self._get = get
+
+    def publish_expiry_s(self) -> int:
+        """Return how long links last; raises UsageError for a setting that is no number."""
+        value = self._get(_PUBLISH_EXPIRY)
+        if value is None:  # for ever to dtool-s3, which makes objects public then
+            return MAX_EXPIRY_SECONDS
+        try:
+            seconds = int(value)
+        except ValueError:
+            seconds = 0
+        if seconds <= 0:
+            raise UsageError(f"{_PUBLISH_EXPIRY}={value}: must be a number of seconds")
+        return min(seconds, MAX_EXPIRY_SECONDS)
+
+    def storage(self, bucket: str) -> Storage | None:
+        """Return the other S3 server that has a bucket, or None; raises UsageError for half of it.
+
+        Without an endpoint dtool-s3 would go to AWS with credentials of the
+        machine's; here such a bucket is the embedded store's.
+        """
+        endpoint, access_key, secret_key = (
+            self._get(f"DTOOL_S3_{name}_{bucket}")
+            for name in ("ENDPOINT", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY")
+        )
+        if endpoint is None and access_key is None and secret_key is None:
+            return None
+        if endpoint is None or access_key is None or secret_key is None:
+            raise UsageError(
+                f"bucket {bucket}: DTOOL_S3_ENDPOINT_{bucket}, DTOOL_S3_ACCESS_KEY_ID_{bucket} and"
+                f" DTOOL_S3_SECRET_ACCESS_KEY_{bucket} must be set together"
+            )
+        parts = urlsplit(endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+            raise UsageError(f"DTOOL_S3_ENDPOINT_{bucket}: must be http://... or https://...")
+        return Storage(
+            endpoint=endpoint,
+            access_key=access_key,
+            secret_key=secret_key,
+            bucket=bucket,
+            prefix=self._get(f"DTOOL_S3_DATASET_PREFIX_{bucket}") or "",
+            region=self._region(parts.hostname),
+        )
+
+    def _region(self, host: str) -> str:
+        match = _AWS_HOST.search(host)
+        if match is not None:
+            return match[1]
+        return self._get("AWS_REGION") or self._get("AWS_DEFAULT_REGION") or _DEFAULT_REGION
