@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 from dserverfs.base.directories import CannotBeMade, local_directory, private_directory, share_space
@@ -131,12 +130,7 @@ class Client:
     def __enter__(self) -> Client:
         return self.open()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def give_way(self, size_in_bytes: int) -> bool:

@@ -20,7 +20,6 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from dserverfs.base.durable_files import left_beside, sync_open, written_beside
@@ -120,12 +119,7 @@ class Indexing:
     def __enter__(self) -> Indexing:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
         if self._process is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import select
 import signal
 import socket
-from types import FrameType, TracebackType
+from types import FrameType
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _WAKE = b"\0"  # no signal has this number
@@ -35,12 +35,7 @@ class Signals:
         self._wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)

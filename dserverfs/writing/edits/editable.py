@@ -16,6 +16,15 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from dserverfs.base.dtool_layout import (
+    ADMIN_METADATA,
+    ANNOTATIONS,
+    JSON,
+    METADATA,
+    OVERLAYS,
+    README,
+    TAGS,
+)
 from dserverfs.base.errors import (
     CannotHold,
     ChangedMeanwhile,
@@ -32,15 +41,9 @@ from dserverfs.catalogue.refreshed import loaded
 from dserverfs.remote.metadata_api import MetadataWrites, require_metadata_name, require_name
 from dserverfs.remote.versions import Version, version_of_json, version_of_text
 
-README = "README.yml"
-ADMIN_METADATA = ".dtool/dtool"
-TAGS = ".dtool/tags"
-ANNOTATIONS = ".dtool/annotations"
-OVERLAYS = ".dtool/overlays"
 # The directories whose names can change after the freeze.
 DIRECTORIES_OF_METADATA = frozenset({TAGS, ANNOTATIONS, OVERLAYS})
-DIRECTORIES = frozenset({"", ".dtool"}) | DIRECTORIES_OF_METADATA
-_JSON = ".json"
+DIRECTORIES = frozenset({"", METADATA}) | DIRECTORIES_OF_METADATA
 
 _TEMPORARY = re.compile(r"[.~#].+|.+[~#]|sed[A-Za-z0-9]{6}", re.DOTALL)
 _VIM_FIRST, _VIM_STEP = 4913, 123  # vim tries whether it can make a file, of that name or later
@@ -81,9 +84,9 @@ def target_of(path: str) -> Target | None:
         return Target(Kind.NAME, "", path)
     if directory == TAGS:
         return Target(Kind.TAG, name, path)
-    if directory in (ANNOTATIONS, OVERLAYS) and name.endswith(_JSON):
+    if directory in (ANNOTATIONS, OVERLAYS) and name.endswith(JSON):
         kind = Kind.ANNOTATION if directory == ANNOTATIONS else Kind.OVERLAY
-        return Target(kind, name.removesuffix(_JSON), path)
+        return Target(kind, name.removesuffix(JSON), path)
     return None
 
 
@@ -92,11 +95,11 @@ def is_temporary(path: str) -> bool:
     directory, _, name = path.rpartition("/")
     if directory not in DIRECTORIES or directory == TAGS:
         return False
-    if _TEMPORARY.fullmatch(name) or name.startswith("README.yml"):
+    if _TEMPORARY.fullmatch(name) or name.startswith(README):
         return True
     if _VIM.match(name) and int(name) >= _VIM_FIRST and not (int(name) - _VIM_FIRST) % _VIM_STEP:
         return True
-    return directory in (ANNOTATIONS, OVERLAYS) and f"{_JSON}." in name
+    return directory in (ANNOTATIONS, OVERLAYS) and f"{JSON}." in name
 
 
 def is_made_as_temporary(path: str, flags: int, mode: int) -> bool:

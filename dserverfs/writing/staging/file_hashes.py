@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 from dserverfs.base.errors import Cancelled, ItemChanged
@@ -119,12 +118,7 @@ class Hashes:
     def __enter__(self) -> Hashes:
         return self.open()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def of(self, file: Path) -> str:
