@@ -38,7 +38,8 @@ from tests.support.faulty_store import (
     trickle,
 )
 from tests.support.faulty_store import stall as stall_fault
-from tests.support.web_front import Certificates, make_certificates
+from tests.support.local_web import Certificates
+from tests.support.web_front import make_certificates
 
 CONTENT = bytes(range(256)) * 41 + b"end"
 BLOCK = 1000

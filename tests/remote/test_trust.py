@@ -13,9 +13,10 @@ from dserverfs.client import whoami
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.trust import Trust, is_loopback, proxy_for
 from dserverfs.settings import Settings
+from tests.support.local_web import Certificates
 from tests.support.quirky_server import TOKEN, quirky_server
 from tests.support.servers import ServerHandle
-from tests.support.web_front import Certificates, front, make_certificates
+from tests.support.web_front import front, make_certificates
 
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 

@@ -11,13 +11,12 @@ import contextlib
 import datetime
 import hashlib
 import re
-import threading
 import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import NamedTuple
 
-from tests.support.faulty_store import QuietServer
+from tests.support.local_web import serving
 
 
 class Blob(NamedTuple):
@@ -126,14 +125,5 @@ def _md5(content: bytes) -> str:
 def azure_fake() -> Iterator[AzureFake]:
     """Serve blobs on a free port of 127.0.0.1."""
     fake = AzureFake()
-    server = QuietServer(("127.0.0.1", 0), type("BoundHandler", (_Handler,), {"fake": fake}))
-    server.daemon_threads = True
-    fake.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with serving(_Handler, fake=fake) as fake.url:
         yield fake
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)

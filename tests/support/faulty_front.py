@@ -17,7 +17,7 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
 from typing import NamedTuple
 
-from tests.support.faulty_store import QuietServer
+from tests.support.local_web import serving
 
 _HOP_BY_HOP = frozenset({"connection", "transfer-encoding", "content-length", "host", "date"})
 
@@ -231,15 +231,9 @@ def in_an_hour(status: int) -> Fault:
 def fault_front(target: tuple[str, int]) -> Iterator[FaultFront]:
     """Run one on a free port of 127.0.0.1."""
     front = FaultFront(target)
-    server = QuietServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"front": front}))
-    server.daemon_threads = True
-    front.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield front
-    finally:
-        front.disarm()
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
+    with serving(Handler, front=front) as url:
+        front.port = int(url.rpartition(":")[2])
+        try:
+            yield front
+        finally:
+            front.disarm()

@@ -19,8 +19,7 @@ from typing import NamedTuple
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.outgoing import Way
 from dserverfs.remote.trust import Trust
-from tests.support.faulty_store import QuietServer
-from tests.support.web_front import Certificates
+from tests.support.local_web import Certificates, serving
 
 Fault = Callable[["Handler"], None]
 
@@ -170,20 +169,8 @@ class Detour(Storage):
 def put_front(certificates: Certificates | None = None) -> Iterator[PutFront]:
     """Run a front on a free port of 127.0.0.1, with TLS if there are certificates."""
     front = PutFront()
-    handler = type("BoundHandler", (Handler,), {"front": front})
-    server = QuietServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    scheme = "http"
-    if certificates is not None:
-        server.socket = certificates.listening(server.socket)
-        scheme = "https"
-    front.url = f"{scheme}://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield front
-    finally:
-        front.released.set()
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
+    with serving(Handler, certificates, front=front) as front.url:
+        try:
+            yield front
+        finally:
+            front.released.set()

@@ -12,20 +12,9 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
-from tests.support.web_front import Certificates
-
-
-class QuietServer(ThreadingHTTPServer):
-    """Says nothing when a client hangs up, which the tests make clients do."""
-
-    # With the usual 5, connections that come together are begun again after seconds.
-    request_queue_size = 128
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Let it pass."""
-
+from tests.support.local_web import Certificates, serving
 
 Fault = Callable[["Handler"], None]
 
@@ -185,20 +174,9 @@ def stall(handler: Handler) -> None:
 def faulty_store(content: bytes, certificates: Certificates | None = None) -> Iterator[FaultyStore]:
     """Serve `content` on a free port of 127.0.0.1, with TLS if there are certificates."""
     store = FaultyStore(content)
-    handler = type("BoundHandler", (Handler,), {"store": store})
-    server = QuietServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    scheme = "http"
-    if certificates is not None:
-        server.socket = certificates.listening(server.socket)
-        scheme = "https"
-    store.url = f"{scheme}://127.0.0.1:{server.server_address[1]}/bucket/key?X-Amz-Signature=secret"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield store
-    finally:
-        store.released.set()
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
+    with serving(Handler, certificates, store=store) as url:
+        store.url = f"{url}/bucket/key?X-Amz-Signature=secret"
+        try:
+            yield store
+        finally:
+            store.released.set()

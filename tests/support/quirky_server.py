@@ -12,16 +12,16 @@ import datetime
 import hashlib
 import json
 import re
-import threading
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from dserverfs.base.model import Identifier, identifier_of
 from tests.support import quirky_changes
+from tests.support.local_web import serving
 
 TOKEN = "good-token"
 BASE_URI = quirky_changes.BASE_URI
@@ -395,15 +395,5 @@ def says(status: int, body: Any = None, **headers: str) -> Fault:
 def quirky_server() -> Iterator[QuirkyServer]:
     """Run one on a free port of 127.0.0.1."""
     state = QuirkyServer()
-    handler = type("BoundHandler", (Handler,), {"server_state": state})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with serving(Handler, server_state=state) as state.url:
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)

@@ -6,33 +6,19 @@ import contextlib
 import datetime
 import http.client
 import ipaddress
-import socket
-import ssl
-import threading
 import urllib.parse
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.support.local_web import Certificates, serving
+
 _HOP_BY_HOP = frozenset({"connection", "transfer-encoding", "content-length", "host"})
-
-
-class Certificates(NamedTuple):
-    authority: Path  # PEM of the private CA
-    server: Path  # PEM of certificate and key, for 127.0.0.1 and localhost
-
-    def listening(self, listener: socket.socket) -> ssl.SSLSocket:
-        """Return the socket of a server, speaking TLS."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.server)
-        # The handshake in the thread that answers, not in the one that accepts.
-        return context.wrap_socket(listener, server_side=True, do_handshake_on_connect=False)
 
 
 class Front:
@@ -90,34 +76,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128  # with the usual 5, some of many at once wait for seconds
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: clients that do not trust us hang up."""
-
-
 @contextlib.contextmanager
 def front(
     target: str, prefix: str = "", certificates: Certificates | None = None
 ) -> Iterator[Front]:
     """Run one before the server at URL `target`, with TLS if there are certificates."""
     state = Front(target, prefix)
-    server = _Server(("127.0.0.1", 0), type("BoundHandler", (_Handler,), {"front": state}))
-    scheme = "http"
-    if certificates is not None:
-        server.socket = certificates.listening(server.socket)
-        scheme = "https"
-    state.url = f"{scheme}://127.0.0.1:{server.server_address[1]}{prefix}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with serving(_Handler, certificates, front=state) as url:
+        state.url = f"{url}{prefix}"
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
 
 
 def make_certificates(directory: Path) -> Certificates:
