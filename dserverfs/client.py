@@ -25,8 +25,10 @@ from dserverfs.base.model import UUID, Dataset, DserverURI, User, split_base_uri
 from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.offline import KeptAnswers
 from dserverfs.catalogue.refreshed import NotLoaded
-from dserverfs.reading.block_reader import Reader
+from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.block_cache import BlockCache
+from dserverfs.reading.hot_blocks import HotBlocks
+from dserverfs.reading.ranges import RangeFetcher
 from dserverfs.reading.stored_items import StoredItems
 from dserverfs.remote import login
 from dserverfs.remote.api import Resolver
@@ -78,17 +80,21 @@ class Client:
         trust = settings.trust(server)
         self._transport = _transport(server, settings, trust)
         self._storage = Storage(trust)
-        self._cache = BlockCache(self._directory / "blocks", size_limit=cache_size)
+        hot = HotBlocks()
+        self._cache = BlockCache(
+            self._directory / "blocks", size_limit=cache_size, on_removal=hot.close_removed
+        )
         routes = Routes(self._transport)
         self.resolver = Resolver(self._transport, self._storage, routes)
         self.metadata_writes = MetadataWrites(routes, self.resolver)
         known = self._directory / "manifests"
         self._answers = KeptAnswers(self.resolver, known)
         self.catalogue = Catalogue(self._answers, server, known)
-        self.reader = Reader(
-            self.resolver, self._storage, self._cache, ManyGets(trust), verify=verify
+        self.reader = BlockReader(
+            self.resolver, self._storage, self._cache, hot, ManyGets(trust), verify=verify
         )
-        self.stored = StoredItems(self.resolver, self._storage)
+        self.ranges = RangeFetcher(self.resolver, self._storage)
+        self.stored = StoredItems(self.ranges)
         self.uploader = Uploader(self.resolver, self._storage)
         staged = staging_directory or settings.staging_directory()
         self._staging_directory = staged

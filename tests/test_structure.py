@@ -42,8 +42,8 @@ SUB_ROOMS = {
 SHOWN = {
     "remote": "api dserver_http login manifest_parsing many_gets metadata_api objects outgoing"
     " routes signed_urls signing trust upload_api upload_urls versions",
-    "reading": "block_reader open_item stored_items whole_item cache.block_cache cache.blocks"
-    " cache.maintenance cache.space cache.troubles cache.write_behind",
+    "reading": "block_reader hot_blocks open_item ranges stored_items whole_item cache.block_cache"
+    " cache.blocks cache.maintenance cache.space cache.troubles cache.write_behind",
     "catalogue": "catalogue manifest_index manifest_rows offline refreshed",
     "writing": "freeze_job freezer registry staging.area staging.dataset staging.file_hashes"
     " staging.modes staging.states staging.survey upload.uploader edits.edits edits.editable"

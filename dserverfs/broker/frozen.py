@@ -60,7 +60,7 @@ class FrozenDataset:
         self._client = client
         self._files = ItemFiles(
             client.reader,
-            client.stored,
+            client.ranges,
             directory_of(cache_directory, self._uri),
             client.resolver.require_signed_urls,
         )

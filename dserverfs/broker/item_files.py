@@ -27,9 +27,9 @@ from dserverfs.base.hashes import file_digest, known_hasher
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.limits import MAX_COMPONENT_BYTES, component_is_usable
 from dserverfs.base.model import DserverURI, Item
-from dserverfs.reading.block_reader import Reader
-from dserverfs.reading.open_item import ItemReader
-from dserverfs.reading.stored_items import StoredItems
+from dserverfs.reading.block_reader import BlockReader
+from dserverfs.reading.open_item import OpenItem
+from dserverfs.reading.ranges import RangeFetcher
 from dserverfs.reading.whole_item import download
 
 logger = logging.getLogger(__name__)
@@ -46,14 +46,14 @@ class ItemFiles:
 
     def __init__(
         self,
-        reader: Reader,
-        stored: StoredItems,
+        reader: BlockReader,
+        ranges: RangeFetcher,
         directory: Path,
         prepare: Callable[[], None],
     ) -> None:
         """`prepare` is called before something is fetched."""
         self._reader = reader
-        self._stored = stored
+        self._ranges = ranges
         self._prepare = prepare
         self._directory = directory
         self._made = False
@@ -118,13 +118,13 @@ class ItemFiles:
         file.seek(0)
         file.truncate()
         if content.size_in_bytes > MAX_THROUGH_CACHE and not self._reader.is_at_hand(content):
-            return download(self._stored, content, file.fileno())
+            return download(self._ranges, content, file.fileno())
         return self._copy_blocks(file, content)
 
     def _copy_blocks(self, file: IO[bytes], content: ItemContent) -> str:
         """As `_copy`, through the cache, which the mount shares."""
         hasher = known_hasher(content.hash_function)
-        reader = ItemReader(self._reader, content)
+        reader = OpenItem(self._reader, content)
         for offset in range(0, content.size_in_bytes, BLOCK_SIZE):
             block = memoryview(reader.read(offset, BLOCK_SIZE))
             hasher.update(block)

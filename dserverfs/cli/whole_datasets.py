@@ -16,7 +16,7 @@ from dserverfs.base.errors import DserverfsError, IntegrityError
 from dserverfs.base.items import ItemContent
 from dserverfs.base.model import Dataset, DserverURI
 from dserverfs.client import Client
-from dserverfs.reading.open_item import ItemReader
+from dserverfs.reading.open_item import OpenItem
 
 T = TypeVar("T")
 
@@ -50,8 +50,8 @@ def items_in(client: Client, dataset: Dataset) -> Iterator[Named]:
 def warm(client: Client, item: Named) -> None:
     """Have the whole item in the cache, compared; raises what keeps it from being there."""
     _require_not_refused(item)
-    if not client.reader.all_verified(item.content):
-        ItemReader(client.reader, item.content).load()
+    if not client.reader.has_all_verified(item.content):
+        OpenItem(client.reader, item.content).load()
 
 
 def compare(client: Client, item: Named) -> None:

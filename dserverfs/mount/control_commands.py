@@ -18,7 +18,7 @@ from dserverfs.base.limits import quoted, size_is_usable, understood
 from dserverfs.base.model import DserverURI
 from dserverfs.catalogue.refreshed import NotLoaded
 from dserverfs.mount.control import Answer
-from dserverfs.reading.block_reader import Reader
+from dserverfs.reading.block_reader import BlockReader
 from dserverfs.tree import description
 from dserverfs.tree.frozen_dataset import DatasetTree
 from dserverfs.tree.mount_tree import Inode, Tree
@@ -78,7 +78,7 @@ class Commander:
         edits: FrozenEdits,
         in_loop: Callable[[Callable[[], Any]], Any],
         forget_name: Callable[[Inode, str], None],
-        reader: Reader,
+        reader: BlockReader,
     ) -> None:
         """`in_loop` calls a function in the event loop and returns what it does; blocks.
 

@@ -32,7 +32,7 @@ from dserverfs.mount.launcher import READY, MountOptions
 from dserverfs.mount.operations.editing import EditingOperations
 from dserverfs.mount.operations.reading import Ownership, ReadOnlyOperations
 from dserverfs.mount.operations.writing import Operations
-from dserverfs.reading.block_reader import Reader
+from dserverfs.reading.block_reader import BlockReader
 from dserverfs.settings import Settings
 from dserverfs.tree import description
 from dserverfs.tree.mount_tree import Inode, Tree
@@ -98,7 +98,7 @@ class _Parts(NamedTuple):
     staging: Staging | None
     freezer: Freezer
     edits: FrozenEdits
-    reader: Reader
+    reader: BlockReader
     signals: list[int]  # that told it to end
 
     @classmethod

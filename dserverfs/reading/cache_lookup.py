@@ -1,12 +1,12 @@
-"""What the block cache has of an item, be it another item's with the same content.
+"""The block cache's part in reading: blocks of an item, or of another with the same content.
 
-Used by the reader and the prefetch: the only place that knows which of a block's
-two keys stands for what. Thread-safe; blocks on the disk.
+The only module that knows what a block's two keys stand for: its item's, and its
+content's once that was verified. Thread-safe; blocks on the disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from dserverfs.base.errors import IntegrityError
@@ -14,13 +14,14 @@ from dserverfs.base.hashes import Policy, digest
 from dserverfs.base.items import ItemContent, block_length
 from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
 from dserverfs.reading.cache.blocks import Block, DamagedBlock
+from dserverfs.reading.cache.write_behind import CacheWriter
 
 
 class Cached(NamedTuple):
     """A block out of the cache."""
 
     block: Block
-    is_right: bool  # compared, or need not be
+    is_verified: bool  # or need not be
 
 
 class HashMismatch(IntegrityError):
@@ -39,33 +40,27 @@ def check_whole(content: ItemContent, data: bytes | memoryview) -> bool:
 
 
 def mismatch(content: ItemContent) -> IntegrityError:
-    """Return what to tell who reads an item of several blocks that is not the manifest's."""
+    """Return the error for readers of an item of several blocks that is not the manifest's."""
     return IntegrityError(
         f"{content.label} does not have the hash "
         f"{content.hash} of the manifest; nothing of it is kept"
     )
 
 
-class CachedItems:
+class CacheLookup:
     """Items on disk."""
 
-    def __init__(
-        self,
-        cache: BlockCache,
-        policy: Policy,
-        found_right: Callable[[ItemContent, Sequence[int]], None],
-    ) -> None:
-        """`found_right` has blocks with these serials entered as verified."""
+    def __init__(self, cache: BlockCache, policy: Policy, writer: CacheWriter) -> None:
         self._cache = cache
         self._policy = policy
-        self._found_right = found_right
+        self._writer = writer
 
     def find(self, content: ItemContent, index: int) -> Cached | None:
         """Return the block if it is on disk and not known to be wrong."""
         return self.find_many(content, [index])[0]
 
     def find_many(self, content: ItemContent, indices: Sequence[int]) -> list[Cached | None]:
-        """Return what `find` would for each index, asking the database once."""
+        """As `find`, for several blocks with one question to the database."""
         lengths = [block_length(content.size_in_bytes, index) for index in indices]
         found = self._cache.load_many(
             [
@@ -88,14 +83,14 @@ class CachedItems:
             return Cached(block, False)
         try:  # it was kept without being compared
             if check_whole(content, block.read(0, content.size_in_bytes)):
-                self._found_right(content, [block.serial])
+                self._writer.enter_verified(content.key, content.content_key, [block.serial])
         except (DamagedBlock, HashMismatch):
             self._cache.drop([BlockKey(content.key, 0)])
             return None
         return Cached(block, True)
 
     def find_small(self, contents: Sequence[ItemContent]) -> list[Block | None]:
-        """Return for each item of one block its bytes, if they can be handed out as they are."""
+        """Return for each item of one block its bytes if no comparison is needed."""
         sizes = [content.size_in_bytes for content in contents]
         verified = [BlockKey(content.content_key, 0) for content in contents]
         own = [BlockKey(content.key, 0) for content in contents]

@@ -1,124 +1,129 @@
-"""The blocks that can be read at once, and those that just could not be had.
+"""The hot blocks: those that can be read at once, from memory or from an open file.
 
-Used by the reader, which holds its lock while it calls anything here. Knows no
-item, no cache and no network.
+Used by `single_flight`, which holds `lock` while it calls anything here but
+`attach_file` and `close_removed`: these take it themselves, in the threads of the block
+cache. Knows neither cache nor network.
 """
 
 from __future__ import annotations
 
+import resource
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from weakref import WeakValueDictionary
 
-from dserverfs.base.errors import DeadlineExceeded
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.reading.cache.blocks import Block, FileBlock
 
-Key = tuple[str, int]  # an item's, and the number of a block in it
+Key = tuple[str, int]  # an item's, and the index of a block in it
 
-# Blocks kept at hand: file descriptors (1 GiB of cache files), and memory for
-# those just fetched.
-MAX_LOADED = 1024
-MAX_LOADED_MEMORY = 64 * BLOCK_SIZE
-# The kernel asks again at once for what was refused; so long it is told the same, so
-# that nobody waits twice.
-FAILURE_KEPT_S = 2.0
-MAX_FAILURES = 4096
+# File descriptors (1 GiB of cache files), and memory for blocks that were just fetched.
+MAX_BLOCKS = 1024
+MAX_MEMORY_BYTES = 64 * BLOCK_SIZE
 
 
-class Shelf(dict[int, Block]):
-    """The blocks of one item that can be read at once, by their number in it.
+class BlockMap(dict[int, Block]):
+    """The hot blocks of one version of an item, by index.
 
-    May be looked up without the lock that its changes are made under.
+    May be looked up without the lock that its changes are made under. When the item is
+    dropped the map is emptied for good, and whoever opens the item then gets another one:
+    so no count of drops is kept for items that nobody reads.
     """
 
-    __slots__ = ("__weakref__", "readers")
+    __slots__ = ("__weakref__", "is_dropped", "on_drop", "readers")
 
     def __init__(self) -> None:
         super().__init__()
-        self.readers = 0  # how many have it and did not give it back
+        self.is_dropped = False  # the bytes turned out to be wrong
+        self.readers = 0  # open items that have it
+        self.on_drop: list[Callable[[], None]] = []  # what they want to be told
 
 
-class LoadedBlocks:
-    """Blocks in memory or in open files; those not used for long go first.
+class HotBlocks:
+    """Hot blocks of all items, bounded; the least recently used go first.
 
-    Who finds a block sets its `used`, which gives it a second chance when there are
-    too many: to look one up moves nothing. A block in memory may have a file behind it,
+    A reader that finds a block sets its `used`, which gives it a second chance when there
+    are too many: a look-up moves nothing. A block in memory may have a file attached,
     which takes its place when memory is short.
     """
 
-    def __init__(self, max_files: int) -> None:
-        self._max_blocks = min(MAX_LOADED, max_files)
-        self._shelves: WeakValueDictionary[str, Shelf] = WeakValueDictionary()
-        self._order: OrderedDict[Key, Shelf] = OrderedDict()
-        # Invariant: those of `_order` that are in memory, and the files behind them.
+    def __init__(
+        self, *, max_blocks: int | None = None, max_memory_in_bytes: int = MAX_MEMORY_BYTES
+    ) -> None:
+        """`max_blocks` is by default a quarter of the files that this process may open."""
+        self.lock = threading.Lock()
+        # The mount allows itself more open files than most processes have.
+        max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        self._max_blocks = min(MAX_BLOCKS, max_files) if max_blocks is None else max_blocks
+        self._max_memory_in_bytes = max_memory_in_bytes
+        self._maps: WeakValueDictionary[str, BlockMap] = WeakValueDictionary()
+        self._order: OrderedDict[Key, BlockMap] = OrderedDict()
+        # Invariant: the blocks of `_order` that are in memory, and the files attached to them.
         self._in_memory: OrderedDict[Key, Block | None] = OrderedDict()
         self._memory_in_bytes = 0
 
     def __contains__(self, key: Key) -> bool:
         return key in self._order
 
-    def shelf(self, item: str) -> Shelf:
-        """Return where the item's blocks are, now and later, as long as somebody holds it."""
-        shelf = self._shelves.get(item)
-        if shelf is None:
-            shelf = self._shelves[item] = Shelf()
-        return shelf
+    def map_of(self, item: str) -> BlockMap:
+        """Return the item's live map; it stays the item's while it is held, until a drop."""
+        blocks = self._maps.get(item)
+        if blocks is None:
+            blocks = self._maps[item] = BlockMap()
+        return blocks
 
     def get(self, key: Key) -> Block | None:
-        shelf = self._order.get(key)
-        return None if shelf is None else shelf[key[1]]
+        blocks = self._order.get(key)
+        return None if blocks is None else blocks[key[1]]
 
     def add(self, key: Key, block: Block) -> None:
         """Keep the block in place of one with the same key."""
         self.pop(key)
-        item, number = key
-        shelf = self._order[key] = self.shelf(item)
-        shelf[number] = block
+        item, index = key
+        blocks = self._order[key] = self.map_of(item)
+        blocks[index] = block
         if block.memory_in_bytes:
             self._in_memory[key] = None
             self._memory_in_bytes += block.memory_in_bytes
         self._shrink()
 
-    def put_behind(self, key: Key, file: Block) -> None:
-        """Have the file of a block in memory; in its place at once if it is not in memory."""
-        if key in self._in_memory:
-            self._in_memory[key] = file
-        else:
-            self.add(key, file)
-
     def pop(self, key: Key) -> Block | None:
-        shelf = self._order.pop(key, None)
-        if shelf is None:
+        blocks = self._order.pop(key, None)
+        if blocks is None:
             return None
-        block = shelf.pop(key[1])
+        block = blocks.pop(key[1])
         self._in_memory.pop(key, None)
         self._memory_in_bytes -= block.memory_in_bytes
         return block
 
-    def drop(self, keys: Iterable[Key]) -> None:
-        for key in keys:
-            self.pop(key)
+    def drop_item(self, item: str) -> list[Callable[[], None]]:
+        """Drop every block of an item, and its map; return what its readers want to be told."""
+        blocks = self._maps.pop(item, None)
+        if blocks is None:
+            return []
+        self._pop_all([(item, index) for index in blocks])
+        blocks.is_dropped = True
+        return [*blocks.on_drop]
 
-    def drop_item(self, item: str) -> None:
-        """Drop every block of an item that is here."""
-        self.drop([(item, number) for number in self._shelves.get(item, ())])
-
-    def leave_memory(self, item: str) -> None:
-        """Let the item's blocks be read from the files behind them, where there are any."""
+    def spill_to_files(self, item: str) -> None:
+        """Read the item's blocks from the files attached to them from now on."""
         for key in [key for key in self._in_memory if key[0] == item]:
             if self._in_memory[key] is not None:
-                self._leave_memory(key)
+                self._spill(key)
 
-    def close_removed(self, lock: threading.Lock) -> None:
-        """Let go of files that were removed from the cache, so that their space is free again.
+    def attach_file(self, key: Key, file: Block) -> None:
+        """Attach the on-disk copy of a block; it is used at once if the block left memory."""
+        with self.lock:
+            if key in self._in_memory:
+                self._in_memory[key] = file
+            else:
+                self.add(key, file)
 
-        `lock` is the one that the caller of everything else holds.
-        """
-        with lock:
-            held = [(key, shelf[key[1]]) for key, shelf in self._order.items()]
+    def close_removed(self) -> None:
+        """Close files that were removed from the cache, so that their space is free again."""
+        with self.lock:
+            held = [(key, blocks[key[1]]) for key, blocks in self._order.items()]
             held += [(key, file) for key, file in self._in_memory.items() if file is not None]
         removed = {
             (key, id(file))
@@ -127,7 +132,7 @@ class LoadedBlocks:
         }
         if not removed:
             return
-        with lock:
+        with self.lock:
             for key, _ in removed:
                 if (key, id(self._in_memory.get(key))) in removed:
                     self._in_memory[key] = None
@@ -135,51 +140,27 @@ class LoadedBlocks:
                     self.pop(key)
 
     def clear(self) -> None:
-        self.drop(list(self._order))
+        self._pop_all(list(self._order))
+
+    def _pop_all(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            self.pop(key)
 
     def _shrink(self) -> None:
-        while self._memory_in_bytes > MAX_LOADED_MEMORY:
-            self._leave_memory(next(iter(self._in_memory)))
+        while self._memory_in_bytes > self._max_memory_in_bytes:
+            self._spill(next(iter(self._in_memory)))
         while len(self._order) > self._max_blocks:
-            key, shelf = next(iter(self._order.items()))
-            block = shelf[key[1]]
+            key, blocks = next(iter(self._order.items()))
+            block = blocks[key[1]]
             if block.used:
                 block.used = False
                 self._order.move_to_end(key)
             else:
                 self.pop(key)
 
-    def _leave_memory(self, key: Key) -> None:
+    def _spill(self, key: Key) -> None:
         file = self._in_memory[key]
         block = self.pop(key)
         if file is not None and block is not None:
             file.used = block.used
             self.add(key, file)
-
-
-class RecentFailures:
-    """What somebody waited for in vain a moment ago."""
-
-    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
-        self._clock_s = clock_s
-        self._failures: dict[Key, tuple[float, DeadlineExceeded]] = {}
-
-    def note(self, keys: Iterable[Key], error: DeadlineExceeded) -> None:
-        now_s = self._clock_s()
-        if len(self._failures) > MAX_FAILURES:
-            self._failures = {k: kept for k, kept in self._failures.items() if kept[0] > now_s}
-        for key in keys:
-            self._failures[key] = now_s + FAILURE_KEPT_S, error
-
-    def __bool__(self) -> bool:
-        return bool(self._failures)
-
-    def check(self, keys: Iterable[Key]) -> None:
-        """Raise what was noted of one of `keys`, if that was a moment ago."""
-        for key in keys:
-            until_s, error = self._failures.get(key, (0.0, None))
-            if error is None:
-                continue
-            if self._clock_s() < until_s:
-                raise error
-            del self._failures[key]

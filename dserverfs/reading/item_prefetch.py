@@ -1,11 +1,9 @@
 """Fetching the next items of a directory that is read in order, before they are asked for.
 
-Used by the reader, which tells of every item that somebody begins to read. Items
-of one block come whole, many at once (`many_gets`), verified as always, and go to
-the cache in batches; of larger ones come the first blocks. What fails here is
-left to whoever asks for it. Thread-safe; `begun` never blocks.
-
-Invariant: an item that was claimed of the reader is settled or released.
+Used by the block reader, which tells of every item that a program begins to read. Items
+of one block come whole, many at once (`many_gets`), verified as always, and go to the
+cache in batches; of larger ones the first blocks come. An item that fails here is left to
+the reader that asks for it. Thread-safe; `begun` never blocks.
 """
 
 from __future__ import annotations
@@ -13,66 +11,45 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from concurrent.futures import ThreadPoolExecutor
 
 from dserverfs.base.errors import DserverfsError
-from dserverfs.base.hashes import Policy, digest
+from dserverfs.base.hashes import Policy
 from dserverfs.base.items import BLOCK_SIZE, ItemContent, Run
+from dserverfs.reading.block_filling import BlockFiller
 from dserverfs.reading.cache.block_cache import BlockKey
 from dserverfs.reading.cache.blocks import Block, MemoryBlock
 from dserverfs.reading.cache.write_behind import CacheWriter, Put
-from dserverfs.reading.cache_lookup import CachedItems
+from dserverfs.reading.cache_lookup import CacheLookup, HashMismatch, check_whole
+from dserverfs.reading.claims import Claim, Claims
 from dserverfs.reading.item_order import ItemOrder, Stretch
 from dserverfs.remote.many_gets import Got, ManyGets, Want
 from dserverfs.remote.signed_urls import UrlSource
 
 logger = logging.getLogger(__name__)
 
-# What a stretch may hold: with the half window still unread, a third of the reader's memory.
+# Bytes of one stretch: with the half window still unread, a third of the reader's memory.
 MAX_STRETCH_BYTES = 16 * 1024 * 1024
 MAX_BATCH = 64  # written to the cache together
 MAX_FAILURES = 4  # in a row: the store is slow, or will have none of it
 
 
-class Claim(NamedTuple):
-    """An item of one block that nobody else fetches meanwhile."""
-
-    content: ItemContent
-    future: Future[Block]
-
-
-class Claims(Protocol):
-    """The reader, as seen from here."""
-
-    def claim(self, contents: Sequence[ItemContent]) -> list[Claim]:
-        """Return a claim on each item that is neither at hand nor under way."""
-
-    def settle(self, settled: Sequence[tuple[Claim, Block]]) -> None:
-        """Hand out claimed items."""
-
-    def release(self, claims: Sequence[Claim]) -> None:
-        """Give claims back: what somebody waits for is fetched in the usual way."""
-
-    def want_ahead(self, content: ItemContent, run: Run) -> None:
-        """Fetch blocks of an item in the background."""
-
-
-class Prefetch:
-    """What is fetched for readers that go from item to item."""
+class ItemPrefetch:
+    """Fetches items for readers that go from item to item."""
 
     def __init__(
         self,
         claims: Claims,
+        filler: BlockFiller,
         urls: UrlSource,
         gets: ManyGets,
-        cached: CachedItems,
+        cached: CacheLookup,
         writer: CacheWriter,
         *,
         verify: Policy,
     ) -> None:
         self._claims = claims
+        self._filler = filler
         self._urls = urls
         self._gets = gets
         self._cached = cached
@@ -90,7 +67,7 @@ class Prefetch:
         self._get_pool = ThreadPoolExecutor(1, thread_name_prefix="get")
 
     def begun(self, content: ItemContent) -> None:
-        """Note that somebody reads the item from its beginning."""
+        """Note that the item is read from its beginning."""
         with self._lock:
             stretch = self._order.read(content.dataset.uri, content.place)
         if stretch is not None:
@@ -100,13 +77,13 @@ class Prefetch:
                 pass
 
     def close(self) -> None:
-        """Have what arrived written; what is still claimed is released. Takes a moment."""
+        """Write what arrived and release all claims. Takes a moment."""
         self._prepare_pool.shutdown(wait=False, cancel_futures=True)
         self._gets.close()
         self._get_pool.shutdown()
 
     def _prepare(self, content: ItemContent, stretch: Stretch) -> None:
-        """Take what is cached of a stretch from there, and have the rest fetched."""
+        """Take the cached items of a stretch from the cache, and have the others fetched."""
         mine: deque[Claim] = deque()
         try:
             small, large = self._chosen(content, stretch)
@@ -120,7 +97,7 @@ class Prefetch:
                 self._queue(mine[0])
                 mine.popleft()
             for item in large:
-                self._claims.want_ahead(item, Run(0, 1))
+                self._filler.request_ahead(item, Run(0, 1))
         except DserverfsError as error:
             logger.debug("%s: not fetched ahead: %s", content.dataset.uri, error)
         except Exception:
@@ -188,25 +165,37 @@ class Prefetch:
         right: list[tuple[Claim, Block]] = []
         failed: list[Claim] = []
         for got in bunch:
-            claim, data = got.what, got.content
-            verdict = _verdict(claim.content, data) if data is not None else False
-            if data is None or (verdict is False and self._policy is not Policy.OFF):
+            claim = got.what
+            put = self._checked(claim.content, got.content)
+            if put is None:
                 failed.append(claim)
                 self._failures += 1
                 continue
             self._failures = 0
-            block = MemoryBlock(data)
-            right.append((claim, block))
-            if self._arrived_bytes + len(data) > BLOCK_SIZE or len(self._arrived) >= MAX_BATCH:
+            right.append((claim, put.block))
+            size_in_bytes = claim.content.size_in_bytes
+            if self._arrived_bytes + size_in_bytes > BLOCK_SIZE or len(self._arrived) >= MAX_BATCH:
                 self._write()
-            key = BlockKey(claim.content.key, 0)
-            stored_as = BlockKey(claim.content.content_key, 0) if verdict else key
-            self._arrived.append(Put(key, stored_as, block))
-            self._arrived_bytes += len(data)
+            self._arrived.append(put)
+            self._arrived_bytes += size_in_bytes
         self._claims.settle(right)
         self._claims.release(failed)
         if self._failures >= MAX_FAILURES:
             self._give_up()
+
+    def _checked(self, content: ItemContent, data: bytes | None) -> Put | None:
+        """Return an item as it is to be cached; None if it did not come or is wrong."""
+        if data is None:
+            return None
+        is_verified = False
+        try:
+            is_verified = check_whole(content, data)
+        except HashMismatch:
+            if self._policy is not Policy.OFF:
+                return None
+        key = BlockKey(content.key, 0)
+        stored_as = BlockKey(content.content_key, 0) if is_verified else key
+        return Put(key, stored_as, MemoryBlock(data))
 
     def _write(self) -> None:
         if self._arrived:
@@ -219,9 +208,3 @@ class Prefetch:
             left = [want.what for want in self._waiting]
             self._waiting.clear()
         self._claims.release(left)
-
-
-def _verdict(content: ItemContent, data: bytes) -> bool | None:
-    """Return whether `data` is the item; None if that cannot be told."""
-    found = digest(content.hash_function, data)
-    return None if found is None else found == content.hash

@@ -1,25 +1,25 @@
 """Reading one open item: offsets and sizes in, exactly those bytes out.
 
-Used by the mount's operations and everything else that needs item bytes. A
-caller that must not wait in a thread calls `want`, waits for the futures in it,
-asks `held_back`, waits for that and begins anew if there is anything, and then
-cuts its bytes out of the blocks; `read` does all that and blocks. Thread-safe.
+Used by the mount's operations and everything else that needs item bytes. A caller that
+must not wait in a thread calls `request_blocks` and awaits the futures in it; then it asks
+`verification_pending`, and if that gives a future it awaits it and begins anew; then it
+cuts its bytes out of the blocks. `read` does all that and blocks. Thread-safe.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from dserverfs.base.errors import DeadlineExceeded, IntegrityError
 from dserverfs.base.hashes import Buffer
 from dserverfs.base.items import BLOCK_SIZE, ItemContent, Run
 from dserverfs.base.retry import Deadline
-from dserverfs.reading.block_reader import Reader
+from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.blocks import Block, DamagedBlock
-from dserverfs.reading.ranges import wait_for
 from dserverfs.reading.read_ahead import ReadAhead
+from dserverfs.reading.single_flight import wait_for
 
 # Of larger items (1 TiB) no memory is taken for what is not read.
 MAX_BLOCKS_AT_ONCE = 1 << 20
@@ -47,17 +47,25 @@ def _no_marks(blocks: int) -> bytearray | _Marks:
     return bytearray(blocks) if blocks <= MAX_BLOCKS_AT_ONCE else _Marks()
 
 
-class ItemReader:
+class OpenItem:
     """One open item; several threads may read."""
 
-    def __init__(self, reader: Reader, content: ItemContent) -> None:
+    def __init__(
+        self,
+        reader: BlockReader,
+        content: ItemContent,
+        on_drop: Callable[[], None] | None = None,
+    ) -> None:
+        """`on_drop` is called, in any thread, if the item's bytes turn out wrong."""
         self._reader = reader
         self._content = content
+        self._on_drop = on_drop
         self._ahead = ReadAhead()
-        self._shelf = reader.opened(content)
-        self._times_dropped = reader.times_dropped(content)
+        self._flight = reader.flight
+        self._filler = reader.filler
+        self._hot = reader.flight.open(content, on_drop)
         self._lock = threading.Lock()
-        # Which blocks were asked for, a byte each, until all were; anew once they were right.
+        # The blocks that were asked for, a byte each, until all were; anew once they were right.
         self._blocks = content.number_of_blocks
         self._asked: bytearray | _Marks | None = _no_marks(self._blocks)
         self._unasked = self._blocks
@@ -69,37 +77,40 @@ class ItemReader:
     def close(self) -> None:
         """Let the memory that the item takes be used for others; it may be read on.
 
-        What is fetched ahead is left, unless others have the item open.
+        The read-ahead ends, unless others have the item open.
         """
-        self._reader.closed(self._content, self._shelf)
+        self._flight.close(self._content, self._hot, self._on_drop)
 
     def read_nowait(self, offset: int, size: int, buffer: memoryview) -> Buffer | None:
-        """Return the bytes if they lie in one block that is at hand, else None: then `want` them.
+        """Return the bytes if they lie in one hot block, else None: then `request_blocks`.
 
-        The short way of most reads: 10 us instead of 30. What is returned may be a part of
-        `buffer`, which has room for a block. Never blocks; raises IntegrityError as `want` does.
+        The short way of most reads: 10 us instead of 30. The answer may be a part of
+        `buffer`, which has room for a block. Never blocks; raises as `request_blocks` does.
         """
         index, start = divmod(offset, BLOCK_SIZE)
-        block = self._shelf.get(index)
+        block = self._hot.get(index)
         # A read from the beginning may be the sign to fetch the next items.
         if block is None or offset == 0 or start + size > BLOCK_SIZE:
+            self._refuse_if_dropped()
             return None
         with self._lock:
             ahead = self._ahead.plan(offset, size, self._blocks)
             if self._asked is not None and not self._asked[index]:
                 self._note_locked(self._asked, index, index)
         if ahead.length:
-            self._reader.want_ahead(self._content, ahead)
-        if not self._reader.verification.lets_pass(self._content, whole=self._asked is None):
+            self._filler.request_ahead(self._content, ahead)
+        verification = self._reader.verification
+        if not verification.needs_no_verification(self._content, whole=self._asked is None):
             return None
         self._refuse_if_dropped()
-        self._reader.note_use(block)
+        if not block.used:
+            self._flight.note_use(block)
         try:
             return block.read_nowait(start, size, buffer)
         except DamagedBlock:
             return None
 
-    def want(self, offset: int, size: int) -> list[Block | Future[Block]]:
+    def request_blocks(self, offset: int, size: int) -> list[Block | Future[Block]]:
         """Return the blocks of bytes [offset, offset+size); start fetching those missing.
 
         Empty at or beyond the end of the item. Never blocks. Raises IntegrityError
@@ -111,42 +122,42 @@ class ItemReader:
         if offset >= end:
             return []
         if offset == 0:
-            self._reader.begun(self._content)
+            self._reader.prefetch.begun(self._content)
         first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
         with self._lock:
             ahead = self._ahead.plan(offset, end - offset, self._blocks)
-        wanted = self._reader.want(self._content, Run(first, last - first + 1))
-        # Behind `want`: what is noted is at hand or under way, as `held_back` takes for granted.
+        wanted = self._filler.request_blocks(self._content, Run(first, last - first + 1))
+        # After the request: a noted block is hot or under way, as `verification_pending` assumes.
         with self._lock:
             if self._asked is not None:
                 self._note_locked(self._asked, first, last)
         if ahead.length:
-            self._reader.want_ahead(self._content, ahead)
+            self._filler.request_ahead(self._content, ahead)
         return wanted
 
-    def held_back(self) -> Future[None] | None:
-        """Return what has to be waited for before bytes that `want` gave may be handed out.
+    def verification_pending(self) -> Future[None] | None:
+        """Return a future to await before serving the requested blocks, or None.
 
-        None if there is nothing, nearly always. After the wait the blocks have to be
-        asked for again. Raises IntegrityError if they were not the manifest's.
+        Nearly always None. After the wait the blocks have to be requested again. Raises
+        IntegrityError if they were not the manifest's.
         """
         whole = self._asked is None
         # Asked before the verification, which knows of every block that is not under way.
-        all_came = whole and not self._reader.is_under_way(self._content)
-        held = self._reader.verification.held_back(self._content, whole=whole)
+        all_came = whole and not self._flight.is_awaited(self._content)
+        pending = self._reader.verification.verification_pending(self._content, whole=whole)
         self._refuse_if_dropped()
-        if all_came and held is None:
+        if all_came and pending is None:
             self._begin_anew()
-        return held
+        return pending
 
-    def gave_up(self, offset: int, size: int) -> None:
-        """Note that somebody waited in vain for these bytes: who asks again is told at once."""
+    def give_up(self, offset: int, size: int) -> None:
+        """Note that these bytes did not come in time: the same request fails at once now."""
         end = min(offset + size, self._content.size_in_bytes)
         first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
-        self._reader.gave_up(self._content, Run(first, last - first + 1))
+        self._flight.give_up(self._content, Run(first, last - first + 1))
 
     def cut_nowait(self, blocks: Sequence[Block], offset: int, size: int) -> Buffer | None:
-        """Return exactly min(size, end - offset) bytes out of the blocks `want` gave.
+        """Return exactly min(size, end - offset) bytes out of requested blocks.
 
         None if they would have to come from a disk first: then call `cut` in a thread.
         """
@@ -162,7 +173,7 @@ class ItemReader:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def cut(self, blocks: Sequence[Block], offset: int, size: int) -> Buffer:
-        """As `cut_nowait`, but wait for the disk, and fetch anew what it has not kept."""
+        """As `cut_nowait`, but wait for the disk, and fetch anew what is damaged there."""
         try:
             pieces = [
                 block.read(start, count)
@@ -170,23 +181,23 @@ class ItemReader:
             ]
         except DamagedBlock:
             first = offset // BLOCK_SIZE
-            self._reader.drop_damaged(self._content, Run(first, len(blocks)))
+            self._reader.drops.drop_damaged(self._content, Run(first, len(blocks)))
             return self.read(offset, size)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly min(size, end - offset) bytes; blocks until they are there.
 
-        Raises what the resolver and the storage raise.
+        Raises what the URL source and the store raise.
         """
         try:
             return self._read(offset, size, Deadline(self._reader.read_timeout_s))
         except DeadlineExceeded:
-            self.gave_up(offset, size)
+            self.give_up(offset, size)
             raise
 
     def load(self) -> None:
-        """Have the whole item in the cache, compared if it can be; blocks. Raises as `read`."""
+        """Load the whole item into the cache, compared if it can be; blocks. Raises as `read`."""
         for offset in range(0, self._content.size_in_bytes, BLOCK_SIZE):
             self._obtain(offset, BLOCK_SIZE, Deadline(self._reader.read_timeout_s))
 
@@ -195,23 +206,23 @@ class ItemReader:
         return bytes(self.cut(blocks, offset, size)) if blocks else b""
 
     def _obtain(self, offset: int, size: int, deadline: Deadline) -> list[Block]:
-        """Return the blocks of these bytes when they may be handed out."""
+        """Return the blocks of these bytes when they may be served."""
         while True:
             blocks = [
                 wait_for(wanted, self._content, deadline) if isinstance(wanted, Future) else wanted
-                for wanted in self.want(offset, size)
+                for wanted in self.request_blocks(offset, size)
             ]
-            held = self.held_back() if blocks else None
-            if held is None:
+            pending = self.verification_pending() if blocks else None
+            if pending is None:
                 return blocks
-            wait_for(held, self._content, deadline)
+            wait_for(pending, self._content, deadline)
 
     def _refuse_if_dropped(self) -> None:
-        if self._reader.times_dropped(self._content) != self._times_dropped:
+        if self._hot.is_dropped:
             raise IntegrityError(f"{self._content.label} was read wrong; open it again")
 
     def _begin_anew(self) -> None:
-        """Take what is read from now on for a second reading of the item, the first being right.
+        """Begin a second reading of the item, the first being right.
 
         Else each block that is fetched again would have the whole compared again.
         """
@@ -221,7 +232,7 @@ class ItemReader:
                 self._unasked = self._blocks
 
     def _note_locked(self, asked: bytearray | _Marks, first: int, last: int) -> None:
-        """Note which blocks were asked for, and when that were all."""
+        """Note the blocks that were asked for, and when these were all."""
         for index in range(first, last + 1):
             if not asked[index]:
                 asked[index] = 1

@@ -1,23 +1,35 @@
-"""The blocks that are being fetched, and whether anybody waits for them yet.
+"""The blocks that are being fetched, those that just failed, and the versions of objects.
 
-Used by the reader, which holds its lock while it calls anything here. What nobody
-waits for can be dropped: whoever fetches it leaves it then.
+Used by `single_flight`, which holds its lock while it calls anything here.
 """
 
 from __future__ import annotations
 
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
+from dserverfs.base.errors import DeadlineExceeded
 from dserverfs.reading.cache.block_cache import BlockKey
 from dserverfs.reading.cache.blocks import Block
 
+# The kernel asks again at once for a read that failed: for so long it gets the same
+# answer, so that no program waits twice.
+FAILURE_KEPT_S = 2.0
+MAX_FAILURES = 4096
+MAX_ETAGS = 4096
+
 
 class PendingBlocks:
-    """The futures of blocks under way."""
+    """The futures of blocks under way, and whether a reader waits for them yet."""
 
     def __init__(self) -> None:
         self._futures: dict[BlockKey, Future[Block]] = {}
-        self._unasked: set[BlockKey] = set()  # of those, the ones that nobody waits for
+        self._unasked: set[BlockKey] = set()  # Invariant: of those, the ones no reader waits for
+
+    def __bool__(self) -> bool:
+        return bool(self._futures)
 
     def __contains__(self, key: BlockKey) -> bool:
         return key in self._futures
@@ -26,14 +38,14 @@ class PendingBlocks:
         return self._futures.get(key)
 
     def add(self, key: BlockKey) -> Future[Block]:
-        """Return a new future of a block that is fetched before anybody asks for it."""
+        """Return a new future of a block that is fetched before a reader asks for it."""
         self._unasked.add(key)
         future = self._futures[key] = Future()
         return future
 
-    def ask(self, key: BlockKey) -> None:
-        """Note that somebody waits for the block."""
-        self._unasked.discard(key)
+    def ask(self, keys: Iterable[BlockKey]) -> None:
+        """Note that a reader waits for these blocks."""
+        self._unasked.difference_update(keys)
 
     def remove(self, key: BlockKey, future: Future[Block]) -> None:
         """Note that `future` is about to be done; another one of that block stays."""
@@ -42,11 +54,11 @@ class PendingBlocks:
             self._unasked.discard(key)
 
     def is_wanted(self, key: BlockKey, future: Future[Block]) -> bool:
-        """Return whether `future` has to become done."""
+        """Return True unless the block was dropped since `future` was made."""
         return self._futures.get(key) is future
 
     def drop_if_unasked(self, key: BlockKey) -> bool:
-        """Have nobody fetch the block, unless somebody waits for it; return whether it is so."""
+        """Leave the block unless a reader waits for it; return True if it is left."""
         if key not in self._unasked:
             return False
         self._unasked.discard(key)
@@ -54,10 +66,60 @@ class PendingBlocks:
         return True
 
     def drop_unasked(self, item: str) -> None:
-        """Have nobody fetch those blocks of the item that nobody waits for."""
+        """Leave those blocks of the item that no reader waits for."""
         for key in [key for key in self._unasked if key.item == item]:
             self.drop_if_unasked(key)
 
     def has_of(self, item: str) -> bool:
-        """Return whether a block of the item is under way that somebody waits for."""
+        """Return True if a reader waits for a block of the item."""
         return any(key.item == item and key not in self._unasked for key in self._futures)
+
+
+class RecentFailures:
+    """The blocks that did not come in time a moment ago."""
+
+    def __init__(self, kept_s: float, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._kept_s = kept_s
+        self._clock_s = clock_s
+        self._failures: dict[BlockKey, tuple[float, DeadlineExceeded]] = {}
+
+    def note(self, keys: Iterable[BlockKey], error: DeadlineExceeded) -> None:
+        now_s = self._clock_s()
+        if len(self._failures) > MAX_FAILURES:
+            self._failures = {k: kept for k, kept in self._failures.items() if kept[0] > now_s}
+        for key in keys:
+            self._failures[key] = now_s + self._kept_s, error
+
+    def __bool__(self) -> bool:
+        return bool(self._failures)
+
+    def check(self, keys: Iterable[BlockKey]) -> None:
+        """Raise the error that was noted of one of `keys` a moment ago."""
+        for key in keys:
+            until_s, error = self._failures.get(key, (0.0, None))
+            if error is None:
+                continue
+            if self._clock_s() < until_s:
+                raise error
+            del self._failures[key]
+
+
+class ObjectVersions:
+    """The ETags of objects that were read lately: the bytes of an item are all of one version."""
+
+    def __init__(self) -> None:
+        self._etags: OrderedDict[str, str] = OrderedDict()
+
+    def get(self, item: str) -> str | None:
+        return self._etags.get(item)
+
+    def is_same(self, item: str, etag: str) -> bool:
+        """Return False if another ETag was seen before; note the first."""
+        known = self._etags.setdefault(item, etag)
+        if len(self._etags) > MAX_ETAGS:
+            self._etags.popitem(last=False)
+        return known == etag
+
+    def forget(self, item: str) -> None:
+        """Take any version of the object from now on."""
+        self._etags.pop(item, None)

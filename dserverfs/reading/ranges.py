@@ -1,139 +1,141 @@
-"""Runs of an item's blocks from the store, whatever it takes: new URLs, other attempts.
+"""Bytes of items from the store: for each attempt a URL, a deadline and the next byte to ask for.
 
-Used by the reader. Knows signed URLs and the store, and that all of an item has
-to come from one version of the object; neither cache nor hash. Blocking and
-thread-safe.
+The one place that asks a store for items, and the one rule of what is tried again. Used
+to fill blocks, to verify what is stored and to download whole items. Knows signed URLs
+and the store; neither cache nor hash. Blocking and thread-safe.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
-from concurrent.futures import Future
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from dserverfs.base.errors import (
-    DeadlineExceeded,
-    DserverfsError,
-    IntegrityError,
-    NotConnected,
-    StorageRefused,
-)
-from dserverfs.base.items import BLOCK_SIZE, ItemContent, Run
+from dserverfs.base.errors import DserverfsError, IntegrityError, NotConnected, StorageRefused
+from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.retry import FIRST_STALL_S, Deadline, Retries
 from dserverfs.reading.cache_lookup import HashMismatch
-from dserverfs.remote.objects import ByteRange, Storage
+from dserverfs.remote.objects import ByteRange, Storage, StoredObject
 from dserverfs.remote.signed_urls import UrlSource
 
 logger = logging.getLogger(__name__)
 
-MAX_ETAGS = 4096
-
 T = TypeVar("T")
 
 
-class Outdated(Exception):
-    """What comes is of no use any more: it was asked for before the item was dropped."""
+class StaleResponse(Exception):
+    """The response is of no use: the item was dropped after the request was sent."""
 
 
-class Unwanted(Exception):
-    """What comes is for nobody: it was fetched ahead, and the item is no longer read."""
+class Version(Protocol):
+    """The version of an object that bytes have to be of."""
+
+    def expected(self) -> str | None:
+        """Return the ETag to ask for, or None; called before each request."""
+
+    def check(self, etag: str) -> None:
+        """Raise StaleResponse, or IntegrityError if `etag` is that of another version."""
 
 
-class Receiver(Protocol):
-    """Who gets the blocks."""
+class FirstVersion:
+    """The version that the first response is of; every later one has to be the same."""
 
-    def begin(self) -> None:
-        """Note that a request is about to be sent."""
+    def __init__(self, content: ItemContent) -> None:
+        self._content = content
+        self._lock = threading.Lock()
+        self._etag: str | None = None
 
-    def check(self) -> None:
-        """Raise Outdated if what that request brings is of no use."""
+    def expected(self) -> None:
+        return None
 
-    def receive(self, index: int, data: bytes) -> None:
-        """Take a block; raises Outdated, HashMismatch (once more, then it counts) and others.
+    def check(self, etag: str) -> None:
+        with self._lock:
+            self._etag = self._etag or etag
+            is_same = self._etag == etag
+        if not is_same:
+            raise changed(self._content)
 
-        Unwanted ends the fetching, whatever of the run is left.
-        """
+
+def changed(content: ItemContent) -> IntegrityError:
+    return IntegrityError(f"{content.label} changed while it was read")
 
 
-class Fetcher:
+class RangeFetcher:
     """Fetches from one store."""
 
     def __init__(self, urls: UrlSource, storage: Storage) -> None:
         self._urls = urls
         self._storage = storage
-        self._lock = threading.Lock()
-        self._etags: OrderedDict[str, str] = OrderedDict()
 
-    def fetch(self, content: ItemContent, run: Run, receiver: Receiver, deadline: Deadline) -> None:
-        """Give every block of `run` to `receiver`, in order; `deadline` begins anew with each.
+    def fetch(
+        self,
+        content: ItemContent,
+        wanted: ByteRange,
+        version: Version,
+        on_block: Callable[[bytes], None],
+        deadline: Deadline,
+    ) -> None:
+        """Hand the wanted bytes to `on_block` in order, a block at a time.
 
-        Raises what the resolver, the store and the receiver raise; Unwanted.
+        A response that breaks off is continued where it ended, and `deadline` begins
+        anew with each block. `on_block` may raise StaleResponse, or HashMismatch (the
+        first of these has the block fetched again, the second is raised); what else
+        it, the store and the URL source raise ends the fetching.
         """
-        next_block = run.first
-        mismatched = False
+        offset = wanted.start
+        end = wanted.start + wanted.length
+        has_mismatched = False
         retries = Retries(deadline, what=f"item {content.identifier}", first_stall_s=FIRST_STALL_S)
 
-        def on_block(data: bytes) -> None:
-            nonlocal next_block
+        def receive(data: bytes) -> None:
+            nonlocal offset
             deadline.restart()
             retries.progressed()
-            receiver.receive(next_block, data)
-            next_block += 1
+            on_block(data)
+            offset += len(data)
 
-        def on_etag(etag: str) -> None:
-            receiver.check()
-            self._check_etag(content, etag)
+        def attempt(url: str, limit: Deadline) -> None:
+            self._storage.read_range(
+                url,
+                ByteRange(offset, end - offset, wanted.item_size),
+                block_size=BLOCK_SIZE,
+                etag=version.expected(),
+                deadline=limit,
+                on_etag=version.check,
+                on_block=receive,
+            )
 
-        while next_block < run.first + run.length:
-            limit = retries.limit()
-            receiver.begin()
-            url = self._urls.item_url(content.dataset, content.identifier, content.neighbours)
-            start = next_block * BLOCK_SIZE
-            end = min(content.size_in_bytes, (run.first + run.length) * BLOCK_SIZE)
+        while offset < end:
             try:
-                self._storage.read_range(
-                    url.url,
-                    ByteRange(start, end - start, content.size_in_bytes),
-                    block_size=BLOCK_SIZE,
-                    etag=self._etags.get(content.key),
-                    deadline=limit,
-                    on_etag=on_etag,
-                    on_block=on_block,
-                )
-            except Outdated:
+                self._ask(content, retries, attempt)
+            except StaleResponse:
                 logger.debug("%s: fetched again, it was dropped meanwhile", content.dataset.uri)
             except HashMismatch as error:
-                if mismatched:
+                if has_mismatched:
                     raise
-                mismatched = True
+                has_mismatched = True
                 logger.warning("%s; fetched once more", error)
+
+    def look(self, content: ItemContent, deadline: Deadline) -> StoredObject:
+        """Return size and ETag of what is stored; raises NotFound or NotStored if nothing is."""
+        return self._ask(content, Retries(deadline), self._storage.look)
+
+    def _ask(
+        self, content: ItemContent, retries: Retries, attempt: Callable[[str, Deadline], T]
+    ) -> T:
+        """Return what `attempt` returns for the item's URL: the one loop of attempts.
+
+        A refused URL is replaced by a new one, once.
+        """
+        while True:
+            limit = retries.limit()
+            url = self._urls.item_url(content.dataset, content.identifier, content.neighbours)
+            try:
+                return attempt(url.url, limit)
             except DserverfsError as error:
                 if isinstance(error, StorageRefused):
                     self._urls.forget_url(content.dataset, content.identifier, url)
                 elif isinstance(error, NotConnected) and retries.failures:
                     self._urls.forget_host(url)  # it may have moved
                 retries.again(error)
-
-    def forget(self, content: ItemContent) -> None:
-        """Take whatever version of the object there is from now on."""
-        with self._lock:
-            self._etags.pop(content.key, None)
-
-    def _check_etag(self, content: ItemContent, etag: str) -> None:
-        """Note the object's ETag; raises IntegrityError if another one was seen before."""
-        with self._lock:
-            known = self._etags.setdefault(content.key, etag)
-            if len(self._etags) > MAX_ETAGS:
-                self._etags.popitem(last=False)
-        if known != etag:
-            raise IntegrityError(f"{content.label} changed while it was read")
-
-
-def wait_for(future: Future[T], content: ItemContent, deadline: Deadline) -> T:
-    """Return the result of `future`; raises DeadlineExceeded if it does not come in time."""
-    try:
-        return future.result(deadline.remaining_s())
-    except TimeoutError as error:
-        raise DeadlineExceeded(f"{content.label}: read took too long") from error

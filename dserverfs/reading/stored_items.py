@@ -1,31 +1,18 @@
 """What the store holds of a dataset's items now: sizes and hashes, past every cache.
 
-Used where a dataset is verified. Knows the manifest's identifiers only: a store
-that is reached through signed URLs cannot be asked what else it holds. Blocking
-and thread-safe.
+Used to verify datasets. Knows the manifest's identifiers only: a store that is reached
+through signed URLs cannot be asked for others. Blocking and thread-safe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
-from dserverfs.base.errors import (
-    DserverfsError,
-    IntegrityError,
-    NotConnected,
-    NotFound,
-    NotStored,
-    StorageRefused,
-)
+from dserverfs.base.errors import IntegrityError, NotFound, NotStored
 from dserverfs.base.hashes import known_hasher
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
-from dserverfs.base.retry import FIRST_STALL_S, Deadline, Retries
-from dserverfs.remote.api import Resolver
+from dserverfs.base.retry import Deadline
+from dserverfs.reading.ranges import FirstVersion, RangeFetcher
 from dserverfs.remote.dserver_http import METADATA_TIMEOUT_S
-from dserverfs.remote.objects import ByteRange, Storage, StoredObject
-
-T = TypeVar("T")
+from dserverfs.remote.objects import ByteRange, StoredObject
 
 MD5 = "md5sum_hexdigest"
 RANGE_BYTES = 64 * BLOCK_SIZE  # each with a deadline of its own
@@ -35,9 +22,8 @@ RANGE_TIMEOUT_S = 120.0
 class StoredItems:
     """Looks at the objects behind items."""
 
-    def __init__(self, resolver: Resolver, storage: Storage) -> None:
-        self._resolver = resolver
-        self._storage = storage
+    def __init__(self, ranges: RangeFetcher) -> None:
+        self._ranges = ranges
 
     def size(self, content: ItemContent) -> int | None:
         """Return the size of what is stored; None if nothing is."""
@@ -64,11 +50,7 @@ class StoredItems:
     def look(self, content: ItemContent) -> StoredObject | None:
         """Return what is stored; None if nothing is."""
         try:
-            return self._asked(
-                content,
-                Retries(Deadline(METADATA_TIMEOUT_S)),
-                lambda url, limit: self._storage.look(url, limit),
-            )
+            return self._ranges.look(content, Deadline(METADATA_TIMEOUT_S))
         except (NotFound, NotStored):
             return None
 
@@ -78,73 +60,9 @@ class StoredItems:
         Raises IntegrityError if the object changes meanwhile.
         """
         hasher = known_hasher(content.hash_function)
-        first: list[str] = []
-
-        def same(etag: str) -> str:
-            first.append(etag)
-            return first[0]
-
+        version = FirstVersion(content)
         for start in range(0, size_in_bytes, RANGE_BYTES):
-            length = min(RANGE_BYTES, size_in_bytes - start)
-            self.read(content, start, length, size_in_bytes, hasher.update, etag=same)
+            wanted = ByteRange(start, min(RANGE_BYTES, size_in_bytes - start), size_in_bytes)
+            deadline = Deadline(RANGE_TIMEOUT_S)
+            self._ranges.fetch(content, wanted, version, hasher.update, deadline)
         return hasher.hexdigest()
-
-    def read(
-        self,
-        content: ItemContent,
-        start: int,
-        length: int,
-        size_in_bytes: int,
-        on_block: Callable[[bytes], None],
-        *,
-        etag: Callable[[str], str],
-    ) -> None:
-        """Hand bytes [start, start+length) of an object of that size to `on_block`, in order.
-
-        What breaks off is gone on with where it broke off. `etag` is called with
-        the object's ETag before its first byte and returns the one it should
-        have: IntegrityError if they differ.
-        """
-        offset = start
-        deadline = Deadline(RANGE_TIMEOUT_S)
-        retries = Retries(deadline, first_stall_s=FIRST_STALL_S)
-
-        def take(block: bytes) -> None:
-            nonlocal offset
-            on_block(block)
-            offset += len(block)
-            deadline.restart()
-            retries.progressed()
-
-        def check(found: str) -> None:
-            if etag(found) != found:
-                raise IntegrityError(f"{content.label} changed while it was read")
-
-        def ask(url: str, limit: Deadline) -> None:
-            self._storage.read_range(
-                url,
-                ByteRange(offset, start + length - offset, size_in_bytes),
-                block_size=BLOCK_SIZE,
-                etag=None,
-                deadline=limit,
-                on_etag=check,
-                on_block=take,
-            )
-
-        self._asked(content, retries, ask)
-
-    def _asked(
-        self, content: ItemContent, retries: Retries, ask: Callable[[str, Deadline], T]
-    ) -> T:
-        """Return what `ask` says of the item's URL."""
-        while True:
-            limit = retries.limit()
-            url = self._resolver.item_url(content.dataset, content.identifier, content.neighbours)
-            try:
-                return ask(url.url, limit)
-            except DserverfsError as error:
-                if isinstance(error, StorageRefused):
-                    self._resolver.forget_url(content.dataset, content.identifier, url)
-                elif isinstance(error, NotConnected) and retries.failures:
-                    self._resolver.forget_host(url)
-                retries.again(error)

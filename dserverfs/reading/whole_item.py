@@ -1,7 +1,7 @@
 """A large item straight from the store into a file, in parallel ranges, hashed as it arrives.
 
-Used where somebody wants a whole file anyway: a copy in blocks, too, would cost
-the disk as much again. Nothing of it goes through the block cache. Blocking.
+Used for programs that want a file: a copy in blocks beside it would cost the disk as
+much again, so nothing of it goes through the block cache. Blocking.
 """
 
 from __future__ import annotations
@@ -13,20 +13,23 @@ from collections.abc import Iterator
 from dserverfs.base.errors import Cancelled
 from dserverfs.base.hashes import hash_file, known_hasher
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
-from dserverfs.reading.stored_items import StoredItems
+from dserverfs.base.retry import Deadline
+from dserverfs.reading.ranges import FirstVersion, RangeFetcher
+from dserverfs.reading.stored_items import RANGE_TIMEOUT_S
+from dserverfs.remote.objects import ByteRange
 
 # 3 streams saturate two cores, and fill a line to a distant store.
 STREAMS = 3
 RANGE_BYTES = 16 * BLOCK_SIZE
 
 
-def download(stored: StoredItems, content: ItemContent, fd: int) -> str:
+def download(ranges: RangeFetcher, content: ItemContent, fd: int) -> str:
     """Write an item to the empty file `fd`; return the hash of what was written.
 
     Raises IntegrityError if what is stored has another size, and what the store
     and the disk say; the file is good for nothing then.
     """
-    job = _Download(stored, content, fd)
+    job = _Download(ranges, content, fd)
     threads = [
         threading.Thread(target=job.fetch, name=f"download-{number}", daemon=True)
         for number in range(STREAMS)
@@ -44,14 +47,14 @@ def download(stored: StoredItems, content: ItemContent, fd: int) -> str:
 class _Download:
     """One item on its way to one file."""
 
-    def __init__(self, stored: StoredItems, content: ItemContent, fd: int) -> None:
-        self._stored = stored
+    def __init__(self, ranges: RangeFetcher, content: ItemContent, fd: int) -> None:
+        self._fetcher = ranges
         self._content = content
         self._fd = fd
         self._changed = threading.Condition()
         self._starts: Iterator[int] = iter(range(0, content.size_in_bytes, RANGE_BYTES))
         self._ends: dict[int, int] = {}  # by range: up to where it is in the file
-        self._etag: str | None = None
+        self._version = FirstVersion(content)
         self._failure: BaseException | None = None
 
     def fetch(self) -> None:
@@ -101,15 +104,9 @@ class _Download:
                 self._changed.notify_all()
 
         size = self._content.size_in_bytes
-        self._stored.read(
-            self._content, start, min(RANGE_BYTES, size - start), size, write, etag=self._etag_of
-        )
-
-    def _etag_of(self, etag: str) -> str:
-        """Return the ETag that the object had first."""
-        with self._changed:
-            self._etag = self._etag or etag
-            return self._etag
+        wanted = ByteRange(start, min(RANGE_BYTES, size - start), size)
+        deadline = Deadline(RANGE_TIMEOUT_S)
+        self._fetcher.fetch(self._content, wanted, self._version, write, deadline)
 
     def _wait_for(self, offset: int) -> int:
         """Return up to where the file is there, further than `offset`; raises what went wrong."""

@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +24,10 @@ from dserverfs.base.errors import (
 from dserverfs.base.hashes import Policy
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.model import UUID, BackendURI, Dataset, Identifier
-from dserverfs.reading.block_reader import Reader
+from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.block_cache import BlockCache
-from dserverfs.reading.open_item import ItemReader
+from dserverfs.reading.hot_blocks import MAX_MEMORY_BYTES, HotBlocks
+from dserverfs.reading.open_item import OpenItem
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.signed_urls import SignedURL
 from tests.support.faulty_store import (
@@ -69,14 +71,25 @@ class World:
     """A store, a cache directory, and readers on them."""
 
     def __init__(
-        self, store: FaultyStore, directory: Path, verify: Policy = Policy.COMPLETE
+        self,
+        store: FaultyStore,
+        directory: Path,
+        verify: Policy = Policy.COMPLETE,
+        *,
+        max_memory_in_bytes: int = MAX_MEMORY_BYTES,
+        **limits: Any,
     ) -> None:
+        """`limits` are those of a BlockReader."""
         self.store = store
         self.urls = OneUrl(store)
         self.storage = Storage()
-        self.cache = BlockCache(directory)
+        self.hot = HotBlocks(max_memory_in_bytes=max_memory_in_bytes)
+        self.cache = BlockCache(directory, on_removal=self.hot.close_removed)
         self.cache.open()
-        self.reader = Reader(self.urls, self.storage, self.cache, verify=verify)
+        self.reader = self.new_reader(verify=verify, **limits)
+
+    def new_reader(self, **limits: Any) -> BlockReader:
+        return BlockReader(self.urls, self.storage, self.cache, self.hot, **limits)
 
     def content(self, size: int = len(CONTENT), key: str = "key") -> ItemContent:
         return ItemContent(
@@ -106,18 +119,18 @@ def world(tmp_path: Path) -> Iterator[World]:
 @pytest.mark.parametrize("offset", EDGES)
 @pytest.mark.parametrize("size", [1, 4096, BLOCK_SIZE, BLOCK_SIZE + 2, len(CONTENT) + 5])
 def test_reply_is_exactly_what_was_asked_for(world: World, offset: int, size: int) -> None:
-    item = ItemReader(world.reader, world.content())
+    item = OpenItem(world.reader, world.content())
 
     assert item.read(offset, size) == CONTENT[offset : offset + size]
 
 
 def test_empty_item_is_read_without_a_request(world: World) -> None:
-    assert ItemReader(world.reader, world.content(0)).read(0, 4096) == b""
+    assert OpenItem(world.reader, world.content(0)).read(0, 4096) == b""
     assert world.store.requests == []
 
 
 def test_item_read_in_order_crosses_the_network_once_in_few_requests(world: World) -> None:
-    item = ItemReader(world.reader, world.content())
+    item = OpenItem(world.reader, world.content())
 
     data = b"".join(item.read(start, 128 * 1024) for start in range(0, len(CONTENT), 128 * 1024))
 
@@ -127,13 +140,13 @@ def test_item_read_in_order_crosses_the_network_once_in_few_requests(world: Worl
 
 
 def test_second_reader_and_second_process_fetch_nothing(world: World, tmp_path: Path) -> None:
-    ItemReader(world.reader, world.content()).read(0, len(CONTENT))
+    OpenItem(world.reader, world.content()).read(0, len(CONTENT))
     before = len(world.store.requests)
     world.reader.flush()
     again = World(world.store, tmp_path / "blocks")
 
-    assert ItemReader(world.reader, world.content()).read(0, len(CONTENT)) == CONTENT
-    assert ItemReader(again.reader, again.content()).read(0, len(CONTENT)) == CONTENT
+    assert OpenItem(world.reader, world.content()).read(0, len(CONTENT)) == CONTENT
+    assert OpenItem(again.reader, again.content()).read(0, len(CONTENT)) == CONTENT
 
     assert len(world.store.requests) == before
     again.close()
@@ -141,7 +154,7 @@ def test_second_reader_and_second_process_fetch_nothing(world: World, tmp_path: 
 
 def test_fifty_readers_of_one_item_fetch_every_block_once(world: World) -> None:
     def read(seed: int) -> bool:
-        item = ItemReader(world.reader, world.content())
+        item = OpenItem(world.reader, world.content())
         offsets = list(range(0, len(CONTENT), 64 * 1024))
         random.Random(seed).shuffle(offsets)
         return all(
@@ -175,17 +188,17 @@ def blocks_of(request: dict[str, str]) -> range:
 def test_passing_fault_does_not_reach_the_reader(world: World, faults: list[Fault]) -> None:
     world.store.faults = [*faults]
 
-    assert ItemReader(world.reader, world.content()).read(0, len(CONTENT)) == CONTENT
+    assert OpenItem(world.reader, world.content()).read(0, len(CONTENT)) == CONTENT
 
 
 def test_expired_url_is_renewed_once_and_then_given_up(world: World) -> None:
     world.store.faults = [refuse(403, "AccessDenied")] * 2
 
     with pytest.raises(ProtocolError, match="AccessDenied"):
-        ItemReader(world.reader, world.content()).read(4 * BLOCK_SIZE, 1)
+        OpenItem(world.reader, world.content()).read(4 * BLOCK_SIZE, 1)
 
     assert world.urls.forgotten == 2
-    assert ItemReader(world.reader, world.content()).read(0, 10) == CONTENT[:10]
+    assert OpenItem(world.reader, world.content()).read(0, 10) == CONTENT[:10]
 
 
 @pytest.mark.parametrize(
@@ -198,18 +211,18 @@ def test_lasting_fault_is_an_error_and_is_not_remembered(
     world.store.faults = [fault]
 
     with pytest.raises(error):
-        ItemReader(world.reader, world.content()).read(4 * BLOCK_SIZE, 1)
+        OpenItem(world.reader, world.content()).read(4 * BLOCK_SIZE, 1)
 
-    assert ItemReader(world.reader, world.content()).read(0, 10) == CONTENT[:10]
+    assert OpenItem(world.reader, world.content()).read(0, 10) == CONTENT[:10]
 
 
 def test_object_of_another_size_than_the_manifest_says_gives_no_byte(world: World) -> None:
     with pytest.raises(IntegrityError):
-        ItemReader(world.reader, world.content(len(CONTENT) - 1)).read(0, 10)
+        OpenItem(world.reader, world.content(len(CONTENT) - 1)).read(0, 10)
 
 
 def test_object_that_changes_while_it_is_read_gives_no_mixture(world: World) -> None:
-    item = ItemReader(world.reader, world.content())
+    item = OpenItem(world.reader, world.content())
     item.read(0, 10)
     world.store.etag = '"two"'
 
@@ -218,7 +231,7 @@ def test_object_that_changes_while_it_is_read_gives_no_mixture(world: World) -> 
 
 
 def test_store_that_is_gone_is_unreachable_but_cached_blocks_are_read(world: World) -> None:
-    item = ItemReader(world.reader, world.content())
+    item = OpenItem(world.reader, world.content())
     item.read(0, 10)
     world.store.url = "http://127.0.0.1:1/bucket/key"
 
@@ -236,9 +249,9 @@ def test_without_a_usable_cache_disk_bytes_are_right_all_the_same(
 
     monkeypatch.setattr(os, "pwrite", full)
 
-    assert ItemReader(world.reader, world.content()).read(0, len(CONTENT)) == CONTENT
+    assert OpenItem(world.reader, world.content()).read(0, len(CONTENT)) == CONTENT
     assert (
-        ItemReader(world.reader, world.content()).read(99, BLOCK_SIZE)
+        OpenItem(world.reader, world.content()).read(99, BLOCK_SIZE)
         == CONTENT[99 : 99 + BLOCK_SIZE]
     )
 
@@ -256,7 +269,7 @@ def test_wrong_bytes_of_a_small_item_are_fetched_once_more(
     world.store.content = CONTENT[:5000]
     world.store.faults = [wrong_bytes]
 
-    assert ItemReader(world.reader, world.content(5000)).read(0, 9999) == CONTENT[:5000]
+    assert OpenItem(world.reader, world.content(5000)).read(0, 9999) == CONTENT[:5000]
     assert "fetched once more" in caplog.text
 
 
@@ -266,13 +279,13 @@ def test_lastingly_wrong_bytes_of_a_small_item_are_never_handed_out(world: World
     world.store.faults = [wrong_bytes, wrong_bytes]
 
     with pytest.raises(IntegrityError, match="the manifest says"):
-        ItemReader(world.reader, world.content(5000)).read(0, 1)
+        OpenItem(world.reader, world.content(5000)).read(0, 1)
 
-    assert ItemReader(world.reader, world.content(5000)).read(0, 1) == CONTENT[:1]
+    assert OpenItem(world.reader, world.content(5000)).read(0, 1) == CONTENT[:1]
 
 
 def read_in_order(world: World) -> bytes:
-    item = ItemReader(world.reader, world.content())
+    item = OpenItem(world.reader, world.content())
     return b"".join(item.read(start, 128 * 1024) for start in range(0, len(CONTENT), 128 * 1024))
 
 
@@ -283,7 +296,7 @@ def test_item_read_whole_with_one_wrong_byte_fails_before_its_end(world: World, 
     damaged = bytearray(CONTENT)
     damaged[wrong] ^= 1
     world.store.content = bytes(damaged)
-    item = ItemReader(world.reader, hash_of_right)
+    item = OpenItem(world.reader, hash_of_right)
 
     # Which of two readers finds it, the one of this block or one ahead of it, is for the machine.
     with pytest.raises(IntegrityError, match=r"of the manifest|was read wrong"):
@@ -298,31 +311,31 @@ def test_without_verification_bytes_are_handed_out_as_they_come(
 ) -> None:
     content = world.content()
     world.store.content = bytes(len(CONTENT))
-    reader = Reader(world.urls, world.storage, world.cache, verify=Policy.OFF)
+    reader = world.new_reader(verify=Policy.OFF)
 
-    assert ItemReader(reader, content).read(0, len(CONTENT)) == bytes(len(CONTENT))
+    assert OpenItem(reader, content).read(0, len(CONTENT)) == bytes(len(CONTENT))
 
     reader.close()
 
 
 def test_item_read_from_its_end_is_not_held_up(world: World) -> None:
-    item = ItemReader(world.reader, world.content())
+    item = OpenItem(world.reader, world.content())
 
     for start in range(5 * BLOCK_SIZE, -1, -BLOCK_SIZE):
         assert item.read(start, BLOCK_SIZE) == CONTENT[start : start + BLOCK_SIZE]
 
 
 def test_want_never_blocks_and_hands_out_futures(world: World) -> None:
-    item = ItemReader(world.reader, world.content())
+    item = OpenItem(world.reader, world.content())
 
-    wanted = item.want(BLOCK_SIZE - 5, 10)
+    wanted = item.request_blocks(BLOCK_SIZE - 5, 10)
 
     blocks = [entry.result(20) if isinstance(entry, Future) else entry for entry in wanted]
     assert bytes(item.cut(blocks, BLOCK_SIZE - 5, 10)) == CONTENT[BLOCK_SIZE - 5 : BLOCK_SIZE + 5]
 
 
 def test_short_way_gives_the_same_bytes_as_the_long_one(world: World) -> None:
-    item = ItemReader(world.reader, world.content())
+    item = OpenItem(world.reader, world.content())
     buffer = memoryview(bytearray(BLOCK_SIZE))
     assert item.read_nowait(4096, 4096, buffer) is None, "nothing is at hand yet"
     assert item.read(0, len(CONTENT)) == CONTENT
@@ -347,23 +360,23 @@ def test_short_way_hands_out_nothing_of_an_item_that_is_not_compared_yet(world: 
     """All of it was asked for, and the comparison has not come to its end."""
     wrong = 2 * BLOCK_SIZE + 5
     content = world.content()
-    item = ItemReader(world.reader, content)
+    item = OpenItem(world.reader, content)
     buffer = memoryview(bytearray(BLOCK_SIZE))
     assert item.read(0, wrong) == CONTENT[:wrong]
-    world.reader.verification.doubt(content)
+    world.reader.hashes.mark_unverified(content)
     for index in range(content.number_of_blocks):
-        item.want(index * BLOCK_SIZE, 1)
+        item.request_blocks(index * BLOCK_SIZE, 1)
 
     assert item.read_nowait(BLOCK_SIZE, 10, buffer) is None
 
 
 def test_short_way_refuses_an_item_that_was_read_wrong(world: World) -> None:
     content = world.content()
-    item = ItemReader(world.reader, content)
+    item = OpenItem(world.reader, content)
     buffer = memoryview(bytearray(BLOCK_SIZE))
     item.read(0, len(CONTENT))
     world.reader.drop(content)
-    assert ItemReader(world.reader, content).read(0, len(CONTENT)) == CONTENT
+    assert OpenItem(world.reader, content).read(0, len(CONTENT)) == CONTENT
 
     with pytest.raises(IntegrityError, match="open it again"):
         item.read_nowait(BLOCK_SIZE, 10, buffer)
@@ -375,7 +388,7 @@ def test_item_of_any_size_is_dropped_by_what_there_is_of_it(world: World) -> Non
     tracemalloc.start()
 
     with pytest.raises(IntegrityError):
-        ItemReader(world.reader, content).read(0, 1)
+        OpenItem(world.reader, content).read(0, 1)
     world.reader.drop(content)
 
     _, most = tracemalloc.get_traced_memory()

@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
 from dserverfs.reading.cache.block_files import files_in
 from dserverfs.reading.cache.blocks import MemoryBlock
 from dserverfs.reading.cache.opening import AS_IT_IS
-from dserverfs.reading.hot_blocks import LoadedBlocks
+from dserverfs.reading.hot_blocks import HotBlocks
 from tests.support.accounts import Account
 from tests.support.cache_worker import BLOCKS, ITEMS, check
 from tests.support.child_processes import spawn
@@ -188,17 +187,17 @@ class Holder:
     """A process that shares a cache and has a block of each item open, as a reader does."""
 
     def __init__(self, directory: Path) -> None:
-        self.cache = BlockCache(directory, size_limit=1024 * MIB)
+        self.loaded = HotBlocks(max_blocks=100)
+        self.cache = BlockCache(
+            directory, size_limit=1024 * MIB, on_removal=self.loaded.close_removed
+        )
         self.cache.open()
-        self.lock = threading.Lock()
-        self.loaded = LoadedBlocks(100)
-        self.cache.on_removal(lambda: self.loaded.close_removed(self.lock))
 
     def load(self, numbers: range) -> None:
         for number in numbers:
             block = self.cache.load(BlockKey("item", number), MIB)
             assert block is not None
-            with self.lock:
+            with self.loaded.lock:
                 self.loaded.add(("item", number), block)
 
 

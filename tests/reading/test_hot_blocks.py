@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
+import weakref
 from pathlib import Path
 
-import pytest
-
-from dserverfs.reading import hot_blocks
 from dserverfs.reading.cache.blocks import (
     FileBlock,
     MemoryBlock,
@@ -17,7 +14,7 @@ from dserverfs.reading.cache.blocks import (
     checksums,
     number_of_parts,
 )
-from dserverfs.reading.hot_blocks import LoadedBlocks
+from dserverfs.reading.hot_blocks import HotBlocks
 
 SIZE = 1000
 
@@ -34,40 +31,39 @@ def in_file(directory: Path, number: int) -> FileBlock:
     return FileBlock(file, 0, SIZE, checksums(data), bytearray(number_of_parts(SIZE)))
 
 
-@pytest.fixture
-def two_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hot_blocks, "MAX_LOADED_MEMORY", 2 * SIZE)
+def two_in_memory() -> HotBlocks:
+    return HotBlocks(max_blocks=10, max_memory_in_bytes=2 * SIZE)
 
 
-def test_shelf_shows_what_comes_and_goes() -> None:
-    blocks = LoadedBlocks(10)
-    shelf = blocks.shelf("item")
-    assert shelf.get(3) is None
+def test_map_shows_what_comes_and_goes() -> None:
+    blocks = HotBlocks(max_blocks=10)
+    live = blocks.map_of("item")
+    assert live.get(3) is None
 
     blocks.add(("item", 3), block := in_memory(3))
     blocks.add(("other", 3), in_memory(4))
 
-    assert shelf.get(3) is block
-    assert blocks.shelf("item") is shelf
-    blocks.drop([("item", 3)])
-    assert shelf.get(3) is None
+    assert live.get(3) is block
+    assert blocks.map_of("item") is live
+    blocks.pop(("item", 3))
+    assert live.get(3) is None
     assert ("other", 3) in blocks
 
 
-def test_shelf_outlives_its_blocks_as_long_as_a_reader_holds_it() -> None:
-    blocks = LoadedBlocks(10)
-    shelf = blocks.shelf("item")
+def test_map_outlives_its_blocks_as_long_as_a_reader_holds_it() -> None:
+    blocks = HotBlocks(max_blocks=10)
+    live = blocks.map_of("item")
     blocks.add(("item", 0), in_memory(0))
     blocks.clear()
     gc.collect()
 
     blocks.add(("item", 1), block := in_memory(1))
 
-    assert shelf.get(1) is block
+    assert live.get(1) is block
 
 
 def test_block_in_use_is_not_the_first_to_go() -> None:
-    blocks = LoadedBlocks(3)
+    blocks = HotBlocks(max_blocks=3)
     for number in range(3):
         blocks.add(("item", number), in_memory(number))
     used = blocks.get(("item", 0))
@@ -84,12 +80,11 @@ def test_block_in_use_is_not_the_first_to_go() -> None:
     assert ("item", 0) not in blocks
 
 
-@pytest.mark.usefixtures("two_in_memory")
 def test_when_memory_is_short_the_file_behind_a_block_takes_its_place(tmp_path: Path) -> None:
-    blocks = LoadedBlocks(10)
+    blocks = two_in_memory()
     for number in range(2):
         blocks.add(("item", number), in_memory(number))
-        blocks.put_behind(("item", number), in_file(tmp_path, number))
+        blocks.attach_file(("item", number), in_file(tmp_path, number))
         assert isinstance(blocks.get(("item", number)), MemoryBlock)
 
     blocks.add(("item", 2), in_memory(2))
@@ -101,9 +96,8 @@ def test_when_memory_is_short_the_file_behind_a_block_takes_its_place(tmp_path: 
     assert bytes(found.read(0, SIZE)) == bytes(SIZE)
 
 
-@pytest.mark.usefixtures("two_in_memory")
 def test_when_memory_is_short_a_block_without_a_file_goes() -> None:
-    blocks = LoadedBlocks(10)
+    blocks = two_in_memory()
     for number in range(3):
         blocks.add(("item", number), in_memory(number))
 
@@ -111,13 +105,13 @@ def test_when_memory_is_short_a_block_without_a_file_goes() -> None:
 
 
 def test_item_that_is_not_read_any_more_leaves_memory(tmp_path: Path) -> None:
-    blocks = LoadedBlocks(10)
+    blocks = HotBlocks(max_blocks=10)
     for item in ("item", "other"):
         blocks.add((item, 0), in_memory(0))
-        blocks.put_behind((item, 0), in_file(tmp_path, 0))
+        blocks.attach_file((item, 0), in_file(tmp_path, 0))
     blocks.add(("item", 1), in_memory(1))  # the cache does not have it yet
 
-    blocks.leave_memory("item")
+    blocks.spill_to_files("item")
 
     assert isinstance(blocks.get(("item", 0)), FileBlock)
     assert isinstance(blocks.get(("item", 1)), MemoryBlock)
@@ -125,37 +119,75 @@ def test_item_that_is_not_read_any_more_leaves_memory(tmp_path: Path) -> None:
 
 
 def test_file_of_a_block_that_is_gone_from_memory_is_kept(tmp_path: Path) -> None:
-    blocks = LoadedBlocks(10)
+    blocks = HotBlocks(max_blocks=10)
 
-    blocks.put_behind(("item", 0), block := in_file(tmp_path, 0))
+    blocks.attach_file(("item", 0), block := in_file(tmp_path, 0))
 
     assert blocks.get(("item", 0)) is block
 
 
 def test_file_that_was_removed_from_the_cache_is_closed(tmp_path: Path) -> None:
-    blocks = LoadedBlocks(10)
-    shelf = blocks.shelf("item")
+    blocks = HotBlocks(max_blocks=10)
+    live = blocks.map_of("item")
     for number in (0, 1):
         blocks.add(("item", number), in_file(tmp_path, number))
     blocks.add(("item", 2), in_memory(2))
-    blocks.put_behind(("item", 2), in_file(tmp_path, 2))
+    blocks.attach_file(("item", 2), in_file(tmp_path, 2))
     before = len(os.listdir("/proc/self/fd"))
     for number in (0, 2):
         (tmp_path / f"{number}").unlink()
 
-    blocks.close_removed(threading.Lock())
+    blocks.close_removed()
 
-    assert sorted(shelf) == [1, 2]
+    assert sorted(live) == [1, 2]
     assert len(os.listdir("/proc/self/fd")) == before - 2
-    assert isinstance(shelf[2], MemoryBlock), "what is in memory needs no file"
+    assert isinstance(live[2], MemoryBlock), "what is in memory needs no file"
 
 
 def test_dropped_block_does_not_come_back_with_its_file(tmp_path: Path) -> None:
-    blocks = LoadedBlocks(10)
+    blocks = HotBlocks(max_blocks=10)
     blocks.add(("item", 0), in_memory(0))
-    blocks.put_behind(("item", 0), in_file(tmp_path, 0))
+    blocks.attach_file(("item", 0), in_file(tmp_path, 0))
 
-    blocks.drop([("item", 0)])
-    blocks.leave_memory("item")
+    blocks.pop(("item", 0))
+    blocks.spill_to_files("item")
 
     assert ("item", 0) not in blocks
+
+
+def test_map_of_a_dropped_item_stays_empty_and_the_next_one_is_another() -> None:
+    blocks = HotBlocks(max_blocks=10)
+    live = blocks.map_of("item")
+    blocks.add(("item", 0), in_memory(0))
+
+    blocks.drop_item("item")
+    blocks.add(("item", 1), block := in_memory(1))
+
+    assert live.is_dropped
+    assert live == {}
+    assert not blocks.map_of("item").is_dropped
+    assert blocks.map_of("item") == {1: block}
+
+
+def test_nothing_is_kept_of_an_item_that_was_dropped_and_is_not_read() -> None:
+    blocks = HotBlocks(max_blocks=10)
+    blocks.add(("item", 0), in_memory(0))
+    live = weakref.ref(blocks.map_of("item"))
+
+    blocks.drop_item("item")
+
+    gc.collect()
+    assert live() is None
+
+
+def test_only_those_who_have_a_dropped_item_open_are_told() -> None:
+    blocks = HotBlocks(max_blocks=10)
+    told: list[str] = []
+    here, gone = blocks.map_of("item"), blocks.map_of("other")
+    here.on_drop.append(lambda: told.append("item"))
+    gone.on_drop.append(lambda: told.append("other"))
+
+    for tell in [*blocks.drop_item("item"), *blocks.drop_item("item")]:
+        tell()
+
+    assert told == ["item"]

@@ -15,7 +15,7 @@ from dserverfs.base.errors import NotStored
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.model import Identifier
 from dserverfs.reading.item_order import FIRST_WINDOW
-from dserverfs.reading.open_item import ItemReader
+from dserverfs.reading.open_item import OpenItem
 from tests.reading.test_block_reader import DATASET, World
 from tests.support.faulty_store import Fault, Handler, faulty_store, refuse, stall
 
@@ -58,7 +58,7 @@ class Directory(World):
         return [self.item(each) for each in range(place, min(place + limit, COUNT))]
 
     def read(self, place: int) -> bytes:
-        return ItemReader(self.reader, self.item(place)).read(0, 128 * 1024)
+        return OpenItem(self.reader, self.item(place)).read(0, 128 * 1024)
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_closing_releases_those_who_wait_for_what_stalls(directory: Directory) -
     directory.store.faults = [ahead(stall)] * FIRST_WINDOW
     directory.read(1)
     wait_until(lambda: not directory.store.faults)
-    waiting = ItemReader(directory.reader, directory.item(5)).want(0, 10)
+    waiting = OpenItem(directory.reader, directory.item(5)).request_blocks(0, 10)
 
     directory.reader.close()
 
@@ -197,7 +197,7 @@ def test_of_larger_items_the_beginnings_are_fetched_within_the_budget(
     directory.size = 3 * BLOCK_SIZE
 
     for place in (0, 1):
-        ItemReader(directory.reader, directory.item(place)).read(0, 4096)
+        OpenItem(directory.reader, directory.item(place)).read(0, 4096)
 
     wait_until(lambda: len(directory.store.requests) >= 2 + 8)
     assert all("Range" in request for request in directory.store.requests)

@@ -9,11 +9,11 @@ import pytest
 
 from dserverfs.base import retry
 from dserverfs.base.errors import NotConnected
-from dserverfs.base.items import BLOCK_SIZE, ItemContent, Run
+from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.model import BackendURI, Dataset, Identifier
 from dserverfs.base.retry import Deadline
-from dserverfs.reading.ranges import Fetcher
-from dserverfs.remote.objects import Storage
+from dserverfs.reading.ranges import FirstVersion, RangeFetcher
+from dserverfs.remote.objects import ByteRange, Storage
 from dserverfs.remote.signed_urls import SignedURL
 from tests.support.faulty_store import cut_after, faulty_store
 
@@ -54,20 +54,6 @@ class Urls:
         self._url = self._new
 
 
-class Keeper:
-    def __init__(self) -> None:
-        self.blocks: list[bytes] = []
-
-    def begin(self) -> None:
-        """Nothing is dropped here."""
-
-    check = begin
-
-    def receive(self, index: int, data: bytes) -> None:
-        assert index == len(self.blocks)
-        self.blocks.append(bytes(data))
-
-
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.001)
@@ -85,13 +71,16 @@ def fetch(urls: Urls) -> bytes:
     content = ItemContent(
         "key", DATASET, Identifier("a" * 40), len(CONTENT), "md5", "", lambda _: []
     )
-    storage, keeper = Storage(), Keeper()
+    storage = Storage()
+    blocks: list[bytes] = []
     try:
-        run = Run(0, content.number_of_blocks)
-        Fetcher(urls, storage).fetch(content, run, keeper, Deadline(30.0))
+        wanted = ByteRange(0, len(CONTENT), len(CONTENT))
+        ranges = RangeFetcher(urls, storage)
+        ranges.fetch(content, wanted, FirstVersion(content), blocks.append, Deadline(30.0))
     finally:
         storage.close()
-    return b"".join(keeper.blocks)
+    assert [len(block) for block in blocks] == [BLOCK_SIZE] * 3 + [3]
+    return b"".join(blocks)
 
 
 def test_store_that_moved_is_asked_where_it_is_now(nowhere: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dserverfs.base.items import BLOCK_SIZE, Run
-from dserverfs.reading.open_item import ItemReader
+from dserverfs.reading.open_item import OpenItem
 from tests.reading.test_block_reader import World
 from tests.reading.test_item_prefetch import Directory
 from tests.support.faulty_store import FaultyStore, Handler, faulty_store
@@ -36,7 +36,7 @@ def fetched_blocks(store: FaultyStore) -> list[int]:
     return blocks
 
 
-def read(item: ItemReader, start: int, end: int) -> None:
+def read(item: OpenItem, start: int, end: int) -> None:
     for offset in range(start, end, PIECE):
         size = min(PIECE, end - offset)
         assert item.read(offset, size) == CONTENT[offset : offset + size]
@@ -50,7 +50,7 @@ def read(item: ItemReader, start: int, end: int) -> None:
 def test_beginning_of_a_file_has_three_times_as_much_fetched_at_most(
     world: World, start: int, read_bytes: int, most: int
 ) -> None:
-    item = ItemReader(world.reader, world.content(len(CONTENT)))
+    item = OpenItem(world.reader, world.content(len(CONTENT)))
 
     read(item, start, start + read_bytes)
     world.reader.flush()
@@ -63,7 +63,7 @@ def test_each_read_at_random_has_one_block_fetched(world: World) -> None:
     content = world.content(len(CONTENT))
 
     for place in places:
-        item = ItemReader(world.reader, content)
+        item = OpenItem(world.reader, content)
         assert item.read(place * BLOCK_SIZE + 5000, 4096) == bytes(4096)
     world.reader.flush()
 
@@ -71,7 +71,7 @@ def test_each_read_at_random_has_one_block_fetched(world: World) -> None:
 
 
 def test_file_that_is_read_to_its_end_is_fetched_once_in_large_requests(world: World) -> None:
-    read(ItemReader(world.reader, world.content(len(CONTENT))), 0, len(CONTENT))
+    read(OpenItem(world.reader, world.content(len(CONTENT))), 0, len(CONTENT))
 
     assert sorted(fetched_blocks(world.store)) == [*range(BLOCKS)]
     assert len(world.store.requests) <= 12
@@ -82,7 +82,7 @@ def test_headers_of_many_large_files_have_one_block_of_each_fetched(tmp_path: Pa
         directory = Directory(store, tmp_path / "blocks")
         directory.size = 8 * BLOCK_SIZE
         for place in range(20):
-            item = ItemReader(directory.reader, directory.item(place))
+            item = OpenItem(directory.reader, directory.item(place))
             assert item.read(0, PIECE) == bytes(PIECE)
             item.close()
         directory.reader.flush()
@@ -111,14 +111,14 @@ def test_what_is_fetched_ahead_is_left_when_the_last_closes_the_file(
     world: World, others: int
 ) -> None:
     gates = [Gate() for _ in range(3)]  # as many as fetch ahead at a time
-    items = [ItemReader(world.reader, world.content(len(CONTENT))) for _ in range(1 + others)]
+    items = [OpenItem(world.reader, world.content(len(CONTENT))) for _ in range(1 + others)]
     read(items[0], 0, BLOCK_SIZE)
     world.reader.flush()
     before = len(fetched_blocks(world.store))
     world.store.faults = [*gates]
     content = world.content(len(CONTENT))
     for first in (20, 30, 40, 50):
-        world.reader.want_ahead(content, Run(first, 4))
+        world.reader.filler.request_ahead(content, Run(first, 4))
     assert all(gate.arrived.wait(20) for gate in gates)
 
     items[0].close()
@@ -129,7 +129,7 @@ def test_what_is_fetched_ahead_is_left_when_the_last_closes_the_file(
     # What was asked for is read to the end of its first block; the fourth waits in vain.
     ahead = fetched_blocks(world.store)[before:]
     assert len(ahead) == (16 if others else 12)
-    again = ItemReader(world.reader, content)
+    again = OpenItem(world.reader, content)
     for block in (20, 21, 53, 52):
         assert again.read(block * BLOCK_SIZE, 10) == bytes(10)
 
@@ -138,12 +138,12 @@ def test_read_ahead_that_somebody_waits_for_is_fetched_though_the_file_is_closed
     world: World,
 ) -> None:
     gate = Gate()
-    item = ItemReader(world.reader, world.content(len(CONTENT)))
+    item = OpenItem(world.reader, world.content(len(CONTENT)))
     world.store.faults = [gate]
-    world.reader.want_ahead(world.content(len(CONTENT)), Run(0, 3))
+    world.reader.filler.request_ahead(world.content(len(CONTENT)), Run(0, 3))
     assert gate.arrived.wait(20)
 
-    (waiting,) = item.want(2 * BLOCK_SIZE, 10)
+    (waiting,) = item.request_blocks(2 * BLOCK_SIZE, 10)
     item.close()
     gate.opened.set()
 

@@ -15,8 +15,8 @@ import pytest
 
 from dserverfs.base.errors import DeadlineExceeded, Unreachable
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
-from dserverfs.reading.block_reader import DEMAND_THREADS, Reader
-from dserverfs.reading.open_item import ItemReader
+from dserverfs.reading.block_filling import DEMAND_THREADS
+from dserverfs.reading.open_item import OpenItem
 from tests.reading.test_block_reader import CONTENT, World
 from tests.support.faulty_store import FaultyStore, cut_after, faulty_store, stall
 from tests.support.servers import SOURCES
@@ -33,9 +33,7 @@ def store() -> Iterator[FaultyStore]:
 
 @pytest.fixture
 def world(store: FaultyStore, tmp_path: Path) -> Iterator[World]:
-    world = World(store, tmp_path / "blocks")
-    world.reader.close()
-    world.reader = Reader(world.urls, world.storage, world.cache, read_timeout_s=TIMEOUT_S)
+    world = World(store, tmp_path / "blocks", read_timeout_s=TIMEOUT_S)
     yield world
     store.released.set()
     world.close()
@@ -44,7 +42,7 @@ def world(store: FaultyStore, tmp_path: Path) -> Iterator[World]:
 def seconds_until_refused(world: World, content: ItemContent) -> float:
     start_s = time.monotonic()
     with pytest.raises(DeadlineExceeded):
-        ItemReader(world.reader, content).read(0, 10)
+        OpenItem(world.reader, content).read(0, 10)
     return time.monotonic() - start_s
 
 
@@ -65,13 +63,13 @@ def test_who_asks_again_at_once_as_the_kernel_does_does_not_wait_again(
     world: World, store: FaultyStore
 ) -> None:
     store.faults = [stall] * 8
-    item = ItemReader(world.reader, world.content())
+    item = OpenItem(world.reader, world.content())
     with pytest.raises(DeadlineExceeded):
         item.read(0, 10)
 
     start_s = time.monotonic()
     with pytest.raises(DeadlineExceeded):
-        item.want(0, 10)
+        item.request_blocks(0, 10)
 
     assert time.monotonic() - start_s < 0.5
 
@@ -80,21 +78,20 @@ def test_who_gives_up_waiting_for_what_is_still_under_way_does_not_wait_again(
     world: World, store: FaultyStore
 ) -> None:
     store.faults = [stall] * 8
-    item = ItemReader(world.reader, world.content())
-    item.want(0, 10)
+    item = OpenItem(world.reader, world.content())
+    item.request_blocks(0, 10)
 
-    item.gave_up(0, 10)
+    item.give_up(0, 10)
 
     with pytest.raises(DeadlineExceeded):
-        item.want(0, 10)
+        item.request_blocks(0, 10)
 
 
-def test_refusal_is_forgotten_after_a_moment(
-    world: World, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dserverfs.reading.hot_blocks.FAILURE_KEPT_S", 0.05)
+def test_refusal_is_forgotten_after_a_moment(world: World, store: FaultyStore) -> None:
+    world.reader.close()
+    world.reader = world.new_reader(read_timeout_s=TIMEOUT_S, failure_kept_s=0.05)
     store.faults = [stall] * 8
-    item = ItemReader(world.reader, world.content())
+    item = OpenItem(world.reader, world.content())
     with pytest.raises(DeadlineExceeded):
         item.read(0, 10)
     store.faults.clear()
@@ -112,14 +109,14 @@ def test_slow_store_is_waited_for_as_long_as_blocks_come(store: FaultyStore, wor
     """A run of blocks may take longer than one read may."""
 
     store.faults = [cut_after(BLOCK_SIZE)] * 5
-    item = ItemReader(world.reader, world.content())
+    item = OpenItem(world.reader, world.content())
 
     for start in range(0, len(CONTENT), BLOCK_SIZE):
         assert item.read(start, BLOCK_SIZE) == CONTENT[start : start + BLOCK_SIZE]
 
 
 def test_after_the_end_nobody_waits(world: World) -> None:
-    item = ItemReader(world.reader, world.content())
+    item = OpenItem(world.reader, world.content())
     world.reader.close()
 
     with pytest.raises(Unreachable):
@@ -154,7 +151,7 @@ def peak_of_readers(url: str, directory: Path, size: int) -> int:
 
     def read(number: int) -> None:
         content = replace(template, key=f"key{number}")
-        item = ItemReader(world.reader, Lone(**vars(content)))
+        item = OpenItem(world.reader, Lone(**vars(content)))
         for start in range(0, size, 128 * 1024):
             item.read(start, 128 * 1024)
 

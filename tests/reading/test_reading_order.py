@@ -14,7 +14,7 @@ from dserverfs.base.items import ItemContent
 from dserverfs.base.model import UUID
 from dserverfs.client import Client
 from dserverfs.reading.item_order import FIRST_WINDOW
-from dserverfs.reading.open_item import ItemReader
+from dserverfs.reading.open_item import OpenItem
 from dserverfs.settings import Settings
 from tests.support.quirky_server import BASE_URI, TOKEN, QuirkyServer, quirky_server
 
@@ -60,7 +60,7 @@ class Mount:
 
     def read(self, place: int) -> bool:
         relpath, content = self.items[place]
-        return ItemReader(self.client.reader, content).read(0, 128 * 1024) == CONTENTS[relpath]
+        return OpenItem(self.client.reader, content).read(0, 128 * 1024) == CONTENTS[relpath]
 
     def read_all(self, order: list[int], threads: int) -> None:
         with ThreadPoolExecutor(threads) as pool:

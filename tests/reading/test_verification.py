@@ -13,10 +13,9 @@ import pytest
 from dserverfs.base.errors import IntegrityError
 from dserverfs.base.hashes import Policy
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
-from dserverfs.reading.block_reader import Reader
 from dserverfs.reading.cache.block_cache import BlockKey
 from dserverfs.reading.cache.blocks import checksums
-from dserverfs.reading.open_item import ItemReader
+from dserverfs.reading.open_item import OpenItem
 from tests.reading.test_block_reader import CONTENT, World, wrong_bytes
 from tests.support.faulty_store import FaultyStore, faulty_store
 
@@ -40,7 +39,7 @@ def store() -> Iterator[FaultyStore]:
 
 def read(world: World, content: ItemContent, order: list[int] = IN_ORDER) -> bytes:
     """Read an item block by block and return it."""
-    item = ItemReader(world.reader, content)
+    item = OpenItem(world.reader, content)
     pieces = {start: item.read(start, BLOCK_SIZE) for start in order}
     world.reader.flush()
     return b"".join(pieces[start] for start in sorted(pieces))
@@ -99,7 +98,7 @@ def test_item_that_was_read_in_part_serves_no_other_dataset(
 ) -> None:
     world = World(store, tmp_path / "blocks")
     for key in ("dserver://one/i", "dserver://two/j"):
-        assert ItemReader(world.reader, world.content(key=key)).read(0, 10) == CONTENT[:10]
+        assert OpenItem(world.reader, world.content(key=key)).read(0, 10) == CONTENT[:10]
         world.reader.flush()
 
     starts = [request["Range"].split("-")[0] for request in store.requests]
@@ -127,7 +126,7 @@ def test_same_hash_and_another_size_is_another_content(store: FaultyStore, tmp_p
     shorter = replace(world.content(key="dserver://two/j"), size_in_bytes=BLOCK_SIZE)
 
     with pytest.raises(IntegrityError):
-        ItemReader(world.reader, shorter).read(0, 10)
+        OpenItem(world.reader, shorter).read(0, 10)
     world.close()
 
 
@@ -141,11 +140,19 @@ def test_item_compared_once_is_not_hashed_again_by_the_next_process(
     read(world, world.content())
     world.close()
 
+    class Never:
+        """A hasher that nothing is to be hashed with."""
+
+        def update(self, data: object) -> None:
+            raise AssertionError("hashed again")
+
+        def hexdigest(self) -> str:
+            raise AssertionError("hashed again")
+
     def none(hash_function: str) -> None:
         raise AssertionError("hashed again")
 
-    again = World(store, tmp_path / "blocks", Policy.STRICT)
-    monkeypatch.setattr("dserverfs.reading.verification.hasher_of", lambda name: object())
+    again = World(store, tmp_path / "blocks", Policy.STRICT, make_hasher=lambda name: Never())
     monkeypatch.setattr("dserverfs.base.hashes.hasher_of", none)
     assert read(again, again.content()) == CONTENT
     again.close()
@@ -215,9 +222,8 @@ def test_reader_of_a_wrong_item_does_not_get_all_of_it_in_whatever_order(
 def test_reader_without_a_disk_to_read_back_from_is_told_all_the_same(
     store: FaultyStore, tmp_path: Path, order: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(store, tmp_path / "blocks")
+    world = World(store, tmp_path / "blocks", max_memory_in_bytes=2 * BLOCK_SIZE)
     monkeypatch.setattr(world.cache, "store", lambda blocks: {})
-    monkeypatch.setattr("dserverfs.reading.hot_blocks.MAX_LOADED_MEMORY", 2 * BLOCK_SIZE)
     right = world.content()
     damage(store, 5)
 
@@ -231,7 +237,7 @@ def test_part_of_a_wrong_item_is_not_held_up(store: FaultyStore, tmp_path: Path)
     right = world.content()
     damage(store, LAST)
 
-    assert ItemReader(world.reader, right).read(3 * BLOCK_SIZE, 10)
+    assert OpenItem(world.reader, right).read(3 * BLOCK_SIZE, 10)
     world.close()
 
 
@@ -251,10 +257,13 @@ def forge(store: FaultyStore, place: int) -> None:
     store.content = bytes(forged)
 
 
-def without_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every block fetched again that is not among the last two."""
+def without_disk(
+    store: FaultyStore, tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> World:
+    """Return a world in which every block is fetched again that is not among the last two."""
+    world = World(store, tmp_path / "blocks", policy, max_memory_in_bytes=2 * BLOCK_SIZE)
     monkeypatch.setattr(world.cache, "store", lambda blocks: {})
-    monkeypatch.setattr("dserverfs.reading.hot_blocks.MAX_LOADED_MEMORY", 2 * BLOCK_SIZE)
+    return world
 
 
 @wrong_is_said
@@ -271,15 +280,14 @@ def test_forged_block_that_is_fetched_again_is_compared_as_the_first_one_was(
     same_handle: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    world = World(store, tmp_path / "blocks", policy)
-    without_disk(world, monkeypatch)
+    world = without_disk(store, tmp_path, policy, monkeypatch)
     content = world.content()
-    item = ItemReader(world.reader, content)
+    item = OpenItem(world.reader, content)
     assert b"".join(item.read(start, BLOCK_SIZE) for start in IN_ORDER) == CONTENT
     world.reader.flush()
 
     forge(store, BLOCK_SIZE + 99)
-    again = item if same_handle else ItemReader(world.reader, content)
+    again = item if same_handle else OpenItem(world.reader, content)
     pieces = (again.read(start, BLOCK_SIZE) for start in order)
     got: list[bytes] = []
     with pytest.raises(IntegrityError):
@@ -293,9 +301,8 @@ def test_forged_block_that_is_fetched_again_is_compared_as_the_first_one_was(
 def test_right_block_that_is_fetched_again_does_not_have_the_others_fetched(
     store: FaultyStore, tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(store, tmp_path / "blocks", policy)
-    without_disk(world, monkeypatch)
-    item = ItemReader(world.reader, world.content())
+    world = without_disk(store, tmp_path, policy, monkeypatch)
+    item = OpenItem(world.reader, world.content())
     assert b"".join(item.read(start, BLOCK_SIZE) for start in IN_ORDER) == CONTENT
     world.reader.flush()
     store.requests.clear()
@@ -324,7 +331,7 @@ def test_strict_hands_out_no_byte_of_a_wrong_item(
 
     for start in (0, 3 * BLOCK_SIZE, LAST):
         with pytest.raises(IntegrityError):
-            ItemReader(world.reader, right).read(start, 1)
+            OpenItem(world.reader, right).read(start, 1)
 
     store.content = CONTENT
     store.etag = '"mended"'
@@ -355,16 +362,14 @@ def test_strict_refuses_a_wrong_item_of_one_block(store: FaultyStore, tmp_path: 
     world = strict(store, tmp_path)
 
     with pytest.raises(IntegrityError):
-        ItemReader(world.reader, world.content(5000)).read(0, 1)
+        OpenItem(world.reader, world.content(5000)).read(0, 1)
     world.close()
 
 
 def test_strict_works_without_a_disk(
     store: FaultyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = strict(store, tmp_path)
-    monkeypatch.setattr(world.cache, "store", lambda blocks: {})
-    monkeypatch.setattr("dserverfs.reading.hot_blocks.MAX_LOADED_MEMORY", 2 * BLOCK_SIZE)
+    world = without_disk(store, tmp_path, Policy.STRICT, monkeypatch)
 
     assert read(world, world.content(), ORDERS["shuffled"]) == CONTENT
     world.close()
@@ -375,19 +380,13 @@ def test_strict_hands_out_parts_of_what_is_larger_than_its_limit(
     store: FaultyStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = strict(store, tmp_path)
-    reader = Reader(
-        world.urls,
-        world.storage,
-        world.cache,
-        verify=Policy.STRICT,
-        strict_limit_in_bytes=len(CONTENT) - 1,
-    )
+    reader = world.new_reader(verify=Policy.STRICT, strict_limit_in_bytes=len(CONTENT) - 1)
     right = world.content()
     damage(store, 0)
 
-    assert ItemReader(reader, right).read(LAST, 1) == CONTENT[-1:]
+    assert OpenItem(reader, right).read(LAST, 1) == CONTENT[-1:]
     with pytest.raises(IntegrityError):
-        list(map(ItemReader(reader, right).read, IN_ORDER, [BLOCK_SIZE] * 6))
+        list(map(OpenItem(reader, right).read, IN_ORDER, [BLOCK_SIZE] * 6))
     assert caplog.text.count("handed out uncompared") == 1
     reader.close()
     world.close()
@@ -398,7 +397,7 @@ def test_strict_refuses_what_it_cannot_compare(store: FaultyStore, tmp_path: Pat
     unknown = replace(world.content(), hash_function="crc_of_the_moon")
 
     with pytest.raises(IntegrityError, match="crc_of_the_moon"):
-        ItemReader(world.reader, unknown).read(0, 1)
+        OpenItem(world.reader, unknown).read(0, 1)
     world.close()
 
 
@@ -421,4 +420,19 @@ def test_wrong_item_is_named_by_its_path(store: FaultyStore, tmp_path: Path, siz
 
     with pytest.raises(IntegrityError, match=r"\(n\): more/data\.bin"):
         read(world, content, list(range(0, size, BLOCK_SIZE)))
+    world.close()
+
+
+def test_strict_names_large_items_once_and_keeps_no_more_names_than_it_may(
+    store: FaultyStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(
+        store, tmp_path / "blocks", Policy.STRICT, strict_limit_in_bytes=1, max_named_large=2
+    )
+    items = [world.content(key=f"key{number}") for number in (0, 0, 1, 2, 0)]
+    for item in items:
+        assert OpenItem(world.reader, item).read(0, 1) == CONTENT[:1]
+
+    # The third item takes the place of the others, of which the first is named once more.
+    assert caplog.text.count("handed out uncompared") == 4
     world.close()

@@ -19,20 +19,20 @@ import pytest
 
 from dserverfs.base import retry
 from dserverfs.base.errors import Busy, DserverfsError, Unreachable
-from dserverfs.base.items import ItemContent, Run
+from dserverfs.base.items import ItemContent
 from dserverfs.base.model import UUID, Dataset
 from dserverfs.base.retry import Deadline
 from dserverfs.catalogue.manifests import Manifests
 from dserverfs.catalogue.offline import KeptAnswers
 from dserverfs.catalogue.refreshed import loaded
 from dserverfs.client import Client
-from dserverfs.reading.ranges import Fetcher
+from dserverfs.reading.ranges import FirstVersion, RangeFetcher
 from dserverfs.reading.stored_items import StoredItems
 from dserverfs.reading.whole_item import download
 from dserverfs.remote.api import Resolver
 from dserverfs.remote.dserver_http import ServerTransport, TokenSource
 from dserverfs.remote.metadata_api import MetadataWrites
-from dserverfs.remote.objects import Storage
+from dserverfs.remote.objects import ByteRange, Storage
 from dserverfs.remote.routes import Routes
 from dserverfs.writing.upload.uploader import Uploader
 from tests.support import faulty_front as faults
@@ -100,8 +100,12 @@ class World:
     scratch: Path
 
     @property
+    def ranges(self) -> RangeFetcher:
+        return RangeFetcher(self.resolver, self.storage)
+
+    @property
     def stored(self) -> StoredItems:
-        return StoredItems(self.resolver, self.storage)
+        return StoredItems(self.ranges)
 
 
 @pytest.fixture(scope="module")
@@ -158,27 +162,12 @@ def world(
     storage.close()
 
 
-class Keeper:
-    """Keeps blocks that are fetched."""
-
-    def __init__(self) -> None:
-        self.blocks: list[bytes] = []
-
-    def begin(self) -> None:
-        """Nothing is dropped here."""
-
-    check = begin
-
-    def receive(self, index: int, data: bytes) -> None:
-        assert index == len(self.blocks)
-        self.blocks.append(bytes(data))
-
-
 def fetched(world: World, name: str) -> bytes:
-    content, keeper = world.contents[name], Keeper()
-    fetcher = Fetcher(world.resolver, world.storage)
-    fetcher.fetch(content, Run(0, content.number_of_blocks), keeper, Deadline(60.0))
-    return b"".join(keeper.blocks)
+    content, blocks = world.contents[name], list[bytes]()
+    wanted = ByteRange(0, content.size_in_bytes, content.size_in_bytes)
+    version = FirstVersion(content)
+    world.ranges.fetch(content, wanted, version, blocks.append, Deadline(60.0))
+    return b"".join(blocks)
 
 
 def me(world: World) -> None:
@@ -227,7 +216,7 @@ def small_item(world: World) -> None:
 
 def whole_download(world: World) -> None:
     with tempfile.TemporaryFile(dir=world.scratch) as file:
-        found = download(world.stored, world.contents["large"], file.fileno())
+        found = download(world.ranges, world.contents["large"], file.fileno())
         assert found == world.contents["large"].hash
         assert os.pread(file.fileno(), len(LARGE) + 1, 0) == LARGE
 

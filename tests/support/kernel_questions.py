@@ -103,8 +103,7 @@ class Walker:
         for path in client.catalogue._manifests._directory.iterdir():
             path.unlink()
         client.resolver._signing = Signing(client.resolver._routes)
-        with client.reader._lock:
-            client.reader._loaded.clear()
+        client.reader.flight.clear()
 
     def age(self) -> None:
         """Have all that can change refreshed when it is next asked for."""

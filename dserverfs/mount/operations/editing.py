@@ -33,7 +33,7 @@ from dserverfs.base.processes import Processes
 from dserverfs.mount.operations.errnos import guarded
 from dserverfs.mount.operations.handles import OpenBytes, OpenFile
 from dserverfs.mount.operations.reading import AttributesOf, Ownership, ReadOnlyOperations
-from dserverfs.reading.block_reader import Reader as ItemsReader
+from dserverfs.reading.block_reader import BlockReader
 from dserverfs.remote.versions import Reader
 from dserverfs.tree.frozen_dataset import DatasetTree
 from dserverfs.tree.mount_tree import Inode, Tree
@@ -56,7 +56,7 @@ class EditingOperations(ReadOnlyOperations):
     def __init__(
         self,
         tree: Tree,
-        reader: ItemsReader,
+        reader: BlockReader,
         ownership: Ownership,
         edits: FrozenEdits,
         attributes_of: AttributesOf | None = None,

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileNameT, InodeT, ModeT, ReaddirToken
 
-from dserverfs.reading.open_item import ItemReader
 from dserverfs.tree.frozen_dataset import MUTABLE_S, Entry
 from dserverfs.tree.mount_tree import Inode, Tree
 
@@ -81,11 +80,6 @@ def tell_dots(token: ReaddirToken, cookie: int, inode: InodeT) -> int:
             entry.st_ino = InodeT(number)
             pyfuse3.readdir_reply(token, FileNameT(name.encode()), entry, behind)
     return 0
-
-
-class OpenItem(NamedTuple):
-    reader: ItemReader
-    inode: InodeT
 
 
 class OpenFile(NamedTuple):

@@ -41,12 +41,11 @@ from dserverfs.mount.operations.handles import (
     OpenBytes,
     OpenDirectory,
     OpenFile,
-    OpenItem,
     tell_dots,
 )
-from dserverfs.reading.block_reader import Reader
+from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.blocks import Block
-from dserverfs.reading.open_item import ItemReader
+from dserverfs.reading.open_item import OpenItem
 from dserverfs.tree.frozen_dataset import Attributes, DatasetTree
 from dserverfs.tree.mount_tree import Inode, Tree
 
@@ -83,7 +82,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
     def __init__(
         self,
         tree: Tree,
-        reader: Reader,
+        reader: BlockReader,
         ownership: Ownership,
         attributes_of: AttributesOf | None = None,
     ) -> None:
@@ -102,7 +101,6 @@ class ReadOnlyOperations(pyfuse3.Operations):
         # Limits of their own, so that stalled reads do not delay `ls`.
         self._metadata_limit = trio.CapacityLimiter(METADATA_THREADS)
         self._disk_limit = trio.CapacityLimiter(DISK_THREADS)
-        reader.on_drop(self._forget_pages)
 
     # Names and attributes
 
@@ -176,7 +174,9 @@ class ReadOnlyOperations(pyfuse3.Operations):
         content = await self._loaded(lambda: self._tree.content(Inode(inode)))
         handle = self._new_handle()
         if isinstance(content, ItemContent):
-            self._handles[handle] = OpenItem(ItemReader(self._reader, content), inode)
+            self._handles[handle] = OpenItem(
+                self._reader, content, lambda: _forget_pages(content, inode)
+            )
             return FileInfo(fh=handle, keep_cache=True)
         if isinstance(content, Path):
             self._handles[handle] = OpenFile(os.open(content, os.O_RDONLY | os.O_CLOEXEC))
@@ -191,16 +191,17 @@ class ReadOnlyOperations(pyfuse3.Operations):
             return handle.content[off : off + size]
         if isinstance(handle, OpenFile):
             return await self._read_file(handle, off, size)
-        data = handle.reader.read_nowait(off, size, self._reply)
+        data = handle.read_nowait(off, size, self._reply)
         if data is None:
-            data = await self._read_item(handle.reader, off, size)
+            data = await self._read_item(handle, off, size)
         return data  # type: ignore[return-value]  # pyfuse3 takes any buffer, its stub says bytes
 
-    async def _read_item(self, reader: ItemReader, offset: int, size: int) -> Buffer:
-        wanted = reader.want(offset, size)
-        if not any(isinstance(entry, Future) for entry in wanted) and reader.held_back() is None:
+    async def _read_item(self, item: OpenItem, offset: int, size: int) -> Buffer:
+        wanted = item.request_blocks(offset, size)
+        is_here = not any(isinstance(entry, Future) for entry in wanted)
+        if is_here and item.verification_pending() is None:
             # A cancel scope costs as much as the rest of a read.
-            data = reader.cut_nowait(cast("list[Block]", wanted), offset, size)
+            data = item.cut_nowait(cast("list[Block]", wanted), offset, size)
             if data is not None:
                 return data
         try:
@@ -208,19 +209,19 @@ class ReadOnlyOperations(pyfuse3.Operations):
                 while True:
                     blocks = [
                         await waiting.result(entry) if isinstance(entry, Future) else entry
-                        for entry in reader.want(offset, size)
+                        for entry in item.request_blocks(offset, size)
                     ]
-                    held = reader.held_back()
-                    if held is None:
+                    pending = item.verification_pending()
+                    if pending is None:
                         break
-                    await waiting.result(held)
-                data = reader.cut_nowait(blocks, offset, size)
+                    await waiting.result(pending)
+                data = item.cut_nowait(blocks, offset, size)
                 if data is None:
-                    data = await self._in_thread(lambda: reader.cut(blocks, offset, size))
+                    data = await self._in_thread(lambda: item.cut(blocks, offset, size))
                 return data
         except trio.TooSlowError:
             # The kernel asks once more for what failed, and must not wait as long again.
-            reader.gave_up(offset, size)
+            item.give_up(offset, size)
             raise
 
     async def _read_file(self, file: OpenFile, offset: int, size: int) -> bytes:
@@ -235,7 +236,7 @@ class ReadOnlyOperations(pyfuse3.Operations):
         if isinstance(handle, OpenFile):
             os.close(handle.fd)
         elif isinstance(handle, OpenItem):
-            handle.reader.close()
+            handle.close()
 
     @guarded
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
@@ -375,24 +376,6 @@ class ReadOnlyOperations(pyfuse3.Operations):
     async def _in_thread(self, call: Callable[[], R]) -> R:
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._disk_limit)
 
-    def _forget_pages(self, content: ItemContent) -> None:
-        """Let the kernel forget what it was told of an item; called in another thread."""
-        inodes = {
-            handle.inode
-            for handle in list(self._handles.values())
-            if isinstance(handle, OpenItem) and handle.reader.content.key == content.key
-        }
-
-        def invalidate() -> None:
-            for inode in inodes:
-                try:
-                    pyfuse3.invalidate_inode(inode)
-                except OSError as error:
-                    logger.warning("the kernel may keep wrong bytes of %s: %s", content.key, error)
-
-        # In a thread of its own: it waits for pages under read, of which some wait for us.
-        threading.Thread(target=invalidate, name="invalidate", daemon=True).start()
-
     def _new_handle(self) -> FileHandleT:
         self._last_handle += 1
         return FileHandleT(self._last_handle)
@@ -408,6 +391,19 @@ class ReadOnlyOperations(pyfuse3.Operations):
         entry.st_gid = self._ownership.gid
         entry.st_blksize = 4096
         return entry
+
+
+def _forget_pages(content: ItemContent, inode: InodeT) -> None:
+    """Let the kernel forget the bytes of an item that turned out wrong; called in any thread."""
+
+    def invalidate() -> None:
+        try:
+            pyfuse3.invalidate_inode(inode)
+        except OSError as error:
+            logger.warning("the kernel may keep wrong bytes of %s: %s", content.key, error)
+
+    # In a thread of its own: it waits for pages under read, of which some wait for us.
+    threading.Thread(target=invalidate, name="invalidate", daemon=True).start()
 
 
 def _fill(entry: Any, attributes: Attributes, umask: int) -> None:

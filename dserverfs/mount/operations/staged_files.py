@@ -41,7 +41,7 @@ from dserverfs.mount.operations.handles import OpenDirectory, OpenFile, tell_dot
 from dserverfs.mount.operations.incomplete import reason_of
 from dserverfs.mount.operations.reading import AttributesOf, Ownership
 from dserverfs.mount.operations.write_latency import Pace
-from dserverfs.reading.block_reader import Reader
+from dserverfs.reading.block_reader import BlockReader
 from dserverfs.tree.frozen_dataset import Attributes
 from dserverfs.tree.mount_tree import NUMBER_MASK, Inode, Tree
 from dserverfs.tree.staged_dataset import Changes, OpenStaged, StagedTree, is_for_writing
@@ -64,7 +64,7 @@ class StagedFileOperations(EditingOperations):
     def __init__(
         self,
         tree: Tree,
-        reader: Reader,
+        reader: BlockReader,
         ownership: Ownership,
         staging: Staging,
         freezer: Freezer,

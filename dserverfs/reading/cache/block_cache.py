@@ -92,16 +92,23 @@ def _range_of(item: str) -> tuple[str, str]:
 class BlockCache:
     """Blocks on disk. `open` first; `close` when done."""
 
-    def __init__(self, directory: Path, *, size_limit: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        size_limit: int | None = None,
+        on_removal: Callable[[], None] = lambda: None,
+    ) -> None:
         """`size_limit` is in bytes, or AS_IT_IS; 0 keeps nothing new, None is half of what is free.
 
-        What others have kept there can be read in any case.
+        The blocks that others have kept there can be read in any case. `on_removal` is
+        called, in any thread, when files were removed, and has to close them.
         """
         self._directory = directory
         self._size_limit = size_limit
         self._cache: Any = None
         self._is_open = False
-        self._removal: Callable[[], None] = lambda: None
+        self._on_removal = on_removal
         self._troubles = CacheTroubles(directory)
         self._watch = CacheWatch(directory, self._look)
         self._lock = threading.Lock()
@@ -145,10 +152,6 @@ class BlockCache:
             self._troubles.broke(error)
         except _FAILURES as error:
             self._troubles.broke(error)
-
-    def on_removal(self, close: Callable[[], None]) -> None:
-        """Have `close` called when files were removed, which is to close them; in any thread."""
-        self._removal = close
 
     def load(self, key: BlockKey, length: int) -> Block | None:
         """Return the block of `length` bytes if it is here, else None.
@@ -398,7 +401,7 @@ class BlockCache:
 
     def _look(self) -> None:
         """Close what was removed; make the cache anew if it was taken away."""
-        self._removal()
+        self._on_removal()
         if self._cache is not None and self._watch.is_gone():
             self._must_reopen = True
 

@@ -1,0 +1,102 @@
+"""What is known of items: verified, unverified, and none forgotten on the wrong side."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from dserverfs.base.hashes import Policy
+from dserverfs.base.items import BLOCK_SIZE, ItemContent
+from dserverfs.base.model import Identifier
+from dserverfs.reading.cache.blocks import MemoryBlock
+from dserverfs.reading.item_hashes import ItemHashes, Verdict
+from tests.reading.test_block_reader import DATASET
+
+CONTENT = bytes(2 * BLOCK_SIZE)
+BLOCKS = [CONTENT[:BLOCK_SIZE], CONTENT[BLOCK_SIZE:]]
+ITEM = ItemContent(
+    key="item",
+    dataset=DATASET,
+    identifier=Identifier("i" * 40),
+    size_in_bytes=len(CONTENT),
+    hash_function="md5sum_hexdigest",
+    hash=hashlib.md5(CONTENT).hexdigest(),
+    neighbours=lambda limit: [],
+)
+
+
+def verify(hashes: ItemHashes, content: ItemContent) -> Verdict | None:
+    hashing = hashes.begin_hashing(content)
+    assert hashing is not None
+    for data in BLOCKS:
+        hashing.feed(MemoryBlock(data), content)
+    return hashes.finish(content, hashing)
+
+
+def test_item_is_unverified_until_all_of_it_was_hashed() -> None:
+    hashes = ItemHashes(Policy.COMPLETE)
+    hashes.mark_unverified(ITEM)
+    assert hashes.is_unverified(ITEM)
+
+    assert verify(hashes, ITEM) is Verdict.VERIFIED
+
+    assert not hashes.is_unverified(ITEM)
+    assert hashes.is_verified(ITEM)
+
+
+@pytest.mark.expects_log("does not have the manifest's hash")
+def test_item_with_another_hash_is_corrupt() -> None:
+    hashes = ItemHashes(Policy.COMPLETE)
+
+    assert verify(hashes, replace(ITEM, hash="0" * 32)) is Verdict.CORRUPT
+
+
+def test_unverified_items_are_bounded_and_none_beyond_is_taken_for_verified() -> None:
+    hashes = ItemHashes(Policy.COMPLETE, max_unverified=3)
+    items = [replace(ITEM, key=f"item {number}") for number in range(5)]
+    for item in items[:3]:
+        hashes.mark_unverified(item)
+    assert not hashes.is_unverified(ITEM), "nothing was handed out of it"
+
+    for item in items[3:]:
+        hashes.mark_unverified(item)
+
+    assert all(hashes.is_unverified(item) for item in items)
+    assert hashes.is_unverified(ITEM), "it may be one of those that there was no room for"
+    for item in items:
+        verify(hashes, item)
+    assert not any(hashes.is_unverified(item) for item in items)
+
+
+def test_item_of_one_block_needs_no_place_among_the_unverified() -> None:
+    hashes = ItemHashes(Policy.COMPLETE, max_unverified=0)
+    hashes.mark_unverified(ITEM)
+
+    assert not hashes.is_unverified(replace(ITEM, key="small", size_in_bytes=5000))
+
+
+def test_hashing_that_is_given_up_is_begun_anew() -> None:
+    hashes = ItemHashes(Policy.COMPLETE)
+    hashing = hashes.begin_hashing(ITEM)
+    assert hashing is not None
+    assert hashes.begin_hashing(ITEM) is hashing
+
+    hashes.give_up(ITEM)
+
+    assert hashing.is_given_up
+    assert not hashes.is_current(ITEM, hashing)
+    assert hashes.begin_hashing(ITEM) is not hashing
+
+
+@pytest.mark.parametrize("policy", [Policy.COMPLETE, Policy.STRICT])
+def test_block_fetched_again_is_recognised_by_its_digest_if_strict(policy: Policy) -> None:
+    hashes = ItemHashes(policy)
+    verify(hashes, ITEM)
+
+    same, other = MemoryBlock(BLOCKS[0]), MemoryBlock(b"1" * BLOCK_SIZE)
+
+    assert hashes.recognises(ITEM, 0, same) is (policy is Policy.STRICT)
+    assert not any(hashes.recognises(ITEM, *pair) for pair in itertools.product((0, 1), (other,)))
