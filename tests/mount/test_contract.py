@@ -12,7 +12,7 @@ import pytest
 from tests.support.accounts import Account
 from tests.support.mounts import mounted
 from tests.support.servers import ServerHandle
-from tests.support.staged_datasets import freeze, status
+from tests.support.staged_datasets import freeze, job, status, wait_until
 
 
 def test_owner_and_modes_of_a_mount_are_those_asked_for(
@@ -83,3 +83,19 @@ def test_dataset_is_moved_to_another_base_uri_by_copying(
         assert status(current_user, there)["state"] == "open"
         assert (there / "file").read_text() == "content"
         shutil.rmtree(there)
+
+
+def test_dataset_that_no_longer_waits_for_a_command_is_frozen_by_itself(
+    fuse: None, current_user: Account, server: ServerHandle, token: str
+) -> None:
+    make = 'mkdir "$1"; setfattr -n user.dserverfs.freeze -v manual "$1"; echo x > "$1/file"'
+    release = 'setfattr -n user.dserverfs.freeze -v auto "$1"'
+    with mounted(current_user, server.base_uri, token, "--freeze-delay", "0.2") as base:
+        dataset = base / "manual-and-auto"
+        job(current_user, make, dataset)
+        waiting = status(current_user, dataset)
+
+        job(current_user, release, dataset)
+
+        wait_until(current_user, dataset, state="frozen")
+        assert waiting["state"] == "open"
