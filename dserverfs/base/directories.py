@@ -1,9 +1,8 @@
 """Private directories, and where a cache may lie: on a file system of this machine.
 
-Used by the client and the staging area. SQLite's write-ahead log needs memory shared by all who use
-a database, which a network file system does not give; a home directory on one
-is usual on clusters. Such a directory is passed over for a local one, which is
-as private.
+Used by the client and the staging area. SQLite's write-ahead log needs memory shared by all
+processes that use a database, which a network file system does not give; a home directory
+on one is usual on clusters. Such a directory is passed over for a local one, as private.
 """
 
 from __future__ import annotations

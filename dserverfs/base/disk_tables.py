@@ -1,8 +1,8 @@
-"""Private tables of what belongs to many items, on the disk where they are large.
+"""Private tables of many items, on the disk where they are large.
 
-Used by whatever freezes, hashes and uploads, whose memory is not to grow with the number
-of items. They are in a file of SQLite that has no name: gone with whoever holds it, and
-after a crash. Thread-safe; raises sqlite3.Error as the disk does.
+Used to freeze, hash and upload in memory that does not grow with the number of items. A
+table is a file of SQLite without a name: it is gone with its process, and after a
+crash. Thread-safe; raises sqlite3.Error as the disk does.
 """
 
 from __future__ import annotations

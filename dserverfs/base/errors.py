@@ -20,26 +20,26 @@ of a signed URL.
     |   +-- NotTheServer         something answers in its place
     |   +-- DeadlineExceeded     it answers too slowly
     |       +-- Stalled          one connection did; another may not
-    +-- ProtocolError            the other side said what we cannot use
-    |   +-- UnusableAnswer       and may say something else when asked again
+    +-- ProtocolError            the answer is not one that we can use
+    |   +-- UnusableAnswer       a second answer may be usable
     +-- IntegrityError           bytes are not what the manifest says
-    |   +-- Garbled              they are not what was asked for; asked again they may be
+    |   +-- Garbled              they are not what was asked for; a second answer may be
     +-- NotStored                the store lacks an object that dserver or the manifest names
     +-- LocalDiskError           a file of our own (cache, state) cannot be read or written
     +-- StorageRefused           the store refused a signed URL, which may have expired
     +-- Unsupported              this server has no route for it
     +-- Conflict                 exists already, or is being written by another
     |   +-- NameTaken            another dataset is shown under that name
-    |   +-- ChangedMeanwhile     somebody else has changed it since it was read
+    |   +-- ChangedMeanwhile     another user has changed it since it was read
     +-- Frozen                   can no longer be changed
     +-- TooLarge                 an item is larger than the server can have stored
     +-- ItemChanged              a local file is not what was hashed
     +-- Cancelled                the caller asked to stop
 
 Each carries `uri` and `status` where they are known, and can be made with a
-message and these two alone: whoever copies, pickles or words an error anew need
-not know its kind. Which errno an error becomes is said in one place,
-`dserverfs.mount.operations`; which of them is worth another attempt, in `dserverfs.base.retry`.
+message and these two alone: code that copies, pickles or words an error anew need
+not know its kind. The errno of each error is said in one place,
+`dserverfs.mount.operations`; those that are worth another attempt, in `dserverfs.base.retry`.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ class DaemonSilent(UsageError):
 class NotFound(DserverfsError):
     """The dataset, item or name does not exist (any more): drop what was kept of it.
 
-    Only who surely knows says so: a listing that is at hand, and of a server's routes the
-    server itself. A proxy's 404 is Unreachable, a store's NotStored.
+    Raised only on sure knowledge: of a cached listing, or of the server itself for its routes.
+    A proxy's 404 is Unreachable, a store's NotStored.
     """
 
 
 class PermissionDenied(DserverfsError):
-    """The server knows who asks and refuses."""
+    """The server knows the user and refuses."""
 
 
 class NotAuthenticated(PermissionDenied):
@@ -132,7 +132,7 @@ class ProtocolError(DserverfsError):
 
 
 class UnusableAnswer(ProtocolError):
-    """A fault of the server, or a page of somebody between; a second answer may be right."""
+    """A fault of the server, or a page of a proxy; a second answer may be right."""
 
 
 class IntegrityError(DserverfsError):
@@ -171,7 +171,7 @@ class Unsupported(DserverfsError):
 
 
 class Conflict(DserverfsError):
-    """It exists already, or somebody else holds it."""
+    """It exists already, or another process or user holds it."""
 
 
 class NameTaken(Conflict):

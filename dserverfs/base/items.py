@@ -1,4 +1,4 @@
-"""What has to be known of an item to read it, and its division into blocks."""
+"""An item as it is read: its place, size and hash, and its division into blocks."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ class ItemContent:
 
     @property
     def label(self) -> str:
-        """Return how messages call it: by what a user knows of it, and by what a store does."""
+        """Return its name in messages: the user's, a dataset and relpath, and the store's."""
         try:
             relpath = self.relpath_of()
-        except DserverfsError:  # the index was closed meanwhile
+        except DserverfsError:  # the index is closed
             relpath = "an item"
         return f"{self.dataset.uri} ({self.dataset.name}): {relpath} (item {self.identifier})"
 
@@ -88,7 +88,7 @@ class ItemContent:
 
     @property
     def content_key(self) -> str:
-        """Return what is the same for every item with this content, and no `key` of an item."""
+        """Return a key that all items with this content share; it is no `key` of an item."""
         return content_key(self.hash_function, self.hash, self.size_in_bytes)
 
     @property
@@ -97,9 +97,9 @@ class ItemContent:
 
 
 def item_key(dataset: DserverURI, identifier: Identifier, hash: str) -> str:
-    """Return what no other item has: not one of another dataset, base URI or server.
+    """Return a key that no item of another dataset, base URI or server has.
 
-    Nor another content of it: a dataset can be deleted and made again with its uuid.
+    Nor another content of this one: a dataset can be deleted and made again with its uuid.
     """
     return f"{dataset}/{_plain(identifier)}={_plain(hash)}"
 
@@ -112,5 +112,5 @@ def _plain(text: str) -> str:
 
 
 def content_key(hash_function: str, hash: str, size_in_bytes: int) -> str:
-    """Return what names content by its hash; it is no `key` of an item."""
+    """Return a key of content, by its hash; it is no `key` of an item."""
     return f"={hash_function}:{hash}:{size_in_bytes}"

@@ -1,9 +1,9 @@
-"""What input is accepted: names, paths, identifiers, dates, sizes, counts, answers.
+"""Limits of input: names, paths, identifiers, dates, sizes, counts, answers.
 
-Used by client, broker and server for whatever comes from another program: answers
-of a server, manifests, local files of dtool, requests. Each limit names the rule it
-comes from. What breaks one is refused alone and visibly; what a limit is for is never
-"any value at all", or a small answer could take all memory. Pure; imports errors only.
+Used by client, broker and server for all input of other programs: answers of a
+server, manifests, local files of dtool, requests. Each limit names the rule it
+comes from. A value beyond a limit is refused alone and visibly. Each kind of value has a
+limit, or a small answer could take all memory. Pure; imports errors only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _IDENTIFIER = re.compile(r"[0-9a-f]{40}\Z")
 
 MAX_HASH_LENGTH = 128  # SHA-512 in hexadecimal; dtool knows MD5, SHA-1 and SHA-256
 
-# Of URIs, users and whatever else is one line. RFC 9110 has servers take URIs of 8,000 octets.
+# Of URIs, users and other texts of one line. RFC 9110 has servers take URIs of 8,000 octets.
 MAX_TEXT_LENGTH = 8000
 
 MAX_COMPONENT_BYTES = 255  # NAME_MAX of Linux
@@ -41,7 +41,7 @@ MAX_RELPATH_BYTES = 4095  # PATH_MAX of Linux, less its NUL: no program can name
 # dtool-s3 keeps the relpath, in base64, in 2 KB of metadata beside the hash.
 MAX_STORED_RELPATH_BYTES = 1400
 # Python's os.walk and shutil.copytree call themselves for each directory, 1,000 times at
-# most; half of that is left to whoever calls them and to what lies above.
+# most; half of that is left to their callers and to the directories above.
 MAX_RELPATH_COMPONENTS = 500
 
 # The years 1 to 9999, all that ISO 8601 and Python's datetime have: dservers write dates by it.
@@ -103,7 +103,7 @@ def url_is_usable(value: object) -> bool:
 
 
 def hash_is_usable(value: object) -> bool:
-    """Return whether it can be an item's hash: short and plain, whatever its function."""
+    """Return whether it can be an item's hash: short and plain. Its function does not matter."""
     return (
         isinstance(value, str)
         and len(value) <= MAX_HASH_LENGTH
@@ -205,7 +205,7 @@ def max_urls_bytes(items: int) -> int:
 def parse_json(content: bytes | str, what: str) -> Any:
     """Return the value of JSON text; raises ProtocolError that names `what` it should have been.
 
-    Whoever reads the text has bounded its length; memory is bounded here. NaN and
+    The caller has bounded the length of the text; memory is bounded here. NaN and
     Infinity are read, as Python writes them: a date or size that is none is refused
     where it stands.
     """
@@ -229,8 +229,8 @@ def parse_json(content: bytes | str, what: str) -> Any:
 def understood(what: str) -> Iterator[None]:
     """Raise ProtocolError that names `what` if the block cannot make sense of it.
 
-    For blocks that do nothing but take a value of JSON apart: whatever is missing in
-    it, or of another type or size than it should be, is then the same error.
+    For blocks that do nothing but take a value of JSON apart: a part that is missing, or has
+    another type or size than it should, is then the same error.
     """
     try:
         yield

@@ -1,8 +1,9 @@
-"""What reads and writes of local files have in common. No state."""
+"""Reads and writes of local files. No state."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
 def with_own_descriptor(fd: int, call: Callable[[int], R]) -> Callable[[], R]:
     """Return `call`, for another thread, with a copy of `fd` that is closed after it.
 
-    What the disk holds up for longer than its request may take must not find
+    A call that the disk holds up for longer than its request may take must not find
     another file behind the number.
     """
     file = os.fdopen(os.dup(fd), "rb", buffering=0)
@@ -38,7 +39,7 @@ def with_own_descriptor(fd: int, call: Callable[[int], R]) -> Callable[[], R]:
 
 
 def make_private(path: Path) -> None:
-    """Have a directory, 0700 as those above it that are missing, whatever the umask is; OSError."""
+    """Make a directory and those above it that are missing, 0700 under any umask; OSError."""
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
@@ -53,7 +54,7 @@ def make_private(path: Path) -> None:
 
 
 def create_private(path: Path) -> None:
-    """Have an empty file there that is nobody else's to read, unless there is one; OSError."""
+    """Make an empty file that only its owner can read, unless there is one; OSError."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
@@ -64,6 +65,11 @@ def subdirectories(path: Path) -> list[Path]:
             return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
+
+
+def is_full(error: OSError) -> bool:
+    """Return whether a disk is full, or a user's share of it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def remove_if_possible(path: Path) -> bool:

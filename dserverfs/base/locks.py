@@ -1,7 +1,7 @@
 """Locks between processes: `flock` on a file that stays; the end of a process releases them.
 
 Used for caches, staging, edits and the server's data. `locked` and `locked_within` hold
-one for a block of code. An OwnerLock is held for long and says who holds it: a staged
+one for a block of code. An OwnerLock is held for long and names its owner: a staged
 dataset belongs to one process. `flock` decides; the lock file's text names the owner.
 Where home directories are shared between machines whose locks do not reach each other,
 the text decides too: a lock that another machine wrote and did not take back counts as
@@ -24,6 +24,7 @@ from typing import Any
 from dserverfs.base.clock import boot_id
 from dserverfs.base.errors import ProtocolError
 from dserverfs.base.limits import parse_json, understood
+from dserverfs.base.local_files import is_full
 from dserverfs.base.printable import printable
 
 _MACHINE_ID = Path("/etc/machine-id")
@@ -83,7 +84,7 @@ class OwnerLock:
         return self._fd is not None
 
     def acquire(self) -> bool:
-        """Return whether it is ours now; does not wait. Raises OSError if the disk fails."""
+        """Return whether this object holds it now; does not wait. Raises OSError."""
         if self._fd is not None:
             return True
         with contextlib.ExitStack() as stack:
@@ -97,7 +98,7 @@ class OwnerLock:
         return True
 
     def release(self) -> None:
-        """Let go of it, if it is held."""
+        """Release it, if it is held."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
             try:
@@ -106,7 +107,7 @@ class OwnerLock:
                 os.close(fd)
 
     def owner(self) -> str:
-        """Return who holds it, or held it when its process was killed, for a message."""
+        """Return the process that holds it, or was killed holding it, for a message."""
         try:
             owner = parse_json(self._path.read_bytes(), "the lock")
             with understood("the lock"):
@@ -143,12 +144,12 @@ def _read(fd: int) -> str:
 
 
 def _write(fd: int, text: str) -> None:
-    """Say who holds it; on a full disk nobody is told, and the lock alone counts."""
+    """Write the owner's name; a full disk keeps none, and the lock alone counts."""
     try:
         os.ftruncate(fd, 0)
         os.pwrite(fd, text.encode("utf-8"), 0)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
 
 

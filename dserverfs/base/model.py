@@ -1,6 +1,6 @@
-"""What dtool and dserver talk about, as types: URIs, datasets, items, users.
+"""The types of dtool and dserver: URIs, datasets, items, users.
 
-The place where a `dict` from JSON ends. Pure: no I/O, no clock, no settings.
+A `dict` from JSON ends here. Pure: no I/O, no clock, no settings.
 Everything here is immutable and may be shared between threads.
 """
 
@@ -172,7 +172,7 @@ class Item:
 
 @dataclass(frozen=True)
 class User:
-    """Who a token speaks for, and where that user may look and register (GET /me)."""
+    """The user of a token, and where that user may look and register (GET /me)."""
 
     username: str
     is_admin: bool

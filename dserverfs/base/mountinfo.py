@@ -1,6 +1,6 @@
-"""What is mounted where, as the kernel tells it in /proc/self/mountinfo (proc(5)).
+"""Mounts, as the kernel lists them in /proc/self/mountinfo (proc(5)).
 
-Used by the mount, the commands and whoever asks what file system has a path.
+Used by the mount, the commands and the choice of the cache's directory.
 The text is bytes with one separator: a path of another program's mount may hold
 any character that `str.splitlines` takes for the end of a line.
 """
@@ -23,7 +23,7 @@ class Mounted(NamedTuple):
     fstype: str
     source: str
     device: int  # st_dev of what is in it
-    owner: int | None = None  # the uid of whoever mounted it, of a FUSE file system
+    owner: int | None = None  # of a FUSE file system: the uid of its user
 
 
 def all_mounted() -> list[Mounted]:

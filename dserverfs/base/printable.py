@@ -1,9 +1,9 @@
-"""Text of others made fit for a terminal and a log: one line, nothing that acts on either.
+"""Text of others made fit for a terminal and a log: one line, without control characters.
 
-Used where messages are made: by the errors, by what formats the log, and by commands
-that print names. Names, relpaths, reason phrases and what servers say come from
-others, and a terminal obeys control characters: it hides lines, changes its
-title, answers as if typed. Imports nothing of this package.
+Used where messages are made: by the errors, the formatter of the log, and commands that
+print names. Names, relpaths, reason phrases and answers of servers come from others,
+and a terminal obeys control characters: it hides lines, changes its title, answers as
+if typed. Imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str, max_letters: int = 300) -> str:
-    """Return what another program said, short: line ends and controls become spaces."""
+    """Return a text of another program, short: line ends and controls become spaces."""
     spaced = "".join(letter if letter.isprintable() else " " for letter in text[:1000])
     return " ".join(spaced.split())[:max_letters]
 
@@ -52,7 +52,7 @@ class PrintableFormatter(logging.Formatter):
 
 
 def public_url(url: str) -> str:
-    """Return `url` without what may be a secret in it: user, query and fragment.
+    """Return `url` without its possible secrets: user, query and fragment.
 
     For every message and log line that names a URL. Nothing is checked, for a
     server may answer anything as a URL: all before the last @ counts as a user.

@@ -1,4 +1,4 @@
-"""Processes as /proc shows them: what each is called, who began it, whether it runs.
+"""Processes as /proc shows them: name, parent, group, whether it runs.
 
 Used by the writers of staged datasets. Reads only what the kernel answers by itself:
 of some files of /proc (cmdline, environ) it waits for the process's memory, which may
@@ -33,7 +33,7 @@ class Process(NamedTuple):
     session: int
     terminal: int  # that controls it; 0: none
     foreground: int  # the process group that has this terminal; -1: none
-    has_ended: bool  # and nobody asked for its exit status yet
+    has_ended: bool  # and its parent has not asked for its exit status yet
     is_kernel: bool  # a thread of the kernel, as of its NFS server
 
     @property

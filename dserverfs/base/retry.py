@@ -1,16 +1,15 @@
-"""When what failed is tried again: one rule for all that crosses the network.
+"""Other attempts after a failure: one rule for all requests that cross the network.
 
-Used by whoever asks a dserver or a store. What is safe to repeat is repeated on a
-new connection, within the deadline of its operation:
+Used by all requests to a dserver or a store. A request that is safe to repeat is
+repeated on a new connection, within the deadline of its operation:
 
     the URL was refused           a new URL at once; refused again it is an error
-    a connection was lost,        at once, then with growing waits: what was kept may
-    or said nothing               have been dead for long, and all that were kept with it
+    a connection was lost,        at once, then with growing waits: a kept connection may
+    or said nothing               have been dead for long, and all others with it
     no connection                 with growing waits
-    "not now" (Busy)              when the other side says, or before: a date or an hour
-                                  hence is no reason to fail what has seconds left
-    a useless answer              with growing waits, less often: something between us may
-                                  have sent it
+    "not now" (Busy)              when the other side says, or earlier: a date or an hour
+                                  hence is no reason to fail while seconds are left
+    a useless answer              with growing waits, less often: a proxy may have sent it
     anything else                 not at all
 
 The first connection that says nothing is given up well before the deadline, and each
@@ -49,21 +48,21 @@ ATTEMPTS = 4  # in a row; with the waits between them 4 s of a server that refus
 FIRST_WAIT_S = 0.2
 MAX_WAIT_S = 15.0
 MAX_RETRY_AFTER_S = 60.0
-STALL_S = 30.0  # where nobody says otherwise
+STALL_S = 30.0  # by default
 FIRST_STALL_S = 10.0
-# What comes more slowly has stalled: bytes that trickle are as good as none. A modem's speed.
+# A slower answer has stalled: bytes that trickle are as good as none. A modem's speed.
 MIN_BYTES_PER_S = 4096
-# Of the time that is left, what may be waited for a server that is busy: then there are
-# further attempts.
+# Of the time that is left, the share in which a busy server is waited for: then there is time
+# for further attempts.
 _SHARE = 1 / 3
-# Answered by what is up and cannot now, and by proxies before what is not.
+# Of servers that are up and cannot now, and of proxies before servers that are down.
 BUSY_STATUSES = frozenset({408, 425, 429, 502, 503, 504})
 # Of these, those that say that nothing was begun.
 _REFUSED_UNSEEN = frozenset({425, 429, 503})
 
 
 class Deadline:
-    """A moment after which an operation must have ended, and how long one wait in it may take.
+    """The end of an operation's time, and the limit of each wait in it.
 
     By CLOCK_MONOTONIC, which stands still while the machine is suspended.
     """
@@ -84,7 +83,7 @@ class Deadline:
         self._end_s = clock_s() + timeout_s
 
     def restart(self) -> None:
-        """Begin anew: something of what is waited for has come."""
+        """Begin anew: a part of the answer has come."""
         self._whole._end_s = self._clock_s() + self._whole.timeout_s
 
     def extend(self, seconds: float) -> None:
@@ -114,16 +113,16 @@ class Deadline:
         return min(self._patience_s, left_s)
 
     def waited(self, seconds: float, count: int) -> None:
-        """Note for how long was waited, and how many bytes came or went by that."""
+        """Note how long a wait took, and how many bytes came or went in it."""
         gained_s = count / MIN_BYTES_PER_S
         self._patience_s = min(self._patience_s - seconds + gained_s, self.stall_s)
 
     def begin(self) -> None:
-        """Note that a connection is begun to be used, or used again."""
+        """Note that a connection is used from now on, for the first time or again."""
         self._patience_s = self.stall_s
 
     def of_attempt(self, stall_s: float) -> Deadline:
-        """Return the same moment with other waits: what extends one extends both."""
+        """Return the same end with other waits: extending one extends both."""
         attempt = Deadline.__new__(Deadline)
         attempt.timeout_s = self.timeout_s
         attempt.stall_s = attempt._patience_s = stall_s
@@ -145,7 +144,7 @@ def nothing_was_begun(error: DserverfsError) -> bool:
 
 
 def refused_url(error: DserverfsError) -> bool:
-    """Only a refused URL; whoever is called tries the rest again by itself."""
+    """Only a refused URL: the function that is called repeats the rest itself."""
     return isinstance(error, StorageRefused)
 
 
@@ -154,8 +153,8 @@ def wait_s(
 ) -> float | None:
     """Return the seconds before the next attempt; None if there is to be none.
 
-    `failures` in a row came before this one; `jitter` is about 1, so that those who
-    failed together do not come again together.
+    `failures` in a row came before this one; `jitter` is about 1, so that clients
+    that failed together do not come again together.
     """
     if isinstance(error, (NotTheServer, UnusableAnswer)):
         attempts = max(min(2, attempts), attempts - 1)
@@ -182,7 +181,7 @@ def stall_s(first_s: float, failures: int) -> float:
 
 
 def pause_s(last_s: float, least_s: float, most_s: float) -> float:
-    """Return the pause after `last_s` for what is tried in the background until it succeeds."""
+    """Return the pause after one of `last_s`, for work in the background that must succeed."""
     return min(max(2 * last_s, least_s), most_s) * random.uniform(0.8, 1.0)
 
 
@@ -218,7 +217,7 @@ class Retries:
         return self._deadline.of_attempt(stall_s(self._first_stall_s, self.failures))
 
     def progressed(self) -> None:
-        """Note that some of it came: failures are counted anew."""
+        """Note that a part came: failures are counted anew."""
         self.failures = 0
         self._refused = False
 
@@ -259,7 +258,7 @@ class Retries:
     ) -> T:
         """Return what `attempt` returns, called until it does or there is no other attempt.
 
-        It is given its limits, and to be done with what it fails with after `on_failure`.
+        It is given its limits. `on_failure` is told of each failure.
         """
         while True:
             try:

@@ -1,4 +1,4 @@
-"""The names by which a server tells what it can do: wire protocol, whatever modules are called.
+"""The names of a server's abilities: a wire protocol, which no module's name changes.
 
 Used by both sides. A server publishes them as the keys of `/config/versions`, and as the
 list `dserverfs_abilities` of `/config/info`. Names are only ever added; those of 0.1.0

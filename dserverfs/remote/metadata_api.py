@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dserverfs.base.dtool_layout import README
 from dserverfs.base.errors import (
     ChangedMeanwhile,
     DserverfsError,
@@ -81,7 +82,7 @@ class MetadataWrites:
             raise UsageError(f"{dataset.uri}: a README must be UTF-8 text") from error
         if read is not None:
             now = version_of_text(self._resolver.readme(dataset))
-            if self._is_there(dataset, "README.yml", now, version_of_text(content), read):
+            if self._is_there(dataset, README, now, version_of_text(content), read):
                 return
         if self._is_compared(dataset, "README"):
             self._compared.put_readme(dataset, readme)

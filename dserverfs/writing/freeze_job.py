@@ -17,9 +17,10 @@ from dserverfs.base.disk_tables import DiskDict
 from dserverfs.base.dtool_layout import DATA
 from dserverfs.base.errors import Cancelled, LocalDiskError, UsageError
 from dserverfs.base.local_dataset import LocalDataset
+from dserverfs.base.local_files import is_full
 from dserverfs.base.model import UUID, Dataset
 from dserverfs.writing.staging import sealing
-from dserverfs.writing.staging.dataset import StagedDataset, is_full
+from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.sealing import Described
 from dserverfs.writing.staging.states import Move, State, next_state
 from dserverfs.writing.staging.survey import Layout

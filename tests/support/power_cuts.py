@@ -48,6 +48,7 @@ class Disk:
                 path.write_bytes(b"")
             elif before is not None:
                 path.write_bytes(before)  # the name may be the old one's still
+        self.settle()
 
     def has_content_of(self, path: Path) -> bool:
         """Return whether a file was synced, by its inode."""

@@ -166,21 +166,26 @@ def test_what_is_sent_is_on_the_disk_before_the_server_is_asked(
     assert steps[-4:] == ["sync file", "sync file", "replace", "sync directory"]
 
 
+def session_with_an_edit(staging: Path) -> tuple[EditSession, Path, Note]:
+    """Return a session with one change that is being written: its file and the note of it."""
+    dataset = Dataset.from_json(
+        {"uri": "s3://b/u", "base_uri": "s3://b", "uuid": str(uuid_module.uuid4()), "name": "n"}
+        | {"creator_username": "c", "created_at": 1.0, "frozen_at": 1.0}
+    )
+    session = EditSession(root_of(staging, "server"))
+    session.open()
+    local, note = session.new_file(), Note(dataset, README, is_complete=False, changed_at=1.0)
+    session.note(local, note)
+    local.write_bytes(b"new: 1\n")
+    return session, local, note
+
+
 @pytest.mark.parametrize("step", range(5))
 def test_power_cut_while_a_change_is_secured_loses_nothing_that_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     disk = Disk(monkeypatch)
-    dataset = Dataset.from_json(
-        {"uri": "s3://b/u", "base_uri": "s3://b", "uuid": str(uuid_module.uuid4()), "name": "n"}
-        | {"creator_username": "c", "created_at": 1.0, "frozen_at": 1.0}
-    )
-    written = Note(dataset, README, is_complete=False, changed_at=1.0)
-    session = EditSession(root_of(tmp_path, "server"))
-    session.open()
-    local = session.new_file()
-    session.note(local, written)
-    local.write_bytes(b"new: 1\n")
+    session, local, written = session_with_an_edit(tmp_path)
     disk.settle()
     disk.cut_at(step)
 
@@ -195,4 +200,31 @@ def test_power_cut_while_a_change_is_secured_loses_nothing_that_was(
     ((path, note),) = later.take_over(lambda note: True)
     assert note.is_complete or not secured
     assert disk.has_content_of(path) or not note.is_complete
+    later.close()
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_power_cut_while_a_change_is_taken_over_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    disk = Disk(monkeypatch)
+    killed, local, written = session_with_an_edit(tmp_path)
+    killed.secure(local, replace(written, is_complete=True), lambda: True)
+    killed.close()
+    disk.settle()
+    next_one = EditSession(root_of(tmp_path, "server"))
+    next_one.open()
+    disk.cut_at(step)
+
+    with contextlib.suppress(PowerCut):
+        next_one.take_over(lambda note: True)
+    assert len(disk.steps) == min(step, 5)
+    disk.lose_what_is_not_synced()
+
+    next_one.close()
+    later = EditSession(root_of(tmp_path, "server"))
+    later.open()
+    ((path, note),) = later.take_over(lambda note: True)
+    assert note.is_complete
+    assert path.read_bytes() == b"new: 1\n"
     later.close()

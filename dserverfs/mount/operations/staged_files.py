@@ -33,7 +33,7 @@ from pyfuse3 import (
 )
 
 from dserverfs.base import errors
-from dserverfs.base.local_files import with_own_descriptor
+from dserverfs.base.local_files import is_full, with_own_descriptor
 from dserverfs.mount.operations import data_link
 from dserverfs.mount.operations.editing import INLINE_BYTES, EditingOperations, utf8
 from dserverfs.mount.operations.errnos import guarded
@@ -237,7 +237,7 @@ class StagedFileOperations(EditingOperations):
                     await self._write_in_thread(handle, buf, off)
             except OSError as error:
                 # What is in the cache can be fetched again.
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not await self._in_writer(
+                if not is_full(error) or not await self._in_writer(
                     lambda: self._give_way(len(buf))
                 ):
                     raise

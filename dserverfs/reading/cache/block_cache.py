@@ -37,6 +37,7 @@ import diskcache.core
 from dserverfs.base.directories import CannotBeMade, private_directory
 from dserverfs.base.errors import UsageError
 from dserverfs.base.items import BLOCK_SIZE
+from dserverfs.base.local_files import is_full
 from dserverfs.base.locks import locked_within
 from dserverfs.reading.cache import cache_rows, opening, space
 from dserverfs.reading.cache.block_files import StoredFile, Value
@@ -428,7 +429,7 @@ class BlockCache:
             return
         if not self._troubles.cannot_be_written(error):
             return
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and is_full(error):
             # The file system does not tell of quotas: give back a part of what we have.
             with contextlib.suppress(*_FAILURES):
                 self._evict(cache, MAKE_ROOM_BYTES)

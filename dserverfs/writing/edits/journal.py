@@ -212,7 +212,7 @@ class EditSession:
         new = self._directory / str(next(self._count))
         # In this order, on the disk as well, so that there is one pair at any time.
         write_durably(_note_of(new), note.to_json().encode("utf-8"))
-        path.rename(new)
+        os.replace(path, new)
         self.sync()
         _note_of(path).unlink()
         self._noted.add(new)

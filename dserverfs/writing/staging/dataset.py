@@ -7,7 +7,6 @@ owns it. Thread-safe. Blocking, but only on the local disk.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import shutil
@@ -21,6 +20,7 @@ from urllib.parse import quote
 
 from dserverfs.base.durable_files import write_durably
 from dserverfs.base.errors import Conflict, Frozen, ProtocolError
+from dserverfs.base.local_files import is_full
 from dserverfs.base.locks import OwnerLock
 from dserverfs.base.model import UUID, Dataset
 from dserverfs.writing.staging.incremental_hash import HashAhead
@@ -311,11 +311,6 @@ def write_record(directory: Path, record: Record) -> None:
     except OSError as error:
         if not is_full(error) or not _overwritten(path, content):
             raise
-
-
-def is_full(error: OSError) -> bool:
-    """Return whether a disk is full, or a user's share of it."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _overwritten(path: Path, content: bytes) -> bool:
