@@ -15,7 +15,6 @@ after one, or cut short, so that its reader has to notice.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import threading
 import time
@@ -23,10 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from dserverfs.base.local_files import remove_if_possible
+from dserverfs.base.local_files import call_libc, remove_if_possible
 
 PRIVATE_MODE = 0o600
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -118,9 +116,7 @@ def sync_directory(path: Path) -> None:
 def sync_file_system(path: Path) -> None:
     """Return when everything written to the file system of a directory is on its disk."""
     with _opened(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
-        if _libc.syncfs(fd) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(path))
+        call_libc("syncfs", fd, path=str(path))
 
 
 @contextlib.contextmanager

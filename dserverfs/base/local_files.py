@@ -86,6 +86,12 @@ def rename(old: str, new: str, flags: int) -> None:
     if not flags:
         os.rename(old, new)
         return
-    if _libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags) != 0:
+    names = (_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new))
+    call_libc("renameat2", *names, flags, path=old)
+
+
+def call_libc(name: str, *arguments: int | bytes, path: str) -> None:
+    """Call a function of the C library that Python lacks; raises OSError, which names `path`."""
+    if getattr(_libc, name)(*arguments) != 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), old)
+        raise OSError(number, os.strerror(number), path)

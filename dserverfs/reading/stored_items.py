@@ -7,14 +7,13 @@ through signed URLs cannot be asked for others. Blocking and thread-safe.
 from __future__ import annotations
 
 from dserverfs.base.errors import IntegrityError, NotFound, NotStored
-from dserverfs.base.hashes import known_hasher
+from dserverfs.base.hashes import MD5, known_hasher
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.retry import Deadline
 from dserverfs.reading.ranges import FirstVersion, RangeFetcher
 from dserverfs.remote.dserver_http import METADATA_TIMEOUT_S
 from dserverfs.remote.objects import ByteRange, StoredObject
 
-MD5 = "md5sum_hexdigest"
 RANGE_BYTES = 64 * BLOCK_SIZE  # each with a deadline of its own
 RANGE_TIMEOUT_S = 120.0
 
