@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dserverfs.cli.arguments import Commands
 
 if TYPE_CHECKING:
-    from dserverfs.cli.whole_items import Tally
+    from dserverfs.cli.whole_items import Summary
 
 
 def add(commands: Commands) -> None:
@@ -27,38 +28,34 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dserverfs.cli.whole_items import EXIT_FAILED, Tally, is_uri
+    from dserverfs.cli.remote_items import is_uri
+    from dserverfs.cli.whole_items import EXIT_FAILED, Summary
 
-    tally = Tally()
+    summary = Summary()
     for target in arguments.targets:
         if is_uri(target):
-            _verify_uri(target, tally)
+            _verify_uri(target, summary)
         else:
-            _verify_path(Path(target), tally)
-    print(tally.summary("as the manifest says", "are not as the manifest says"))
-    return EXIT_FAILED if tally.failed else 0
+            _verify_path(Path(target), summary)
+    print(summary.text("as the manifest says", "are not as the manifest says"))
+    return EXIT_FAILED if summary.failed else 0
 
 
-def _verify_uri(target: str, tally: Tally) -> None:
-    from dserverfs.cli import whole_datasets
-    from dserverfs.cli.whole_items import client_of
+def _verify_uri(target: str, summary: Summary) -> None:
+    from dserverfs.base.model import DserverURI
+    from dserverfs.cli import remote_items
 
-    client, uri = client_of(target, None)
-    with client:
-        tally.run(
-            whole_datasets.items_of(client, uri),
-            lambda item: whole_datasets.compare(client, item),
-            lambda item: item.name,
-            lambda item: item.content.size_in_bytes,
-        )
+    uri = DserverURI.parse(target)
+    with remote_items.client_of(uri, None) as client:
+        items = remote_items.items_of(client, client.datasets(uri))
+        summary.run(remote_items.with_work(client, items, remote_items.compare))
 
 
-def _verify_path(path: Path, tally: Tally) -> None:
-    from dserverfs.cli import local_check
+def _verify_path(path: Path, summary: Summary) -> None:
+    from dserverfs.cli import local_items
+    from dserverfs.cli.whole_items import WholeItem
 
-    tally.run(
-        local_check.items_of(path),
-        local_check.compare,
-        lambda local: local.name,
-        lambda local: local.item.size_in_bytes if local.item else 0,
+    summary.run(
+        WholeItem(local.name, local.size_in_bytes, partial(local_items.compare, local))
+        for local in local_items.items_of(path)
     )

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from dserverfs.cli.arguments import Commands, say
 
 if TYPE_CHECKING:
     from dserverfs.base.model import Dataset, DserverURI
-    from dserverfs.cli.whole_items import Tally
+    from dserverfs.cli.whole_items import Summary
     from dserverfs.client import Client
 
 FILES_AT_A_TIME = 500  # that a mount is asked about
@@ -37,76 +38,72 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dserverfs.cli.whole_items import EXIT_FAILED, Tally, client_of, is_uri
+    from dserverfs.base.model import DserverURI
+    from dserverfs.cli.remote_items import client_of, is_uri
+    from dserverfs.cli.whole_items import EXIT_FAILED, Summary
 
-    tally = Tally()
+    summary = Summary()
     # How much of each target the cache does not hold, asked when all were fetched: the
     # last may have taken the place of the first.
     missing: list[Callable[[], int]] = []
     with contextlib.ExitStack() as stack:
         for target in arguments.targets:
             if is_uri(target):
-                client, uri = client_of(target, arguments.cache_dir)
-                missing.append(_warm_uri(stack.enter_context(client), uri, tally))
+                uri = DserverURI.parse(target)
+                client = stack.enter_context(client_of(uri, arguments.cache_dir))
+                missing.append(_warm_uri(client, uri, summary))
             else:
-                missing.append(_warm_path(Path(target), tally))
+                missing.append(_warm_path(Path(target), summary))
         left_out = sum(count() for count in missing)
-    if tally.failed or not left_out:
-        print(tally.summary("in the cache", "could not be read"))
+    if summary.failed or not left_out:
+        print(summary.text("in the cache", "could not be read"))
     if left_out:
         say(
-            f"{left_out} of {tally.items} items are not in the cache, which has no room for them,"
+            f"{left_out} of {summary.items} items are not in the cache, which has no room for them,"
             " or cannot be written; see dserverfs cache info, and mount --cache-size"
         )
-    return EXIT_FAILED if tally.failed or left_out else 0
+    return EXIT_FAILED if summary.failed or left_out else 0
 
 
-def _warm_uri(client: Client, uri: DserverURI, tally: Tally) -> Callable[[], int]:
-    from dserverfs.cli import whole_datasets
+def _warm_uri(client: Client, uri: DserverURI, summary: Summary) -> Callable[[], int]:
+    from dserverfs.cli import remote_items
 
     datasets: list[Dataset] = client.datasets(uri)
-
-    def items() -> Iterator[whole_datasets.Named]:
-        return itertools.chain.from_iterable(
-            whole_datasets.items_in(client, dataset) for dataset in datasets
-        )
-
-    tally.run(
-        items(),
-        lambda item: whole_datasets.warm(client, item),
-        lambda item: item.name,
-        lambda item: item.content.size_in_bytes,
-    )
+    items = remote_items.items_of(client, datasets)
+    summary.run(remote_items.with_work(client, items, remote_items.warm))
 
     def missing() -> int:
         client.reader.flush()
         return sum(
-            item.name not in tally.bad and not client.reader.has_all(item.content)
-            for item in items()
+            item.name not in summary.bad and not client.reader.has_all(item.content)
+            for item in remote_items.items_of(client, datasets)
         )
 
     return missing
 
 
-def _warm_path(path: Path, tally: Tally) -> Callable[[], int]:
-    from dserverfs.cli import local_check, mounted
+def _warm_path(path: Path, summary: Summary) -> Callable[[], int]:
+    from dserverfs.cli import local_items, mounted
+    from dserverfs.cli.whole_items import WholeItem
 
     mount = mounted.find(path)
 
     def read(file: Path) -> None:
-        local_check.read(file)  # the mount keeps it
+        local_items.read(file)  # the mount keeps it
 
     def cannot_list(error: OSError) -> None:
-        tally.fail(str(error.filename), f"cannot be listed: {error.strerror}")
+        summary.fail(str(error.filename), f"cannot be listed: {error.strerror}")
 
-    tally.run(_files(path, cannot_list), read, str, _size)
+    summary.run(
+        WholeItem(str(file), _size(file), partial(read, file)) for file in _files(path, cannot_list)
+    )
 
     def missing() -> int:
         found = 0
-        # What cannot be listed now is reported as missing, too.
+        # A directory that cannot be listed now is reported as missing, too.
         files = _files(path, cannot_list)
         while some := list(itertools.islice(files, FILES_AT_A_TIME)):
-            inodes = [os.lstat(file).st_ino for file in some if str(file) not in tally.bad]
+            inodes = [os.lstat(file).st_ino for file in some if str(file) not in summary.bad]
             found += len(mounted.last(mount.ask("uncached", inodes=inodes)))
         return found
 

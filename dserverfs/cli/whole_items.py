@@ -1,25 +1,32 @@
-"""What `warm` and `verify` have in common: many items, a progress line, a line for each failure."""
+"""Work on many whole items: several at a time, a progress line, a line for each failure.
+
+Used by `warm` and `verify`. Blocking.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import NamedTuple
 
-from dserverfs.base.model import SCHEME
+from dserverfs.base.errors import DserverfsError
 from dserverfs.cli.arguments import say
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dserverfs.base.model import DserverURI
-    from dserverfs.client import Client
-
-T = TypeVar("T")
+from dserverfs.cli.progress import ProgressLine, size
 
 EXIT_FAILED = 1
+THREADS = 8
 
 
-class Tally:
+class WholeItem(NamedTuple):
+    """An item, and the work that is to be done with it."""
+
+    name: str  # for messages
+    size_in_bytes: int
+    work: Callable[[], None]  # raises DserverfsError
+
+
+class Summary:
     """How many items were done, and how large they are."""
 
     def __init__(self) -> None:
@@ -28,57 +35,67 @@ class Tally:
         self.bad: set[str] = set()  # the names of what failed
         self.size_in_bytes = 0
 
-    def run(
-        self,
-        things: Iterable[T],
-        work: Callable[[T], None],
-        name_of: Callable[[T], str],
-        size_of: Callable[[T], int],
-    ) -> None:
-        """Do `work` with all, with progress; print a line for each that fails."""
-        from dserverfs.base.errors import DserverfsError
-        from dserverfs.cli.progress import ProgressLine, size
-        from dserverfs.cli.whole_datasets import for_each
-
+    def run(self, items: Iterable[WholeItem]) -> None:
+        """Do the work of all, with progress; print a line for each that fails."""
         with ProgressLine() as line:
 
-            def done(thing: T, error: DserverfsError | None) -> None:
-                self.size_in_bytes += size_of(thing)
+            def done(item: WholeItem, error: DserverfsError | None) -> None:
+                self.size_in_bytes += item.size_in_bytes
                 if error is None:
                     self.items += 1
                 else:
                     line.show("")
-                    self.fail(name_of(thing), str(error))
+                    self.fail(item.name, str(error))
                 line.show(f"{self.items} items, {size(self.size_in_bytes)}")
 
-            for_each(things, work, done)
+            _for_each(items, done)
 
     def fail(self, name: str, reason: str) -> None:
-        """Count something that could not be done, and print a line for it."""
+        """Count an item that could not be done, and print a line for it."""
         self.items += 1
         self.failed += 1
         self.bad.add(name)
         say(f"bad: {name}: {reason}")
 
-    def summary(self, all_well: str, not_well: str) -> str:
-        """Return one line on what came of it."""
-        from dserverfs.cli.progress import size
-
+    def text(self, all_well: str, not_well: str) -> str:
+        """Return one line on the outcome."""
         if self.failed:
             return f"{self.failed} of {self.items} items {not_well}"
         return f"{self.items} items, {size(self.size_in_bytes)}: {all_well}"
 
 
-def is_uri(target: str) -> bool:
-    return target.startswith(f"{SCHEME}://")
+def _for_each(
+    items: Iterable[WholeItem], done: Callable[[WholeItem, DserverfsError | None], None]
+) -> None:
+    """Do the work of all, several at a time; tell `done` the outcome, one after the other.
 
+    Takes no more of `items` than are being worked on, so there may be a million.
+    """
+    stopped = threading.Event()
 
-def client_of(target: str, cache_directory: Path | None) -> tuple[Client, DserverURI]:
-    """Return a client for a dserver URI, to be used as a context manager."""
-    from dserverfs.base.model import DserverURI
-    from dserverfs.client import Client
-    from dserverfs.settings import Settings
+    def attempt(item: WholeItem) -> DserverfsError | None:
+        if stopped.is_set():
+            return None
+        try:
+            item.work()
+        except DserverfsError as error:
+            return error
+        return None
 
-    uri = DserverURI.parse(target)
-    directory = cache_directory.absolute() if cache_directory else None
-    return Client(uri.server, Settings.load(), cache_directory=directory), uri
+    running: dict[Future[DserverfsError | None], WholeItem] = {}
+
+    def collect() -> None:
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in finished:
+            done(running.pop(future), future.result())
+
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="whole") as pool:
+        try:
+            for item in items:
+                running[pool.submit(attempt, item)] = item
+                if len(running) >= 2 * THREADS:
+                    collect()
+            while running:
+                collect()
+        finally:
+            stopped.set()

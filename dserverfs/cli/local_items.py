@@ -1,6 +1,6 @@
-"""Comparing datasets that are directories, on a disk or in a mount, with their manifests.
+"""The items of datasets that are directories, on a disk or in a mount.
 
-Used by the command line. Reads every byte, in a mount past the kernel's pages.
+Comparing them with their manifests reads every byte, in a mount past the kernel's pages.
 Blocking.
 """
 
@@ -25,6 +25,10 @@ class LocalItem(NamedTuple):
     path: Path
     item: Item | None
     hash_function: str
+
+    @property
+    def size_in_bytes(self) -> int:
+        return self.item.size_in_bytes if self.item else 0
 
 
 def items_of(path: Path) -> Iterator[LocalItem]:

@@ -1,0 +1,75 @@
+"""The items of a server's datasets: fetched into the cache, or compared with their manifest.
+
+Comparing goes to the store and past the cache, which would hide a fault of the stored
+object. Items are taken in the manifest's order. Blocking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from dserverfs.base.errors import IntegrityError
+from dserverfs.base.items import ItemContent
+from dserverfs.base.model import SCHEME, Dataset, DserverURI
+from dserverfs.cli.whole_items import WholeItem
+from dserverfs.client import Client
+from dserverfs.reading.open_item import OpenItem
+from dserverfs.settings import Settings
+
+
+class RemoteItem(NamedTuple):
+    name: str  # for messages
+    content: ItemContent
+
+
+def is_uri(target: str) -> bool:
+    return target.startswith(f"{SCHEME}://")
+
+
+def client_of(uri: DserverURI, cache_directory: Path | None) -> Client:
+    """Return a client for the server of a URI, to be used as a context manager."""
+    directory = cache_directory.absolute() if cache_directory else None
+    return Client(uri.server, Settings.load(), cache_directory=directory)
+
+
+def items_of(client: Client, datasets: Iterable[Dataset]) -> Iterator[RemoteItem]:
+    """Yield every item of the datasets; raises what keeps one from being read."""
+    for dataset in datasets:
+        where = client.uri_of(dataset)
+        for relpath, content in client.contents(dataset):
+            yield RemoteItem(f"{where} {relpath}", content)
+
+
+def with_work(
+    client: Client, items: Iterable[RemoteItem], work: Callable[[Client, RemoteItem], None]
+) -> Iterator[WholeItem]:
+    for item in items:
+        yield WholeItem(item.name, item.content.size_in_bytes, partial(work, client, item))
+
+
+def warm(client: Client, item: RemoteItem) -> None:
+    """Load the whole item into the cache, compared; raises what keeps it from being there."""
+    _require_not_refused(item)
+    if not client.reader.has_all_verified(item.content):
+        OpenItem(client.reader, item.content).load()
+
+
+def compare(client: Client, item: RemoteItem) -> None:
+    """Read the object and raise IntegrityError unless it is the item."""
+    _require_not_refused(item)
+    content = item.content
+    if content.size_in_bytes == 0 and client.stored.size(content) is None:
+        raise IntegrityError("is not stored")
+    found = client.stored.digest(content, content.size_in_bytes)
+    if found != content.hash:
+        raise IntegrityError(f"has hash {found}, the manifest says {content.hash}")
+
+
+def _require_not_refused(item: RemoteItem) -> None:
+    if item.content.is_refused:
+        raise IntegrityError(
+            "is refused: the manifest gives it a relpath, size, hash or date that no item can have"
+        )
