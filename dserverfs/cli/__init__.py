@@ -1,8 +1,19 @@
-"""The commands: each module has the arguments of one, and what it does.
+"""The commands: a module for each, with its arguments and its work.
 
-`add(commands)` defines the arguments and names the function that runs it, which
-returns the exit status or raises DserverfsError. What does the work is imported
-when it is asked for, so that a command needs no more than its own dependencies.
+`add(commands)` defines the arguments and names the function that runs the command, which
+returns the exit status or raises DserverfsError. That function imports the modules that do
+the work, so a command needs no more than its own dependencies. Shared modules:
+
+    arguments         kinds of arguments, one line of output
+    progress          the progress line, sizes as people read them
+    mounted           the daemon of a path in a mount          (freeze, discard, status, ...)
+    whole_items       work on many items, with progress        (warm, verify)
+      remote_items      items of a server
+      local_items       items of a directory
+    serve_management  the table of `serve user add` and the other actions
+      server_actions    their functions
+    demo_mount        the demonstration, in processes of its own
+      demo_datasets     the datasets that it publishes
 """
 
 from __future__ import annotations
@@ -32,13 +43,13 @@ NAMES = (
 
 
 class Command(Protocol):
-    """What each module has."""
+    """The interface of each module."""
 
     def add(self, commands: Commands) -> None: ...
 
 
 def named(arguments: Sequence[str]) -> list[Command]:
-    """Return the command that the arguments begin with, or all, to be told of or chosen from.
+    """Return the command that the arguments begin with; all of them if they begin with none.
 
     The modules of all take 8 ms of CPU, of which a mount has none to give away.
     """

@@ -1,4 +1,4 @@
-"""What the commands have in common: their place in the parser, and kinds of arguments."""
+"""Shared by the commands: their place in the parser, kinds of arguments, and output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dserverfs cache`: what is kept of items, emptying it, checking it."""
+"""`dserverfs cache`: shows, empties or checks the cache of items."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ EXIT_DAMAGED = 1
 
 
 def add(commands: Commands) -> None:
-    parser = commands.add_parser("cache", help="what is kept of items on this disk")
-    parser.description = "Show, empty or check what is kept of items, also while mounts use it."
+    parser = commands.add_parser("cache", help="show, empty or check the cache")
+    parser.description = "Show, empty or check the cache of items, also while mounts use it."
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     for name, run, text in (
-        ("info", _info, "how much it holds, of how many items"),
-        ("clear", _clear, "forget all blocks of items; what is mounted stays usable"),
-        ("verify", _verify, "read every block, and drop those that are not what was stored"),
+        ("info", _info, "show its size, its limit and its number of items"),
+        ("clear", _clear, "delete all blocks of items; mounts stay usable"),
+        ("verify", _verify, "read every block, and delete damaged ones"),
     ):
         action = actions.add_parser(name, help=text, description=text)
         action.add_argument("--cache-dir", type=Path, metavar="DIR", help="default: as for mount")

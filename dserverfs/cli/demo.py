@@ -1,4 +1,4 @@
-"""`dserverfs demo`: real datasets, served and mounted here."""
+"""`dserverfs demo`: serves and mounts real datasets on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dserverfs discard`: a staged dataset, or a change that was not sent, is deleted."""
+"""`dserverfs discard`: deletes a staged dataset, or a change that is not sent."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def add(commands: Commands) -> None:
         "discard", help="delete a dataset that is not frozen yet, or a change that is not sent"
     )
     parser.description = (
-        "Delete the staged dataset at PATH and everything in it, for good; or what was written"
-        " to the file PATH of a frozen dataset and could not be sent."
+        "Delete, for good, the staged dataset at PATH and everything in it; or the unsent change"
+        " of PATH, a file of a frozen dataset."
     )
     parser.add_argument("path", metavar="PATH", type=Path)
     parser.set_defaults(command=_run)

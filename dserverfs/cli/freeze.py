@@ -1,4 +1,4 @@
-"""`dserverfs freeze`: a staged dataset becomes a frozen one, now."""
+"""`dserverfs freeze`: freezes a staged dataset now."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser("freeze", help="upload and register a dataset made in a mount")
     parser.description = (
         "Freeze the dataset at DIR at once, armed or not, and wait until it is uploaded and"
-        " registered. Prints its URI. If it cannot be frozen it stays staged, and can be tried"
-        " again."
+        " registered. Prints its URI. A dataset that cannot be frozen stays staged; freeze can be"
+        " tried again."
     )
     parser.add_argument("directory", metavar="DIR", type=Path)
     parser.add_argument(
         "--layout",
         choices=["items", "dtool"],
-        help="what DIR is, where it can be read both ways: every file an item, or dtool's layout",
+        help="how to read DIR where both are possible: every file an item, or dtool's layout",
     )
     parser.set_defaults(command=_run)
 

@@ -1,4 +1,4 @@
-"""`dserverfs login`: a token for a password, kept for this user."""
+"""`dserverfs login`: gets a token for a password, and keeps it for this user."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from dserverfs.cli.arguments import Commands, read_password, say, server_of
 def add(commands: Commands) -> None:
     parser = commands.add_parser("login", help="get and keep a token")
     parser.description = (
-        "Ask for a password, or read it from standard input, get a token for it, and keep that"
-        " in a file which dserverfs finds where neither DSERVER_TOKEN nor DSERVER_TOKEN_FILE is"
-        " set."
+        "Get a token for a password, which is typed or read from standard input, and keep it in"
+        " a file that dserverfs uses where neither DSERVER_TOKEN nor DSERVER_TOKEN_FILE is set."
     )
     parser.add_argument("server", metavar="SERVER", help="HOST[:PORT] or dserver://HOST[:PORT]")
     parser.add_argument(

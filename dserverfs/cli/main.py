@@ -22,7 +22,7 @@ EXIT_BROKEN_PIPE = 141  # and for SIGPIPE
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status: 0, 1 (failed, said why) or 2 (wrong arguments)."""
-    # What is warned of where no log was set up.
+    # For warnings where no log is set up.
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(PrintableFormatter())
     _have_standard_streams()

@@ -1,4 +1,4 @@
-"""`dserverfs mount`: datasets as a directory tree."""
+"""`dserverfs mount`: shows datasets as a directory tree."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def add(commands: Commands) -> None:
         "--cache-size",
         type=size,
         metavar="SIZE",
-        help="such as 20G, 0 to keep nothing; default: half of the free space, at most 50G",
+        help="limit, such as 20G; 0 keeps nothing; default: half of the free space, at most 50G",
     )
     parser.add_argument(
         "--staging-dir",
         type=Path,
         metavar="DIR",
-        help="where datasets are until they are frozen; default: ~/.local/share/dserverfs/staging",
+        help="for datasets until they are frozen; default: ~/.local/share/dserverfs/staging",
     )
     parser.add_argument("--read-only", action="store_true", help="refuse to write")
     parser.add_argument(
@@ -85,14 +85,16 @@ def add(commands: Commands) -> None:
         type=_delay,
         default=30.0,
         metavar="SECONDS",
-        help="freeze what is closed and unchanged for so long (30), or `manual`: by command only",
+        help="freeze a dataset that is closed and unchanged for so long (default: 30);"
+        " `manual`: only by dserverfs freeze",
     )
     parser.add_argument(
         "--verify",
         default="complete",
         choices=["off", "complete", "strict"],
-        help="compare nothing with the manifest (off), files read whole before their last byte"
-        " (complete, the default), or files up to 256 MiB before their first (strict)",
+        help="when content is compared with the manifest: never (off), before the last byte of a"
+        " file that is read whole (complete, the default), or before the first byte of files up"
+        " to 256 MiB (strict)",
     )
     parser.add_argument("--allow-other", action="store_true", help="let other users read")
     _add_logging(parser)

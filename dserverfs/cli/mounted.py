@@ -1,4 +1,4 @@
-"""Paths in mounts, for the commands that ask the daemon behind one."""
+"""Paths in mounts, for the commands that ask a mount's daemon."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MountedPath(NamedTuple):
 
 
 def find(path: Path) -> MountedPath:
-    """Return what `path` is; raises UsageError unless it is in a mount of dserverfs."""
+    """Return `path` with its mount; raises UsageError unless it is in one of dserverfs."""
     try:
         status = mountpoint.within(mountpoint.ANSWER_TIMEOUT_S, path, lambda: os.stat(path))
     except OSError as error:

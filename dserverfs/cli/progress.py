@@ -1,4 +1,4 @@
-"""Progress on a terminal: one line that is written over, nothing where nobody looks."""
+"""Progress on a terminal: one line that is overwritten; nothing where there is no terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dserverfs serve`: a dserver with its own S3 store on this machine."""
+"""`dserverfs serve`: runs a dserver with its own S3 store on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--data",
         metavar="DIR",
-        help="where everything is kept (default: $XDG_DATA_HOME/dserverfs/server)",
+        help="directory for all data (default: $XDG_DATA_HOME/dserverfs/server)",
     )
     command.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"

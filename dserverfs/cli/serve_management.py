@@ -87,7 +87,7 @@ def add(commands: Commands) -> None:
             parser.add_argument(argument.name, **argument.options)
         # No default: it would replace what was given before the action.
         parser.add_argument(
-            "--data", metavar="DIR", default=argparse.SUPPRESS, help="of the server"
+            "--data", metavar="DIR", default=argparse.SUPPRESS, help="data directory of the server"
         )
         parser.set_defaults(command=partial(_run, action))
 

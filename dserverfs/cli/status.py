@@ -1,4 +1,4 @@
-"""`dserverfs status`: what a path in a mount is, or all mounts and what is not sent yet."""
+"""`dserverfs status`: describes a path in a mount, or lists mounts and all that is not sent."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ EXIT_SILENT = 1
 
 
 def add(commands: Commands) -> None:
-    parser = commands.add_parser("status", help="what is mounted, and what is not frozen yet")
+    parser = commands.add_parser(
+        "status", help="list mounts, datasets that are not frozen, and unsent changes"
+    )
     parser.description = (
-        "Say what PATH is: a frozen dataset or an item of one, or a staged dataset, with its"
-        " state. Without PATH: list this user's mounts, every dataset that is not frozen, and"
-        " every change of a frozen one that is not sent, with the reason. Exits with 1 if a mount"
-        " does not answer."
+        "Describe PATH: a frozen dataset, an item of one, or a staged dataset with its state."
+        " Without PATH: list this user's mounts, the datasets that are not frozen, and the"
+        " changes of frozen datasets that are not sent, each with the reason. Exits with 1 if a"
+        " mount does not answer."
     )
     parser.add_argument("path", metavar="PATH", type=Path, nargs="?")
     parser.add_argument("--json", action="store_true", help="as JSON")

@@ -1,4 +1,4 @@
-"""`dserverfs umount`: the end of a mount, after what can be frozen was."""
+"""`dserverfs umount`: freezes the datasets that are ready, then unmounts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ EXIT_LEFT = 1
 
 
 def add(commands: Commands) -> None:
-    parser = commands.add_parser("umount", help="end a mount")
+    parser = commands.add_parser("umount", help="freeze what is ready, then unmount")
     parser.description = (
-        "Freeze what is closed and may be frozen, send what was changed of frozen datasets, then"
-        " unmount. What stays, because it is open, failed, or took too long, is listed; the next"
-        " mount has it again. Ctrl-C leaves the rest and unmounts. Exits with 1, unmounted or not,"
-        " if something is not on the server that was to be frozen or sent."
+        "Freeze the datasets that are closed and may be frozen, send the changes of frozen"
+        " datasets, then unmount. Datasets and changes that are left, because they are open,"
+        " failed or took too long, are listed; the next mount has them again. Ctrl-C stops"
+        " waiting and unmounts. Exits with 1, unmounted or not, if a dataset that was to be"
+        " frozen or a change that was to be sent is not on the server."
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
     parser.add_argument(
@@ -73,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
             f" kept in {change['file']}",
             file=sys.stderr,
         )
-    # What is open, or waits for a command, was not to be frozen; the rest was.
+    # A dataset that is open, or waits for a command, was not to be frozen; the rest was.
     waits = (State.OPEN.value, "unusable")
     late = [dataset for dataset in staged if dataset["state"] not in waits]
     return EXIT_LEFT if late or unsent else 0

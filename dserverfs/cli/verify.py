@@ -1,4 +1,4 @@
-"""`dserverfs verify`: whether content is what the manifests say."""
+"""`dserverfs verify`: compares content with the manifests."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     parser = commands.add_parser("verify", help="read content and compare it with the manifest")
     parser.description = (
-        "Read every byte and compare it with the manifest: of a dataset, a base URI or all there"
-        " is on a server, past the cache; or of a dataset in a directory, on a disk or in a"
-        " mount, or of what is at or below a PATH in one. Prints a line for each item that is"
-        " not right, and exits with 1 if there is one."
+        "Read every byte of the targets and compare it with the manifest. A URI names a dataset,"
+        " a base URI or a whole server, which is read past the cache. A PATH is a dataset on a"
+        " disk or in a mount, a file or directory in one, or a directory with datasets below it."
+        " Prints a line for each wrong item, and exits with 1 if there is one."
     )
     parser.add_argument(
         "targets", metavar="PATH | dserver://URI", nargs="+", help="several may be given"

@@ -1,4 +1,4 @@
-"""`dserverfs warm`: whole items into the cache."""
+"""`dserverfs warm`: fetches whole items into the cache."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILES_AT_A_TIME = 500  # that a mount is asked about
 
 
 def add(commands: Commands) -> None:
-    parser = commands.add_parser("warm", help="fetch into the cache what is to be read later")
+    parser = commands.add_parser("warm", help="fetch whole datasets into the cache")
     parser.description = (
         "Fetch every item of a dataset or of a base URI into the cache and compare it with the"
         " manifest; or read every file at or below a PATH in a mount, which does the same to"

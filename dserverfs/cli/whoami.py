@@ -1,4 +1,4 @@
-"""`dserverfs whoami`: whom the token speaks for."""
+"""`dserverfs whoami`: shows the user of the token, and that user's rights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dserverfs.cli.arguments import Commands, say, server_of
 
 
 def add(commands: Commands) -> None:
-    parser = commands.add_parser("whoami", help="user, and what that user may read and write")
+    parser = commands.add_parser("whoami", help="show your user name and rights at a server")
     parser.description = (
         "Show which user the token is for, and each base URI with r (may read) and w (may write)."
     )
