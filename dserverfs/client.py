@@ -143,7 +143,7 @@ class Client:
         """Have the cache give that many bytes to the staging area; return whether it could."""
         if not share_space(self._directory, self._staging_directory):
             return False
-        return self._cache.give_way(size_in_bytes)
+        return self._cache.evict(size_in_bytes)
 
     def check(self, uri: DserverURI) -> Dataset | None:
         """Return the dataset `uri` names, if it names one; blocks.

@@ -14,8 +14,8 @@ import pytest
 
 from dserverfs.base.errors import UsageError
 from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
-from dserverfs.reading.cache.blocks import PART_SIZE, DamagedBlock, FileBlock, MemoryBlock
-from dserverfs.reading.cache.opening import MIN_FILE_SIZE
+from dserverfs.reading.cache.block_files import MIN_FILE_SIZE
+from dserverfs.reading.cache.blocks import CHUNK_BYTES, DamagedBlock, FileBlock, MemoryBlock
 from dserverfs.reading.cache.space import GIB, MAX_SIZE_BYTES, default_limit
 
 SMALL = b"small block"
@@ -114,7 +114,7 @@ def test_wrong_byte_in_a_file_is_found_when_its_part_is_read(
     cache.store([(KEY, MemoryBlock(LARGE))])
     (path,) = files(tmp_path)
     content = bytearray(LARGE)
-    content[PART_SIZE + 5] ^= 1
+    content[CHUNK_BYTES + 5] ^= 1
     path.write_bytes(content)
 
     block = cache.load(KEY, len(LARGE))
@@ -122,7 +122,7 @@ def test_wrong_byte_in_a_file_is_found_when_its_part_is_read(
     assert block is not None
     assert bytes(block.read(0, 7)) == LARGE[:7]
     with pytest.raises(DamagedBlock):
-        block.read(PART_SIZE, 1)
+        block.read(CHUNK_BYTES, 1)
 
 
 @pytest.mark.expects_log("damaged block")
@@ -272,7 +272,7 @@ def test_least_recently_used_blocks_give_way(tmp_path: Path, data: bytes) -> Non
     cache.close()
     cache.open()
 
-    cache.give_way(50 * len(data))
+    cache.evict(50 * len(data))
 
     held = {key.block for key in keys if cache.load(key, len(data)) is not None}
     assert {0, 1} < held, "used last"

@@ -11,9 +11,8 @@ import pytest
 
 from dserverfs.reading.cache import maintenance
 from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
-from dserverfs.reading.cache.block_files import MAX_BLOCKS_IN_FILE, files_in
+from dserverfs.reading.cache.block_files import MAX_BLOCKS_IN_FILE, MIN_FILE_SIZE, files_in
 from dserverfs.reading.cache.blocks import MemoryBlock
-from dserverfs.reading.cache.opening import MIN_FILE_SIZE
 
 ITEM = "dserver://h/s3/b/uuid/item"
 SIZES = [MIN_FILE_SIZE + number for number in range(5)]
@@ -140,7 +139,7 @@ def test_blocks_of_one_file_are_used_and_give_way_together(tmp_path: Path) -> No
     block = cache.load(BlockKey("first", 4), SIZES[4])  # used later than all of the second
     assert block is not None
 
-    cache.give_way(sum(SIZES))
+    cache.evict(sum(SIZES))
 
     assert found(cache, "second") == [None] * len(SIZES)
     assert found(cache, "first") == CONTENTS

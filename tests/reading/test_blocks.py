@@ -10,13 +10,13 @@ import pytest
 
 from dserverfs.base.items import BLOCK_SIZE, block_length, number_of_blocks
 from dserverfs.reading.cache.blocks import (
-    PART_SIZE,
+    CHUNK_BYTES,
     DamagedBlock,
     FileBlock,
     MemoryBlock,
     OpenFile,
     checksums,
-    number_of_parts,
+    number_of_chunks,
 )
 from dserverfs.reading.read_ahead import MAX_WINDOW, ReadAhead
 
@@ -96,13 +96,13 @@ def test_read_ahead_starts_again_after_a_seek_back_to_the_beginning() -> None:
     assert run.length > 0
 
 
-CONTENT = random.Random(7).randbytes(3 * PART_SIZE + 100)
+CONTENT = random.Random(7).randbytes(3 * CHUNK_BYTES + 100)
 
 
 def file_block(path: Path, content: bytes = CONTENT) -> FileBlock:
     """Return a block of CONTENT whose file holds `content`, no part compared yet."""
     path.write_bytes(content)
-    checked = bytearray(number_of_parts(len(CONTENT)))
+    checked = bytearray(number_of_chunks(len(CONTENT)))
     file = OpenFile(os.open(path, os.O_RDONLY))
     return FileBlock(file, 0, len(CONTENT), checksums(CONTENT), checked)
 
@@ -113,8 +113,10 @@ def flipped(place: int) -> bytes:
     return bytes(damaged)
 
 
-@pytest.mark.parametrize("offset", [0, 1, PART_SIZE - 1, PART_SIZE, len(CONTENT) - 1, len(CONTENT)])
-@pytest.mark.parametrize("size", [0, 1, PART_SIZE, PART_SIZE + 1, 10 * PART_SIZE])
+@pytest.mark.parametrize(
+    "offset", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, len(CONTENT) - 1, len(CONTENT)]
+)
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 10 * CHUNK_BYTES])
 def test_file_block_reads_its_bytes_though_the_file_is_unlinked(
     tmp_path: Path, offset: int, size: int
 ) -> None:
@@ -127,15 +129,15 @@ def test_file_block_reads_its_bytes_though_the_file_is_unlinked(
         assert at_once is None or bytes(at_once) == CONTENT[offset : offset + size]
 
 
-@pytest.mark.parametrize("place", [0, PART_SIZE, len(CONTENT) - 1])
+@pytest.mark.parametrize("place", [0, CHUNK_BYTES, len(CONTENT) - 1])
 def test_file_block_gives_no_byte_of_a_damaged_part_and_every_other(
     tmp_path: Path, place: int
 ) -> None:
     block = file_block(tmp_path / "block", flipped(place))
 
-    for part in range(number_of_parts(len(CONTENT))):
-        start = part * PART_SIZE
-        if part == place // PART_SIZE:
+    for part in range(number_of_chunks(len(CONTENT))):
+        start = part * CHUNK_BYTES
+        if part == place // CHUNK_BYTES:
             with pytest.raises(DamagedBlock):
                 block.read(start + 5, 1)
         else:

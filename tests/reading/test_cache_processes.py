@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from dserverfs.reading.cache import maintenance
-from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
+from dserverfs.reading.cache.block_cache import BlockCache, BlockKey, CacheTuning
 from dserverfs.reading.cache.block_files import files_in
 from dserverfs.reading.cache.blocks import MemoryBlock
-from dserverfs.reading.cache.opening import AS_IT_IS
+from dserverfs.reading.cache.space import AS_IT_IS
 from dserverfs.reading.hot_blocks import HotBlocks
 from tests.support.accounts import Account
 from tests.support.cache_worker import BLOCKS, ITEMS, check
@@ -126,11 +126,10 @@ def test_what_a_killed_process_left_is_swept_away_and_nothing_else(tmp_path: Pat
 
 @pytest.mark.expects_log("cannot be written, keeping nothing new")
 def test_database_that_another_holds_stops_writing_for_a_while_and_no_reading(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("dserverfs.reading.cache.opening.BUSY_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("dserverfs.reading.cache.troubles.RETRY_AFTER_FAILURE_S", 0.5)
-    cache = BlockCache(tmp_path / "blocks")
+    tuning = CacheTuning(busy_timeout_s=0.2, retry_after_failure_s=0.5)
+    cache = BlockCache(tmp_path / "blocks", tuning=tuning)
     cache.open()
     cache.store([(BlockKey("item", 0), MemoryBlock(b"before"))])
     other = sqlite3.connect(tmp_path / "blocks" / "cache.db", isolation_level=None)
@@ -152,11 +151,10 @@ def test_database_that_another_holds_stops_writing_for_a_while_and_no_reading(
 
 @pytest.mark.expects_log("fails, reading without a cache", "corrupt and is made anew")
 def test_database_that_is_damaged_while_it_is_used_is_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("dserverfs.reading.cache.troubles.RETRY_AFTER_FAILURE_S", 0.1)
     directory = tmp_path / "blocks"
-    cache = BlockCache(directory)
+    cache = BlockCache(directory, tuning=CacheTuning(retry_after_failure_s=0.1))
     cache.open()
     cache.store([(BlockKey("item", i), MemoryBlock(bytes(20_000))) for i in range(50)])
     database = sqlite3.connect(directory / "cache.db")
@@ -210,7 +208,7 @@ def test_what_one_process_evicts_every_process_closes(disk: Path) -> None:
     fill(disk / "others")
     assert free_bytes(disk) < MIB
 
-    assert here.cache.give_way(6 * MIB)
+    assert here.cache.evict(6 * MIB)
 
     assert free_bytes(disk) >= 6 * MIB, "nothing of it is deleted and still open"
     assert ("item", 11) in here.loaded, "what was not evicted stays at hand"
@@ -246,7 +244,7 @@ def test_blocks_that_share_a_file_give_way_together(disk: Path) -> None:
     cache.store(blocks)
     fill(disk / "others")
 
-    assert cache.give_way(MIB)
+    assert cache.evict(MIB)
 
     assert free_bytes(disk) > 7 * MIB
     assert files_in(disk / "blocks") == set()
@@ -274,10 +272,10 @@ def test_cache_larger_than_its_new_limit_shrinks_when_it_is_opened(tmp_path: Pat
 
 
 def test_cache_leaves_the_floor_of_free_space_to_others(
-    disk: Path, monkeypatch: pytest.MonkeyPatch
+    disk: Path,
 ) -> None:
-    monkeypatch.setattr("dserverfs.reading.cache.block_cache.FREE_SPACE_CHECK_S", 0.0)
-    cache = BlockCache(disk / "blocks", size_limit=1024 * MIB)
+    tuning = CacheTuning(free_space_check_s=0.0)
+    cache = BlockCache(disk / "blocks", size_limit=1024 * MIB, tuning=tuning)
     cache.open()
 
     for index in range(80):
@@ -292,11 +290,10 @@ def test_cache_leaves_the_floor_of_free_space_to_others(
 
 @pytest.mark.expects_log("cannot be written, keeping nothing new.*No space left")
 def test_disk_that_others_filled_keeps_what_there_is_readable(
-    disk: Path, monkeypatch: pytest.MonkeyPatch
+    disk: Path,
 ) -> None:
-    monkeypatch.setattr("dserverfs.reading.cache.block_cache.FREE_SPACE_CHECK_S", 3600.0)
-    monkeypatch.setattr("dserverfs.reading.cache.block_cache.MAKE_ROOM_BYTES", 2 * MIB)
-    cache = BlockCache(disk / "blocks")
+    tuning = CacheTuning(free_space_check_s=3600.0, make_room_in_bytes=2 * MIB)
+    cache = BlockCache(disk / "blocks", tuning=tuning)
     cache.open()
     content = os.urandom(MIB)
     for index in range(6):

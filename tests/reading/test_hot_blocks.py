@@ -12,7 +12,7 @@ from dserverfs.reading.cache.blocks import (
     MemoryBlock,
     OpenFile,
     checksums,
-    number_of_parts,
+    number_of_chunks,
 )
 from dserverfs.reading.hot_blocks import HotBlocks
 
@@ -28,7 +28,7 @@ def in_file(directory: Path, number: int) -> FileBlock:
     data = bytes([number]) * SIZE
     path.write_bytes(data)
     file = OpenFile(os.open(path, os.O_RDONLY))
-    return FileBlock(file, 0, SIZE, checksums(data), bytearray(number_of_parts(SIZE)))
+    return FileBlock(file, 0, SIZE, checksums(data), bytearray(number_of_chunks(SIZE)))
 
 
 def two_in_memory() -> HotBlocks:

@@ -9,12 +9,12 @@ its blocks move, without being rewritten, to a key of that hash, where every
 item with the same content finds them. Nothing else is ever there.
 
 On disk: `blocks/cache.db` (SQLite), a row for each block with the checksums of
-its parts, and a file for each block that is not small. Files are written before
+its chunks, and a file for each block that is not small. Files are written before
 the transaction with their rows, so a killed process leaves at worst files
 without a row, which a sweep once a day removes. What a power cut or a fault of
 the disk leaves in a file does not pass its checksums.
 
-Thread-safe: diskcache keeps a connection per thread.
+Thread-safe.
 """
 
 from __future__ import annotations
@@ -24,23 +24,26 @@ import errno
 import itertools
 import logging
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import diskcache
-import diskcache.core
+from typing import NamedTuple, TypeVar
 
 from dserverfs.base.directories import CannotBeMade, private_directory
 from dserverfs.base.errors import UsageError
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.base.local_files import is_full
 from dserverfs.base.locks import locked_within
-from dserverfs.reading.cache import cache_rows, opening, space
-from dserverfs.reading.cache.block_files import StoredFile, Value
+from dserverfs.reading.cache import eviction, space
+from dserverfs.reading.cache.block_files import MIN_FILE_SIZE, StoredFile, Value
+from dserverfs.reading.cache.block_table import (
+    BUSY_TIMEOUT_S,
+    FAILURES,
+    BlockTable,
+    Row,
+    open_table,
+)
 from dserverfs.reading.cache.blocks import (
     CRC_BYTES,
     Block,
@@ -48,25 +51,34 @@ from dserverfs.reading.cache.blocks import (
     MemoryBlock,
     OpenFile,
     checksums,
-    number_of_parts,
+    number_of_chunks,
 )
-from dserverfs.reading.cache.cache_rows import Row
-from dserverfs.reading.cache.opening import MIN_FILE_SIZE
-from dserverfs.reading.cache.troubles import CacheTroubles, means_corrupt
+from dserverfs.reading.cache.troubles import RETRY_AFTER_FAILURE_S, CacheTroubles, means_corrupt
 from dserverfs.reading.cache.watch import WATCH_S, CacheWatch
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 FORMAT_VERSION = 3
-FREE_SPACE_CHECK_S = 2.0
-# Made free at once when a quota or the disk is exhausted.
-MAKE_ROOM_BYTES = 64 * 1024 * 1024
+OPEN_TIMEOUT_S = 10.0
 # For so long other processes may take to close what was evicted.
 OTHERS_CLOSE_S = 3 * WATCH_S
-MAX_CHECKED = 200_000  # blocks of which it is remembered which parts were compared; 150 bytes each
+MAX_CHECKED = 200_000  # blocks whose compared checksum chunks are remembered; 150 bytes each
 _NOTES_PER_BATCH = 256
 _ROWS_PER_TRANSACTION = 512
-_FAILURES = (sqlite3.Error, diskcache.Timeout, OSError)
+
+
+class CacheTuning(NamedTuple):
+    """The times and sizes of a cache that tests make smaller."""
+
+    busy_timeout_s: float = BUSY_TIMEOUT_S
+    retry_after_failure_s: float = RETRY_AFTER_FAILURE_S
+    free_space_check_s: float = 2.0
+    make_room_in_bytes: int = 64 * 1024 * 1024  # when a quota or the disk is exhausted
+
+
+_AS_MEASURED = CacheTuning()
 
 
 class BlockKey(NamedTuple):
@@ -99,6 +111,7 @@ class BlockCache:
         *,
         size_limit: int | None = None,
         on_removal: Callable[[], None] = lambda: None,
+        tuning: CacheTuning = _AS_MEASURED,
     ) -> None:
         """`size_limit` is in bytes, or AS_IT_IS; 0 keeps nothing new, None is half of what is free.
 
@@ -107,14 +120,15 @@ class BlockCache:
         """
         self._directory = directory
         self._size_limit = size_limit
-        self._cache: Any = None
+        self._tuning = tuning
+        self._table: BlockTable | None = None
         self._is_open = False
         self._on_removal = on_removal
-        self._troubles = CacheTroubles(directory)
+        self._troubles = CacheTroubles(directory, tuning.retry_after_failure_s)
         self._watch = CacheWatch(directory, self._look)
         self._lock = threading.Lock()
         self._used: dict[int, float] = {}  # row numbers; when each was used last
-        self._checked: dict[str, bytearray] = {}  # by file: which parts were compared
+        self._checked: dict[str, bytearray] = {}  # by file: its compared checksum chunks
         self._space_checked_s = 0.0
         self._space_left = True
         self._must_reopen = False
@@ -124,8 +138,8 @@ class BlockCache:
         return self._directory
 
     @property
-    def database(self) -> Any:
-        """Diskcache's cache, for `maintenance`; None if it cannot be used."""
+    def table(self) -> BlockTable | None:
+        """The table of blocks, for `maintenance`; None if it cannot be used."""
         return self._readable()
 
     def open(self) -> None:
@@ -137,21 +151,21 @@ class BlockCache:
         try:
             private_directory(self._directory)
             # What is corrupt is removed by one process.
-            with locked_within(self._directory / "lock", opening.OPEN_TIMEOUT_S):
-                self._cache = opening.database(self._directory, self._size_limit)
+            with locked_within(self._directory / "lock", OPEN_TIMEOUT_S):
+                busy_timeout_s = self._tuning.busy_timeout_s
+                table = open_table(self._directory, self._size_limit, busy_timeout_s)
+                self._table = table
                 self._watch.opened()
-            due = space.sweep_is_due(self._directory)
-            # Who has no limit of its own, as who only looks, leaves that to others.
+            due = eviction.sweep_is_due(self._directory)
+            # A process without a limit of its own, which only looks, leaves that to others.
             has_limit = self._size_limit is None or self._size_limit > 0
-            excess = self._cache.volume() - self._cache.size_limit if has_limit else 0
+            excess = table.excess_in_bytes() if has_limit else 0
             if due or excess > 0:
                 tidy = threading.Thread(
-                    target=self._tidy, args=(self._cache, excess, due), name="tidy", daemon=True
+                    target=self._tidy, args=(table, excess, due), name="tidy", daemon=True
                 )
                 tidy.start()
-        except CannotBeMade as error:
-            self._troubles.broke(error)
-        except _FAILURES as error:
+        except (CannotBeMade, *FAILURES) as error:
             self._troubles.broke(error)
 
     def load(self, key: BlockKey, length: int) -> Block | None:
@@ -163,28 +177,28 @@ class BlockCache:
 
     def load_many(self, wanted: Sequence[tuple[BlockKey, int]]) -> list[Block | None]:
         """Return what `load` would for each key and length, asking the database once."""
-        cache = self._readable()
-        if cache is None or not wanted:
+        table = self._readable()
+        if table is None or not wanted:
             return [None] * len(wanted)
         keys = [key.as_text() for key, _ in wanted]
         try:
-            rows = cache_rows.rows_of(cache, keys)
-        except _FAILURES as error:
+            rows = table.find(keys)
+        except FAILURES as error:
             self._fail(error)
             return [None] * len(wanted)
         opened: dict[str, OpenFile] = {}
         blocks = [
-            self._load_row(cache, rows[text], key, length, opened) if text in rows else None
+            self._load_row(table, rows[text], key, length, opened) if text in rows else None
             for text, (key, length) in zip(keys, wanted, strict=True)
         ]
         self._write_notes(at_least=_NOTES_PER_BATCH)
         return blocks
 
     def _load_row(
-        self, cache: Any, row: Row, key: BlockKey, length: int, opened: dict[str, OpenFile]
+        self, table: BlockTable, row: Row, key: BlockKey, length: int, opened: dict[str, OpenFile]
     ) -> Block | None:
         try:
-            block = self._block(cache, row, length, opened)
+            block = self._block(table, row, length, opened)
         except FileNotFoundError:  # evicted meanwhile
             return None
         except OSError as error:
@@ -199,14 +213,14 @@ class BlockCache:
         return block
 
     def _block(
-        self, cache: Any, row: Row, length: int, opened: dict[str, OpenFile]
+        self, table: BlockTable, row: Row, length: int, opened: dict[str, OpenFile]
     ) -> Block | None:
         """Return the block of a row, None if it cannot be that; raises FileNotFoundError."""
         sums = row.checksums
-        if not isinstance(sums, bytes) or len(sums) != number_of_parts(length) * CRC_BYTES:
+        if not isinstance(sums, bytes) or len(sums) != number_of_chunks(length) * CRC_BYTES:
             return None
         try:
-            stored = cache.disk.fetch_among(opened, row.mode, row.filename, row.value)
+            stored = table.disk.fetch_among(opened, row.mode, row.filename, row.value)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -216,45 +230,45 @@ class BlockCache:
         if isinstance(stored, bytes):
             whole = len(stored) == length and checksums(stored) == sums
             return MemoryBlock(stored, row.number, row.serial) if whole else None
-        checked = self._parts_checked(stored, length)
+        checked = self._checked_chunks(stored, length)
         block = FileBlock(stored.file, stored.start, length, sums, checked, row.number, row.serial)
         return block if os.fstat(stored.file.fd).st_size >= stored.start + length else None
 
-    def _parts_checked(self, stored: StoredFile, length: int) -> bytearray:
-        """Return which parts of that file were compared in this process; to be written to."""
+    def _checked_chunks(self, stored: StoredFile, length: int) -> bytearray:
+        """Return the live marks of those checksum chunks of the file that were compared."""
         if len(self._checked) > MAX_CHECKED:
             self._checked = {}
-        return self._checked.setdefault(stored.name, bytearray(number_of_parts(length)))
+        return self._checked.setdefault(stored.name, bytearray(number_of_chunks(length)))
 
     def store(self, blocks: Sequence[tuple[BlockKey, MemoryBlock]]) -> Mapping[BlockKey, Block]:
         """Keep the blocks; return those that are in files now, the large ones of an item in one.
 
         If the disk is full or failing, do nothing, and say so in the log once a while.
         """
-        cache = self._writable()
-        if cache is None or not self._has_space(cache):
+        table = self._writable()
+        if table is None or not self._has_space(table):
             return {}
-        small = [block for block in blocks if len(block[1].data) < MIN_FILE_SIZE]
+        small = [(k.as_text(), block) for k, block in blocks if len(block.data) < MIN_FILE_SIZE]
         large = [block for block in blocks if len(block[1].data) >= MIN_FILE_SIZE]
         large.sort(key=lambda block: block[0])
         values: list[Value] = []
-        removed = cache.disk.times_removed
+        removed = table.disk.times_removed
         try:
             for _, group in itertools.groupby(large, lambda block: block[0].item):
-                values += cache.disk.prepare([block.data for _, block in group])
-            with cache.transact(retry=False):
-                if small:
-                    cache_rows.insert(cache, [(key.as_text(), block) for key, block in small])
-                rows = [
-                    self._insert(cache, key, block, value)
+                values += table.disk.prepare([block.data for _, block in group])
+            rows = table.store(
+                small,
+                [
+                    (key.as_text(), block, value)
                     for (key, block), value in zip(large, values, strict=True)
-                ]
-        except _FAILURES as error:
+                ],
+            )
+        except FAILURES as error:
             for value in values:
-                cache.disk.discard(value)
-            self._fail_writing(cache, error)
+                table.disk.discard(value)
+            self._fail_writing(table, error)
             return {}
-        if cache.disk.times_removed != removed:
+        if table.disk.times_removed != removed:
             self._watch.removed()
         self._troubles.is_over()
         self._watch.start()
@@ -267,18 +281,8 @@ class BlockCache:
 
     def _stored(self, block: MemoryBlock, file: StoredFile, row: int) -> FileBlock:
         length = len(block.data)
-        checked = self._parts_checked(file, length)
+        checked = self._checked_chunks(file, length)
         return FileBlock(file.file, file.start, length, block.checksums, checked, row, block.serial)
-
-    def _insert(self, cache: Any, key: BlockKey, block: MemoryBlock, value: Value) -> int:
-        """Make the row, in a transaction; return its number, 0 if it had to give way at once."""
-        text = key.as_text()
-        cache.set(text, value, tag=block.checksums)
-        row = cache_rows.rows_of(cache, [text]).get(text)
-        if row is None:
-            return 0
-        cache_rows.set_serial(cache, row.number, block.serial)
-        return row.number
 
     def enter_verified(self, item: str, content: str, serials: Sequence[int]) -> None:
         """Move the blocks of `item` to `content`, where every item like it finds them.
@@ -286,58 +290,31 @@ class BlockCache:
         The item was compared with its hash; `serials` are of the blocks that were.
         Another one in the place of a block stays as it is: it was not compared.
         """
-        cache = self._writable()
-        if cache is None:
+        table = self._writable()
+        if table is None:
             return
+        moves = [
+            (BlockKey(item, index).as_text(), BlockKey(content, index).as_text(), serial)
+            for index, serial in enumerate(serials)
+            if serial
+        ]
         try:
-            for start in range(0, len(serials), _ROWS_PER_TRANSACTION):
-                end = min(start + _ROWS_PER_TRANSACTION, len(serials))
-                with cache.transact(retry=False):
-                    for index in range(start, end):
-                        if serials[index]:
-                            old, new = BlockKey(item, index), BlockKey(content, index)
-                            cache_rows.move(cache, old.as_text(), new.as_text(), serials[index])
-        except _FAILURES as error:
-            self._fail_writing(cache, error)
+            for start in range(0, len(moves), _ROWS_PER_TRANSACTION):
+                table.move(moves[start : start + _ROWS_PER_TRANSACTION])
+        except FAILURES as error:
+            self._fail_writing(table, error)
 
     def count(self, item: str) -> int:
         """Return how many blocks of an item, or of a content, are here."""
-        cache = self._readable()
-        if cache is None:
-            return 0
-        try:
-            rows = cache._sql(
-                "SELECT count(*) FROM Cache WHERE key > ? AND key < ? AND raw = 1", _range_of(item)
-            ).fetchall()
-        except _FAILURES as error:
-            self._fail(error)
-            return 0
-        return int(rows[0][0])
+        return self._asked(lambda table: table.count(*_range_of(item)), 0)
 
     def drop(self, keys: Sequence[BlockKey]) -> None:
         """Forget these blocks."""
-        cache = self._readable()
-        if cache is None:
-            return
-        try:
-            for key in keys:
-                cache.delete(key.as_text())
-        except _FAILURES as error:
-            self._fail(error)
+        self._asked(lambda table: table.delete(key.as_text() for key in keys), None)
 
     def drop_item(self, item: str) -> None:
         """Forget every block of an item, or of a content, that is here, whatever its size."""
-        cache = self._readable()
-        if cache is None:
-            return
-        try:
-            rows = cache._sql(
-                "SELECT key FROM Cache WHERE key > ? AND key < ? AND raw = 1", _range_of(item)
-            ).fetchall()
-            for (key,) in rows:
-                cache.delete(key)
-        except _FAILURES as error:
-            self._fail(error)
+        self._asked(lambda table: table.delete_between(*_range_of(item)), None)
 
     def tell_removed(self) -> None:
         """Have every process close files of the cache that were removed past this class."""
@@ -357,44 +334,55 @@ class BlockCache:
         self._write_notes(at_least=1)
         self._is_open = False
         self._watch.close()
-        cache, self._cache = self._cache, None
-        if cache is not None:
-            cache.close()
+        table, self._table = self._table, None
+        if table is not None:
+            table.close()
 
-    def give_way(self, size_in_bytes: int) -> bool:
-        """Give back at least that much of the disk to others; return whether there was anything.
+    def evict(self, size_in_bytes: int) -> bool:
+        """Give back at least that much of the disk to others; return True if it could.
 
-        Waits shortly for other processes to close what was evicted.
+        Waits shortly for other processes to close the evicted files.
         """
-        cache = self._readable()
-        if cache is None:
+        table = self._readable()
+        if table is None:
             return False
         try:
-            freed = self._evict(cache, size_in_bytes)
+            freed = self._evict(table, size_in_bytes)
             end_s = time.monotonic() + OTHERS_CLOSE_S
             while space.free_in_bytes(self._directory) < size_in_bytes:
                 if time.monotonic() >= end_s or not self._watch.is_recent():
                     return False
                 time.sleep(0.02)
-        except _FAILURES as error:
-            self._fail_writing(cache, error)
+        except FAILURES as error:
+            self._fail_writing(table, error)
             return False
         return freed > 0 or self._watch.is_recent()
 
-    def _readable(self) -> Any:
-        """Return diskcache's cache, or None while it is closed or fails."""
+    def _asked(self, ask: Callable[[BlockTable], T], otherwise: T) -> T:
+        """Return the table's answer; `otherwise` if the cache cannot be read."""
+        table = self._readable()
+        if table is None:
+            return otherwise
+        try:
+            return ask(table)
+        except FAILURES as error:
+            self._fail(error)
+            return otherwise
+
+    def _readable(self) -> BlockTable | None:
+        """Return the table, or None while the cache is closed or fails."""
         if self._troubles.is_broken():
             return None
-        if self._is_open and (self._must_reopen or self._cache is None):
+        if self._is_open and (self._must_reopen or self._table is None):
             self._reopen()
-        return self._cache
+        return self._table
 
     def _reopen(self) -> None:
         with self._lock:
-            if self._cache is not None and not self._must_reopen:
+            if self._table is not None and not self._must_reopen:
                 return
             self._must_reopen = False
-            self._cache = None
+            self._table = None
             try:
                 self.open()
             except UsageError as error:
@@ -403,11 +391,11 @@ class BlockCache:
     def _look(self) -> None:
         """Close what was removed; make the cache anew if it was taken away."""
         self._on_removal()
-        if self._cache is not None and self._watch.is_gone():
+        if self._table is not None and self._watch.is_gone():
             self._must_reopen = True
 
-    def _writable(self) -> Any:
-        """Return diskcache's cache, or None if nothing new is to be kept."""
+    def _writable(self) -> BlockTable | None:
+        """Return the table, or None if nothing new is to be kept."""
         if self._size_limit == 0 or self._troubles.is_unwritable():
             return None
         if self._watch.is_gone():  # a write would make half of it anew
@@ -419,7 +407,7 @@ class BlockCache:
         if self._troubles.broke(error):
             self._must_reopen = means_corrupt(error)
 
-    def _fail_writing(self, cache: Any, error: Exception) -> None:
+    def _fail_writing(self, table: BlockTable, error: Exception) -> None:
         """Keep nothing new for a while; what is here can still be read."""
         if means_corrupt(error):
             self._fail(error)
@@ -431,29 +419,29 @@ class BlockCache:
             return
         if isinstance(error, OSError) and is_full(error):
             # The file system does not tell of quotas: give back a part of what we have.
-            with contextlib.suppress(*_FAILURES):
-                self._evict(cache, MAKE_ROOM_BYTES)
+            with contextlib.suppress(*FAILURES):
+                self._evict(table, self._tuning.make_room_in_bytes)
 
-    def _has_space(self, cache: Any) -> bool:
+    def _has_space(self, table: BlockTable) -> bool:
         """Return whether the file system keeps its floor of free space; evicts if it does not."""
         now_s = time.monotonic()
-        if now_s - self._space_checked_s < FREE_SPACE_CHECK_S:
+        if now_s - self._space_checked_s < self._tuning.free_space_check_s:
             return self._space_left
         self._space_checked_s = now_s
         try:
             lacking = space.lacking_in_bytes(self._directory)
             if lacking > 0:
-                self._evict(cache, lacking)
+                self._evict(table, lacking)
                 lacking = space.lacking_in_bytes(self._directory)
             self._space_left = lacking <= 0
-        except _FAILURES as error:
-            self._fail_writing(cache, error)
+        except FAILURES as error:
+            self._fail_writing(table, error)
             return False
         return self._space_left
 
-    def _evict(self, cache: Any, size_in_bytes: int) -> int:
+    def _evict(self, table: BlockTable, size_in_bytes: int) -> int:
         self._write_notes(at_least=1)
-        return space.evict(cache, self._directory, size_in_bytes, self._watch.removed)
+        return eviction.evict(table, self._directory, size_in_bytes, self._watch.removed)
 
     def _write_notes(self, *, at_least: int) -> None:
         """Write the order of use, if there is that much to write."""
@@ -461,20 +449,18 @@ class BlockCache:
             return
         with self._lock:
             used, self._used = self._used, {}
-        cache = self._cache
-        if cache is None or not used:
+        table = self._table
+        if table is None or not used:
             return
         try:
-            with cache.transact(retry=False):
-                # A thread may just be adding to it.
-                cache_rows.note_uses(cache, list(used.items()))
-        except _FAILURES as error:
+            table.note_uses(list(used.items()))  # a thread may just be adding to it
+        except FAILURES as error:
             logger.debug("cache %s: order of use not written: %s", self._directory, error)
 
-    def _tidy(self, cache: Any, excess: int, sweep: bool) -> None:
+    def _tidy(self, table: BlockTable, excess: int, sweep: bool) -> None:
         """Bring the cache down to its limit, which may have been another one."""
-        with contextlib.suppress(*_FAILURES):
-            self._evict(cache, excess)
+        with contextlib.suppress(*FAILURES):
+            self._evict(table, excess)
         if sweep:
-            space.sweep(cache, self._directory, space.ORPHANED_AFTER_S)
-        cache.close()  # this thread's connection
+            eviction.sweep(table, self._directory, eviction.ORPHANED_AFTER_S)
+        table.close()  # this thread's connection

@@ -14,15 +14,16 @@ from zlib_ng import zlib_ng
 
 from dserverfs.base.items import BLOCK_SIZE
 
-# What a checksum covers. 4 KiB out of a block not touched before: 9 us, 36 us with 64 KiB,
-# 460 us with the whole; checksums of a whole block take the same time with each.
-PART_SIZE = 16 * 1024
+# A checksum chunk: the bytes that one checksum covers. 4 KiB out of a block not touched
+# before: 9 us, 36 us with 64 KiB, 460 us with the whole block; all checksums of a block
+# take the same time with each.
+CHUNK_BYTES = 16 * 1024
 CRC_BYTES = 4
 
 
-def number_of_parts(length: int) -> int:
+def number_of_chunks(length: int) -> int:
     """Return how many checksums a block of that length has."""
-    return -(-length // PART_SIZE)
+    return -(-length // CHUNK_BYTES)
 
 
 class DamagedBlock(Exception):
@@ -30,21 +31,21 @@ class DamagedBlock(Exception):
 
 
 def checksums(data: bytes | bytearray | memoryview) -> bytes:
-    """Return the CRC-32 of each part of a block, 4 bytes each, big endian."""
+    """Return the CRC-32 of each checksum chunk of a block, 4 bytes each, big endian."""
     view = memoryview(data)
     return b"".join(
         [
-            zlib_ng.crc32(view[start : start + PART_SIZE]).to_bytes(CRC_BYTES, "big")
-            for start in range(0, len(view), PART_SIZE)
+            zlib_ng.crc32(view[start : start + CHUNK_BYTES]).to_bytes(CRC_BYTES, "big")
+            for start in range(0, len(view), CHUNK_BYTES)
         ]
     )
 
 
 def new_serial() -> int:
-    """Return a number for bytes that just came, which no others have, whoever sends them.
+    """Return a number for bytes that just came, which no other arrival has.
 
-    Which of two arrivals a block is cannot be told by its checksums: a store that knows
-    the right bytes finds others with the same CRC-32 at once.
+    Checksums do not tell two arrivals of a block apart: a store that knows the right
+    bytes finds others with the same CRC-32 at once.
     """
     return (int.from_bytes(os.urandom(8), "big") >> 1) | 1
 
@@ -59,13 +60,13 @@ class MemoryBlock:
     ) -> None:
         """`row` is the cache's number for it; 0 if the cache does not have it.
 
-        `serial` says which arrival it is (0: not known), None that it came just now.
+        `serial` is that of its arrival (0: not known); None if it came just now.
         """
         self._view = memoryview(data).toreadonly()
         self._checksums: bytes | None = None
         self.row = row
         self.serial = new_serial() if serial is None else serial
-        self.used = False  # since somebody set it to False
+        self.used = False  # since it was last set to False
 
     @property
     def memory_in_bytes(self) -> int:
@@ -106,14 +107,14 @@ class OpenFile:
         os.close(self.fd)
 
     def is_removed(self) -> bool:
-        """Return whether it has no name any more, and takes up space only because it is open."""
+        """Return True if it has no name any more, and takes up space only because it is open."""
         return os.fstat(self.fd).st_nlink == 0
 
 
 class FileBlock:
     """A block in an open file of the cache; the file may be unlinked meanwhile.
 
-    Each part is compared with its checksum the first time that it is read.
+    Each checksum chunk is compared the first time that it is read.
     """
 
     __slots__ = (
@@ -135,7 +136,7 @@ class FileBlock:
     ) -> None:
         """Of `length` bytes of the file from `start` on.
 
-        `checked` has a byte for each part, not 0 once it was compared; it may be shared.
+        `checked` has a byte for each checksum chunk, not 0 once it was compared; it may be shared.
         `row` and `serial` as of a MemoryBlock.
         """
         self._file = file
@@ -149,7 +150,7 @@ class FileBlock:
         self.used = False
 
     def is_removed(self) -> bool:
-        """Return whether the cache does not have it any more."""
+        """Return True if the cache does not have it any more."""
         return self._file.is_removed()
 
     def read_nowait(
@@ -193,21 +194,21 @@ class FileBlock:
         return memoryview(data)[offset - start : stop - start]
 
     def read_ahead(self) -> None:
-        """Have the kernel begin to read it all from the disk; waits for nothing."""
+        """Tell the kernel to begin to read it all from the disk; waits for nothing."""
         with contextlib.suppress(OSError):
             os.posix_fadvise(self._fd, self._start, self._length, os.POSIX_FADV_WILLNEED)
 
     def _span(self, offset: int, stop: int) -> tuple[int, int, bool]:
-        """Return where to read from and to: whole parts if one was not compared yet."""
-        first, last = offset // PART_SIZE, (stop - 1) // PART_SIZE
+        """Return the range to read: whole checksum chunks if one was not compared yet."""
+        first, last = offset // CHUNK_BYTES, (stop - 1) // CHUNK_BYTES
         if offset >= stop:
             return offset, offset, False
         if self._checked.find(0, first, last + 1) < 0:
             return offset, stop, False
-        return first * PART_SIZE, min((last + 1) * PART_SIZE, self._length), True
+        return first * CHUNK_BYTES, min((last + 1) * CHUNK_BYTES, self._length), True
 
     def _check(self, data: bytes | memoryview, start: int) -> None:
-        first = start // PART_SIZE
+        first = start // CHUNK_BYTES
         found = checksums(data)
         if found != self.checksums[first * CRC_BYTES : first * CRC_BYTES + len(found)]:
             raise DamagedBlock("does not have its checksum")
@@ -218,7 +219,7 @@ Block = MemoryBlock | FileBlock
 
 
 def is_sound(block: Block) -> bool:
-    """Return whether a block can be read and is what was stored; waits for the disk."""
+    """Return True if a block can be read and is what was stored; waits for the disk."""
     try:
         block.read(0, BLOCK_SIZE)
     except DamagedBlock:
@@ -227,6 +228,6 @@ def is_sound(block: Block) -> bool:
 
 
 def read_ahead(blocks: Sequence[Block]) -> None:
-    """Have the kernel begin to read these blocks from the disk."""
+    """Tell the kernel to begin to read these blocks from the disk."""
     for block in blocks:
         block.read_ahead()

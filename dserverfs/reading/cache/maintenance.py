@@ -10,27 +10,24 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import diskcache
+from typing import NamedTuple
 
 from dserverfs.base.errors import DserverfsError
 from dserverfs.base.items import number_of_blocks
-from dserverfs.reading.cache import space
+from dserverfs.reading.cache import eviction
 from dserverfs.reading.cache.block_cache import BlockCache, prefix_of
 from dserverfs.reading.cache.block_files import StoredFile, size_on_disk
+from dserverfs.reading.cache.block_table import FAILURES, BlockTable, StoredRow
 from dserverfs.reading.cache.blocks import CRC_BYTES, checksums
-from dserverfs.reading.cache.opening import AS_IT_IS
+from dserverfs.reading.cache.space import AS_IT_IS
+from dserverfs.reading.cache.troubles import said_of
 
 # What is younger may belong to a process that is about to enter it.
 _NEW_S = 60.0
-_ROWS_AT_A_TIME = 100
 _CONTENT = re.compile(r"=[^:]*:[^:]*:(\d+)")
-_COLUMNS = "rowid, key, mode, filename, value, tag, size"
 
 # Called with blocks done and blocks in all.
 Progress = Callable[[int, int], None]
@@ -63,16 +60,16 @@ class CheckResult(NamedTuple):
 
 def facts(cache: BlockCache) -> CacheFacts:
     """Return what the cache holds."""
-    with _usable(cache) as database:
+    with _usable(cache) as table:
         prefix = prefix_of("")[:-1]
         blocks = Counter[str]()
-        for (key,) in database._sql("SELECT key FROM Cache WHERE raw = 1"):
+        for key in table.all_keys():
             if key.startswith(prefix):
                 blocks[key.removeprefix(prefix).rpartition(":")[0]] += 1
         return CacheFacts(
             directory=str(cache.directory),
             size_in_bytes=size_on_disk(cache.directory),
-            limit_in_bytes=database.size_limit,
+            limit_in_bytes=table.size_limit,
             blocks=sum(blocks.values()),
             items=len(blocks),
             verified_items=sum(_is_whole(item, count) for item, count in blocks.items()),
@@ -82,9 +79,9 @@ def facts(cache: BlockCache) -> CacheFacts:
 def clear(cache: BlockCache) -> CacheFacts:
     """Forget every block; return what there was."""
     before = facts(cache)
-    with _usable(cache) as database:
-        database.clear(retry=True)
-        space.sweep(database, cache.directory, _NEW_S)
+    with _usable(cache) as table:
+        table.clear()
+        eviction.sweep(table, cache.directory, _NEW_S)
     cache.tell_removed()
     return before
 
@@ -92,12 +89,11 @@ def clear(cache: BlockCache) -> CacheFacts:
 def check(cache: BlockCache, progress: Progress) -> CheckResult:
     """Read every block and drop those that are not what was stored."""
     damaged = missing = read_bytes = done = 0
-    with _usable(cache) as database:
-        total = len(database)
-        for row in _rows(database):
-            number, key, _, filename, *_ = row
+    with _usable(cache) as table:
+        total = len(table)
+        for row in table.rows():
             try:
-                size = _sound_size(database, row)
+                size = _sound_size(table, row)
             except FileNotFoundError:
                 size = None
                 missing += 1
@@ -105,25 +101,24 @@ def check(cache: BlockCache, progress: Progress) -> CheckResult:
                 size = None
                 damaged += 1
             if size is None:
-                _drop(database, number, key, filename)
+                table.delete_unless_replaced(row)
             read_bytes += size or 0
             done += 1
             progress(done, total)
-        orphaned = space.sweep(database, cache.directory, space.ORPHANED_AFTER_S)
+        orphaned = eviction.sweep(table, cache.directory, eviction.ORPHANED_AFTER_S)
     return CheckResult(done, read_bytes, damaged, missing, orphaned)
 
 
 @contextlib.contextmanager
-def _usable(cache: BlockCache) -> Iterator[Any]:
-    """Yield diskcache's cache; what it raises becomes CacheUnusable."""
-    database = cache.database
-    if database is None:
+def _usable(cache: BlockCache) -> Iterator[BlockTable]:
+    """Yield the cache's table; what it raises becomes CacheUnusable."""
+    table = cache.table
+    if table is None:
         raise CacheUnusable(f"cache {cache.directory}: cannot be used")
     try:
-        yield database
-    except (sqlite3.Error, diskcache.Timeout, OSError) as error:
-        said = str(error) or "it is busy"
-        raise CacheUnusable(f"cache {cache.directory}: {said}") from error
+        yield table
+    except FAILURES as error:
+        raise CacheUnusable(f"cache {cache.directory}: {said_of(error)}") from error
 
 
 def _is_whole(item: str, count: int) -> bool:
@@ -131,42 +126,17 @@ def _is_whole(item: str, count: int) -> bool:
     return match is not None and count == number_of_blocks(int(match[1]))
 
 
-def _rows(database: Any) -> Iterator[tuple[Any, ...]]:
-    """Yield every row, also while others add and remove some."""
-    last = 0
-    while True:
-        rows = database._sql(
-            f"SELECT {_COLUMNS} FROM Cache WHERE rowid > ? ORDER BY rowid LIMIT ?",
-            (last, _ROWS_AT_A_TIME),
-        ).fetchall()
-        if not rows:
-            return
-        yield from rows
-        last = rows[-1][0]
-
-
-def _sound_size(database: Any, row: tuple[Any, ...]) -> int:
+def _sound_size(table: BlockTable, row: StoredRow) -> int:
     """Return the length of a block that is what was stored; raises OSError if it is not."""
-    _, key, mode, filename, value, sums, size = row
-    if not isinstance(key, str) or not key.startswith(prefix_of("")[:-1]):
+    if not isinstance(row.key, str) or not row.key.startswith(prefix_of("")[:-1]):
         raise OSError("a block of another version")
-    stored = database.disk.fetch(mode, filename, value, False)
+    stored = table.disk.fetch(row.mode, row.filename, row.value, False)
     if isinstance(stored, StoredFile):
-        stored = os.pread(stored.file.fd, size, stored.start)
+        stored = os.pread(stored.file.fd, row.size, stored.start)
+    sums = row.checksums
     if not isinstance(sums, bytes) or len(sums) % CRC_BYTES or checksums(stored) != sums:
         raise OSError("does not have its checksums")
     return len(stored)
-
-
-def _drop(database: Any, number: int, key: object, filename: str | None) -> None:
-    """Take a row away unless it was replaced meanwhile."""
-    with database.transact(retry=True):
-        database._sql(
-            "DELETE FROM Cache WHERE rowid = ? AND key = ? AND filename IS ?",
-            (number, key, filename),
-        )
-    if filename is not None:
-        database.disk.remove(filename)
 
 
 def at(directory: Path) -> BlockCache:

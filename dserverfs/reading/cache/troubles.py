@@ -21,8 +21,14 @@ RETRY_AFTER_FAILURE_S = 30.0
 class CacheTroubles:
     """The failures of one cache."""
 
-    def __init__(self, directory: Path, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        retry_after_s: float = RETRY_AFTER_FAILURE_S,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._directory = directory
+        self._retry_after_s = retry_after_s
         self._clock_s = clock_s
         self._lock = threading.Lock()
         self._broken_until_s = 0.0
@@ -42,7 +48,7 @@ class CacheTroubles:
         with self._lock:
             if self.is_broken():
                 return False
-            self._broken_until_s = self._clock_s() + RETRY_AFTER_FAILURE_S
+            self._broken_until_s = self._clock_s() + self._retry_after_s
         self._say("cache %s fails, reading without a cache until it works again: %s", error)
         return True
 
@@ -51,7 +57,7 @@ class CacheTroubles:
         with self._lock:
             if self.is_unwritable():
                 return False
-            self._unwritable_until_s = self._clock_s() + RETRY_AFTER_FAILURE_S
+            self._unwritable_until_s = self._clock_s() + self._retry_after_s
         self._say("cache %s cannot be written, keeping nothing new until it can: %s", error)
         return True
 
