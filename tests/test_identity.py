@@ -11,8 +11,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -248,18 +246,9 @@ def dtool(twins: list[Twin], tmp_path: Path) -> Dtool:
 def test_brokers_of_one_process_read_and_change_each_as_what_it_is(
     dtool: Dtool, twins: list[Twin]
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", READ, *(twin.uri for twin in twins)],
-        env=dict(dtool.environment),
-        cwd=dtool.home,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    output = dtool.program(READ, *(twin.uri for twin in twins))
 
-    assert (done.returncode, done.stderr) == (0, "")
-    said = [json.loads(line) for line in done.stdout.splitlines()]
+    said = [json.loads(line) for line in output.splitlines()]
     by_uri = {twin.uri: twin for twin in twins}
     assert len(said) == 3 * len(twins)
     for uri, found in said[: 2 * len(twins)]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,17 +138,7 @@ def base(server: ServerHandle) -> str:
 
 def script(dtool: Dtool, code: str, *arguments: str) -> Any:
     """Run a Python program as the user; return what it printed as JSON."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=dict(dtool.environment),
-        cwd=dtool.home,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done
-    return json.loads(done.stdout)
+    return json.loads(dtool.program(code, *arguments))
 
 
 def test_a_creator_makes_a_frozen_dataset_with_everything_it_was_given(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -33,21 +32,11 @@ from dserverfs.catalogue.offline import KeptAnswers
 from dserverfs.catalogue.refreshed import NotLoaded, loaded
 from dserverfs.mount.operations import waiting
 from dserverfs.remote.api import Resolver
-from tests.support.broken_disks import WAYS, own_disk, read_only
+from tests.support.broken_disks import DISK_ERRNOS, WAYS, own_disk, read_only
 from tests.support.quirky_server import CONTENTS, QuirkyServer, says
 
 pytest_plugins = ["tests.support.resolver_fixtures"]
 TIMEOUT_S = 20
-OF_A_DISK = [
-    errno.ENOENT,
-    errno.EACCES,
-    errno.EIO,
-    errno.ENOSPC,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ESTALE,
-    errno.EROFS,
-]
 
 
 @pytest.fixture
@@ -93,14 +82,21 @@ def begun(ask: Callable[[], object]) -> ManifestLoad:
     return load
 
 
+def begun_and_halted(
+    quirky: QuirkyServer, manifests: Manifests, dataset: Dataset
+) -> tuple[ManifestLoad, Halt]:
+    """Return the load of a manifest whose first request waits for its answer."""
+    halt = Halt()
+    quirky.faults = [halt]
+    load = begun(lambda: manifests.index(dataset))
+    assert halt.arrived.wait(TIMEOUT_S)
+    return load, halt
+
+
 def test_index_and_file_are_asked_for_once_whoever_waits(
     quirky: QuirkyServer, manifests: Manifests, dataset: Dataset
 ) -> None:
-    halt = Halt()
-    quirky.faults = [halt]
-
-    load = begun(lambda: manifests.index(dataset))
-    assert halt.arrived.wait(TIMEOUT_S)
+    load, halt = begun_and_halted(quirky, manifests, dataset)
     again = [begun(lambda: manifests.index(dataset)), begun(lambda: manifests.file(dataset))]
     halt.release()
     load.future.result(TIMEOUT_S)
@@ -161,7 +157,7 @@ def test_directory_that_vanished_is_made_anew(
 @pytest.mark.parametrize(
     "error",
     [
-        *(OSError(number, os.strerror(number)) for number in OF_A_DISK),
+        *(OSError(number, os.strerror(number)) for number in DISK_ERRNOS),
         sqlite3.OperationalError("unable to open database file"),
         sqlite3.DatabaseError("database disk image is malformed"),
     ],
@@ -239,10 +235,7 @@ def test_download_that_always_breaks_off_leaves_nothing(
 def test_closing_ends_a_load_and_begins_no_other(
     quirky: QuirkyServer, manifests: Manifests, dataset: Dataset
 ) -> None:
-    halt = Halt()
-    quirky.faults = [halt]
-    load = begun(lambda: manifests.index(dataset))
-    assert halt.arrived.wait(TIMEOUT_S)
+    load, halt = begun_and_halted(quirky, manifests, dataset)
 
     manifests.close()
     halt.release()

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 
 from dserverfs.base.items import BLOCK_SIZE
-from dserverfs.base.model import identifier_of
 from dserverfs.reading.cache.block_files import files_in
-from tests.mount.test_integrity import bucket_of
 from tests.support.accounts import Account
 from tests.support.dtool_datasets import content_of, make_dataset
 from tests.support.mounts import mounted, publish
 from tests.support.quirky_server import BASE_URI, TOKEN, quirky_server, says
+from tests.support.server_store import StoredItems
 from tests.support.servers import ServerHandle, new_uuid
 
 SIZES = {"empty": 0, "small": 5000, "deep/large": 3 * BLOCK_SIZE + 99, "deep/other": 70_000}
@@ -44,10 +43,9 @@ def damaged_uri(server: ServerHandle, token: str, tmp_path: Path) -> str:
     items = {name: content_of(f"damaged {name}", 5000) for name in ("right", "wrong", "gone")}
     directory = make_dataset(tmp_path, "damaged-commands", items)
     uri = publish(server.base_uri, token, tmp_path / "publishing", directory)[0]
-    bucket, client = bucket_of(server)
-    prefix = f"{uri.rpartition('/')[2]}/data"
-    client.put_object(Bucket=bucket, Key=f"{prefix}/{identifier_of('wrong')}", Body=bytes(5000))
-    client.delete_object(Bucket=bucket, Key=f"{prefix}/{identifier_of('gone')}")
+    stored = StoredItems.of(server, uri)
+    stored.put("wrong", bytes(5000))
+    stored.delete("gone")
     return uri
 
 
@@ -94,10 +92,8 @@ def test_warmed_dataset_is_read_without_its_objects(
     directory = make_dataset(tmp_path, "to-go", items)
     uri = publish(server.base_uri, token, tmp_path / "publishing", directory)[0]
     commands.run("warm", uri)
-    bucket, client = bucket_of(server)
     for name in items:
-        key = f"{uri.rpartition('/')[2]}/data/{identifier_of(name)}"
-        client.delete_object(Bucket=bucket, Key=key)
+        StoredItems.of(server, uri).delete(name)
 
     with mounted(commands.account, uri, token, "--cache-dir", str(commands.cache)) as path:
         for name, content in items.items():
@@ -189,9 +185,7 @@ def test_damage_in_the_store_is_found_though_the_cache_is_right(
     directory = make_dataset(tmp_path, "hidden", {"item": content_of("hidden", 5000)})
     uri = publish(server.base_uri, token, tmp_path / "publishing", directory)[0]
     commands.run("warm", uri)
-    bucket, client = bucket_of(server)
-    key = f"{uri.rpartition('/')[2]}/data/{identifier_of('item')}"
-    client.put_object(Bucket=bucket, Key=key, Body=bytes(5000))
+    StoredItems.of(server, uri).put("item", bytes(5000))
 
     commands.run("verify", uri, status=1)
 

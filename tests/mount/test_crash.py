@@ -21,12 +21,14 @@ from dserverfs.base.mountinfo import find_mounted
 from tests.support.accounts import Account
 from tests.support.child_processes import spawn
 from tests.support.directory_trees import md5_of_files
-from tests.support.mount_daemons import Remountable, remountable, stopped, wait_for, wait_for_end
+from tests.support.mount_daemons import Remountable, stopped, wait_for, wait_for_end
 from tests.support.mounts import mounted
 from tests.support.server_store import weed_of
 from tests.support.servers import ServerHandle
 from tests.support.staged_datasets import freeze, status, wait_until
 from tests.support.steady_writer import contents_of
+
+pytest_plugins = ["tests.support.mount_fixtures"]
 
 
 class Promised(NamedTuple):
@@ -54,14 +56,6 @@ class Promised(NamedTuple):
             relpath: planned[relpath] for relpath in self.closed[name]
         }
         assert found.keys() <= planned.keys()
-
-
-@pytest.fixture
-def mount(
-    fuse: None, current_user: Account, server: ServerHandle, token: str
-) -> Iterator[Remountable]:
-    with remountable(current_user, server.base_uri, {"DSERVER_TOKEN": token}) as mount:
-        yield mount
 
 
 def staged_by_name(mount: Remountable) -> dict[str, dict[str, Any]]:

@@ -12,16 +12,9 @@ import pytest
 
 from tests.support.accounts import Account
 from tests.support.directory_trees import md5_of_files
-from tests.support.mounts import mounted
-from tests.support.servers import ServerHandle
 from tests.support.staged_datasets import freeze
 
-
-@pytest.fixture(scope="module")
-def base(fuse: None, current_user: Account, server: ServerHandle, token: str) -> Iterator[Path]:
-    """The base URI, in which datasets are frozen by command only."""
-    with mounted(current_user, server.base_uri, token, "--freeze-delay", "manual") as path:
-        yield path
+pytest_plugins = ["tests.support.mount_fixtures"]
 
 
 @pytest.fixture

@@ -5,29 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
-import boto3
 import pytest
 
 from dserverfs.base.items import BLOCK_SIZE
-from dserverfs.base.model import identifier_of
 from tests.support.accounts import Account
 from tests.support.dtool_datasets import content_of, make_dataset
 from tests.support.mounts import mounted, publish
-from tests.support.server_store import storage_of
+from tests.support.server_store import StoredItems
 from tests.support.servers import ServerHandle
 
-# Each mount has a cache of its own: verified bytes of one dataset would serve the other.
 SMALL, LARGE = 5000, 4 * BLOCK_SIZE + 99
-
-
-def bucket_of(server: ServerHandle) -> tuple[str, Any]:
-    """Return the store's bucket and a client of it, past the dserver."""
-    storage = storage_of(server)
-    session = boto3.session.Session(storage.access_key, storage.secret_key, region_name="us-east-1")
-    return storage.bucket, session.client("s3", endpoint_url=storage.endpoint)
+Mount = Callable[..., AbstractContextManager[Path]]
 
 
 @pytest.fixture
@@ -37,29 +29,32 @@ def uri(server: ServerHandle, token: str, tmp_path: Path) -> str:
     return publish(server.base_uri, token, tmp_path / "cache", local)[0]
 
 
+@pytest.fixture
+def stored(server: ServerHandle, uri: str) -> StoredItems:
+    return StoredItems.of(server, uri)
+
+
+@pytest.fixture
+def mount(fuse: None, current_user: Account, token: str, tmp_path: Path) -> Mount:
+    """Mounts a URI, with a cache of the test: verified bytes of one dataset serve others."""
+    options = ("--cache-dir", str(tmp_path / "own"))
+    return lambda uri, *more: mounted(current_user, uri, token, *options, *more)
+
+
 @pytest.mark.parametrize(("relpath", "size"), [("small", SMALL), ("large", LARGE)])
 def test_copy_of_damaged_bytes_fails_and_of_mended_ones_is_right(
-    fuse: None,
-    current_user: Account,
-    server: ServerHandle,
-    token: str,
-    uri: str,
-    relpath: str,
-    size: int,
-    tmp_path: Path,
+    current_user: Account, mount: Mount, stored: StoredItems, uri: str, relpath: str, size: int
 ) -> None:
-    bucket, client = bucket_of(server)
-    key = f"{uri.rpartition('/')[2]}/data/{identifier_of(relpath)}"
     right = content_of(relpath, size)
     damaged = bytearray(right)
     damaged[size // 2] ^= 1
-    client.put_object(Bucket=bucket, Key=key, Body=bytes(damaged))
-    with mounted(current_user, uri, token, "--cache-dir", str(tmp_path / "own")) as path:
+    stored.put(relpath, bytes(damaged))
+    with mount(uri) as path:
         copy = current_user.run("cp", path / "data" / relpath, "damaged-copy")
         assert copy.returncode != 0
         assert os.strerror(5) in copy.stderr
 
-        client.put_object(Bucket=bucket, Key=key, Body=right)
+        stored.put(relpath, right)
         # The kernel is told in another thread to forget what it was given.
         end = time.monotonic() + 20
         while (path / "data" / relpath).read_bytes() != right:
@@ -70,18 +65,11 @@ def test_copy_of_damaged_bytes_fails_and_of_mended_ones_is_right(
 
 
 def test_item_gone_from_the_store_is_an_error_and_the_rest_is_readable(
-    fuse: None,
-    current_user: Account,
-    server: ServerHandle,
-    token: str,
-    uri: str,
-    tmp_path: Path,
+    mount: Mount, stored: StoredItems, uri: str
 ) -> None:
-    bucket, client = bucket_of(server)
-    key = f"{uri.rpartition('/')[2]}/data/{identifier_of('large')}"
-    client.delete_object(Bucket=bucket, Key=key)
+    stored.delete("large")
 
-    with mounted(current_user, uri, token, "--cache-dir", str(tmp_path / "own")) as path:
+    with mount(uri) as path:
         with (path / "data/large").open("rb") as file, pytest.raises(OSError, match=os.strerror(5)):
             file.read(1)
         assert (path / "data/small").read_bytes() == content_of("small", SMALL)
@@ -106,21 +94,13 @@ def test_token_that_expired_is_named_as_such(
 
 
 def test_strict_mount_gives_no_byte_of_a_damaged_item(
-    fuse: None,
-    current_user: Account,
-    server: ServerHandle,
-    token: str,
-    uri: str,
-    tmp_path: Path,
+    mount: Mount, stored: StoredItems, uri: str
 ) -> None:
-    bucket, client = bucket_of(server)
     damaged = bytearray(content_of("large", LARGE))
     damaged[0] ^= 1
-    key = f"{uri.rpartition('/')[2]}/data/{identifier_of('large')}"
-    client.put_object(Bucket=bucket, Key=key, Body=bytes(damaged))
-    options = ("--cache-dir", str(tmp_path / "own"), "--verify", "strict")
+    stored.put("large", bytes(damaged))
 
-    with mounted(current_user, uri, token, *options) as path:
+    with mount(uri, "--verify", "strict") as path:
         with (path / "data/large").open("rb", buffering=0) as file:
             file.seek(LARGE - 10)
             with pytest.raises(OSError, match=os.strerror(5)):
@@ -129,21 +109,13 @@ def test_strict_mount_gives_no_byte_of_a_damaged_item(
 
 
 def test_content_that_was_verified_is_read_in_another_dataset_without_its_object(
-    fuse: None,
-    current_user: Account,
-    server: ServerHandle,
-    token: str,
-    uri: str,
-    tmp_path: Path,
+    mount: Mount, server: ServerHandle, token: str, uri: str, tmp_path: Path
 ) -> None:
     twin = make_dataset(tmp_path, "twin", {"of/large": content_of("large", LARGE)})
     twin_uri = publish(server.base_uri, token, tmp_path / "publishing", twin)[0]
-    bucket, client = bucket_of(server)
-    key = f"{twin_uri.rpartition('/')[2]}/data/{identifier_of('of/large')}"
-    client.delete_object(Bucket=bucket, Key=key)
-    cache = ("--cache-dir", str(tmp_path / "own"))
-    with mounted(current_user, uri, token, *cache) as path:
+    StoredItems.of(server, twin_uri).delete("of/large")
+    with mount(uri) as path:
         assert (path / "data/large").read_bytes() == content_of("large", LARGE)
 
-    with mounted(current_user, twin_uri, token, *cache) as path:
+    with mount(twin_uri) as path:
         assert (path / "data/of/large").read_bytes() == content_of("large", LARGE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,18 +14,12 @@ from dserverfs.base.model import DserverURI
 from dserverfs.base.mountinfo import find_mounted
 from dserverfs.mount.mountpoint import refuse_own_files, resolve
 from tests.support.accounts import Account
-from tests.support.mount_daemons import Remountable, remountable, stopped, wait_for, wait_for_end
+from tests.support.mount_daemons import Remountable, stopped, wait_for, wait_for_end
 from tests.support.mounts import detach
 from tests.support.servers import ServerHandle
 from tests.support.tcp_relay import relay
 
-
-@pytest.fixture
-def mount(
-    fuse: None, current_user: Account, server: ServerHandle, token: str
-) -> Iterator[Remountable]:
-    with remountable(current_user, server.base_uri, {"DSERVER_TOKEN": token}) as mount:
-        yield mount
+pytest_plugins = ["tests.support.mount_fixtures"]
 
 
 def failed(done: subprocess.CompletedProcess[str]) -> str:

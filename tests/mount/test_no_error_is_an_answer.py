@@ -18,6 +18,7 @@ import pytest
 
 from dserverfs.base.model import DserverURI
 from dserverfs.tree.mount_tree import ROOT
+from tests.support.broken_disks import DISK_ERRNOS
 from tests.support.kernel_questions import (
     CONTEXT,
     Answers,
@@ -200,16 +201,6 @@ def test_dataset_that_is_gone_is_told_so_of_its_name_alone(
     assert then[Question("lookup", "one")] == Refused(errno.ENOENT)
 
 
-NUMBERS = (
-    errno.ENOENT,
-    errno.EACCES,
-    errno.EIO,
-    errno.ENOSPC,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ESTALE,
-    errno.EROFS,
-)
 CALLS = ("open", "stat", "lstat", "mkdir", "rename", "replace", "scandir", "listdir", "statvfs")
 
 
@@ -237,7 +228,7 @@ def broken_sqlite(*args: Any, **options: Any) -> None:
     raise sqlite3.OperationalError("unable to open database file")
 
 
-@pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("number", DISK_ERRNOS, ids=errno.errorcode.get)
 def test_trouble_with_the_disk_of_the_cache(walk: Walker, tmp_path: Path, number: int) -> None:
     right = walk.explore()
     walk.forget()
@@ -249,7 +240,7 @@ def test_trouble_with_the_disk_of_the_cache(walk: Walker, tmp_path: Path, number
     assert walk.ask_again(right) == right
 
 
-@pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("number", DISK_ERRNOS, ids=errno.errorcode.get)
 def test_trouble_with_the_disk_of_the_staging_area(
     quirky: QuirkyServer, tmp_path: Path, number: int
 ) -> None:

@@ -16,22 +16,10 @@ from tests.support.mounts import mounted
 from tests.support.servers import ServerHandle
 from tests.support.staged_datasets import freeze, job, leave, status, wait_until, wait_until_gone
 
+pytest_plugins = ["tests.support.mount_fixtures"]
+
 DEEP = "shared/sub/deep"
 EMPTY = "empty: is empty; dserverfs freeze does it all the same"
-
-
-@pytest.fixture(scope="module")
-def base(fuse: None, current_user: Account, server: ServerHandle, token: str) -> Iterator[Path]:
-    """The base URI, in which datasets are frozen by command only."""
-    with mounted(current_user, server.base_uri, token, "--freeze-delay", "manual") as path:
-        yield path
-
-
-@pytest.fixture(scope="module")
-def eager(fuse: None, current_user: Account, server: ServerHandle, token: str) -> Iterator[Path]:
-    """The base URI, in which datasets are frozen soon after the last change."""
-    with mounted(current_user, server.base_uri, token, "--freeze-delay", "0.2") as path:
-        yield path
 
 
 @pytest.fixture

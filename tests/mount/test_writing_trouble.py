@@ -24,19 +24,7 @@ from tests.support.server_store import weed_of
 from tests.support.servers import ServerHandle, running_server
 from tests.support.staged_datasets import freeze, leave, status, wait_until
 
-
-@pytest.fixture(scope="module")
-def base(fuse: None, current_user: Account, server: ServerHandle, token: str) -> Iterator[Path]:
-    """The base URI, in which datasets are frozen by command only."""
-    with mounted(current_user, server.base_uri, token, "--freeze-delay", "manual") as path:
-        yield path
-
-
-@pytest.fixture(scope="module")
-def eager(fuse: None, current_user: Account, server: ServerHandle, token: str) -> Iterator[Path]:
-    """The base URI, in which datasets are frozen soon after the last change."""
-    with mounted(current_user, server.base_uri, token, "--freeze-delay", "0.2") as path:
-        yield path
+pytest_plugins = ["tests.support.mount_fixtures"]
 
 
 def named(base: Path, request: pytest.FixtureRequest) -> Path:

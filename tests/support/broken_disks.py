@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -12,6 +13,17 @@ from pathlib import Path
 
 from tests.support.small_disk import MIB, fill, small_disk
 
+# The errors of a disk, or of a directory on one, that calls of the system say.
+DISK_ERRNOS = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EIO,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ESTALE,
+    errno.EROFS,
+)
 # Given a directory whose parent is a file system of its own.
 Way = Callable[[Path], AbstractContextManager[None]]
 

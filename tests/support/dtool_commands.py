@@ -29,9 +29,21 @@ class Dtool(NamedTuple):
         self, *arguments: object, input: str = "", env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run `dtool ARGUMENTS...` to its end."""
+        command = Path(sys.executable).with_name("dtool")
+        return self._run(command, *arguments, input=input, env=env or {})
+
+    def program(self, code: str, *arguments: object) -> str:
+        """Run a Python program that must succeed, and say nothing on stderr, as `output`."""
+        done = self._run(sys.executable, "-c", code, *arguments, input="", env={})
+        assert (done.returncode, done.stderr) == (0, ""), done
+        return done.stdout
+
+    def _run(
+        self, *command: object, input: str, env: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(Path(sys.executable).with_name("dtool")), *map(str, arguments)],
-            env={**self.environment, **(env or {})},
+            [*map(str, command)],
+            env={**self.environment, **env},
             cwd=self.home,
             input=input,
             capture_output=True,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import boto3
 import pytest
 
+from dserverfs.base.model import identifier_of
 from dserverfs.server.store.signing import Storage
 from tests.support.servers import ServerHandle
 
@@ -22,6 +25,34 @@ def storage_of(server: ServerHandle) -> Storage:
         secret_key=credentials["secretKey"],
         bucket=server.backend_uri.removeprefix("s3://"),
     )
+
+
+class StoredItems(NamedTuple):
+    """The objects of a dataset's items, past the dserver."""
+
+    bucket: str
+    client: Any
+    uuid: str
+
+    @classmethod
+    def of(cls, server: ServerHandle, uri: str) -> StoredItems:
+        """`uri` may be of any kind that ends in the uuid."""
+        storage = storage_of(server)
+        session = boto3.session.Session(
+            storage.access_key, storage.secret_key, region_name=storage.region
+        )
+        client = session.client("s3", endpoint_url=storage.endpoint)
+        return cls(storage.bucket, client, uri.rpartition("/")[2])
+
+    def at(self, relpath: str) -> dict[str, str]:
+        """Return an item's place, for the client."""
+        return {"Bucket": self.bucket, "Key": f"{self.uuid}/data/{identifier_of(relpath)}"}
+
+    def put(self, relpath: str, content: bytes) -> None:
+        self.client.put_object(**self.at(relpath), Body=content)
+
+    def delete(self, relpath: str) -> None:
+        self.client.delete_object(**self.at(relpath))
 
 
 def set_dtool_s3(monkeypatch: pytest.MonkeyPatch, storage: Storage, cache: Path) -> None:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.accounts import Account
-from tests.support.mounts import mounted
-from tests.support.servers import ServerHandle
 from tests.support.staged_datasets import freeze
+
+pytest_plugins = ["tests.support.mount_fixtures"]
 
 # Takes a directory of two links for one without subdirectories, as find once did.
 COUNTING = "$File::Find::dont_use_nlink = 0; find({no_chdir => 1, wanted => sub { print qq($_\\n)"
 COUNTING += " if -f $_ }}, shift)"
-
-
-@pytest.fixture(scope="module")
-def base(fuse: None, current_user: Account, server: ServerHandle, token: str) -> Iterator[Path]:
-    with mounted(current_user, server.base_uri, token, "--freeze-delay", "manual") as path:
-        yield path
 
 
 @pytest.fixture

@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 
 from dserverfs.base.errors import IntegrityError, Unreachable, Unsupported
 from dserverfs.base.local_dataset import LocalDataset
-from dserverfs.base.model import DserverURI, identifier_of
 from dserverfs.client import Client
 from dserverfs.remote.objects import Storage
-from dserverfs.settings import TOKEN, Settings
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.states import State
 from tests.support.dtool_datasets import content_of, make_dataset
 from tests.support.mount_daemons import wait_for
-from tests.support.server_store import storage_of
+from tests.support.server_store import StoredItems
 from tests.support.servers import ServerHandle
 
+pytest_plugins = ["tests.support.upload_fixtures"]
+
 CONTENTS = {name: content_of(f"registration {name}", 3000) for name in ("a", "b", "sub/c")}
-
-
-@pytest.fixture
-def client(server: ServerHandle, token: str, tmp_path: Path) -> Iterator[Client]:
-    uri = DserverURI.parse(server.base_uri)
-    with Client(
-        uri.server,
-        Settings({TOKEN: token}, {}),
-        cache_directory=tmp_path / "cache",
-        staging_directory=tmp_path / "staging",
-    ) as client:
-        client.staging.open()
-        yield client
 
 
 @pytest.fixture
@@ -67,22 +52,18 @@ def stage(client: Client, server: ServerHandle, local: Path) -> StagedDataset:
 
 def change_in_store(server: ServerHandle, uuid: str, fault: str) -> None:
     """Have the store hold something else than the server has registered."""
-    storage = storage_of(server)
-    s3 = boto3.session.Session(
-        storage.access_key, storage.secret_key, region_name=storage.region
-    ).client("s3", endpoint_url=storage.endpoint)
-    at = {"Bucket": storage.bucket, "Key": f"{uuid}/data/{identifier_of('sub/c')}"}
-    right = CONTENTS["sub/c"]
+    stored, right = StoredItems.of(server, uuid), CONTENTS["sub/c"]
     if fault == "missing":
-        s3.delete_object(**at)
+        stored.delete("sub/c")
     elif fault == "in parts":
+        s3, at = stored.client, stored.at("sub/c")
         upload = s3.create_multipart_upload(**at)["UploadId"]
         part = s3.upload_part(**at, UploadId=upload, PartNumber=1, Body=right)
         parts = [{"ETag": part["ETag"], "PartNumber": 1}]
         s3.complete_multipart_upload(**at, UploadId=upload, MultipartUpload={"Parts": parts})
     else:
         body = {"empty": b"", "short": right[:-1], "long": right + b"x", "wrong": bytes(len(right))}
-        s3.put_object(**at, Body=body[fault])
+        stored.put("sub/c", body[fault])
 
 
 def test_what_the_store_took_from_us_is_not_asked_for(

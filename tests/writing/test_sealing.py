@@ -14,13 +14,14 @@ from dserverfs.base import durable_files
 from dserverfs.base.errors import ItemChanged, ProtocolError
 from dserverfs.base.model import UUID, DserverURI
 from dserverfs.client import Client
-from dserverfs.settings import TOKEN, Settings
 from dserverfs.writing.staging import sealing
 from dserverfs.writing.staging.area import Staging
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.states import State
 from tests.support.mount_daemons import wait_for
 from tests.support.servers import ServerHandle
+
+pytest_plugins = ["tests.support.upload_fixtures"]
 
 
 class Disk:
@@ -44,19 +45,6 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     monkeypatch.setattr(sealing, "sync_file_system", disk.sync)
     yield disk
     disk.is_ready.set()
-
-
-@pytest.fixture
-def client(server: ServerHandle, token: str, tmp_path: Path) -> Iterator[Client]:
-    uri = DserverURI.parse(server.base_uri)
-    with Client(
-        uri.server,
-        Settings({TOKEN: token}, {}),
-        cache_directory=tmp_path / "cache",
-        staging_directory=tmp_path / "staging",
-    ) as client:
-        client.staging.open()
-        yield client
 
 
 @pytest.fixture
