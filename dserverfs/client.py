@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dserverfs.base.directories import CannotBeMade, local_directory, private_directory, share_space
-from dserverfs.base.durable_files import remove_left_beside
 from dserverfs.base.errors import DserverfsError, NotFound, PermissionDenied, UsageError
 from dserverfs.base.hashes import Policy
 from dserverfs.base.items import ItemContent
@@ -50,8 +49,6 @@ from dserverfs.writing.staging.area import Staging
 from dserverfs.writing.upload.uploader import Uploader
 
 logger = logging.getLogger(__name__)
-
-_ABANDONED_S = 24 * 3600.0  # what is being fetched is written to more often
 
 
 class Client:
@@ -118,8 +115,7 @@ class Client:
         """
         with contextlib.suppress(CannotBeMade):  # the cache says so
             private_directory(self._directory)
-            manifests = private_directory(self._directory / "manifests")
-            remove_left_beside(manifests / "*", older_than_s=_ABANDONED_S)
+            private_directory(self._directory / "manifests")
         self._cache.open()
         return self
 

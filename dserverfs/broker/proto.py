@@ -37,6 +37,7 @@ from dserverfs.base.dtool_layout import (
     OVERLAYS,
     README,
     TAGS,
+    read_json,
 )
 from dserverfs.base.durable_files import written_beside
 from dserverfs.base.errors import CannotHold, NameTaken, NameTooLong, NotFound, NotUTF8, UsageError
@@ -375,7 +376,6 @@ def _copy(source: IO[bytes], target: IO[bytes]) -> None:
 def _kept_admin_metadata(staged: StagedDataset) -> dict[str, Any]:
     """Return what `.dtool/dtool` says, nothing if there is none."""
     try:
-        kept = json.loads((staged.tree / ADMIN_METADATA).read_text("utf-8"))
-    except (OSError, ValueError):
+        return dict(read_json(staged.tree / ADMIN_METADATA))
+    except UsageError:
         return {}
-    return kept if isinstance(kept, dict) else {}

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dserverfs.base.directories import private_directory
-from dserverfs.base.durable_files import replacing_unsynced, sync_open
+from dserverfs.base.durable_files import remove_left_beside, replacing_unsynced, sync_open
 from dserverfs.base.errors import (
     Cancelled,
     DserverfsError,
@@ -55,6 +55,7 @@ LOADS_AT_ONCE = 8  # guess
 MAX_IN_MEMORY_BYTES = 64 * 1024 * 1024  # of manifests whose indexes are in memory
 # After so much of a manifest the disk is looked at: a small answer can be one of 2 GiB, unpacked.
 BYTES_BETWEEN_LOOKS = 16 * 1024 * 1024
+ABANDONED_S = 24 * 3600.0  # a manifest that is being fetched is written to more often
 
 T = TypeVar("T")
 
@@ -108,6 +109,7 @@ class Manifests:
         self._indexes: OrderedDict[BackendURI, ManifestIndex] = OrderedDict()
         self._loads: dict[BackendURI, ManifestLoad] = {}
         self._indexings: set[Indexing] = set()
+        self._is_tidy = False
         self._closed = False
 
     def close(self) -> None:
@@ -157,7 +159,16 @@ class Manifests:
             if under_way is None:
                 under_way = self._loads[dataset.uri] = ManifestLoad()
                 self._threads.submit(self._run, dataset, load, under_way)
+                self._tidy_once_locked()
             return under_way
+
+    def _tidy_once_locked(self) -> None:
+        """Begin to delete what killed processes left of manifests; they may be large."""
+        if not self._is_tidy:
+            self._is_tidy = True
+            self._threads.submit(
+                remove_left_beside, self._directory / "*", older_than_s=ABANDONED_S
+            )
 
     def _run(
         self,

@@ -33,6 +33,7 @@ from dserverfs.catalogue.refreshed import NotLoaded, loaded
 from dserverfs.mount.operations import waiting
 from dserverfs.remote.api import Resolver
 from tests.support.broken_disks import DISK_ERRNOS, WAYS, own_disk, read_only
+from tests.support.mount_daemons import wait_for
 from tests.support.quirky_server import CONTENTS, QuirkyServer, says
 
 pytest_plugins = ["tests.support.resolver_fixtures"]
@@ -244,6 +245,21 @@ def test_closing_ends_a_load_and_begins_no_other(
         load.future.result(TIMEOUT_S)
     with pytest.raises(Cancelled):
         loaded(lambda: manifests.index(dataset))
+
+
+def test_what_a_killed_process_left_of_a_manifest_is_deleted_when_it_is_a_day_old(
+    manifests: Manifests, dataset: Dataset, tmp_path: Path
+) -> None:
+    old, new = tmp_path / "kept/one.json.1-1.new", tmp_path / "kept/other.json.1-1.new"
+    private_directory(tmp_path / "kept")
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
+
+    loaded(lambda: manifests.index(dataset))
+
+    wait_for(lambda: not old.exists(), "that the old file is deleted")
+    assert new.exists()
 
 
 # A disk that takes nothing
