@@ -32,7 +32,6 @@ from dserverfs.reading.stored_items import StoredItems
 from dserverfs.remote import login
 from dserverfs.remote.api import Resolver
 from dserverfs.remote.dserver_http import ServerTransport, TokenSource, expires_at
-from dserverfs.remote.many_gets import ManyGets
 from dserverfs.remote.metadata_api import MetadataWrites
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.routes import Routes
@@ -87,9 +86,7 @@ class Client:
         known = self._directory / "manifests"
         self._answers = KeptAnswers(self.resolver, known)
         self.catalogue = Catalogue(self._answers, server, known)
-        self.reader = BlockReader(
-            self.resolver, self._storage, self._cache, hot, ManyGets(trust), verify=verify
-        )
+        self.reader = BlockReader(self.resolver, self._storage, self._cache, hot, verify=verify)
         self.ranges = RangeFetcher(self.resolver, self._storage)
         self.stored = StoredItems(self.ranges)
         self.uploader = Uploader(self.resolver, self._storage)

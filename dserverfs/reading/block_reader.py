@@ -35,7 +35,6 @@ from dserverfs.reading.pending_blocks import FAILURE_KEPT_S, PendingBlocks
 from dserverfs.reading.ranges import RangeFetcher
 from dserverfs.reading.single_flight import SingleFlight
 from dserverfs.reading.verification import MAX_NAMED_LARGE, Verification
-from dserverfs.remote.many_gets import ManyGets
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.signed_urls import UrlSource
 
@@ -51,7 +50,6 @@ class BlockReader:
         storage: Storage,
         cache: BlockCache,
         hot: HotBlocks,
-        gets: ManyGets | None = None,
         *,
         verify: Policy = Policy.COMPLETE,
         strict_limit_in_bytes: int = STRICT_LIMIT_BYTES,
@@ -83,7 +81,7 @@ class BlockReader:
         )
         claims = Claims(hot, pending, writer, filler)
         self.prefetch = ItemPrefetch(
-            claims, filler, urls, gets or ManyGets(), cached, writer, verify=verify
+            claims, filler, urls, storage.many_gets(), cached, writer, verify=verify
         )
 
     def close(self) -> None:

@@ -1,8 +1,10 @@
-"""Bytes from the object store, through signed URLs.
+"""Objects of a store, read and written by signed URLs.
 
-Used by the reader (ranges of items) and the resolver (small metadata objects).
-Never sees a token, never logs a URL's query. urllib3's pool, on which requests
-is built, because 5,000 GETs of 4 KiB take 3.0 s with requests and 1.6 s with it.
+Used by the reader (ranges of items), the resolver (small metadata objects) and the
+uploader. Never sees a token, never logs a URL's query. GETs are urllib3's: its
+read(1 MiB) takes 0.13 s of processor time for 512 MiB, libcurl 0.12-0.18 s. PUTs (`puts`)
+and GETs of many small objects (`many_gets`) are spoken by hand, on connections from the
+same place (`connections`).
 
 Every call is one attempt (`retry` says when there is another) and blocks: no wait
 on the network is longer than its deadline's `stall_s`, and the whole exchange ends
@@ -13,8 +15,6 @@ from __future__ import annotations
 
 import http.client
 import re
-import threading
-import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -35,14 +35,16 @@ from dserverfs.base.errors import (
 )
 from dserverfs.base.printable import one_line, public_url
 from dserverfs.base.retry import BUSY_STATUSES, STALL_S, Deadline, retry_after_s
-from dserverfs.remote.body import PIECE_BYTES, Body
-from dserverfs.remote.bounded_sockets import CONNECT_TIMEOUT_S, within
+from dserverfs.remote.bounded_sockets import within
+from dserverfs.remote.connections import Connections
 from dserverfs.remote.dserver_http import USER_AGENT
-from dserverfs.remote.outgoing import FilePart, Line, Pulse, Way, open_way
-from dserverfs.remote.trust import Trust, pool_manager, proxy_for
+from dserverfs.remote.many_gets import ManyGets
+from dserverfs.remote.puts import FilePart, OnProgress, put
+from dserverfs.remote.trust import Trust
 
 MAX_OBJECT_BYTES = 64 * 1024 * 1024
 _SMALL_BODY_BYTES = 4096
+_SKIPPED_BYTES = 256 * 1024  # at a time
 # Sizes of at most 64 bits: int() refuses thousands of digits.
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\Z")
 _TOTAL = re.compile(r"/(\d{1,19})\Z")
@@ -68,22 +70,22 @@ class StoredObject(NamedTuple):
 
 
 class Storage:
-    """GETs on signed URLs over kept connections."""
+    """GETs and PUTs by signed URLs over kept connections."""
 
     def __init__(
         self,
         trust: Trust | None = None,
         *,
-        max_connections: int = 32,
+        connections: Connections | None = None,
         stall_timeout_s: float = STALL_S,
     ) -> None:
-        """Of each host at most `max_connections` are kept while idle; a PUT may stall so long."""
+        """A PUT may stall for `stall_timeout_s`; `trust` is for connections of its own."""
+        self._connections = connections or Connections(trust)
         self._stall_timeout_s = stall_timeout_s
-        self._trust = trust or Trust()
-        self._max_connections = max_connections
-        self._lock = threading.Lock()
-        self._pools: dict[tuple[str, str | None], urllib3.PoolManager] = {}  # by scheme, proxy
-        self._proxies: dict[str, str | None] = {}  # by scheme and host
+
+    def many_gets(self) -> ManyGets:
+        """Return a getter of many small objects over the same connections."""
+        return ManyGets(self._connections)
 
     def read_object(self, url: str, deadline: Deadline) -> bytes:
         """Return a whole small object; raises as `read_range` does."""
@@ -92,17 +94,12 @@ class Storage:
             if response.status != 200:
                 raise _refusal(response, url)
             _check_encoding(response, url)
-            body = Body(response, deadline)
-            content = bytearray()
-            while piece := body.read_some(PIECE_BYTES):
-                content += piece
-                if len(content) > MAX_OBJECT_BYTES:
-                    raise ProtocolError(f"{public_url(url)}: larger than any metadata should be")
-            promised = response.headers.get("Content-Length")
-            if promised is not None and promised != str(len(content)):
-                raise Unreachable(f"{public_url(url)}: the body ended too soon")
-            body.finish()
-            return bytes(content)
+            content = response.read(MAX_OBJECT_BYTES + 1)
+            if len(content) > MAX_OBJECT_BYTES:
+                raise ProtocolError(f"{public_url(url)}: larger than any metadata should be")
+            if response.length_remaining:
+                raise _ended_too_soon(url)
+            return content
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             raise self._failure(error, url) from error
         finally:
@@ -168,85 +165,64 @@ class Storage:
                 _check_content_range(response, url, wanted)
             else:
                 _check_whole(response, url, wanted)
-            body = Body(response, deadline)
             if response.status == 200:
-                _skip(body, wanted.start)
+                _skip(response, url, wanted.start)
             if "ETag" in response.headers:
                 on_etag(response.headers["ETag"])
             remaining = wanted.length
             while remaining:
-                block = body.read(min(block_size, remaining))
+                block = _read(response, url, min(block_size, remaining))
                 remaining -= len(block)
                 on_block(block)
-            body.finish()
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             raise self._failure(error, url) from error
         finally:
             _give_back(response)
 
-    def line(self) -> Line:
-        """Return a connection of one's own for PUTs; it is not counted among the kept ones."""
-        return Line(self._connect, USER_AGENT, stall_timeout_s=self._stall_timeout_s)
-
     def write(
         self,
-        line: Line,
         url: str,
         headers: Mapping[str, str],
         content: FilePart | bytes,
-        pulse: Pulse,
+        on_progress: OnProgress,
     ) -> Mapping[str, str]:
         """PUT `content` with exactly the headers that the URL pins; return those of the answer.
 
         Raises StorageRefused (its `code` tells an expired URL from
         wrong content, which a pinned Content-MD5 shows), Unreachable,
-        ProtocolError, ItemChanged if the file is shorter, and what `pulse` raises.
+        ProtocolError, ItemChanged if the file is shorter, and what `on_progress` raises.
         """
         try:
-            answer = line.put(url, headers, content, pulse)
+            answer = put(
+                self._connections,
+                url,
+                headers,
+                content,
+                stall_timeout_s=self._stall_timeout_s,
+                on_progress=on_progress,
+            )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise _no_answer(error, url, "written to") from error
         except ValueError as error:
             raise ProtocolError(f"{public_url(url)}: {error}") from error
-        if answer.status not in (200, 201, 204):
-            raise _refused(answer.status, answer.reason, answer.body, answer.headers, url)
-        if answer.headers.get("Content-Type", "").startswith("text/html"):
+        head = answer.head
+        if head.status not in (200, 201, 204):
+            raise _refused(head.status, head.reason, answer.body, head.headers, url)
+        if head.headers.get("Content-Type", "").startswith("text/html"):
             raise NotTheServer(f"{public_url(url)}: a page is answered, not by a store: a proxy's?")
-        return answer.headers
-
-    def _connect(self, url: str) -> Way:
-        pool = self._pool(url)
-        return open_way(pool, url, CONNECT_TIMEOUT_S)
+        return head.headers
 
     def close(self) -> None:
-        with self._lock:
-            pools, self._pools = self._pools, {}
-        for pool in pools.values():
-            pool.clear()
-
-    def _pool(self, url: str) -> urllib3.PoolManager:
-        """Return the connections by which `url` is reached."""
-        parts = urllib.parse.urlsplit(url)
-        origin = f"{parts.scheme}://{parts.netloc}"
-        with self._lock:
-            if origin not in self._proxies:
-                self._proxies[origin] = proxy_for(origin)
-            proxy = self._proxies[origin]
-            pool = self._pools.get((parts.scheme, proxy))
-            if pool is None:
-                pool = self._pools[parts.scheme, proxy] = pool_manager(
-                    self._trust, origin, proxy, num_pools=8, maxsize=self._max_connections
-                )
-        return pool
+        self._connections.close()
 
     def _get(
         self, url: str, headers: dict[str, str], deadline: Deadline
     ) -> urllib3.BaseHTTPResponse:
         """Return the answer to one GET, its body unread."""
-        pool = self._pool(url)
+        pools = self._connections.pools(url)
         try:
             with within(deadline):
-                return pool.request(
+                return pools.request(
                     "GET",
                     url,
                     headers={
@@ -270,22 +246,27 @@ class Storage:
         that closes while we ask, or whose other end has forgotten it; and the
         others that are kept may be as old.
         """
-        self._pool(url).clear()  # those in use are not hurt
+        self._connections.pools(url).clear()  # those in use are not hurt
         return _no_answer(error, url)
 
 
-def _skip(body: Body, count: int) -> None:
+def _read(response: urllib3.BaseHTTPResponse, url: str, count: int) -> bytes:
+    """Return exactly the next `count` bytes of the body; raises Unreachable if it ends before."""
+    content = response.read(count)
+    if len(content) < count:  # of a chunked one urllib3 does not say so
+        raise _ended_too_soon(url)
+    return content
+
+
+def _skip(response: urllib3.BaseHTTPResponse, url: str, count: int) -> None:
     """Read over the first `count` bytes of an answer that ignored the range."""
     while count:
-        piece = min(count, PIECE_BYTES)
-        body.read(piece)
-        count -= piece
+        count -= len(_read(response, url, min(count, _SKIPPED_BYTES)))
 
 
 def _give_back(response: urllib3.BaseHTTPResponse) -> None:
     """Keep the connection if the body was read to its end, close it otherwise."""
-    source = response._fp  # type: ignore[attr-defined]
-    if source is None or (source.isclosed() and not source.length):
+    if response.closed:
         response.release_conn()
     else:
         response.close()
@@ -353,6 +334,8 @@ def _refused(
 
 def _no_answer(error: Exception, url: str, done: str = "read") -> DserverfsError:
     host = public_url(url).partition("://")[2].partition("/")[0]
+    if isinstance(error.__cause__, http.client.IncompleteRead):
+        return _ended_too_soon(url)
     if isinstance(error, urllib3.exceptions.NewConnectionError):  # a timeout to urllib3
         return NotConnected(f"the store at {host} cannot be reached; is it running?")
     if isinstance(error, (urllib3.exceptions.TimeoutError, TimeoutError)):
@@ -363,3 +346,7 @@ def _no_answer(error: Exception, url: str, done: str = "read") -> DserverfsError
             " a certificate authority of your own is named by DSERVER_CA_FILE"
         )
     return Unreachable(f"the store at {host} cannot be {done}: {type(error).__name__}")
+
+
+def _ended_too_soon(url: str) -> Unreachable:
+    return Unreachable(f"{public_url(url)}: the body ended too soon")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dserverfs.remote import many_gets
+from dserverfs.remote.connections import Connections
 from dserverfs.remote.many_gets import MAX_CONNECTIONS, Got, ManyGets, Want
 from dserverfs.remote.trust import Trust
 from tests.support.faulty_store import (
@@ -32,11 +33,22 @@ def store() -> Iterator[FaultyStore]:
         yield store
 
 
+@contextlib.contextmanager
+def getting(
+    trust: Trust | None = None, *, stall_timeout_s: float = 10.0, object_timeout_s: float = 60.0
+) -> Iterator[ManyGets]:
+    with contextlib.closing(Connections(trust)) as connections:
+        gets = ManyGets(
+            connections, stall_timeout_s=stall_timeout_s, object_timeout_s=object_timeout_s
+        )
+        with contextlib.closing(gets):
+            yield gets
+
+
 @pytest.fixture
 def gets() -> Iterator[ManyGets]:
-    gets = ManyGets()
-    yield gets
-    gets.close()
+    with getting() as gets:
+        yield gets
 
 
 def get(
@@ -78,21 +90,14 @@ def test_connections_are_kept_for_the_next_run(store: FaultyStore, gets: ManyGet
 def test_over_tls_every_object_comes_whole(tmp_path: Path) -> None:
     certificates = make_certificates(tmp_path)
     content = CONTENT * 50
-    with faulty_store(content, certificates) as store:
-        gets = ManyGets(Trust(ca_file=certificates.authority))
-
+    trust = Trust(ca_file=certificates.authority)
+    with faulty_store(content, certificates) as store, getting(trust) as gets:
         assert get(gets, store, 50, len(content)) == dict.fromkeys(range(50), content)
-
-        gets.close()
 
 
 def test_certificate_that_is_not_trusted_gives_nothing(tmp_path: Path) -> None:
-    with faulty_store(CONTENT, make_certificates(tmp_path)) as store:
-        gets = ManyGets()
-
+    with faulty_store(CONTENT, make_certificates(tmp_path)) as store, getting() as gets:
         assert get(gets, store, 3) == dict.fromkeys(range(3))
-
-        gets.close()
 
 
 def chunked(handler: Handler) -> None:
@@ -151,14 +156,11 @@ def test_kept_connection_that_turns_out_dead_counts_for_nothing(
 
 
 @pytest.mark.parametrize("fault", [stall, trickle(0.2, chunked=False)])
-def test_store_that_stalls_or_trickles_is_given_up(
-    store: FaultyStore, gets: ManyGets, monkeypatch: pytest.MonkeyPatch, fault: Fault
-) -> None:
-    monkeypatch.setattr(many_gets, "STALL_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(many_gets, "OBJECT_TIMEOUT_S", 2.0)
+def test_store_that_stalls_or_trickles_is_given_up(store: FaultyStore, fault: Fault) -> None:
     store.faults = [fault]
 
-    found = get(gets, store, 3)
+    with getting(stall_timeout_s=1.0, object_timeout_s=2.0) as gets:
+        found = get(gets, store, 3)
 
     assert [*found.values()].count(None) == 1
 

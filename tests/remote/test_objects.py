@@ -23,6 +23,7 @@ from dserverfs.base.errors import (
     Unreachable,
 )
 from dserverfs.base.retry import Deadline
+from dserverfs.remote.connections import Connections
 from dserverfs.remote.objects import ByteRange, Storage
 from dserverfs.remote.trust import Trust
 from tests.support.faulty_store import (
@@ -121,7 +122,7 @@ def test_connection_is_kept(storage: Storage, store: FaultyStore) -> None:
 
 
 def test_idle_connections_are_no_more_than_allowed(store: FaultyStore) -> None:
-    storage = Storage(max_connections=4)
+    storage = Storage(connections=Connections(max_idle=4))
     gate = threading.Barrier(12)
 
     def together(handler: Handler) -> None:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import NamedTuple
 
+from dserverfs.remote.connections import Connection, Connections
 from dserverfs.remote.objects import Storage
-from dserverfs.remote.outgoing import Way
 from dserverfs.remote.trust import Trust
 from tests.support.local_web import Certificates, serving
 
@@ -152,17 +152,24 @@ def stall(handler: Handler) -> None:
     handler.close_connection = True
 
 
+class _Detours(Connections):
+    """Connections for PUTs that go to a front; the requests say what they would say anyway."""
+
+    def __init__(self, front: PutFront, trust: Trust | None) -> None:
+        super().__init__(trust)
+        self._front = front
+
+    def open(self, url: str, origin: str) -> Connection:
+        return super().open(f"{self._front.url}/", origin)
+
+
 class Detour(Storage):
-    """A storage whose PUTs go to a front; the requests say what they would say anyway."""
+    """A storage whose PUTs go to a front."""
 
     def __init__(
         self, front: PutFront, trust: Trust | None = None, *, stall_timeout_s: float = 30.0
     ) -> None:
-        super().__init__(trust, stall_timeout_s=stall_timeout_s)
-        self._front = front
-
-    def _connect(self, url: str) -> Way:
-        return super()._connect(f"{self._front.url}/")
+        super().__init__(connections=_Detours(front, trust), stall_timeout_s=stall_timeout_s)
 
 
 @contextlib.contextmanager

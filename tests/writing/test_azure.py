@@ -134,15 +134,14 @@ def send(dataset: LocalDataset, path: Path, target: Fixed) -> None:
     storage = Storage(stall_timeout_s=10)
     tally = Tally(dataset, None, None)
     attempts = Attempts(storage, tally)
-    pieces = PieceSender(attempts, tally, storage.line)
+    pieces = PieceSender(attempts, tally)
     sender = BlobSender(attempts, pieces, max_put_bytes=LIMIT, block_bytes=BLOCK)
 
     def on_other_content() -> None:
         raise ItemChanged("other content", relpath=item.relpath)
 
-    with path.open("rb") as file, contextlib.closing(storage.line()) as line:
-        sender.send(line, lambda: target, item, file.fileno(), on_other_content)
-    storage.close()
+    with path.open("rb") as file, contextlib.closing(storage):
+        sender.send(lambda: target, item, file.fileno(), on_other_content)
 
 
 def described(directory: Path, content: bytes) -> tuple[LocalDataset, Path, Item]:

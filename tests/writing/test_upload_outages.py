@@ -16,7 +16,7 @@ import pytest
 
 from dserverfs.base.errors import ProtocolError, Unreachable
 from dserverfs.remote.objects import Storage
-from dserverfs.remote.outgoing import FilePart, Line, Pulse
+from dserverfs.remote.puts import FilePart, OnProgress
 from dserverfs.remote.trust import Trust
 from dserverfs.writing.upload.uploader import Uploader
 from dserverfs.writing.upload.url_source import Announcement
@@ -41,9 +41,9 @@ class Reviving(Storage):
         self._pid = pid
         self.failures: list[Exception] = []
 
-    def write(self, line: Line, *args: Any) -> Mapping[str, str]:
+    def write(self, *args: Any) -> Mapping[str, str]:
         try:
-            return super().write(line, *args)
+            return super().write(*args)
         except Unreachable as error:
             self.failures.append(error)
             os.kill(self._pid, signal.SIGCONT)
@@ -179,18 +179,17 @@ def test_put_goes_by_the_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     path = tmp_path / "content"
     path.write_bytes(b"content")
-    ignore: Pulse = lambda count: None  # noqa: E731
+    ignore: OnProgress = lambda count: None  # noqa: E731
     storage = Storage()
     with put_front() as front, path.open("rb") as file:
         front.faults = [take]
         monkeypatch.setenv("http_proxy", front.url.replace("http://", "http://user:pw@"))
         content = FilePart(file.fileno(), 3, 4, "content")
 
-        with closing(storage.line()) as line:
-            storage.write(line, "http://store.invalid/b/k?s=1", {"X-A": "b"}, content, ignore)
+        with closing(storage):
+            storage.write("http://store.invalid/b/k?s=1", {"X-A": "b"}, content, ignore)
 
         (put,) = front.puts
-    storage.close()
     assert put.path == "http://store.invalid/b/k?s=1"
     assert put.content == b"tent"
     assert put.headers["Host"] == "store.invalid"
@@ -202,9 +201,8 @@ def test_header_with_a_line_break_is_not_sent(tmp_path: Path) -> None:
     headers = {"x-a": "b\r\nx-b: c"}
     with (
         put_front() as front,
-        closing(storage.line()) as line,
+        closing(storage),
         pytest.raises(ProtocolError, match="cannot be sent"),
     ):
-        storage.write(line, f"{front.url}/b/k", headers, b"", lambda count: None)
-    storage.close()
+        storage.write(f"{front.url}/b/k", headers, b"", lambda count: None)
     assert front.puts == []

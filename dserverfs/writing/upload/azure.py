@@ -13,7 +13,7 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 
 from dserverfs.base.model import Item
-from dserverfs.remote.outgoing import FilePart, Line
+from dserverfs.remote.puts import FilePart
 from dserverfs.remote.upload_urls import UploadUrl
 from dserverfs.writing.upload.pieces import PieceSender
 from dserverfs.writing.upload.put_retry import Attempts, Target
@@ -52,7 +52,6 @@ class BlobSender:
 
     def send(
         self,
-        line: Line,
         new_target: Callable[[], Target],
         item: Item,
         descriptor: int,
@@ -68,7 +67,7 @@ class BlobSender:
             if item.size_in_bytes:
                 content = FilePart(descriptor, 0, item.size_in_bytes, item.relpath)
             put = _BlobTarget(new_target(), "", {**_BLOCK_BLOB, "Content-MD5": md5})
-            self._attempts.persist(line, put, content, on_other_content=on_other_content)
+            self._attempts.persist(put, content, on_other_content=on_other_content)
             return
         self._pieces.send(
             item,
@@ -84,10 +83,10 @@ class BlobSender:
             {"x-ms-blob-content-md5": md5},
             keeps_content_headers=False,
         )
-        self._attempts.persist(line, committed, _block_list(count), counted=False)
+        self._attempts.persist(committed, _block_list(count), counted=False)
 
-    def send_readme(self, line: Line, target: Target, content: bytes) -> None:
-        self._attempts.persist(line, _BlobTarget(target, "", _BLOCK_BLOB), content, counted=False)
+    def send_readme(self, target: Target, content: bytes) -> None:
+        self._attempts.persist(_BlobTarget(target, "", _BLOCK_BLOB), content, counted=False)
 
 
 class _BlobTarget:

@@ -1,7 +1,6 @@
 """Getting single items stored, however large, and finding out that their files changed.
 
-Used by the uploader's threads, each with a `Line` of its own. Thread-safe but for
-the lines.
+Used by the uploader's threads. Thread-safe.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dserverfs.base.hashes import hash_file, new_md5
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import Item
 from dserverfs.remote.objects import Storage
-from dserverfs.remote.outgoing import FilePart, Line
+from dserverfs.remote.puts import FilePart
 from dserverfs.writing.staging.file_hashes import Stamp
 from dserverfs.writing.upload.azure import BlobSender, is_sas
 from dserverfs.writing.upload.multipart import PartSender
@@ -39,7 +38,7 @@ class Sender:
         self._dataset = dataset
         self._tally = tally
         self._attempts = Attempts(storage, tally)
-        pieces = PieceSender(self._attempts, tally, storage.line)
+        pieces = PieceSender(self._attempts, tally)
         self._parts = PartSender(announcement.routes, pieces)
         self._blobs = BlobSender(self._attempts, pieces)
         self._stamps = DiskDict()  # by identifier
@@ -57,7 +56,7 @@ class Sender:
         for item in self._dataset.items.values():
             self._check(item, self._look(item))
 
-    def send(self, line: Line, item: Item) -> bool:
+    def send(self, item: Item) -> bool:
         """Return when the item is stored, whether the store took it now.
 
         Else the server said that it has it. Raises ItemChanged, Unreachable, Cancelled, ...
@@ -68,19 +67,19 @@ class Sender:
             if item.identifier in urls.in_parts:
                 already = self._parts.send(urls.uri, item, descriptor)
             else:
-                self._send_whole(line, item, descriptor)
+                self._send_whole(item, descriptor)
             self._check(item, Stamp.of(os.fstat(descriptor)))
         self._tally.add_item(already)
         return not already
 
-    def send_readme(self, line: Line) -> None:
+    def send_readme(self) -> None:
         target = AnnouncedTarget(self._announcement, lambda urls: urls.readme)
         if is_sas(target.url().url):
-            self._blobs.send_readme(line, target, self._dataset.readme)
+            self._blobs.send_readme(target, self._dataset.readme)
         else:
-            self._attempts.persist(line, target, self._dataset.readme, counted=False)
+            self._attempts.persist(target, self._dataset.readme, counted=False)
 
-    def _send_whole(self, line: Line, item: Item, descriptor: int) -> None:
+    def _send_whole(self, item: Item, descriptor: int) -> None:
         def new_target() -> AnnouncedTarget:
             return AnnouncedTarget(self._announcement, lambda urls: urls.items[item.identifier])
 
@@ -89,12 +88,12 @@ class Sender:
 
         target = new_target()
         if is_sas(target.url().url):
-            self._blobs.send(line, new_target, item, descriptor, on_other_content)
+            self._blobs.send(new_target, item, descriptor, on_other_content)
             return
         content: FilePart | bytes = b""
         if item.size_in_bytes:
             content = FilePart(descriptor, 0, item.size_in_bytes, item.relpath)
-        self._attempts.persist(line, target, content, on_other_content=on_other_content)
+        self._attempts.persist(target, content, on_other_content=on_other_content)
 
     def _require_same_content(self, item: Item, descriptor: int) -> None:
         """Raise ItemChanged unless the file has the hash that was announced."""

@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
 
 from dserverfs.base.errors import ItemChanged
 from dserverfs.base.hashes import Hasher, hash_file, new_md5
 from dserverfs.base.model import Item
-from dserverfs.remote.outgoing import FilePart, Line
+from dserverfs.remote.puts import FilePart
 from dserverfs.writing.upload.put_retry import Attempts, Tally, Target
 
 # At once, of one item. Guess: as many as rclone has by default.
@@ -27,10 +26,9 @@ THREADS = 4
 class PieceSender:
     """Sends the pieces of items; may be used by several threads."""
 
-    def __init__(self, attempts: Attempts, tally: Tally, new_line: Callable[[], Line]) -> None:
+    def __init__(self, attempts: Attempts, tally: Tally) -> None:
         self._attempts = attempts
         self._tally = tally
-        self._new_line = new_line
 
     def send(
         self,
@@ -49,9 +47,6 @@ class PieceSender:
         whole = new_md5()
         etags: list[str | Future[str]] = []
         sending: deque[Future[str]] = deque()
-        lines: SimpleQueue[Line] = SimpleQueue()
-        for _ in range(THREADS):
-            lines.put(self._new_line())
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="upload-piece")
         try:
             for number, offset in enumerate(range(0, item.size_in_bytes, piece_bytes), 1):
@@ -59,11 +54,11 @@ class PieceSender:
                 piece = FilePart(descriptor, offset, count, item.relpath)
                 md5 = self._hash(piece, whole)
                 if stored.get(number) == md5:
-                    self._tally.pulse(count)
+                    self._tally.add_sent(count)
                     etags.append(md5)
                     continue
                 target = target_of(number, md5)
-                sending.append(pool.submit(self._send_one, lines, target, piece, md5))
+                sending.append(pool.submit(self._send_one, target, piece, md5))
                 etags.append(sending[-1])
                 if len(sending) >= THREADS:  # bounds what is sent in vain of a changed file
                     sending.popleft().result()
@@ -75,19 +70,13 @@ class PieceSender:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-            while not lines.empty():
-                lines.get().close()
 
-    def _send_one(self, lines: SimpleQueue[Line], target: Target, piece: FilePart, md5: str) -> str:
+    def _send_one(self, target: Target, piece: FilePart, md5: str) -> str:
         def require_same() -> None:
             if self._hash(piece) != md5:
                 raise _changed(piece.relpath)
 
-        line = lines.get()
-        try:
-            headers = self._attempts.persist(line, target, piece, on_other_content=require_same)
-        finally:
-            lines.put(line)
+        headers = self._attempts.persist(target, piece, on_other_content=require_same)
         return headers.get("Etag", "").strip('"')
 
     def _hash(self, piece: FilePart, *wholes: Hasher) -> str:

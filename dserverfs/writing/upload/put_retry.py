@@ -2,7 +2,7 @@
 
 Used by what sends items, whole or in parts. A `Target` says where to; the faults
 of store and network end here, or after a bounded number of attempts. Thread-safe
-but for lines and targets, of which each thread has its own.
+but for targets, of which each thread has its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dserverfs.base.errors import Cancelled, Garbled, StorageRefused, Unreachabl
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.retry import STALL_S, Deadline, Retries
 from dserverfs.remote.objects import Storage
-from dserverfs.remote.outgoing import FilePart, Line
+from dserverfs.remote.puts import FilePart
 from dserverfs.remote.upload_urls import UploadUrl, UploadUrls
 from dserverfs.writing.upload.url_source import Announcement
 
@@ -77,7 +77,7 @@ class Tally:
         self._all_bytes = sum(item.size_in_bytes for item in dataset.items.values())
         self._all_items = len(dataset.items)
 
-    def pulse(self, count: int) -> None:
+    def add_sent(self, count: int) -> None:
         """Count bytes that were sent; raises Cancelled."""
         self.check()
         if count:
@@ -127,7 +127,6 @@ class Attempts:
 
     def persist(
         self,
-        line: Line,
         target: Target,
         content: FilePart | bytes,
         *,
@@ -150,7 +149,7 @@ class Attempts:
         while True:
             place = target.url()
             try:
-                return self._attempt(line, place, content, counted)
+                return self._attempt(place, content, counted)
             except StorageRefused as error:
                 if error.code in _OTHER_CONTENT:
                     on_other_content()
@@ -164,17 +163,17 @@ class Attempts:
                     _ask_where_it_is_now(target)
 
     def _attempt(
-        self, line: Line, place: UploadUrl, content: FilePart | bytes, counted: bool
+        self, place: UploadUrl, content: FilePart | bytes, counted: bool
     ) -> Mapping[str, str]:
         sent = 0
 
-        def pulse(count: int) -> None:
+        def on_progress(count: int) -> None:
             nonlocal sent
             sent += count if counted else 0
-            self._tally.pulse(count if counted else 0)
+            self._tally.add_sent(count if counted else 0)
 
         try:
-            return self._storage.write(line, place.url, place.headers, content, pulse)
+            return self._storage.write(place.url, place.headers, content, on_progress)
         except BaseException:
             self._tally.take_back(sent)
             raise

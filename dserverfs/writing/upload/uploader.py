@@ -98,7 +98,7 @@ class Uploader:
         for item in dataset.items.values():
             if item.identifier in urls.stored:
                 tally.add_item(item.size_in_bytes)
-        _send_all(self._storage, sender, tally, lambda: _missing(dataset, urls), on_taken)
+        _send_all(sender, tally, lambda: _missing(dataset, urls), on_taken)
         sender.check_files()
         tally.check()
         before_complete()
@@ -177,7 +177,6 @@ def _missing(dataset: LocalDataset, urls: UploadUrls) -> Iterator[Item]:
 
 
 def _send_all(
-    storage: Storage,
     sender: Sender,
     tally: Tally,
     items: Callable[[], Iterator[Item]],
@@ -188,19 +187,16 @@ def _send_all(
     failures: list[BaseException] = []
 
     def work() -> None:
-        line = storage.line()
         try:
             while (item := queue.take()) is not None:
                 try:
-                    if sender.send(line, item):
+                    if sender.send(item):
                         on_taken(item)
                 finally:
                     queue.done(item)
         except BaseException as error:  # noqa: BLE001 - handed to the caller, which waits
             failures.append(error)
             tally.end()
-        finally:
-            line.close()
 
     count = min(THREADS, len(queue)) - 1
     threads = [threading.Thread(target=work, name=f"upload-{i}", daemon=True) for i in range(count)]
@@ -211,11 +207,7 @@ def _send_all(
         thread.join()
     for failure in sorted(failures, key=lambda error: isinstance(error, Cancelled)):
         raise failure
-    line = storage.line()
-    try:
-        sender.send_readme(line)
-    finally:
-        line.close()
+    sender.send_readme()
 
 
 class _Queue:
