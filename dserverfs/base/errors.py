@@ -39,7 +39,7 @@ of a signed URL.
 Each carries `uri` and `status` where they are known, and can be made with a
 message and these two alone: code that copies, pickles or words an error anew need
 not know its kind. The errno of each error is said in one place,
-`dserverfs.mount.operations`; those that are worth another attempt, in `dserverfs.base.retry`.
+`dserverfs.mount.errnos`; those that are worth another attempt, in `dserverfs.base.retry`.
 """
 
 from __future__ import annotations

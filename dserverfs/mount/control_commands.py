@@ -20,8 +20,7 @@ from dserverfs.catalogue.refreshed import NotLoaded
 from dserverfs.mount.control import Answer
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.tree import description
-from dserverfs.tree.frozen_dataset import DatasetTree
-from dserverfs.tree.mount_tree import Inode, Tree
+from dserverfs.tree.mount_tree import InFrozen, Inode, Tree
 from dserverfs.writing.edits.edits import FrozenEdits
 from dserverfs.writing.edits.journal import UnsentEdit
 from dserverfs.writing.freezer import Freezer
@@ -121,16 +120,17 @@ class Commander:
 
     def _status(self, inode: Inode) -> dict[str, Any]:
         def describe() -> dict[str, Any] | StagedDataset:
-            place, number = self._tree.place_of(inode)
-            if isinstance(place, DatasetTree):
-                found = description.of_frozen(place, number, self._uri.server)
-                unsent = [
-                    one for one in self._edits.unsent() if one.dataset.uri == place.dataset.uri
-                ]
-                if noted := self._freezer.notes().get(place.dataset.uri):
+            place = self._tree.locate(inode)
+            if (frozen := place.frozen()) is not None:
+                found = description.of_frozen(*frozen, self._uri.server)
+                uri = frozen.tree.dataset.uri
+                unsent = [one for one in self._edits.unsent() if one.dataset.uri == uri]
+                if noted := self._freezer.notes().get(uri):
                     found["notes"] = noted.notes
                 return {**found, "unsent": self._unsent(unsent)} if unsent else found
-            return place or {"state": "directory", "uri": str(self._uri)}
+            if place.staged is not None:
+                return place.staged.staged
+            return {"state": "directory", "uri": str(self._uri)}
 
         found = self._loaded(describe)
         return (
@@ -145,8 +145,8 @@ class Commander:
         def items() -> list[tuple[Inode, ItemContent]]:
             found = []
             for inode in inodes:
-                place, number = self._tree.place_of(inode)
-                content = place.content(number) if isinstance(place, DatasetTree) else None
+                frozen = self._tree.locate(inode).frozen()
+                content = frozen.tree.content(frozen.number) if frozen is not None else None
                 if isinstance(content, ItemContent):
                     found.append((inode, content))
             return found
@@ -159,11 +159,12 @@ class Commander:
 
     def _discard(self, inode: Inode) -> str:
         """Discard a staged dataset, or what was written into a frozen one and is not sent."""
-        place, number = self._loaded(lambda: self._tree.place_of(inode))
-        if isinstance(place, DatasetTree):
-            path = self._loaded(lambda: place.path(number)) or ""
-            self._edits.discard(place.dataset, path)
-            return f"what was written to {place.dataset.name}/{path}"
+        frozen = self._frozen(inode)
+        if frozen is not None:
+            dataset = frozen.tree.dataset
+            path = self._loaded(lambda: frozen.tree.path(frozen.number)) or ""
+            self._edits.discard(dataset, path)
+            return f"what was written to {dataset.name}/{path}"
         staged = self._staged(inode)
         self._freezer.discard(staged)
         base_uri, name = staged.record.base_uri, staged.record.name
@@ -172,19 +173,19 @@ class Commander:
         return name
 
     def _freeze(self, inode: Inode, layout: Layout | None) -> Iterator[Answer]:
-        place, _ = self._loaded(lambda: self._tree.place_of(inode))
-        if isinstance(place, DatasetTree):
-            yield {"result": {"uri": self._dserver_uri(place.dataset.uri), "notes": []}}
+        frozen = self._frozen(inode)
+        if frozen is not None:
+            yield {"result": {"uri": self._dserver_uri(frozen.tree.dataset.uri), "notes": []}}
             return
         staged = self._staged(inode)
         job = self._freezer.freeze(staged, layout)
         yield from self._progress(staged, job)
         try:
-            frozen = job.result()
+            result = job.result()
         except DserverfsError as error:
             name = staged.record.name
             raise UsageError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
-        yield {"result": {"uri": self._dserver_uri(frozen.uri), "notes": frozen.notes}}
+        yield {"result": {"uri": self._dserver_uri(result.uri), "notes": result.notes}}
 
     def _drain(self, timeout_s: float, asked_by: int) -> Iterator[Answer]:
         """Freeze what may be frozen; the result is what stays staged."""
@@ -206,14 +207,20 @@ class Commander:
                 yield {"progress": progress._asdict()}
 
     def _staged(self, inode: Inode) -> StagedDataset:
-        place, number = self._loaded(lambda: self._tree.place_of(inode))
-        if isinstance(place, DatasetTree):
-            raise UsageError(f"{place.dataset.name}: is frozen")
-        if place is None:
-            raise UsageError("not a dataset, but a directory above datasets")
-        if number != DatasetTree.ROOT:
-            raise UsageError(f"not a dataset, but something in {place.record.name}")
-        return place
+        def find() -> StagedDataset:
+            place = self._tree.locate(inode)
+            if (frozen := place.frozen()) is not None:
+                raise UsageError(f"{frozen.tree.dataset.name}: is frozen")
+            if (tree := place.staged) is None:
+                raise UsageError("not a dataset, but a directory above datasets")
+            if place.number != tree.ROOT:
+                raise UsageError(f"not a dataset, but something in {tree.staged.record.name}")
+            return tree.staged
+
+        return self._loaded(find)
+
+    def _frozen(self, inode: Inode) -> InFrozen | None:
+        return self._loaded(lambda: self._tree.locate(inode).frozen())
 
     def _pending(self, asked_by: int = 0) -> list[dict[str, Any]]:
         """Return the facts of all that is staged, and of what is but cannot be used."""

@@ -29,12 +29,12 @@ from dserverfs.mount import allocator, mountpoint
 from dserverfs.mount.control import Address, Server
 from dserverfs.mount.control_commands import Commander
 from dserverfs.mount.launcher import READY, MountOptions
-from dserverfs.mount.operations.editing import EditingOperations
-from dserverfs.mount.operations.reading import Ownership, ReadOnlyOperations
-from dserverfs.mount.operations.writing import Operations
+from dserverfs.mount.operations import Operations
+from dserverfs.mount.replies import Ownership
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.settings import Settings
 from dserverfs.tree import description
+from dserverfs.tree.filesystem import FileSystem
 from dserverfs.tree.mount_tree import Inode, Tree
 from dserverfs.writing.edits.edits import FrozenEdits
 from dserverfs.writing.freezer import Freezer
@@ -93,7 +93,7 @@ def run(
 class _Parts(NamedTuple):
     """What answers the kernel, and what it and the commands work on."""
 
-    operations: ReadOnlyOperations
+    operations: Operations
     tree: Tree
     staging: Staging | None
     freezer: Freezer
@@ -103,37 +103,42 @@ class _Parts(NamedTuple):
 
     @classmethod
     def of(cls, options: MountOptions, client: Client, only: Dataset | None) -> _Parts:
-        ownership = Ownership(options.uid, options.gid, options.umask)
-        reader, freezer, edits = client.reader, client.freezer, client.edits
-        now_ns = time.time_ns()
-        attributes = None
-        if options.xattr:
-            attributes = functools.partial(description.attributes, server=options.uri.server)
-        if options.read_only:
-            tree = Tree(options.uri, client.catalogue, now_ns)
-            if only is not None:
-                tree.show_only(only)
-            reading = ReadOnlyOperations(tree, reader, ownership, attributes)
-            return cls(reading, tree, None, freezer, edits, reader, [])
-        edits.open(lambda dataset: _is_shown(dataset, options.uri, only))
+        freezer, edits = client.freezer, client.edits
+        staging = None
+        if not options.read_only:
+            edits.open(lambda dataset: _is_shown(dataset, options.uri, only))
+            if only is None:
+                staging = _open_staging(client)
+        shown_edits = None if options.read_only else edits
+        tree = Tree(options.uri, client.catalogue, time.time_ns(), staging, shown_edits)
         if only is not None:
-            tree = Tree(options.uri, client.catalogue, now_ns, edits=edits)
             tree.show_only(only)
-            editing = EditingOperations(tree, reader, ownership, edits, attributes)
-            return cls(editing, tree, None, freezer, edits, reader, [])
-        staging = client.staging.open()
-        for base_uri in staging.base_uris():
-            try:
-                for staged in staging.datasets(base_uri):
-                    freezer.resume(staged)
-            except LocalDiskError as error:
-                logger.warning("%s", error)
-        freezer.open()
-        tree = Tree(options.uri, client.catalogue, now_ns, staging, edits)
-        writing = Operations(
-            tree, reader, ownership, staging, freezer, client.give_way, edits, attributes
+        attributes = functools.partial(description.attributes, server=options.uri.server)
+        file_system = FileSystem(
+            tree,
+            freezer,
+            client.give_way,
+            staging=staging,
+            edits=shown_edits,
+            umask=options.umask,
+            attributes_of=attributes if options.xattr else None,
         )
-        return cls(writing, tree, staging, freezer, edits, reader, [])
+        ownership = Ownership(options.uid, options.gid, options.umask)
+        operations = Operations(file_system, client.reader, ownership)
+        return cls(operations, tree, staging, freezer, edits, client.reader, [])
+
+
+def _open_staging(client: Client) -> Staging:
+    """Return the staging area, with the freezer at work on what is in it."""
+    staging = client.staging.open()
+    for base_uri in staging.base_uris():
+        try:
+            for staged in staging.datasets(base_uri):
+                client.freezer.resume(staged)
+        except LocalDiskError as error:
+            logger.warning("%s", error)
+    client.freezer.open()
+    return staging
 
 
 def _is_shown(dataset: Dataset, uri: DserverURI, only: Dataset | None) -> bool:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from dserverfs.base.dtool_layout import DATA, METADATA
 from dserverfs.base.errors import NotFound
 from dserverfs.base.model import Dataset
-from dserverfs.tree.frozen_dataset import EDITED, OWN, Attributes, DatasetTree, Entry
+from dserverfs.tree.attributes import Attributes, Entry
+from dserverfs.tree.frozen_dataset import EDITED, OWN, DatasetTree
 from dserverfs.tree.inode_numbers import Nodes
 from dserverfs.writing.staging.dataset import StagedDataset
 

@@ -15,7 +15,7 @@ import functools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dserverfs.base import dtool_layout
 from dserverfs.base.errors import IntegrityError, NotFound, ProtocolError
@@ -24,6 +24,7 @@ from dserverfs.base.limits import MAX_COMPONENT_BYTES, component_is_usable, pars
 from dserverfs.base.model import Dataset, DserverURI, Identifier, Item, mtime_ns_of
 from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.manifest_index import ManifestIndex, Row
+from dserverfs.tree.attributes import EDITABLE_S, FROZEN_S, MUTABLE_S, Attributes, Entry
 from dserverfs.writing.edits import editable
 from dserverfs.writing.edits.editable import target_of
 from dserverfs.writing.edits.edits import FrozenEdits
@@ -32,34 +33,7 @@ from dserverfs.writing.edits.local_file import LocalFile
 ALIAS = 1 << 34  # numbers from here on are rows by their other path
 OWN = 1 << 35  # numbers from here on are not rows
 EDITED = OWN + (1 << 33)  # numbers from here on are the edits'
-FROZEN_S = 365.0 * 24 * 3600  # how long the kernel may believe what never changes
-MUTABLE_S = 1.0  # beside the catalogue's own freshness, so that both do not add up
-EDITABLE_S = 0.0  # what can be renamed here: another file may have its name the next moment
 ROWS_AT_A_TIME = 1000
-
-
-class Attributes(NamedTuple):
-    """What stat shows, but for the owner."""
-
-    number: int
-    is_directory: bool
-    permissions: int
-    size_in_bytes: int
-    mtime_ns: int
-    believed_s: float  # the kernel may keep it so long
-    # What only files that may change have; None: as for a frozen one.
-    number_of_links: int | None = None
-    blocks: int | None = None  # of 512 bytes
-    atime_ns: int | None = None
-    ctime_ns: int | None = None
-
-
-class Entry(NamedTuple):
-    """A directory entry; `cookie` is where a listing goes on behind it."""
-
-    name: str
-    attributes: Attributes
-    cookie: int
 
 
 Content = ItemContent | Path | bytes

@@ -18,7 +18,8 @@ from dserverfs.base.errors import Frozen, NameTaken, NotFound, PermissionDenied
 from dserverfs.base.limits import is_uuid
 from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI, split_base_uri
 from dserverfs.catalogue.catalogue import UUID_DIRECTORY, Catalogue, Names
-from dserverfs.tree.frozen_dataset import MUTABLE_S, OWN, Attributes, Content, DatasetTree, Entry
+from dserverfs.tree.attributes import MUTABLE_S, Attributes, Entry
+from dserverfs.tree.frozen_dataset import OWN, Content, DatasetTree
 from dserverfs.tree.staged_dataset import StagedTree
 from dserverfs.writing.edits.edits import FrozenEdits
 from dserverfs.writing.staging.area import Staging, require_name
@@ -31,6 +32,42 @@ SLOT_BITS = 36
 NUMBER_MASK = (1 << SLOT_BITS) - 1
 # Datasets are listed behind the directories of slot 0, which are few.
 _FIRST_DATASET_COOKIE = 1 << 32
+
+
+class InFrozen(NamedTuple):
+    """A number in a frozen dataset."""
+
+    tree: DatasetTree
+    number: int
+
+
+class Place(NamedTuple):
+    """The dataset that an inode is in, and its number there."""
+
+    tree: DatasetTree | StagedTree | None  # None: a directory above the datasets
+    number: int
+
+    @property
+    def is_item(self) -> bool:
+        """Whether it is surely an item of a frozen dataset, or a directory of items."""
+        return self.tree is not None and self.number < OWN
+
+    @property
+    def staged(self) -> StagedTree | None:
+        """The staged dataset, unless it is frozen by now."""
+        tree = self.tree
+        return tree if isinstance(tree, StagedTree) and tree.frozen() is None else None
+
+    def frozen(self) -> InFrozen | None:
+        """Return the place in a frozen dataset, in what was staged as well; None elsewhere.
+
+        Raises NotLoaded, and NotFound for what was there only while it was staged.
+        """
+        tree, number = self
+        if isinstance(tree, StagedTree):
+            frozen = tree.frozen()
+            return None if frozen is None else InFrozen(frozen, tree.number_now(number))
+        return None if tree is None else InFrozen(tree, number)
 
 
 class Totals(NamedTuple):
@@ -95,6 +132,11 @@ class Tree:
         """Make that dataset the root of the mount; before anything else is asked."""
         self._slot(dataset, alias=False)
         self._shows_one = True
+
+    def locate(self, inode: Inode) -> Place:
+        """Return where an inode is, at once; raises NotFound."""
+        slot, number = self._split(inode)
+        return Place(self._datasets[slot - 1] if slot else None, number)
 
     def attributes(self, inode: Inode) -> Attributes:
         """Return the attributes; their number is the inode's."""
@@ -167,58 +209,19 @@ class Tree:
 
     # Staged datasets
 
-    def staged(self, inode: Inode) -> tuple[StagedTree, int] | None:
-        """Return the staged dataset that an inode is in, and its number there.
-
-        None for everything else, also for what was staged and is frozen now.
-        """
-        slot, number = self._split(inode)
-        tree = self._datasets[slot - 1] if slot else None
-        if isinstance(tree, StagedTree) and tree.frozen() is None:
-            return tree, number
-        return None
-
     def staged_attributes(self, tree: StagedTree, attributes: Attributes) -> Attributes:
         """Return attributes that a staged dataset gave, with the mount's inode number."""
         return self._renumber(self._staged_slots[tree.staged], attributes)
 
-    def place_of(self, inode: Inode) -> tuple[DatasetTree | StagedDataset | None, int]:
-        """Return the dataset that an inode is in and its number there; None above datasets."""
-        slot, number = self._split(inode)
-        if not slot:
-            return None, number
-        tree = self._datasets[slot - 1]
-        if isinstance(tree, DatasetTree):
-            return tree, number
-        frozen = tree.frozen()
-        return (tree.staged, number) if frozen is None else (frozen, tree.number_now(number))
-
-    def is_item(self, inode: Inode) -> bool:
-        """Return whether an inode is surely of an item of a frozen dataset, or of its directory."""
-        slot, number = self._split(inode)
-        return bool(slot) and number < OWN
-
-    def frozen(self, inode: Inode) -> tuple[DatasetTree, int] | None:
-        """Return the frozen dataset that an inode is in, and its number there; None elsewhere."""
-        place, number = self.place_of(inode)
-        return (place, number) if isinstance(place, DatasetTree) else None
-
-    def number_in(self, tree: StagedTree, inode: Inode) -> int | None:
-        """Return the number that an inode has in a staged dataset; None if it is elsewhere."""
-        slot, number = self._split(inode)
-        return number if slot and self._datasets[slot - 1] is tree else None
-
     def told(self, inode: Inode) -> None:
         """Note that the kernel was told of an inode that `lookup` gave."""
-        slot, number = self._split(inode)
-        tree = self._datasets[slot - 1] if slot else None
+        tree, number = self.locate(inode)
         if isinstance(tree, StagedTree):
             tree.told(number)
 
     def forget(self, inode: Inode, times: int) -> None:
         """Note that the kernel forgot an inode."""
-        slot, number = self._split(inode)
-        tree = self._datasets[slot - 1] if slot else None
+        tree, number = self.locate(inode)
         if isinstance(tree, StagedTree):
             tree.forget(number, times)
 

@@ -27,7 +27,8 @@ from dserverfs.base.limits import (
 from dserverfs.base.local_files import RENAME_EXCHANGE, rename
 from dserverfs.base.model import Dataset
 from dserverfs.tree.afterlife import FIRST_NODE, LINK, Afterlife
-from dserverfs.tree.frozen_dataset import MUTABLE_S, OWN, Attributes, Content, DatasetTree, Entry
+from dserverfs.tree.attributes import MUTABLE_S, Attributes, Changes, Entry
+from dserverfs.tree.frozen_dataset import OWN, Content, DatasetTree
 from dserverfs.tree.inode_numbers import Node, Nodes
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.modes import OWNER_DIRECTORY, OWNER_FILE, Modes
@@ -49,15 +50,6 @@ class OpenStaged(NamedTuple):
     def inode(self) -> int:
         """The number that the local file system has for it."""
         return self.node.key[1]
-
-
-class Changes(NamedTuple):
-    """What setattr asks for; None leaves it as it is."""
-
-    mode: int | None = None
-    size_in_bytes: int | None = None
-    atime_ns: int | None = None
-    mtime_ns: int | None = None
 
 
 class StagedTree:

@@ -30,7 +30,7 @@ from dserverfs.base.model import Dataset
 from dserverfs.catalogue.manifests import ManifestLoad, Manifests
 from dserverfs.catalogue.offline import KeptAnswers
 from dserverfs.catalogue.refreshed import NotLoaded, loaded
-from dserverfs.mount.operations import waiting
+from dserverfs.mount import waiting
 from dserverfs.remote.api import Resolver
 from tests.support.broken_disks import DISK_ERRNOS, WAYS, own_disk, read_only
 from tests.support.mount_daemons import wait_for

@@ -12,18 +12,11 @@ import pytest
 from pyfuse3 import FUSEError
 
 from dserverfs.base import errors
-from dserverfs.mount.operations.errnos import guarded
-from dserverfs.mount.operations.writing import Operations
+from dserverfs.mount.errnos import guarded
+from dserverfs.mount.operations import Operations
 
 REQUESTS = sorted(
     name for name, handler in vars(Operations).items() if hasattr(handler, "__wrapped__")
-) + sorted(
-    {
-        name
-        for kind in Operations.__mro__[1:]
-        for name, handler in vars(kind).items()
-        if hasattr(handler, "__wrapped__") and name not in vars(Operations)
-    }
 )
 OF_LOST_NAMES = {"link", "rename", "rmdir", "unlink"}
 OF_OPEN = {"read", "readdir", "write", "fsync", "fsyncdir", "release", "releasedir", "statfs"}
@@ -45,7 +38,7 @@ def errno_for(request: str, error: Exception) -> int:
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dserverfs.mount.operations.errnos.logger.disabled", True)
+    monkeypatch.setattr("dserverfs.mount.errnos.logger.disabled", True)
 
 
 def test_requests_are_those_of_a_mount() -> None:

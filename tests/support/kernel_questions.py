@@ -22,10 +22,11 @@ from pyfuse3 import FUSEError
 from dserverfs.base.model import DserverURI
 from dserverfs.catalogue.refreshed import loaded
 from dserverfs.client import Client
-from dserverfs.mount.operations.reading import Ownership, ReadOnlyOperations
-from dserverfs.mount.operations.writing import Operations
+from dserverfs.mount.operations import Operations
+from dserverfs.mount.replies import Ownership
 from dserverfs.remote.signing import Signing
 from dserverfs.tree import description
+from dserverfs.tree.filesystem import FileSystem
 from dserverfs.tree.mount_tree import ROOT, Tree
 
 CONTEXT = pyfuse3.RequestContext()
@@ -55,27 +56,23 @@ class Walker:
 
     def __init__(self, client: Client, uri: DserverURI, *, is_writable: bool = False) -> None:
         self.client = client
-        ownership = Ownership(os.getuid(), os.getgid(), 0)
 
         def attributes_of(tree: Any, number: int) -> Mapping[str, str]:
             return description.attributes(tree, number, uri.server)
 
-        self.operations: ReadOnlyOperations
-        if is_writable:
-            self.tree = Tree(uri, client.catalogue, 0, client.staging.open(), client.edits)
-            self.operations = Operations(
-                self.tree,
-                client.reader,
-                ownership,
-                client.staging,
-                client.freezer,
-                client.give_way,
-                client.edits,
-                attributes_of,
-            )
-        else:
-            self.tree = Tree(uri, client.catalogue, 0)
-            self.operations = ReadOnlyOperations(self.tree, client.reader, ownership, attributes_of)
+        staging = client.staging.open() if is_writable else None
+        edits = client.edits if is_writable else None
+        self.tree = Tree(uri, client.catalogue, 0, staging, edits)
+        file_system = FileSystem(
+            self.tree,
+            client.freezer,
+            client.give_way,
+            staging=staging,
+            edits=edits,
+            attributes_of=attributes_of,
+        )
+        ownership = Ownership(os.getuid(), os.getgid(), 0)
+        self.operations = Operations(file_system, client.reader, ownership)
         self.inodes: dict[str, int] = {"": ROOT}
 
     def explore(self) -> Answers:
@@ -221,7 +218,14 @@ def readdir_reply(token: Names, name: bytes, attributes: Any, next_id: int) -> b
 def walker(
     uri: DserverURI, token: str, directory: Path, *, is_writable: bool = False
 ) -> Iterator[Walker]:
-    """Make a walker with a client of its own, whose cache keeps no blocks."""
+    """Make a walker with a client of its own."""
+    with client_for(uri, token, directory) as client:
+        yield Walker(client, uri, is_writable=is_writable)
+
+
+@contextlib.contextmanager
+def client_for(uri: DserverURI, token: str, directory: Path) -> Iterator[Client]:
+    """Make a client whose cache keeps no blocks, and that knows the user."""
     from dserverfs.settings import Settings
 
     settings = Settings({"DSERVER_TOKEN": token}, {})
@@ -234,4 +238,4 @@ def walker(
     ) as client:
         client.check(uri)
         loaded(client.catalogue.user)
-        yield Walker(client, uri, is_writable=is_writable)
+        yield client

@@ -31,7 +31,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.support.two_sides import Failed, Side, contents_of, outcome_of, renameat2, shown, tree_of
+from tests.support.two_sides import Failed, Side, contents_of, open_up, outcome_of, shown, tree_of
 
 _LONG = "n" * 255
 _TOO_LONG = "n" * 256
@@ -81,28 +81,35 @@ class RandomOperations(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         name = f"run-{next(self.numbers):05}"
-        self._sides = [Side(str(parent / name), []) for parent in (self.local, self.mounted)]
+        self._sides = [Side(f"{self.local}/{name}", []), self.make_side(name)]
         for side in self._sides:
-            os.mkdir(side.root)
+            side.os.mkdir(side.root)
         self._times = itertools.count(1_400_000_000_123_456_789, 1_000_000_007)
+
+    @classmethod
+    def make_side(cls, name: str) -> Side:
+        """Return the side beside the local one."""
+        return Side(f"{cls.mounted}/{name}", [])
 
     @initialize(number=handles)
     def begin(self, number: int) -> None:
         for side in self._sides:
-            os.makedirs(side.path("a/b"))
+            side.os.mkdir(side.path("a"))
+            side.os.mkdir(side.path("a/b"))
             for place, relpath in enumerate(("c", "a/c", "a/b/a")):
-                Path(side.path(relpath)).write_bytes(_bytes((number + place, 1 << 7 * place)))
-                side.fds.append(os.open(side.path(relpath), os.O_RDWR))
+                side.fds.append(side.os.open(side.path(relpath), os.O_RDWR | os.O_CREAT))
+                side.os.write(side.fds[-1], _bytes((number + place, 1 << 7 * place)))
+                side.os.lseek(side.fds[-1], 0, os.SEEK_SET)
 
     def teardown(self) -> None:
         try:
             for side in self._sides:
                 for fd in side.fds:
-                    os.close(fd)
-            local, mounted = (tree_of(side.root) for side in self._sides)
+                    side.os.close(fd)
+            local, mounted = (tree_of(side) for side in self._sides)
             assert mounted == local
             self._open_up()
-            here, there = (contents_of(side.root) for side in self._sides)
+            here, there = (contents_of(side) for side in self._sides)
             assert there == here
         finally:
             self._open_up()
@@ -110,10 +117,7 @@ class RandomOperations(RuleBasedStateMachine):
     def _open_up(self) -> None:
         """Let everything be read, whatever modes it has."""
         for side in self._sides:
-            os.chmod(side.root, 0o700)
-            for directory, subdirectories, files in os.walk(side.root):
-                for name in [*subdirectories, *files]:
-                    os.chmod(os.path.join(directory, name), 0o700)
+            open_up(side, side.root)
 
     def _both(self, operation: str, act: Callable[[Side], object]) -> None:
         """Do it on both sides, and require that both return the same, or fail with the same."""
@@ -172,7 +176,7 @@ class RandomOperations(RuleBasedStateMachine):
             self._close(len(path))
 
         def act(side: Side) -> None:
-            side.fds.append(os.open(side.path(path), access | how, mode))
+            side.fds.append(side.os.open(side.path(path), access | how, mode))
 
         self._both("open", act)
 
@@ -183,27 +187,27 @@ class RandomOperations(RuleBasedStateMachine):
 
     def _close(self, handle: int) -> None:
         place = handle % len(self._sides[0].fds)
-        self._both("close", lambda side: os.close(side.fds.pop(place)))
+        self._both("close", lambda side: side.os.close(side.fds.pop(place)))
 
     @precondition(_is_open)
     @rule(handle=handles, content=contents)
     def write(self, handle: int, content: Content) -> None:
-        self._both("write", lambda side: os.write(side.fd(handle), _bytes(content)))
+        self._both("write", lambda side: side.os.write(side.fd(handle), _bytes(content)))
 
     @precondition(_is_open)
     @rule(handle=handles, content=contents, offset=offsets)
     def pwrite(self, handle: int, content: Content, offset: int) -> None:
-        self._both("pwrite", lambda side: os.pwrite(side.fd(handle), _bytes(content), offset))
+        self._both("pwrite", lambda side: side.os.pwrite(side.fd(handle), _bytes(content), offset))
 
     @precondition(_is_open)
     @rule(handle=handles, size=sizes)
     def read(self, handle: int, size: int) -> None:
-        self._both("read", lambda side: os.read(side.fd(handle), size))
+        self._both("read", lambda side: side.os.read(side.fd(handle), size))
 
     @precondition(_is_open)
     @rule(handle=handles, size=sizes, offset=offsets)
     def pread(self, handle: int, size: int, offset: int) -> None:
-        self._both("pread", lambda side: os.pread(side.fd(handle), size, offset))
+        self._both("pread", lambda side: side.os.pread(side.fd(handle), size, offset))
 
     @precondition(_is_open)
     @rule(handle=handles, offset=offsets, whence=st.sampled_from([os.SEEK_SET, os.SEEK_END]))
@@ -211,35 +215,35 @@ class RandomOperations(RuleBasedStateMachine):
         def act(side: Side) -> object:
             # What a directory's end is, every file system says in its own way.
             fd = side.fd(handle)
-            return stat.S_ISREG(os.fstat(fd).st_mode) and os.lseek(fd, offset, whence)
+            return stat.S_ISREG(side.os.fstat(fd).st_mode) and side.os.lseek(fd, offset, whence)
 
         self._both("lseek", act)
 
     @precondition(_is_open)
     @rule(handle=handles, size=offsets)
     def truncate_open(self, handle: int, size: int) -> None:
-        self._both("ftruncate", lambda side: os.ftruncate(side.fd(handle), size))
+        self._both("ftruncate", lambda side: side.os.ftruncate(side.fd(handle), size))
 
     @precondition(_is_open)
     @rule(handle=handles)
     def stat_open(self, handle: int) -> None:
-        self._both("fstat", lambda side: shown(os.fstat(side.fd(handle))))
+        self._both("fstat", lambda side: shown(side.os.fstat(side.fd(handle))))
 
     @precondition(_is_open)
     @rule(handle=handles, mode=file_modes)
     def change_mode_of_open(self, handle: int, mode: int) -> None:
-        self._both("fchmod", lambda side: os.fchmod(side.fd(handle), mode))
+        self._both("fchmod", lambda side: side.os.fchmod(side.fd(handle), mode))
 
     @precondition(_is_open)
     @rule(handle=handles)
     def set_times_of_open(self, handle: int) -> None:
         time_ns = next(self._times)
-        self._both("futimens", lambda side: os.utime(side.fd(handle), ns=(time_ns, time_ns)))
+        self._both("futimens", lambda side: side.os.utime(side.fd(handle), ns=(time_ns, time_ns)))
 
     @precondition(_is_open)
-    @rule(handle=handles, sync=st.sampled_from([os.fsync, os.fdatasync]))
-    def sync(self, handle: int, sync: Callable[[int], None]) -> None:
-        self._both("fsync", lambda side: sync(side.fd(handle)))
+    @rule(handle=handles, sync=st.sampled_from(["fsync", "fdatasync"]))
+    def sync(self, handle: int, sync: str) -> None:
+        self._both("fsync", lambda side: getattr(side.os, sync)(side.fd(handle)))
 
     @precondition(_is_open)
     @rule(handle=handles, content=contents, offset=offsets, also=handles)
@@ -248,14 +252,14 @@ class RandomOperations(RuleBasedStateMachine):
 
         def act(side: Side) -> object:
             fd = side.fd(handle)
-            size = os.fstat(fd).st_size
+            size = side.os.fstat(fd).st_size
             start = min(offset, size // 2)
             data = _bytes(content)[: size - start]
-            if not data or not stat.S_ISREG(os.fstat(fd).st_mode):
+            if not data or not stat.S_ISREG(side.os.fstat(fd).st_mode):
                 return None
             with mmap.mmap(fd, size) as mapped:
                 mapped[start : start + len(data)] = data
-                seen = outcome_of(lambda side: os.pread(side.fd(also), 5000, start), side)
+                seen = outcome_of(lambda side: side.os.pread(side.fd(also), 5000, start), side)
                 mapped.flush()
             return seen
 
@@ -266,7 +270,7 @@ class RandomOperations(RuleBasedStateMachine):
     def copy_range(self, source: int, into: int, size: int, offset: int, to: int) -> None:
         self._both(
             "copy_file_range",
-            lambda side: os.copy_file_range(side.fd(source), side.fd(into), size, offset, to),
+            lambda side: side.os.copy_file_range(side.fd(source), side.fd(into), size, offset, to),
         )
 
     # Names
@@ -274,17 +278,17 @@ class RandomOperations(RuleBasedStateMachine):
     @rule(place=places)
     def stat_path(self, place: Place) -> None:
         path = self._place(place)
-        self._both("lstat", lambda side: shown(os.lstat(side.path(path))))
+        self._both("lstat", lambda side: shown(side.os.lstat(side.path(path))))
 
     @rule(place=places, mode=st.sampled_from([os.R_OK, os.W_OK, os.X_OK]))
     def access(self, place: Place, mode: int) -> None:
         path = self._place(place)
-        self._both("access", lambda side: os.access(side.path(path), mode))
+        self._both("access", lambda side: side.os.access(side.path(path), mode))
 
     @rule(directory=existing)
     def list_directory(self, directory: Existing) -> None:
         path = self._directory(directory)
-        self._both("readdir", lambda side: sorted(os.listdir(side.path(path))))
+        self._both("readdir", lambda side: sorted(side.os.listdir(side.path(path))))
 
     @rule(directory=existing, number=st.sampled_from([1, 30, 60]))
     def change_while_listing(self, directory: Existing, number: int) -> None:
@@ -294,34 +298,33 @@ class RandomOperations(RuleBasedStateMachine):
         def act(side: Side) -> object:
             made = {f"many {i}" for i in range(number)}
             for name in made:
-                Path(side.path(path), name).touch()
-            with os.scandir(side.path(path)) as entries:
-                for entry in entries:
-                    if entry.name in made:
-                        os.unlink(entry.path)
-            return sorted(os.listdir(side.path(path)))
+                side.touch(f"{path}/{name}")
+            for entry in side.os.scandir(side.path(path)):
+                if entry.name in made:
+                    side.os.unlink(entry.path)
+            return sorted(side.os.listdir(side.path(path)))
 
         self._both("rm -r", act)
 
     @rule(place=places, mode=directory_modes)
     def make_directory(self, place: Place, mode: int) -> None:
         path = self._place(place)
-        self._both("mkdir", lambda side: os.mkdir(side.path(path), mode))
+        self._both("mkdir", lambda side: side.os.mkdir(side.path(path), mode))
 
     @rule(directory=existing)
     def remove_directory(self, directory: Existing) -> None:
         path = self._directory(directory)
-        self._both("rmdir", lambda side: os.rmdir(side.path(path)))
+        self._both("rmdir", lambda side: side.os.rmdir(side.path(path)))
 
     @rule(place=existing)
     def unlink(self, place: Existing) -> None:
         path = self._file(place)
-        self._both("unlink", lambda side: os.unlink(side.path(path)))
+        self._both("unlink", lambda side: side.os.unlink(side.path(path)))
 
     @rule(place=existing, new=places)
     def rename(self, place: Existing, new: Place) -> None:
         old_path, new_path = self._place(place), self._place(new)
-        self._both("rename", lambda side: os.rename(side.path(old_path), side.path(new_path)))
+        self._both("rename", lambda side: side.os.rename(side.path(old_path), side.path(new_path)))
 
     @rule(place=existing, new=places, flags=st.sampled_from([1, 2, 2, 3]))
     def rename_with_flags(self, place: Existing, new: Place, flags: int) -> None:
@@ -329,62 +332,63 @@ class RandomOperations(RuleBasedStateMachine):
         old_path, new_path = self._place(place), self._place(new)
         self._both(
             f"renameat2 {flags}",
-            lambda side: renameat2(side.path(old_path), side.path(new_path), flags),
+            lambda side: side.renameat2(old_path, new_path, flags),
         )
 
     @rule(place=existing, new=places)
     def link(self, place: Existing, new: Place) -> None:
         old_path, new_path = self._file(place), self._place(new)
-        self._both("link", lambda side: os.link(side.path(old_path), side.path(new_path)))
+        self._both("link", lambda side: side.os.link(side.path(old_path), side.path(new_path)))
 
     @rule(place=existing, size=offsets)
     def truncate(self, place: Existing, size: int) -> None:
         path = self._file(place)
-        self._both("truncate", lambda side: os.truncate(side.path(path), size))
+        self._both("truncate", lambda side: side.os.truncate(side.path(path), size))
 
     @rule(place=existing, mode=file_modes)
     def change_mode(self, place: Existing, mode: int) -> None:
         path = self._place(place)
-        self._both("chmod", lambda side: os.chmod(side.path(path), mode))
+        self._both("chmod", lambda side: side.os.chmod(side.path(path), mode))
 
     @rule(place=existing)
     def set_times(self, place: Existing) -> None:
         path, time_ns = self._place(place), next(self._times)
-        self._both("utimensat", lambda side: os.utime(side.path(path), ns=(time_ns + 5, time_ns)))
+        times = (time_ns + 5, time_ns)
+        self._both("utimensat", lambda side: side.os.utime(side.path(path), ns=times))
 
     @rule(directory=existing)
     def sync_directory(self, directory: Existing) -> None:
         path = self._directory(directory)
 
         def act(side: Side) -> None:
-            fd = os.open(side.path(path), os.O_RDONLY | os.O_DIRECTORY)
+            fd = side.os.open(side.path(path), os.O_RDONLY | os.O_DIRECTORY)
             try:
-                os.fsync(fd)
+                side.os.fsync(fd)
             finally:
-                os.close(fd)
+                side.os.close(fd)
 
         self._both("fsync directory", act)
 
     @rule(directory=existing)
     def name_that_is_too_long(self, directory: Existing) -> None:
         path = f"{self._directory(directory)}/{_TOO_LONG}"
-        self._both("name too long", lambda side: Path(side.path(path)).touch())
+        self._both("name too long", lambda side: side.touch(path))
 
     @rule(name=names, kind=st.sampled_from([stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK]))
     def what_a_dataset_cannot_hold(self, name: str, kind: int) -> None:
         """Not done to the local directory, where nothing refuses it."""
         local, mounted = self._sides
-        if os.path.lexists(local.path(name)):
+        if local.has(name):
             return
 
         def act(side: Side) -> None:
             if kind == stat.S_IFLNK:
-                os.symlink("target", side.path(name))
+                side.os.symlink("target", side.path(name))
             else:
-                os.mknod(side.path(name), 0o600 | kind)
+                side.os.mknod(side.path(name), 0o600 | kind)
 
         assert str(outcome_of(act, mounted)) == "EPERM"
-        assert not os.path.lexists(mounted.path(name))
+        assert not mounted.has(name)
 
 
 def _bytes(content: Content) -> bytes:

@@ -1,6 +1,6 @@
 """Which errors leave a copy incomplete, whatever the program that made it says in the end.
 
-Used by the operations that change staged datasets, which disarm them then.
+Used by the changes of staged datasets, which disarm them then.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ import errno
 import os
 import re
 
-import trio
-
 from dserverfs.base import errors
+from dserverfs.tree.steps import TookTooLong
 
 _NUMBERS = frozenset(
     {
@@ -46,6 +45,6 @@ def reason_of(error: Exception) -> str | None:
     """Return what to tell the user if a copy is incomplete after `error`; None if it is not."""
     if isinstance(error, OSError) and error.errno in _NUMBERS:
         return os.strerror(error.errno)
-    if isinstance(error, trio.TooSlowError):
+    if isinstance(error, TookTooLong):
         return os.strerror(errno.ETIMEDOUT)
     return str(error) if isinstance(error, _ERRORS) else None

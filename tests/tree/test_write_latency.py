@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dserverfs.mount.operations.write_latency import SLOW_S, WARY_S, Pace
+from dserverfs.tree.write_latency import SLOW_S, WARY_S, Pace
 
 
 class Clock:

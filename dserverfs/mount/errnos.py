@@ -19,6 +19,8 @@ import trio
 from pyfuse3 import FUSEError
 
 from dserverfs.base import errors
+from dserverfs.tree import refusals
+from dserverfs.tree.steps import TookTooLong
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,16 @@ R = TypeVar("R")
 
 # The errno an error becomes; the first that fits counts.
 ERRNO: tuple[tuple[type[Exception], int], ...] = (
+    (refusals.NotADirectory, errno.ENOTDIR),
+    (refusals.NotEmpty, errno.ENOTEMPTY),
+    (refusals.NotPermitted, errno.EPERM),
+    (refusals.AcrossDatasets, errno.EXDEV),
+    (refusals.NotOpenForWriting, errno.EBADF),
+    (refusals.Invalid, errno.EINVAL),
+    (refusals.NoAttribute, errno.ENODATA),
+    (refusals.NoAttributes, errno.ENOSYS),  # the kernel does not ask again
+    (refusals.NotSettable, errno.EOPNOTSUPP),
+    (refusals.StillGoingOn, errno.EINPROGRESS),
     (errors.NotFound, errno.ENOENT),
     (errors.Frozen, errno.EROFS),
     (errors.PermissionDenied, errno.EACCES),
@@ -41,7 +53,6 @@ ERRNO: tuple[tuple[type[Exception], int], ...] = (
     (errors.NotUTF8, errno.EILSEQ),
     (errors.CannotHold, errno.EPERM),
     (errors.ItemChanged, errno.EBUSY),
-    (errors.TooLarge, errno.EFBIG),
     (errors.Cancelled, errno.EINTR),
     (errors.UsageError, errno.EINVAL),
     (errors.DserverfsError, errno.EIO),
@@ -92,14 +103,12 @@ def guarded(
     async def answer(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return await handler(*args, **kwargs)
-        except FUSEError:
-            raise
-        except trio.TooSlowError:
+        except (trio.TooSlowError, TookTooLong):
             logger.warning("%s took too long", name)
             raise FUSEError(errno.ETIMEDOUT) from None
         except errors.NotFound as error:
             raise FUSEError(_missing(name, error)) from None
-        except (errors.Frozen, errors.NameTaken) as error:
+        except (refusals.Refused, errors.Frozen, errors.NameTaken) as error:
             logger.debug("%s: %s", name, error)
             raise FUSEError(errno_of(error)) from None
         except errors.DserverfsError as error:

@@ -1,0 +1,298 @@
+"""The door of the kernel: each FUSE request is passed to the file system, and answered.
+
+Every handler runs in trio's event loop, is guarded (any other exception than FUSEError
+would end the mount) and bounded in time, because the kernel waits uninterruptibly and
+pyfuse3 delivers no interrupts. What is in memory is answered in the event loop; only
+what has to be loaded, fetched or written hops to a thread or waits for a future.
+
+flush and access answer ENOSYS, pyfuse3's default, on purpose: the kernel then never
+asks again, which spares a request at every close. So do extended attributes, unless
+the user wants them.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat
+import threading
+from collections.abc import Sequence
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FileNameT,
+    FlagT,
+    InodeT,
+    ModeT,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+    XAttrNameT,
+)
+
+from dserverfs.base.items import BLOCK_SIZE, ItemContent
+from dserverfs.mount import replies
+from dserverfs.mount.errnos import guarded
+from dserverfs.mount.replies import Ownership
+from dserverfs.mount.waiting import Waiting
+from dserverfs.reading.block_reader import BlockReader
+from dserverfs.reading.open_item import OpenItem
+from dserverfs.tree.attributes import Changes
+from dserverfs.tree.filesystem import FileSystem
+from dserverfs.tree.listing import OpenDirectory
+from dserverfs.tree.mount_tree import Inode
+from dserverfs.tree.open_files import OpenFile
+
+logger = logging.getLogger(__name__)
+
+
+class Operations(pyfuse3.Operations):
+    """The requests of one mount."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(self, file_system: FileSystem, reader: BlockReader, ownership: Ownership) -> None:
+        super().__init__()
+        self._fs = file_system
+        self._reader = reader
+        self._ownership = ownership
+        waiting = Waiting()
+        self._answer, self._finish, self._read = waiting.answer, waiting.finish, waiting.read
+        self._handles: dict[FileHandleT, OpenItem | OpenFile] = {}
+        self._directories: dict[FileHandleT, OpenDirectory] = {}
+        self._last_handle = 0
+        self._listed = ownership.blank_entry()
+        # For the reply to one read: pyfuse3 sends it before anything else runs in the loop.
+        self._reply = memoryview(bytearray(BLOCK_SIZE))
+
+    # Names and attributes
+
+    @guarded
+    async def lookup(
+        self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        parent = Inode(parent_inode)
+        return self._ownership.entry(
+            await self._answer(lambda: self._fs.lookup(parent, name, ctx.pid))
+        )
+
+    @guarded
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        return self._ownership.entry(await self._answer(lambda: self._fs.getattr(Inode(inode))))
+
+    @guarded
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        changes = Changes(
+            stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+            attr.st_size if fields.update_size else None,
+            attr.st_atime_ns if fields.update_atime else None,
+            attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        handle = None if fh is None else self._handles.get(fh)
+        file = None if isinstance(handle, OpenItem) else handle
+        return self._ownership.entry(
+            await self._finish(self._fs.setattr(Inode(inode), changes, file, ctx.pid))
+        )
+
+    @guarded
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        for inode, times in inode_list:
+            self._fs.forget(Inode(inode), times)
+
+    @guarded
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        return FileNameT(self._fs.readlink(Inode(inode)))
+
+    @guarded
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        return replies.space(self._fs.statfs())
+
+    @guarded
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        return await self._answer(lambda: self._fs.getxattr(Inode(inode), name))
+
+    @guarded
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        return [XAttrNameT(name) for name in self._fs.listxattr(Inode(inode))]
+
+    @guarded
+    async def setxattr(
+        self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
+    ) -> None:
+        await self._finish(self._fs.setxattr(Inode(inode), name, value))
+
+    # Directories
+
+    @guarded
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        handle = self._new_handle()
+        self._directories[handle] = await self._answer(lambda: self._fs.opendir(Inode(inode)))
+        return handle
+
+    @guarded
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        directory = self._directories[fh]
+        start_id = replies.tell_dots(token, start_id, InodeT(directory.inode))
+
+        def reply() -> None:
+            # Nothing is told before the first entry is there: a second call after
+            # NotLoaded goes on behind what was told.
+            nonlocal start_id
+            for entry in directory.behind(start_id):
+                replies.fill(self._listed, entry.attributes, self._ownership.umask)
+                name = FileNameT(entry.name.encode("utf-8", "surrogateescape"))
+                if not pyfuse3.readdir_reply(token, name, self._listed, entry.cookie):
+                    directory.put_back(start_id, entry)
+                    return
+                start_id = entry.cookie
+
+        await self._answer(reply)
+
+    @guarded
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        await self._finish(self._fs.fsyncdir(self._directories[fh]))
+
+    @guarded
+    async def releasedir(self, fh: FileHandleT) -> None:
+        del self._directories[fh]
+
+    # Content
+
+    @guarded
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        found = await self._finish(self._fs.open(Inode(inode), flags, ctx.pid))
+        if isinstance(found, ItemContent):
+            item = OpenItem(self._reader, found, lambda: _forget_pages(found, inode))
+            return replies.opened(self._keep(item), keeps_pages=True)
+        return replies.opened(self._keep(found), keeps_pages=found.keeps_pages)
+
+    @guarded
+    async def create(
+        self,
+        parent_inode: InodeT,
+        name: FileNameT,
+        mode: ModeT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> tuple[FileInfo, EntryAttributes]:
+        file, attributes = await self._finish(
+            self._fs.create(Inode(parent_inode), name, mode, flags, ctx.pid)
+        )
+        info = replies.opened(self._keep(file), keeps_pages=file.keeps_pages)
+        return info, self._ownership.entry(attributes)
+
+    @guarded
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        handle = self._handles[fh]
+        if not isinstance(handle, OpenItem):
+            return await self._finish(handle.read(off, size))
+        data = handle.read_nowait(off, size, self._reply)
+        if data is None:
+            data = await self._read(handle, off, size, self._reader.read_timeout_s)
+        return data  # type: ignore[return-value]  # pyfuse3 takes any buffer, its stub says bytes
+
+    @guarded
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        return await self._finish(self._file(fh).write(off, buf))
+
+    @guarded
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        if not isinstance(self._handles[fh], OpenItem):
+            await self._finish(self._file(fh).sync(data_only=datasync))
+
+    @guarded
+    async def release(self, fh: FileHandleT) -> None:
+        self._handles.pop(fh).close()
+
+    # Making and removing names
+
+    @guarded
+    async def mkdir(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._ownership.entry(
+            await self._finish(self._fs.mkdir(Inode(parent_inode), name, mode, ctx.pid))
+        )
+
+    @guarded
+    async def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._ownership.entry(
+            await self._finish(self._fs.mknod(Inode(parent_inode), name, mode, ctx.pid))
+        )
+
+    @guarded
+    async def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        await self._finish(self._fs.symlink(Inode(parent_inode), name, target, ctx.pid))
+        raise AssertionError  # no dataset holds links: it was refused
+
+    @guarded
+    async def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        steps = self._fs.link(Inode(inode), Inode(new_parent_inode), new_name, ctx.pid)
+        return self._ownership.entry(await self._finish(steps))
+
+    @guarded
+    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        await self._finish(self._fs.unlink(Inode(parent_inode), name, ctx.pid))
+
+    @guarded
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        await self._finish(self._fs.rmdir(Inode(parent_inode), name, ctx.pid))
+
+    @guarded
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        old, new = Inode(parent_inode_old), Inode(parent_inode_new)
+        await self._finish(self._fs.rename(old, name_old, new, name_new, flags, ctx.pid))
+
+    # Helpers
+
+    def _new_handle(self) -> FileHandleT:
+        self._last_handle += 1
+        return FileHandleT(self._last_handle)
+
+    def _keep(self, opened: OpenItem | OpenFile) -> FileHandleT:
+        handle = self._new_handle()
+        self._handles[handle] = opened
+        return handle
+
+    def _file(self, handle: FileHandleT) -> OpenFile:
+        file = self._handles[handle]
+        assert not isinstance(file, OpenItem)  # the kernel writes to no item: it was not opened so
+        return file
+
+
+def _forget_pages(content: ItemContent, inode: InodeT) -> None:
+    """Let the kernel forget the bytes of an item that turned out wrong; called in any thread."""
+
+    def invalidate() -> None:
+        try:
+            pyfuse3.invalidate_inode(inode)
+        except OSError as error:
+            logger.warning("the kernel may keep wrong bytes of %s: %s", content.key, error)
+
+    # In a thread of its own: it waits for pages under read, of which some wait for us.
+    threading.Thread(target=invalidate, name="invalidate", daemon=True).start()
