@@ -39,6 +39,11 @@ class Disk:
         """Have all that is there now outlast a cut."""
         self._replaced.clear()
 
+    def keep_everything(self) -> None:
+        """Leave all that was done, as where only the program was killed; the next one goes on."""
+        self._cut_at = None
+        self.settle()
+
     def lose_what_is_not_synced(self) -> None:
         """Leave what the disk has after the cut; the power is back then."""
         self._cut_at = None

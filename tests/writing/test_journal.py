@@ -15,7 +15,7 @@ from dserverfs.base.model import Dataset
 from dserverfs.writing.edits import journal
 from dserverfs.writing.edits.journal import EditSession, Note, UnsentEdit, all_unsent, root_of
 from dserverfs.writing.edits.local_file import UNFINISHED
-from tests.support.editing import README, WAIT_S, Bench, away
+from tests.support.editing import BEFORE, README, WAIT_S, Bench, away
 from tests.support.power_cuts import Disk, PowerCut
 
 pytest_plugins = ["tests.support.resolver_fixtures", "tests.support.edit_fixtures"]
@@ -127,6 +127,32 @@ def test_crash_leaves_what_was_complete_to_the_next_mount(bench: Bench) -> None:
     assert bench.has("readme") == "new: 1\n"
     assert not temporary.exists()
     assert not kept.parent.exists()
+
+
+# The first step notes that something is about to be written, which has not returned then.
+@pytest.mark.parametrize(
+    ("step", "sent"),
+    [(0, False), pytest.param(1, False, marks=pytest.mark.expects_log(UNFINISHED))]
+    + [(step, True) for step in range(2, 6)],
+)
+def test_kill_at_any_step_leaves_what_was_written_to_the_next_mount(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, step: int, sent: bool
+) -> None:
+    bench.edits.require(bench.dataset, README)  # the server's answers are kept on the disk, too
+    disk, killed = Disk(monkeypatch), bench.edits
+    disk.cut_at(step)
+    with contextlib.suppress(PowerCut):
+        bench.write(README, b"new: 1\n")
+    assert len(disk.steps) == step
+    disk.keep_everything()
+    killed._local._session._lock.release()
+
+    bench.mount()
+    bench.edits.flush(WAIT_S)
+
+    assert bench.shows(README) == (b"new: 1\n" if step else BEFORE)
+    assert bench.has("readme") == ("new: 1\n" if sent else BEFORE.decode())
+    assert [unsent.path for unsent in bench.edits.unsent()] == ([README] if step == 1 else [])
 
 
 @pytest.mark.expects_log("cannot be read")

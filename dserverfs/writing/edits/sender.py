@@ -54,8 +54,7 @@ class EditSender:
     def close(self) -> None:
         with self._local.lock:
             self._is_closed = True
-            if self._timer is not None:
-                self._timer.cancel()
+            self._forget_timer()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def flush(self, timeout_s: float) -> None:
@@ -128,6 +127,7 @@ class EditSender:
         )
         with self._local.lock:
             if file.note.reason is None:
+                self._forget_timer()  # so that it is tried soon, and the others with it
                 logger.error(
                     "%s: %s could not be sent to the server: %s; what was written is kept in %s%s",
                     file.dataset.uri,
@@ -148,6 +148,12 @@ class EditSender:
             self._timer = threading.Timer(self._pause_s, self._try_again)
             self._timer.daemon = True
             self._timer.start()
+
+    def _forget_timer(self) -> None:
+        self._pause_s = 0.0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _try_again(self) -> None:
         with self._local.lock:
