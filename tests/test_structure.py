@@ -50,7 +50,7 @@ SHOWN = {
     "tree": "attributes description filesystem frozen_dataset listing mount_tree open_files"
     " refusals steps",
     "mount": "control daemon launcher mountpoint",
-    "server": "management serve store.datadir store.settings store.stores",
+    "server": "datadir management serve store.settings store.stores",
     "cli": "main",
 }
 ASYNC = {"mount"}

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from dserverfs.base.errors import UsageError
 from dserverfs.cli.arguments import read_password, say
 from dserverfs.server import management
-from dserverfs.server.store.datadir import DataDirectory, write_private
+from dserverfs.server.datadir import DataDirectory, write_private
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.stores import Stores
 

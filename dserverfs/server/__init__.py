@@ -1,37 +1,55 @@
 """The embedded server of `dserverfs serve`: dservercore, SQLite and SeaweedFS.
 
-    serve       composition root: process, signals, waitress
-      web            the web server and the app's first user
-        bodies            requests as waitress reads them, each with its limit
-          request_limits  which (pure)
-      app       dservercore's Flask app with the plugins below
-        search        search plugin (SQLite FTS5)
-        retrieve      retrieve plugin (readme, manifest, annotations, tags)
-        signed_urls   extension: the /signed-urls routes
-          upload_request   the body of an upload, checked
-          uploads          pending uploads
-          upload_place     where in its bucket one goes
-          freeze           from a pending upload to a frozen dataset
-        metadata      extension: changes of README, tags, annotations, overlays, name
-          changes          in the bucket and in the database, whatever stops them
-          indexing         from a dataset in a bucket to the database
-        publications  extension: links by which dtool-http reads a dataset
-        accounts      extension: POST /token, GET /config/health
-          tokens           given out, and taken back
-          guesses          how often a password may be wrong
-        request_check what every request is refused for
-        extension     what the extensions have in common
-      stores          which store holds a base URI, where in it a dataset is
-      seaweedfs       the S3 server as a child process
-      stored_metadata what of a dataset in a bucket can change
-      objects         a store's objects, through one boto3 client
-        storage       which store; signed URLs (pure)
-        layout        a dataset's keys and texts in a bucket (pure)
-    management    users, rights and base URIs, beside a running server
-      bucket_index  registering what a bucket has already
-      foreign       buckets of other S3 servers, by dtool-s3's settings
-      datadir         the data directory: version, lock, secrets
+    serve           composition root: process, signals, waitress
+    web             the web server and the app's first user
+      bodies          waitress's reading of requests, each with its limit
+        request_limits  the limits (pure)
+    app             dservercore's Flask app, with the plugins and routes below
+    management      users, rights and base URIs, beside a running server
+    datadir         the data directory: version, lock, secrets
 
-Imports nothing of dserverfs but `errors`, `limits`, `model` and
-`printable`. Everything but the main thread of `serve` runs in waitress's worker threads.
+    routes/         HTTP
+      table           all routes of ours, each with right, handler and form of the body
+      routing         from a row of it to a view: token, right, body, handler
+      signed_urls     URLs to read datasets, and uploads
+      multipart       uploads of large items in parts
+      metadata        changes of README, tags, annotations, overlays, name
+      publications    links by which dtool-http reads a dataset
+      accounts        POST /token, GET /config/health
+        guesses         limits of guessing passwords
+      core_views      answers of our own to routes of dservercore
+      request_check   the check of every request before its route
+      answers         JSON, and the answer to each error
+
+    database/       datasets and users, in dservercore's database and in buckets
+      search          search plugin (SQLite FTS5)
+      retrieve        retrieve plugin (README, manifest, annotations, tags)
+        dataset_info    dates, counts and README as dservercore hands them on (pure)
+        dataset_check   the rules for a dataset that is registered (pure)
+      uploads         pending uploads
+        upload_request  the body of an upload, checked (pure)
+        upload_place    the place of an upload in its bucket
+        part_uploads    uploads of items in parts that were begun
+        completing      from a pending upload to a frozen dataset
+      changes         changes of a dataset, in the bucket and in the database
+        stored_metadata the changeable metadata in the bucket
+      indexing        from a dataset in a bucket to the database
+        bucket_index    all datasets of a bucket
+      passwords, tokens, links   of users
+      forms           forms of bodies, and their refusal (pure)
+      item_rules      rules for items, as tables (pure)
+
+    store/          the bytes
+      stores          the stores of all base URIs, and the places of datasets
+        bucket          a store's objects, through one boto3 client
+        signing         its description, and signed URLs (pure)
+        layout          a dataset's keys and texts in a bucket (pure)
+      settings        the operator's configuration, other S3 servers in it
+      seaweedfs       the S3 server as a child process
+        weed_config     its files
+        die_with_parent its end
+      signals         signals, as the main thread waits for them
+
+A sub-room imports those below it; the server imports nothing of dserverfs but `base`.
+Everything but the main thread of `serve` runs in waitress's worker threads.
 """

@@ -18,19 +18,22 @@ from sqlalchemy import event, text
 
 from dserverfs import __version__
 from dserverfs.base import wire_names
-from dserverfs.server.database import changes, retrieve, search, tokens, uploads
-from dserverfs.server.routes import (
-    accounts,
-    answers,
-    multipart,
-    publications,
-    table,
+from dserverfs.server import datadir
+from dserverfs.server.database import (
+    changes,
+    links,
+    part_uploads,
+    passwords,
+    retrieve,
+    search,
+    tokens,
     upload_place,
+    uploads,
 )
+from dserverfs.server.datadir import DataDirectory
+from dserverfs.server.routes import answers, table
 from dserverfs.server.routes.answers import answer
 from dserverfs.server.routes.request_check import RequestCheck
-from dserverfs.server.store import datadir
-from dserverfs.server.store.datadir import DataDirectory
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.stores import Stores
 
@@ -40,15 +43,8 @@ _PLUGINS = {
     "extension": (),
 }
 _MODULES_WITH_TABLES = (
-    search,
-    retrieve,
-    uploads,
-    upload_place,
-    multipart,
-    changes,
-    accounts,
-    tokens,
-    publications,
+    *(search, retrieve, uploads, upload_place, part_uploads),
+    *(changes, passwords, tokens, links),
 )
 _SECRETS = ["JWT_PRIVATE_KEY", "SECRET_KEY", "SQLALCHEMY_DATABASE_URI"]
 
@@ -81,7 +77,7 @@ def create(directory: DataDirectory, stores: Stores, settings: ServerSettings) -
 
 
 def _inject_plugins() -> None:
-    """Replace what dservercore found among the installed packages' entry points.
+    """Replace the plugins that dservercore found among the installed packages.
 
     Lists, for they are read more than once, and in both modules, for
     `dservercore.utils` has names of its own for them.
@@ -118,7 +114,7 @@ def _config(directory: DataDirectory) -> dict[str, Any]:
 
 
 def _versions() -> Response:
-    """Answer /config/versions with what clients of ours and of upstream look for.
+    """Answer /config/versions with the names that clients of ours and of upstream look for.
 
     dservercore would name each plugin by its top-level package only, so that a client
     could not tell which plugins there are.

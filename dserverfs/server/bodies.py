@@ -1,7 +1,7 @@
 """waitress's reading of requests, with a limit of each body that its head decides.
 
-waitress has one limit for all, reads the body before anybody looks at the request,
-and answers its own refusals as text. Runs in its loop, so nothing here waits.
+waitress has one limit for all, reads the body before the app sees the request, and
+answers its own refusals as text. Runs in its loop, so nothing here waits.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _LimitedParser(HTTPRequestParser):  # type: ignore[misc]
     def parse_header(self, header_plus: bytes) -> None:
         super().parse_header(header_plus)
         authorization = self.headers.get("AUTHORIZATION", "")
-        # Verifying takes 0.1 ms, and does not matter for what anybody may send.
+        # Verifying takes 0.1 ms, and does not matter for bodies that need no token.
         has_token = (
             (self.chunked or self.content_length > WITHOUT_TOKEN_BYTES)
             and authorization.startswith(_BEARER)
@@ -58,12 +58,12 @@ class _LimitedParser(HTTPRequestParser):  # type: ignore[misc]
         )
         self._lacks_token = not has_token and self.path != "/token"
         limit = max_body_bytes(self.command, self.path, has_token=has_token)
-        self.adj = _Settings(self.adj, limit + 1)  # waitress refuses what reaches it
+        self.adj = _Settings(self.adj, limit + 1)  # waitress refuses a body that reaches it
 
     def received(self, data: bytes) -> int:
         consumed: int = super().received(data)
         if isinstance(self.error, RequestEntityTooLarge) and self._lacks_token:
-            # What a client does about an expired token is not what it does about its size.
+            # A client reacts to an expired token otherwise than to a size.
             self.error = _Unauthorized("the token is missing, expired, or not of this server")
         if self.error is not None and not isinstance(self.error, _InJson):
             self.error = _InJson(self.error)

@@ -1,7 +1,7 @@
 """Users, their rights and base URIs of a data directory, whether its server runs or not.
 
 Works on the database, beside a running server: that asks it anew for every
-request. Each function commits what it changed. Needs the app context that
+request. Each function commits its changes. Needs the app context that
 `opened` gives.
 """
 
@@ -22,11 +22,10 @@ from sqlalchemy import text
 
 from dserverfs.base.errors import Conflict, NotFound, Unreachable, UsageError
 from dserverfs.server import app
-from dserverfs.server.database import bucket_index, tokens
+from dserverfs.server.database import bucket_index, passwords, tokens
 from dserverfs.server.database.bucket_index import Indexed
-from dserverfs.server.routes import accounts
+from dserverfs.server.datadir import DataDirectory, write_private
 from dserverfs.server.store.bucket import ObjectStore
-from dserverfs.server.store.datadir import DataDirectory, write_private
 from dserverfs.server.store.seaweedfs import SeaweedFS
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.signing import bucket_of, require_bucket_name
@@ -44,7 +43,7 @@ class UserEntry(NamedTuple):
 
 
 class S3Access(NamedTuple):
-    """What an S3 client has to know."""
+    """The way of an S3 client to the store."""
 
     endpoint: str
     region: str
@@ -97,7 +96,7 @@ def require_user(username: str) -> None:
 
 def users() -> list[UserEntry]:
     return [
-        UserEntry(user.username, user.is_admin, accounts.has_password(user.username))
+        UserEntry(user.username, user.is_admin, passwords.has_password(user.username))
         for user in User.query.order_by(User.username)
     ]
 
@@ -105,7 +104,7 @@ def users() -> list[UserEntry]:
 def set_password(directory: DataDirectory, username: str, password: str) -> None:
     """Set a password; the tokens that the user has by now are good no longer."""
     _user(username)
-    accounts.set_password(username, password)
+    passwords.set_password(username, password)
     if username == directory.first_user():
         write_private(directory.password_file, password + "\n")
     sql_db.session.commit()
@@ -181,7 +180,7 @@ def revoke(username: str, base_uri: str, *, search: bool, register: bool) -> Non
 def s3_access(directory: DataDirectory, stores: Stores) -> S3Access:
     """Return how S3 clients reach the embedded store, with a credentials file, 0600, written.
 
-    Raises UsageError if it was never started, or answers nobody now.
+    Raises UsageError if it was never started, or does not answer now.
     """
     own = [uri for uri in base_uris() if not stores.is_foreign(uri)]
     buckets = [bucket_of(uri) for uri in own]
@@ -203,7 +202,7 @@ def s3_access(directory: DataDirectory, stores: Stores) -> S3Access:
 
 
 def index(directory: DataDirectory, stores: Stores, base_uri: str) -> Indexed:
-    """Register what is in the bucket of a base URI; reads it anew if it is registered.
+    """Register the datasets in the bucket of a base URI; reads those anew that are registered.
 
     Raises UsageError if the bucket is of the embedded store and that does not run.
     """
@@ -216,7 +215,7 @@ def index(directory: DataDirectory, stores: Stores, base_uri: str) -> Indexed:
 
 
 def rights() -> list[Rights]:
-    """Return who may do what where, by base URI and user."""
+    """Return the rights of all users, by base URI and user."""
     return [
         Rights(user.username, base.base_uri, user in base.search_users, user in base.register_users)
         for base in BaseURI.query.order_by(BaseURI.base_uri)

@@ -1,7 +1,7 @@
-"""How large a request's body may be: known from its head, before anything of it is read.
+"""The limit of a request's body, by its head: before anything of the body is read.
 
 Pure. JSON takes up to 25 times its bytes in memory, so each route has a limit of its
-own, some times what a real body has; who shows no token of this server may send what
+own, some times the size of a real body; without a token of this server it is the size that
 a login needs.
 """
 
@@ -25,7 +25,7 @@ _BY_ROUTE = (
 
 
 def max_body_bytes(method: str, path: str, *, has_token: bool) -> int:
-    """Return what a request may have as its body."""
+    """Return the most bytes that the body of a request may have."""
     if not has_token:
         return WITHOUT_TOKEN_BYTES
     for known, prefix, limit in _BY_ROUTE:

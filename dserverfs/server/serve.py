@@ -17,8 +17,8 @@ from pathlib import Path
 
 from dserverfs.base.errors import DserverfsError, Unsupported, UsageError
 from dserverfs.base.printable import PrintableFormatter
+from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.store import signing
-from dserverfs.server.store.datadir import DataDirectory
 from dserverfs.server.store.seaweedfs import SeaweedFS
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.signals import Signals, Stopped
@@ -108,7 +108,7 @@ def _run(
             "the datasets and cannot read them",
             address,
         )
-    signals.wait(0)  # whoever has said stop by now is not told that it runs
+    signals.wait(0)  # after a stop that came by now it is not announced
     with web.running():
         print(f"dserver URL: http://{address}")
         print(f"base URI: dserver://{address}/s3/{options.bucket}")
@@ -123,7 +123,7 @@ def _run(
 
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Give a socket that holds the address, though nobody is answered before the loop runs."""
+    """Give a socket that holds the address; requests are answered once the loop runs."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

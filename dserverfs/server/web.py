@@ -18,9 +18,8 @@ from flask import Flask
 
 from dserverfs.server import app
 from dserverfs.server.bodies import limited_channel
-from dserverfs.server.database import changes, tokens
-from dserverfs.server.routes import accounts
-from dserverfs.server.store.datadir import DataDirectory, write_private
+from dserverfs.server.database import changes, passwords, tokens
+from dserverfs.server.datadir import DataDirectory, write_private
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.signals import Signals
 from dserverfs.server.store.stores import Stores
@@ -48,8 +47,8 @@ def _prepare_first_user(directory: DataDirectory, base_uri: str) -> None:
         dservercore.utils.register_users([{"username": username, "is_admin": True}])
     password_is_new = not (directory.path / "password").exists()
     password = directory.load_or_create("password", lambda: secrets.token_urlsafe(12) + "\n")
-    if password_is_new or not accounts.has_password(username):
-        accounts.set_password(username, password.strip())
+    if password_is_new or not passwords.has_password(username):
+        passwords.set_password(username, password.strip())
         dservercore.sql_db.session.commit()
     if not dservercore.utils.base_uri_exists(base_uri):
         dservercore.utils.register_base_uri(base_uri)

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.store.bucket import ObjectStore
-from dserverfs.server.store.datadir import DataDirectory
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.signals import Signals, Stopped
 from dserverfs.server.store.signing import Storage

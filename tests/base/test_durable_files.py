@@ -18,7 +18,7 @@ from dserverfs.base.durable_files import (
     written_beside,
 )
 from dserverfs.remote.login import keep_token
-from dserverfs.server.store.datadir import write_private
+from dserverfs.server.datadir import write_private
 from dserverfs.writing.staging.area import Staging
 from tests.support.power_cuts import Disk, PowerCut
 

@@ -7,7 +7,7 @@ import pytest
 
 from dserverfs.base.durable_files import written_beside
 from dserverfs.base.errors import Conflict
-from dserverfs.server.store.datadir import DataDirectory
+from dserverfs.server.datadir import DataDirectory
 
 
 def test_a_directory_is_made_private_and_is_ours_again(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from urllib.parse import quote
 import pytest
 from dservercore.extensions import sql_db
 
+from dserverfs.server.database import passwords
 from dserverfs.server.request_limits import (
     DEFAULT_BYTES,
     LARGEST_BYTES,
     WITHOUT_TOKEN_BYTES,
     max_body_bytes,
 )
-from dserverfs.server.routes import accounts
 from dserverfs.server.routes.guesses import MAX_OF_ONE, MAX_OF_PAIR, WINDOW_S, Guesses
 from tests.server.test_permissions import ROUTES, body_of, path_of
 from tests.support.server_app import AppClient
@@ -319,7 +319,7 @@ def test_guesses_take_bounded_memory() -> None:
 def test_wrong_passwords_are_429_and_the_right_one_then_too(client: AppClient) -> None:
     client.add_user("sleepy")
     with client.app.app_context():
-        accounts.set_password("sleepy", "right")
+        passwords.set_password("sleepy", "right")
         sql_db.session.commit()
 
     def login(password: str) -> Any:

@@ -15,8 +15,8 @@ from flask import Flask
 
 from dserverfs.server import app, management
 from dserverfs.server.database import tokens
+from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.store.bucket import ObjectStore
-from dserverfs.server.store.datadir import DataDirectory
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.stores import Stores
 from dserverfs.server.web import TOKEN_LIFE

@@ -1,1 +1,1 @@
-"""What the embedded server knows of datasets: search, retrieval, uploads, and their freeze."""
+"""The embedded server's datasets and users, in its database and buckets, without HTTP."""

@@ -1,7 +1,7 @@
-"""Registering what is in a bucket already: the datasets that dtool-s3 put there.
+"""Registers the datasets that dtool-s3 has put into a bucket.
 
 Runs in a process of its own, maybe beside the server. A dataset that the server
-changes meanwhile is read once more, see `changes`.
+changes in the meantime is read once more, see `changes`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def index(stores: Stores, base_uri: str) -> Indexed:
     """Register every frozen dataset of a bucket; read those anew that are registered.
 
     Needs an app context. Proto datasets are passed over; a dataset that cannot
-    be read is told of and left out.
+    be read is left out, with the reason.
     """
     registered, left_out, seen = 0, [], set()
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
@@ -65,7 +65,7 @@ def index(stores: Stores, base_uri: str) -> Indexed:
 
 
 def _readings(stores: Stores, base_uri: str, pool: ThreadPoolExecutor) -> Iterator[_Reading]:
-    """Yield what is being read, a few datasets ahead."""
+    """Yield the datasets that are being read, a few of them ahead."""
     uris = _uris(stores, base_uri)
     begun = [_begin(stores, uri, pool) for uri in islice(uris, _AHEAD)]
     while begun:

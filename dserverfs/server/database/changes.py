@@ -1,8 +1,7 @@
 """Changes of a frozen dataset's metadata: in the bucket and in the database, or known to differ.
 
 A change is noted in the database as begun, made in the bucket, then made in the
-database, where the note goes in the same transaction. What is there when this
-stops half way:
+database, where the note goes in the same transaction. The state after a stop half way:
 
     after the note         the database may be behind the bucket, and says so:
     after the bucket       `unsure` is set
@@ -46,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Description:
-    """What the database has of a dataset that can change."""
+    """The changeable metadata of a dataset, as the database has them."""
 
     name: str
     readme: str
@@ -68,7 +67,7 @@ class Changes:
         """Let `change` alter the bucket and return the new description; keep that.
 
         Raises NotFound if the dataset is not registered or not in the bucket,
-        and what `change` raises.
+        and the errors of `change`.
         """
         with self._locks.holding(uri):
             before = _describe(uri)
@@ -90,7 +89,7 @@ class Changes:
 
 
 def repair_all(stores: Stores) -> None:
-    """Read anew what an earlier run left unsure; before requests are answered."""
+    """Read the datasets anew that an earlier run left unsure; before requests are answered."""
     uris = sql_db.session.execute(text("SELECT uri FROM dserverfs_change WHERE unsure")).scalars()
     for uri in list(uris):
         repair_if_possible(stores, uri)

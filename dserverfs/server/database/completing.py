@@ -1,6 +1,6 @@
 """From a pending upload to a frozen dataset in the bucket.
 
-What is there when this stops half way: items, and perhaps some of the dataset's
+The state after a stop half way: items are there, and perhaps some of the dataset's
 metadata; nothing lists or serves it before its admin metadata and its row in the
 database are written, in this order, and doing it again from the start is right.
 """
@@ -26,7 +26,7 @@ _SHOWN = 5  # relpaths named in a message
 
 
 class Stored(NamedTuple):
-    """How what is stored compares with what was announced."""
+    """The stored items, compared with the announced ones."""
 
     complete: frozenset[Identifier]
     missing: tuple[str, ...]  # relpaths
@@ -86,7 +86,7 @@ def _named(relpaths: tuple[str, ...]) -> str:
 
 
 def freeze(place: Place, upload: PendingUpload, orphans: tuple[str, ...]) -> dict[str, Any]:
-    """Write the dataset's metadata and return what dservercore registers.
+    """Write the dataset's metadata and return them as dservercore registers them.
 
     Call only when all items are there. Raises UsageError for a README that is not text.
     """
@@ -135,7 +135,7 @@ def manifest_of(upload: PendingUpload) -> dict[str, Any]:
 
 
 def contents_of(manifest: Mapping[str, Any]) -> Mapping[str, tuple[Any, ...]]:
-    """Return what of a manifest says what the items are, to compare two."""
+    """Return the content of each item of a manifest, to compare two manifests."""
     return {
         identifier: (item.get("hash"), item.get("size_in_bytes"), item.get("relpath"))
         for identifier, item in manifest["items"].items()

@@ -1,9 +1,9 @@
-"""What dservercore may register of a dataset: the rules of uploads, for every other way in.
+"""The rules for a dataset that is registered: those of uploads, for every other way in.
 
-Used by the search plugin, which dservercore asks first whoever registers: a client
-(PUT /uris), the index of a bucket, our own freeze. Whoever copies a dataset writes
-files where its manifest says, so what is registered must lead nowhere else. A bucket
-of another server may have other hashes and larger items than an upload to ours. Pure.
+Used by the search plugin, which dservercore asks first at each registration: by a client
+(PUT /uris), by the index of a bucket, by our own freeze. A copy of a dataset writes files
+where its manifest says, so no relpath may lead anywhere else. A bucket of another server
+may have other hashes and larger items than an upload to ours. Pure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dserverfs.server.database.upload_request import MAX_USERNAME_LENGTH
 
 
 def check_dataset(info: Mapping[str, Any]) -> None:
-    """Raise UsageError with what is wrong with what dservercore was told of a dataset."""
+    """Raise UsageError with the first fault of a dataset that dservercore is to register."""
     uri, base_uri, uuid = info["uri"], info["base_uri"], str(info["uuid"])
     require(limits.is_text(uri) and limits.is_text(base_uri), "its URI is no text")
     # dservercore asks for rights on the one and reads by the other.

@@ -1,7 +1,7 @@
-"""What dservercore hands its plugins about a dataset, read with its looseness in mind.
+"""Dates, counts and README of a dataset, out of the mapping that dservercore hands to plugins.
 
-Pure. Dates come as strings or numbers, the README as text or as a mapping, and
-the counts may be missing although `/me/summary` needs them.
+Pure. The mapping is loose: dates come as strings or numbers, the README as text or as a
+mapping, and the counts may be missing although `/me/summary` needs them.
 """
 
 from __future__ import annotations

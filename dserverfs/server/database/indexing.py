@@ -1,6 +1,6 @@
 """From one dataset in a bucket to its entries in the database.
 
-The bucket is the truth; the database has what makes it quick to list and search.
+The bucket is the truth; the database makes it quick to list and search.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _REQUIRED = ("name", "creator_username", "frozen_at")
 
 
 def read_dataset(place: Place, uri: str) -> dict[str, Any]:
-    """Return what dservercore registers of the frozen dataset at `place`.
+    """Return the frozen dataset at `place` as dservercore registers one.
 
     Raises NotFound if there is none (a proto dataset is none), IntegrityError if
-    its metadata are not what dtool writes, UsageError for a README that is not text.
+    its metadata are none that dtool writes, UsageError for a README that is not text.
     """
     metadata = StoredMetadata(place)
     admin = metadata.admin_metadata()
@@ -51,7 +51,7 @@ def read_dataset(place: Place, uri: str) -> dict[str, Any]:
 
 
 def register(dataset_info: dict[str, Any]) -> None:
-    """Enter the dataset, replacing what was known of it; commits. Needs an app context.
+    """Enter the dataset, in place of an earlier entry; commits. Needs an app context.
 
     Raises IntegrityError for one that no upload would let in.
     """

@@ -1,4 +1,4 @@
-"""Rules for the items of a dataset that somebody announces or registers, as tables.
+"""Rules for the items of a dataset that is announced or registered, as tables.
 
 By hand, for there may be a million items: marshmallow takes 1.4 s of CPU for the form of
 100,000 alone, where these take 0.35 s for form and values. Pure.

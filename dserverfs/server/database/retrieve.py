@@ -59,7 +59,7 @@ class Retrieve(RetrieveABC):  # type: ignore[misc]
         return []
 
     def register_dataset(self, dataset_info: Mapping[str, Any]) -> None:
-        """Keep a dataset's description; replaces what was kept under its URI."""
+        """Keep a dataset's description; replaces an earlier one of its URI."""
         self.delete_dataset(dataset_info["uri"])
         sql_db.session.execute(
             text(
@@ -78,7 +78,7 @@ class Retrieve(RetrieveABC):  # type: ignore[misc]
     def update_dataset(
         self, uri: str, *, readme: str, annotations: Mapping[str, Any], tags: list[str]
     ) -> None:
-        """Replace what can change of a dataset; its manifest is left alone."""
+        """Replace the description of a dataset; its manifest stays."""
         sql_db.session.execute(
             text(
                 "UPDATE dserverfs_description SET readme = :readme, annotations = :annotations,"
@@ -126,8 +126,8 @@ class Retrieve(RetrieveABC):  # type: ignore[misc]
     def get_identifiers(self, uri: str) -> frozenset[str]:
         """Return the identifiers of the dataset's items; raises UnknownURIError.
 
-        Only what is one: a manifest may have been registered with any text in its
-        place, and a signed URL of `../` is one of somebody else's object.
+        Leaves out keys that are no identifiers: a manifest may have been registered with
+        any text in its place, and a signed URL of `../` would be one of another object.
         """
         version = _column(uri, "id")
         with self._lock:

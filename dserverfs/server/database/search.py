@@ -1,4 +1,4 @@
-"""Search plugin of dservercore: which datasets match, in SQLite with FTS5.
+"""Search plugin of dservercore: finds datasets, in SQLite with FTS5.
 
 Works in the session of dservercore's own database and never commits: dservercore
 commits once at the end of a registration or deletion, so that its table, the
@@ -79,7 +79,7 @@ class Search(SearchABC):  # type: ignore[misc]
         pass
 
     def register_dataset(self, dataset_info: Mapping[str, Any]) -> None:
-        """Index a dataset; replaces what was indexed under its URI.
+        """Index a dataset; replaces an earlier entry of its URI.
 
         Raises ValidationError, before anything is registered, for one that no upload
         would let in.
@@ -123,7 +123,7 @@ class Search(SearchABC):  # type: ignore[misc]
     def update_dataset(
         self, uri: str, *, name: str, readme: str, annotations: Mapping[str, Any], tags: list[str]
     ) -> None:
-        """Index what can change of a dataset; does nothing if it was not indexed."""
+        """Index a dataset's changed description; does nothing if it was not indexed."""
         row = (
             sql_db.session.execute(
                 text("SELECT id, uuid, creator_username FROM dserverfs_search WHERE uri = :uri"),
@@ -168,7 +168,7 @@ class Search(SearchABC):  # type: ignore[misc]
         pagination_parameters: Any = None,
         sort_parameters: Any = None,
     ) -> list[dict[str, Any]]:
-        """Return what matches; dservercore has put the permitted base URIs into `query`."""
+        """Return the datasets that match; `query` has the permitted base URIs, by dservercore."""
         conditions, values = _conditions(query)
         where = " AND ".join(conditions) or "1"
         statement = (
@@ -246,7 +246,7 @@ def _insert_tags(identity: int, tags: list[str]) -> None:
 
 
 def _searchable_text(dataset_info: Mapping[str, Any]) -> str:
-    """Return what free text finds beside relpaths: every text a person gave the dataset."""
+    """Return the text that free text finds beside relpaths: all that people gave the dataset."""
     parts = [
         dataset_info["name"],
         dataset_info["uri"],

@@ -1,6 +1,6 @@
-"""What of a dataset in a bucket can change after its freeze, read and written as dtool-s3 does.
+"""The changeable metadata of a dataset in a bucket, read and written as dtool-s3 does.
 
-README, tags, annotations, overlays and the name. Every write is one object, or
+These are README, tags, annotations, overlays and the name. Every write is one object, or
 can be repeated until it is done; nothing here knows the index, see `changes`.
 """
 
@@ -35,8 +35,9 @@ class StoredMetadata:
     def adopt_readme(self) -> str:
         """Make the README that was uploaded the dataset's; return it.
 
-        One that was not is what is there: of an attempt before, or of an upload that
-        an earlier version began; or it is made empty, as dtool's is.
+        If none was uploaded, the README that is there stays: of an attempt before, or of an
+        upload that an earlier version began. If there is none, an empty one is made, as
+        dtool does.
         """
         try:
             readme = self._read_readme(self._keys.uploaded_readme)
@@ -49,7 +50,7 @@ class StoredMetadata:
         return readme
 
     def drop_uploaded_readme(self) -> None:
-        """Delete what `adopt_readme` copied; a leftover does no harm."""
+        """Delete the README that `adopt_readme` has copied; a leftover does no harm."""
         with suppress(Unreachable):
             self._store.delete(self._bucket, [self._keys.uploaded_readme])
 

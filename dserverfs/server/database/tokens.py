@@ -1,12 +1,12 @@
-"""Tokens that can be taken back: each says of which generation of its user's tokens it is.
+"""Tokens that can be revoked: each names the generation of its user's tokens that it is of.
 
 A user's generation is a number that grows when the password is changed, when the
 tokens are revoked, and when the user is removed; only tokens of the present one
 are good. It is kept when the user is gone, so that another of the same name has
-none of the tokens. A token without the claim is of generation 0: so those that
-version 0.1.0 gave out stay good until they expire or anything of this happens.
+none of the tokens. A token without the claim is of generation 0: so the tokens of
+version 0.1.0 stay good until they expire or the generation grows.
 
-Needs an app context; who changes a generation commits.
+Needs an app context; the caller of a change commits.
 """
 
 from __future__ import annotations

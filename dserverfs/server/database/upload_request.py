@@ -1,7 +1,7 @@
-"""The body of `POST /signed-urls/upload`, checked: what a client may ask to store.
+"""The body of `POST /signed-urls/upload`: a dataset that a client asks to store, checked.
 
-Pure. Nothing a hostile client sends gets past `parse` that a file system, dtool
-or S3 could not hold: see `forms` for how it is refused.
+Pure. No value of a hostile client gets past `of` that a file system, dtool or S3 could
+not hold; see `forms` for how it is refused.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class UploadRequest(NamedTuple):
 
     @classmethod
     def parse(cls, body: object, *, max_item_bytes: int) -> UploadRequest:
-        """Return the request in a JSON body; raises UsageError with what is wrong with it."""
+        """Return the request in a JSON body; raises UsageError with its fault."""
         return cls.of(forms.loaded(FORM, body), max_item_bytes=max_item_bytes)
 
     @classmethod
@@ -67,7 +67,7 @@ class UploadRequest(NamedTuple):
         return cls(**values)
 
     def to_json(self) -> str:
-        """Return what `from_json` reads; the form in which pending uploads are kept."""
+        """Return the text that `from_json` reads; pending uploads are kept so."""
         return json.dumps(self._asdict())
 
     @classmethod
@@ -160,7 +160,7 @@ def checked_tags(tags: list[str]) -> tuple[str, ...]:
 
 
 def check_annotation(name: str, value: Any) -> None:
-    """Raise UsageError for what dtool or its S3 broker could not read back."""
+    """Raise UsageError for an annotation that dtool or its S3 broker could not read back."""
     require_metadata_name("annotation", name)
     require_encodable(f"annotation {name}", value)
 

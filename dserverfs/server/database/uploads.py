@@ -1,6 +1,6 @@
 """Pending uploads: announced, signed for, not complete yet. In dservercore's database.
 
-They survive a restart. Who calls commits; a pending upload is deleted in the
+They survive a restart. The caller commits; a pending upload is deleted in the
 transaction that registers its dataset, so it is always exactly one of the two.
 """
 
@@ -61,7 +61,7 @@ def list_of(username: str) -> list[PendingUpload]:
 
 
 def owner_of(uri: str) -> str | None:
-    """Return who began the pending upload of a dataset; None if there is none."""
+    """Return the user who began the pending upload of a dataset; None if there is none."""
     username: str | None = sql_db.session.execute(
         text("SELECT username FROM dserverfs_upload WHERE uri = :uri"), {"uri": uri}
     ).scalar()
@@ -69,7 +69,7 @@ def owner_of(uri: str) -> str | None:
 
 
 def save(upload: PendingUpload) -> None:
-    """Keep the upload; replaces what its URI announced before."""
+    """Keep the upload; replaces an earlier announcement of its URI."""
     sql_db.session.execute(
         text(
             "INSERT OR REPLACE INTO dserverfs_upload"
@@ -113,7 +113,9 @@ class KeyedLocks:
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._locks: dict[str, tuple[threading.Lock, int]] = {}  # with how many want it
+        self._locks: dict[
+            str, tuple[threading.Lock, int]
+        ] = {}  # with the number of those that want it
 
     @contextmanager
     def holding(self, key: str) -> Iterator[None]:

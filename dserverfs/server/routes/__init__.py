@@ -1,1 +1,1 @@
-"""What the embedded server answers beyond dservercore: its extensions, rights and checks."""
+"""The embedded server's own routes: their table, rights, checks and answers."""

@@ -1,7 +1,7 @@
 """Answers of our routes: JSON in the shapes of dservercore's own, also for every error.
 
 {...}                          200
-{"code", "status", "message"}  what DserverfsError becomes, see _STATUS
+{"code", "status", "message"}  for an error, see _STATUS
 """
 
 from __future__ import annotations

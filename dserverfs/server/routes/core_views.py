@@ -1,11 +1,11 @@
-"""Routes of dservercore that this server answers in its place, for their cost or their types.
+"""Answers of our own to routes of dservercore, for their cost or their types.
 
 Paths, rights and status are dservercore's own:
 
     GET /annotations/<uri>    dservercore makes every value a string
     GET /manifests/<uri>      dservercore parses the manifest and writes it anew, sorted and
-                              in memory, which takes 17 s for a million items; what is kept
-                              is sent here, with gzip where the client takes that
+                              in memory, which takes 17 s for a million items; here the kept
+                              one is sent, with gzip where the client takes that
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How often a password may be guessed: wrong ones are counted, right ones are not.
+"""Limits of guessing passwords: wrong ones are counted, right ones are not.
 
     (user, address)  10 in 10 minutes
     address          100, for it can try one password with many names
     user             100, for there can be many addresses
 
-Who is beyond is refused without a look at the password. Counted in this process and
+Beyond a limit a guess is refused without a look at the password. Counted in this process and
 forgotten when it ends; of at most 10,000 names and addresses, the last ones seen.
 Safe to share between threads.
 """

@@ -10,7 +10,7 @@ it has them:
     PUT    /annotations/<uri>/<name>  {"value"}    -> {"annotations"}: all there are now
     DELETE /annotations/<uri>/<name>               -> {"annotations"}
 
-What this server adds, as `dserverfs_metadata` in `GET /config/versions` says:
+This server adds, as `dserverfs_metadata` in `GET /config/versions` says:
 
     PUT    /overlays/<uri>/<name>     {"value": {identifier: value}} -> {"overlays"}: the names
     DELETE /overlays/<uri>/<name>                                    -> {"overlays"}

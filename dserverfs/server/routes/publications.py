@@ -13,13 +13,12 @@ with URLs of the store that end when the link does; those that were handed out s
 until then also if the link is revoked.
 
 A link ends after DTOOL_S3_PUBLISH_EXPIRY seconds, as dtool-s3's, at most and by
-default 7 days, which is all that S3 signs for. Only hashes of links are kept.
+default 7 days, which is all that S3 signs for.
 """
 
 from __future__ import annotations
 
 import datetime
-import hashlib
 import secrets
 import time
 from collections.abc import Mapping
@@ -28,29 +27,17 @@ from typing import Any
 import dservercore.utils
 from dservercore import utils_auth
 from dservercore.extensions import sql_db
-from dservercore.sql_models import User
 from flask import Response, request
-from sqlalchemy import Connection, event, text
 
 from dserverfs.base.errors import NotFound
-from dserverfs.server.database import forms
+from dserverfs.server.database import forms, links
+from dserverfs.server.database.links import Link
 from dserverfs.server.database.retrieve import registered
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.routes.answers import answer
 from dserverfs.server.routes.routing import Asked
 from dserverfs.server.store.settings import MAX_EXPIRY_SECONDS, ServerSettings
 from dserverfs.server.store.stores import Stores
-
-SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS dserverfs_publication (
-        token_hash TEXT PRIMARY KEY,
-        uri TEXT NOT NULL,
-        username TEXT NOT NULL,
-        expires_at REAL NOT NULL
-    )""",
-    "CREATE INDEX IF NOT EXISTS dserverfs_publication_uri ON dserverfs_publication (uri)",
-)
-
 
 FORM = forms.form(expiry_seconds=forms.Count(load_default=None, allow_none=True))
 
@@ -70,21 +57,7 @@ class Publications:
         StoredMetadata(self._stores.place(uri)).admin_metadata()  # raises NotFound
         token = secrets.token_urlsafe(32)
         now = time.time()
-        sql_db.session.execute(
-            text("DELETE FROM dserverfs_publication WHERE expires_at < :now"), {"now": now}
-        )
-        sql_db.session.execute(
-            text(
-                "INSERT INTO dserverfs_publication (token_hash, uri, username, expires_at)"
-                " VALUES (:token_hash, :uri, :username, :expires_at)"
-            ),
-            {
-                "token_hash": _hash(token),
-                "uri": uri,
-                "username": asked.username,
-                "expires_at": now + expiry_seconds,
-            },
-        )
+        links.add(token, Link(uri, asked.username, now + expiry_seconds))
         sql_db.session.commit()
         path = f"/published/{token}"
         end = datetime.datetime.fromtimestamp(now + expiry_seconds, datetime.timezone.utc)
@@ -98,18 +71,17 @@ class Publications:
 
     def delete_publish(self, asked: Asked) -> Mapping[str, Any]:
         """End all links to a dataset."""
-        statement = text("DELETE FROM dserverfs_publication WHERE uri = :uri")
-        revoked = sql_db.session.execute(statement, {"uri": asked.uri}).rowcount
+        revoked = links.delete(asked.uri)
         sql_db.session.commit()
         return {"uri": asked.uri, "revoked": revoked}
 
     def get_published(self, asked: Asked, token: str) -> Mapping[str, Any]:
         """Answer dtool-http, which looks for a redirect before it asks for the manifest."""
-        return {"uri": _published(token)[0]}
+        return {"uri": self._found(token).uri}
 
     def get_http_manifest(self, asked: Asked, token: str) -> Response:
         """Answer with the document by which dtool-http reads a dataset."""
-        uri, expires_at = _published(token)
+        uri, _, expires_at = self._found(token)
         store, bucket, keys = place = self._stores.place(uri)
         metadata = StoredMetadata(place)
         signer = store.signer(max(1, int(expires_at - time.time())))
@@ -142,34 +114,15 @@ class Publications:
         )
         return wanted
 
-
-def _published(token: str) -> tuple[str, float]:
-    """Return the URI a link is for and when it ends; raises NotFound for no good link."""
-    row = sql_db.session.execute(
-        text(
-            "SELECT uri, username, expires_at FROM dserverfs_publication"
-            " WHERE token_hash = :token_hash"
-        ),
-        {"token_hash": _hash(token)},
-    ).first()
-    if (
-        row is None
-        or row.expires_at <= time.time()
-        or not dservercore.utils.dataset_uri_exists(row.uri)
-        or not utils_auth.may_access(row.username, row.uri)
-        or not utils_auth.may_register(row.username, row.uri.rpartition("/")[0])
-    ):
-        raise NotFound("this link has expired, was revoked or never was")
-    return row.uri, row.expires_at
-
-
-@event.listens_for(User, "after_delete")
-def _delete_links(_mapper: object, connection: Connection, user: User) -> None:
-    """Let nobody who is given the name later have links out, in the same transaction."""
-    connection.execute(
-        text("DELETE FROM dserverfs_publication WHERE username = :name"), {"name": user.username}
-    )
-
-
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
+    def _found(self, token: str) -> Link:
+        """Return the link of a token; raises NotFound for no good link."""
+        found = links.find(token)
+        if (
+            found is None
+            or found.expires_at <= time.time()
+            or not dservercore.utils.dataset_uri_exists(found.uri)
+            or not utils_auth.may_access(found.username, found.uri)
+            or not utils_auth.may_register(found.username, found.uri.rpartition("/")[0])
+        ):
+            raise NotFound("this link has expired, was revoked or never was")
+        return found

@@ -1,7 +1,7 @@
 """The check of every request before a route sees it.
 
-dservercore's routes parse what they get before they ask who sends it, and answer 500
-to numbers that SQLite cannot hold, to JSON that is nested too deeply and to text that
+dservercore's routes parse a body before they ask for its sender's rights, and answer 500 to
+ numbers that SQLite cannot hold, to JSON that is nested too deeply and to text that
 UTF-8 cannot hold. Here such input is refused, in JSON, as by our own routes.
 """
 
@@ -17,9 +17,9 @@ from flask_jwt_extended import verify_jwt_in_request
 
 from dserverfs.base.errors import Conflict, NotFound, ProtocolError, Unsupported, UsageError
 from dserverfs.base.limits import parse_json
+from dserverfs.server.database import upload_place
 from dserverfs.server.database.completing import contents_of
 from dserverfs.server.database.stored_metadata import StoredMetadata
-from dserverfs.server.routes import upload_place
 from dserverfs.server.routes.routing import Right, require
 from dserverfs.server.store.stores import Stores
 
@@ -54,7 +54,7 @@ class RequestCheck:
             _checked_json()
 
     def _check_registration(self) -> None:
-        """Ask for the right before a manifest is parsed, then check what is registered."""
+        """Ask for the right before a manifest is parsed, then check the dataset."""
         uri = dservercore.utils.url_suffix_to_uri((request.view_args or {})["uri"])
         verify_jwt_in_request()
         require(Right.USER | Right.REGISTER, uri.rpartition("/")[0])
@@ -92,7 +92,7 @@ def _is_number(value: str) -> bool:
 
 
 def _checked_json() -> Any:
-    """Return the body; refuse what is nested too deeply, and half of a surrogate pair."""
+    """Return the body; refuse one that is nested too deeply, or has half of a surrogate pair."""
     content = request.get_data(cache=True)
     if not content:
         return None

@@ -1,4 +1,4 @@
-"""What a route of ours is: its address, the right it needs, its body, and its handler.
+"""A route of ours: its address, the right it needs, its handler, and the form of its body.
 
 `view_of` makes the Flask view of a route. It alone asks for tokens and rights, reads
 bodies and finds the URI that a request is about; a handler begins where these are done.
@@ -24,7 +24,7 @@ from dserverfs.server.routes.answers import answer
 
 
 class Right(enum.Flag):
-    """What a route needs of its caller: rights are those on the base URI it is about."""
+    """A right that a route needs of its caller, on the base URI that it is about."""
 
     NONE = 0  # not even a token
     USER = enum.auto()  # to be a user of this server
@@ -120,7 +120,7 @@ def _uri_in_address(route: Route, named: dict[str, str]) -> str | None:
 def _body(form: Schema | None) -> Mapping[str, Any]:
     """Return the request's JSON object as `form` loads it; one that needs nothing may be missing.
 
-    Raises UsageError: 400 for no JSON, 422 for what is not of the form.
+    Raises UsageError: 400 for no JSON, 422 for another form.
     """
     if form is None:
         return {}

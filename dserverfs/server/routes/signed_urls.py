@@ -8,8 +8,7 @@ dserver elsewhere:
     POST /signed-urls/upload/<base_uri>          begin, or begin again, an upload
     POST /signed-urls/upload-complete            {"uri"}: freeze and register it
 
-What this server adds; a client knows it by `dserverfs_signed_urls` in
-`GET /config/versions`:
+This server adds, as `dserverfs_signed_urls` in `GET /config/versions` says:
 
     GET  /signed-urls/dataset/<uri>?items=false
          without `item_urls`
@@ -49,14 +48,13 @@ from flask import request
 from marshmallow import fields
 
 from dserverfs.base.errors import Conflict, NotFound, UsageError
-from dserverfs.server.database import completing, forms, uploads
+from dserverfs.server.database import completing, forms, part_uploads, upload_place, uploads
 from dserverfs.server.database.retrieve import registered
 from dserverfs.server.database.stored_metadata import StoredMetadata
+from dserverfs.server.database.upload_place import UPLOAD_EXPIRY_SECONDS
 from dserverfs.server.database.upload_request import UploadRequest
 from dserverfs.server.database.uploads import KeyedLocks, PendingUpload
-from dserverfs.server.routes import multipart, upload_place
 from dserverfs.server.routes.routing import Asked
-from dserverfs.server.routes.upload_place import UPLOAD_EXPIRY_SECONDS
 from dserverfs.server.store import layout
 from dserverfs.server.store.signing import MAX_OBJECT_BYTES
 from dserverfs.server.store.stores import Place, Stores
@@ -120,7 +118,7 @@ class SignedUrls:
         return {"uri": asked.uri, **signer.expiry, "item_urls": urls}
 
     def post_upload(self, asked: Asked) -> Mapping[str, Any]:
-        """Begin an upload, or begin it again with what is announced now."""
+        """Begin an upload, or begin it again with the present announcement."""
         base_uri = asked.uri
         store = self._stores.of(base_uri)
         announced = UploadRequest.of(asked.body, max_item_bytes=MAX_OBJECT_BYTES)
@@ -208,7 +206,7 @@ class SignedUrls:
             completing.require_complete(stored, uri)
             dataset_info = completing.freeze(place, upload, stored.orphans)
             uploads.delete(uri)
-            multipart.forget(place, uri)
+            part_uploads.forget(place, uri)
             dservercore.utils.register_dataset(dataset_info)  # commits both
             StoredMetadata(place).drop_uploaded_readme()
         return {"uri": uri, "status": "registered", "name": upload.request.name, "uuid": uuid}

@@ -43,7 +43,7 @@ class ObjectStore:
     def __init__(self, storage: Storage, *, attempts: int = 3, timeout_s: float = 60.0) -> None:
         self.storage = storage
         core = botocore.session.get_session()
-        # Half the time of a listing would go into dates that nobody asks for.
+        # Half the time of a listing would go into dates, which are not used.
         core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
         session = boto3.session.Session(
             botocore_session=core,
@@ -70,7 +70,7 @@ class ObjectStore:
         )
 
     def signer(self, expiry_seconds: int) -> Signer:
-        """Return what signs URLs that are good from now on, for so long."""
+        """Return a signer of URLs that are good from now on, for so long."""
         now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
         return Signer(self.storage, now=now, expiry_seconds=expiry_seconds)
 
@@ -105,7 +105,7 @@ class ObjectStore:
                     yield StoredObject(entry["Key"], entry["Size"], entry["ETag"].strip('"'))
 
     def names(self, bucket: str, prefix: str, suffix: str = "") -> list[str]:
-        """Return, sorted, what stands between `prefix` and `suffix` in the keys that have both."""
+        """Return, sorted, the texts between `prefix` and `suffix` in the keys that have both."""
         keys = (stored.key for stored in self.iter_objects(bucket, prefix))
         return sorted(
             key[len(prefix) : len(key) - len(suffix)]
@@ -191,7 +191,7 @@ class ObjectStore:
 
 @contextmanager
 def _reporting(what: str) -> Iterator[None]:
-    """Turn what botocore raises into a DserverfsError that names `what`."""
+    """Turn errors of botocore into a DserverfsError that names `what`."""
     try:
         yield
     except ClientError as error:

@@ -1,7 +1,7 @@
-"""How a dataset lies in a bucket: its keys, and the texts dtool-s3 puts beside the items.
+"""The layout of a dataset in a bucket: its keys, and the texts dtool-s3 puts beside the items.
 
-Pure. The layout is dtool-s3's (0.14.1), so that its broker reads what this
-server wrote and the other way round.
+Pure. The layout is dtool-s3's (0.14.1), so that its broker reads datasets of this
+server and the other way round.
 """
 
 from __future__ import annotations
@@ -99,12 +99,12 @@ class DatasetKeys:
 
     @property
     def all(self) -> str:
-        """What all keys but the registration begin with."""
+        """The prefix of all keys but the registration."""
         return self._key("")
 
     @property
     def items(self) -> str:
-        """What the keys of all items begin with."""
+        """The prefix of the keys of all items."""
         return self._key("data/")
 
     @property

@@ -33,11 +33,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from dserverfs.base.durable_files import write_durably
 from dserverfs.base.errors import DserverfsError, Unreachable, UsageError
 from dserverfs.base.locks import open_lock, try_lock
 from dserverfs.server.store import die_with_parent
 from dserverfs.server.store.bucket import ObjectStore
-from dserverfs.server.store.datadir import write_private
 from dserverfs.server.store.signals import Signals
 from dserverfs.server.store.signing import Storage
 from dserverfs.server.store.weed_config import Credentials, WeedConfig
@@ -48,7 +48,7 @@ LOCK_DEADLINE_S = 10.0  # a killed `weed` is gone in milliseconds
 POLL_S = 0.05
 _VERSION_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 2.0  # bounds how long a signal waits
-_STARTS = 5  # to find ports that nobody takes between our look and the start
+_STARTS = 5  # to find ports that are still free between our look and the start
 
 # Each server of `weed` and its gRPC side. Given all: the default for gRPC is the
 # port + 10000, which need not be free or a port at all.
@@ -87,7 +87,7 @@ _OPTIONS = (
     "-volume.max=10000",
     "-volume.preStopSeconds=0",
 )
-# Would replace what `weed_config` says, or add an identity to it.
+# Would replace the configuration of `weed_config`, or add an identity to it.
 _NOT_INHERITED = ("WEED_", "AWS_", "S3_")
 # Earlier ones lack a switch that is used here, and let clients write where they may
 # not (CVE-2026-54917, mended in 4.30).
@@ -152,7 +152,7 @@ class SeaweedFS:
             while self.ended() is None:
                 fault = _probe(probed, self._bucket)
                 if fault is None:
-                    write_private(self._directory / "ports.json", json.dumps(self._ports))
+                    write_durably(self._directory / "ports.json", json.dumps(self._ports).encode())
                     return ObjectStore(storage)
                 if time.monotonic() > deadline:
                     raise Unreachable(
@@ -322,7 +322,7 @@ def _usable_ports(wanted: Mapping[str, int]) -> Mapping[str, int]:
 def ports_are_free(ports: Mapping[str, int]) -> bool:
     """Return whether all can be bound; connections of the last run that linger do not count.
 
-    A port is not free, either, if somebody else has what its socket is called.
+    A port is not free, either, if the name of its socket is taken.
     """
     for port in ports.values():
         with socket.socket() as candidate:
@@ -344,14 +344,14 @@ def grpc_sockets(ports: Mapping[str, int]) -> list[Path]:
 
 
 def remove_sockets(ports: Mapping[str, int]) -> None:
-    """Remove what a `weed` that has ended left in /tmp, as far as it is ours."""
+    """Remove the files of ours that a `weed` that has ended left in /tmp."""
     for path in grpc_sockets(ports):
         with suppress(OSError):
             path.unlink()
 
 
 def _tail(path: Path) -> str:
-    """Return what a log ends with, as one line: the fatal error if there is one."""
+    """Return the end of a log as one line: the fatal error if there is one."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))

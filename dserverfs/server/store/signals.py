@@ -1,4 +1,4 @@
-"""What the main thread of `serve` waits for: a request to stop, or the end of a child.
+"""Signals as the main thread of `serve` waits for them: to stop, or the end of a child.
 
 Signals arrive as bytes on a socket pair (`signal.set_wakeup_fd`), so waiting for
 them, for a deadline and for other threads is one `select`, and no handler runs
@@ -21,7 +21,7 @@ class Stopped(Exception):
 
 
 class Signals:
-    """`with Signals() as signals:` catches SIGINT, SIGTERM and SIGCHLD, and puts back what was."""
+    """`with Signals() as signals:` catches SIGINT, SIGTERM and SIGCHLD until it ends."""
 
     def __init__(self) -> None:
         self._reader, self._writer = socket.socketpair()
@@ -42,7 +42,7 @@ class Signals:
         self.close()
 
     def close(self) -> None:
-        """Let go of what a Signals that was never entered has."""
+        """Close the sockets of a Signals that was never entered."""
         self._reader.close()
         self._writer.close()
 

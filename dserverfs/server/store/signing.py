@@ -1,4 +1,4 @@
-"""Which S3 store holds the bytes, and signed URLs for it.
+"""The description of an S3 store, and signed URLs for it.
 
 Pure: signing is arithmetic on the credentials (AWS Signature Version 4 in the
 query). botocore's `generate_presigned_url` gives the same URLs at 140 us each;

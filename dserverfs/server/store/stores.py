@@ -1,4 +1,4 @@
-"""Which store holds a base URI, and where in it a dataset is.
+"""The stores of all base URIs, and the places of datasets in them.
 
 One store is this server's own; a bucket on another S3 server has a store for
 itself. Safe to share between threads.
@@ -74,8 +74,8 @@ class Stores:
     def place(self, uri: str) -> Place:
         """Return where a dataset is: below the prefix that its registration key holds.
 
-        Like dtool-s3, which wrote it with whatever prefix was configured then.
-        Raises NotFound for what is no uuid: `..` would be another bucket.
+        Like dtool-s3, which wrote it with the prefix that was configured then.
+        Raises NotFound for a name that is no uuid: `..` would be another bucket.
         """
         base_uri, _, uuid = uri.rpartition("/")
         _require_uuid(base_uri, uuid)
@@ -92,7 +92,7 @@ class Stores:
         return Place(store, bucket, DatasetKeys(prefix, uuid))
 
     def forget(self, uri: str) -> None:
-        """Drop what is known of a dataset that is deleted or about to be written anew."""
+        """Drop the place of a dataset that is deleted or about to be written anew."""
         with self._lock:
             self._prefixes.pop(uri, None)
 

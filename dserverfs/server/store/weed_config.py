@@ -1,4 +1,4 @@
-"""The files `weed` is started with: S3 credentials, and what shuts its other doors.
+"""The files `weed` is started with: S3 credentials, and keys that shut its other doors.
 
     s3.json            one identity with all rights on S3; made once
     config/            where `weed` looks for its configuration first
@@ -7,8 +7,8 @@
     tls/               a certificate authority of its own, and the one certificate for all parts
 
 On loopback every user of the machine can reach `weed`. Its filer and volume
-servers ask nobody who they are by default, and would hand out any object
-without a signature. What another user of the machine gets now, each tried:
+servers ask for no credentials by default, and would hand out any object without
+a signature. The answers to another user of the machine now, each tried:
 
     S3            AccessDenied without a signature; /status and /healthz are empty
     volume        401 without a token that is good for one file and a minute, to read, write
@@ -19,8 +19,8 @@ without a signature. What another user of the machine gets now, each tried:
     gRPC of all   no answer: they want our certificate, on their ports and in their sockets
 
 All but s3.json is written anew at each start, with new keys: they are between
-the parts of one process, and a directory of an earlier version gets what this
-one shuts. Main thread only.
+the parts of one process, and a directory of an earlier version is shut as well.
+Main thread only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from dserverfs.server.store.datadir import write_private
+from dserverfs.base.durable_files import write_durably
 
 # Each shuts a way to write or to read: of the volume server, and of the filer.
 _TOKENS = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
@@ -66,15 +66,15 @@ class WeedConfig:
         return self._directory / "config"
 
     def prepare(self) -> None:
-        """Write what `weed` starts with; only while none runs on this directory."""
+        """Write the files; only while no `weed` runs on this directory."""
         for directory in ("config", "tls"):
             (self._directory / directory).mkdir(mode=0o700, exist_ok=True)
         if not self.s3_file.exists():
-            write_private(self.s3_file, _new_identity())
+            write_durably(self.s3_file, _new_identity().encode())
         for name, text in _new_certificates().items():
-            write_private(self._directory / "tls" / name, text)
-        write_private(self.directory / "security.toml", _new_security())
-        write_private(self.directory / "filer.toml", _FILER)
+            write_durably(self._directory / "tls" / name, text.encode())
+        write_durably(self.directory / "security.toml", _new_security().encode())
+        write_durably(self.directory / "filer.toml", _FILER.encode())
 
     def credentials(self) -> Credentials:
         """Return the S3 credentials; raises FileNotFoundError before `prepare`."""
@@ -106,7 +106,7 @@ def _new_identity() -> str:
 
 
 def _new_certificates() -> dict[str, str]:
-    """Return {file name: PEM}: an authority whose key is not kept, and what it certified."""
+    """Return {file name: PEM}: an authority whose key is not kept, and its certificate."""
     authority_key = ec.generate_private_key(ec.SECP256R1())
     key = ec.generate_private_key(ec.SECP256R1())
     authority = _certificate("dserverfs store", authority_key, authority_key, authority=True)

@@ -1,13 +1,13 @@
-"""Where in its bucket an upload goes: a place that no signed URL of other contents leads to.
+"""The place of an upload in its bucket: no signed URL of other contents leads there.
 
 A URL to put an item pins its MD5 and is good for four hours, however soon the dataset
 is frozen. So one that was signed when the same upload announced other contents, or
 by an upload of the same uuid that was deleted, could put these into the frozen
 dataset. Then the upload goes below a prefix of its own, which the registration key
-says, as it does of any other prefix. What stays the same is copied there by the store,
+names, as any other prefix. Items that stay the same are copied there by the store,
 up to MAX_COPIED items of one PUT each; the rest is sent again.
 
-What is there when a move stops half way: copies that nothing names, before the
+The state when a move stops half way: copies that nothing names, before the
 registration key is written; after it, an upload in its new place, whose client is
 told that nothing was begun and begins again.
 """
@@ -24,10 +24,9 @@ from dservercore.extensions import sql_db
 from sqlalchemy import text
 
 from dserverfs.base.errors import Conflict, NotFound
-from dserverfs.server.database import completing
+from dserverfs.server.database import completing, part_uploads
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.database.uploads import PendingUpload
-from dserverfs.server.routes import multipart
 from dserverfs.server.store.stores import Place, Stores
 
 UPLOAD_EXPIRY_SECONDS = 4 * 3600
@@ -70,8 +69,8 @@ def prepare(stores: Stores, upload: PendingUpload, before: PendingUpload | None)
 
 
 def delete_all(place: Place, uri: str) -> None:
-    """Delete what an upload has stored at a place; not the registration key."""
-    multipart.forget(place, uri)
+    """Delete all that an upload has stored at a place, but not the registration key."""
+    part_uploads.forget(place, uri)
     found = place.store.iter_objects(place.bucket, place.keys.all)
     place.store.delete(place.bucket, (stored.key for stored in found))
 
@@ -89,7 +88,7 @@ def note_deleted(uri: str) -> None:
 
 
 def is_frozen(place: Place) -> bool:
-    """Return whether dtool-s3 takes what is there for a dataset: a half completed or an old one."""
+    """Return whether dtool-s3 sees a dataset there: a half completed or an old one."""
     try:
         StoredMetadata(place).admin_metadata()
     except NotFound:

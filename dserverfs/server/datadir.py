@@ -8,7 +8,7 @@
     store/             of seaweedfs
 
 Every file appears whole or not at all (written beside, synced, renamed), and
-each is made when it is missing: whenever a first start is killed, the next one
+each is made when it is missing: after a first start that was killed, the next one
 carries on. The directory is 0700 and the files are 0600. Main thread only.
 """
 
@@ -38,7 +38,7 @@ class DataDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory: made if missing, of our version, and used by nobody else.
+        """Hold the directory: made if missing, of our version, and not used by another server.
 
         Raises UsageError when it cannot be used and Conflict when another serve uses it.
         """
@@ -153,7 +153,7 @@ class DataDirectory:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only the owner can read; whole or not at all, whatever happens."""
+    """Write a file that only the owner can read; whole or not at all."""
     write_durably(path, text.encode())
 
 
