@@ -11,7 +11,7 @@ import json
 import sqlite3
 import threading
 import weakref
-from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,37 +21,71 @@ _TOGETHER = 1000  # rows that are in memory at once
 _ITEM = "identifier, relpath, size, hash, mtime_ns, timestamp"
 
 
-def private_database(owner: object) -> sqlite3.Connection:
-    """Return a database without a name, which is closed when `owner` is not held any more."""
-    # In memory until it outgrows 2 MB.
-    connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-    weakref.finalize(owner, connection.close)
-    connection.execute("PRAGMA journal_mode = OFF")
-    connection.execute("PRAGMA synchronous = OFF")
-    return connection
+class PrivateTable:
+    """One table in a database without a name, which is closed when nothing holds it any more."""
+
+    def __init__(self, name: str, definition: str) -> None:
+        """`definition` is SQL's; `in_order` needs `place INTEGER PRIMARY KEY` in it."""
+        # In memory until it outgrows 2 MB.
+        self._connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        weakref.finalize(self, self._connection.close)
+        self._name = name
+        self._lock = threading.Lock()
+        self._connection.execute("PRAGMA journal_mode = OFF")
+        self._connection.execute("PRAGMA synchronous = OFF")
+        self._connection.execute(f"CREATE TABLE {name} {definition}")
+
+    def run(self, statement: str, values: Sequence[Any] = ()) -> None:
+        """Execute a statement that answers nothing."""
+        with self._lock:
+            self._connection.execute(statement, values)
+
+    def run_many(self, statement: str, values: Iterable[Sequence[Any]]) -> None:
+        """Execute a statement for each of the values, in one transaction."""
+        with self._lock:
+            self._connection.execute("BEGIN")
+            self._connection.executemany(statement, values)
+            self._connection.execute("COMMIT")
+
+    def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Return the rows that a statement answers."""
+        with self._lock:
+            return self._connection.execute(statement, values).fetchall()
+
+    def row(self, columns: str, key: str, value: str) -> Any:
+        """Return these columns of the row with that key; raises KeyError if there is none."""
+        rows = self.rows(f"SELECT {columns} FROM {self._name} WHERE {key} = ?", (value,))
+        if not rows:
+            raise KeyError(value)
+        return rows[0]
+
+    def in_order(self, columns: str) -> Iterator[Sequence[Any]]:
+        """Yield `place` and these columns of each row in the order in which they were added."""
+        place = 0
+        while rows := self.rows(
+            f"SELECT place, {columns} FROM {self._name} WHERE place > ?"
+            f" ORDER BY place LIMIT {_TOGETHER}",
+            (place,),
+        ):
+            yield from rows
+            place = rows[-1][0]
+
+    def __len__(self) -> int:
+        count: int = self.rows(f"SELECT count(*) FROM {self._name}")[0][0]
+        return count
 
 
 class DiskDict:
     """A dict of JSON values by text."""
 
     def __init__(self) -> None:
-        self._database = private_database(self)
-        self._lock = threading.Lock()
-        self._count = 0
-        self._database.execute("CREATE TABLE kept (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
+        self._table = PrivateTable("kept", "(key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
 
     def __setitem__(self, key: str, value: Any) -> None:
-        with self._lock:
-            self._database.execute(
-                "INSERT OR REPLACE INTO kept VALUES (?, ?)", (key, json.dumps(value))
-            )
+        self._table.run("INSERT OR REPLACE INTO kept VALUES (?, ?)", (key, json.dumps(value)))
 
     def __getitem__(self, key: str) -> Any:
-        with self._lock:
-            row = self._database.execute("SELECT value FROM kept WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            raise KeyError(key)
-        return json.loads(row[0])
+        return json.loads(self._table.row("value", "key", key)[0])
 
     def __contains__(self, key: object) -> bool:
         try:
@@ -74,34 +108,26 @@ class FileTable(Mapping[str, File]):
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._database = private_database(self)
-        self._lock = threading.Lock()
-        self._count = self._bytes = 0
+        self.size_in_bytes = 0  # of all
+        self._count = 0
         # A date may be beyond what SQLite has for an integer.
-        self._database.execute(
-            "CREATE TABLE file"
-            " (place INTEGER PRIMARY KEY, relpath TEXT UNIQUE, size INTEGER, mtime_ns TEXT)"
+        self._table = PrivateTable(
+            "file", "(place INTEGER PRIMARY KEY, relpath TEXT UNIQUE, size INTEGER, mtime_ns TEXT)"
         )
 
-    @property
-    def size_in_bytes(self) -> int:
-        return self._bytes
-
     def add(self, relpath: str, size_in_bytes: int, mtime_ns: int) -> None:
-        with self._lock:
-            self._database.execute(
-                "INSERT INTO file (relpath, size, mtime_ns) VALUES (?, ?, ?)",
-                (relpath, size_in_bytes, str(mtime_ns)),
-            )
-            self._count += 1
-            self._bytes += size_in_bytes
+        self._table.run(
+            "INSERT INTO file (relpath, size, mtime_ns) VALUES (?, ?, ?)",
+            (relpath, size_in_bytes, str(mtime_ns)),
+        )
+        self._count += 1
+        self.size_in_bytes += size_in_bytes
 
     def largest_first(self) -> Iterator[Path]:
         """Yield the paths, those of the largest files first."""
-        with self._lock:
-            self._database.execute("CREATE INDEX IF NOT EXISTS by_size ON file (size, place)")
+        self._table.run("CREATE INDEX IF NOT EXISTS by_size ON file (size, place)")
         size, place = 1 << 62, 0
-        while rows := self._rows(
+        while rows := self._table.rows(
             "SELECT size, place, relpath FROM file WHERE (size, place) < (?, ?)"
             f" ORDER BY size DESC, place DESC LIMIT {_TOGETHER}",
             (size, place),
@@ -111,10 +137,8 @@ class FileTable(Mapping[str, File]):
             size, place, _ = rows[-1]
 
     def __getitem__(self, relpath: str) -> File:
-        rows = self._rows("SELECT size, mtime_ns FROM file WHERE relpath = ?", (relpath,))
-        if not rows:
-            raise KeyError(relpath)
-        return File(self.root / relpath, rows[0][0], int(rows[0][1]))
+        size, mtime_ns = self._table.row("size, mtime_ns", "relpath", relpath)
+        return File(self.root / relpath, size, int(mtime_ns))
 
     def __iter__(self) -> Iterator[str]:
         return (relpath for relpath, _ in self.all())
@@ -123,52 +147,37 @@ class FileTable(Mapping[str, File]):
         return self._count
 
     def items(self) -> ItemsView[str, File]:
-        """Return the files by relpath, without a look for each."""
+        """Return the files by relpath, without a query for each."""
         return _Files(self)
 
     def all(self) -> Iterator[tuple[str, File]]:
         """Yield what `items` returns."""
-        place = 0
-        while rows := self._rows(
-            "SELECT place, relpath, size, mtime_ns FROM file WHERE place > ?"
-            f" ORDER BY place LIMIT {_TOGETHER}",
-            (place,),
-        ):
-            for _, relpath, size, mtime_ns in rows:
-                yield relpath, File(self.root / relpath, size, int(mtime_ns))
-            place = rows[-1][0]
-
-    def _rows(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
-        with self._lock:
-            return self._database.execute(statement, values).fetchall()
+        for _, relpath, size, mtime_ns in self._table.in_order("relpath, size, mtime_ns"):
+            yield relpath, File(self.root / relpath, size, int(mtime_ns))
 
 
 class ItemTable(Mapping[Identifier, Item]):
     """Items and their dates by identifier, in the order in which they were added."""
 
     def __init__(self) -> None:
-        self._database = private_database(self)
-        self._lock = threading.Lock()
         self._count = 0
-        self._database.execute(
-            "CREATE TABLE item (place INTEGER PRIMARY KEY, identifier TEXT UNIQUE, relpath TEXT,"
-            " size INTEGER, hash TEXT, mtime_ns TEXT, timestamp REAL)"
+        self._table = PrivateTable(
+            "item",
+            "(place INTEGER PRIMARY KEY, identifier TEXT UNIQUE, relpath TEXT,"
+            " size INTEGER, hash TEXT, mtime_ns TEXT, timestamp REAL)",
         )
 
     def add(
         self, relpath: str, size_in_bytes: int, hash: str, mtime_ns: int, timestamp: float
     ) -> None:
-        identifier = identifier_of(relpath)
-        with self._lock:
-            self._database.execute(
-                "INSERT INTO item (identifier, relpath, size, hash, mtime_ns, timestamp)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (identifier, relpath, size_in_bytes, hash, str(mtime_ns), timestamp),
-            )
-            self._count += 1
+        self._table.run(
+            f"INSERT INTO item ({_ITEM}) VALUES (?, ?, ?, ?, ?, ?)",
+            (identifier_of(relpath), relpath, size_in_bytes, hash, str(mtime_ns), timestamp),
+        )
+        self._count += 1
 
     def __getitem__(self, identifier: Identifier) -> Item:
-        return self._row(identifier)[0]
+        return self._found(identifier)[0]
 
     def __iter__(self) -> Iterator[Identifier]:
         return (item.identifier for item, _ in self.dated())
@@ -177,36 +186,22 @@ class ItemTable(Mapping[Identifier, Item]):
         return self._count
 
     def values(self) -> ValuesView[Item]:
-        """Return the items, without a look for each."""
+        """Return the items, without a query for each."""
         return _Items(self)
 
     def dated(self) -> Iterator[tuple[Item, float]]:
         """Yield each item with its date as the manifest has it."""
-        place = 0
-        while rows := self._rows(
-            f"SELECT place, {_ITEM} FROM item WHERE place > ? ORDER BY place LIMIT {_TOGETHER}",
-            (place,),
-        ):
-            for _, *columns in rows:
-                yield _item(columns)
-            place = rows[-1][0]
+        return (_item(columns) for _, *columns in self._table.in_order(_ITEM))
 
     def timestamps(self) -> Mapping[Identifier, float]:
         """Return the dates as the manifest has them."""
         return _Timestamps(self)
 
     def timestamp(self, identifier: Identifier) -> float:
-        return self._row(identifier)[1]
+        return self._found(identifier)[1]
 
-    def _row(self, identifier: Identifier) -> tuple[Item, float]:
-        rows = self._rows(f"SELECT {_ITEM} FROM item WHERE identifier = ?", (identifier,))
-        if not rows:
-            raise KeyError(identifier)
-        return _item(rows[0])
-
-    def _rows(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
-        with self._lock:
-            return self._database.execute(statement, values).fetchall()
+    def _found(self, identifier: Identifier) -> tuple[Item, float]:
+        return _item(self._table.row(_ITEM, "identifier", identifier))
 
 
 class _Files(ItemsView[str, File]):
