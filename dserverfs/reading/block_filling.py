@@ -66,7 +66,7 @@ class _Fill:
         self._content = content
         self._waiting = missing  # ascending indices; a block that arrived is taken off
         self._deadline = deadline
-        self._blocks = parts.flight.map_of(content)
+        self._begin()
 
     def run(self) -> None:
         """Settle the future of every missing block."""
@@ -75,9 +75,8 @@ class _Fill:
             self._has_unwanted()
             self._fill_from_cache()
             while self._waiting:
-                wanted = _bytes_of(
-                    content, leading_run([each.block_index for each in self._waiting])
-                )
+                run = leading_run([each.block_index for each in self._waiting])
+                wanted = _bytes_of(content, run)
                 with contextlib.suppress(_Unwanted):
                     self._parts.ranges.fetch(content, wanted, self, self.receive, self._deadline)
         except IntegrityError as error:
@@ -99,7 +98,7 @@ class _Fill:
     # The version of the object, as the range fetcher asks for it
 
     def expected(self) -> str | None:
-        self._blocks = self._parts.flight.map_of(self._content)
+        self._begin()
         return self._parts.flight.etag(self._content)
 
     def check(self, etag: str) -> None:
@@ -119,6 +118,10 @@ class _Fill:
         self._parts.writer.put(BlockKey(content.key, index), block, BlockKey(stored_as, index))
         if self._has_unwanted():
             raise _Unwanted
+
+    def _begin(self) -> None:
+        """Begin an attempt; what it brings is stale if the item is dropped before it arrives."""
+        self._blocks = self._parts.flight.map_of(self._content)
 
     def _fill_from_cache(self) -> None:
         indices = [each.block_index for each in self._waiting]
@@ -209,17 +212,18 @@ class BlockFiller:
     def _submit(
         self, pool: ThreadPoolExecutor, content: ItemContent, missing: list[Missing]
     ) -> None:
-        fill = _Fill(self._parts, content, missing, Deadline(self._read_timeout_s))
+        deadline = Deadline(self._read_timeout_s)
         try:
-            pool.submit(self._run, fill)
+            pool.submit(self._fill, content, missing, deadline)
         except RuntimeError:
-            fill.abandon(Unreachable("reading has come to its end"))
+            error = Unreachable("reading has come to its end")
+            _Fill(self._parts, content, missing, deadline).abandon(error)
 
-    def _run(self, fill: _Fill) -> None:
+    def _fill(self, content: ItemContent, missing: list[Missing], deadline: Deadline) -> None:
         with self._idle:
             self._filling += 1
         try:
-            fill.run()
+            _Fill(self._parts, content, missing, deadline).run()
         finally:
             with self._idle:
                 self._filling -= 1

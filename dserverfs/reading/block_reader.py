@@ -72,13 +72,9 @@ class BlockReader:
         self.drops = drops = ItemDrops(hashes, flight, writer, cached)
         hashing = BlockHashing(hashes, flight, writer, drops)
         ranges = RangeFetcher(urls, storage)
-        self.filler = filler = BlockFiller(
-            BlockParts(flight, cached, ranges, hashes, hashing, writer, drops),
-            read_timeout_s=read_timeout_s,
-        )
-        self.verification = Verification(
-            hashes, hashing, flight, cached, filler, drops, max_named_large=max_named_large
-        )
+        parts = BlockParts(flight, cached, ranges, hashes, hashing, writer, drops)
+        self.filler = filler = BlockFiller(parts, read_timeout_s=read_timeout_s)
+        self.verification = Verification(parts, filler, max_named_large=max_named_large)
         claims = Claims(hot, pending, writer, filler)
         self.prefetch = ItemPrefetch(
             claims, filler, urls, storage.many_gets(), cached, writer, verify=verify

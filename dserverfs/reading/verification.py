@@ -14,14 +14,11 @@ from dserverfs.base.errors import DserverfsError, IntegrityError
 from dserverfs.base.hashes import Policy
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.retry import Deadline
-from dserverfs.reading.block_filling import BlockFiller
-from dserverfs.reading.block_hashing import BlockHashing
+from dserverfs.reading.block_filling import BlockFiller, BlockParts
 from dserverfs.reading.cache.blocks import Block, DamagedBlock
-from dserverfs.reading.cache_lookup import CacheLookup, mismatch
-from dserverfs.reading.item_drops import ItemDrops
-from dserverfs.reading.item_hashes import ItemHashes, Verdict
+from dserverfs.reading.cache_lookup import mismatch
+from dserverfs.reading.item_hashes import Verdict
 from dserverfs.reading.read_ahead import ReadAhead
-from dserverfs.reading.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
 
@@ -35,24 +32,11 @@ MAX_NAMED_LARGE = 10_000
 class Verification:
     """Compares items as the policy wants it."""
 
-    def __init__(
-        self,
-        hashes: ItemHashes,
-        hashing: BlockHashing,
-        flight: SingleFlight,
-        cached: CacheLookup,
-        filler: BlockFiller,
-        drops: ItemDrops,
-        *,
-        max_named_large: int = MAX_NAMED_LARGE,
-    ) -> None:
-        self._hashes = hashes
-        self._hashing = hashing
-        self._flight = flight
-        self._cached = cached
+    def __init__(self, parts: BlockParts, filler: BlockFiller, *, max_named_large: int) -> None:
+        self._parts = parts
+        self._hashes = parts.hashes
         self._filler = filler
-        self._drops = drops
-        self._policy = hashes.policy
+        self._policy = parts.hashes.policy
         self._max_named_large = max_named_large
         self._lock = threading.Lock()
         self._named_large: set[str] = set()
@@ -90,7 +74,7 @@ class Verification:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._hashing.close()
+        self._parts.hashing.close()
 
     def _name_large(self, content: ItemContent) -> None:
         with self._lock:
@@ -145,7 +129,7 @@ class Verification:
     def _compare_now(self, content: ItemContent, deadline: Deadline) -> BaseException | None:
         """Return None if the item is right, else its readers' error; blocks. Raises as `obtain`."""
         is_unverified = self._hashes.is_unverified(content)
-        if not is_unverified and self._cached.has_all_verified(content):
+        if not is_unverified and self._parts.cached.has_all_verified(content):
             self._hashes.mark_verified(content)
             return None
         fetched: tuple[int, Block] | None = None
@@ -161,7 +145,7 @@ class Verification:
                     block = fetched[1] if fetched and fetched[0] == index else None
                     fetched = None
                     if block is None:
-                        block = self._flight.find(content, index)
+                        block = self._parts.flight.find(content, index)
                     try:
                         if block is not None:
                             hashing.feed(block, content)
@@ -169,9 +153,9 @@ class Verification:
                     except DamagedBlock:
                         pass
             if index >= content.number_of_blocks:
-                if self._hashing.conclude(content, hashing) is not Verdict.CORRUPT:
+                if self._parts.hashing.conclude(content, hashing) is not Verdict.CORRUPT:
                     return None
-                self._drops.drop(content)
+                self._parts.drops.drop(content)
                 return mismatch(content)
             run = ahead.plan(index * BLOCK_SIZE, BLOCK_SIZE, content.number_of_blocks)
             if run.length:

@@ -1,4 +1,4 @@
-"""A large item straight from the store into a file, in parallel ranges, hashed as it arrives.
+"""A large item straight from the store into a file, in parallel ranges, hashed in order.
 
 Used for programs that want a file: a copy in blocks beside it would cost the disk as
 much again, so nothing of it goes through the block cache. Blocking.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 
 from dserverfs.base.errors import Cancelled
-from dserverfs.base.hashes import hash_file, known_hasher
+from dserverfs.base.hashes import known_hasher
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
+from dserverfs.base.local_files import write_all
 from dserverfs.base.retry import Deadline
 from dserverfs.reading.ranges import FirstVersion, RangeFetcher
 from dserverfs.reading.stored_items import RANGE_TIMEOUT_S
@@ -30,95 +33,57 @@ def download(ranges: RangeFetcher, content: ItemContent, fd: int) -> str:
     and the disk say; the file is good for nothing then.
     """
     job = _Download(ranges, content, fd)
-    threads = [
-        threading.Thread(target=job.fetch, name=f"download-{number}", daemon=True)
-        for number in range(STREAMS)
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        return job.hash()
-    finally:
-        job.end()
-        for thread in threads:
-            thread.join()
+    # Begun one after the other: a manifest may say that an item has 2**63 bytes.
+    starts = iter(range(0, content.size_in_bytes, RANGE_BYTES))
+    begun: deque[tuple[int, Future[None]]] = deque()
+    with ThreadPoolExecutor(STREAMS, thread_name_prefix="download") as pool:
+
+        def begin(count: int) -> None:
+            begun.extend((start, pool.submit(job.fetch, start)) for start in islice(starts, count))
+
+        try:
+            begin(STREAMS)
+            while begun:
+                start, fetched = begun.popleft()
+                fetched.result()
+                begin(1)
+                job.hash(start)
+        finally:
+            job.ended.set()
+    return job.hasher.hexdigest()
 
 
 class _Download:
     """One item on its way to one file."""
 
     def __init__(self, ranges: RangeFetcher, content: ItemContent, fd: int) -> None:
-        self._fetcher = ranges
+        self._ranges = ranges
         self._content = content
         self._fd = fd
-        self._changed = threading.Condition()
-        self._starts: Iterator[int] = iter(range(0, content.size_in_bytes, RANGE_BYTES))
-        self._ends: dict[int, int] = {}  # by range: up to where it is in the file
         self._version = FirstVersion(content)
-        self._failure: BaseException | None = None
+        self.hasher = known_hasher(content.hash_function)
+        self.ended = threading.Event()
 
-    def fetch(self) -> None:
-        """Fetch range after range, in a thread, until there is none left."""
-        try:
-            while (start := self._take()) is not None:
-                self._fetch(start)
-        except BaseException as error:  # noqa: BLE001 - handed to the caller, which waits
-            self._fail(error)
-
-    def hash(self) -> str:
-        """Return the hash of the file when all of it is there."""
-        hasher = known_hasher(self._content.hash_function)
-        offset = 0
-        while offset < self._content.size_in_bytes:
-            end = self._wait_for(offset)
-            offset += hash_file(self._fd, hasher, offset=offset, length=end - offset)
-        return hasher.hexdigest()
-
-    def end(self) -> None:
-        """Have the threads fetch nothing more."""
-        self._fail(Cancelled("the download was ended"))
-
-    def _take(self) -> int | None:
-        with self._changed:
-            if self._failure is not None:
-                raise self._failure
-            start = next(self._starts, None)
-            if start is not None:
-                self._ends[start] = start
-            return start
-
-    def _fetch(self, start: int) -> None:
+    def fetch(self, start: int) -> None:
+        """Write the range that begins there; raises Cancelled when the download has ended."""
         offset = start
 
         def write(block: bytes) -> None:
             nonlocal offset
-            view = memoryview(block)
-            while view:
-                count = os.pwrite(self._fd, view, offset)
-                offset += count
-                view = view[count:]
-            with self._changed:
-                if self._failure is not None:
-                    raise self._failure
-                self._ends[start] = offset
-                self._changed.notify_all()
+            if self.ended.is_set():
+                raise Cancelled("the download was ended")
+            write_all(self._fd, block, offset)
+            offset += len(block)
 
-        size = self._content.size_in_bytes
-        wanted = ByteRange(start, min(RANGE_BYTES, size - start), size)
+        wanted = ByteRange(start, self._end(start) - start, self._content.size_in_bytes)
         deadline = Deadline(RANGE_TIMEOUT_S)
-        self._fetcher.fetch(self._content, wanted, self._version, write, deadline)
+        self._ranges.fetch(self._content, wanted, self._version, write, deadline)
 
-    def _wait_for(self, offset: int) -> int:
-        """Return up to where the file is there, further than `offset`; raises what went wrong."""
-        start = offset - offset % RANGE_BYTES
-        with self._changed:
-            while self._ends.get(start, 0) <= offset:
-                if self._failure is not None:
-                    raise self._failure
-                self._changed.wait()
-            return self._ends[start]
+    def hash(self, start: int) -> None:
+        """Hash the range that begins there, which is in the file."""
+        end = self._end(start)
+        for offset in range(start, end, BLOCK_SIZE):
+            self.hasher.update(os.pread(self._fd, min(BLOCK_SIZE, end - offset), offset))
 
-    def _fail(self, error: BaseException) -> None:
-        with self._changed:
-            self._failure = self._failure or error
-            self._changed.notify_all()
+    def _end(self, start: int) -> int:
+        return min(self._content.size_in_bytes, start + RANGE_BYTES)
