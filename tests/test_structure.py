@@ -45,7 +45,7 @@ SHOWN = {
     " cache.blocks cache.maintenance cache.space cache.troubles cache.write_behind",
     "catalogue": "catalogue manifest_index manifest_rows offline refreshed",
     "writing": "freeze_job freezer registry staging.area staging.dataset staging.file_hashes"
-    " staging.modes staging.states staging.survey upload.uploader edits.edits edits.editable"
+    " staging.staged_files staging.states staging.survey upload.uploader edits.edits edits.editable"
     " edits.journal edits.local_file",
     "tree": "attributes description filesystem frozen_dataset listing mount_tree open_files"
     " refusals steps",

@@ -24,18 +24,17 @@ from dserverfs.base.limits import (
     MAX_STORED_RELPATH_BYTES,
     relpath_can_be_stored,
 )
-from dserverfs.base.local_files import RENAME_EXCHANGE, rename
+from dserverfs.base.local_files import RENAME_EXCHANGE
 from dserverfs.base.model import Dataset
 from dserverfs.tree.afterlife import FIRST_NODE, LINK, Afterlife
 from dserverfs.tree.attributes import MUTABLE_S, Attributes, Changes, Entry
 from dserverfs.tree.frozen_dataset import OWN, Content, DatasetTree
 from dserverfs.tree.inode_numbers import Node, Nodes
 from dserverfs.writing.staging.dataset import StagedDataset
-from dserverfs.writing.staging.modes import OWNER_DIRECTORY, OWNER_FILE, Modes
+from dserverfs.writing.staging.staged_files import StagedFiles, Target
 from dserverfs.writing.staging.survey import is_item_at_the_top
 
 DATA_LINK = b"."
-_MAKE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 class OpenStaged(NamedTuple):
@@ -62,7 +61,7 @@ class StagedTree:
     ) -> None:
         self.staged = staged
         self._nodes = Nodes(str(staged.tree), OWN, FIRST_NODE)
-        self._modes = Modes()
+        self._files = StagedFiles(staged.hash_ahead)
         self._has_link = True
         self._then = Afterlife(staged, self._nodes, frozen_tree)
         # What it is once it is frozen, and the number that stands for another one then.
@@ -157,21 +156,9 @@ class StagedTree:
         """Make a file and open it; raises OSError if it is there and `flags` has O_EXCL."""
         with self._changing():
             directory, path = self._new_path(number, name)
-            # The kernel asks to create what it did not find: whoever was faster made it.
+            fd = self._files.create(path, mode, flags)
             try:
-                fd = os.open(path, _MAKE, OWNER_FILE)
-                is_new = True
-            except FileExistsError:
-                if flags & os.O_EXCL:
-                    raise
-                fd = os.open(path, _MAKE & ~os.O_EXCL, OWNER_FILE)
-                is_new = False
-            try:
-                self._modes.set(fd, mode, is_directory=False)
-                status = os.fstat(fd)
-                if is_new:
-                    self.staged.hash_ahead.made(status)
-                node = self._nodes.seen(directory, name, status)
+                node = self._nodes.seen(directory, name, os.fstat(fd))
                 self._nodes.tell(node.number)
                 attributes = self._shown(directory, name, self._attributes(node))
             except BaseException:
@@ -183,27 +170,22 @@ class StagedTree:
         """Make an empty file, as mknod does."""
         with self._changing():
             directory, path = self._new_path(number, name)
-            fd = os.open(path, _MAKE, OWNER_FILE)
-            try:
-                self._modes.set(fd, mode, is_directory=False)
-                self.staged.hash_ahead.made(os.fstat(fd))
-            finally:
-                os.close(fd)
+            os.close(self._files.create(path, mode, os.O_EXCL))
             return self._told(directory, name)
 
     def begin_write(self, handle: OpenStaged, offset: int) -> None:
         """Note that something is about to be written at `offset`."""
-        self.staged.hash_ahead.begins(handle.inode, handle.fd, offset)
+        self._files.begin_write(handle.inode, handle.fd, offset)
 
     def end_write(self, handle: OpenStaged, end: int) -> None:
         """Note that all that was begun to be written is, up to `end`."""
-        self.staged.hash_ahead.ended(handle.inode, handle.fd, end)
+        self._files.end_write(handle.inode, handle.fd, end)
         self.staged.changed()
 
     def release(self, handle: OpenStaged) -> None:
         """Close a file."""
         if handle.is_writable:
-            self.staged.hash_ahead.closed(handle.inode, handle.fd)
+            self._files.end_writing(handle.inode, handle.fd)
         os.close(handle.fd)
         self._nodes.closed(handle.node, handle.fd)
         if handle.is_writable:
@@ -213,20 +195,7 @@ class StagedTree:
         """Change mode, size and times; return the attributes then."""
         with self._changing():
             node = self._nodes.get(number)
-            target = self._target(node)
-            before = os.stat(target)
-            if changes.size_in_bytes is not None:
-                self.staged.hash_ahead.forget(before.st_ino)
-                os.truncate(_by_path(target), changes.size_in_bytes)
-            if changes.mode is not None:
-                is_directory = stat.S_ISDIR(before.st_mode)
-                self._modes.set(target, changes.mode, is_directory=is_directory)
-            if changes.atime_ns is not None or changes.mtime_ns is not None:
-                now = os.stat(target)
-                atime_ns = now.st_atime_ns if changes.atime_ns is None else changes.atime_ns
-                mtime_ns = now.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
-                os.utime(target, ns=(atime_ns, mtime_ns))
-            self._touched(before, target)
+            self._files.change(self._target(node), *changes)
             return self._attributes(node)
 
     # Names
@@ -234,20 +203,16 @@ class StagedTree:
     def make_directory(self, number: int, name: str, mode: int) -> Attributes:
         with self._changing():
             directory, path = self._new_path(number, name)
-            os.mkdir(path, OWNER_DIRECTORY)
             # As mkdir(2) does, which the kernel leaves to the file system.
             mode |= self._attributes(directory).permissions & stat.S_ISGID
-            self._modes.set(path, mode, is_directory=True)
+            self._files.make_directory(path, mode)
             return self._told(directory, name)
 
     def link(self, number: int, new_parent: int, name: str) -> Attributes:
         """Give a file one more name; each becomes an item."""
         with self._changing():
             directory, path = self._new_path(new_parent, name)
-            old_path = self._nodes.local(self._nodes.get(number))
-            before = os.lstat(old_path)
-            os.link(old_path, path, follow_symlinks=False)
-            self._touched(before, path)
+            self._files.link(self._nodes.local(self._nodes.get(number)), path)
             return self._told(directory, name)
 
     def remove_file(self, number: int, name: str) -> None:
@@ -256,9 +221,7 @@ class StagedTree:
                 self._has_link = False  # to be replaced by something else of that name
                 return
             directory, path = self._old_path(number, name)
-            status = os.lstat(path)
-            os.unlink(path)
-            self._removed(directory, name, status)
+            self._removed(directory, name, self._files.remove(path))
 
     def remove_directory(self, number: int, name: str) -> None:
         with self._changing():
@@ -272,12 +235,7 @@ class StagedTree:
         with self._changing():
             old_directory, old_path = self._old_path(old_parent, old)
             new_directory, new_path = self._new_path(new_parent, new)
-            moved = os.lstat(old_path)
-            replaced = None
-            with contextlib.suppress(FileNotFoundError):
-                replaced = os.lstat(new_path)
-            rename(old_path, new_path, flags)
-            self._touched(moved, new_path)
+            moved, replaced = self._files.rename(old_path, new_path, flags)
             if replaced is not None and os.path.samestat(moved, replaced):
                 return  # two names of one file: rename(2) leaves both
             self._nodes.removed(old_directory, old, (moved.st_dev, moved.st_ino))
@@ -285,7 +243,6 @@ class StagedTree:
                 if flags & RENAME_EXCHANGE:
                     self._nodes.removed(new_directory, new, (replaced.st_dev, replaced.st_ino))
                     self._nodes.seen(old_directory, old, replaced)
-                    self._touched(replaced, old_path)
                 else:
                     self._removed(new_directory, new, replaced)
             self._nodes.seen(new_directory, new, moved)
@@ -300,9 +257,6 @@ class StagedTree:
     def describe_entry(self, number: int, name: str) -> str:
         """Return the relative path of an entry of a directory, for messages."""
         return f"{self.describe(number)}/{name}".lstrip("/")
-
-    def is_empty(self) -> bool:
-        return not os.listdir(self.staged.tree)
 
     def sync_directory(self, number: int) -> None:
         """Return when a directory's entries are on disk."""
@@ -340,19 +294,15 @@ class StagedTree:
 
     def _removed(self, directory: Node, name: str, status: os.stat_result) -> None:
         key = (status.st_dev, status.st_ino)
-        # Its inode may come again; and one that is left has another ctime.
-        self.staged.hash_ahead.forget(status.st_ino)
         if status.st_nlink <= 1 or stat.S_ISDIR(status.st_mode):
             self._nodes.deleted(key)
         else:
             self._nodes.removed(directory, name, key)
 
     def _open(self, node: Node, truncate: int, *, writable: bool) -> OpenStaged:
-        target = self._target(node)
-        if truncate:
-            self.staged.hash_ahead.forget(node.key[1])
-        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | truncate
-        return self._opened(node, os.open(_by_path(target), flags), writable=writable)
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | truncate
+        fd = self._files.open(self._target(node), node.key[1], flags)
+        return self._opened(node, fd, writable=writable)
 
     def _opened(self, node: Node, fd: int, *, writable: bool) -> OpenStaged:
         self._nodes.opened(node, fd)
@@ -360,16 +310,11 @@ class StagedTree:
             self.staged.writer_opened()
         return OpenStaged(fd, node, writable, self)
 
-    def _target(self, node: Node) -> int | str:
+    def _target(self, node: Node) -> Target:
         """Return a path, or a descriptor where no name is left."""
         if node is not self._nodes.root and not node.links and node.fds:
             return node.fds[0]
         return self._nodes.local(node)
-
-    def _touched(self, before: os.stat_result, target: int | str) -> None:
-        """Note that other than the content of a file was changed."""
-        if self.staged.hash_ahead.follows(before.st_ino):
-            self.staged.hash_ahead.touched(before, os.stat(target))
 
     def _told(self, directory: Node, name: str) -> Attributes:
         """Return the attributes of an entry that the kernel is told of."""
@@ -399,14 +344,14 @@ class StagedTree:
         status = os.fstat(target) if isinstance(target, int) else os.lstat(target)
         return self._from_status(node, target, status)
 
-    def _from_status(self, node: Node, target: int | str, status: os.stat_result) -> Attributes:
+    def _from_status(self, node: Node, target: Target, status: os.stat_result) -> Attributes:
         is_directory = stat.S_ISDIR(status.st_mode)
         if not (is_directory or stat.S_ISREG(status.st_mode)):
             raise NotFound(f"{target}: is neither a file nor a directory")
         return Attributes(
             node.number,
             is_directory,
-            self._modes.of(target, status),
+            self._files.mode(target, status),
             0 if is_directory else status.st_size,
             status.st_mtime_ns,
             # Who owns it makes every change through the kernel, which knows of it then; and
@@ -423,8 +368,3 @@ class StagedTree:
 def is_for_writing(flags: int) -> bool:
     """Return whether open(2) with these flags may change the file."""
     return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC))
-
-
-def _by_path(target: int | str) -> str:
-    """Return a path by which a file can be opened anew, whatever its descriptor was opened for."""
-    return f"/proc/self/fd/{target}" if isinstance(target, int) else target
