@@ -180,3 +180,23 @@ def test_url_that_is_no_plain_line_is_not_asked_for(gets: ManyGets, url: str) ->
     store.url = url
 
     assert get(gets, store, 1) == {0: None}
+
+
+def test_by_way_of_a_proxy_every_object_comes(
+    store: FaultyStore, gets: ManyGets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = store.url.partition("/bucket")[0]
+    monkeypatch.setenv("http_proxy", proxy)
+    store.url = "http://store.invalid/bucket/key"
+
+    assert get(gets, store, 20) == dict.fromkeys(range(20), CONTENT)
+
+
+def test_end_reports_what_is_under_way(store: FaultyStore, gets: ManyGets) -> None:
+    def stall_and_end(handler: Handler) -> None:
+        gets.close()
+        stall(handler)
+
+    store.faults = [stall_and_end]
+
+    assert sorted(get(gets, store, 5)) == [*range(5)]
