@@ -31,10 +31,11 @@ from dserverfs.reading.ranges import RangeFetcher
 from dserverfs.reading.stored_items import StoredItems
 from dserverfs.remote import login
 from dserverfs.remote.api import Resolver
-from dserverfs.remote.dserver_http import ServerTransport, TokenSource, expires_at
+from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.metadata_api import MetadataWrites
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.routes import Routes
+from dserverfs.remote.tokens import TokenSource, expires_at
 from dserverfs.remote.trust import Trust, is_loopback
 from dserverfs.settings import Settings, TokenSetting
 from dserverfs.tree.frozen_dataset import DatasetTree

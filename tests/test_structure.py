@@ -40,7 +40,7 @@ SUB_ROOMS = {
 # What a room shows the others; of base that is all.
 SHOWN = {
     "remote": "api dserver_http login manifest_parsing many_gets metadata_api objects puts"
-    " routes signed_urls signing trust upload_api upload_urls versions",
+    " routes signed_urls signing tokens trust upload_api upload_urls versions",
     "reading": "block_reader hot_blocks open_item ranges stored_items whole_item cache.block_cache"
     " cache.blocks cache.maintenance cache.space cache.troubles cache.write_behind",
     "catalogue": "catalogue manifest_index manifest_rows offline refreshed",

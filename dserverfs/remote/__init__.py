@@ -1,4 +1,4 @@
-"""What crosses the network: a dserver's routes, and objects of its store by signed URL.
+"""The network: a dserver's routes, and objects of its store by signed URL.
 
-Keeps nothing but connections, tokens and signed URLs.
+Keeps only connections, tokens and signed URLs.
 """

@@ -1,8 +1,8 @@
-"""What a dserver says: users, listings, manifests, metadata and signed URLs.
+"""Questions to one dserver: users, listings, manifests, metadata and signed URLs.
 
-One method per question, each answered by the routes the server has. Keeps
-signed URLs until shortly before they expire and nothing else; what is worth
-keeping longer is kept by the catalogue. Blocking and thread-safe.
+One method per question, each answered by the routes the server has. Keeps signed
+URLs until shortly before they expire and nothing else; the catalogue keeps the answers
+that are worth keeping longer. Blocking and thread-safe.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _DTOOLCORE_VERSION = re.compile(rb'"dtoolcore_version"\s*:\s*"([0-9A-Za-z.+-]{1,
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a dataset's `.dtool` holds beside the manifest; contents as stored."""
+    """The contents of a dataset's `.dtool` except the manifest, as stored."""
 
     admin_metadata: bytes
     tags: tuple[str, ...]
@@ -61,7 +61,7 @@ class Metadata:
 
 
 class MetadataUrls(NamedTuple):
-    """Where the parts of a dataset's metadata can be read one by one, and its tags."""
+    """The URLs by which the parts of a dataset's metadata are read, and its tags."""
 
     admin_metadata: str
     overlays: Mapping[str, str]
@@ -89,7 +89,7 @@ class Resolver:
         return self._transport.base_url
 
     def capabilities(self) -> Capabilities:
-        """Return which routes there are; asked once. Fails at once if nobody listens there."""
+        """Return the server's routes; asked once. Fails at once if nothing listens there."""
         return self._routes.capabilities()
 
     def require_signed_urls(self) -> None:
@@ -97,11 +97,11 @@ class Resolver:
         self._routes.require_signed_urls()
 
     def token_subject(self) -> str | None:
-        """Return whom the token names, unchecked and without asking; None if it does not say."""
+        """Return the user the token names, unchecked, without a request; None if it names none."""
         return self._transport.subject()
 
     def user(self) -> User:
-        """Return whom the token speaks for; base URIs that have no place in a path are left out."""
+        """Return the token's user; base URIs that cannot be part of a path are left out."""
         try:
             answer = json_of(self._transport.get("/me"))
         except NotFound as error:
@@ -153,9 +153,9 @@ class Resolver:
     def manifest_pieces(self, dataset: Dataset) -> Generator[bytes, None, None]:
         """Yield the manifest's JSON, as the server sends it.
 
-        Takes as long as it takes, up to MANIFEST_TOTAL_S, if only it comes faster than
-        MIN_BYTES_PER_S: a million items are 60 MB, compressed. One that breaks
-        off is fetched again, and goes on where it broke off if it is the same.
+        Takes up to MANIFEST_TOTAL_S while it comes faster than MIN_BYTES_PER_S: a million
+        items are 60 MB, compressed. A manifest that breaks off is fetched again, and goes
+        on where it broke off if it is the same.
         """
         over = Deadline(MANIFEST_TOTAL_S)
         deadline = Deadline(_manifest_timeout_s(dataset))
@@ -171,7 +171,7 @@ class Resolver:
                 retries.again(error)
 
     def _manifest_after(self, had: _Prefix, dataset: Dataset, limit: Deadline) -> Iterator[bytes]:
-        """Yield what comes after `had`, in one attempt, and add it there."""
+        """Yield the manifest after its prefix `had`, in one attempt, and add it to that."""
         response = self._routes.core_stream("manifests", dataset.uri, limit)
         again = _Prefix()
         max_bytes = limits.MAX_MANIFEST_BYTES
@@ -214,9 +214,9 @@ class Resolver:
         raise ProtocolError(f"{self.server_url}: the README of {dataset.uri} is no text")
 
     def stored_readme(self, dataset: Dataset) -> bytes:
-        """Return the README that the store has, which may not be the one the server knows.
+        """Return the store's README, which may be newer than that of the server's index.
 
-        The server's own if the store cannot be asked for it.
+        Return the index's if the store cannot be asked for it.
         """
         if not self._routes.capabilities().signed_urls or not is_asked_whole(dataset):
             return self._indexed_readme(dataset)
@@ -239,10 +239,10 @@ class Resolver:
         return self._signed_anew(ask, deadline)
 
     def metadata(self, dataset: Dataset) -> Metadata:
-        """Return what `.dtool` holds: one request to the server, one to the store an object.
+        """Return the contents of `.dtool`: one request to the server, one to the store an object.
 
-        Of a dataset whose metadata is not signed: what the server's index has,
-        which is all but overlays.
+        If the dataset's metadata is not signed, return that of the server's index, which
+        has no overlays.
         """
         if not self.signs_metadata(dataset):
             return self._indexed_metadata(dataset)
@@ -250,7 +250,7 @@ class Resolver:
         return self._signed_anew(lambda limit: self._stored_metadata(dataset, limit), deadline)
 
     def _signed_anew(self, ask: Callable[[Deadline], T], deadline: Deadline) -> T:
-        """Return what `ask` reads by URLs that it has had signed, if need be once more."""
+        """Return what `ask` reads by fresh URLs; ask once more if an object is gone by then."""
 
         def ask_once() -> T:
             return Retries(deadline, repeatable=refused_url).run(ask)
@@ -264,15 +264,15 @@ class Resolver:
     def signs_metadata(self, dataset: Dataset) -> bool:
         """Return whether `metadata_urls` can be asked for.
 
-        Not of a dataset too large to be asked whole, on a server that cannot leave
-        its items out.
+        It cannot for a dataset too large to be signed whole, on a server that cannot
+        leave its items out.
         """
         return self._routes.capabilities().extended or is_asked_whole(dataset)
 
     def metadata_urls(self, dataset: Dataset) -> MetadataUrls:
-        """Return fresh URLs for what `.dtool` holds; one request."""
+        """Return fresh URLs of the objects in `.dtool`; one request."""
         answer = self._signing.dataset_urls(dataset)
-        # What is left out of an answer is not known; only an empty map is none.
+        # A member left out of the answer is unknown; only an empty map means none.
         overlays = string_map(answer.get("overlay_urls"), "overlay_urls")
         annotations = string_map(answer.get("annotation_urls"), "annotation_urls")
         admin_url, tags = answer.get("admin_metadata_url"), answer.get("tags")
@@ -282,7 +282,7 @@ class Resolver:
         return MetadataUrls(str(admin_url), overlays, annotations, _sorted_texts(tags))
 
     def read_metadata(self, url: str) -> bytes:
-        """Return what is stored at one of the `metadata_urls`; StorageRefused: it has expired."""
+        """Return the object at one of the `metadata_urls`; StorageRefused: the URL has expired."""
         return self._read_object(url, Deadline(METADATA_TIMEOUT_S))
 
     def item_url(
@@ -396,7 +396,7 @@ class Resolver:
         )
 
     def dtoolcore_version(self, dataset: Dataset) -> str | None:
-        """Return what the beginning of the manifest says of the version that made it."""
+        """Return the version of dtoolcore that the beginning of the manifest names, if it does."""
         head = b""
         pieces = self.manifest_pieces(dataset)
         for piece in pieces:
@@ -414,7 +414,7 @@ class Resolver:
 
 
 class _Prefix:
-    """What there was of a manifest before it broke off."""
+    """The part of a manifest that came before it broke off."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -429,13 +429,13 @@ class _Prefix:
 
 
 def _manifest_timeout_s(dataset: Dataset) -> float:
-    """Return for how long nothing may come of a manifest."""
+    """Return how long the server may take before the next bytes of a manifest."""
     expected_s = METADATA_TIMEOUT_S + MANIFEST_S_PER_ITEM * (dataset.number_of_items or 0)
     return min(expected_s, MANIFEST_TOTAL_S)
 
 
 class _Room:
-    """How many bytes may still come of what has a limit together; for any thread."""
+    """A byte limit for several answers together. Thread-safe."""
 
     def __init__(self, max_bytes: int, what: str) -> None:
         self._lock = threading.Lock()
@@ -443,7 +443,7 @@ class _Room:
         self._message = f"{what} is larger than {max_bytes} bytes"
 
     def take(self, size_in_bytes: int) -> None:
-        """Count what has come; raises ProtocolError when it is too much."""
+        """Count bytes that have come; raises ProtocolError above the limit."""
         with self._lock:
             self._left -= size_in_bytes
         self.require()
@@ -455,12 +455,12 @@ class _Room:
 
 
 def _sorted_texts(tags: list[Any]) -> tuple[str, ...]:
-    """Return the tags, but for what no tag can be."""
+    """Return the tags, sorted, without values that are no text."""
     return tuple(sorted(tag for tag in tags if is_text(tag)))
 
 
 def _require_metadata(dataset: Dataset, metadata: Metadata) -> None:
-    """Raise UnusableAnswer unless all is what dtool stores: no hash tells a page of a proxy."""
+    """Raise UnusableAnswer unless all of it has dtool's form: no hash tells a proxy's page."""
     about = {"the administrative metadata": metadata.admin_metadata}
     about |= {f"overlay {name}": content for name, content in metadata.overlays.items()}
     for what, content in about.items():

@@ -1,6 +1,6 @@
 """Connections of urllib3 whose every wait ends with the exchange they are used for.
 
-Used by the connections. urllib3 and http.client know limits for single waits only:
+Used by `trust`, which makes the pools. urllib3 and http.client know limits for single waits only:
 headers that trickle, answers 100 without end, trailers of chunks, a body that is sent,
 a name that is looked up and a host with many addresses may take for ever. Here each
 wait is cut at the deadline of `within`, which a thread sets around its exchange.
@@ -61,7 +61,7 @@ def within(deadline: Deadline) -> Iterator[None]:
 
 
 class _Waits:
-    """What a socket and one with TLS have in common; `limit` is that of the exchange."""
+    """The waits of a plain socket and of one with TLS; `limit` is that of the exchange."""
 
     limit: Deadline | None = None
 
@@ -135,12 +135,12 @@ def _look_up(host: str, port: int, found: Future[list[Address]]) -> None:
     try:
         entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         found.set_result([(family, address) for family, _, _, _, address in entries])
-    except BaseException as error:  # noqa: BLE001 - top of a thread: whoever waits is told
+    except BaseException as error:  # noqa: BLE001 - top of a thread: the caller gets it
         found.set_exception(error)
 
 
 class _Connection:
-    """What urllib3's connections do with a limit."""
+    """A connection of urllib3 that hands its socket the limit of each exchange."""
 
     sock: Any
 
@@ -170,7 +170,7 @@ class _Connection:
             sock = _connected(connection._dns_host, connection.port, attempt)
             for option in connection.socket_options or ():
                 sock.setsockopt(*option)
-            # For a handshake, which is one wait. Who speaks no TLS often says nothing to one.
+            # For a handshake, which is one wait. A server without TLS often says nothing to one.
             sock.settimeout(min(HANDSHAKE_TIMEOUT_S, _wait_s(limit)))
             sock.limit = _limit.deadline
             connected, sock = sock, None

@@ -11,8 +11,8 @@ the change fails.
 
 The server compares nothing itself, so of two that change a dataset at once one may
 write over the other. The pause before the second reading is longer than it takes from
-another's first reading to its writing; whoever does as we do finds out, and does it
-again. Blocking and thread-safe.
+another's first reading to its writing; a client that does as we do finds out, and does
+it again. Blocking and thread-safe.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _KEPT = ("base_uri", "uuid", "name", "creator_username")
 _DATES = ("frozen_at", "created_at")
 _COUNTS = ("number_of_items", "size_in_bytes")
 
-# What a set holds, by name: JSON in one form, so that 1, 1.0 and true differ; of a tag "".
+# Values by name: JSON in one form, so that 1, 1.0 and true differ; "" for a tag.
 _Set = Mapping[str, str]
 
 
@@ -107,7 +107,7 @@ class ComparedWrites:
             written = kind.send(dataset, wanted, name)
             self._pause(random.uniform(SETTLE_S, 1.5 * SETTLE_S))
             now = kind.read(dataset)
-            # What was written and is gone, somebody has taken away since.
+            # An entry that was written and is gone was taken away by another client since.
             vanished = {
                 other: text
                 for other, text in _changed(before, name, None).items()
@@ -122,7 +122,7 @@ class ComparedWrites:
     def _put_back(
         self, kind: _Kind, dataset: Dataset, name: str, now: _Set, vanished: _Set
     ) -> ProtocolError:
-        """Return the error that says what has vanished, after having put it back."""
+        """Put entries back that have vanished; return the error that says so."""
         first = min(vanished)
         try:
             kind.send(dataset, {**now, **vanished}, first)

@@ -10,17 +10,11 @@ Every call blocks the calling thread, at most until its deadline. Thread-safe.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
-import datetime
 import http.client
 import logging
-import threading
-import time
 import urllib.parse
 from collections.abc import Callable, Generator, Mapping
-from pathlib import Path
 from typing import Any
 
 import requests
@@ -55,6 +49,7 @@ from dserverfs.base.retry import BUSY_STATUSES, Deadline, Retries, anything, ret
 from dserverfs.remote import error_answers
 from dserverfs.remote.bounded_sockets import within
 from dserverfs.remote.json_body import JsonBody
+from dserverfs.remote.tokens import TokenSource
 from dserverfs.remote.trust import Adapter, Trust, is_loopback, proxy_for
 
 logger = logging.getLogger(__name__)
@@ -63,102 +58,11 @@ METADATA_TIMEOUT_S = 30.0
 # Of a dserver they say what it has and who may see it; of a proxy before it, nothing.
 _ABOUT_WHAT_WAS_ASKED = frozenset({403, 404, 405, 410})
 _PIECE_BYTES = 64 * 1024
-# A token file replaced by other means than renaming is empty for a moment.
-_EMPTY_FILE_WAIT_S = 0.2
 USER_AGENT = f"dserverfs/{__version__}"
 # By what JSON begins with: what it then ends with; numbers, true, false and null.
 _ENDS = {b"{": b"}", b"[": b"]", b'"': b'"'}
-_PARSED_BYTES = 1024 * 1024  # it is parsed once more by whoever asked: 10 ms
+_PARSED_BYTES = 1024 * 1024  # the caller parses it once more: 10 ms
 _SCALARS = frozenset(bytes([letter]) for letter in b"-0123456789tfnNI")
-
-
-class TokenSource:
-    """The bearer token: a fixed one, or a file that is read again when it changes."""
-
-    def __init__(self, token: str | None, path: Path | None) -> None:
-        self._token = token
-        self._path = path
-        self._stamp: tuple[int, int, int] | None = None
-        self._lock = threading.Lock()
-
-    def token(self) -> str:
-        """Return the token; raises NotAuthenticated if there is none or it cannot be sent."""
-        with self._lock:
-            if self._path is not None:
-                self._read_locked(self._path)
-            token = self._token
-        if not token:
-            if self._path is not None:
-                raise NotAuthenticated(f"token file {self._path}: is empty; get a new token")
-            raise NotAuthenticated(
-                "no token: run dserverfs login, or set DSERVER_TOKEN or DSERVER_TOKEN_FILE"
-            )
-        if not token.isascii() or not token.isprintable() or " " in token:
-            raise NotAuthenticated(f"{self.describe()} is malformed: not one line of ASCII")
-        return token
-
-    def replaced(self, refused: str) -> bool:
-        """Return whether there is another token now than the one that was refused."""
-        with self._lock:
-            self._stamp = None
-        return self.token() != refused
-
-    def subject(self) -> str | None:
-        """Return whom the token is for, unchecked; None if that cannot be told."""
-        subject = _claims(self.token()).get("sub")
-        return subject if isinstance(subject, str) else None
-
-    def describe(self) -> str:
-        """Return where the token came from, for messages."""
-        return f"the token in {self._path}" if self._path else "the token in DSERVER_TOKEN"
-
-    def describe_claims(self) -> str:
-        """Return whose the token is and whether it has expired, for messages; may be empty."""
-        claims = _claims(self._token or "")
-        said = []
-        if isinstance(claims.get("sub"), str):
-            said.append(f"of user {one_line(claims['sub'])}")
-        expiry = claims.get("exp")
-        if isinstance(expiry, (int, float)) and 0 < expiry < min(time.time(), 1e11):
-            moment = datetime.datetime.fromtimestamp(expiry, datetime.timezone.utc)
-            said.append(f"expired {moment:%Y-%m-%d %H:%M} UTC")
-        return f" ({', '.join(said)})" if said else ""
-
-    def _read_locked(self, path: Path) -> None:
-        try:
-            status = path.stat()
-            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if stamp == self._stamp:
-                return
-            token = path.read_text("ascii").strip()
-            if not token:
-                time.sleep(_EMPTY_FILE_WAIT_S)
-                status = path.stat()
-                stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-                token = path.read_text("ascii").strip()
-            self._token = token
-            self._stamp = stamp
-        except (OSError, UnicodeDecodeError) as error:
-            raise NotAuthenticated(f"token file {path}: cannot be read: {error}") from error
-
-
-def expires_at(token: str) -> float | None:
-    """Return when a token says it expires, unchecked, in epoch seconds; None if it does not."""
-    expiry = _claims(token).get("exp")
-    return float(expiry) if isinstance(expiry, (int, float)) and 0 < expiry < 1e11 else None
-
-
-def _claims(token: str) -> Mapping[str, Any]:
-    """Return what a JWT says, unchecked; nothing if it is none."""
-    parts = token.split(".")
-    if len(parts) != 3:
-        return {}
-    try:
-        text = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
-        claims = parse_json(text, "the token")
-    except (binascii.Error, ValueError, ProtocolError):
-        return {}
-    return claims if isinstance(claims, dict) else {}
 
 
 class _Auth(requests.auth.AuthBase):
@@ -353,7 +257,7 @@ class ServerTransport:
             response.close()
 
     def _beginning(self, response: requests.Response, limit: Deadline) -> bytes:
-        """Return of an answer that is an error what may say why."""
+        """Return the beginning of an error's body, which may say why."""
         body = b""
         with contextlib.closing(
             self.read_pieces(response, limit, max_bytes=MAX_METADATA_BYTES)
@@ -417,7 +321,7 @@ class ServerTransport:
         return ProtocolError(what, status=status)
 
     def _redirected(self, response: requests.Response, path: str) -> DserverfsError:
-        """Say where the server may be; a token is sent nowhere else than it was given for."""
+        """Return the error that says where the server may be; no token is sent there."""
         here = urllib.parse.urlsplit(self.base_url)
         location = urllib.parse.urljoin(response.url, response.headers.get("Location", ""))
         there = urllib.parse.urlsplit(location)
@@ -462,7 +366,7 @@ class ServerTransport:
 
 
 def _was_not_connected(error: requests.RequestException) -> bool:
-    """Return whether requests was told by urllib3 that there is no connection."""
+    """Return whether urllib3 could not connect at all."""
     for argument in error.args:
         reason = getattr(argument, "reason", argument)
         if isinstance(reason, urllib3.exceptions.NewConnectionError):
@@ -471,13 +375,13 @@ def _was_not_connected(error: requests.RequestException) -> bool:
 
 
 def _require_json(response: requests.Response) -> None:
-    """Raise UnusableAnswer for what is no JSON: a page of a proxy, or the half of an answer."""
+    """Raise UnusableAnswer unless the body is JSON: it may be a proxy's page, or cut in half."""
     if response.content.strip() and not may_be_json(response.content):
         raise UnusableAnswer(f"{_where(response)}: the answer is not JSON; is this a dserver?")
 
 
 def may_be_json(content: bytes) -> bool:
-    """Return whether it is JSON; of what is large, whether it begins and ends like it."""
+    """Return whether `content` is JSON; if it is large, whether it begins and ends like it."""
     if len(content) <= _PARSED_BYTES:
         try:
             parse_json(content, "the answer")

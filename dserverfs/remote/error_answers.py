@@ -1,6 +1,6 @@
-"""What an answer that is an error says, and what an exception was raised for.
+"""The messages of error answers, and the causes of exceptions.
 
-Used by the transport, which makes an error of ours of it. dservers, their plugins, and
+Used by the transport, which makes errors of ours of them. dservers, their plugins, and
 the proxies and stores around them each have a form of their own. Pure.
 """
 
@@ -35,7 +35,7 @@ def is_the_servers_own(response: requests.Response) -> bool:
 
 
 def message_of(response: requests.Response) -> str:
-    """Return what the server said, one short line, whichever of its forms it used."""
+    """Return the server's message, one short line, whichever of its forms it used."""
     data = _json_of(response)
     if data is None:
         match = _TITLE.search(response.text[:10_000])  # HTML of a proxy, XML of a store
@@ -58,7 +58,7 @@ def _json_of(response: requests.Response) -> Any:
 def root_cause(error: BaseException) -> str:
     """Return the innermost reason, without urllib3's object addresses and URLs.
 
-    Not by `__context__`: that is whatever else was being handled in this thread.
+    Not by `__context__`: that is any error this thread was handling.
     """
     seen: BaseException = error
     while (inner := _cause(seen)) is not None:
@@ -69,7 +69,7 @@ def root_cause(error: BaseException) -> str:
 
 
 def _cause(error: BaseException) -> BaseException | None:
-    """Return what an exception was raised for, as it says itself."""
+    """Return the cause that an exception names itself."""
     # urllib3 names it as `reason`; requests hands it to its own as the first argument.
     for named in (getattr(error, "reason", None), error.__cause__, *error.args[:1]):
         if isinstance(named, BaseException) and named is not error:

@@ -17,7 +17,7 @@ _TOGETHER = 500  # items that are made at once
 
 
 class Items(Sized, Protocol):
-    """What gives the same items each time it is asked for them."""
+    """Items that can be iterated several times, each time the same."""
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
 

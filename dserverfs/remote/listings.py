@@ -1,4 +1,4 @@
-"""Which datasets a dserver lists, below a base URI or with a uuid: all pages of them.
+"""Listings of a dserver's datasets, below a base URI or with a uuid: all pages of them.
 
 Used by the resolver. A listing is no snapshot, and servers differ in what they
 say about its length; so every page is judged by what it brings. Blocking and
@@ -49,7 +49,7 @@ class _Pages:
     def __init__(self, what: str) -> None:
         self._what = what
         self._found: dict[str, Dataset | ProtocolError] = {}  # by URI; or why it is none
-        self.shrunk = False  # the listing got shorter meanwhile
+        self.shrunk = False  # the listing got shorter between two pages
         self._size_in_bytes = 0
         self._rows = 0
         self._total: int | None = None  # as the last page that tells one says
@@ -121,7 +121,7 @@ class Listings:
         if pages.missing():
             pages = self._pages(base_uri)
         elif pages.shrunk:
-            # What was deleted moved others to the end of a page that was here already.
+            # A deletion moves later entries to the end of a page that was read already.
             before, pages = pages, self._pages(base_uri)
             pages.add_all(before)
         if (said := pages.missing()) is not None:
@@ -167,7 +167,7 @@ class Listings:
                 for last in pool.map(lambda number: self._page(base_uri, number), wanted):
                     is_new = found.add(last) or is_new
                 page = wanted[-1]
-        # What came meanwhile, or what a server that tells no total has; a page that
+        # Entries registered since, or those of a server that tells no total; a page that
         # brings nothing new ends it, as some servers give the last page again.
         while len(last.entries) >= page_size:
             page += 1

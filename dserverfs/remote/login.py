@@ -10,7 +10,7 @@ nowhere but to the addresses it is given, and never unencrypted to another
 machine unless told to. Blocking.
 
 On disk: one file a server, of its owner alone, written under another name, synced
-and renamed: whoever reads it, a mount too, finds the old token or the new one.
+and renamed: any reader, a mount too, finds the old token or the new one.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from dserverfs.base.errors import (
 )
 from dserverfs.base.local_files import make_private
 from dserverfs.base.model import User
-from dserverfs.remote.dserver_http import ServerTransport, TokenSource
+from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.routes import FIRST_ATTEMPTS, json_of
+from dserverfs.remote.tokens import TokenSource
 from dserverfs.remote.trust import Trust, is_loopback
 
 _ROUTES = ("/token", "/auth/ldap/token")
@@ -73,7 +74,7 @@ def fetch_token(
         try:
             return _post(url, credentials, trust)
         except (NotFound, Unreachable) as error:
-            # Whoever says so, a proxy or the server itself: there is no such route.
+            # From a proxy or from the server itself: there is no such route.
             if error.status not in (404, 405):
                 raise
     hint = "" if generator_url else "; a token generator elsewhere is named by"
@@ -85,7 +86,7 @@ def fetch_token(
 
 
 def user_of(base_url: str, token: str, trust: Trust) -> User:
-    """Return whom the dserver takes the token for; raises NotAuthenticated if it refuses it."""
+    """Return the token's user by the dserver's word; raises NotAuthenticated if it refuses it."""
     transport = ServerTransport(base_url, TokenSource(token, None), trust=trust)
     try:
         return User.from_json(json_of(transport.get("/me")))
@@ -129,7 +130,7 @@ def _post(url: str, credentials: Credentials, trust: Trust) -> str:
 
 
 def _is_no_answer(error: DserverfsError) -> bool:
-    """Return whether nobody answered: whoever did got the password already."""
+    """Return whether no server answered: one that did has got the password already."""
     return isinstance(error, Unreachable) and error.status is None
 
 

@@ -2,9 +2,9 @@
 
 Used by the indexing and by uploads. `json.loads` of a manifest of a million items
 takes 785 MB and starts when the last byte is there; here each part is parsed by it
-alone. A part ends where an item ends and another begins: what looks like that inside a
-text cannot be JSON, and what looks like that deeper down leaves a part that does
-not parse, which is then tried again with what follows. Pure; for one thread.
+alone. A part ends where an item ends and another begins. That pattern cannot occur
+inside a JSON text; deeper down it leaves a part that does not parse, which is then tried
+again with the bytes that follow. Pure; for one thread.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class ItemStream:
         return items
 
     def _start(self) -> None:
-        """Take what comes before the items, if that is all there is before them."""
+        """Take the members before the items once all of them have come."""
         start = _START.search(self._rest)
         if start is None:
             return
@@ -107,7 +107,7 @@ class ItemStream:
         self._started = True
 
     def _learn(self, value: dict[str, Any]) -> dict[str, Any]:
-        """Note what is beside the items; return the object that they are in."""
+        """Note the members beside the items; return the object that the items are in."""
         inner = self._innermost(value)
         self.beside |= {name: each for name, each in value.items() if each is not inner}
         self.beside_items |= {name: each for name, each in inner.items() if name != "items"}

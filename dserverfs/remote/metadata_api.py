@@ -3,8 +3,8 @@
 Used by the mount and the broker, through dserver. Three kinds of servers: ours says what it did;
 dservercore's development branch has routes for README, tags and annotations that
 can delete what they were not asked to (see `compared_writes`); released
-ones have no such routes. What is shown is the catalogue's: call its `forget`
-after a change. Blocking and thread-safe.
+ones have no such routes. The catalogue shows its own copy: call its `forget` after a
+change. Blocking and thread-safe.
 
 Each method raises Unsupported where the server has no such route, UsageError
 for what dtool does not accept, PermissionDenied without the right to register,
@@ -70,7 +70,7 @@ class MetadataWrites:
         """Return whether overlays and names can be changed, too."""
         return self._routes.capabilities().changes_metadata
 
-    # Where `read` is given, what the server has must still be that version, else
+    # With `read`, the server must still have that version, else
     # ChangedMeanwhile is raised and nothing sent. Between comparing and sending another
     # may still come first: these servers compare nothing themselves.
 
@@ -267,7 +267,7 @@ class MetadataWrites:
 
 def require_name(kind: str, name: str) -> None:
     """Raise UsageError for a name that dtool does not accept."""
-    # A path that ends in /.. is another path to whatever is on the way.
+    # A proxy on the way takes a path that ends in /.. for another path.
     if not name_is_valid(name) or name in (".", ".."):
         raise UsageError(
             f"{kind} {name!r}: dtool accepts up to 80 characters of a-z, A-Z, 0-9, '-', '_', '.'"

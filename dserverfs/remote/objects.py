@@ -63,7 +63,7 @@ class ByteRange(NamedTuple):
 
 
 class StoredObject(NamedTuple):
-    """What a store says of an object."""
+    """An object as its store describes it."""
 
     size_in_bytes: int
     etag: str  # of S3 often its MD5 in hex digits; "" if it says none
@@ -106,9 +106,9 @@ class Storage:
             _give_back(response)
 
     def look(self, url: str, deadline: Deadline) -> StoredObject:
-        """Return what the object is, by asking for its first byte; raises as `read_range` does.
+        """Return the object's size and ETag, by a GET of its first byte.
 
-        A signed URL for GET allows no HEAD.
+        A signed URL for GET allows no HEAD. Raises what `read_range` does.
         """
         response = self._get(url, {"Range": "bytes=0-0"}, deadline)
         etag = response.headers.get("ETag", "").strip('"').lower()

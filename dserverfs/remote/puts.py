@@ -255,7 +255,7 @@ class _Exchange:
                 data += self._receive(end_s - time.monotonic())
             except (TimeoutError, ConnectionError):
                 break
-            if data.endswith(b"\r\n0\r\n\r\n"):  # of a chunked answer, which nobody takes apart
+            if data.endswith(b"\r\n0\r\n\r\n"):  # the end of a chunked answer, which is not decoded
                 break
         return data[:wanted]
 

@@ -1,8 +1,8 @@
-"""How one dserver is addressed: which routes it has, and how URIs go into their paths.
+"""The routes of one dserver, and the form that URIs have in their paths.
 
-Used by the resolver's parts, which know what to ask. Remembers of a server what
-it has found out once: its capabilities, and whether a proxy before it spoils
-encoded slashes. Blocking and thread-safe.
+Used by the resolver's parts, which know the questions. Remembers two findings about a
+server: its capabilities, and whether a proxy before it spoils encoded slashes. Blocking
+and thread-safe.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ logger = logging.getLogger(__name__)
 _CORE_NAMES = ("dservercore", "dserver", "dtool_lookup_server")
 # The last release of dservercore that cannot change a README, a tag or an annotation.
 _LAST_WITHOUT_CHANGES = (0, 22, 0)
-# Of what is asked first: one lost connection is survived, a wrong address is told soon.
+# For the first request: one lost connection is survived, a wrong address is told soon.
 FIRST_ATTEMPTS = 2
-MAX_PLAIN_STORES = 100  # that are told of
+MAX_PLAIN_STORES = 100  # that are warned of
 _RELEASE = re.compile(r"(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?\Z")
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """Which of the routes beyond dservercore's a server has: see `wire_names`."""
+    """The routes beyond dservercore's that a server has: see `wire_names`."""
 
     signed_urls: bool
     extended: bool
@@ -58,7 +58,7 @@ class Capabilities:
 
     @property
     def metadata_writes(self) -> bool | None:
-        """Whether README, tags and annotations can be changed; None: to be found out."""
+        """True if README, tags and annotations can be changed; None: to be found out."""
         if self.changes_metadata:
             return True
         release = _RELEASE.match(self.core_version)
@@ -69,7 +69,7 @@ class Capabilities:
 
     @property
     def index_may_lag(self) -> bool:
-        """Whether what the server shows of a README, tags, annotations may not be the store's.
+        """True if README, tags and annotations in the server's index may differ from the store's.
 
         dservercore's development branch changes the store, and with the released
         retrieve plugins not its index.
@@ -85,7 +85,7 @@ class Routes:
         self._capabilities: Capabilities | None = None
         self._lock = threading.Lock()
         self._plain_stores: set[str] = set()
-        # Whether core routes take `s3/bucket/uuid` in place of the encoded URI; None: not known.
+        # True if core routes take `s3/bucket/uuid` in place of the encoded URI; None: not known.
         self._suffix_form: bool | None = None
 
     @property
@@ -186,7 +186,7 @@ class Routes:
             raise self.explained(error, uri, what) from error
 
     def note_signed(self, url: str) -> None:
-        """Say once for each store that data which the server encrypts on the way is not there.
+        """Warn once for each store that is reached unencrypted though the server is not.
 
         It is read nevertheless: a store that only its group's network can reach may
         speak http alone.
@@ -208,7 +208,7 @@ class Routes:
     def explained(
         self, error: DserverfsError, uri: str, what: str = "such dataset"
     ) -> DserverfsError:
-        """Return `error` saying which dataset and user it is about."""
+        """Return `error` with the dataset and the user it is about."""
         if isinstance(error, NotAuthenticated):
             return error
         hint = ""

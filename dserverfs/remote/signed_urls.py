@@ -22,7 +22,7 @@ from dserverfs.base.model import BackendURI, Dataset, Identifier
 
 DEFAULT_LIFETIME_S = 300.0  # where neither URL nor server says; upstream signs for an hour
 MARGIN_S = 60.0  # a URL is renewed so long before it expires, but not before 9/10 of its life
-# 100,000 URLs of AWS. What was used longest ago goes first, a dataset at a time.
+# 100,000 URLs of AWS. The dataset used longest ago is dropped first.
 MAX_BYTES = 64 * 1024 * 1024
 _ENTRY_BYTES = 250  # Python's own, beside the URL's letters
 
@@ -89,7 +89,7 @@ def _usable(lifetime_s: float) -> float:
 
 
 class UrlSource(Protocol):
-    """Where signed URLs come from: the resolver."""
+    """A source of signed URLs: the resolver."""
 
     def item_url(
         self,
@@ -129,8 +129,8 @@ class UrlBook:
     ) -> SignedURL:
         """Return a good URL; `ask` is called by one of all who wait for the same question.
 
-        A question is one item unless told otherwise; whose item its answer lacks
-        asks again for itself. Raises what `ask` raises, and NotFound if its own
+        A question is one item unless told otherwise; a caller whose item the answer lacks
+        asks again for that item. Raises what `ask` raises, and NotFound if its own
         answer lacks the item.
         """
         key = (dataset, identifier) if question is None else question
@@ -222,7 +222,7 @@ class UrlBook:
 
 
 class _Question(NamedTuple):
-    """Somebody asks the server for an item's URL, and maybe for others with it."""
+    """A request under way for an item's URL, and maybe for others with it."""
 
     identifier: Identifier
     urls: Future[Mapping[Identifier, SignedURL]]

@@ -30,7 +30,7 @@ BATCH_SIZE = 200
 # So many items are looked through for some without a URL: 25 ms.
 MAX_REACH = 12_800
 MAX_REMEMBERED = 1000
-# What a server says to a batch that is too large for it.
+# The statuses for a batch that is too large for the server.
 _TOO_MANY = frozenset({400, 413, 422})
 
 
@@ -74,7 +74,7 @@ class Signing:
         self._urls.forget_host(url)
 
     def dataset_urls(self, dataset: Dataset) -> dict[str, Any]:
-        """Return the answer about a dataset's metadata; keep what it says of items."""
+        """Return the answer about a dataset's metadata; keep the items' URLs in it."""
         # A server that does not know the parameter ignores it and answers with all.
         before_s = boottime_s()
         response = self._routes.signed(
@@ -127,7 +127,7 @@ class Signing:
         """Return up to `size` items to sign together: this one, and the nearest without a URL.
 
         On both sides and as far off as need be, so that each request brings that many new
-        URLs in whatever order items are read.
+        URLs, in any order of reading.
         """
         reach = size
         while True:

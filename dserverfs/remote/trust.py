@@ -1,7 +1,7 @@
-"""How connections are made: which certificates are trusted, which proxy is used.
+"""Certificates that are trusted and proxies that are used, for every connection.
 
-Used by the transport (requests) and the storage (urllib3) alike, so that both
-reach the same hosts. Reads the environment's proxies, as every HTTP client
+Used by the transport (requests) and the connections to stores (urllib3) alike, so that
+both reach the same hosts. Reads the environment's proxies, as every HTTP client
 does, and nothing else of it. Immutable once made; thread-safe.
 """
 
@@ -30,7 +30,7 @@ from dserverfs.remote.bounded_sockets import BoundedSSLSocket, bound_all
 logger = logging.getLogger(__name__)
 
 # A kept connection whose other end is gone (after suspend, behind a NAT that forgot
-# it) says nothing for as long as the kernel sends again, 15 minutes by default.
+# it) says nothing while the kernel sends again, for 15 minutes by default.
 UNACKNOWLEDGED_MS = 10_000
 SOCKET_OPTIONS = [
     *urllib3.connection.HTTPConnection.default_socket_options,
@@ -40,7 +40,7 @@ SOCKET_OPTIONS = [
 
 @dataclass(frozen=True)
 class Trust:
-    """Whose certificates are accepted.
+    """The certificate authorities that are accepted.
 
     `bundle` replaces the machine's certificate authorities, `ca_file` is one
     more beside them; each is a PEM file or a directory of OpenSSL's form.
@@ -126,7 +126,7 @@ class Adapter(requests.adapters.HTTPAdapter):
         return manager
 
     def begin_anew(self) -> None:
-        """Close what is kept and not in use."""
+        """Close the kept connections that are not in use."""
         self.poolmanager.clear()
         for manager in self.proxy_manager.values():
             manager.clear()
@@ -137,7 +137,7 @@ class Adapter(requests.adapters.HTTPAdapter):
 
 
 def _options(trust: Trust, origin: str, proxy: str | None) -> dict[str, Any]:
-    """Return what urllib3 is to be told; of certificates only where they are needed."""
+    """Return the options for urllib3; with certificates only where they are needed."""
     options: dict[str, Any] = {"socket_options": SOCKET_OPTIONS}
     if origin.startswith("https:") or (proxy or "").startswith("https:"):
         options["ssl_context"] = trust.context

@@ -1,4 +1,4 @@
-"""What a dserver is asked while a dataset is uploaded.
+"""The routes of a dserver for uploading a dataset.
 
 Used by the uploader, by way of the resolver. Keeps nothing. Blocking and
 thread-safe.
@@ -33,13 +33,13 @@ from dserverfs.remote.upload_urls import UploadUrl, UploadUrls, UrlTable
 UPLOAD_TIMEOUT_S = 60.0
 # Servers of old look at every item at the end, one by one: 6 ms each.
 _SECONDS_PER_ITEM = 0.02
-_STORED_BYTES = 64  # an identifier in the list of what is stored
+_STORED_BYTES = 64  # an identifier in the list of stored items
 # A store puts 10,000 parts together while the server waits for it. Guess.
 PARTS_TIMEOUT_S = 300.0
 
 
 class Parts(NamedTuple):
-    """What the server has of an item that is uploaded in parts."""
+    """The state of an item that is uploaded in parts."""
 
     stored: bool  # the whole item
     part_bytes: int  # of each but the last
@@ -199,7 +199,7 @@ class UploadRoutes:
 
 @contextlib.contextmanager
 def _usable() -> Iterator[None]:
-    """Raise UnusableAnswer for what is not the JSON that it should be."""
+    """Raise UnusableAnswer for JSON that is not as it should be."""
     try:
         yield
     except ProtocolError as error:
@@ -211,14 +211,14 @@ def _headers(entry: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def _url(value: object) -> str:
-    """Return a URL as it is; raises TypeError for what is none that can be asked."""
+    """Return `value` if it is a URL that can be asked; raises TypeError."""
     if not isinstance(value, str) or not limits.url_is_usable(value):
         raise TypeError(f"{limits.quoted(value)} is no URL")
     return value
 
 
 def _text(value: object) -> str:
-    """Return a string as it is; raises TypeError for what is none that can be sent."""
+    """Return `value` if it is a text that can be sent; raises TypeError."""
     if not isinstance(value, str) or not limits.is_text(value):
         raise TypeError(f"{limits.quoted(value)} is no text")
     return value

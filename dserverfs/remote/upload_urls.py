@@ -1,4 +1,4 @@
-"""Where to PUT what belongs to an upload: the server's answer to an announcement.
+"""The URLs of an upload: the server's answer to its announcement.
 
 Used by the routes, which fill it, and by the senders. The URLs of a million items
 are 700 MB, so they are in a private table of SQLite, which is on the disk if it is
@@ -16,7 +16,7 @@ from dserverfs.base.model import Identifier
 
 
 class UploadUrl(NamedTuple):
-    """Where to PUT something, and the headers that are signed with it."""
+    """A URL for a PUT, and the headers that are signed with it."""
 
     url: str
     headers: Mapping[str, str]

@@ -1,9 +1,9 @@
-"""Which version of a README, an annotation or an overlay somebody was shown, by its digest.
+"""Versions of READMEs, annotations and overlays that processes were shown, by digest.
 
-Used by the edits, which note what each process has read before it writes, and by the
-metadata writes, which compare that with what the server has before they replace it: so
-an editor that was open for an hour does not undo what a colleague has written
-meanwhile. Memory only, bounded; for one thread at a time.
+Used by the edits, which note the version each process has read before it writes, and by
+the metadata writes, which compare it with the server's before they replace that: so an
+editor that was open for an hour does not undo a colleague's change of that hour. Memory
+only, bounded; for one thread at a time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def version_of_json(text: bytes) -> Version:
 
 
 class VersionsRead:
-    """What was read last of the files of one dataset, and by whom."""
+    """The version of each file of one dataset that each process has read last."""
 
     def __init__(self) -> None:
         self._by_reader: OrderedDict[tuple[str, Reader], Version] = OrderedDict()
@@ -53,10 +53,10 @@ class VersionsRead:
                 self._by_reader.popitem(last=False)
 
     def last_read(self, path: str, reader: Reader) -> Version | None:
-        """Return what a process begins with; None if nobody has read it here.
+        """Return the version a process begins with; None if no process has read the file.
 
-        Of one that has not read it itself: what anybody was shown last, for somebody
-        may have copied it, changed the copy, and copied that back.
+        For a process that has not read it itself that is the version any process was
+        shown last: the user may have copied it, changed the copy, and copied that back.
         """
         if reader is not None and (path, reader) in self._by_reader:
             return self._by_reader[path, reader]

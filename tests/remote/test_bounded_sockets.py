@@ -14,8 +14,9 @@ from dserverfs.base.errors import DeadlineExceeded
 from dserverfs.base.retry import Deadline
 from dserverfs.remote import bounded_sockets
 from dserverfs.remote.bounded_sockets import addresses_of
-from dserverfs.remote.dserver_http import ServerTransport, TokenSource
+from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.objects import Storage
+from dserverfs.remote.tokens import TokenSource
 from dserverfs.remote.trust import Trust
 
 Behaviour = Callable[[socket.socket, threading.Event], None]

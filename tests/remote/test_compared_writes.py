@@ -17,10 +17,11 @@ from dserverfs.base.errors import ProtocolError, Unsupported, UsageError
 from dserverfs.base.model import UUID, Dataset
 from dserverfs.remote import signing
 from dserverfs.remote.api import Resolver
-from dserverfs.remote.dserver_http import ServerTransport, TokenSource
+from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.metadata_api import MetadataWrites
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.routes import Routes
+from dserverfs.remote.tokens import TokenSource
 from tests.support.quirky_changes import become, put_annotations, put_readme, put_tags
 from tests.support.quirky_server import BASE_URI, CONTENTS, OTHERS, TOKEN, QuirkyServer
 

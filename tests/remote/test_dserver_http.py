@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import gzip
-import json
 import os
 import socket
 import sqlite3
@@ -33,8 +31,9 @@ from dserverfs.base.errors import (
 )
 from dserverfs.base.limits import MAX_SMALL_ANSWER_BYTES
 from dserverfs.base.retry import ATTEMPTS, Deadline
-from dserverfs.remote.dserver_http import ServerTransport, TokenSource
-from tests.support.quirky_server import TOKEN, QuirkyServer, quirky_server, says
+from dserverfs.remote.dserver_http import ServerTransport
+from dserverfs.remote.tokens import TokenSource
+from tests.support.quirky_server import TOKEN, QuirkyServer, jwt, quirky_server, says
 
 HTML = {"Content_Type": "text/html"}
 
@@ -57,11 +56,6 @@ def closed_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def jwt(**claims: Any) -> str:
-    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
-    return f"e30.{body}.x"
 
 
 # Answers
@@ -306,28 +300,6 @@ def test_token_that_stays_is_sent_once(quirky: QuirkyServer, tmp_path: Path, ans
         refusal.value
     )
     transport.close()
-
-
-@pytest.mark.parametrize(
-    ("token", "subject"),
-    [
-        (jwt(sub="grumpy"), "grumpy"),
-        (jwt(sub=5), None),
-        (jwt(), None),
-        ("e30.bm90IGpzb24.x", None),
-        ("e30.!.x", None),
-        ("opaque", None),
-    ],
-)
-def test_subject_of_a_token(token: str, subject: str | None) -> None:
-    assert TokenSource(token, None).subject() == subject
-
-
-def test_empty_token_file_is_told(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("\n")
-
-    with pytest.raises(NotAuthenticated, match="is empty"):
-        TokenSource(None, tmp_path / "token").token()
 
 
 @pytest.mark.expects_log("sent unencrypted")

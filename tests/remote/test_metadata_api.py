@@ -18,10 +18,11 @@ from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.offline import KeptAnswers
 from dserverfs.catalogue.refreshed import NotLoaded
 from dserverfs.remote.api import Resolver
-from dserverfs.remote.dserver_http import ServerTransport, TokenSource
+from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.metadata_api import MetadataWrites
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.routes import Routes
+from dserverfs.remote.tokens import TokenSource
 from tests.support import servers
 from tests.support.quirky_changes import become
 from tests.support.quirky_server import BASE_URI, CONTENTS, OTHERS, TOKEN, QuirkyServer

@@ -30,10 +30,11 @@ from dserverfs.reading.ranges import FirstVersion, RangeFetcher
 from dserverfs.reading.stored_items import StoredItems
 from dserverfs.reading.whole_item import download
 from dserverfs.remote.api import Resolver
-from dserverfs.remote.dserver_http import ServerTransport, TokenSource
+from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.metadata_api import MetadataWrites
 from dserverfs.remote.objects import ByteRange, Storage
 from dserverfs.remote.routes import Routes
+from dserverfs.remote.tokens import TokenSource
 from dserverfs.writing.upload.uploader import Uploader
 from tests.support import faulty_front as faults
 from tests.support.faulty_front import Fault, FaultFront, fault_front, says

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from dserverfs.remote.dserver_http import ServerTransport, TokenSource
+from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.routes import Routes
+from dserverfs.remote.tokens import TokenSource
 
 
 @pytest.fixture

@@ -17,10 +17,11 @@ from sqlalchemy import text
 from dserverfs.base.errors import UsageError
 from dserverfs.base.model import Dataset, identifier_of
 from dserverfs.remote.api import Resolver
-from dserverfs.remote.dserver_http import ServerTransport, TokenSource
+from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.metadata_api import MetadataWrites
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.routes import Routes
+from dserverfs.remote.tokens import TokenSource
 from dserverfs.server.store.settings import MAX_EXPIRY_SECONDS, ServerSettings
 from dserverfs.settings import current
 from tests.support.server_app import AppClient

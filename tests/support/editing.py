@@ -18,10 +18,11 @@ from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.offline import KeptAnswers
 from dserverfs.catalogue.refreshed import loaded
 from dserverfs.remote.api import Resolver
-from dserverfs.remote.dserver_http import ServerTransport, TokenSource
+from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.metadata_api import MetadataWrites
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.routes import Routes
+from dserverfs.remote.tokens import TokenSource
 from dserverfs.remote.versions import Version
 from dserverfs.tree.frozen_dataset import DatasetTree
 from dserverfs.writing.edits import sender

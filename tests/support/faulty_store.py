@@ -1,7 +1,7 @@
 """An object store over real HTTP that does wrong what it is told to, for tests of faults.
 
 It serves one object with ranges as S3 does, unless a fault is queued: each
-request takes the next. `test_storage.py` holds it to the contract of a store.
+request takes the next. `test_objects.py` holds it to the contract of a store.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """A dserver over real HTTP that errs as dservers and the proxies before them do.
 
 It serves the routes for reading, and a store for its signed URLs, from memory;
-`test_resolver.py` holds it and the real server to the same contract. What it
+`test_api.py` holds it and the real server to the same contract. What it
 does wrong is set by the attributes of `Quirks` and by queued faults.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime
 import hashlib
@@ -65,6 +66,12 @@ class Quirks:
     index_follows: bool = False
     drops: str = ""  # a name that "master" leaves out of the sets it writes
     refuses_no_value: bool = False  # an annotation whose value is left out, which means null
+
+
+def jwt(**claims: Any) -> str:
+    """Return an unsigned token with these claims."""
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    return f"e30.{body}.x"
 
 
 class QuirkyServer:

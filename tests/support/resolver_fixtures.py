@@ -9,8 +9,9 @@ import pytest
 
 from dserverfs.base.model import UUID, Dataset
 from dserverfs.remote.api import Resolver
-from dserverfs.remote.dserver_http import ServerTransport, TokenSource
+from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.objects import Storage
+from dserverfs.remote.tokens import TokenSource
 from tests.support.quirky_server import (
     BASE_URI,
     CONTENTS,
