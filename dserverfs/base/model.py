@@ -107,6 +107,11 @@ def identifier_of(relpath: str) -> Identifier:
     return Identifier(hashlib.sha1(relpath.encode("utf-8")).hexdigest())
 
 
+def path_of_entry(directory: str, name: str) -> str:
+    """Return the path of an entry of a directory in a dataset, whose top is ""."""
+    return f"{directory}/{name}" if directory else name
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A frozen dataset, as listings tell of it."""

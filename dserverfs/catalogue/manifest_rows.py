@@ -21,7 +21,7 @@ from typing import Any
 
 from dserverfs.base import limits
 from dserverfs.base.errors import ProtocolError
-from dserverfs.base.model import Item, nanoseconds_of
+from dserverfs.base.model import Item, nanoseconds_of, path_of_entry
 
 REFUSED_PREFIX = ".refused-"
 _PLAIN_LIMIT_S = 9.2e9  # as far as dates need not be looked at to be shown
@@ -98,7 +98,7 @@ class ManifestTree:
                 leaves = self._leaves.pop(path, [])
                 for child, entry in enumerate(_by_name(leaves, below), row):
                     if isinstance(entry, str):
-                        inside = _join(path, entry)
+                        inside = path_of_entry(path, entry)
                         children = self._count(inside, below[entry])
                         yield (child, parent, entry, None, 0, "", 0, 0, following, children)
                         following += children
@@ -183,7 +183,7 @@ class ManifestTree:
                 if name in files.get(above, _NO_NAMES):
                     return False
                 below = directory[name] = {}
-            above, directory = _join(above, name), below
+            above, directory = path_of_entry(above, name), below
         return True
 
     def _without_doubles(self, leaves: list[Leaf]) -> list[Leaf]:
@@ -210,10 +210,6 @@ def _by_name(leaves: list[Leaf], below: _Directory) -> Iterable[Leaf | str]:
 
 def _name_of(entry: Leaf | str) -> str:
     return entry if isinstance(entry, str) else entry[0]
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}/{name}" if path else name
 
 
 def _are_plain(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from dserverfs.base.dtool_layout import DATA, METADATA
 from dserverfs.base.errors import NotFound
-from dserverfs.base.model import Dataset
+from dserverfs.base.model import Dataset, path_of_entry
 from dserverfs.tree.attributes import Attributes, Entry
 from dserverfs.tree.frozen_dataset import EDITED, OWN, DatasetTree
 from dserverfs.tree.inode_numbers import Nodes
@@ -95,7 +95,7 @@ class Afterlife:
         """
         if path is None or attributes.number >= EDITED:
             return attributes  # another file since, or one that was changed
-        then = self._numbers_then.get(f"{path}/{name}" if path else name)
+        then = self._numbers_then.get(path_of_entry(path, name))
         return attributes if then is None else attributes._replace(number=then)
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from dserverfs.base.errors import CannotHold, Frozen
 from dserverfs.base.items import ItemContent
-from dserverfs.base.model import Dataset
+from dserverfs.base.model import Dataset, path_of_entry
 from dserverfs.base.processes import Processes
 from dserverfs.tree.attributes import Changes
 from dserverfs.tree.mount_tree import InFrozen
@@ -172,7 +172,7 @@ def _entry_path(parent: InFrozen, name: bytes) -> str:
     directory = parent.tree.path(parent.number)
     if directory is None:
         raise Frozen(f"{parent.tree.dataset.uri}: its items are frozen")
-    return f"{directory}/{utf8(name)}" if directory else utf8(name)
+    return path_of_entry(directory, utf8(name))
 
 
 def _is_tag(path: str) -> bool:

@@ -21,7 +21,7 @@ from dserverfs.base import dtool_layout
 from dserverfs.base.errors import IntegrityError, NotFound, ProtocolError
 from dserverfs.base.items import ItemContent, item_key
 from dserverfs.base.limits import MAX_COMPONENT_BYTES, component_is_usable, parse_json, understood
-from dserverfs.base.model import Dataset, DserverURI, Identifier, Item, mtime_ns_of
+from dserverfs.base.model import Dataset, DserverURI, Identifier, Item, mtime_ns_of, path_of_entry
 from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.manifest_index import ManifestIndex, Row
 from dserverfs.tree.attributes import EDITABLE_S, FROZEN_S, MUTABLE_S, Attributes, Entry
@@ -101,7 +101,7 @@ class DatasetTree:
             if path in editable.DIRECTORIES_OF_METADATA:
                 self._catalogue.renew_metadata(self.dataset)
             raise NotFound(f"{self.dataset.uri}: nothing named {name!r} in {path or '/'}")
-        return self._own_attributes(_join(path, name))
+        return self._own_attributes(path_of_entry(path, name))
 
     def children(self, number: int, cookie: int, base: int = 0) -> Iterator[Entry]:
         """Yield the entries behind `cookie` (0: all), in a stable order.
@@ -125,7 +125,7 @@ class DatasetTree:
         for name in self._names(path):
             # What changed between the two looks is gone; nothing else is left out.
             with contextlib.suppress(NotFound):
-                entries.append((self._own_attributes(_join(path, name)), name))
+                entries.append((self._own_attributes(path_of_entry(path, name)), name))
         for attributes, name in sorted(entries):
             number = attributes.number
             if number > cookie:
@@ -299,7 +299,7 @@ class DatasetTree:
     def _has(self, path: str, name: str) -> bool:
         """Return whether a directory outside `data` shows an entry; `data` itself is not asked."""
         if self._edits is not None:
-            shown = self._edits.shown(self.dataset, _join(path, name))
+            shown = self._edits.shown(self.dataset, path_of_entry(path, name))
             if shown.file is not None or shown.moved is not None:
                 return shown.file is not None
         return name in self._own_names(path)
@@ -368,10 +368,6 @@ def _aliased(attributes: Attributes, number: int) -> Attributes:
     """Return the attributes with a number of the kind that `number` is of."""
     alias = number & ALIAS
     return attributes._replace(number=attributes.number | alias) if alias else attributes
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}/{name}" if path else name
 
 
 def _json_names(names: Iterable[str]) -> list[str]:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator
 
 from dserverfs.base.disk_tables import DiskDict
-from dserverfs.base.errors import ItemChanged
 from dserverfs.base.hashes import hash_file, new_md5
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import Item
@@ -19,7 +18,7 @@ from dserverfs.remote.puts import FilePart
 from dserverfs.writing.staging.file_hashes import Stamp
 from dserverfs.writing.upload.azure import BlobSender, is_sas
 from dserverfs.writing.upload.multipart import PartSender
-from dserverfs.writing.upload.pieces import PieceSender
+from dserverfs.writing.upload.pieces import PieceSender, changed
 from dserverfs.writing.upload.put_retry import AnnouncedTarget, Attempts, Tally
 from dserverfs.writing.upload.url_source import Announcement
 
@@ -48,7 +47,7 @@ class Sender:
         for item in self._dataset.items.values():
             stamp = self._look(item)
             if stamp.size != item.size_in_bytes:
-                raise _changed(item, f"has {stamp.size} bytes and not {item.size_in_bytes}")
+                raise changed(item.relpath, f"has {stamp.size} bytes and not {item.size_in_bytes}")
             self._stamps[item.identifier] = stamp
 
     def check_files(self) -> None:
@@ -100,14 +99,14 @@ class Sender:
         md5 = new_md5()
         hash_file(descriptor, md5, on_piece=lambda _: self._tally.check())
         if md5.hexdigest() != item.hash:
-            raise _changed(item, "has other content than was hashed")
+            raise changed(item.relpath)
 
     @contextlib.contextmanager
     def _open(self, item: Item) -> Iterator[int]:
         try:
             descriptor = os.open(self._dataset.path_of(item), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise _changed(item, f"cannot be read: {error.strerror}") from error
+            raise changed(item.relpath, f"cannot be read: {error.strerror}") from error
         try:
             self._check(item, Stamp.of(os.fstat(descriptor)))
             yield descriptor
@@ -118,12 +117,8 @@ class Sender:
         try:
             return Stamp.of(os.stat(self._dataset.path_of(item)))
         except OSError as error:
-            raise _changed(item, f"cannot be read: {error.strerror}") from error
+            raise changed(item.relpath, f"cannot be read: {error.strerror}") from error
 
     def _check(self, item: Item, stamp: Stamp) -> None:
         if list(stamp) != self._stamps[item.identifier]:
-            raise _changed(item, "was changed during the upload")
-
-
-def _changed(item: Item, how: str) -> ItemChanged:
-    return ItemChanged(f"{item.relpath}: {how}; nothing is registered", relpath=item.relpath)
+            raise changed(item.relpath, "was changed during the upload")

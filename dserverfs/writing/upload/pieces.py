@@ -63,7 +63,7 @@ class PieceSender:
                 if len(sending) >= THREADS:  # bounds what is sent in vain of a changed file
                     sending.popleft().result()
             if whole.hexdigest() != item.hash:
-                raise _changed(item.relpath)
+                raise changed(item.relpath)
             return [each if isinstance(each, str) else each.result() for each in etags]
         except BaseException:
             self._tally.end()  # or the pieces that are being sent would be waited for
@@ -74,7 +74,7 @@ class PieceSender:
     def _send_one(self, target: Target, piece: FilePart, md5: str) -> str:
         def require_same() -> None:
             if self._hash(piece) != md5:
-                raise _changed(piece.relpath)
+                raise changed(piece.relpath)
 
         headers = self._attempts.persist(target, piece, on_other_content=require_same)
         return headers.get("Etag", "").strip('"')
@@ -91,11 +91,10 @@ class PieceSender:
             on_piece=lambda _: self._tally.check(),
         )
         if done != piece.length:
-            raise _changed(piece.relpath)
+            raise changed(piece.relpath)
         return md5.hexdigest()
 
 
-def _changed(relpath: str) -> ItemChanged:
-    return ItemChanged(
-        f"{relpath}: has other content than was hashed; nothing is registered", relpath=relpath
-    )
+def changed(relpath: str, how: str = "has other content than was hashed") -> ItemChanged:
+    """Return the error of an upload whose file is not what was announced."""
+    return ItemChanged(f"{relpath}: {how}; nothing is registered", relpath=relpath)
