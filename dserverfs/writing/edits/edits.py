@@ -2,11 +2,11 @@
 
 Used by the mount: its operations, which call one method for each, and the trees of
 datasets, which show the local files before the server's. A write goes to a private local
-file first. A target (see `editable`) is sent to the server when it is complete: renamed
-onto the target or synced, which wait for the server and raise what it says, else when the
-last of its writers is gone. What cannot be sent then stays on the disk, is shown, and is
-tried again: later, at the end, when it is written to again, and by the next mount.
-Thread-safe.
+file first. A target (see `editable`) is sent to the server when it is complete. A rename
+onto it, and a sync, wait for the server and raise its error; else it is sent after the
+last of its writers has closed it. An edit that cannot be sent stays on the disk, is shown,
+and is tried again: later, at the end, when it is written to again, and by the next mount.
+Methods are quick, or raise NotLoaded, unless they say that they block. Thread-safe.
 
 After a crash: see `journal`. A complete edit is sent by the next mount; one that was
 being written is shown by it, and sent when it was written to again.
@@ -56,7 +56,7 @@ class FrozenEdits:
         self._said: set[str] = set()
 
     def open(self, wanted: Callable[[Dataset], bool]) -> FrozenEdits:
-        """Begin, with what earlier mounts have not sent of the datasets that are `wanted`."""
+        """Begin, with the unsent edits that earlier mounts left of the `wanted` datasets."""
         resumed = self._local.open(wanted)
         self._is_open = True
         for file in resumed:
@@ -66,7 +66,7 @@ class FrozenEdits:
         return self
 
     def close(self) -> None:
-        """Send what can be sent at once, and keep the rest on the disk."""
+        """Send the edits that the server takes at once; the others stay on the disk."""
         if self._is_open:
             self._is_open = False
             self._sender.flush(CLOSE_S)
@@ -74,7 +74,7 @@ class FrozenEdits:
             self._local.close()
 
     def take_as_closed(self) -> None:
-        """Complete what is open, if the kernel closed it without telling."""
+        """Complete all open files: the kernel closed them without telling."""
         with self._local.lock:
             for file in self._local.unsent():
                 if file.is_spoilt:
@@ -83,13 +83,11 @@ class FrozenEdits:
                     file.close_all()
 
     def flush(self, timeout_s: float) -> None:
-        """Try once more to send what is complete; return when that is done, or the time is over."""
+        """Send complete edits once more; return when that is done, or the time is over."""
         self._sender.flush(timeout_s)
 
-    # The local files, as the tree shows them
-
     def shown(self, dataset: Dataset, path: str) -> Shown:
-        """Return what there is to show at a path before what the server has."""
+        """Return the view of a path, which comes before the server's file."""
         with self._local.lock:
             edited = self._local.known(dataset)
             return edited.shown(path) if edited else Shown()
@@ -116,8 +114,6 @@ class FrozenEdits:
         with self._local.lock:
             return [UnsentEdit.of(file.local, file.note) for file in self._local.unsent()]
 
-    # Rights
-
     def require(self, dataset: Dataset, path: str) -> None:
         """Raise unless something may be changed at a path: Frozen, PermissionDenied, UsageError.
 
@@ -131,10 +127,8 @@ class FrozenEdits:
             self._say_once(str(error))
             raise
 
-    # Files: quick, but for NotLoaded
-
     def was_read(self, dataset: Dataset, path: str, content: bytes, reader: Reader) -> None:
-        """Note that a process was shown that of the server's, and may change it now."""
+        """Note that a process has read a content of the server's, and may change it now."""
         target = target_of(path)
         if target is not None:
             with self._local.lock:
@@ -174,7 +168,7 @@ class FrozenEdits:
     def create(
         self, dataset: Dataset, path: str, mode: int, flags: int, reader: Reader = None
     ) -> EditHandle:
-        """Make a file and open it; raises Frozen for what is neither a target nor temporary."""
+        """Make a file and open it; raises Frozen unless it is a target or temporary."""
         with self._local.lock:
             edited = self._local.of(dataset)
             file = edited.at(path)
@@ -232,7 +226,7 @@ class FrozenEdits:
                 self._send_or_settle(file)
 
     def set_mode(self, dataset: Dataset, path: str, mode: int) -> None:
-        """Set the mode of a temporary file; those of targets are nowhere kept."""
+        """Set the mode of a temporary file; a target's is nowhere kept."""
         with self._local.lock:
             file = self._local.of(dataset).at(path)
             if file is not None:
@@ -243,10 +237,8 @@ class FrozenEdits:
         with self._local.lock:
             self._local.of(dataset).set_mtime(path, mtime_ns)
 
-    # What waits for the server, or the disk
-
     def sync(self, handle: EditHandle) -> None:
-        """Return when what was written is on the disk, and on the server if it is a target's."""
+        """Return when a file is on the disk, and on the server if it is a target; blocks."""
         os.fsync(handle.fd)
         file = handle.file
         with self._local.lock:
@@ -256,12 +248,13 @@ class FrozenEdits:
         self._sender.send(file)
 
     def put_tag(self, dataset: Dataset, path: str) -> None:
+        """Set a tag on the server; blocks."""
         target = target_of(path)
         assert target is not None
         self._sender.send_content(self._local.of(dataset), target, b"")
 
     def remove(self, dataset: Dataset, path: str) -> None:
-        """Remove a temporary file, or a tag, an annotation or an overlay from the dataset."""
+        """Remove a temporary file, or a tag, an annotation or an overlay on the server; blocks."""
         edited, target = self._local.of(dataset), target_of(path)
         if target is None:
             with self._local.lock:
@@ -270,7 +263,7 @@ class FrozenEdits:
         self._require_not_moved(edited, target)
         if not target.can_be_removed:
             raise Frozen(f"{dataset.uri}: is frozen, and has a {path}")
-        with edited.sending:  # after what is being sent just now
+        with edited.sending:  # after a send that has begun
             is_there = self._editable_files.exists(target, dataset)
             if is_there:
                 self._editable_files.delete(target, dataset)
@@ -284,7 +277,7 @@ class FrozenEdits:
     def rename(
         self, dataset: Dataset, old: str, new: str, flags: int, reader: Reader = None
     ) -> None:
-        """Rename a file; onto a target it is sent. Raises as `sync`, Frozen, and OSError."""
+        """Rename a file; blocks if it becomes a target. Raises as `sync`, Frozen, and OSError."""
         if flags & ~_RENAME_NOREPLACE:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), old)
         edited = self._local.of(dataset)
@@ -301,7 +294,7 @@ class FrozenEdits:
             with self._local.lock:
                 edited.place(_temporary(edited, old), new)
         else:
-            with edited.sending:  # it may take the place of what is being sent just now
+            with edited.sending:  # after a send that has begun, of the file it replaces
                 with self._local.lock:
                     file = _temporary(edited, old)
                     if edited.moves_back(file, target):
@@ -313,7 +306,7 @@ class FrozenEdits:
     def discard(self, dataset: Dataset, path: str) -> None:
         """Forget a change that was not sent; raises UsageError if there is none, or it is open."""
         edited = self._local.of(dataset)
-        with edited.sending, self._local.lock:  # after what is being sent just now
+        with edited.sending, self._local.lock:  # after a send that has begun
             file = edited.at(path)
             if file is None or not file.is_unsent:
                 raise UsageError(f"{dataset.name}: {path or 'it'} is frozen, and as the server's")
@@ -333,8 +326,6 @@ class FrozenEdits:
             self._sender.submit(file)
         else:
             self._local.of(file.dataset).settle(file)
-
-    # Moving
 
     def _exists(self, edited: EditedFiles, path: str) -> bool:
         with self._local.lock:

@@ -1,4 +1,4 @@
-"""Where one mount keeps its edits of frozen datasets, and what is left of them after a crash.
+"""The directory in which one mount keeps its edits of frozen datasets, also after a crash.
 
 Used by the edits. On disk, below `root` (0700), which is that of one server:
 
@@ -72,7 +72,7 @@ class Note:
 
     @classmethod
     def from_json(cls, text: str) -> Note:
-        """Return what `to_json` wrote; raises ProtocolError for anything else."""
+        """Return the note of a JSON text by `to_json`; raises ProtocolError for any other."""
         values = parse_json(text, "the note")
         with understood("the note"):
             if values.pop("format") != FORMAT:
@@ -123,7 +123,7 @@ class EditSession:
             ) from error
 
     def close(self) -> None:
-        """Delete what has no note, and let go of the rest."""
+        """Delete temporary files; edits that are not sent stay, for the next session."""
         if not self._lock.held:
             return
         with locked(self._root / _LOCK):
@@ -189,7 +189,7 @@ class EditSession:
         sync_directory(self._directory)
 
     def take_over(self, wanted: Callable[[Note], bool]) -> list[tuple[Path, Note]]:
-        """Return what dead sessions have not sent and is wanted, ours from now on; oldest first."""
+        """Return the `wanted` edits of dead sessions, this one's from now on; oldest first."""
         taken = []
         with locked(self._root / _LOCK):
             for directory in subdirectories(self._root):
@@ -248,7 +248,7 @@ def _notes(session: Path) -> Iterator[tuple[Path, Note]]:
 
 
 def _delete_leftovers(session: Path) -> None:
-    """Delete what is not a pair of a content and its note."""
+    """Delete all but pairs of a content and its note."""
     names = {path.name for path in session.iterdir()}
     edits = {name for name in names if f"{name}{_NOTE}" in names}
     for name in names - edits - {f"{name}{_NOTE}" for name in edits} - {_LOCK}:

@@ -91,8 +91,6 @@ class LocalFile:
     def status(self) -> os.stat_result:
         return self.local.stat()
 
-    # Beginning, name and end
-
     def resume(self) -> None:
         """Take its content for a change that an earlier mount has not sent."""
         self.changes = 1
@@ -126,8 +124,6 @@ class LocalFile:
             self._session.delete(self.local, self.size_in_bytes)
             self.size_in_bytes = 0
 
-    # Handles
-
     def open(self, flags: int, process: Reader = None) -> EditHandle:
         """Open it as open(2) does, but for O_CREAT and O_EXCL; raises OSError."""
         is_writable = bool(flags & os.O_ACCMODE)
@@ -150,8 +146,6 @@ class LocalFile:
         """Complete it without waiting for its writers, who will not say that they are done."""
         self.writers = 0
         self.complete()
-
-    # Changes
 
     def begin_write(self, end: int) -> None:
         """Note a change before it is made; raises OSError if there is no room up to `end`."""
@@ -189,8 +183,6 @@ class LocalFile:
             self._tell(is_complete=True)
         except OSError as error:  # the disk is full; there is a note of it already
             logger.warning("%s: not noted that it is complete: %s", self.local, error)
-
-    # Sending
 
     def change_of(self, target: Target, read: Version | None, writer: Reader) -> Change:
         """Return its content as one for a target."""

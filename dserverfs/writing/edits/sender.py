@@ -1,9 +1,9 @@
-"""Sending what was written to targets of frozen datasets, now or when the server is back.
+"""Sending edits of frozen datasets to the server, now or when it is back.
 
-Used by the edits. What cannot be sent stays in its local file with a note and a
-reason; where trying again may help that is done with growing pauses, and once more
-at the end. Of two changes of one dataset the later one is sent later. Thread-safe;
-works in threads of its own.
+Used by the edits. An edit that cannot be sent stays in its local file, with a note that
+has the reason. If another attempt may help it is made with growing pauses, and once more
+at the end. Of two changes of one dataset the later one is sent later. Thread-safe; works
+in threads of its own.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class EditSender:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def flush(self, timeout_s: float) -> None:
-        """Try once more to send what is complete; return when that is done, or the time is over."""
+        """Send complete edits once more; return when that is done, or the time is over."""
         end_s = time.monotonic() + timeout_s
         self._local.wait_until_closed(min(timeout_s, LATE_CLOSE_S))
         with self._local.lock:
@@ -76,7 +76,7 @@ class EditSender:
             future.add_done_callback(self._sending.discard)
 
     def send(self, file: LocalFile) -> None:
-        """Send what was written to a target; raises what the server says, and keeps it then."""
+        """Send a target's content; raises the server's error, and keeps the edit then."""
         edited = self._local.of(file.dataset)
         with edited.sending:
             with self._local.lock:
@@ -111,7 +111,7 @@ class EditSender:
                     edited.was_sent(file, change)
 
     def send_content(self, edited: EditedFiles, target: Target, content: bytes) -> None:
-        """Send what no local file holds."""
+        """Send a content that no local file holds."""
         with edited.sending:
             self._put(edited, Change(target, content, 0, None, None))
 
@@ -121,7 +121,7 @@ class EditSender:
         logger.info("%s: %s was changed", edited.dataset.uri, change.target.path)
 
     def _keep(self, file: LocalFile, error: DserverfsError | OSError) -> None:
-        """Keep what could not be sent, say so once, and try again if that may help."""
+        """Keep an edit that could not be sent, say so once, and try again if that may help."""
         may_help = isinstance(error, (Unreachable, NotAuthenticated)) or (
             isinstance(error, ProtocolError) and (error.status or 0) >= 500
         )

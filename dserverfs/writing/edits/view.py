@@ -30,7 +30,7 @@ from dserverfs.writing.edits.local_file import (
 
 
 class Shown(NamedTuple):
-    """What a path shows in place of the server's file."""
+    """The view of a path, in place of the server's file."""
 
     file: LocalFile | None = None  # None: the server's, with this number and time
     number: int | None = None  # None: the one the path has anyway
@@ -60,7 +60,7 @@ class EditedFiles:
         self._count = itertools.count()
 
     def shown(self, path: str) -> Shown:
-        """Return what there is to show at a path; all None for one that was never touched."""
+        """Return the view of a path; all None for one that was never touched."""
         file = self._files.get(path)
         moved = None if file else self._hidden.get(path)
         return Shown(file, self._numbers.get(path), self._mtimes_ns.get(path), moved)
@@ -99,8 +99,6 @@ class EditedFiles:
         else:
             self._mtimes_ns[path] = mtime_ns
 
-    # Names
-
     def edit(self, file: LocalFile, path: str) -> None:
         """Show a file in place of the server's, with the number that the path has already."""
         file.rename(path)
@@ -128,11 +126,11 @@ class EditedFiles:
         self._hidden[source.path] = file
 
     def moves_back(self, file: LocalFile, target: Target) -> bool:
-        """Return whether a file is what was moved away from there and nothing has changed since."""
+        """Return whether a file was moved away from a target, and neither has changed since."""
         return file.moved == MovedAway(target, self._times_sent.get(target.path, 0), file.changes)
 
     def was_sent(self, file: LocalFile, change: Change) -> None:
-        """Note that the server has what a file held; show the server's if that is all."""
+        """Note that the server has a file's content; settle the file if that is all."""
         path = change.target.path
         file.was_sent(change)
         if file.note.read is not None:
@@ -145,7 +143,7 @@ class EditedFiles:
         self.settle(file)
 
     def settle(self, file: LocalFile) -> None:
-        """Show the server's content again if that is what was written."""
+        """Show the server's content again if it is the file's."""
         if file.path is not None and not file.writers and not file.is_unsent:
             del self._files[file.path]
             file.rename(None)
@@ -184,7 +182,7 @@ class LocalEdits:
         self._edited: dict[str, EditedFiles] = {}  # by dataset URI
 
     def open(self, wanted: Callable[[Dataset], bool]) -> list[LocalFile]:
-        """Begin; return what earlier mounts have not sent of the datasets that are `wanted`."""
+        """Begin; return the unsent edits that earlier mounts left of the `wanted` datasets."""
         self._session.open()
         taken = self._session.take_over(
             lambda note: target_of(note.path) is not None and wanted(note.dataset)
@@ -192,11 +190,11 @@ class LocalEdits:
         return [self._resume(local, note) for local, note in taken]
 
     def close(self) -> None:
-        """Delete what is temporary; what is not sent stays."""
+        """Delete temporary files; edits that are not sent stay."""
         self._session.close()
 
     def sync(self) -> None:
-        """Return when what is discarded is gone from the disk, too; waits for it."""
+        """Return when discarded files are gone from the disk, too; waits for it."""
         self._session.sync()
 
     def of(self, dataset: Dataset) -> EditedFiles:
@@ -206,7 +204,7 @@ class LocalEdits:
         return edited
 
     def known(self, dataset: Dataset) -> EditedFiles | None:
-        """Return those of a dataset in which anything was ever edited."""
+        """Return the files of a dataset, if any was ever edited."""
         return self._edited.get(dataset.uri)
 
     def unsent(self) -> list[LocalFile]:
