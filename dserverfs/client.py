@@ -1,45 +1,35 @@
-"""The composition root: everything that reading datasets of one server needs, put together.
+"""The composition root: the parts that read and write datasets of one server, put together.
 
-The only reader of settings. The mount, and whatever else uses datasets, starts
-here. `open` starts no thread and sends no request; methods block.
+Used by the mount, the broker and the command line, which start here. The only reader of
+the settings that these parts depend on. `open` starts no thread and sends no request.
 """
 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import logging
 import urllib.parse
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from dserverfs.base.directories import CannotBeMade, local_directory, private_directory, share_space
-from dserverfs.base.errors import DserverfsError, NotFound, PermissionDenied, UsageError
 from dserverfs.base.hashes import Policy
-from dserverfs.base.items import ItemContent
-from dserverfs.base.model import UUID, Dataset, DserverURI, User, split_base_uri
+from dserverfs.base.model import User
 from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.offline import KeptAnswers
-from dserverfs.catalogue.refreshed import NotLoaded
+from dserverfs.catalogue.refreshed import MOUNT, Staleness
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.hot_blocks import HotBlocks
 from dserverfs.reading.ranges import RangeFetcher
 from dserverfs.reading.stored_items import StoredItems
-from dserverfs.remote import login
 from dserverfs.remote.api import Resolver
 from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.metadata_api import MetadataWrites
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.routes import Routes
-from dserverfs.remote.tokens import TokenSource, expires_at
+from dserverfs.remote.tokens import TokenSource
 from dserverfs.remote.trust import Trust, is_loopback
 from dserverfs.settings import Settings, TokenSetting
-from dserverfs.tree.frozen_dataset import DatasetTree
-from dserverfs.tree.mount_tree import directories_below, parts_of
 from dserverfs.writing.edits import journal
 from dserverfs.writing.edits.editable import EditableFiles
 from dserverfs.writing.edits.edits import FrozenEdits
@@ -52,7 +42,16 @@ logger = logging.getLogger(__name__)
 
 
 class Client:
-    """What there is to use of one dserver; close it when done."""
+    """The parts for one dserver; close it when done.
+
+    catalogue        which datasets there are, and what they are, also while the server is away
+    reader, stored   bytes of items: through the cache, and past it
+    editable_files,
+    metadata_writes  changes of a frozen dataset on the server, as dtool's commands make them
+    edits            changes of frozen datasets in a mount, which wait for the server
+    staging          datasets under construction; freezer, uploader: on their way to the server
+    resolver         the server itself, past all that is kept; for tests and benchmarks
+    """
 
     def __init__(
         self,
@@ -65,14 +64,14 @@ class Client:
         staging_directory: Path | None = None,
         freeze_delay_s: float | None = None,
         adopt: bool = True,
+        staleness: Staleness = MOUNT,
     ) -> None:
         """`server` is HOST[:PORT]; `cache_size` is in bytes.
 
         `freeze_delay_s` is for how long a staged dataset is unchanged before it is
         frozen by itself, None for never. With `adopt` the bytes of what is frozen
-        here are taken over into the cache.
+        here are taken over into the cache. `staleness` is that of the catalogue's answers.
         """
-        self._server = server
         self._directory = local_directory(cache_directory or settings.cache_directory())
         trust = settings.trust(server)
         self._transport = _transport(server, settings, trust)
@@ -85,8 +84,8 @@ class Client:
         self.resolver = Resolver(self._transport, self._storage, routes)
         self.metadata_writes = MetadataWrites(routes, self.resolver)
         known = self._directory / "manifests"
-        self._answers = KeptAnswers(self.resolver, known)
-        self.catalogue = Catalogue(self._answers, server, known)
+        answers = KeptAnswers(self.resolver, known)
+        self.catalogue = Catalogue(answers, server, known, staleness=staleness)
         self.reader = BlockReader(self.resolver, self._storage, self._cache, hot, verify=verify)
         self.ranges = RangeFetcher(self.resolver, self._storage)
         self.stored = StoredItems(self.ranges)
@@ -133,95 +132,19 @@ class Client:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def require_signed_urls(self) -> None:
+        """Raise Unsupported if the server cannot sign URLs, without which no item is fetched."""
+        self.resolver.require_signed_urls()
+
     def give_way(self, size_in_bytes: int) -> bool:
         """Have the cache give that many bytes to the staging area; return whether it could."""
         if not share_space(self._directory, self._staging_directory):
             return False
         return self._cache.evict(size_in_bytes)
 
-    def check(self, uri: DserverURI) -> Dataset | None:
-        """Return the dataset `uri` names, if it names one; blocks.
-
-        Raises what keeps it from being read: no such host, no dserver, no
-        signed-URL routes, a token that is refused, a base URI without
-        permission, a dataset that is not there, or several of that uuid where
-        the URI names no base URI. A server that is away is no reason if what it
-        said last to the token's user is known.
-        """
-        self._answers.require_signed_urls()
-        user = self._answers.accepted_user()
-        self.catalogue.learn_user(user)
-        if uri.base_uri is None:
-            return None if uri.uuid is None else self._only(uri, uri.uuid, user)
-        if not _may_search(user, uri.base_uri):
-            known = ", ".join(user.search_base_uris) or "none"
-            raise PermissionDenied(
-                f"{uri}: user {user.username} has no search permission on {uri.base_uri},"
-                f" or the server does not have it; permitted: {known}"
-            )
-        if uri.uuid is None:
-            return None
-        try:
-            return self._answers.dataset_by_uuid(uri.uuid, uri.base_uri)
-        except NotFound as error:
-            raise NotFound(f"{uri}: no such dataset; a base URI shows all there are") from error
-
-    def datasets(self, uri: DserverURI) -> list[Dataset]:
-        """Return the dataset that `uri` names, or all it shows; blocks. Raises as `check` does."""
-        only = self.check(uri)
-        if only is not None:
-            return [only]
-        user = self._answers.accepted_user()
-        return [
-            dataset
-            for base_uri in user.search_base_uris
-            if _is_below(base_uri, uri.base_uri)
-            for dataset in self._answers.datasets(base_uri)
-        ]
-
-    def contents(self, dataset: Dataset) -> Iterator[tuple[str, ItemContent]]:
-        """Yield every item with its path below `data`; blocks. Raises what the server says."""
-        _load(lambda: self.catalogue.index(dataset))
-        yield from DatasetTree(dataset, self.catalogue, self.uri_of(dataset)).items()
-
-    def uri_of(self, dataset: Dataset) -> DserverURI:
-        return DserverURI(self._server, dataset.base_uri, dataset.uuid)
-
-    def preload(self, uri: DserverURI, only: Future[Dataset | None]) -> None:
-        """Load what the first listing of a mount shows; blocks. What fails is asked again later."""
-        try:
-            dataset = only.result()
-            if dataset is not None:
-                _load(lambda: self.catalogue.index(dataset))
-            elif uri.base_uri is not None:
-                base_uri = uri.base_uri
-                parts = tuple(split_base_uri(base_uri))
-                known = parts_of(self.catalogue.user().search_base_uris)
-                reserved = frozenset(directories_below(parts, known))
-                if parts in known:
-                    _load(lambda: self.catalogue.datasets(base_uri, reserved))
-        except DserverfsError as error:
-            logger.debug("%s: not loaded ahead: %s", uri, error)
-
-    def _only(self, uri: DserverURI, uuid: UUID, user: User) -> Dataset:
-        """Return the dataset of that uuid, whichever base URI holds it."""
-        found = [
-            dataset
-            for dataset in self._answers.datasets_by_uuid(uuid)
-            if dataset.base_uri in user.search_base_uris
-        ]
-        if not found:
-            raise NotFound(
-                f"{uri}: no base URI that user {user.username} may search has such a dataset"
-            )
-        if len(found) > 1:
-            full = sorted(str(replace(uri, base_uri=dataset.base_uri)) for dataset in found)
-            raise UsageError(f"{uri}: is in several base URIs; use one of {' '.join(full)}")
-        return found[0]
-
 
 def whoami(server: str, settings: Settings) -> User:
-    """Return whom the token for `server` speaks for; blocks. Raises what the server says."""
+    """Return the user of the token for `server`; blocks. Raises the server's refusal."""
     trust = settings.trust(server)
     transport, storage = _transport(server, settings, trust), Storage(trust)
     try:
@@ -231,50 +154,6 @@ def whoami(server: str, settings: Settings) -> User:
     finally:
         storage.close()
         transport.close()
-
-
-class KeptToken(NamedTuple):
-    """A token that was got and kept."""
-
-    user: User
-    expires_at: float | None  # epoch seconds
-    path: Path
-    overridden_by: str | None  # the setting that counts before it
-
-
-class Login:
-    """A password for one dserver, to be exchanged for a token."""
-
-    def __init__(self, server: str, settings: Settings, *, username: str | None) -> None:
-        self._server = server
-        self._settings = settings
-        self._base_url = settings.base_url(server)
-        self._generator_url = settings.token_generator_url(server)
-        self.username = username or settings.username(server) or _login_name()
-
-    def require_private_way(self) -> None:
-        """Raise UsageError if the password or the token could be read on the way."""
-        for url in (self._generator_url, self._base_url):
-            if url is not None:
-                login.require_private_way(url)
-
-    def run(self, password: str) -> KeptToken:
-        """Get a token, try it, and keep it; blocks."""
-        trust = self._settings.trust(self._server)
-        credentials = login.Credentials(self.username, password)
-        token = login.fetch_token(self._base_url, self._generator_url, credentials, trust)
-        user = login.user_of(self._base_url, token, trust)
-        path = self._settings.kept_token_file(self._server)
-        login.keep_token(path, token)
-        setting = self._settings.token(self._server)
-        return KeptToken(user, expires_at(token), path, setting.name if setting else None)
-
-
-def _login_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError) as error:  # a user id without a name, as in containers
-        raise UsageError("say whom to log in: --username NAME") from error
 
 
 def _transport(server: str, settings: Settings, trust: Trust) -> ServerTransport:
@@ -308,21 +187,3 @@ def _tell_whose_token_is_sent(
             setting.name,
             server,
         )
-
-
-def _load(ask: Callable[[], object]) -> None:
-    """Have what `ask` asks the catalogue for at hand; blocks."""
-    try:
-        ask()
-    except NotLoaded as missing:
-        missing.load()
-
-
-def _may_search(user: User, base_uri: str) -> bool:
-    """Return whether there is something to see at or below `base_uri`."""
-    return any(_is_below(known, base_uri) for known in user.search_base_uris)
-
-
-def _is_below(base_uri: str, other: str | None) -> bool:
-    """Return whether `base_uri` is `other` or in it; None has all."""
-    return other is None or base_uri == other or base_uri.startswith(f"{other}/")

@@ -10,6 +10,7 @@ import pytest
 from dserverfs.base.errors import NotFound, PermissionDenied, Unsupported, UsageError
 from dserverfs.base.model import Dataset, DserverURI
 from dserverfs.cli.main import main
+from dserverfs.mount.daemon import preload
 from tests.support.mounts import client_of
 from tests.support.quirky_server import BASE_URI, TOKEN, QuirkyServer
 from tests.support.servers import ServerHandle
@@ -23,7 +24,7 @@ def check(quirky: QuirkyServer, tmp_path: Path, path: str) -> str | None:
     """Return the backend URI that `dserver://SERVER<path>` names."""
     uri = f"dserver://{quirky.url.removeprefix('http://')}{path}"
     with client_of(uri, TOKEN, tmp_path / "cache") as client:
-        dataset = client.check(DserverURI.parse(uri))
+        dataset = client.catalogue.check(DserverURI.parse(uri))
         return None if dataset is None else dataset.uri
 
 
@@ -121,8 +122,8 @@ def test_user_is_asked_for_once_until_the_first_listing(
 
     with client_of(str(uri), TOKEN, tmp_path / "cache") as client:
         only = Future[Dataset | None]()
-        only.set_result(client.check(uri))
-        client.preload(uri, only)
+        only.set_result(client.catalogue.check(uri))
+        preload(client.catalogue, uri, only)
 
         assert client.catalogue.user().search_base_uris == (BASE_URI,)
         assert len(client.catalogue.datasets(BASE_URI, frozenset())) == 1

@@ -25,11 +25,11 @@ MAY_IMPORT = {
     "writing": "base remote reading catalogue",
     "tree": "base catalogue writing",
     "settings": "base remote",
-    "client": "base remote reading catalogue writing tree settings",
+    "client": "base remote reading catalogue writing settings",
     "mount": "base remote reading catalogue writing tree settings client",
-    "broker": "base remote reading catalogue writing settings client",
+    "broker": "base reading catalogue writing settings client",
     "server": "base",
-    "cli": "base reading writing tree settings client mount server",
+    "cli": "base remote reading writing tree settings client mount server",
     "__main__": "cli",
 }
 SUB_ROOMS = {
@@ -40,15 +40,14 @@ SUB_ROOMS = {
 # What a room shows the others; of base that is all.
 SHOWN = {
     "remote": "api dserver_http login manifest_parsing many_gets metadata_api objects puts"
-    " routes signed_urls signing tokens trust upload_api upload_urls versions",
+    " routes signed_urls signing tokens trust upload_api upload_urls",
     "reading": "block_reader hot_blocks open_item ranges stored_items whole_item cache.block_cache"
     " cache.blocks cache.maintenance cache.space cache.troubles cache.write_behind",
-    "catalogue": "catalogue manifest_index manifest_rows offline refreshed",
+    "catalogue": "catalogue items manifest_index names offline refreshed",
     "writing": "freeze_job freezer registry staging.area staging.dataset staging.file_hashes"
     " staging.staged_files staging.states staging.survey upload.uploader edits.edits edits.editable"
     " edits.journal edits.local_file",
-    "tree": "attributes description filesystem frozen_dataset listing mount_tree open_files"
-    " refusals steps",
+    "tree": "attributes description filesystem listing mount_tree open_files refusals steps",
     "mount": "control daemon launcher mountpoint",
     "server": "datadir management serve store.settings store.stores",
     "cli": "main",

@@ -51,7 +51,7 @@ class ItemFiles:
         directory: Path,
         prepare: Callable[[], None],
     ) -> None:
-        """`prepare` is called before something is fetched."""
+        """`prepare` is called before something is fetched from the store."""
         self._reader = reader
         self._ranges = ranges
         self._prepare = prepare
@@ -67,7 +67,8 @@ class ItemFiles:
         try:
             self._make_directory()
             if not self._is_good(path, content, item):
-                self._prepare()
+                if not self._reader.has_all(content):
+                    self._prepare()
                 self._write(path, content, item)
         except OSError as error:
             raise UsageError(

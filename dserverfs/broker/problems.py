@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from dtoolcore.storagebroker import StorageBrokerOSError
 
-from dserverfs.base.errors import Conflict, DserverfsError
+from dserverfs.base.errors import Conflict, DserverfsError, Unreachable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,7 +38,17 @@ def shown(error: DserverfsError) -> DserverfsError:
 
 
 class ExistsAlready(Conflict, StorageBrokerOSError):  # type: ignore[misc]  # no types of dtoolcore's
-    """What dtoolcore, and whoever uses it, expects of a dataset that cannot be made."""
+    """The error that dtoolcore and its callers expect of a dataset that exists already."""
+
+
+@contextlib.contextmanager
+def needs_server(problem: str) -> Iterator[None]:
+    """Raise an Unreachable with the problem in its message: nothing that is kept helps here."""
+    try:
+        yield
+    except Unreachable as error:
+        message = f"{problem} while the server or its store is away: {error}"
+        raise type(error)(message, uri=error.uri, status=error.status) from error
 
 
 @contextlib.contextmanager

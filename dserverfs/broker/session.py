@@ -1,8 +1,8 @@
-"""One process' dealings with one dserver: the client, and answers already given.
+"""The state that all brokers of a process share for one server: its client, and open datasets.
 
-dtoolcore makes three to eight brokers for a command, each of which asks what the
-one before has asked; they share a session. It is made when the first of them
-needs something, and closed when the process ends.
+dtoolcore makes three to eight brokers for a command, each of which asks what the one
+before has asked. A session is made when the first of them needs the server, and closed
+when the process ends.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,14 @@ from dserverfs.base.errors import (
     PermissionDenied,
     UsageError,
 )
-from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI
+from dserverfs.base.model import UUID, BackendURI, DserverURI
 from dserverfs.broker import proto
 from dserverfs.broker.frozen import FrozenDataset
+from dserverfs.broker.problems import needs_server
 from dserverfs.broker.progress import watch
 from dserverfs.broker.proto import ProtoDataset
+from dserverfs.catalogue.catalogue import only_base_uri
+from dserverfs.catalogue.refreshed import COMMAND
 from dserverfs.client import Client
 from dserverfs.settings import Settings
 from dserverfs.writing.staging.dataset import StagedDataset
@@ -41,14 +44,13 @@ MAX_FROZEN = 8
 
 
 class Session:
-    """What brokers of one server share. Thread-safe."""
+    """The client and the open datasets of one server. Thread-safe."""
 
     def __init__(self, server: str, settings: Settings) -> None:
-        self.settings = settings
+        self._settings = settings
         self._server = server
         self._lock = threading.RLock()
         self._client: Client | None = None
-        self._datasets: dict[DserverURI, Dataset] = {}
         self._located: dict[UUID, str] = {}  # base URIs of what is asked for by uuid alone
         self._frozen: OrderedDict[BackendURI, FrozenDataset] = OrderedDict()
         self._protos: dict[Path, ProtoDataset] = {}  # by their directory
@@ -58,8 +60,9 @@ class Session:
         """The client, opened when it is first needed."""
         with self._lock:
             if self._client is None:
-                # What dtool's commands upload is elsewhere on this machine, as a rule.
-                self._client = Client(self._server, self.settings, adopt=False).open()
+                # The files that dtool's commands upload are on this machine, as a rule.
+                client = Client(self._server, self._settings, adopt=False, staleness=COMMAND)
+                self._client = client.open()
             return self._client
 
     def close(self) -> None:
@@ -75,16 +78,16 @@ class Session:
             client.close()
 
     def find(self, uri: DserverURI) -> FrozenDataset | ProtoDataset:
-        """Return what a URI names: a proto dataset, else what the server has.
+        """Return the proto dataset that a URI names, or else the dataset of the server.
 
         Raises NotFound if there is none, PermissionDenied, UsageError if the URI
         leaves several to choose from.
         """
         uri = self._in_its_base_uri(uri)
-        return self.staged(uri) or self.frozen(self._resolve(uri))
+        return self.staged(uri) or self.frozen(uri)
 
     def staged(self, uri: DserverURI) -> ProtoDataset | None:
-        """Return the proto dataset that a URI names; asks nobody if it names the base URI.
+        """Return the proto dataset that a URI names; without a request if it has its base URI.
 
         Raises as `find` if it does not.
         """
@@ -100,14 +103,13 @@ class Session:
         """
         staged = [each for each in self.client.staging.datasets(base_uri) if not _is_frozen(each)]
         try:
-            datasets = self.client.resolver.datasets(base_uri)
+            datasets = self.client.catalogue.listed(base_uri)
         except NotAuthenticated:
             raise
         except PermissionDenied:
             if not staged:
                 raise
-            datasets = []  # whoever may only register there sees what is not sent yet
-        self._note(datasets)
+            datasets = []  # a user who may only register there sees the proto datasets
         known = {dataset.uuid: None for dataset in datasets}
         known |= {UUID(proto.uuid_of(each)): None for each in staged}
         return list(known)
@@ -116,7 +118,8 @@ class Session:
         """Raise PermissionDenied or Conflict unless a new dataset can have this URI."""
         if uri.base_uri is None or uri.uuid is None:
             raise UsageError(f"{uri}: a new dataset needs a base URI and a uuid")
-        user = self.client.resolver.user()
+        with needs_server(f"{uri}: no dataset can be created"):
+            user = self.client.catalogue.registering_user()
         if uri.base_uri not in user.register_base_uris:
             raise PermissionDenied(
                 f"{DserverURI(self._server, uri.base_uri)}: user {user.username} has no right to"
@@ -136,10 +139,11 @@ class Session:
             self._located.pop(uri.uuid, None)
         self._proto(proto.create(staging, uri.base_uri, uri.uuid, admin_metadata))
 
-    def finish(self, dataset: ProtoDataset) -> None:
-        """Upload and register a proto dataset; blocks. Interrupted, it leaves it staged."""
+    def finish(self, uri: DserverURI, dataset: ProtoDataset) -> None:
+        """Upload and register a proto dataset; blocks. It stays staged if that fails."""
         try:
-            self._note([dataset.finish(watch)])
+            with needs_server(f"{uri}: cannot be frozen, and stays a proto dataset,"):
+                dataset.finish(watch)
         except DserverfsError:
             raise
         except BaseException:
@@ -148,32 +152,27 @@ class Session:
 
     def publish(self, uri: DserverURI) -> str:
         """Return a link to a dataset; it expires as dtool-s3's do where that is set."""
-        expiry_s = self.settings.publish_expiry_s()
-        return self.frozen(self._resolve(uri)).publish(expiry_s)
+        expiry_s = self._settings.publish_expiry_s()
+        return self.frozen(self._in_its_base_uri(uri)).publish(expiry_s)
 
-    def frozen(self, dataset: Dataset) -> FrozenDataset:
-        """Return what there is to know and to do of a dataset."""
+    def frozen(self, uri: DserverURI) -> FrozenDataset:
+        """Return the dataset of the server that a full URI names; raises NotFound."""
+        if uri.uuid is None:
+            raise NotFound(f"{uri}: names no dataset")
+        dataset = self.client.catalogue.dataset(uri)
+        closed = []
         with self._lock:
             frozen = self._frozen.get(dataset.uri)
-            if frozen is None:
-                frozen = self._frozen[dataset.uri] = FrozenDataset(
-                    dataset,
-                    self._server,
-                    self.client,
-                    self.settings.dtool_cache_directory(),
-                    self._changed,
-                )
-                while len(self._frozen) > MAX_FROZEN:
-                    self._frozen.popitem(last=False)[1].close()
+            if frozen is None or frozen.dataset != dataset:  # it has another name now
+                closed += [frozen] if frozen else []
+                directory = self._settings.dtool_cache_directory()
+                frozen = self._frozen[dataset.uri] = FrozenDataset(dataset, self.client, directory)
             self._frozen.move_to_end(dataset.uri)
-            return frozen
-
-    def _changed(self, dataset: Dataset) -> None:
-        """Ask anew about a dataset that was changed."""
-        self.client.catalogue.forget(dataset)
-        with self._lock:
-            self._datasets.pop(self.client.uri_of(dataset), None)
-            self._frozen.pop(dataset.uri, None)
+            while len(self._frozen) > MAX_FROZEN:
+                closed.append(self._frozen.popitem(last=False)[1])
+        for each in closed:
+            each.close()
+        return frozen
 
     def _proto(self, staged: StagedDataset) -> ProtoDataset:
         with self._lock:
@@ -182,55 +181,28 @@ class Session:
                 found = self._protos[staged.directory] = ProtoDataset(staged, self.client)
             return found
 
-    def _resolve(self, uri: DserverURI) -> Dataset:
-        if uri.uuid is None:
-            raise NotFound(f"{uri}: names no dataset")
-        uri = self._in_its_base_uri(uri)
-        with self._lock:
-            known = self._datasets.get(uri)
-        if known is not None:
-            return known
-        dataset = self.client.resolver.dataset(f"{uri.base_uri}/{uri.uuid}")
-        self._note([dataset])
-        return dataset
-
-    def _note(self, datasets: Iterable[Dataset]) -> None:
-        with self._lock:
-            self._datasets.update((self.client.uri_of(dataset), dataset) for dataset in datasets)
-
     def _in_its_base_uri(self, uri: DserverURI) -> DserverURI:
-        """Return the full URI of what is asked for by its uuid alone, staged or registered.
+        """Return the full URI of a dataset that is named by its uuid alone, staged or registered.
 
-        Raises NotFound, or UsageError if it is in several base URIs: what is known of
-        one of them so far does not decide which is meant.
+        Raises NotFound, or UsageError if it is in several base URIs.
         """
         if uri.uuid is None or uri.base_uri is not None:
             return uri
         with self._lock:
             base_uri = self._located.get(uri.uuid)
         if base_uri is None:
-            base_uri = self._locate(uri, uri.uuid)
+            found = self.client.catalogue.base_uris_of(uri.uuid) | {
+                base_uri
+                for base_uri in self.client.staging.base_uris()
+                if self._staged_as(replace(uri, base_uri=base_uri)) is not None
+            }
+            base_uri = only_base_uri(uri, found, "you")
             with self._lock:
                 self._located[uri.uuid] = base_uri
         return replace(uri, base_uri=base_uri)
 
-    def _locate(self, uri: DserverURI, uuid: UUID) -> str:
-        registered = self.client.resolver.datasets_by_uuid(uuid)
-        self._note(registered)
-        found = {dataset.base_uri for dataset in registered} | {
-            base_uri
-            for base_uri in self.client.staging.base_uris()
-            if self._staged_as(replace(uri, base_uri=base_uri)) is not None
-        }
-        if not found:
-            raise NotFound(f"{uri}: no base URI that you may search has such a dataset")
-        if len(found) > 1:
-            full = sorted(str(replace(uri, base_uri=base_uri)) for base_uri in found)
-            raise UsageError(f"{uri}: is in several base URIs; use one of {' '.join(full)}")
-        return found.pop()
-
     def _staged_as(self, uri: DserverURI) -> StagedDataset | None:
-        """Return what is staged under a full URI."""
+        """Return the staged dataset of a full URI."""
         assert uri.base_uri is not None
         for staged in self.client.staging.datasets(uri.base_uri):
             if not _is_frozen(staged) and proto.uuid_of(staged) == uri.uuid:
@@ -239,7 +211,7 @@ class Session:
 
 
 def _is_frozen(staged: StagedDataset) -> bool:
-    """Return whether the server has it: its files are only being put away."""
+    """Return whether the server has it, and only its files are not removed yet."""
     return staged.frozen_as is not None or staged.record.state is State.FROZEN
 
 
@@ -299,7 +271,7 @@ def _hide_signatures() -> None:
         logger.addFilter(_WithoutQuery())
 
 
-# Before the threads of executors are waited for, which is before what atexit calls: what
-# they are fetching ahead, or uploading after Ctrl-C, must not hold up the end.
+# Before Python waits for the threads of executors, which it does before it calls atexit's
+# functions: a fetch ahead, or an upload after Ctrl-C, must not delay the end.
 getattr(threading, "_register_atexit", atexit.register)(close_all)
 os.register_at_fork(after_in_child=_forget_after_fork)

@@ -1,8 +1,8 @@
-"""The class dtoolcore asks: its names and conventions, over what the session finds.
+"""The class that dtoolcore calls: its names and conventions, over the datasets of a session.
 
 A URI names a base URI, a dataset on the server, or a proto dataset in the local
-staging area, which is found first, without a request. Nothing is asked in the
-constructor. Every error of ours is raised so that a dtool command shows one line.
+staging area, which is found first, without a request. The constructor makes no
+request. Every error of ours is raised so that a dtool command shows one line.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class DserverStorageBroker(BaseStorageBroker):  # type: ignore[misc]  # dtoolcor
         self._config_path = _other_config(config_path)
         self._is_being_created = False
 
-    # What a base URI holds.
+    # Base URIs
 
     def list_dataset_uris(self, base_uri: str, config_path: str | None = None) -> list[str]:
         """Return the URIs of all datasets, oldest first, and then of the user's proto datasets."""
@@ -69,10 +69,10 @@ class DserverStorageBroker(BaseStorageBroker):  # type: ignore[misc]  # dtoolcor
     def generate_base_uri(self, uri: str) -> str:
         return uri.rstrip("/").rpartition("/")[0]
 
-    # What a dataset is.
+    # Datasets
 
     def has_admin_metadata(self) -> bool:
-        """Return whether there is such a dataset; whatever keeps us from knowing is raised."""
+        """Return whether there is such a dataset; raises what keeps us from knowing."""
         if self._uri.uuid is None:
             return False
         try:
@@ -109,7 +109,7 @@ class DserverStorageBroker(BaseStorageBroker):  # type: ignore[misc]  # dtoolcor
     def _list_historical_readme_keys(self) -> list[str]:
         raise Unsupported(f"{self._uri}: earlier READMEs are kept in the store, not listed")
 
-    # Keys and their texts.
+    # Keys and their texts
 
     def get_admin_metadata_key(self) -> str:
         return keys.ADMIN_METADATA
@@ -156,7 +156,7 @@ class DserverStorageBroker(BaseStorageBroker):  # type: ignore[misc]  # dtoolcor
     def list_tags(self) -> list[str]:
         return self._dataset().tags()
 
-    # Items.
+    # Items
 
     def get_item_abspath(self, identifier: str) -> str:
         """Return the path of a file with the item's verified content, fetching it if need be."""
@@ -169,7 +169,7 @@ class DserverStorageBroker(BaseStorageBroker):  # type: ignore[misc]  # dtoolcor
         return handle
 
     def iter_item_handles(self) -> Iterator[str]:
-        """Return the relpaths of the items; of a frozen dataset those that the store holds."""
+        """Return the relpaths of all items, of a frozen dataset those that the store holds."""
         return iter(self._dataset().handles())
 
     def get_size_in_bytes(self, handle: str) -> int:
@@ -179,7 +179,7 @@ class DserverStorageBroker(BaseStorageBroker):  # type: ignore[misc]  # dtoolcor
         return self._dataset().timestamp(handle)
 
     def get_hash(self, handle: str) -> str:
-        """Return the hash of what is stored; a frozen dataset's item is read from the store."""
+        """Return the hash of an item's content, which is read from the store if it is frozen."""
         return self._dataset().hash(handle)
 
     def add_item_metadata(self, handle: str, key: str, value: Any) -> None:
@@ -188,22 +188,22 @@ class DserverStorageBroker(BaseStorageBroker):  # type: ignore[misc]  # dtoolcor
     def get_item_metadata(self, handle: str) -> dict[str, Any]:
         return self._proto("look for an item's metadata").item_metadata(handle)
 
-    # Freezing.
+    # Freezing
 
     def pre_freeze_hook(self) -> None:
         self._proto("freeze").prepare()
 
     def post_freeze_hook(self) -> None:
-        """Upload and register what dtoolcore has frozen; returns when the server has it."""
-        self._session.finish(self._proto("freeze"))
+        """Upload and register what dtoolcore has described; return when that is done."""
+        self._session.finish(self._uri, self._proto("freeze"))
 
-    # Publishing.
+    # Publishing
 
     def http_enable(self) -> str:
         """Return a link by which anybody can read the dataset for a while."""
         return self._session.publish(self._uri)
 
-    # How the answers are found.
+    # Sessions and datasets
 
     @property
     def _session(self) -> Session:

@@ -1,94 +1,58 @@
 """What is known of a server's datasets: permissions, listings, names, manifests, metadata.
 
-Used by the tree. Owns how long each is believed, and under which name a dataset
-is shown. Answers at once or raises `cells.NotLoaded`; asks in threads. Thread-safe.
+Used by the tree, the broker, the edits and the command line, which get the same answers,
+also while the server is away. Owns how old an answer may be, and which dataset a URI
+names. Answers at once or raises `refreshed.NotLoaded`, and fetches in threads; methods
+that block say so. Thread-safe.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dserverfs.base.clock import boottime_s
-from dserverfs.base.errors import DserverfsError, NotFound, ProtocolError
-from dserverfs.base.limits import component_is_usable
-from dserverfs.base.model import UUID, BackendURI, Dataset, User
+from dserverfs.base.errors import (
+    DserverfsError,
+    NotFound,
+    PermissionDenied,
+    ProtocolError,
+    UsageError,
+)
+from dserverfs.base.items import ItemContent
+from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI, User
+from dserverfs.catalogue.items import IndexedItems, parse_manifest
 from dserverfs.catalogue.manifest_index import ManifestIndex
+from dserverfs.catalogue.manifest_indexing import pieces_of
 from dserverfs.catalogue.manifests import Manifests
+from dserverfs.catalogue.names import DatasetNames
 from dserverfs.catalogue.offline import KeptAnswers
-from dserverfs.catalogue.refreshed import Cell, NotLoaded, Patience
-from dserverfs.remote.api import Metadata
+from dserverfs.catalogue.refreshed import (
+    MOUNT,
+    NotLoaded,
+    RefreshedValue,
+    RefreshWaits,
+    Staleness,
+    loaded,
+)
+from dserverfs.remote.api import Metadata, dtoolcore_version_in
+from dserverfs.remote.signing import is_asked_whole
 
 logger = logging.getLogger(__name__)
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 FRESH_S = 60.0  # listings, permissions, README, tags, annotations, overlay names
-RENEW_S = 2.0  # what is younger is not asked for again by who looks for a name in vain
+RENEW_S = 2.0  # a younger listing is not asked for again because a name is not in it
 REFRESH_THREADS = 4
 UUID_DIRECTORY = ".uuid"
-
-
-class Names:
-    """Under which name each dataset of a base URI is shown; a name once bound stays bound."""
-
-    def __init__(self, reserved: frozenset[str]) -> None:
-        self._taken: dict[str, UUID | None] = {name: None for name in reserved}
-        self._names: dict[UUID, str] = {}
-
-    def bind(self, datasets: list[Dataset]) -> dict[str, Dataset]:
-        """Return the datasets, oldest first, by name; earlier bindings are kept."""
-        named = {}
-        for dataset in sorted(datasets, key=lambda entry: (entry.frozen_at, entry.uuid)):
-            name = self._names.get(dataset.uuid)
-            if name is None:
-                name = self._names[dataset.uuid] = self._choose(dataset)
-                self._taken[name] = dataset.uuid
-            named[name] = dataset
-        return named
-
-    def place(self, uuid: UUID, wanted: str) -> str:
-        """Return the name of a staged dataset: `wanted`, if nothing else has that."""
-        name = self._names.get(uuid)
-        if name is None or (name != wanted and wanted not in self._taken):
-            self.release(uuid)
-            name = self._names[uuid] = self._free(wanted, uuid)
-            self._taken[name] = uuid
-        return name
-
-    def hand_over(self, staged: UUID, frozen: UUID) -> None:
-        """Show the frozen dataset under the name that it had while it was staged."""
-        if staged == frozen:
-            return
-        name = self._names.pop(staged, None)
-        if name is not None and frozen not in self._names:
-            self._names[frozen] = name
-            self._taken[name] = frozen
-
-    def is_taken(self, name: str) -> bool:
-        return name in self._taken
-
-    def release(self, uuid: UUID) -> None:
-        """Let others have the name of a staged dataset."""
-        name = self._names.pop(uuid, None)
-        if name is not None:
-            del self._taken[name]
-
-    def _choose(self, dataset: Dataset) -> str:
-        if not component_is_usable(dataset.name):
-            logger.warning("%s: its name cannot be shown, its uuid is", dataset.uri)
-            return dataset.uuid
-        return self._free(dataset.name, dataset.uuid)
-
-    def _free(self, wanted: str, uuid: UUID) -> str:
-        for name in (wanted, f"{wanted}~{uuid[:8]}"):
-            if name not in self._taken:
-                return name
-        return f"{wanted}~{uuid}"
 
 
 class Catalogue:
@@ -100,36 +64,41 @@ class Catalogue:
         server: str,
         directory: Path,
         clock_s: Callable[[], float] = boottime_s,
+        staleness: Staleness = MOUNT,
     ) -> None:
         self._answers = answers
+        self._server = server
         self._clock_s = clock_s
         self._background = ThreadPoolExecutor(REFRESH_THREADS, thread_name_prefix="refresh")
-        self._patience = Patience(clock_s)
+        self._waits = RefreshWaits(clock_s, staleness)
         self._lock = threading.Lock()
-        self._names: dict[str, Names] = {}
-        self._listings: dict[str, Cell[Mapping[str, Dataset]]] = {}
-        self._readmes: dict[BackendURI, Cell[bytes]] = {}
-        self._metadata: dict[BackendURI, Cell[Metadata]] = {}
+        self._names: dict[str, DatasetNames] = {}
+        self._resolved: dict[DserverURI, Dataset] = {}
+        self._listings: dict[str, RefreshedValue[Mapping[str, Dataset]]] = {}
+        self._readmes: dict[BackendURI, RefreshedValue[bytes]] = {}
+        self._metadata: dict[BackendURI, RefreshedValue[Metadata]] = {}
         self._manifests = Manifests(answers, server, directory, explain=self._explained)
-        # Registered by us, and until when they are listed even if the server's answer,
-        # which may be older, does not have them.
+        # Datasets registered by us, each with the time until which it is listed even if the
+        # server's answer, which may be older, lacks it.
         self._learned: dict[BackendURI, tuple[Dataset, float]] = {}
-        self._user = self._cell(answers.user, FRESH_S)
+        self._user = self._refreshed(answers.user, FRESH_S)
 
     def close(self) -> None:
         self._background.shutdown(wait=False, cancel_futures=True)
         self._manifests.close()
 
+    # Answers that mounts keep and refresh
+
     def user(self) -> User:
-        """Return whom the token speaks for, at once if that was ever known."""
+        """Return the token's user, at once if that was ever known."""
         return self._user.get_at_once()
 
     def recent_user(self) -> User:
-        """Return whom the token speaks for, with the base URIs of now or of a minute ago."""
+        """Return the token's user, with the base URIs of now or of a minute ago."""
         return self._user.get()
 
     def learn_user(self, user: User) -> None:
-        """Take over whom the token speaks for from an answer that was just had."""
+        """Take over an answer about the token's user that came just now."""
         self._user.keep(user)
 
     def datasets(self, base_uri: str, reserved: frozenset[str]) -> Mapping[str, Dataset]:
@@ -138,45 +107,26 @@ class Catalogue:
         `reserved` names are left to others; those of the first call count.
         """
         with self._lock:
-            cell = self._listings.get(base_uri)
-            if cell is None:
-                names = self._names.setdefault(base_uri, Names(reserved | {UUID_DIRECTORY}))
-                cell = self._listings[base_uri] = self._cell(
+            listing = self._listings.get(base_uri)
+            if listing is None:
+                names = self._names.setdefault(base_uri, DatasetNames(reserved | {UUID_DIRECTORY}))
+                listing = self._listings[base_uri] = self._refreshed(
                     lambda: names.bind(self._with_learned(base_uri)), FRESH_S
                 )
-        return cell.get()
+        return listing.get()
 
-    def names(self, base_uri: str) -> Names:
+    def names(self, base_uri: str) -> DatasetNames:
         """Return the names bound in a base URI whose datasets were asked for."""
         return self._names[base_uri]
 
-    def learn(self, dataset: Dataset, as_staged: UUID) -> None:
-        """List a dataset that was registered just now, under the name it had while staged."""
-        with self._lock:
-            self._learned[dataset.uri] = (dataset, self._clock_s() + 2 * FRESH_S)
-            cell = self._listings.get(dataset.base_uri)
-            if as_staged != dataset.uuid and dataset.base_uri in self._names:
-                self._names[dataset.base_uri].hand_over(as_staged, dataset.uuid)
-        if cell is not None:
-            cell.replace(lambda named: {**named, **self._named(dataset)})
-
-    def relist(self, base_uri: str) -> None:
-        """Have the listing fetched anew: another process made a dataset."""
-        with self._lock:
-            cell = self._listings.get(base_uri)
-        if cell is not None:
-            cell.forget()
-
     def known_datasets(self) -> list[Dataset]:
-        """Return the datasets of every listing that is at hand; asks for nothing."""
+        """Return the datasets of every listing that was fetched, without a request."""
         with self._lock:
-            cells = list(self._listings.values())
+            listings = list(self._listings.values())
         known: list[Dataset] = []
-        for cell in cells:
-            try:
-                known += cell.at_hand().values()
-            except NotLoaded:
-                continue
+        for listing in listings:
+            with contextlib.suppress(NotLoaded):
+                known += listing.at_hand().values()
         return known
 
     def readme(self, dataset: Dataset) -> bytes:
@@ -187,58 +137,179 @@ class Catalogue:
         """Return admin metadata, tags, overlays and annotations."""
         return self._of(self._metadata, dataset, self._answers.metadata, FRESH_S)
 
-    # Each raises NotLoaded, and then waits shortly, if what is known is older than RENEW_S.
+    # Changes
 
-    def renew_user(self) -> None:
-        """Have the user's rights, and so the base URIs, of now."""
-        self._user.renew(RENEW_S)
-
-    def renew_listing(self, base_uri: str) -> None:
-        """Have the datasets of now, before a name is said not to be there."""
+    def learn(self, dataset: Dataset, as_staged: UUID) -> None:
+        """List a dataset that was registered just now, under the name it had while staged."""
         with self._lock:
-            cell = self._listings.get(base_uri)
-        if cell is not None:
-            cell.renew(RENEW_S)
+            self._learned[dataset.uri] = (dataset, self._clock_s() + 2 * FRESH_S)
+            self._resolved[self.uri_of(dataset)] = dataset
+            listing = self._listings.get(dataset.base_uri)
+            if as_staged != dataset.uuid and dataset.base_uri in self._names:
+                self._names[dataset.base_uri].hand_over(as_staged, dataset.uuid)
+        if listing is not None:
+            listing.replace(lambda named: {**named, **self._named(dataset)})
 
-    def renew_readme(self, dataset: Dataset) -> None:
-        """Have the README of now, before it is changed."""
+    def relist(self, base_uri: str) -> None:
+        """Drop a listing, which is fetched anew: another process made a dataset."""
         with self._lock:
-            cell = self._readmes.get(dataset.uri)
-        if cell is not None:
-            cell.renew(RENEW_S)
-
-    def renew_metadata(self, dataset: Dataset) -> None:
-        """Have tags, overlays and annotations of now, before one is changed or not there."""
-        with self._lock:
-            cell = self._metadata.get(dataset.uri)
-        if cell is not None:
-            cell.renew(RENEW_S)
+            listing = self._listings.get(base_uri)
+        if listing is not None:
+            listing.forget()
 
     def forget(self, dataset: Dataset) -> None:
-        """Ask anew for what can change of a dataset: it was changed by its own user.
+        """Drop what can change of a dataset: its own user has changed it.
 
         README, tags, annotations and overlays are loaded before they are shown
         again; the listing with its name is refreshed when it is next asked for.
         """
         self._answers.forget(dataset)
         with self._lock:
+            self._resolved.pop(self.uri_of(dataset), None)
             self._readmes.pop(dataset.uri, None)
             self._metadata.pop(dataset.uri, None)
             listing = self._listings.get(dataset.base_uri)
         if listing is not None:
             listing.expire()
 
+    # Renewals: each raises NotLoaded, and then waits shortly, if the answer is older than RENEW_S.
+
+    def renew_user(self) -> None:
+        """Renew the user's rights, and so the base URIs."""
+        self._user.renew(RENEW_S)
+
+    def renew_listing(self, base_uri: str) -> None:
+        """Renew a listing, before a name is said not to be there."""
+        self._renew(self._listings, base_uri)
+
+    def renew_readme(self, dataset: Dataset) -> None:
+        """Renew the README, before it is changed."""
+        self._renew(self._readmes, dataset.uri)
+
+    def renew_metadata(self, dataset: Dataset) -> None:
+        """Renew tags, overlays and annotations, before one is changed or said not to be there."""
+        self._renew(self._metadata, dataset.uri)
+
+    # Manifests
+
     def manifest(self, dataset: Dataset) -> Path | bytes:
-        """Return the manifest as the server sent it: a file, or what would be in it."""
+        """Return the manifest as the server sent it: a file, or its content."""
         return self._manifests.file(dataset)
 
-    def drop_manifest(self, dataset: Dataset) -> None:
-        """Have what `manifest` returns fetched anew: it turned out not to be one."""
-        self._manifests.drop_file(dataset)
+    def parsed_manifest(self, dataset: Dataset) -> dict[str, Any]:
+        """Return the manifest as dtool reads it; blocks.
+
+        Raises IntegrityError for one that dtool must not use, and ProtocolError for one
+        that cannot be read: it is fetched anew the next time.
+        """
+        kept = loaded(lambda: self.manifest(dataset))
+        try:
+            return parse_manifest(dataset, kept if isinstance(kept, bytes) else kept.read_bytes())
+        except (OSError, ProtocolError) as error:
+            self._manifests.drop_file(dataset)
+            raise ProtocolError(
+                f"{dataset.uri}: its manifest cannot be read ({error}); it will be fetched anew"
+            ) from error
+
+    def manifest_is_short(self, dataset: Dataset) -> bool:
+        """Return whether fetching the manifest costs little more than fetching its beginning."""
+        return is_asked_whole(dataset)
+
+    def dtoolcore_version(self, dataset: Dataset) -> str | None:
+        """Return the version of dtoolcore that the beginning of the manifest names; blocks."""
+        with contextlib.suppress(NotLoaded):
+            kept = self.manifest(dataset)
+            return dtoolcore_version_in([kept] if isinstance(kept, bytes) else pieces_of(kept))
+        return self._answers.dtoolcore_version(dataset)
 
     def index(self, dataset: Dataset) -> ManifestIndex:
         """Return the manifest as a tree; keep it no longer than one operation."""
         return self._manifests.index(dataset)
+
+    def items(self, dataset: Dataset) -> IndexedItems:
+        """Return the items of the manifest; keep it no longer than one operation."""
+        return IndexedItems(dataset, self.uri_of(dataset), self._manifests.index(dataset))
+
+    def uri_of(self, dataset: Dataset) -> DserverURI:
+        """Return the URI that names the dataset among those of all servers."""
+        return DserverURI(self._server, dataset.base_uri, dataset.uuid)
+
+    # What a URI names: the server is asked, or its last answer counts while it is away.
+    # These block. An expired token is refused here, unlike where a mount goes on to show
+    # what its user saw before.
+
+    def check(self, uri: DserverURI) -> Dataset | None:
+        """Return the dataset that a URI names, None for a server or a base URI.
+
+        Raises what keeps it from being read: no such host, no dserver, no signed-URL
+        routes, a token that is refused, a base URI without permission, a dataset that is
+        not there, or several of that uuid where the URI names no base URI.
+        """
+        self._answers.require_signed_urls()
+        user = self._answers.accepted_user()
+        self.learn_user(user)
+        if uri.base_uri is None:
+            if uri.uuid is None:
+                return None
+            found = self.base_uris_of(uri.uuid) & set(user.search_base_uris)
+            uri = replace(uri, base_uri=only_base_uri(uri, found, f"user {user.username}"))
+        elif not any(_is_below(known, uri.base_uri) for known in user.search_base_uris):
+            known = ", ".join(user.search_base_uris) or "none"
+            raise PermissionDenied(
+                f"{uri}: user {user.username} has no search permission on {uri.base_uri},"
+                f" or the server does not have it; permitted: {known}"
+            )
+        if uri.uuid is None:
+            return None
+        try:
+            return self.dataset(uri)
+        except NotFound as error:
+            raise NotFound(f"{uri}: no such dataset; a base URI shows all there are") from error
+
+    def datasets_below(self, uri: DserverURI) -> list[Dataset]:
+        """Return the dataset that a URI names, or all that a mount of it shows; as `check`."""
+        only = self.check(uri)
+        if only is not None:
+            return [only]
+        return [
+            dataset
+            for base_uri in self._user.at_hand().search_base_uris
+            if _is_below(base_uri, uri.base_uri)
+            for dataset in self.listed(base_uri)
+        ]
+
+    def contents(self, dataset: Dataset) -> Iterator[tuple[str, ItemContent]]:
+        """Yield every item with its relpath; raises what keeps the manifest from being read."""
+        yield from loaded(lambda: self.items(dataset)).with_relpaths()
+
+    def dataset(self, uri: DserverURI) -> Dataset:
+        """Return the dataset of a URI with base URI and uuid, which is asked for once.
+
+        Raises NotFound, and PermissionDenied, which also means an unknown base URI.
+        """
+        assert uri.base_uri is not None
+        assert uri.uuid is not None
+        with self._lock:
+            known = self._resolved.get(uri)
+        return known or self._note([self._answers.dataset(uri.uuid, uri.base_uri)])[0]
+
+    def listed(self, base_uri: str) -> list[Dataset]:
+        """Return the datasets of a base URI, oldest first; raises PermissionDenied."""
+        return self._note(self._answers.accepted_datasets(base_uri))
+
+    def base_uris_of(self, uuid: UUID) -> set[str]:
+        """Return the base URIs that hold a dataset of that uuid."""
+        found = self._note(self._answers.accepted_datasets_by_uuid(uuid))
+        return {dataset.base_uri for dataset in found}
+
+    def registering_user(self) -> User:
+        """Return the token's user with the rights of now; raises Unreachable."""
+        return self._answers.present_user()
+
+    def _note(self, datasets: list[Dataset]) -> list[Dataset]:
+        with self._lock:
+            self._resolved.update((self.uri_of(dataset), dataset) for dataset in datasets)
+        return datasets
 
     def _with_learned(self, base_uri: str) -> list[Dataset]:
         listed = self._answers.datasets(base_uri)
@@ -256,21 +327,29 @@ class Catalogue:
     def _named(self, dataset: Dataset) -> dict[str, Dataset]:
         return self._names[dataset.base_uri].bind([dataset])
 
-    def _cell(self, fetch: Callable[[], T], max_age_s: float) -> Cell[T]:
-        return Cell(fetch, max_age_s, self._background, self._clock_s, self._patience)
+    def _refreshed(self, fetch: Callable[[], T], max_age_s: float) -> RefreshedValue[T]:
+        return RefreshedValue(fetch, max_age_s, self._background, self._clock_s, self._waits)
 
     def _of(
         self,
-        cells: dict[BackendURI, Cell[T]],
+        values: dict[BackendURI, RefreshedValue[T]],
         dataset: Dataset,
         ask: Callable[[Dataset], T],
         max_age_s: float,
     ) -> T:
         with self._lock:
-            cell = cells.get(dataset.uri)
-            if cell is None:
-                cell = cells[dataset.uri] = self._cell(lambda: self._asked(dataset, ask), max_age_s)
-        return cell.get()
+            value = values.get(dataset.uri)
+            if value is None:
+                value = values[dataset.uri] = self._refreshed(
+                    lambda: self._asked(dataset, ask), max_age_s
+                )
+        return value.get()
+
+    def _renew(self, values: Mapping[K, RefreshedValue[T]], key: K) -> None:
+        with self._lock:
+            value = values.get(key)
+        if value is not None:
+            value.renew(RENEW_S)
 
     def _asked(self, dataset: Dataset, ask: Callable[[Dataset], T]) -> T:
         """Return what `ask` returns; blocks. Raises NotFound for what is listed no more only."""
@@ -290,13 +369,32 @@ class Catalogue:
         would be deleted from every mirror. Raises what asking for the listing raises.
         """
         with self._lock:
-            cell = self._listings.get(dataset.base_uri)
-        if cell is None:
+            listing = self._listings.get(dataset.base_uri)
+        if listing is None:
             listed = self._answers.datasets(dataset.base_uri)
         else:
-            listed = list(cell.renewed().values())
+            listed = list(listing.renewed().values())
         if any(other.uri == dataset.uri for other in listed):
             return ProtocolError(f"{error}; but it is listed", uri=dataset.uri, status=error.status)
         logger.info("%s: is gone: %s", dataset.uri, error)
         self._answers.forget(dataset)
         return error
+
+
+def only_base_uri(uri: DserverURI, found: Collection[str], user: str) -> str:
+    """Return the base URI of a dataset that `uri` names by its uuid alone, among those found.
+
+    Raises NotFound, and UsageError if there are several: what is known of one of them so
+    far does not decide which is meant.
+    """
+    if not found:
+        raise NotFound(f"{uri}: no base URI that {user} may search has such a dataset")
+    if len(found) > 1:
+        full = sorted(str(replace(uri, base_uri=base_uri)) for base_uri in found)
+        raise UsageError(f"{uri}: is in several base URIs; use one of {' '.join(full)}")
+    return next(iter(found))
+
+
+def _is_below(base_uri: str, other: str | None) -> bool:
+    """Return whether `base_uri` is `other` or in it; None has all."""
+    return other is None or base_uri == other or base_uri.startswith(f"{other}/")

@@ -1,10 +1,9 @@
 """A server's last answers, kept on disk for when it cannot be reached.
 
-Used by the catalogue and the client in the resolver's place, with the same
-methods for what is worth keeping. Access before content: an answer is kept by
-server and by whom the token names, so no user is shown what another may see; a
-server that says no (403) takes its earlier answer back. Blocking and
-thread-safe.
+Used by the catalogue in the resolver's place, with the same methods for the answers
+worth keeping. Access before content: an answer is kept by server and by the user that
+the token names, so no user is shown what another may see; a server that says no (403)
+takes its earlier answer back. Blocking and thread-safe.
 
 On disk: a JSON file an answer, written under another name and renamed. One that
 cannot be read, or is another's, counts as none; a disk that fails keeps nothing.
@@ -41,15 +40,16 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# What says nothing of datasets and users: no answer, and those of proxies and faults.
-AWAY = (Unreachable, UnusableAnswer)
+# Failures that say nothing of datasets and users: no answer, and answers of proxies and faults.
+AWAY: tuple[type[Exception], ...] = (Unreachable, UnusableAnswer)
+AWAY_OR_EXPIRED = (*AWAY, NotAuthenticated)
 
-# What is kept on disk is named by it: what an earlier version kept, or a later one, is not read.
+# Part of the names on disk: answers of an earlier or later format are not read.
 KEPT_FORMAT = 2
 
 
 class KeptAnswers:
-    """What a resolver says, or said."""
+    """The answers of a server, or its last ones while it is away."""
 
     def __init__(self, resolver: Resolver, directory: Path) -> None:
         """`directory` is made when it is needed."""
@@ -67,42 +67,61 @@ class KeptAnswers:
             logger.warning("%s; what is known of it is shown", error)
 
     def user(self) -> User:
-        """Return whom the token speaks for."""
+        """Return the token's user."""
         return self._ask("user", self._resolver.user, _user_to_json, User.from_json)
 
     def accepted_user(self) -> User:
-        """Return whom the token speaks for; an expired one is refused, known or not."""
-        try:
-            user = self._resolver.user()
-        except AWAY:
-            return self.user()
-        self._save("user", _user_to_json(user))
-        return user
+        """Return the token's user; an expired token is refused, even if the user is known."""
+        return self._ask("user", self._resolver.user, _user_to_json, User.from_json, AWAY)
+
+    def present_user(self) -> User:
+        """Return the token's user as the server knows it now; raises Unreachable."""
+        return self._ask("user", self._resolver.user, _user_to_json, User.from_json, ())
 
     def datasets(self, base_uri: str) -> list[Dataset]:
         """Return every dataset below `base_uri`, oldest first."""
-        return self._ask(
-            f"datasets {base_uri}",
-            lambda: self._resolver.datasets(base_uri),
-            lambda datasets: [dataclasses.asdict(dataset) for dataset in datasets],
-            lambda kept: [Dataset.from_json(entry) for entry in kept],
+        return self._listed(
+            _listing(base_uri), lambda: self._resolver.datasets(base_uri), AWAY_OR_EXPIRED
         )
 
-    def datasets_by_uuid(self, uuid: UUID) -> list[Dataset]:
-        """Return the datasets of that uuid in whichever base URIs hold it."""
-        return self._ask(
-            f"uuid {uuid}",
-            lambda: self._resolver.datasets_by_uuid(uuid),
-            lambda datasets: [dataclasses.asdict(dataset) for dataset in datasets],
-            lambda kept: [Dataset.from_json(entry) for entry in kept],
-        )
+    def accepted_datasets(self, base_uri: str) -> list[Dataset]:
+        """Return what `datasets` does; an expired token is refused."""
+        return self._listed(_listing(base_uri), lambda: self._resolver.datasets(base_uri), AWAY)
 
-    def dataset_by_uuid(self, uuid: UUID, base_uri: str) -> Dataset:
-        """Return the dataset of that uuid below `base_uri`; raises NotFound."""
-        for dataset in self.datasets_by_uuid(uuid):
-            if dataset.base_uri == base_uri:
-                return dataset
-        raise NotFound(f"{base_uri} has no dataset {uuid}")
+    def accepted_datasets_by_uuid(self, uuid: UUID) -> list[Dataset]:
+        """Return the datasets of that uuid in all base URIs; an expired token is refused."""
+        return self._listed(_of_uuid(uuid), lambda: self._resolver.datasets_by_uuid(uuid), AWAY)
+
+    def dataset(self, uuid: UUID, base_uri: str) -> Dataset:
+        """Return one dataset; an expired token is refused.
+
+        Raises NotFound, and PermissionDenied, which also means an unknown base URI. While
+        the server is away a listing that was kept counts as well.
+        """
+        name = f"dataset {base_uri}/{uuid}"
+        try:
+            return self._ask(
+                name,
+                lambda: self._resolver.dataset(f"{base_uri}/{uuid}"),
+                dataclasses.asdict,
+                Dataset.from_json,
+                AWAY,
+            )
+        except AWAY:
+            for listing in (_of_uuid(uuid), _listing(base_uri)):
+                for dataset in self._kept(listing, _datasets_from_json) or ():
+                    if (dataset.uuid, dataset.base_uri) == (uuid, base_uri):
+                        return dataset
+            raise
+        except NotAuthenticated:
+            raise
+        except NotFound:
+            self._take_back(name)
+            raise
+        except PermissionDenied:
+            for listing in (_of_uuid(uuid), _listing(base_uri)):
+                self._take_back(listing)
+            raise
 
     def readme(self, dataset: Dataset) -> bytes:
         """Return the content of README.yml."""
@@ -121,12 +140,21 @@ class KeptAnswers:
 
     def forget(self, dataset: Dataset) -> None:
         """Drop what was kept of a dataset that its user has changed."""
-        for name in (f"readme {dataset.uri}", f"metadata {dataset.uri}"):
-            self._take_back(name)
+        for kind in ("dataset", "readme", "metadata"):
+            self._take_back(f"{kind} {dataset.uri}")
 
     def manifest_pieces(self, dataset: Dataset) -> Iterator[bytes]:
         """Yield the manifest's JSON as it arrives; the catalogue keeps it."""
         return self._resolver.manifest_pieces(dataset)
+
+    def dtoolcore_version(self, dataset: Dataset) -> str | None:
+        """Return what the beginning of the manifest says; it is not kept."""
+        return self._resolver.dtoolcore_version(dataset)
+
+    def _listed(
+        self, name: str, ask: Callable[[], list[Dataset]], unless: tuple[type[Exception], ...]
+    ) -> list[Dataset]:
+        return self._ask(name, ask, _datasets_to_json, _datasets_from_json, unless)
 
     def _ask(
         self,
@@ -134,24 +162,35 @@ class KeptAnswers:
         ask: Callable[[], T],
         to_json: Callable[[T], Any],
         from_json: Callable[[Any], T],
+        unless: tuple[type[Exception], ...] = AWAY_OR_EXPIRED,
     ) -> T:
+        """Return the server's answer and keep it; after the failures `unless`, the one before."""
         try:
             answer = ask()
-        except (*AWAY, NotAuthenticated):
-            kept = self._load(name)
+        except unless:
+            kept = self._kept(name, from_json)
             if kept is None:
                 raise
-            try:
-                with understood(name):
-                    return from_json(kept)
-            except DserverfsError as error:  # of another version
-                logger.debug("what was kept is not used: %s", error)
-            raise
+            return kept
+        except NotAuthenticated:
+            raise  # an expired token takes nothing back
         except PermissionDenied:
             self._take_back(name)
             raise
         self._save(name, to_json(answer))
         return answer
+
+    def _kept(self, name: str, from_json: Callable[[Any], T]) -> T | None:
+        """Return the answer that was kept, None if there is none that can be used."""
+        kept = self._load(name)
+        if kept is None:
+            return None
+        try:
+            with understood(name):
+                return from_json(kept)
+        except DserverfsError as error:  # of another version
+            logger.debug("a kept answer is not used: %s", error)
+            return None
 
     def _save(self, name: str, value: Any) -> None:
         content = json.dumps({"about": self._about(name), "value": value}).encode("ascii")
@@ -184,6 +223,22 @@ class KeptAnswers:
     def _path(self, name: str) -> Path:
         key = hashlib.sha256(json.dumps(self._about(name)).encode()).hexdigest()
         return self._directory / f"{key[:40]}.answer"
+
+
+def _listing(base_uri: str) -> str:
+    return f"datasets {base_uri}"
+
+
+def _of_uuid(uuid: UUID) -> str:
+    return f"uuid {uuid}"
+
+
+def _datasets_to_json(datasets: list[Dataset]) -> list[Any]:
+    return [dataclasses.asdict(dataset) for dataset in datasets]
+
+
+def _datasets_from_json(kept: Any) -> list[Dataset]:
+    return [Dataset.from_json(entry) for entry in kept]
 
 
 def _user_to_json(user: User) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""A value that is loaded on demand, kept, and refreshed while nobody waits, or hardly.
+"""A value that is loaded on demand, kept, and refreshed in the background.
 
-The catalogue is made of these. Reading never blocks: a value that is not there, or
-very old, raises NotLoaded, which says what to call, in a thread, before trying again.
+The catalogue is made of these. Reading never blocks: a value that is missing or very
+old raises NotLoaded, which has a function to call in a thread before reading again.
 That keeps the tree free of I/O and the event loop free of waiting. Thread-safe.
 """
 
@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, wait
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from dserverfs.base.clock import boottime_s
 from dserverfs.base.errors import DserverfsError, NotAuthenticated, NotFound, PermissionDenied
@@ -21,27 +21,27 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FOR_EVER = float("inf")
 RETRY_S = 5.0  # between refreshes that fail
-WAIT_S = 2.0  # for a refresh, before an old value is told all the same
-IMPATIENT_S = 60.0  # nobody waits so long after one who waited in vain
+WAIT_S = 2.0  # of a reader in a mount for a refresh, which may hang: `ls` must not
+COMMAND_WAIT_S = 30.0  # as long as one question to a server may take
+NO_WAIT_S = 60.0  # after a reader waited in vain, readers do not wait for so long
 RENEW_SHARE = 10  # a value that took 1 s to fetch is not renewed more than every 10 s
 
 
 class Load(Protocol):
-    """Something that is being loaded, whoever waits for it."""
+    """A load that goes on by itself, for all who wait for it."""
 
     future: Future[None]
 
     def progress(self) -> float:
-        """Return what differs from the last time if the load has got on since."""
+        """Return a number that changes as long as the load gets on."""
 
 
 class NotLoaded(Exception):
-    """What was asked for has to be loaded first: call `load` (it blocks), then ask again.
+    """The value has to be loaded first: call `load` (it blocks), then ask again.
 
-    What may take long has `begin` in addition: it returns at once, with a load that
-    goes on by itself and is shared by all who ask for the same.
+    A load that may take long has `begin` in addition: it returns at once, with a load
+    that goes on by itself and is shared by all who ask for the same value.
     """
 
     def __init__(
@@ -59,33 +59,48 @@ class NotLoaded(Exception):
             self.begin().future.result()
 
 
-class Patience:
-    """Whether readers wait for refreshes: for a while not, after one kept them waiting in vain.
+class Staleness(NamedTuple):
+    """Which values readers get at once while they are refreshed, and which they wait for."""
+
+    ages: int  # a value of up to so many times its `max_age_s` is told at once
+    wait_s: float  # for the refresh of an older one, before that is told all the same
+
+
+MOUNT = Staleness(ages=2, wait_s=WAIT_S)
+# A script that looks again after a minute is to see what others have changed.
+COMMAND = Staleness(ages=1, wait_s=COMMAND_WAIT_S)
+
+
+class RefreshWaits:
+    """Whether readers wait for refreshes: not for a while after one has waited in vain.
 
     One for all values of a server; thread-safe.
     """
 
-    def __init__(self, clock_s: Callable[[], float] = boottime_s) -> None:
+    def __init__(
+        self, clock_s: Callable[[], float] = boottime_s, staleness: Staleness = MOUNT
+    ) -> None:
+        self.staleness = staleness
         self._clock_s = clock_s
-        self._lost_until_s = 0.0
+        self._suspended_until_s = 0.0
 
-    def is_lost(self) -> bool:
-        return self._clock_s() < self._lost_until_s
+    def are_suspended(self) -> bool:
+        return self._clock_s() < self._suspended_until_s
 
-    def lose(self) -> None:
-        self._lost_until_s = self._clock_s() + IMPATIENT_S
+    def suspend(self) -> None:
+        self._suspended_until_s = self._clock_s() + NO_WAIT_S
 
-    def regain(self) -> None:
-        self._lost_until_s = 0.0
+    def resume(self) -> None:
+        self._suspended_until_s = 0.0
 
 
-class Cell(Generic[T]):
+class RefreshedValue(Generic[T]):
     """One value, its age, and how to fetch it.
 
-    Younger than `max_age_s` it is told at once; older, at once, while it is refreshed;
-    older than twice that, after a refresh, for which a reader waits WAIT_S at most. So
-    what nobody looked at for hours is not shown as if it were of now, and a server that
-    is away holds nobody up.
+    A value younger than `max_age_s` is told at once. An older one is told while it is
+    refreshed; a very old one (see Staleness) after the refresh, for which a reader waits
+    a limited time. So a value that was not read for hours is not shown as if it were
+    new, and a server that is away delays no reader for long.
     """
 
     def __init__(
@@ -94,13 +109,13 @@ class Cell(Generic[T]):
         max_age_s: float,
         background: Executor,
         clock_s: Callable[[], float] = boottime_s,
-        patience: Patience | None = None,
+        waits: RefreshWaits | None = None,
     ) -> None:
         self._fetch = fetch
         self._max_age_s = max_age_s
         self._background = background
         self._clock_s = clock_s
-        self._patience = patience or Patience(clock_s)
+        self._waits = waits or RefreshWaits(clock_s)
         self._lock = threading.Lock()  # of the fields below; held for moments
         self._loading = threading.Lock()  # held while fetching, so that one thread fetches
         self._values: list[T] = []  # empty or one; T may be None
@@ -115,35 +130,27 @@ class Cell(Generic[T]):
 
     def get(self) -> T:
         """Return the value, at once but for a short wait if it is very old; raises NotLoaded."""
-        value = self.get_at_once()
-        with self._lock:
-            now_s = self._clock_s()
-            if now_s >= self._as_of_s + 2 * self._max_age_s:
+        with self._lock:  # held throughout: a refresh must not end between the two looks
+            value, now_s = self._at_once_locked(), self._clock_s()
+            if now_s >= self._as_of_s + self._waits.staleness.ages * self._max_age_s:
                 self._wait_shortly_locked(now_s)
         return value
 
     def get_at_once(self) -> T:
-        """Return the value, however old, and have it refreshed; raises NotLoaded if there is none.
-
-        For who cannot wait.
-        """
+        """Return the value, however old, and refresh it; raises NotLoaded if there is none."""
         with self._lock:
-            value = self._at_hand_locked()
-            now_s = self._clock_s()
-            if now_s >= self._fresh_until_s:
-                self._begin_refresh_locked(now_s)
-        return value
+            return self._at_once_locked()
 
     def at_hand(self) -> T:
-        """Return the value, however old, and do nothing about that; raises NotLoaded."""
+        """Return the value, however old, without a refresh; raises NotLoaded."""
         with self._lock:
             return self._at_hand_locked()
 
     def renew(self, age_s: float) -> None:
-        """Raise NotLoaded, whose load waits shortly for a refresh, if the value is older than that.
+        """Raise NotLoaded, whose load waits shortly for a refresh, if the value is older.
 
-        Before somebody is told that something is not there, or begins to change it.
-        What takes long to fetch is renewed less often.
+        For use before a name is said not to be there, or a change begins. A value that
+        takes long to fetch is renewed less often.
         """
         with self._lock:
             self._at_hand_locked()
@@ -155,8 +162,8 @@ class Cell(Generic[T]):
     def load(self) -> None:
         """Fetch the value unless another thread just did; blocks. Raises what fetching raises.
 
-        All who wait for one thread's fetch are told what it was told: that each asked
-        again would be a storm. Nobody is told of it who comes later.
+        All who wait for one thread's fetch get its error: a fetch for each of them would
+        be a storm. Later callers fetch anew.
         """
         with self._lock:
             failures = self._failures
@@ -165,7 +172,7 @@ class Cell(Generic[T]):
                 if self._values:
                     return
                 if self._failure is not None and self._failures != failures:
-                    raise copy.copy(self._failure)  # of who had the lock before us
+                    raise copy.copy(self._failure)  # of the fetch we waited for
             try:
                 self._fetch_now()
             except DserverfsError as error:
@@ -175,20 +182,20 @@ class Cell(Generic[T]):
                 raise
 
     def renewed(self) -> T:
-        """Return a value that was asked for after now; blocks. Raises what fetching raises."""
+        """Return a value that was fetched after this call; blocks. Raises what fetching raises."""
         wanted_s = self._clock_s()
         with self._loading:
             with self._lock:
-                if self._values and self._as_of_s >= wanted_s:  # by who had the lock before us
+                if self._values and self._as_of_s >= wanted_s:  # by the fetch we waited for
                     return self._values[0]
             return self._fetch_now()
 
     def keep(self, value: T) -> None:
-        """Have what was fetched in another way for the value."""
+        """Take over a value that was fetched just now in another way."""
         self._keep(value, self._clock_s())
 
     def replace(self, change: Callable[[T], T]) -> None:
-        """Change the value, if there is one, without fetching; it gets no fresher by that."""
+        """Change the value, if there is one, without a fetch; its age does not change."""
         with self._lock:
             if self._values:
                 self._values = [change(self._values[0])]
@@ -199,7 +206,7 @@ class Cell(Generic[T]):
             self._fresh_until_s = 0.0
 
     def forget(self) -> None:
-        """Have the value fetched before it is told again."""
+        """Drop the value: it is fetched before it is told again."""
         with self._lock:
             self._values = []
 
@@ -208,6 +215,12 @@ class Cell(Generic[T]):
             raise NotLoaded(self.load)
         return self._values[0]
 
+    def _at_once_locked(self) -> T:
+        value, now_s = self._at_hand_locked(), self._clock_s()
+        if now_s >= self._fresh_until_s:
+            self._begin_refresh_locked(now_s)
+        return value
+
     def _begin_refresh_locked(self, now_s: float) -> None:
         if self._refreshing is not None or now_s < self._retry_at_s:
             return
@@ -215,18 +228,18 @@ class Cell(Generic[T]):
             self._refreshing = self._background.submit(self._refresh)
         except RuntimeError:  # shut down: the daemon is ending
             return
-        self._waited_for_until_s = now_s + WAIT_S
+        self._waited_for_until_s = now_s + self._waits.staleness.wait_s
 
     def _wait_shortly_locked(self, now_s: float) -> None:
         """Raise NotLoaded while a refresh is worth waiting for."""
         future, wait_s = self._refreshing, self._waited_for_until_s - now_s
-        if future is None or wait_s <= 0 or self._patience.is_lost():
+        if future is None or wait_s <= 0 or self._waits.are_suspended():
             return
         raise NotLoaded(lambda: self._wait(future, wait_s))
 
     def _wait(self, refresh: Future[None], wait_s: float) -> None:
         if not wait([refresh], timeout=wait_s).done:
-            self._patience.lose()
+            self._waits.suspend()
 
     def _keep(self, value: T, as_of_s: float) -> None:
         with self._lock:
@@ -240,7 +253,7 @@ class Cell(Generic[T]):
         value = self._fetch()
         self._took_s = self._clock_s() - begun_s
         self._keep(value, begun_s)
-        self._patience.regain()
+        self._waits.resume()
         return value
 
     def _refresh(self) -> None:
@@ -252,14 +265,14 @@ class Cell(Generic[T]):
             with self._lock:
                 self._not_before_locked()
                 if isinstance(error, NotAuthenticated):  # an expired token takes nothing away
-                    self._patience.lose()
+                    self._waits.suspend()
                 else:
                     self._values = []
             logger.info("no longer available: %s", error)
         except DserverfsError as error:
             with self._lock:
                 self._not_before_locked()
-            self._patience.lose()
+            self._waits.suspend()
             logger.info("kept as it was, it cannot be refreshed: %s", error)
         except BaseException:
             logger.exception("a fault of ours while refreshing")

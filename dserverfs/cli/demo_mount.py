@@ -124,7 +124,7 @@ def _publish(served: Served, scratch: Path) -> None:
     assert uri.base_uri is not None
     settings = Settings({TOKEN_FILE: str(served.token_file)}, {})
     with Client(uri.server, settings, cache_directory=scratch / "cache") as client:
-        known = {dataset.uuid for dataset in client.resolver.datasets(uri.base_uri)}
+        known = {dataset.uuid for dataset in client.catalogue.listed(uri.base_uri)}
         for directory in build_datasets(scratch):
             dataset = LocalDataset.read(directory)
             if dataset.admin_metadata["uuid"] in known:

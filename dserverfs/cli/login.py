@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import getpass
 import sys
 
+from dserverfs.base.errors import UsageError
 from dserverfs.cli.arguments import Commands, read_password, say, server_of
 
 
@@ -26,22 +28,36 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dserverfs.client import Login
+    from dserverfs.remote import login
+    from dserverfs.remote.tokens import expires_at
     from dserverfs.settings import Settings
 
-    server = server_of(arguments.server)
-    login = Login(server, Settings.load(), username=arguments.username)
-    if not arguments.insecure:
-        login.require_private_way()  # before anybody types a password
-    kept = login.run(read_password(f"Password of {login.username} at {server}: "))
-    say(f"user: {kept.user.username}")
-    say(f"expires: {_date(kept.expires_at)}")
-    say(f"token file: {kept.path}")
-    if kept.overridden_by is not None:
-        say(
-            f"dserverfs: {kept.overridden_by} is set, and counts before this token", file=sys.stderr
-        )
+    settings, server = Settings.load(), server_of(arguments.server)
+    username = arguments.username or settings.username(server) or _login_name()
+    base_url, generator_url = settings.base_url(server), settings.token_generator_url(server)
+    if not arguments.insecure:  # before anybody types a password
+        for url in filter(None, (generator_url, base_url)):
+            login.require_private_way(url)
+    password = read_password(f"Password of {username} at {server}: ")
+    credentials, trust = login.Credentials(username, password), settings.trust(server)
+    token = login.fetch_token(base_url, generator_url, credentials, trust)
+    user = login.user_of(base_url, token, trust)
+    path = settings.kept_token_file(server)
+    login.keep_token(path, token)
+    say(f"user: {user.username}")
+    say(f"expires: {_date(expires_at(token))}")
+    say(f"token file: {path}")
+    setting = settings.token(server)
+    if setting is not None and setting.name is not None:
+        say(f"dserverfs: {setting.name} is set, and counts before this token", file=sys.stderr)
     return 0
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:  # a user id without a name, as in containers
+        raise UsageError("name the user to log in: --username NAME") from error
 
 
 def _date(moment_s: float | None) -> str:

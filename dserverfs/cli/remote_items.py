@@ -38,8 +38,8 @@ def client_of(uri: DserverURI, cache_directory: Path | None) -> Client:
 def items_of(client: Client, datasets: Iterable[Dataset]) -> Iterator[RemoteItem]:
     """Yield every item of the datasets; raises what keeps one from being read."""
     for dataset in datasets:
-        where = client.uri_of(dataset)
-        for relpath, content in client.contents(dataset):
+        where = client.catalogue.uri_of(dataset)
+        for relpath, content in client.catalogue.contents(dataset):
             yield RemoteItem(f"{where} {relpath}", content)
 
 

@@ -47,7 +47,7 @@ def _verify_uri(target: str, summary: Summary) -> None:
 
     uri = DserverURI.parse(target)
     with remote_items.client_of(uri, None) as client:
-        items = remote_items.items_of(client, client.datasets(uri))
+        items = remote_items.items_of(client, client.catalogue.datasets_below(uri))
         summary.run(remote_items.with_work(client, items, remote_items.compare))
 
 

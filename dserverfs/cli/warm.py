@@ -68,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _warm_uri(client: Client, uri: DserverURI, summary: Summary) -> Callable[[], int]:
     from dserverfs.cli import remote_items
 
-    datasets: list[Dataset] = client.datasets(uri)
+    datasets: list[Dataset] = client.catalogue.datasets_below(uri)
     items = remote_items.items_of(client, datasets)
     summary.run(remote_items.with_work(client, items, remote_items.warm))
 

@@ -7,11 +7,19 @@ which the server answers and the first listing arrives.
 from __future__ import annotations
 
 import contextlib
-from concurrent.futures import ThreadPoolExecutor
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 
+from dserverfs.base.errors import DserverfsError
+from dserverfs.base.model import Dataset, DserverURI, split_base_uri
+from dserverfs.catalogue.catalogue import Catalogue
+from dserverfs.catalogue.refreshed import loaded
 from dserverfs.client import Client
 from dserverfs.mount.launcher import MountOptions
 from dserverfs.settings import Settings
+from dserverfs.tree.mount_tree import directories_below, parts_of
+
+logger = logging.getLogger(__name__)
 
 
 def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None:
@@ -31,11 +39,28 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
     with contextlib.closing(client):
         asking = ThreadPoolExecutor(1, thread_name_prefix="check")
         # To make the cache's database waits for the disk several times.
-        only = asking.submit(lambda: client.open().check(options.uri))
-        asking.submit(client.preload, options.uri, only)
+        only = asking.submit(lambda: client.open().catalogue.check(options.uri))
+        asking.submit(preload, client.catalogue, options.uri, only)
         try:
             from dserverfs.mount import serving
 
             serving.run(options, settings, client, only, ready_fd)
         finally:
             asking.shutdown(wait=False, cancel_futures=True)
+
+
+def preload(catalogue: Catalogue, uri: DserverURI, only: Future[Dataset | None]) -> None:
+    """Load what the first listing of a mount shows; blocks. A failure is met again later."""
+    try:
+        dataset = only.result()
+        if dataset is not None:
+            loaded(lambda: catalogue.index(dataset))
+        elif uri.base_uri is not None:
+            base_uri = uri.base_uri
+            parts = tuple(split_base_uri(base_uri))
+            known = parts_of(catalogue.user().search_base_uris)
+            reserved = frozenset(directories_below(parts, known))
+            if parts in known:
+                loaded(lambda: catalogue.datasets(base_uri, reserved))
+    except DserverfsError as error:
+        logger.debug("%s: not loaded ahead: %s", uri, error)

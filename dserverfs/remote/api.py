@@ -7,12 +7,13 @@ that are worth keeping longer. Blocking and thread-safe.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -397,20 +398,24 @@ class Resolver:
 
     def dtoolcore_version(self, dataset: Dataset) -> str | None:
         """Return the version of dtoolcore that the beginning of the manifest names, if it does."""
-        head = b""
-        pieces = self.manifest_pieces(dataset)
-        for piece in pieces:
-            head += piece
-            if len(head) >= _MANIFEST_HEAD_BYTES or b'"items"' in head:
-                break
-        pieces.close()
-        match = _DTOOLCORE_VERSION.search(head)
-        return match[1].decode("ascii") if match else None
+        with contextlib.closing(self.manifest_pieces(dataset)) as pieces:
+            return dtoolcore_version_in(pieces)
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned and len(self._warned) < MAX_REMEMBERED:
             self._warned.add(message)
             logger.warning("%s", message)
+
+
+def dtoolcore_version_in(pieces: Iterable[bytes]) -> str | None:
+    """Return the version that the beginning of a manifest names; no more of it is taken."""
+    head = b""
+    for piece in pieces:
+        head += piece
+        if len(head) >= _MANIFEST_HEAD_BYTES or b'"items"' in head:
+            break
+    match = _DTOOLCORE_VERSION.search(head)
+    return match[1].decode("ascii") if match else None
 
 
 class _Prefix:

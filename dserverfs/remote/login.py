@@ -1,6 +1,6 @@
 """Getting a token for a password, and keeping it.
 
-Used by the client. Knows the routes by which servers give tokens:
+Used by `dserverfs login`. Knows the routes by which servers give tokens:
 
     POST /token             ours; token-generator-ldap, which is a server of its own
     POST /auth/ldap/token   dserver's plugin-ldap

@@ -31,11 +31,11 @@ from dserverfs.base.errors import (
 )
 from dserverfs.base.limits import name_is_valid
 from dserverfs.base.model import Dataset, Identifier
+from dserverfs.base.versions import Version, version_of_json, version_of_text, version_of_value
 from dserverfs.remote.api import Resolver
 from dserverfs.remote.compared_writes import ComparedWrites
 from dserverfs.remote.routes import Routes, json_of
 from dserverfs.remote.signing import is_asked_whole
-from dserverfs.remote.versions import Version, version_of_json, version_of_text, version_of_value
 
 _REFUSED_VALUES = (400, 413, 422)
 _NO_ROUTE = 405  # of servers that can read what the same path would change

@@ -11,7 +11,6 @@ No I/O but stat of those: raises NotLoaded where the catalogue does.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,10 +18,11 @@ from typing import Any
 
 from dserverfs.base import dtool_layout
 from dserverfs.base.errors import IntegrityError, NotFound, ProtocolError
-from dserverfs.base.items import ItemContent, item_key
+from dserverfs.base.items import ItemContent
 from dserverfs.base.limits import MAX_COMPONENT_BYTES, component_is_usable, parse_json, understood
-from dserverfs.base.model import Dataset, DserverURI, Identifier, Item, mtime_ns_of, path_of_entry
+from dserverfs.base.model import Dataset, Identifier, Item, mtime_ns_of, path_of_entry
 from dserverfs.catalogue.catalogue import Catalogue
+from dserverfs.catalogue.items import ROWS_AT_A_TIME
 from dserverfs.catalogue.manifest_index import ManifestIndex, Row
 from dserverfs.tree.attributes import EDITABLE_S, FROZEN_S, MUTABLE_S, Attributes, Entry
 from dserverfs.writing.edits import editable
@@ -33,7 +33,6 @@ from dserverfs.writing.edits.local_file import LocalFile
 ALIAS = 1 << 34  # numbers from here on are rows by their other path
 OWN = 1 << 35  # numbers from here on are not rows
 EDITED = OWN + (1 << 33)  # numbers from here on are the edits'
-ROWS_AT_A_TIME = 1000
 
 
 Content = ItemContent | Path | bytes
@@ -60,17 +59,12 @@ class DatasetTree:
         self,
         dataset: Dataset,
         catalogue: Catalogue,
-        uri: DserverURI,
         edits: FrozenEdits | None = None,
     ) -> None:
-        """`uri` names the dataset among those of all servers.
-
-        Without `edits` nothing in it can be changed.
-        """
+        """Without `edits` nothing in it can be changed."""
         self.dataset = dataset
         self._catalogue = catalogue
         self._edits = edits
-        self._uri = uri
         self._frozen_ns = mtime_ns_of(dataset.frozen_at)
         self._paths: list[str] = [""]
         self._places: dict[str, int] = {"": 0}
@@ -144,39 +138,15 @@ class DatasetTree:
                     " of its items have a relpath or an identifier that they must not have"
                 )
             return self._own_content(path)
-        index = self._index()
-        row = index.row(number & ~ALIAS)
-        if row.identifier is None:
-            raise NotFound(f"{self.dataset.uri}: row {row.row} is a directory")
+        items = self._catalogue.items(self.dataset)
+        row = items.index.row(number & ~ALIAS)
         if row.refused:
             raise IntegrityError(
-                f"{self.dataset.uri} ({self.dataset.name}): {_relpath(index, row)} (item"
+                f"{self.dataset.uri} ({self.dataset.name}): {items.relpath(row)} (item"
                 f" {row.identifier}) is refused: the manifest gives it a"
                 " relpath, size, hash or date that an item cannot have"
             )
-        return self._item(index, row, row.identifier)
-
-    def _item(self, index: ManifestIndex, row: Row, identifier: Identifier) -> ItemContent:
-        return ItemContent(
-            key=item_key(self._uri, identifier, row.hash),
-            dataset=self.dataset,
-            identifier=identifier,
-            size_in_bytes=row.size_in_bytes,
-            hash_function=index.hash_function,
-            hash=row.hash,
-            neighbours=functools.partial(index.identifiers_around, row.row),
-            place=row.row,
-            is_refused=bool(row.refused),
-            items_from=functools.partial(self._items_from, index),
-            relpath_of=functools.partial(_relpath, index, row),
-        )
-
-    def _items_from(self, index: ManifestIndex, row: int, limit: int) -> list[ItemContent]:
-        return [
-            self._item(index, found, found.identifier)
-            for found in index.rows_from(row, limit)
-            if found.identifier is not None and not found.refused
-        ]
+        return items.content(row)
 
     def path(self, number: int) -> str | None:
         """Return the path of what is outside `data`; None for items and their directories."""
@@ -190,29 +160,15 @@ class DatasetTree:
             return self._edits.with_number(self.dataset, number - EDITED)
         return self._edits.shown(self.dataset, self._path(number)).file
 
-    def items(self) -> Iterator[tuple[str, ItemContent]]:
-        """Yield every item with its path below `data`, those as well that cannot be shown."""
-        index = self._index()
-        directories = {0: ""}
-        place = 1
-        while rows := index.rows_from(place, ROWS_AT_A_TIME):
-            for row in rows:
-                path = directories[row.parent] + row.name
-                if row.identifier is None:
-                    directories[row.row] = f"{path}/"
-                else:
-                    yield path, self._item(index, row, row.identifier)
-            place = rows[-1].row + 1
-
     def item(self, number: int) -> Item | None:
         """Return the item that a number is of; None for directories and what is no item."""
         if number >= OWN:
             return None
-        index = self._index()
-        row = index.row(number & ~ALIAS)
+        items = self._catalogue.items(self.dataset)
+        row = items.index.row(number & ~ALIAS)
         if row.identifier is None:
             return None
-        return Item(row.identifier, _relpath(index, row), row.size_in_bytes, row.hash, row.mtime_ns)
+        return Item(row.identifier, items.relpath(row), row.size_in_bytes, row.hash, row.mtime_ns)
 
     def overlay_values(self, identifier: Identifier) -> dict[str, Any]:
         """Return the item's value in each overlay that has one."""
@@ -352,16 +308,6 @@ class DatasetTree:
             return self._paths[number - OWN]
         except IndexError as error:
             raise NotFound(f"{self.dataset.uri}: no inode {number}") from error
-
-
-def _relpath(index: ManifestIndex, row: Row) -> str:
-    """Return the path below `data`."""
-    names, parent = [row.name], row.parent
-    while parent:
-        directory = index.row(parent)
-        names.append(directory.name)
-        parent = directory.parent
-    return "/".join(reversed(names))
 
 
 def _aliased(attributes: Attributes, number: int) -> Attributes:

@@ -17,7 +17,8 @@ from typing import NamedTuple, NewType
 from dserverfs.base.errors import Frozen, NameTaken, NotFound, PermissionDenied
 from dserverfs.base.limits import is_uuid
 from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI, split_base_uri
-from dserverfs.catalogue.catalogue import UUID_DIRECTORY, Catalogue, Names
+from dserverfs.catalogue.catalogue import UUID_DIRECTORY, Catalogue
+from dserverfs.catalogue.names import DatasetNames
 from dserverfs.tree.attributes import MUTABLE_S, Attributes, Entry
 from dserverfs.tree.frozen_dataset import OWN, Content, DatasetTree
 from dserverfs.tree.staged_dataset import StagedTree
@@ -309,7 +310,7 @@ class Tree:
             self._catalogue.relist(base_uri)
         return found
 
-    def _let_names_go(self, path: tuple[str, ...], names: Names) -> None:
+    def _let_names_go(self, path: tuple[str, ...], names: DatasetNames) -> None:
         """Free the names of what was discarded; what was frozen instead is listed by now."""
         slots = self._over.pop(self._base_uri(path), [])
         listed = {dataset.uuid for dataset in self._listed(path).values()} if slots else set()
@@ -409,8 +410,7 @@ class Tree:
         return None
 
     def _dataset_tree(self, dataset: Dataset) -> DatasetTree:
-        uri = DserverURI(self._uri.server, dataset.base_uri, dataset.uuid)
-        return DatasetTree(dataset, self._catalogue, uri, self._edits)
+        return DatasetTree(dataset, self._catalogue, self._edits)
 
     def _dataset_root(self, dataset: Dataset, *, alias: bool) -> Attributes:
         return self._root_of(self._slot(dataset, alias=alias))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dserverfs.base.model import UUID, BackendURI, Dataset, identifier_of
-from dserverfs.catalogue.catalogue import Names
+from dserverfs.catalogue.names import DatasetNames
 from tests.support.accounts import Account
 from tests.support.dtool_datasets import make_dataset
 from tests.support.hostile_datasets import entry, register
@@ -26,17 +26,20 @@ def dataset(number: int, name: str = "name", frozen_at: float = 0.0) -> Dataset:
 def test_oldest_of_a_name_keeps_it_and_the_others_have_their_uuid_added() -> None:
     young, old = dataset(1, frozen_at=2.0), dataset(2, frozen_at=1.0)
 
-    assert Names(frozenset()).bind([young, old]) == {"name": old, "name~00000001": young}
+    assert DatasetNames(frozenset()).bind([young, old]) == {"name": old, "name~00000001": young}
 
 
 def test_equally_old_ones_are_ordered_by_uuid() -> None:
     first, second = dataset(1), dataset(2)
 
-    assert Names(frozenset()).bind([second, first]) == {"name": first, "name~00000002": second}
+    assert DatasetNames(frozenset()).bind([second, first]) == {
+        "name": first,
+        "name~00000002": second,
+    }
 
 
 def test_bound_name_stays_bound_when_older_ones_come_and_others_go() -> None:
-    names = Names(frozenset())
+    names = DatasetNames(frozenset())
     young, old = dataset(1, frozen_at=2.0), dataset(2, frozen_at=1.0)
     names.bind([young])
 
@@ -48,7 +51,7 @@ def test_bound_name_stays_bound_when_older_ones_come_and_others_go() -> None:
 def test_names_of_directories_are_left_to_them() -> None:
     one = dataset(1, "prefix")
 
-    assert Names(frozenset({"prefix"})).bind([one]) == {"prefix~00000001": one}
+    assert DatasetNames(frozenset({"prefix"})).bind([one]) == {"prefix~00000001": one}
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "x" * 256])
@@ -56,13 +59,13 @@ def test_names_of_directories_are_left_to_them() -> None:
 def test_dataset_whose_name_cannot_be_shown_is_named_by_its_uuid(name: str) -> None:
     one = dataset(1, name)
 
-    assert Names(frozenset()).bind([one]) == {one.uuid: one}
+    assert DatasetNames(frozenset()).bind([one]) == {one.uuid: one}
 
 
 def test_even_a_name_made_up_to_collide_leaves_every_dataset_visible() -> None:
     datasets = [dataset(1, "n"), dataset(2, "n~00000003"), dataset(3, "n")]
 
-    shown = Names(frozenset()).bind(datasets)
+    shown = DatasetNames(frozenset()).bind(datasets)
 
     assert len(shown) == 3
 

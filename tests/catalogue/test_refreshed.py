@@ -12,12 +12,13 @@ import pytest
 from dserverfs.base.errors import NotAuthenticated, NotFound, PermissionDenied, Unreachable
 from dserverfs.catalogue import refreshed
 from dserverfs.catalogue.refreshed import (
-    IMPATIENT_S,
+    COMMAND,
+    NO_WAIT_S,
     RENEW_SHARE,
     RETRY_S,
-    Cell,
     NotLoaded,
-    Patience,
+    RefreshedValue,
+    RefreshWaits,
     loaded,
 )
 
@@ -59,8 +60,8 @@ class World:
             raise answer
         return answer
 
-    def cell(self) -> Cell[object]:
-        return Cell(self.fetch, 60.0, self.pool, lambda: self.now_s)
+    def value(self) -> RefreshedValue[object]:
+        return RefreshedValue(self.fetch, 60.0, self.pool, lambda: self.now_s)
 
 
 @pytest.fixture
@@ -70,37 +71,37 @@ def world() -> World:
 
 def test_cell_says_what_to_load_and_then_answers(world: World) -> None:
     world.answers = ["one"]
-    cell = world.cell()
+    value = world.value()
 
     with pytest.raises(NotLoaded) as missing:
-        cell.get()
+        value.get()
     missing.value.load()
 
-    assert cell.get() == "one"
+    assert value.get() == "one"
 
 
 def test_cell_is_loaded_once_by_all_who_found_it_missing(world: World) -> None:
     world.answers = ["one"]
-    cell = world.cell()
+    value = world.value()
 
-    cell.load()
-    cell.load()
+    value.load()
+    value.load()
 
     assert world.asked == 1
 
 
 def test_old_value_is_served_while_a_new_one_is_fetched(world: World) -> None:
     world.answers = ["one", "two"]
-    cell = world.cell()
-    cell.load()
+    value = world.value()
+    value.load()
     world.now_s += 61
 
-    assert cell.get() == "one"
-    assert cell.get() == "one"
+    assert value.get() == "one"
+    assert value.get() == "one"
     assert len(world.pool.queue) == 1
     world.pool.run()
 
-    assert cell.get() == "two"
+    assert value.get() == "two"
 
 
 @pytest.mark.parametrize("error", [Unreachable("away"), NotAuthenticated("expired")])
@@ -108,56 +109,56 @@ def test_value_is_kept_when_the_server_is_away_or_the_token_expired(
     world: World, error: Exception
 ) -> None:
     world.answers = ["one", error, "two"]
-    cell = world.cell()
-    cell.load()
+    value = world.value()
+    value.load()
     world.now_s += 61
-    cell.get()
+    value.get()
     world.pool.run()
 
-    assert cell.get() == "one"
+    assert value.get() == "one"
     assert not world.pool.queue
     world.now_s += RETRY_S
-    cell.get()
+    value.get()
     world.pool.run()
 
-    assert cell.get() == "two"
+    assert value.get() == "two"
 
 
 @pytest.mark.parametrize("error", [PermissionDenied("no longer"), NotFound("gone")])
 def test_value_is_dropped_when_the_server_says_no(world: World, error: Exception) -> None:
     world.answers = ["one", error]
-    cell = world.cell()
-    cell.load()
+    value = world.value()
+    value.load()
     world.now_s += 61
-    cell.get()
+    value.get()
     world.pool.run()
 
     with pytest.raises(NotLoaded):
-        cell.get()
+        value.get()
 
 
 def test_failed_load_raises_and_is_tried_again(world: World) -> None:
     world.answers = [Unreachable("away"), "one"]
-    cell = world.cell()
+    value = world.value()
 
     with pytest.raises(Unreachable):
-        cell.load()
-    cell.load()
+        value.load()
+    value.load()
 
-    assert cell.get() == "one"
+    assert value.get() == "one"
 
 
 def test_what_was_fetched_in_another_way_is_fresh_and_not_fetched_again(world: World) -> None:
-    cell = world.cell()
+    value = world.value()
 
-    cell.keep("known")
-    cell.load()
+    value.keep("known")
+    value.load()
 
-    assert cell.get() == "known"
+    assert value.get() == "known"
     assert world.asked == 0
     assert not world.pool.queue
     world.now_s += 60
-    assert cell.get() == "known"
+    assert value.get() == "known"
     assert len(world.pool.queue) == 1
 
 
@@ -192,43 +193,68 @@ def test_very_old_value_is_refreshed_before_it_is_told(
     world: World, waited: Waited, pause_s: float
 ) -> None:
     world.answers = ["one", "two"]
-    cell = world.cell()
-    cell.load()
+    value = world.value()
+    value.load()
     world.now_s += pause_s
 
-    assert loaded(cell.get) == "two"
+    assert loaded(value.get) == "two"
     assert waited.times_s == [refreshed.WAIT_S]
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 59.0, 60.0, 119.0])
 def test_younger_value_is_told_at_once(world: World, waited: Waited, pause_s: float) -> None:
     world.answers = ["one"]
-    cell = world.cell()
-    cell.load()
+    value = world.value()
+    value.load()
     world.now_s += pause_s
 
-    assert cell.get() == "one"
+    assert value.get() == "one"
     assert waited.times_s == []
+
+
+@pytest.mark.parametrize(("age_s", "told"), [(59.0, "one"), (60.0, "two"), (3600.0, "two")])
+def test_command_is_told_nothing_older_than_a_minute(
+    world: World, waited: Waited, age_s: float, told: str
+) -> None:
+    world.answers = ["one", "two"]
+    waits = RefreshWaits(lambda: world.now_s, COMMAND)
+    value = RefreshedValue(world.fetch, 60.0, world.pool, lambda: world.now_s, waits)
+    value.load()
+    world.now_s += age_s
+
+    assert loaded(value.get) == told
+
+
+def test_command_is_told_the_old_value_by_a_server_that_is_away(
+    world: World, waited: Waited
+) -> None:
+    world.answers = ["one", Unreachable("away")]
+    waits = RefreshWaits(lambda: world.now_s, COMMAND)
+    value = RefreshedValue(world.fetch, 60.0, world.pool, lambda: world.now_s, waits)
+    value.load()
+    world.now_s += 3600
+
+    assert loaded(value.get) == "one"
 
 
 def test_who_cannot_wait_has_the_old_value_at_once(world: World, waited: Waited) -> None:
     world.answers = ["one", "two"]
-    cell = world.cell()
-    cell.load()
+    value = world.value()
+    value.load()
     world.now_s += 1000
 
-    assert (cell.get_at_once(), cell.at_hand()) == ("one", "one")
+    assert (value.get_at_once(), value.at_hand()) == ("one", "one")
     world.pool.run()
 
-    assert cell.get_at_once() == "two"
+    assert value.get_at_once() == "two"
 
 
 def test_server_that_is_slow_holds_up_one_reader_for_a_moment(world: World, waited: Waited) -> None:
     waited.server_answers = False
-    patience = Patience(lambda: world.now_s)
+    waits = RefreshWaits(lambda: world.now_s)
     world.answers = ["one", "one", "two", "two", "three"]
     first, second = (
-        Cell(world.fetch, 60.0, world.pool, lambda: world.now_s, patience) for _ in range(2)
+        RefreshedValue(world.fetch, 60.0, world.pool, lambda: world.now_s, waits) for _ in range(2)
     )
     first.load()
     second.load()
@@ -241,7 +267,7 @@ def test_server_that_is_slow_holds_up_one_reader_for_a_moment(world: World, wait
 
     world.pool.run()
     assert (first.get(), second.get()) == ("two", "two")
-    assert not patience.is_lost()
+    assert not waits.are_suspended()
 
 
 @pytest.mark.parametrize("error", [Unreachable("away"), NotAuthenticated("expired")])
@@ -249,12 +275,12 @@ def test_server_that_is_away_holds_nobody_up_twice(
     world: World, waited: Waited, error: Exception
 ) -> None:
     world.answers = ["one", *[error] * 100]
-    cell = world.cell()
-    cell.load()
+    value = world.value()
+    value.load()
     world.now_s += 1000
 
-    for _ in range(int(IMPATIENT_S / RETRY_S) - 1):
-        assert loaded(cell.get) == "one"
+    for _ in range(int(NO_WAIT_S / RETRY_S) - 1):
+        assert loaded(value.get) == "one"
         world.pool.run()
         world.now_s += RETRY_S
 
@@ -263,19 +289,19 @@ def test_server_that_is_away_holds_nobody_up_twice(
 
 def test_value_is_renewed_for_who_wants_a_younger_one(world: World, waited: Waited) -> None:
     world.answers = ["one", "two"]
-    cell = world.cell()
-    cell.load()
+    value = world.value()
+    value.load()
     world.now_s += 1.9
-    cell.renew(2.0)
+    value.renew(2.0)
     assert waited.times_s == []
     world.now_s += 0.1
 
     with pytest.raises(NotLoaded) as missing:
-        cell.renew(2.0)
+        value.renew(2.0)
     missing.value.load()
-    cell.renew(2.0)
+    value.renew(2.0)
 
-    assert cell.get() == "two"
+    assert value.get() == "two"
 
 
 def test_value_that_takes_long_is_renewed_less_often(world: World, waited: Waited) -> None:
@@ -283,25 +309,25 @@ def test_value_that_takes_long_is_renewed_less_often(world: World, waited: Waite
         world.now_s += 5
         return "listing"
 
-    cell = Cell(fetch, 60.0, world.pool, lambda: world.now_s)
-    cell.load()
+    value = RefreshedValue(fetch, 60.0, world.pool, lambda: world.now_s)
+    value.load()
     world.now_s += 5 * RENEW_SHARE - 6
-    cell.renew(2.0)
+    value.renew(2.0)
     world.now_s += 1
 
     with pytest.raises(NotLoaded):
-        cell.renew(2.0)
+        value.renew(2.0)
 
 
 def test_renewing_fails_quietly(world: World, waited: Waited) -> None:
     world.answers = ["one", Unreachable("away")]
-    cell = world.cell()
-    cell.load()
+    value = world.value()
+    value.load()
     world.now_s += 10
 
-    loaded(lambda: cell.renew(2.0))
+    loaded(lambda: value.renew(2.0))
 
-    assert cell.get() == "one"
+    assert value.get() == "one"
     assert len(waited.times_s) == 1
 
 
@@ -309,14 +335,14 @@ def test_many_who_find_a_value_old_refresh_it_once() -> None:
     asked = []
     with ThreadPoolExecutor(4) as pool:
         now_s = [0.0]
-        cell = Cell(lambda: asked.append(1), 60.0, pool, lambda: now_s[0])
-        cell.load()
+        value = RefreshedValue(lambda: asked.append(1), 60.0, pool, lambda: now_s[0])
+        value.load()
         now_s[0] += 1000
 
-        futures = [pool.submit(loaded, cell.get_at_once) for _ in range(50)]
+        futures = [pool.submit(loaded, value.get_at_once) for _ in range(50)]
         for future in futures:
             future.result(20)
-        loaded(cell.get)
+        loaded(value.get)
 
     assert len(asked) == 2
 
@@ -329,18 +355,18 @@ def test_all_who_wait_for_a_failing_load_are_told_by_one_request() -> None:
         asked += 1
         if asked == 1:
             # The others come while this one is under way; each waits, or is told at once.
-            others.extend(pool.submit(cell.load) for _ in range(4))
+            others.extend(pool.submit(value.load) for _ in range(4))
             futures_wait(others, timeout=0.2)
         raise Unreachable("gone for a moment")
 
     others: list[Future[None]] = []
     with ThreadPoolExecutor(5) as pool:
-        cell: Cell[object] = Cell(fetch, 60.0, pool)
-        first = pool.submit(cell.load)
+        value: RefreshedValue[object] = RefreshedValue(fetch, 60.0, pool)
+        first = pool.submit(value.load)
         errors = [load.exception(20) for load in (first, *others)]
 
         assert [str(error) for error in errors] == ["gone for a moment"] * len(errors)
         assert asked == 1
         with pytest.raises(Unreachable):
-            cell.load()  # who comes later asks
+            value.load()  # who comes later asks
         assert asked == 2

@@ -11,7 +11,7 @@ import pytest
 from dserverfs.base.clock import boottime_s
 from dserverfs.base.model import BackendURI, Identifier
 from dserverfs.base.retry import Deadline
-from dserverfs.catalogue.refreshed import Cell, NotLoaded, loaded
+from dserverfs.catalogue.refreshed import NotLoaded, RefreshedValue, loaded
 from dserverfs.remote.signed_urls import SignedURL, UrlBook
 
 NIGHT_S = 8 * 3600.0
@@ -48,15 +48,15 @@ def test_listing_of_the_evening_is_refreshed_in_the_morning(
     machine: Suspended, background: ThreadPoolExecutor
 ) -> None:
     answers = iter(["evening", "morning"])
-    cell = Cell(lambda: next(answers), 60.0, background)
+    value = RefreshedValue(lambda: next(answers), 60.0, background)
     with pytest.raises(NotLoaded) as missing:
-        cell.get()
+        value.get()
     missing.value.load()
-    assert cell.get() == "evening"
+    assert value.get() == "evening"
 
     machine.sleep(NIGHT_S)
 
-    assert loaded(cell.get) == "morning"
+    assert loaded(value.get) == "morning"
 
 
 def test_url_of_the_evening_is_not_used_in_the_morning(machine: Suspended) -> None:

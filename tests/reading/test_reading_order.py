@@ -56,7 +56,7 @@ class Mount:
     def __init__(self, client: Client) -> None:
         self.client = client
         dataset = client.resolver.dataset_by_uuid(UUID(UUID_OF_ALL), BASE_URI)
-        self.items: list[tuple[str, ItemContent]] = list(client.contents(dataset))
+        self.items: list[tuple[str, ItemContent]] = list(client.catalogue.contents(dataset))
 
     def read(self, place: int) -> bool:
         relpath, content = self.items[place]

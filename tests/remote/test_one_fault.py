@@ -142,7 +142,7 @@ def world(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[World]:
     whole, dataset = client
-    contents = dict(whole.contents(dataset))
+    contents = dict(whole.catalogue.contents(dataset))
     monkeypatch.setattr(socket, "getaddrinfo", way.look_up)
     monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.001)
     monkeypatch.setattr(retry, "MAX_WAIT_S", 0.002)

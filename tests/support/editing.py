@@ -13,7 +13,8 @@ from typing import Any
 
 from dserverfs.base.clock import boottime_s
 from dserverfs.base.errors import DserverfsError, Unreachable
-from dserverfs.base.model import UUID, Dataset, DserverURI
+from dserverfs.base.model import UUID, Dataset
+from dserverfs.base.versions import Version
 from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.offline import KeptAnswers
 from dserverfs.catalogue.refreshed import loaded
@@ -23,7 +24,6 @@ from dserverfs.remote.metadata_api import MetadataWrites
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.routes import Routes
 from dserverfs.remote.tokens import TokenSource
-from dserverfs.remote.versions import Version
 from dserverfs.tree.frozen_dataset import DatasetTree
 from dserverfs.writing.edits import sender
 from dserverfs.writing.edits.editable import EditableFiles
@@ -112,7 +112,7 @@ class Bench:
 
     @property
     def tree(self) -> DatasetTree:
-        return DatasetTree(self.dataset, self.catalogue, DserverURI("server"), self.edits)
+        return DatasetTree(self.dataset, self.catalogue, self.edits)
 
     def create(self, path: str, mode: int = 0o644, flags: int = os.O_WRONLY) -> EditHandle:
         self.edits.require(self.dataset, path)

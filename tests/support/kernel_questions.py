@@ -236,6 +236,6 @@ def client_for(uri: DserverURI, token: str, directory: Path) -> Iterator[Client]
         cache_size=0,
         staging_directory=directory / "staging",
     ) as client:
-        client.check(uri)
+        client.catalogue.check(uri)
         loaded(client.catalogue.user)
         yield client

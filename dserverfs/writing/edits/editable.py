@@ -36,10 +36,10 @@ from dserverfs.base.errors import (
 )
 from dserverfs.base.limits import parse_json
 from dserverfs.base.model import Dataset
+from dserverfs.base.versions import Version, version_of_json, version_of_text
 from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.refreshed import loaded
 from dserverfs.remote.metadata_api import MetadataWrites, require_metadata_name, require_name
-from dserverfs.remote.versions import Version, version_of_json, version_of_text
 
 # The directories whose names can change after the freeze.
 DIRECTORIES_OF_METADATA = frozenset({TAGS, ANNOTATIONS, OVERLAYS})

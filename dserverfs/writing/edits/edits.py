@@ -24,7 +24,7 @@ from pathlib import Path
 from dserverfs.base.errors import Frozen, NotFound, UsageError
 from dserverfs.base.local_files import write_all
 from dserverfs.base.model import Dataset, mtime_ns_of
-from dserverfs.remote.versions import Reader
+from dserverfs.base.versions import Reader
 from dserverfs.writing.edits import editable, sender
 from dserverfs.writing.edits.editable import EditableFiles, Kind, Target, is_temporary, target_of
 from dserverfs.writing.edits.journal import UnsentEdit

@@ -44,7 +44,7 @@ from dserverfs.base.limits import parse_json, record_of, understood
 from dserverfs.base.local_files import subdirectories
 from dserverfs.base.locks import OwnerLock, locked
 from dserverfs.base.model import Dataset
-from dserverfs.remote.versions import Version
+from dserverfs.base.versions import Version
 from dserverfs.writing.staging.area import OPTION
 
 logger = logging.getLogger(__name__)

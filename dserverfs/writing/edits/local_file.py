@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dserverfs.base.model import Dataset
-from dserverfs.remote.versions import Reader, Version
+from dserverfs.base.versions import Reader, Version
 from dserverfs.writing.edits.editable import Target, target_of
 from dserverfs.writing.edits.journal import EditSession, Note
 

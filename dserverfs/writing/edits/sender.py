@@ -18,7 +18,7 @@ from concurrent.futures import wait as wait_for
 
 from dserverfs.base import retry
 from dserverfs.base.errors import DserverfsError, NotAuthenticated, ProtocolError, Unreachable
-from dserverfs.remote.versions import Reader
+from dserverfs.base.versions import Reader
 from dserverfs.writing.edits.editable import EditableFiles, Target
 from dserverfs.writing.edits.local_file import Change, LocalFile
 from dserverfs.writing.edits.view import EditedFiles, LocalEdits

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from dserverfs.base.errors import NotFound
 from dserverfs.base.model import Dataset
-from dserverfs.remote.versions import Version, VersionsRead
+from dserverfs.base.versions import Version, VersionsRead
 from dserverfs.writing.edits.editable import Target, target_of
 from dserverfs.writing.edits.journal import EditSession, Note
 from dserverfs.writing.edits.local_file import (

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dserverfs.base.errors import ChangedMeanwhile
+from dserverfs.base.versions import Reader, VersionsRead, version_of_json, version_of_text
 from dserverfs.catalogue.catalogue import FRESH_S
-from dserverfs.remote.versions import Reader, VersionsRead, version_of_json, version_of_text
 from dserverfs.writing.edits.journal import all_unsent
 from tests.support.editing import BEFORE, README, WAIT_S, Bench
 from tests.support.quirky_changes import become, put_readme
@@ -214,7 +214,7 @@ def test_json_is_the_same_version_however_it_is_written() -> None:
 
 
 def test_only_so_many_readers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dserverfs.remote.versions.MAX_READERS", 2)
+    monkeypatch.setattr("dserverfs.base.versions.MAX_READERS", 2)
     versions = VersionsRead()
     for number in range(3):
         versions.was_read("path", (number, 0), version_of_text(bytes([number])))
