@@ -6,7 +6,6 @@ Used by the freezer. Blocking.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
@@ -14,21 +13,13 @@ from itertools import islice
 
 from dserverfs.base.dtool_layout import README
 from dserverfs.base.errors import Cancelled, Conflict, DserverfsError, IntegrityError
-from dserverfs.base.items import (
-    BLOCK_SIZE,
-    ItemContent,
-    block_length,
-    content_key,
-    item_key,
-    number_of_blocks,
-)
+from dserverfs.base.items import ItemContent
 from dserverfs.base.limits import parse_json
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import UUID, Dataset, DserverURI, Identifier, Item
 from dserverfs.catalogue.catalogue import Catalogue
-from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
-from dserverfs.reading.cache.blocks import MemoryBlock
-from dserverfs.reading.cache.write_behind import CacheWriter, Put
+from dserverfs.reading.cache.adopting import adopt
+from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.stored_items import StoredItems
 from dserverfs.remote.api import Resolver
 from dserverfs.writing.upload.uploader import Uploader
@@ -36,10 +27,8 @@ from dserverfs.writing.upload.uploader import Uploader
 logger = logging.getLogger(__name__)
 
 LOOKING_THREADS = 16  # as many as upload
-# More would push out of the cache what is read; a guess, not measured.
 _TOGETHER = 1000  # items that are looked for at once
 _NEIGHBOURS = 200  # of an item, of which it may be asked in one request
-MAX_ADOPTED_BYTES = 8 * 1024**3
 
 
 class Registration:
@@ -203,33 +192,4 @@ class Registration:
         if self._cache is None:
             return
         uri = DserverURI(self._server, dataset.base_uri, dataset.uuid)
-        writer = CacheWriter(self._cache)
-        left = MAX_ADOPTED_BYTES
-        try:
-            for item in local.items.values():
-                left -= item.size_in_bytes
-                if stop.is_set() or left < 0:
-                    break
-                content = content_key(local.hash_function, item.hash, item.size_in_bytes)
-                try:
-                    key = item_key(uri, item.identifier, item.hash)
-                    _adopt_item(writer, key, content, local, item)
-                except OSError as error:
-                    logger.info("%s: not taken into the cache: %s", item.relpath, error)
-        finally:
-            writer.close()
-
-
-def _adopt_item(
-    writer: CacheWriter, key: str, content: str, local: LocalDataset, item: Item
-) -> None:
-    """Store the blocks of an item as verified: it was hashed as it is now."""
-    with local.path_of(item).open("rb", buffering=0) as file:
-        for block in range(number_of_blocks(item.size_in_bytes)):
-            length = block_length(item.size_in_bytes, block)
-            data = os.pread(file.fileno(), length, block * BLOCK_SIZE)
-            if len(data) != length or os.fstat(file.fileno()).st_mtime_ns != item.mtime_ns:
-                raise OSError("changed after it was frozen")
-            writer.put_many(
-                [Put(BlockKey(key, block), BlockKey(content, block), MemoryBlock(data))]
-            )
+        adopt(self._cache, uri, local, stop)
