@@ -40,7 +40,7 @@ AHEAD_THREADS = 3
 
 
 class _Unwanted(Exception):
-    """The rest of the run is for nobody: it was fetched ahead, and the item is closed."""
+    """No reader wants the rest of the run: it was fetched ahead, and the item is closed."""
 
 
 class BlockParts(NamedTuple):
@@ -129,7 +129,7 @@ class _Fill:
         for missing, cached in zip(list(self._waiting), found, strict=True):
             if cached is None:
                 continue
-            # Of a run, all that is fetched is read ahead; of a single block, what is asked for.
+            # Of a run the kernel reads all; of a single block, the bytes that are asked for.
             if len(indices) > 1:
                 cached.block.read_ahead()
             verdict = Verdict.VERIFIED if cached.is_verified else Verdict.UNKNOWN

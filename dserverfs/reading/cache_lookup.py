@@ -25,11 +25,11 @@ class Cached(NamedTuple):
 
 
 class HashMismatch(IntegrityError):
-    """The whole item is here and is not what the manifest says."""
+    """The whole item came, and does not have the manifest's hash."""
 
 
 def check_whole(content: ItemContent, data: bytes | memoryview) -> bool:
-    """Return whether `data`, an item in one block, was compared; raises HashMismatch.
+    """Return True if `data`, an item in one block, was compared; raises HashMismatch.
 
     A block takes 1.1 ms of MD5: too little to hand out anything unchecked.
     """
@@ -103,7 +103,7 @@ class CacheLookup:
         ]
 
     def has_all(self, content: ItemContent) -> bool:
-        """Return whether the whole item is on disk, compared or not."""
+        """Return True if the whole item is on disk, compared or not."""
         keys = (content.content_key, content.key)
         return any(self._cache.count(key) == content.number_of_blocks for key in keys)
 

@@ -1,4 +1,4 @@
-"""Claims: items of one block that the prefetch fetches, and no reader's request meanwhile.
+"""Claims: items of one block that only the prefetch fetches.
 
 Used by the prefetch. Thread-safe. Invariant: a claimed item is settled or released.
 """
@@ -20,7 +20,7 @@ from dserverfs.reading.single_flight import Missing
 
 
 class Claim(NamedTuple):
-    """An item of one block that no other thread fetches meanwhile."""
+    """An item of one block that only the claim's owner fetches."""
 
     content: ItemContent
     future: Future[Block]

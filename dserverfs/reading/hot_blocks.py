@@ -27,8 +27,8 @@ class BlockMap(dict[int, Block]):
     """The hot blocks of one version of an item, by index.
 
     May be looked up without the lock that its changes are made under. When the item is
-    dropped the map is emptied for good, and whoever opens the item then gets another one:
-    so no count of drops is kept for items that nobody reads.
+    dropped the map is emptied for good, and the next reader that opens the item gets
+    another one: so no count of drops is kept of items without readers.
     """
 
     __slots__ = ("__weakref__", "is_dropped", "on_drop", "readers")
@@ -37,7 +37,7 @@ class BlockMap(dict[int, Block]):
         super().__init__()
         self.is_dropped = False  # the bytes turned out to be wrong
         self.readers = 0  # open items that have it
-        self.on_drop: list[Callable[[], None]] = []  # what they want to be told
+        self.on_drop: list[Callable[[], None]] = []  # how they are told
 
 
 class HotBlocks:
@@ -98,7 +98,7 @@ class HotBlocks:
         return block
 
     def drop_item(self, item: str) -> list[Callable[[], None]]:
-        """Drop every block of an item, and its map; return what its readers want to be told."""
+        """Drop every block of an item, and its map; return the calls that tell its readers."""
         blocks = self._maps.pop(item, None)
         if blocks is None:
             return []

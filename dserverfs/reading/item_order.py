@@ -1,10 +1,10 @@
-"""Which items will be read next, judged by the order in which items were read.
+"""The items that will probably be read next, by the order in which items were read.
 
-Used by the prefetch. `tar`, `cp -r` and rsync read a directory's items in the order in
-which it lists them, which is that of the rows of the manifest's index; `ls -r` and
-tools that take a list from its end read them the other way round; several threads
-read in a slightly other order, or at several places. Who reads a quarter of the items of
-a neighbourhood in no order will want the others, too. Pure policy; for one thread at a time.
+Used by the prefetch. `tar`, `cp -r` and rsync read a directory's items in the order of
+its listing, which is that of the rows of the manifest's index; `ls -r` and tools that take
+a list from its end read backwards; several threads read in a slightly other order, or at
+several places. A program that has read a quarter of a neighbourhood in no order will want
+the other items, too. Pure policy; for one thread at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SLACK = 4
 MAX_STREAMS = 16  # of one dataset: directories are read within each other, and by threads
 MAX_DATASETS = 64
 NEIGHBOURHOOD = 64  # places
-# Of a neighbourhood in no order; then at most four times as much is fetched as is read.
+# Places of a neighbourhood, read in no order; so at most four times as many are fetched.
 DENSE = NEIGHBOURHOOD // 4
 
 
@@ -35,8 +35,8 @@ class Stretch(NamedTuple):
 class _Stream:
     """One reader's way through the items.
 
-    Places are counted in the direction of reading: those of one who goes downwards
-    are negative.
+    Places are counted in the direction of reading: a reader that goes downwards has
+    negative ones.
     """
 
     def __init__(self, place: int) -> None:
@@ -46,14 +46,14 @@ class _Stream:
         self.window = 0
 
     def is_near(self, place: int) -> bool:
-        """Return whether a reader who went this way may read that place now."""
+        """Return True if a reader that went this way may read that place now."""
         if not self.direction:
             return abs(place - (self.next - 1)) <= SLACK
         at = place * self.direction
         return self.next - SLACK <= at < max(self.asked, self.next + SLACK)
 
     def advance(self, place: int) -> Stretch | None:
-        """Return what to fetch ahead now that a near place is read, if anything."""
+        """Return the stretch to fetch ahead now that a near place is read, or None."""
         if not self.direction:
             started = self.next - 1
             if place == started:
@@ -91,7 +91,7 @@ class _Stream:
 
 
 class _Reading:
-    """What was read of a dataset."""
+    """The places of a dataset that were read."""
 
     def __init__(self) -> None:
         self.streams: list[_Stream] = []
@@ -105,7 +105,7 @@ class ItemOrder:
         self._datasets: OrderedDict[Hashable, _Reading] = OrderedDict()
 
     def read(self, dataset: Hashable, place: int) -> Stretch | None:
-        """Return what to fetch ahead now that the item at `place` is read, if anything."""
+        """Return the stretch to fetch ahead now that the item at `place` is read, or None."""
         reading = self._datasets.setdefault(dataset, _Reading())
         self._datasets.move_to_end(dataset)
         if len(self._datasets) > MAX_DATASETS:

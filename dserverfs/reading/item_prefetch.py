@@ -59,7 +59,7 @@ class ItemPrefetch:
         self._order = ItemOrder()
         self._waiting: deque[Want[Claim]] = deque()
         self._is_getting = False
-        # Of the thread that gets: what is to be written, and how often it got nothing.
+        # Of the getting thread: items to write to the cache, and failures in a row.
         self._arrived: list[Put] = []
         self._arrived_bytes = 0
         self._failures = 0
@@ -128,7 +128,7 @@ class ItemPrefetch:
         return small, large
 
     def _queue(self, claim: Claim) -> None:
-        """Have a claimed item fetched; raises DserverfsError if it gets no URL."""
+        """Queue a claimed item; raises DserverfsError if it gets no URL."""
         content = claim.content
         url = self._urls.item_url(content.dataset, content.identifier, content.neighbours)
         with self._lock:
@@ -141,7 +141,7 @@ class ItemPrefetch:
                 self._give_up()
 
     def _get(self) -> None:
-        """Fetch what is waiting, until there is no more."""
+        """Fetch waiting items until there are none."""
         while True:
             try:
                 self._gets.run(self._take, self._done)
@@ -203,7 +203,7 @@ class ItemPrefetch:
             self._arrived, self._arrived_bytes = [], 0
 
     def _give_up(self) -> None:
-        """Leave what is waiting to its readers."""
+        """Leave the waiting items to their readers."""
         with self._lock:
             left = [want.what for want in self._waiting]
             self._waiting.clear()

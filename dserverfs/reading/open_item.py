@@ -21,7 +21,7 @@ from dserverfs.reading.cache.blocks import Block, DamagedBlock
 from dserverfs.reading.read_ahead import ReadAhead
 from dserverfs.reading.single_flight import wait_for
 
-# Of larger items (1 TiB) no memory is taken for what is not read.
+# Larger items (1 TiB) take no memory for blocks that are not read.
 MAX_BLOCKS_AT_ONCE = 1 << 20
 
 
@@ -114,8 +114,8 @@ class OpenItem:
         """Return the blocks of bytes [offset, offset+size); start fetching those missing.
 
         Empty at or beyond the end of the item. Never blocks. Raises IntegrityError
-        for ever once bytes it handed out were found to be wrong: the kernel asks
-        again after a read-ahead that failed, and must not be told otherwise.
+        for ever once bytes of this handle were found to be wrong: the kernel asks again
+        after a read-ahead that failed, and must get the same answer.
         """
         self._refuse_if_dropped()
         end = min(offset + size, self._content.size_in_bytes)

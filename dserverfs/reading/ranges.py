@@ -80,8 +80,8 @@ class RangeFetcher:
 
         A response that breaks off is continued where it ended, and `deadline` begins
         anew with each block. `on_block` may raise StaleResponse, or HashMismatch (the
-        first of these has the block fetched again, the second is raised); what else
-        it, the store and the URL source raise ends the fetching.
+        first of these has the block fetched again, the second is raised). All other errors
+        of `on_block`, the store and the URL source end the fetching.
         """
         offset = wanted.start
         end = wanted.start + wanted.length
@@ -110,7 +110,7 @@ class RangeFetcher:
             try:
                 self._ask(content, retries, attempt)
             except StaleResponse:
-                logger.debug("%s: fetched again, it was dropped meanwhile", content.dataset.uri)
+                logger.debug("%s: fetched again, it was dropped", content.dataset.uri)
             except HashMismatch as error:
                 if has_mismatched:
                     raise
@@ -124,7 +124,7 @@ class RangeFetcher:
     def _ask(
         self, content: ItemContent, retries: Retries, attempt: Callable[[str, Deadline], T]
     ) -> T:
-        """Return what `attempt` returns for the item's URL: the one loop of attempts.
+        """Return the outcome of `attempt` for the item's URL: the one loop of attempts.
 
         A refused URL is replaced by a new one, once.
         """

@@ -1,4 +1,4 @@
-"""How far to read ahead of one reader of an item. Pure policy; for one thread at a time."""
+"""The read-ahead of one reader of an item. Pure policy; for one thread at a time."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class ReadAhead:
         self._asked = 0  # blocks before this one were asked for already
 
     def plan(self, offset: int, size: int, total: int) -> Run:
-        """Return the run to fetch ahead when that is read, of an item of `total` blocks.
+        """Return the run to fetch ahead when these bytes are read; it may be empty.
 
-        It may be empty.
+        The item has `total` blocks.
         """
         first, last = offset // BLOCK_SIZE, (offset + size - 1) // BLOCK_SIZE
         if not self._next - 2 <= first <= self._next + 1:

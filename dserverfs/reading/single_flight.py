@@ -137,7 +137,7 @@ class SingleFlight:
                     self._pending.drop_unasked(content.key)
 
     def map_of(self, content: ItemContent) -> BlockMap:
-        """Return the item's map, by which `settle` sees that it was dropped meanwhile."""
+        """Return the item's map, by which `settle` sees that the item was dropped since."""
         with self._lock:
             return self._hot.map_of(content.key)
 
@@ -198,7 +198,7 @@ class SingleFlight:
             self._failures.note([key for key in _keys(content, run) if key in self._pending], error)
 
     def drop(self, content: ItemContent) -> list[Callable[[], None]]:
-        """Drop an item that turned out wrong; return what its readers want to be told.
+        """Drop an item that turned out wrong; return the calls that tell its readers.
 
         Nothing that was asked for before is settled afterwards.
         """

@@ -1,4 +1,4 @@
-"""What the store holds of a dataset's items now: sizes and hashes, past every cache.
+"""Sizes and hashes of a dataset's items as the store has them now, past every cache.
 
 Used to verify datasets. Knows the manifest's identifiers only: a store that is reached
 through signed URLs cannot be asked for others. Blocking and thread-safe.
@@ -25,12 +25,12 @@ class StoredItems:
         self._ranges = ranges
 
     def size(self, content: ItemContent) -> int | None:
-        """Return the size of what is stored; None if nothing is."""
+        """Return the size of the stored object; None if there is none."""
         found = self.look(content)
         return None if found is None else found.size_in_bytes
 
     def require(self, content: ItemContent) -> None:
-        """Return if the store surely has the item; raises IntegrityError with what it has.
+        """Return if the store surely has the item; else raises IntegrityError, which says why.
 
         Asks for one byte where the store's ETag is the item's MD5, as S3's is of what was
         put in one piece without a key; else reads it all.
@@ -47,7 +47,7 @@ class StoredItems:
             raise IntegrityError(f"the store has content with hash {digest}")
 
     def look(self, content: ItemContent) -> StoredObject | None:
-        """Return what is stored; None if nothing is."""
+        """Return size and ETag of the stored object; None if there is none."""
         try:
             return self._ranges.look(content, Deadline(METADATA_TIMEOUT_S))
         except (NotFound, NotStored):
@@ -56,7 +56,7 @@ class StoredItems:
     def digest(self, content: ItemContent, size_in_bytes: int) -> str:
         """Return the hash, by the manifest's function, of the `size_in_bytes` that are stored.
 
-        Raises IntegrityError if the object changes meanwhile.
+        Raises IntegrityError if the object changes while it is read.
         """
         hasher = known_hasher(content.hash_function)
         version = FirstVersion(content)

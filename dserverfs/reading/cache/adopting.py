@@ -22,10 +22,17 @@ logger = logging.getLogger(__name__)
 MAX_ADOPTED_BYTES = 8 * 1024**3
 
 
-def adopt(cache: BlockCache, uri: DserverURI, local: LocalDataset, stop: threading.Event) -> None:
+def adopt(
+    cache: BlockCache,
+    uri: DserverURI,
+    local: LocalDataset,
+    stop: threading.Event,
+    *,
+    max_bytes: int = MAX_ADOPTED_BYTES,
+) -> None:
     """Take the items' bytes over until `stop`; items that fail can be fetched."""
     writer = CacheWriter(cache)
-    left = MAX_ADOPTED_BYTES
+    left = max_bytes
     try:
         for item in local.items.values():
             left -= item.size_in_bytes

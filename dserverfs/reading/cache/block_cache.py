@@ -1,18 +1,18 @@
 """The disk cache of item blocks: diskcache, hardened and limited.
 
-One directory per user (mode 0700), shared by all mounts and processes. Used by
-the reader; knows nothing of servers, URLs or the network. A cache that fails
-is a cache that misses: no method of BlockCache raises for a bad disk.
+One directory per user (mode 0700), shared by all mounts and processes. Used by the block
+reader; knows neither server, URL nor network. A cache that fails is a cache that misses:
+no method of BlockCache raises for a bad disk.
 
-A block is stored under its item. When a whole item was compared with its hash,
-its blocks move, without being rewritten, to a key of that hash, where every
-item with the same content finds them. Nothing else is ever there.
+A block is stored under its item's key. When the whole item was compared with its hash,
+its blocks move, without being rewritten, to a key of that hash, where every item with
+the same content finds them. Only verified blocks are under such a key.
 
 On disk: `blocks/cache.db` (SQLite), a row for each block with the checksums of
 its chunks, and a file for each block that is not small. Files are written before
 the transaction with their rows, so a killed process leaves at worst files
-without a row, which a sweep once a day removes. What a power cut or a fault of
-the disk leaves in a file does not pass its checksums.
+without a row, which a sweep once a day removes. Bytes that a power cut or a fault of
+the disk damaged do not pass their checksums.
 
 Thread-safe.
 """
@@ -82,7 +82,7 @@ _AS_MEASURED = CacheTuning()
 
 
 class BlockKey(NamedTuple):
-    """Which block: of an item in a dataset on a server, or of a content whatever item has it."""
+    """A block of an item in a dataset on a server, or of a content that many items may have."""
 
     item: str  # ItemContent.key, or its content_key
     block: int
@@ -92,12 +92,12 @@ class BlockKey(NamedTuple):
 
 
 def prefix_of(item: str) -> str:
-    """Return what the keys of all blocks of an item begin with, and no other's."""
+    """Return the prefix of the keys of an item's blocks, which no other item's have."""
     return f"{FORMAT_VERSION}:{BLOCK_SIZE}:{item}:"
 
 
 def _range_of(item: str) -> tuple[str, str]:
-    """Return what the keys of all blocks of an item lie between."""
+    """Return the two keys between which those of an item's blocks lie."""
     prefix = prefix_of(item)
     return prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
@@ -150,7 +150,7 @@ class BlockCache:
         self._is_open = True
         try:
             private_directory(self._directory)
-            # What is corrupt is removed by one process.
+            # One process removes a corrupt database.
             with locked_within(self._directory / "lock", OPEN_TIMEOUT_S):
                 busy_timeout_s = self._tuning.busy_timeout_s
                 table = open_table(self._directory, self._size_limit, busy_timeout_s)
@@ -176,7 +176,7 @@ class BlockCache:
         return self.load_many([(key, length)])[0]
 
     def load_many(self, wanted: Sequence[tuple[BlockKey, int]]) -> list[Block | None]:
-        """Return what `load` would for each key and length, asking the database once."""
+        """As `load`, for several blocks with one question to the database."""
         table = self._readable()
         if table is None or not wanted:
             return [None] * len(wanted)
@@ -199,7 +199,7 @@ class BlockCache:
     ) -> Block | None:
         try:
             block = self._block(table, row, length, opened)
-        except FileNotFoundError:  # evicted meanwhile
+        except FileNotFoundError:  # evicted just now
             return None
         except OSError as error:
             self._fail(error)
@@ -313,15 +313,15 @@ class BlockCache:
         self._asked(lambda table: table.delete(key.as_text() for key in keys), None)
 
     def drop_item(self, item: str) -> None:
-        """Forget every block of an item, or of a content, that is here, whatever its size."""
+        """Forget every block of an item, or of a content, that is here; it may have 2**63 bytes."""
         self._asked(lambda table: table.delete_between(*_range_of(item)), None)
 
     def tell_removed(self) -> None:
-        """Have every process close files of the cache that were removed past this class."""
+        """Let every process close files of the cache that were removed past this class."""
         self._watch.removed()
 
     def drop_damaged(self, key: BlockKey) -> None:
-        """Forget a block that is not what was stored."""
+        """Forget a block that does not have its checksums."""
         logger.warning("cache %s: a damaged block is fetched again", self._directory)
         self.drop([key])
 
@@ -389,7 +389,7 @@ class BlockCache:
                 self._troubles.broke(error)
 
     def _look(self) -> None:
-        """Close what was removed; make the cache anew if it was taken away."""
+        """Close removed files; make the cache anew if it was taken away."""
         self._on_removal()
         if self._table is not None and self._watch.is_gone():
             self._must_reopen = True
@@ -408,7 +408,7 @@ class BlockCache:
             self._must_reopen = means_corrupt(error)
 
     def _fail_writing(self, table: BlockTable, error: Exception) -> None:
-        """Keep nothing new for a while; what is here can still be read."""
+        """Keep nothing new for a while; cached blocks can still be read."""
         if means_corrupt(error):
             self._fail(error)
             return
@@ -423,7 +423,7 @@ class BlockCache:
                 self._evict(table, self._tuning.make_room_in_bytes)
 
     def _has_space(self, table: BlockTable) -> bool:
-        """Return whether the file system keeps its floor of free space; evicts if it does not."""
+        """Return True if the floor of free space is kept, by an eviction if need be."""
         now_s = time.monotonic()
         if now_s - self._space_checked_s < self._tuning.free_space_check_s:
             return self._space_left

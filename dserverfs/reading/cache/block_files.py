@@ -1,6 +1,6 @@
-"""How the block cache's values lie on the disk: rows, and files beside them.
+"""The block cache's values on the disk: blobs in rows, and files beside the database.
 
-Used by the cache. diskcache unpickles what it finds (CVE-2025-69872, no fixed
+Used by the cache. diskcache unpickles the values it finds (CVE-2025-69872, no fixed
 release), so the `Disk` here stores bytes only and refuses anything else.
 
 Blocks that are written together lie in one file, which has a name for each of them (hard
@@ -37,7 +37,7 @@ MAX_BLOCKS_IN_FILE = 16
 # has often taken back: 1 GiB, cold, takes 5.5 s with 16 MiB at once, and 4.8 with this; the
 # daemon's processor time is 7.0 s, and 4.5.
 WRITE_BYTES = 64 * 1024
-# What the names of blocks in one file have in common, and no others.
+# The beginning that the names of blocks in one file share, and no others have.
 STEM_CHARACTERS = 33
 # File systems without hard links say EPERM, or that they know no such call.
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
@@ -171,7 +171,7 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
                 os.remove(os.path.join(self._directory, file_path))
 
     def discard(self, value: Value) -> None:
-        """Take back what `prepare` wrote."""
+        """Remove the file that `prepare` wrote."""
         if value.file is not None:
             self.remove(value.file.name)
 

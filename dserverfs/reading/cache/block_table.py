@@ -1,6 +1,6 @@
 """The table of the cache's blocks: the one module that talks SQL to diskcache's database.
 
-Used by the cache and what looks after it. Relies on the table of diskcache 5.6.3 and on
+Used by the cache, its eviction and its maintenance. Relies on the table of diskcache 5.6.3 and on
 its private API, for several rows at a time: diskcache asks four things of SQLite for
 each value it stores and one for each it gets, 100 us and 40 us a row; 15 us and 6 us
 here. Every method raises FAILURES. Thread-safe: diskcache keeps a connection per thread.
@@ -136,7 +136,7 @@ class BlockTable:
     ) -> list[int]:
         """Enter blocks, evicting others if the cache is full; return the rows of large ones.
 
-        A row is 0 if it had to give way at once. One transaction.
+        A row is 0 if it was evicted at once. One transaction.
         """
         with self._cache.transact(retry=False):
             if small:
@@ -194,7 +194,7 @@ class BlockTable:
                 self._sql("DELETE FROM Cache WHERE rowid = ?", (number,))
 
     def delete_unless_replaced(self, row: StoredRow) -> None:
-        """Delete a row, and its file, unless it was replaced meanwhile; waits while busy."""
+        """Delete a row, and its file, unless it was replaced since; waits while busy."""
         with self._cache.transact(retry=True):
             self._sql(
                 "DELETE FROM Cache WHERE rowid = ? AND key = ? AND filename IS ?",

@@ -1,4 +1,4 @@
-"""The two forms that a block of an item takes in this process: in memory, or in a file.
+"""The two forms of a block in this process: in memory, or in an open file.
 
 Knows neither network nor cache. Blocks may be read from any thread.
 """
@@ -27,7 +27,7 @@ def number_of_chunks(length: int) -> int:
 
 
 class DamagedBlock(Exception):
-    """A cached block is not what was stored: forget it and fetch it again."""
+    """A cached block does not have its checksums: forget it and fetch it again."""
 
 
 def checksums(data: bytes | bytearray | memoryview) -> bytes:
@@ -51,7 +51,7 @@ def new_serial() -> int:
 
 
 class MemoryBlock:
-    """A block held in memory: small, or not to be had from the cache's disk."""
+    """A block held in memory: small, or not on the cache's disk."""
 
     __slots__ = ("_checksums", "_view", "row", "serial", "used")
 
@@ -112,7 +112,7 @@ class OpenFile:
 
 
 class FileBlock:
-    """A block in an open file of the cache; the file may be unlinked meanwhile.
+    """A block in an open file of the cache; the file may be unlinked.
 
     Each checksum chunk is compared the first time that it is read.
     """

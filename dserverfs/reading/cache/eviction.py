@@ -1,4 +1,4 @@
-"""Eviction: blocks that give way, and files without a row that are swept away.
+"""Eviction of the blocks used longest ago, and the sweep of files that have no row.
 
 Used by the cache and its maintenance, with the table as argument. Raises FAILURES, but
 for `sweep`.
@@ -18,7 +18,7 @@ from dserverfs.reading.cache.block_table import BUSY, FAILURES, BlockTable
 logger = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 24 * 3600.0
-# A file without a row that is older is nobody's: rows follow their files at once.
+# A file without a row that is older belongs to no process: rows follow their files at once.
 ORPHANED_AFTER_S = 600.0
 _ROWS_AT_A_TIME = 64
 
@@ -79,7 +79,7 @@ def sweep(table: BlockTable, directory: Path, older_than_s: float) -> int:
     """Remove files that no row names, which killed processes left; return how many."""
     removed = 0
     try:
-        # Files before rows: one that is written meanwhile is in neither.
+        # Files before rows: one that is written between the two is in neither.
         names = files_in(directory)
         for name in names - table.filenames():
             path = directory / name

@@ -1,8 +1,7 @@
-"""Looking after the block cache: what it holds, emptying it, and checking all of it.
+"""Maintenance of the block cache: its content in numbers, emptying it, checking all of it.
 
-Used by the command line. Safe beside processes that use the same cache: rows
-are taken away first come, first served, and a block that is gone is fetched
-again. Blocking; raises CacheUnusable where the cache itself goes without.
+Used by the command line. Safe beside processes that use the same cache: a block that is
+gone is fetched again. Blocking; raises CacheUnusable where reading does without a cache.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from dserverfs.reading.cache.blocks import CRC_BYTES, checksums
 from dserverfs.reading.cache.space import AS_IT_IS
 from dserverfs.reading.cache.troubles import said_of
 
-# What is younger may belong to a process that is about to enter it.
+# A younger file may belong to a process that is about to enter it.
 _NEW_S = 60.0
 _CONTENT = re.compile(r"=[^:]*:[^:]*:(\d+)")
 
@@ -38,7 +37,7 @@ class CacheUnusable(DserverfsError):
 
 
 class CacheFacts(NamedTuple):
-    """What a cache holds."""
+    """The content of a cache, in numbers."""
 
     directory: str
     size_in_bytes: int
@@ -49,7 +48,7 @@ class CacheFacts(NamedTuple):
 
 
 class CheckResult(NamedTuple):
-    """What was found when every block was read."""
+    """The result of reading every block."""
 
     blocks: int
     size_in_bytes: int
@@ -59,7 +58,7 @@ class CheckResult(NamedTuple):
 
 
 def facts(cache: BlockCache) -> CacheFacts:
-    """Return what the cache holds."""
+    """Return the numbers of blocks, items and bytes in the cache."""
     with _usable(cache) as table:
         prefix = prefix_of("")[:-1]
         blocks = Counter[str]()
@@ -77,7 +76,7 @@ def facts(cache: BlockCache) -> CacheFacts:
 
 
 def clear(cache: BlockCache) -> CacheFacts:
-    """Forget every block; return what there was."""
+    """Forget every block; return the numbers of before."""
     before = facts(cache)
     with _usable(cache) as table:
         table.clear()
@@ -87,7 +86,7 @@ def clear(cache: BlockCache) -> CacheFacts:
 
 
 def check(cache: BlockCache, progress: Progress) -> CheckResult:
-    """Read every block and drop those that are not what was stored."""
+    """Read every block and drop those that do not have their checksums."""
     damaged = missing = read_bytes = done = 0
     with _usable(cache) as table:
         total = len(table)
@@ -111,7 +110,7 @@ def check(cache: BlockCache, progress: Progress) -> CheckResult:
 
 @contextlib.contextmanager
 def _usable(cache: BlockCache) -> Iterator[BlockTable]:
-    """Yield the cache's table; what it raises becomes CacheUnusable."""
+    """Yield the cache's table; its errors become CacheUnusable."""
     table = cache.table
     if table is None:
         raise CacheUnusable(f"cache {cache.directory}: cannot be used")
@@ -127,7 +126,7 @@ def _is_whole(item: str, count: int) -> bool:
 
 
 def _sound_size(table: BlockTable, row: StoredRow) -> int:
-    """Return the length of a block that is what was stored; raises OSError if it is not."""
+    """Return the length of a block that has its checksums; raises OSError if it does not."""
     if not isinstance(row.key, str) or not row.key.startswith(prefix_of("")[:-1]):
         raise OSError("a block of another version")
     stored = table.disk.fetch(row.mode, row.filename, row.value, False)

@@ -1,7 +1,7 @@
-"""What the cache does without after a failure, for how long, and what is said of it.
+"""The pause after a failure of the cache, and the log's lines about it.
 
-Used by the cache. One line when the trouble begins and one when it is over, however
-many blocks there are between. Thread-safe.
+Used by the cache. One line when the trouble begins and one when it is over, for any
+number of blocks. Thread-safe.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class CacheTroubles:
         self._lock = threading.Lock()
         self._broken_until_s = 0.0
         self._unwritable_until_s = 0.0
-        self._said: set[str] = set()  # what the log has a line about that is not over
+        self._said: set[str] = set()  # troubles that the log has a line about, not over
 
     def is_broken(self) -> bool:
-        """Return whether the cache is not to be tried now."""
+        """Return True while the cache is not to be tried."""
         return self._clock_s() < self._broken_until_s
 
     def is_unwritable(self) -> bool:
-        """Return whether nothing is to be kept now."""
+        """Return True while nothing is to be kept."""
         return self._clock_s() < self._unwritable_until_s
 
     def broke(self, error: Exception) -> bool:
@@ -80,5 +80,5 @@ def said_of(error: Exception) -> str:
 
 
 def means_corrupt(error: Exception) -> bool:
-    """Return whether the database itself is damaged; its kinds of errors say busy, full, ..."""
+    """Return True if the database itself is damaged; subclasses of the error say busy, full, ..."""
     return type(error) is sqlite3.DatabaseError

@@ -1,11 +1,10 @@
-"""What other processes do to a shared cache: they evict from it, or take it away altogether.
+"""The watch on a shared cache: other processes evict from it, or take it away altogether.
 
-Used by the cache. A file that was removed takes its space up until every process
-has closed it, so whoever removes some touches a mark beside the database, and each
-process looks at that once a second, for as long as it has files of the cache open.
-Thread-safe.
+Used by the cache. A removed file takes up its space until every process has closed it.
+So a process that removes files touches a mark beside the database, and every process
+looks at the mark once a second, as long as it has files of the cache open. Thread-safe.
 
-On disk: `evicted`, an empty file; when it was touched is all that it says.
+On disk: `evicted`, an empty file; its time is all that counts.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class CacheWatch:
         self._database = 0  # its inode, as it was when it was opened
 
     def opened(self) -> None:
-        """Note which database it is that was opened just now; raises OSError."""
+        """Remember the database that was opened just now; raises OSError."""
         create_private(self._directory / _MARK)
         self._seen_ns = self._touched_ns()
         self._database = (self._directory / _DATABASE).stat().st_ino
@@ -56,18 +55,18 @@ class CacheWatch:
         self._ended.set()
 
     def removed(self) -> None:
-        """Tell everybody, here and in other processes, that files were removed."""
+        """Tell all processes, and this one, that files were removed."""
         with contextlib.suppress(OSError):
             os.utime(self._directory / _MARK)
             self._seen_ns = self._touched_ns()
         self._changed()
 
     def is_recent(self) -> bool:
-        """Return whether others may still have to close what was removed."""
+        """Return True while other processes may still have to close removed files."""
         return time.time() - self._touched_ns() / 1e9 < 3 * WATCH_S
 
     def is_gone(self) -> bool:
-        """Return whether the database that was opened is no longer there, or is another one."""
+        """Return True if the database that was opened is gone, or another one is in its place."""
         try:
             return (self._directory / _DATABASE).stat().st_ino != self._database
         except FileNotFoundError:

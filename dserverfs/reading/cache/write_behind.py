@@ -1,6 +1,6 @@
-"""Writing fetched blocks to the cache, behind the readers' backs, many in a transaction.
+"""Writing fetched blocks to the cache behind their readers, many in a transaction.
 
-Used by the reader. One thread writes: several at a time wait for each other's
+Used by the block reader. One thread writes: several would wait for each other's
 transactions in SQLite (a third of the time of a cold read). Thread-safe.
 """
 
@@ -17,10 +17,10 @@ from dserverfs.reading.cache.blocks import Block, MemoryBlock
 
 MAX_WAITING = 32  # blocks or batches of small ones, so at most 32 MiB
 MAX_BATCH = MAX_BLOCKS_IN_FILE
-# So long for others to come that can be written with it; readers have them from memory.
+# The wait for more blocks to write together; readers have them from memory.
 LINGER_S = 0.02
-# A disk that is slower than the network holds up fetching for so long a block, and
-# after that blocks go uncached.
+# A disk that is slower than the network holds up the fetching of a block for so long;
+# then blocks go uncached.
 PATIENCE_S = 1.0
 CLOSE_TIMEOUT_S = 10.0
 
@@ -40,7 +40,7 @@ class _Enter(NamedTuple):
 
 
 class CacheWriter:
-    """Takes blocks and writes them; what is not written yet can be had back."""
+    """Takes blocks and writes them; until a block is written, `waiting` returns it."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class CacheWriter:
             self._forget([put.key for put in puts])
 
     def enter_verified(self, item: str, content: str, serials: Sequence[int]) -> None:
-        """As `BlockCache.enter_verified`, behind what was put before."""
+        """As `BlockCache.enter_verified`, after the blocks that were put before."""
         with self._lock:
             if not self._start_locked():
                 return
@@ -106,11 +106,11 @@ class CacheWriter:
             pass
 
     def flush(self) -> None:
-        """Return when everything put before is written."""
+        """Return when all blocks put before are written."""
         self._queue.join()
 
     def close(self) -> None:
-        """Write what is waiting and end the thread, within CLOSE_TIMEOUT_S."""
+        """Write the waiting blocks and end the thread, within CLOSE_TIMEOUT_S."""
         with self._lock:
             self._closed = True
             thread = self._thread
@@ -119,7 +119,7 @@ class CacheWriter:
             thread.join(CLOSE_TIMEOUT_S)
 
     def _start_locked(self) -> bool:
-        """Have a thread that writes; False once closed."""
+        """Start the writing thread if need be; return False once closed."""
         if self._closed:
             return False
         if self._thread is None:
