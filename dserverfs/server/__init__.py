@@ -36,6 +36,7 @@
       indexing        from a dataset in a bucket to the database
         bucket_index    all datasets of a bucket
       passwords, tokens, links   of users
+      sql             statements in the session of dservercore
       forms           forms of bodies, and their refusal (pure)
       item_rules      rules for items, as tables (pure)
 

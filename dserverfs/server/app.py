@@ -14,7 +14,7 @@ from typing import Any
 
 import dservercore
 from flask import Flask, Response
-from sqlalchemy import event, text
+from sqlalchemy import event
 
 from dserverfs import __version__
 from dserverfs.base import wire_names
@@ -26,6 +26,7 @@ from dserverfs.server.database import (
     passwords,
     retrieve,
     search,
+    sql,
     tokens,
     upload_place,
     uploads,
@@ -71,7 +72,7 @@ def create(directory: DataDirectory, stores: Stores, settings: ServerSettings) -
         dservercore.sql_db.create_all()
         for module in _MODULES_WITH_TABLES:
             for statement in module.SCHEMA:
-                dservercore.sql_db.session.execute(text(statement))
+                sql.execute(statement)
         dservercore.sql_db.session.commit()
     return app
 

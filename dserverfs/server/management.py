@@ -18,11 +18,10 @@ import dservercore.utils
 from dservercore.extensions import sql_db
 from dservercore.sql_models import BaseURI, User
 from flask import Flask
-from sqlalchemy import text
 
 from dserverfs.base.errors import Conflict, NotFound, Unreachable, UsageError
 from dserverfs.server import app
-from dserverfs.server.database import bucket_index, passwords, tokens
+from dserverfs.server.database import bucket_index, passwords, tokens, uploads
 from dserverfs.server.database.bucket_index import Indexed
 from dserverfs.server.datadir import DataDirectory, write_private
 from dserverfs.server.store.bucket import ObjectStore
@@ -143,10 +142,7 @@ def add_base_uri(base_uri: str, stores: Stores) -> None:
 def remove_base_uri(base_uri: str) -> None:
     """Remove a base URI without datasets, and all rights on it; its bucket is left alone."""
     base = _base_uri(base_uri)
-    pending = sql_db.session.execute(
-        text("SELECT count(*) FROM dserverfs_upload WHERE base_uri = :base_uri"),
-        {"base_uri": base_uri},
-    ).scalar_one()
+    pending = uploads.number_in(base_uri)
     if base.datasets or pending:
         raise Conflict(
             f"base URI {base_uri} has {len(base.datasets)} datasets and {pending} pending uploads:"

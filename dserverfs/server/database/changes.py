@@ -23,10 +23,9 @@ import dservercore.utils
 from dservercore import UnknownURIError
 from dservercore.extensions import sql_db
 from flask import current_app
-from sqlalchemy import text
 
 from dserverfs.base.errors import DserverfsError, NotFound
-from dserverfs.server.database import indexing
+from dserverfs.server.database import indexing, sql
 from dserverfs.server.database.retrieve import registered
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.database.uploads import KeyedLocks
@@ -90,8 +89,7 @@ class Changes:
 
 def repair_all(stores: Stores) -> None:
     """Read the datasets anew that an earlier run left unsure; before requests are answered."""
-    uris = sql_db.session.execute(text("SELECT uri FROM dserverfs_change WHERE unsure")).scalars()
-    for uri in list(uris):
+    for uri in list(sql.execute("SELECT uri FROM dserverfs_change WHERE unsure").scalars()):
         repair_if_possible(stores, uri)
 
 
@@ -107,16 +105,15 @@ def repair_if_possible(stores: Stores, uri: str) -> None:
 
 def change_number(uri: str) -> int:
     """Return how many changes were begun or ended so far."""
-    statement = text("SELECT number FROM dserverfs_change WHERE uri = :uri")
-    number: int | None = sql_db.session.execute(statement, {"uri": uri}).scalar()
+    statement = "SELECT number FROM dserverfs_change WHERE uri = :uri"
+    number: int | None = sql.value(statement, uri=uri)
     return number or 0
 
 
 def claim(uri: str, number: int) -> bool:
     """Return whether nothing has changed since `number`; nothing does until the commit then."""
-    sql_db.session.execute(
-        text("INSERT OR IGNORE INTO dserverfs_change (uri, number, unsure) VALUES (:uri, 0, 0)"),
-        {"uri": uri},
+    sql.execute(
+        "INSERT OR IGNORE INTO dserverfs_change (uri, number, unsure) VALUES (:uri, 0, 0)", uri=uri
     )
     return change_number(uri) == number
 
@@ -148,25 +145,21 @@ def _describe(uri: str) -> Description:
 
 
 def _is_unsure(uri: str) -> bool:
-    statement = text("SELECT unsure FROM dserverfs_change WHERE uri = :uri")
-    return bool(sql_db.session.execute(statement, {"uri": uri}).scalar())
+    return bool(sql.value("SELECT unsure FROM dserverfs_change WHERE uri = :uri", uri=uri))
 
 
 def _begin(uri: str) -> None:
-    sql_db.session.execute(
-        text(
-            "INSERT INTO dserverfs_change (uri, number, unsure) VALUES (:uri, 1, 1)"
-            " ON CONFLICT (uri) DO UPDATE SET number = number + 1, unsure = 1"
-        ),
-        {"uri": uri},
+    sql.execute(
+        "INSERT INTO dserverfs_change (uri, number, unsure) VALUES (:uri, 1, 1)"
+        " ON CONFLICT (uri) DO UPDATE SET number = number + 1, unsure = 1",
+        uri=uri,
     )
     sql_db.session.commit()
 
 
 def _end(uri: str) -> None:
-    sql_db.session.execute(
-        text("UPDATE dserverfs_change SET number = number + 1, unsure = 0 WHERE uri = :uri"),
-        {"uri": uri},
+    sql.execute(
+        "UPDATE dserverfs_change SET number = number + 1, unsure = 0 WHERE uri = :uri", uri=uri
     )
 
 
@@ -177,6 +170,4 @@ def _update(uri: str, after: Description) -> None:
     search.update_dataset(
         uri, name=after.name, readme=after.readme, annotations=after.annotations, tags=tags
     )
-    sql_db.session.execute(
-        text("UPDATE dataset SET name = :name WHERE uri = :uri"), {"name": after.name, "uri": uri}
-    )
+    sql.execute("UPDATE dataset SET name = :name WHERE uri = :uri", name=after.name, uri=uri)

@@ -9,9 +9,10 @@ import hashlib
 import time
 from typing import NamedTuple
 
-from dservercore.extensions import sql_db
 from dservercore.sql_models import User
 from sqlalchemy import Connection, event, text
+
+from dserverfs.server.database import sql
 
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS dserverfs_publication (
@@ -32,33 +33,22 @@ class Link(NamedTuple):
 
 def add(token: str, link: Link) -> None:
     """Keep a link, and delete those that have expired."""
-    sql_db.session.execute(
-        text("DELETE FROM dserverfs_publication WHERE expires_at < :now"), {"now": time.time()}
-    )
-    sql_db.session.execute(
-        text(
-            "INSERT INTO dserverfs_publication (token_hash, uri, username, expires_at)"
-            " VALUES (:token_hash, :uri, :username, :expires_at)"
-        ),
-        {"token_hash": _hash(token), **link._asdict()},
-    )
+    sql.execute("DELETE FROM dserverfs_publication WHERE expires_at < :now", now=time.time())
+    sql.insert("dserverfs_publication", token_hash=_hash(token), **link._asdict())
 
 
 def find(token: str) -> Link | None:
-    row = sql_db.session.execute(
-        text(
-            "SELECT uri, username, expires_at FROM dserverfs_publication"
-            " WHERE token_hash = :token_hash"
-        ),
-        {"token_hash": _hash(token)},
+    row = sql.execute(
+        "SELECT uri, username, expires_at FROM dserverfs_publication WHERE token_hash = :hash",
+        hash=_hash(token),
     ).first()
     return None if row is None else Link(*row)
 
 
 def delete(uri: str) -> int:
     """Delete all links to a dataset; return how many there were."""
-    statement = text("DELETE FROM dserverfs_publication WHERE uri = :uri")
-    deleted: int = sql_db.session.execute(statement, {"uri": uri}).rowcount
+    statement = "DELETE FROM dserverfs_publication WHERE uri = :uri"
+    deleted: int = sql.execute(statement, uri=uri).rowcount
     return deleted
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dservercore.extensions import sql_db
-from sqlalchemy import text
 
 from dserverfs.base.errors import NotFound
+from dserverfs.server.database import sql
 from dserverfs.server.database.upload_request import UploadItem
 from dserverfs.server.store import layout
 from dserverfs.server.store.signing import MAX_PARTS, MIB
@@ -50,10 +50,8 @@ class PartUpload(NamedTuple):
 
 def forget(place: Place, uri: str) -> None:
     """Delete all parts that are left of a dataset's uploads; the caller commits."""
-    rows = sql_db.session.execute(
-        text("SELECT identifier, upload_id FROM dserverfs_multipart WHERE uri = :uri"), {"uri": uri}
-    ).all()
-    for row in rows:
+    statement = "SELECT identifier, upload_id FROM dserverfs_multipart WHERE uri = :uri"
+    for row in sql.execute(statement, uri=uri).all():
         abort(place, row.identifier, row.upload_id)
         delete(uri, row.identifier)
 
@@ -87,14 +85,7 @@ def begin(place: Place, uri: str, identifier: str, item: UploadItem) -> PartUplo
     metadata = {"handle": layout.handle_of(item.relpath), "checksum": item.md5}
     upload_id = place.store.begin_parts(place.bucket, place.keys.item(identifier), metadata)
     begun = PartUpload(item.md5, item.size_in_bytes, part_bytes, upload_id)
-    sql_db.session.execute(
-        text(
-            "INSERT OR REPLACE INTO dserverfs_multipart"
-            " (uri, identifier, md5, size_in_bytes, part_bytes, upload_id)"
-            " VALUES (:uri, :identifier, :md5, :size_in_bytes, :part_bytes, :upload_id)"
-        ),
-        {"uri": uri, "identifier": identifier, **begun._asdict()},
-    )
+    sql.replace("dserverfs_multipart", uri=uri, identifier=identifier, **begun._asdict())
     sql_db.session.commit()
     return begun
 
@@ -104,18 +95,15 @@ def abort(place: Place, identifier: str, upload_id: str) -> None:
 
 
 def find(uri: str, identifier: str) -> PartUpload | None:
-    row = sql_db.session.execute(
-        text(
-            "SELECT md5, size_in_bytes, part_bytes, upload_id FROM dserverfs_multipart"
-            " WHERE uri = :uri AND identifier = :identifier"
-        ),
-        {"uri": uri, "identifier": identifier},
+    row = sql.execute(
+        "SELECT md5, size_in_bytes, part_bytes, upload_id FROM dserverfs_multipart"
+        " WHERE uri = :uri AND identifier = :identifier",
+        uri=uri,
+        identifier=identifier,
     ).first()
     return None if row is None else PartUpload(*row)
 
 
 def delete(uri: str, identifier: str) -> None:
-    sql_db.session.execute(
-        text("DELETE FROM dserverfs_multipart WHERE uri = :uri AND identifier = :identifier"),
-        {"uri": uri, "identifier": identifier},
-    )
+    statement = "DELETE FROM dserverfs_multipart WHERE uri = :uri AND identifier = :identifier"
+    sql.execute(statement, uri=uri, identifier=identifier)

@@ -6,12 +6,11 @@ Needs an app context.
 from __future__ import annotations
 
 from dservercore import utils_auth
-from dservercore.extensions import sql_db
 from dservercore.sql_models import User
 from sqlalchemy import Connection, event, text
 from werkzeug.security import check_password_hash, generate_password_hash
 
-from dserverfs.server.database import tokens
+from dserverfs.server.database import sql, tokens
 
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS dserverfs_password (
@@ -33,10 +32,8 @@ def set_password(username: str, password: str) -> None:
     """Replace the user's password, and revoke the tokens of an earlier one; the caller commits."""
     if has_password(username):
         tokens.revoke(username)
-    sql_db.session.execute(
-        text("INSERT OR REPLACE INTO dserverfs_password (username, hash) VALUES (:name, :hash)"),
-        {"name": username, "hash": generate_password_hash(password, method=_METHOD)},
-    )
+    hashed = generate_password_hash(password, method=_METHOD)
+    sql.replace("dserverfs_password", username=username, hash=hashed)
 
 
 @event.listens_for(User, "after_delete")
@@ -54,7 +51,6 @@ def is_right(username: str, password: str) -> bool:
 
 
 def _hash_of(username: str) -> str | None:
-    found: str | None = sql_db.session.execute(
-        text("SELECT hash FROM dserverfs_password WHERE username = :name"), {"name": username}
-    ).scalar()
+    statement = "SELECT hash FROM dserverfs_password WHERE username = :name"
+    found: str | None = sql.value(statement, name=username)
     return found

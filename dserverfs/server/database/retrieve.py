@@ -17,11 +17,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from dservercore import RetrieveABC, UnknownURIError
-from dservercore.extensions import sql_db
 from flask import current_app
-from sqlalchemy import text
 
 from dserverfs.base.limits import is_identifier
+from dserverfs.server.database import sql
 from dserverfs.server.database.dataset_info import readme_text
 
 SCHEMA = (
@@ -61,42 +60,31 @@ class Retrieve(RetrieveABC):  # type: ignore[misc]
     def register_dataset(self, dataset_info: Mapping[str, Any]) -> None:
         """Keep a dataset's description; replaces an earlier one of its URI."""
         self.delete_dataset(dataset_info["uri"])
-        sql_db.session.execute(
-            text(
-                "INSERT INTO dserverfs_description (uri, readme, annotations, tags, manifest)"
-                " VALUES (:uri, :readme, :annotations, :tags, :manifest)"
-            ),
-            {
-                "uri": dataset_info["uri"],
-                "readme": _kept_readme(dataset_info),
-                "annotations": json.dumps(dataset_info["annotations"]),
-                "tags": json.dumps(sorted(set(dataset_info["tags"]))),
-                "manifest": _compressed(_json_of(dataset_info["manifest"])),
-            },
+        sql.insert(
+            "dserverfs_description",
+            uri=dataset_info["uri"],
+            readme=_kept_readme(dataset_info),
+            annotations=json.dumps(dataset_info["annotations"]),
+            tags=json.dumps(sorted(set(dataset_info["tags"]))),
+            manifest=_compressed(_json_of(dataset_info["manifest"])),
         )
 
     def update_dataset(
         self, uri: str, *, readme: str, annotations: Mapping[str, Any], tags: list[str]
     ) -> None:
         """Replace the description of a dataset; its manifest stays."""
-        sql_db.session.execute(
-            text(
-                "UPDATE dserverfs_description SET readme = :readme, annotations = :annotations,"
-                " tags = :tags WHERE uri = :uri"
-            ),
-            {
-                "uri": uri,
-                "readme": readme,
-                "annotations": json.dumps(annotations),
-                "tags": json.dumps(tags),
-            },
+        sql.execute(
+            "UPDATE dserverfs_description SET readme = :readme, annotations = :annotations,"
+            " tags = :tags WHERE uri = :uri",
+            uri=uri,
+            readme=readme,
+            annotations=json.dumps(annotations),
+            tags=json.dumps(tags),
         )
 
     def delete_dataset(self, dataset_uri: str) -> None:
         """Forget a dataset; does nothing if it is not known."""
-        sql_db.session.execute(
-            text("DELETE FROM dserverfs_description WHERE uri = :uri"), {"uri": dataset_uri}
-        )
+        sql.execute("DELETE FROM dserverfs_description WHERE uri = :uri", uri=dataset_uri)
 
     def get_readme(self, uri: str) -> Any:
         """Return the README as it was registered: a text, or the mapping that it is."""
@@ -168,9 +156,7 @@ def _compressed(manifest: str) -> bytes:
 
 
 def _column(uri: str, column: str) -> Any:
-    value = sql_db.session.execute(
-        text(f"SELECT {column} FROM dserverfs_description WHERE uri = :uri"), {"uri": uri}
-    ).scalar()
+    value = sql.value(f"SELECT {column} FROM dserverfs_description WHERE uri = :uri", uri=uri)
     if value is None:
         raise UnknownURIError(uri)
     return value

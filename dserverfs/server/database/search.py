@@ -18,10 +18,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dservercore import SearchABC, ValidationError
-from dservercore.extensions import sql_db
-from sqlalchemy import text
 
 from dserverfs.base.errors import UsageError
+from dserverfs.server.database import sql
 from dserverfs.server.database.dataset_check import check_dataset
 from dserverfs.server.database.dataset_info import dates_of, readme_text, sizes_of
 
@@ -92,46 +91,32 @@ class Search(SearchABC):  # type: ignore[misc]
         frozen_at, created_at = dates_of(dataset_info)
         number_of_items, size_in_bytes = sizes_of(dataset_info)
         tags = sorted(set(dataset_info["tags"]))
-        row = {
-            "uri": dataset_info["uri"],
-            "uuid": str(dataset_info["uuid"]),
-            "base_uri": dataset_info["base_uri"],
-            "name": dataset_info["name"],
-            "creator_username": dataset_info["creator_username"],
-            "frozen_at": frozen_at,
-            "created_at": created_at,
-            "number_of_items": number_of_items,
-            "size_in_bytes": size_in_bytes,
-            "tags": json.dumps(tags),
-        }
-        places = ", ".join(f":{name}" for name in row)
-        identity = sql_db.session.execute(
-            text(f"INSERT INTO dserverfs_search ({_COLUMNS}) VALUES ({places})"), row
-        ).lastrowid
-        _insert_tags(identity, tags)
-        sql_db.session.execute(
-            text("INSERT INTO dserverfs_search_text (rowid, content) VALUES (:id, :content)"),
-            {"id": identity, "content": _searchable_text(dataset_info)},
+        identity = sql.insert(
+            "dserverfs_search",
+            uri=dataset_info["uri"],
+            uuid=str(dataset_info["uuid"]),
+            base_uri=dataset_info["base_uri"],
+            name=dataset_info["name"],
+            creator_username=dataset_info["creator_username"],
+            frozen_at=frozen_at,
+            created_at=created_at,
+            number_of_items=number_of_items,
+            size_in_bytes=size_in_bytes,
+            tags=json.dumps(tags),
         )
+        _insert_tags(identity, tags)
+        content = _searchable_text(dataset_info)
+        sql.insert("dserverfs_search_text", rowid=identity, content=content)
         items = dataset_info["manifest"]["items"].values()
         relpaths = "\n".join(str(item.get("relpath", "")) for item in items)
-        sql_db.session.execute(
-            text("INSERT INTO dserverfs_search_items (rowid, content) VALUES (:id, :content)"),
-            {"id": identity, "content": relpaths},
-        )
+        sql.insert("dserverfs_search_items", rowid=identity, content=relpaths)
 
     def update_dataset(
         self, uri: str, *, name: str, readme: str, annotations: Mapping[str, Any], tags: list[str]
     ) -> None:
         """Index a dataset's changed description; does nothing if it was not indexed."""
-        row = (
-            sql_db.session.execute(
-                text("SELECT id, uuid, creator_username FROM dserverfs_search WHERE uri = :uri"),
-                {"uri": uri},
-            )
-            .mappings()
-            .first()
-        )
+        statement = "SELECT id, uuid, creator_username FROM dserverfs_search WHERE uri = :uri"
+        row = sql.execute(statement, uri=uri).mappings().first()
         if row is None:
             return
         changed = {"uri": uri, "name": name, "readme": readme, "annotations": annotations}
@@ -141,17 +126,13 @@ class Search(SearchABC):  # type: ignore[misc]
             "UPDATE dserverfs_search_text SET content = :content WHERE rowid = :id",
             "DELETE FROM dserverfs_search_tag WHERE id = :id",
         ):
-            sql_db.session.execute(
-                text(statement),
-                {"id": row["id"], "name": name, "tags": json.dumps(tags), "content": content},
-            )
+            sql.execute(statement, id=row["id"], name=name, tags=json.dumps(tags), content=content)
         _insert_tags(row["id"], tags)
 
     def delete_dataset(self, dataset_uri: str) -> None:
         """Forget a dataset; does nothing if it was not indexed."""
-        identity = sql_db.session.execute(
-            text("SELECT id FROM dserverfs_search WHERE uri = :uri"), {"uri": dataset_uri}
-        ).scalar()
+        statement = "SELECT id FROM dserverfs_search WHERE uri = :uri"
+        identity = sql.value(statement, uri=dataset_uri)
         if identity is None:
             return
         for statement in (
@@ -160,7 +141,7 @@ class Search(SearchABC):  # type: ignore[misc]
             "DELETE FROM dserverfs_search_tag WHERE id = :id",
             "DELETE FROM dserverfs_search WHERE id = :id",
         ):
-            sql_db.session.execute(text(statement), {"id": identity})
+            sql.execute(statement, id=identity)
 
     def search(
         self,
@@ -176,13 +157,12 @@ class Search(SearchABC):  # type: ignore[misc]
             f" ORDER BY {_order(sort_parameters)}"
         )
         if pagination_parameters is not None:
-            pagination_parameters.item_count = sql_db.session.execute(
-                text(f"SELECT count(*) FROM dserverfs_search WHERE {where}"), values
-            ).scalar_one()
+            count = f"SELECT count(*) FROM dserverfs_search WHERE {where}"
+            pagination_parameters.item_count = sql.value(count, **values)
             statement += " LIMIT :limit OFFSET :offset"
             values["limit"] = pagination_parameters.page_size
             values["offset"] = (pagination_parameters.page - 1) * pagination_parameters.page_size
-        rows = sql_db.session.execute(text(statement), values).mappings()
+        rows = sql.execute(statement, **values).mappings()
         return [_as_answer(row) for row in rows]
 
 
@@ -239,10 +219,7 @@ def _as_answer(row: Any) -> dict[str, Any]:
 
 def _insert_tags(identity: int, tags: list[str]) -> None:
     for tag in tags:
-        sql_db.session.execute(
-            text("INSERT INTO dserverfs_search_tag (tag, id) VALUES (:tag, :id)"),
-            {"tag": tag, "id": identity},
-        )
+        sql.insert("dserverfs_search_tag", tag=tag, id=identity)
 
 
 def _searchable_text(dataset_info: Mapping[str, Any]) -> str:

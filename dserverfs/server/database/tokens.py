@@ -15,10 +15,12 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-from dservercore.extensions import jwt, sql_db
+from dservercore.extensions import jwt
 from dservercore.sql_models import User
 from flask_jwt_extended import create_access_token
 from sqlalchemy import Connection, event, text
+
+from dserverfs.server.database import sql
 
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS dserverfs_token_generation (
@@ -27,7 +29,7 @@ SCHEMA = (
     )""",
 )
 _CLAIM = "dserverfs_generation"
-_ADVANCE = text(
+_ADVANCE = (
     "INSERT INTO dserverfs_token_generation (username, generation) VALUES (:name, 1)"
     " ON CONFLICT (username) DO UPDATE SET generation = generation + 1"
 )
@@ -45,7 +47,7 @@ def new_token(username: str, life: datetime.timedelta) -> str:
 
 def revoke(username: str) -> None:
     """Let no token be good that the user has by now."""
-    sql_db.session.execute(_ADVANCE, {"name": username})
+    sql.execute(_ADVANCE, name=username)
 
 
 @jwt.token_in_blocklist_loader  # type: ignore[untyped-decorator]
@@ -57,10 +59,10 @@ def _is_revoked(_header: Mapping[str, Any], claims: Mapping[str, Any]) -> bool:
 @event.listens_for(User, "after_delete")
 def _revoke_all(_mapper: object, connection: Connection, user: User) -> None:
     """In the transaction in which the user is removed, from whichever side."""
-    connection.execute(_ADVANCE, {"name": user.username})
+    connection.execute(text(_ADVANCE), {"name": user.username})
 
 
 def _generation_of(username: str) -> int:
-    statement = text("SELECT generation FROM dserverfs_token_generation WHERE username = :username")
-    found: int | None = sql_db.session.execute(statement, {"username": username}).scalar()
+    statement = "SELECT generation FROM dserverfs_token_generation WHERE username = :username"
+    found: int | None = sql.value(statement, username=username)
     return found or 0

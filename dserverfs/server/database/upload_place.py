@@ -20,11 +20,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from dservercore.extensions import sql_db
-from sqlalchemy import text
-
 from dserverfs.base.errors import Conflict, NotFound
-from dserverfs.server.database import completing, part_uploads
+from dserverfs.server.database import completing, part_uploads, sql
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.database.uploads import PendingUpload
 from dserverfs.server.store.stores import Place, Stores
@@ -78,13 +75,9 @@ def delete_all(place: Place, uri: str) -> None:
 def note_deleted(uri: str) -> None:
     """Remember that URLs of a deleted upload are still good; the caller commits."""
     now = time.time()
-    sql_db.session.execute(
-        text("DELETE FROM dserverfs_deleted_upload WHERE urls_end_at < :now"), {"now": now}
-    )
-    sql_db.session.execute(
-        text("INSERT OR REPLACE INTO dserverfs_deleted_upload VALUES (:uri, :urls_end_at)"),
-        {"uri": uri, "urls_end_at": now + UPLOAD_EXPIRY_SECONDS + _CLOCKS_APART_S},
-    )
+    urls_end_at = now + UPLOAD_EXPIRY_SECONDS + _CLOCKS_APART_S
+    sql.execute("DELETE FROM dserverfs_deleted_upload WHERE urls_end_at < :now", now=now)
+    sql.replace("dserverfs_deleted_upload", uri=uri, urls_end_at=urls_end_at)
 
 
 def is_frozen(place: Place) -> bool:
@@ -116,8 +109,8 @@ def _in_the_bucket_already(upload: PendingUpload) -> Conflict:
 
 
 def _was_deleted_lately(uri: str) -> bool:
-    statement = text("SELECT urls_end_at FROM dserverfs_deleted_upload WHERE uri = :uri")
-    urls_end_at: float | None = sql_db.session.execute(statement, {"uri": uri}).scalar()
+    statement = "SELECT urls_end_at FROM dserverfs_deleted_upload WHERE uri = :uri"
+    urls_end_at: float | None = sql.value(statement, uri=uri)
     return urls_end_at is not None and urls_end_at > time.time()
 
 

@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from dservercore.extensions import sql_db
-from sqlalchemy import text
-
+from dserverfs.server.database import sql
 from dserverfs.server.database.upload_request import UploadRequest
 
 SCHEMA = (
@@ -56,56 +54,49 @@ def find_by_uuid(uuid: str) -> PendingUpload | None:
 
 def list_of(username: str) -> list[PendingUpload]:
     """Return the user's pending uploads, oldest first."""
-    statement = text(f"{_SELECT} WHERE username = :username ORDER BY started_at, uri")
-    return [_from_row(row) for row in sql_db.session.execute(statement, {"username": username})]
+    statement = f"{_SELECT} WHERE username = :username ORDER BY started_at, uri"
+    return [_from_row(row) for row in sql.execute(statement, username=username)]
 
 
 def owner_of(uri: str) -> str | None:
     """Return the user who began the pending upload of a dataset; None if there is none."""
-    username: str | None = sql_db.session.execute(
-        text("SELECT username FROM dserverfs_upload WHERE uri = :uri"), {"uri": uri}
-    ).scalar()
+    statement = "SELECT username FROM dserverfs_upload WHERE uri = :uri"
+    username: str | None = sql.value(statement, uri=uri)
     return username
 
 
 def save(upload: PendingUpload) -> None:
     """Keep the upload; replaces an earlier announcement of its URI."""
-    sql_db.session.execute(
-        text(
-            "INSERT OR REPLACE INTO dserverfs_upload"
-            " (uri, uuid, base_uri, username, started_at, request)"
-            " VALUES (:uri, :uuid, :base_uri, :username, :started_at, :request)"
-        ),
-        {
-            "uri": upload.uri,
-            "uuid": upload.request.uuid,
-            "base_uri": upload.base_uri,
-            "username": upload.username,
-            "started_at": upload.started_at,
-            "request": upload.request.to_json(),
-        },
+    sql.replace(
+        "dserverfs_upload",
+        uri=upload.uri,
+        uuid=upload.request.uuid,
+        base_uri=upload.base_uri,
+        username=upload.username,
+        started_at=upload.started_at,
+        request=upload.request.to_json(),
     )
 
 
 def delete(uri: str) -> None:
-    sql_db.session.execute(text("DELETE FROM dserverfs_upload WHERE uri = :uri"), {"uri": uri})
+    sql.execute("DELETE FROM dserverfs_upload WHERE uri = :uri", uri=uri)
+
+
+def number_in(base_uri: str) -> int:
+    """Return how many pending uploads a base URI has."""
+    statement = "SELECT count(*) FROM dserverfs_upload WHERE base_uri = :base_uri"
+    number: int = sql.value(statement, base_uri=base_uri)
+    return number
 
 
 def _find(column: str, value: str) -> PendingUpload | None:
-    row = sql_db.session.execute(
-        text(f"{_SELECT} WHERE {column} = :value"), {"value": value}
-    ).first()
+    row = sql.execute(f"{_SELECT} WHERE {column} = :value", value=value).first()
     return None if row is None else _from_row(row)
 
 
 def _from_row(row: Any) -> PendingUpload:
-    return PendingUpload(
-        uri=row.uri,
-        base_uri=row.base_uri,
-        username=row.username,
-        started_at=row.started_at,
-        request=UploadRequest.from_json(row.request),
-    )
+    request = UploadRequest.from_json(row.request)
+    return PendingUpload(row.uri, row.base_uri, row.username, row.started_at, request)
 
 
 class KeyedLocks:

@@ -53,71 +53,34 @@ Dataset tags metadata: $UUID/tags/
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class DatasetKeys:
     """The keys of one dataset in its bucket."""
 
     prefix: str
     uuid: str
 
-    @property
-    def registration(self) -> str:
-        """The key by which dtool-s3 lists the dataset; always at the top of the bucket."""
-        return REGISTRATION_PREFIX + self.uuid
-
-    @property
-    def admin_metadata(self) -> str:
-        return self._key("dtool")
-
-    @property
-    def readme(self) -> str:
-        return self._key("README.yml")
-
-    @property
-    def uploaded_readme(self) -> str:
-        """Where an upload puts the README, whose signed URL outlives the freeze.
-
-        Unlike an item's, that URL pins no digest. dtool-s3 looks at no such key.
-        """
-        return self._key("uploaded/README.yml")
+    def __post_init__(self) -> None:
+        # By this key dtool-s3 lists the dataset; it is always at the top of the bucket.
+        self.registration = REGISTRATION_PREFIX + self.uuid
+        self.all = f"{self.prefix}{self.uuid}/"  # the prefix of all others
+        self.admin_metadata = f"{self.all}dtool"
+        self.readme = f"{self.all}README.yml"
+        # For the README of an upload, whose signed URL outlives the freeze. Unlike an item's,
+        # that URL pins no digest. dtool-s3 looks at no such key.
+        self.uploaded_readme = f"{self.all}uploaded/README.yml"
+        self.readme_txt = f"{self.all}README.txt"
+        self.structure = f"{self.all}structure.json"
+        self.manifest = f"{self.all}manifest.json"
+        # Prefixes.
+        self.items = f"{self.all}data/"
+        self.overlays = f"{self.all}overlays/"
+        self.annotations = f"{self.all}annotations/"
+        self.tags = f"{self.all}tags/"
 
     def readme_backup(self, timestamp: str) -> str:
-        """Where dtoolcore keeps a README that was replaced."""
+        """Return the key under which dtoolcore keeps a README that was replaced."""
         return f"{self.readme}-{timestamp}"
-
-    @property
-    def readme_txt(self) -> str:
-        return self._key("README.txt")
-
-    @property
-    def structure(self) -> str:
-        return self._key("structure.json")
-
-    @property
-    def manifest(self) -> str:
-        return self._key("manifest.json")
-
-    @property
-    def all(self) -> str:
-        """The prefix of all keys but the registration."""
-        return self._key("")
-
-    @property
-    def items(self) -> str:
-        """The prefix of the keys of all items."""
-        return self._key("data/")
-
-    @property
-    def overlays(self) -> str:
-        return self._key("overlays/")
-
-    @property
-    def annotations(self) -> str:
-        return self._key("annotations/")
-
-    @property
-    def tags(self) -> str:
-        return self._key("tags/")
 
     def item(self, identifier: str) -> str:
         return self.items + identifier
@@ -130,9 +93,6 @@ class DatasetKeys:
 
     def tag(self, tag: str) -> str:
         return self.tags + tag
-
-    def _key(self, suffix: str) -> str:
-        return f"{self.prefix}{self.uuid}/{suffix}"
 
 
 def json_text(value: Any) -> bytes:
