@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +20,7 @@ from tests.support.mount_daemons import stopped, wait_for
 from tests.support.mounts import mounted
 from tests.support.server_store import weed_of
 from tests.support.servers import ServerHandle, running_server
+from tests.support.small_disk import MIB, fill, small_disk
 from tests.support.staged_datasets import freeze, leave, status, wait_until
 
 pytest_plugins = ["tests.support.mount_fixtures"]
@@ -340,42 +339,31 @@ def test_server_that_is_killed_and_comes_back_has_it_frozen_by_itself(
 
 
 @pytest.fixture
-def small_disk(current_user: Account, test_root: Path) -> Iterator[Path]:
-    """A file system of 8 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can make a small file system")
-    path = test_root / "small-disk"
-    path.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=0755", "none", path], check=True)
-    try:
+def disk(fuse: None, test_root: Path) -> Iterator[Path]:
+    with small_disk(test_root / "small-disk", 8 * MIB) as path:
         yield path
-    finally:
-        subprocess.run(["umount", "--lazy", path], check=True)
 
 
 @pytest.mark.parametrize("size", [4096, 1 << 20])
 def test_full_disk_is_told_to_the_writer_and_disarms(
-    fuse: None,
     current_user: Account,
     server: ServerHandle,
     token: str,
-    small_disk: Path,
+    disk: Path,
     request: pytest.FixtureRequest,
     size: int,
 ) -> None:
-    with mounted(
-        *(current_user, server.base_uri, token, "--freeze-delay", "0.2"),
-        *("--staging-dir", str(small_disk / "staging")),
-    ) as base:
+    options = ("--freeze-delay", "0.2", "--staging-dir", str(disk / "staging"))
+    with mounted(current_user, server.base_uri, token, *options) as base:
         dataset = named(base, request)
         (dataset / "small").write_bytes(b"before")
 
-        def fill() -> None:
+        def write_large() -> None:
             with (dataset / "large").open("wb", buffering=0) as file:
-                for _ in range(1 + (8 << 20) // size):
+                for _ in range(1 + 8 * MIB // size):
                     file.write(os.urandom(size))
 
-        assert raised(fill) == "ENOSPC"
+        assert raised(write_large) == "ENOSPC"
 
         found = status(current_user, dataset)
         assert found["state"] == "open"
@@ -389,24 +377,18 @@ def test_full_disk_is_told_to_the_writer_and_disarms(
 
 
 def test_full_disk_is_named_by_freeze_and_needs_no_space_to_discard(
-    fuse: None,
     current_user: Account,
     server: ServerHandle,
     token: str,
-    small_disk: Path,
+    disk: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    staging = small_disk / "staging"
-    with mounted(
-        *(current_user, server.base_uri, token, "--freeze-delay", "manual"),
-        *("--staging-dir", str(staging)),
-    ) as base:
+    staging, filler = disk / "staging", disk / "filler"
+    options = ("--freeze-delay", "manual", "--staging-dir", str(staging))
+    with mounted(current_user, server.base_uri, token, *options) as base:
         dataset = named(base, request)
         (dataset / "file").write_bytes(b"before")
-        filler = small_disk / "filler"
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
+        fill(filler)
 
         done = current_user.dserverfs("freeze", dataset)
 

@@ -7,7 +7,6 @@ import os
 import pickle
 import sqlite3
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,17 +17,11 @@ from dserverfs.reading.cache.block_files import MIN_FILE_SIZE
 from dserverfs.reading.cache.blocks import CHUNK_BYTES, DamagedBlock, FileBlock, MemoryBlock
 from dserverfs.reading.cache.space import GIB, MAX_SIZE_BYTES, default_limit
 
+pytest_plugins = ["tests.support.cache_fixtures"]
+
 SMALL = b"small block"
 LARGE = os.urandom(MIN_FILE_SIZE * 2)
 KEY = BlockKey("dserver://h/s3/b/uuid/item", 0)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Iterator[BlockCache]:
-    cache = BlockCache(tmp_path / "blocks")
-    cache.open()
-    yield cache
-    cache.close()
 
 
 def files(tmp_path: Path) -> list[Path]:

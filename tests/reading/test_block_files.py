@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,11 @@ from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
 from dserverfs.reading.cache.block_files import MAX_BLOCKS_IN_FILE, MIN_FILE_SIZE, files_in
 from dserverfs.reading.cache.blocks import MemoryBlock
 
+pytest_plugins = ["tests.support.cache_fixtures"]
+
 ITEM = "dserver://h/s3/b/uuid/item"
 SIZES = [MIN_FILE_SIZE + number for number in range(5)]
 CONTENTS = [os.urandom(size) for size in SIZES]
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Iterator[BlockCache]:
-    cache = BlockCache(tmp_path / "blocks")
-    cache.open()
-    yield cache
-    cache.close()
 
 
 def store(cache: BlockCache, item: str = ITEM) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
 from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
 from dserverfs.reading.cache.blocks import Block, FileBlock, MemoryBlock
 from dserverfs.reading.cache.write_behind import MAX_WAITING, CacheWriter
+
+pytest_plugins = ["tests.support.cache_fixtures"]
 
 KEYS = [BlockKey("item", number) for number in range(3 * MAX_WAITING)]
 DATA = b"x" * 100_000
@@ -20,14 +17,6 @@ def put(writer: CacheWriter, key: BlockKey) -> MemoryBlock:
     writer.announce(key, block)
     writer.put(key, block, key)
     return block
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Iterator[BlockCache]:
-    cache = BlockCache(tmp_path / "blocks")
-    cache.open()
-    yield cache
-    cache.close()
 
 
 def held(cache: BlockCache, keys: list[BlockKey]) -> list[BlockKey]:

@@ -79,27 +79,28 @@ class World(NamedTuple):
         return next(entry for entry in self.quirky.entries if entry["uri"] == dataset.uri)
 
 
-@pytest.fixture(params=["master", "following"])
-def world(request: pytest.FixtureRequest, quirky: QuirkyServer) -> Iterator[World]:
-    become(quirky, request.param)
+@contextlib.contextmanager
+def world_of(quirky: QuirkyServer, kind: str) -> Iterator[World]:
+    become(quirky, kind)
     storage = Storage()
     made = World(quirky, Client(quirky.url, storage), Client(quirky.url, storage))
     yield made
     for client in (made.one, made.two):
         client.transport.close()
     storage.close()
+
+
+@pytest.fixture(params=["master", "following"])
+def world(request: pytest.FixtureRequest, quirky: QuirkyServer) -> Iterator[World]:
+    with world_of(quirky, request.param) as made:
+        yield made
 
 
 @pytest.fixture
 def lagging(quirky: QuirkyServer) -> Iterator[World]:
     """A world whose index never follows."""
-    become(quirky, "master")
-    storage = Storage()
-    made = World(quirky, Client(quirky.url, storage), Client(quirky.url, storage))
-    yield made
-    for client in (made.one, made.two):
-        client.transport.close()
-    storage.close()
+    with world_of(quirky, "master") as made:
+        yield made
 
 
 # Each step: by whom ("us" or "dtool-s3"), what, which, and the value (None: taken away).
