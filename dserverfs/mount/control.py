@@ -39,14 +39,14 @@ PING = "ping"
 class Address(NamedTuple):
     """Where the daemon of a mount listens.
 
-    The file is found by whoever has the same home. The abstract name (unix(7)) is found
-    by every process of the same network namespace, whatever HOME says and whoever cleans
+    The file is found by processes with the same home. The abstract name (unix(7)) is found
+    by every process of the same network namespace, in spite of HOME and of programs that clean
     up; anybody may bind such a name, so both ends look at the other's uid.
     """
 
     path: Path
     abstract: str
-    owner: int  # the uid of whoever mounted it
+    owner: int  # the uid of the mount's daemon
 
     @classmethod
     def of(cls, directory: Path, device: int, owner: int) -> Address:
@@ -97,7 +97,7 @@ class Server:
         try:
             abstract.bind(self._address.abstract)
             abstract.listen()
-        except OSError as error:  # taken by somebody: the file is enough
+        except OSError as error:  # it is taken: the file is enough
             abstract.close()
             logger.info("no second control socket: %s", error.strerror)
             return
@@ -242,7 +242,7 @@ def _by_name(connection: socket.socket, address: Address) -> None:
 
 
 class _Peer(NamedTuple):
-    """Who is at the other end of a socket: struct ucred of unix(7)."""
+    """The process at the other end of a socket: struct ucred of unix(7)."""
 
     pid: int  # 0: of another pid namespace
     uid: int

@@ -1,7 +1,7 @@
-"""What a mount's daemon does for commands: tell what it knows, freeze, discard, drain.
+"""The commands that a mount's daemon obeys: describe, freeze, discard, drain.
 
-Used by the mount, behind the control socket. Requests come in threads; whatever
-needs the tree is done in the daemon's event loop.
+Used by the mount, behind the control socket. Requests come in threads; all work
+on the tree is done in the daemon's event loop.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PROGRESS_S = 0.2  # between two lines of progress
 
 
 class _Request(NamedTuple):
-    """What a command asks for; what it needs none of is 0, or empty."""
+    """The arguments of a command; those it does not have are 0, or empty."""
 
     command: str
     inode: Inode

@@ -1,10 +1,10 @@
 """From what is raised to what the kernel is told: the one table of errnos.
 
 An error is never an answer. ENOENT is one: out of readdir it is the end of a directory, so
-a program sees an empty one and a mirror deletes its copy. So it is said of names only, by
-who surely knows, and of nothing that is open. And what a disk says of our own files is
-nothing about the user's: it is EIO, but for what a user's own change to a staged file
-is refused with.
+a program sees an empty one and a mirror deletes its copy. So it is said of names only,
+where it is certain, and of nothing that is open. An error of the disk about our own files
+says nothing about the user's: it is EIO, but for one that refuses a user's own change of a
+staged file.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _OF_OPEN = frozenset(
     {"readdir", "releasedir", "fsyncdir", "read", "write", "release", "fsync", "statfs"}
 )
 
-# What the local disk may say to a user who changes a staged dataset, by request.
+# The errnos of the local disk that a user is told who changes a staged dataset, by request.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _OF_NEW_NAME = _FULL | {errno.EEXIST, errno.ENAMETOOLONG}
 _OF_LOST_NAME = _FULL | {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY}
@@ -96,7 +96,7 @@ def errno_of(error: Exception) -> int:
 def guarded(
     handler: Callable[P, Coroutine[Any, Any, R]],
 ) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Turn whatever a handler raises into an errno; faults of ours are logged and give EIO."""
+    """Turn all that a handler raises into an errno; faults of ours are logged and give EIO."""
     name = handler.__name__
 
     @functools.wraps(handler)
@@ -124,7 +124,7 @@ def guarded(
 
 
 def _missing(request: str, error: errors.NotFound) -> int:
-    """Return how to tell of what is not there."""
+    """Return the errno of a name or a file that is missing."""
     if request in _OF_OPEN:
         logger.warning("%s: gone while it is open: %s", request, error)
         return errno.EIO
@@ -133,7 +133,7 @@ def _missing(request: str, error: errors.NotFound) -> int:
 
 
 def _of_disk(request: str, error: OSError) -> int:
-    """Return how to tell of what the local disk said."""
+    """Return the errno of an error of the local disk."""
     if error.errno is not None and error.errno in _HONEST.get(request, ()):
         level = logging.WARNING if error.errno in _FULL else logging.DEBUG
         logger.log(level, "%s: %s", request, error)

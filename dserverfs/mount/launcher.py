@@ -31,7 +31,7 @@ END_TIMEOUT_S = 5.0
 
 
 class MountOptions(NamedTuple):
-    """What `dserverfs mount` was asked for."""
+    """The options of `dserverfs mount`."""
 
     uri: DserverURI
     path: Path
@@ -104,7 +104,7 @@ def _end(daemon: int) -> None:
 
 
 def _be_daemon(serve: Callable[[int], int], ready_fd: int, stderr_fd: int) -> NoReturn:
-    """Leave the terminal and the descriptors of whoever called, and serve."""
+    """Leave the terminal and the descriptors of the caller, and serve."""
     status = 1
     try:
         os.setsid()

@@ -65,7 +65,7 @@ def within(timeout_s: float, path: Path, call: Callable[[], R]) -> R:
         future: Future[R] = Future()
         try:
             future.set_result(call())
-        except Exception as error:  # noqa: BLE001  # raised by whoever waits
+        except Exception as error:  # noqa: BLE001  # raised in the thread that waits
             future.set_exception(error)
         done.put(future)
 

@@ -2,8 +2,8 @@
 
 Every handler runs in trio's event loop, is guarded (any other exception than FUSEError
 would end the mount) and bounded in time, because the kernel waits uninterruptibly and
-pyfuse3 delivers no interrupts. What is in memory is answered in the event loop; only
-what has to be loaded, fetched or written hops to a thread or waits for a future.
+pyfuse3 delivers no interrupts. Requests that memory answers are answered in the event loop;
+only loads, fetches and writes that block hop to a thread or wait for a future.
 
 flush and access answer ENOSYS, pyfuse3's default, on purpose: the kernel then never
 asks again, which spares a request at every close. So do extended attributes, unless

@@ -1,4 +1,4 @@
-"""What the file system answers, in the kernel's form. No state but a mount's owner and umask."""
+"""The answers of the file system in the kernel's form. No state but a mount's owner and umask."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _DIRECTORY, _FILE = stat.S_IFDIR, stat.S_IFREG
 _BLOCK = 4096
 # Where a listing goes on behind `.` and `..`, which come first; no other entry's cookie.
 _DOT, _DOT_DOT = 1 << 62, (1 << 62) + 1
-# libfuse's FUSE_UNKNOWN_INO: nobody compares a directory by its parent's entry.
+# libfuse's FUSE_UNKNOWN_INO: no program compares a directory by its parent's entry.
 _UNKNOWN_INODE = 0xFFFFFFFF
 
 
 class Ownership(NamedTuple):
-    """Who owns what the mount shows, and which mode bits are taken away."""
+    """The owner of all files of a mount, and the mode bits that are taken away."""
 
     uid: int
     gid: int

@@ -91,7 +91,7 @@ def run(
 
 
 class _Parts(NamedTuple):
-    """What answers the kernel, and what it and the commands work on."""
+    """The operations, and the objects that they and the commands work on."""
 
     operations: Operations
     tree: Tree
@@ -220,7 +220,7 @@ def _forget_name(directory: Inode, name: str) -> None:
 
 
 def _is_alone(ready_fd: int) -> bool:
-    """Return whether nobody waits for READY any more: the command was killed."""
+    """Return True if no process waits for READY any more: the command was killed."""
     poll = select.poll()
     poll.register(ready_fd, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))

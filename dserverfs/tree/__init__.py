@@ -1,1 +1,1 @@
-"""What `ls` shows: one mount as a tree of directories and files. Synchronous, without FUSE."""
+"""The file system of one mount: its directories and files. Synchronous, without FUSE."""

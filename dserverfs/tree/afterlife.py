@@ -1,4 +1,4 @@
-"""What the numbers of a staged dataset stand for once it is frozen.
+"""The inode numbers of a staged dataset once it is frozen.
 
 Used by the staged tree, which answers for the local files until then. A path goes
 on leading to what it led to. No I/O but what the frozen dataset's tree does; for one
@@ -37,7 +37,7 @@ class Afterlife:
 
     @property
     def has_begun(self) -> bool:
-        """Whether somebody asked since it was frozen."""
+        """True if anything was asked of it since it was frozen."""
         return self._frozen is not None
 
     def frozen(self) -> DatasetTree | None:
@@ -79,8 +79,8 @@ class Afterlife:
     def children(self, number: int, cookie: int) -> Iterator[Entry]:
         """Yield the entries of a directory behind `cookie`, with the numbers of `lookup`.
 
-        Of another number the kernel makes another directory, and whoever works in the one
-        before has lost it.
+        Of another number the kernel makes another directory, and a process that works in the
+        one before has lost it.
         """
         path = self._path_then(number)
         for entry in self.tree().children(self.number_now(number), cookie):

@@ -1,4 +1,4 @@
-"""What stat(2) shows of a file, and what chmod(2) and others change of it.
+"""The attributes of a file: those stat(2) shows, and those chmod(2) and others change.
 
 Invariant: the order of Attributes is that in which a dataset's listing makes them, and
 the mount unpacks them; by name it took a third of the time of a listing.
@@ -14,7 +14,7 @@ EDITABLE_S = 0.0  # what can be renamed here: another file may have its name the
 
 
 class Attributes(NamedTuple):
-    """What stat shows, but for the owner."""
+    """The attributes that stat shows, but for the owner."""
 
     number: int
     is_directory: bool
@@ -22,7 +22,7 @@ class Attributes(NamedTuple):
     size_in_bytes: int
     mtime_ns: int
     believed_s: float  # the kernel may keep it so long
-    # What only files that may change have; None: as for a frozen one.
+    # Only files that may change have these; None: as for a frozen one.
     number_of_links: int | None = None
     blocks: int | None = None  # of 512 bytes
     atime_ns: int | None = None
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What setattr asks for; None leaves it as it is."""
+    """The attributes that setattr sets; None leaves one as it is."""
 
     mode: int | None = None
     size_in_bytes: int | None = None

@@ -1,6 +1,6 @@
 """Programs to which a staged dataset without a `data` shows one: a link to where its items are.
 
-A link, and not a directory: the kernel follows it by itself whatever is done below, and
+A link, and not a directory: the kernel follows it by itself in all that is done below, and
 each item keeps one place. No listing shows it.
 """
 
@@ -11,7 +11,7 @@ from dserverfs.tree.staged_dataset import StagedTree
 
 NAME = DATA.encode()
 # A program that copies a directory looks at what is there before it makes its own: one of the
-# source that is called `data` has to become one here, whatever else was copied before it.
+# source that is called `data` has to become one here, even if other items were copied before it.
 _COPIERS = frozenset(
     {"7z", "7za", "7zz", "bsdtar", "caja", "cp", "cpio", "dolphin", "git", "install", "kioworker"}
     | {"mc", "mv", "nautilus", "nemo", "pcmanfm", "rclone", "rsync", "scp", "sftp-server", "tar"}

@@ -1,4 +1,4 @@
-"""What is known of a path in a mount: for `dserverfs status` and for extended attributes.
+"""The facts of a path in a mount: for `dserverfs status` and for extended attributes.
 
 Pure but for the tree; raises NotLoaded as the tree does.
 """

@@ -1,9 +1,9 @@
 """The file system of a mount: every request of the kernel's as a method, without a kernel.
 
-Used by the mount, which knows FUSE and threads. What answers at once is a plain method,
-and raises NotLoaded where something has to be loaded before it is asked again; what may
-have to wait is steps (see `steps`). Errors are dserverfs's own, and OSError for what the
-local disk says. For one thread at a time: the event loop.
+Used by the mount, which knows FUSE and threads. A plain method answers at once, or raises
+NotLoaded: then the caller loads and asks again. An operation that may have to wait is
+steps (see `steps`). Errors are dserverfs's own, and OSError from the local disk. For one
+thread at a time: the event loop.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ AttributesOf = Callable[[DatasetTree, int], Mapping[str, str]]
 
 
 class Space(NamedTuple):
-    """What `df` shows: all that the datasets hold, and what can be written."""
+    """The numbers of `df`: all that the datasets hold, and the space for new ones."""
 
     used: Totals
     free: os.statvfs_result | None
@@ -64,7 +64,7 @@ class _Directory(NamedTuple):
 
 
 class FileSystem:
-    """What a mount of `tree` answers."""
+    """The answers of one mount."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class FileSystem:
             if tree is not None and data_link.is_shown(tree, place.number, thread):
                 return self._tree.staged_attributes(tree, tree.data_link())
         attributes = self._tree.lookup(parent, looked_up(name))
-        self._tree.told(Inode(attributes.number))
+        self._tree.kernel_learned(Inode(attributes.number))
         return attributes
 
     def getattr(self, inode: Inode) -> Attributes:
@@ -112,7 +112,7 @@ class FileSystem:
         raise Invalid(f"inode {inode} is no link")
 
     def opendir(self, inode: Inode) -> OpenDirectory:
-        """Return a directory to be listed, with its first entries at hand."""
+        """Return a directory to be listed, with its first entries loaded."""
         if not self._tree.attributes(inode).is_directory:
             raise NotADirectory(f"inode {inode} is a file")
         directory = OpenDirectory(self._tree, inode)

@@ -72,7 +72,7 @@ class FrozenChanges:
         """Change size, mode and mtime; an owner is none of a dataset's, and the atime of no use."""
         edit = handle if isinstance(handle, OpenEdit) else None
         if edit is not None and edit.handle.file.path is None:
-            if changes.size_in_bytes is not None:  # its name is gone: nobody asks for the rest
+            if changes.size_in_bytes is not None:  # its name is gone, and the rest of no use
                 edit.truncate(changes.size_in_bytes)
             return
         dataset, path = place.tree.dataset, self._changeable(place)

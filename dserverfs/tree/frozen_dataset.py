@@ -117,7 +117,7 @@ class DatasetTree:
             yield Entry(dtool_layout.DATA, self._row_attributes(self._index().row(0), base), OWN)
         entries = []
         for name in self._names(path):
-            # What changed between the two looks is gone; nothing else is left out.
+            # An entry that changed between the two looks is gone; no other is left out.
             with contextlib.suppress(NotFound):
                 entries.append((self._own_attributes(path_of_entry(path, name)), name))
         for attributes, name in sorted(entries):

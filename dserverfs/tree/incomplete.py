@@ -1,4 +1,4 @@
-"""Which errors leave a copy incomplete, whatever the program that made it says in the end.
+"""The errors that leave a copy incomplete, even if the program that made it reports success.
 
 Used by the changes of staged datasets, which disarm them then.
 """
@@ -23,7 +23,7 @@ _NUMBERS = frozenset(
         errno.ENOMEM,
     }
 )
-# Emacs locks a file that is changed by `.#name`, a link to who does; refused, it asks nobody.
+# Emacs locks a file that it changes by `.#name`, a link; refused, it goes on without a lock.
 _EMACS_LOCK = ".#"
 # `git init` tries whether there are links: it names a file as mkstemp(3) does and links it.
 _GIT_PROBE = re.compile("t[0-9A-Za-z]{6}")

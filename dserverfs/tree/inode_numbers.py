@@ -1,4 +1,4 @@
-"""Inode numbers of local files: which number stands for which file, whatever it is called.
+"""Inode numbers of local files; a number stays with its file through renames.
 
 Used by the staged tree. A number belongs to a local inode for as long as the
 kernel knows it or it is open, through renames, for all its hard links, and after

@@ -82,4 +82,6 @@ class OpenDirectory:
             except NotFound:
                 continue  # removed meanwhile, or nothing that can be in a dataset
             yield Entry(name, attributes, place)
-            self._tree.told(Inode(attributes.number))  # it was taken: the next is asked for
+            self._tree.kernel_learned(
+                Inode(attributes.number)
+            )  # it was taken: the next is asked for

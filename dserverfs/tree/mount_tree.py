@@ -50,7 +50,7 @@ class Place(NamedTuple):
 
     @property
     def is_item(self) -> bool:
-        """Whether it is surely an item of a frozen dataset, or a directory of items."""
+        """True for an item of a frozen dataset, or a directory of items; looks at neither."""
         return self.tree is not None and self.number < OWN
 
     @property
@@ -72,7 +72,7 @@ class Place(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What `df` shows."""
+    """The sums over all datasets that `df` shows."""
 
     size_in_bytes: int
     number_of_items: int
@@ -92,7 +92,7 @@ def directories_below(path: tuple[str, ...], base_uris: list[tuple[str, ...]]) -
 
 
 class Tree:
-    """What a mount of `uri` shows."""
+    """The directories and datasets of a mount of `uri`."""
 
     def __init__(
         self,
@@ -214,11 +214,11 @@ class Tree:
         """Return attributes that a staged dataset gave, with the mount's inode number."""
         return self._renumber(self._staged_slots[tree.staged], attributes)
 
-    def told(self, inode: Inode) -> None:
+    def kernel_learned(self, inode: Inode) -> None:
         """Note that the kernel was told of an inode that `lookup` gave."""
         tree, number = self.locate(inode)
         if isinstance(tree, StagedTree):
-            tree.told(number)
+            tree.kernel_learned(number)
 
     def forget(self, inode: Inode, times: int) -> None:
         """Note that the kernel forgot an inode."""
@@ -341,8 +341,8 @@ class Tree:
     def _base_uris(self) -> list[tuple[str, ...]]:
         """Return each base URI that the user may search, or could since it was mounted.
 
-        What was shown once stays there and refuses to be listed: if it were left out, or
-        empty, a program that mirrors the mount would delete its copy.
+        A base URI that was shown once stays there and refuses to be listed: if it were left
+        out, or empty, a program that mirrors the mount would delete its copy.
         """
         for parts in parts_of(self._catalogue.user().search_base_uris):
             self._shown_base_uris[parts] = None

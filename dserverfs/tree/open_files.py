@@ -24,7 +24,7 @@ from dserverfs.writing.edits.local_file import EditHandle
 
 
 class OpenFile(Protocol):
-    """What is done with an open file."""
+    """The calls on an open file."""
 
     keeps_pages: bool  # whether the kernel may keep what was read when it was open before
 

@@ -20,7 +20,7 @@ from dserverfs.tree.mount_tree import Inode, Tree
 from dserverfs.tree.refusals import AcrossDatasets, Invalid, NotEmpty, StillGoingOn
 from dserverfs.tree.staged_dataset import OpenStaged, StagedTree
 from dserverfs.tree.steps import Limit, Steps, TookTooLong, blocking, loaded
-from dserverfs.tree.write_latency import Pace
+from dserverfs.tree.write_latency import WriteLatency
 from dserverfs.writing.freezer import Freezer
 from dserverfs.writing.staging.area import Staging
 from dserverfs.writing.staging.dataset import StagedDataset
@@ -50,13 +50,13 @@ class StagedChanges:
         self._staging = staging
         self._freezer = freezer
         self._give_way = give_way
-        self._pace = Pace()
+        self._latency = WriteLatency()
 
     def free_space(self) -> os.statvfs_result | None:
-        """Return how much can be written; None if nothing can."""
+        """Return the space for new data; None where no dataset can be made."""
         return None if self._staging is None else os.statvfs(self._staging.directory)
 
-    # What is in a dataset
+    # Files and directories
 
     def change(self, tree: StagedTree, what: str, call: Callable[[], R], thread: int) -> Steps[R]:
         """Return what `call` returns; if it fails as copies should not, disarm the dataset."""
@@ -103,12 +103,12 @@ class StagedChanges:
         tree.begin_write(handle, offset)
         try:
             try:
-                if len(data) <= INLINE_BYTES or self._pace.is_quick():
-                    self._pace.write(handle.fd, data, offset)
+                if len(data) <= INLINE_BYTES or self._latency.is_quick():
+                    self._latency.write(handle.fd, data, offset)
                 else:
                     yield from self._write_in_thread(handle, data, offset)
             except OSError as error:
-                # What is in the cache can be fetched again.
+                # Blocks of the cache can be fetched again.
                 if not is_full(error) or not (
                     yield from blocking(lambda: self._give_way(len(data)), Limit.WRITE)
                 ):
@@ -138,7 +138,7 @@ class StagedChanges:
             raise error
 
     def _write_in_thread(self, handle: OpenStaged, data: bytes, offset: int) -> Steps[None]:
-        write = with_own_descriptor(handle.fd, lambda fd: self._pace.write(fd, data, offset))
+        write = with_own_descriptor(handle.fd, lambda fd: self._latency.write(fd, data, offset))
         return blocking(write, Limit.WRITE)
 
     # Datasets themselves

@@ -64,7 +64,7 @@ class StagedTree:
         self._files = StagedFiles(staged.hash_ahead)
         self._has_link = True
         self._then = Afterlife(staged, self._nodes, frozen_tree)
-        # What it is once it is frozen, and the number that stands for another one then.
+        # The dataset it becomes, and the number that stands there for another one of here.
         self.frozen = self._then.frozen
         self.number_now = self._then.number_now
 
@@ -82,7 +82,7 @@ class StagedTree:
         return self._then.attributes(number)
 
     def lookup(self, number: int, name: str) -> Attributes:
-        """Return the attributes of an entry; raises NotFound. Call `told` if the kernel is."""
+        """Return the attributes of an entry; raises NotFound. Call `kernel_learned` if the kernel is told."""
         with self._then.passing_on():
             if self.frozen() is None:
                 return self._entry(self._nodes.get(number), name)
@@ -128,7 +128,7 @@ class StagedTree:
         """Return what a file of the frozen dataset holds."""
         return self._then.tree().content(self.number_now(number))
 
-    def told(self, number: int) -> None:
+    def kernel_learned(self, number: int) -> None:
         """Note that the kernel was told of a number that `lookup` gave."""
         if number >= FIRST_NODE and not self._then.has_begun:
             self._nodes.tell(number)
@@ -319,7 +319,7 @@ class StagedTree:
     def _told(self, directory: Node, name: str) -> Attributes:
         """Return the attributes of an entry that the kernel is told of."""
         attributes = self._entry(directory, name)
-        self.told(attributes.number)
+        self.kernel_learned(attributes.number)
         return attributes
 
     def _entry(self, directory: Node, name: str) -> Attributes:
@@ -354,7 +354,7 @@ class StagedTree:
             self._files.mode(target, status),
             0 if is_directory else status.st_size,
             status.st_mtime_ns,
-            # Who owns it makes every change through the kernel, which knows of it then; and
+            # The owner makes every change through the kernel, which knows of it then; and
             # what the kernel remembers stays good through the freeze. Asking each time took
             # five requests more for a file that is copied.
             MUTABLE_S if self.staged.is_owned else 0.0,

@@ -19,12 +19,12 @@ R = TypeVar("R")
 
 
 class Limit(enum.Enum):
-    """What a blocking call waits for; each has threads and a timeout of its own."""
+    """The reasons why a call blocks; each has threads and a timeout of its own."""
 
     DISK = "files of dserverfs itself"
     WRITE = "what users write"
     EDIT = "a server that is told of an edit"
-    FREEZE = "a freeze that somebody waits for"
+    FREEZE = "a freeze that was asked for"
 
 
 class WouldBlock(NamedTuple):

@@ -1,9 +1,9 @@
-"""Whether the local disk takes writes at the speed of memory, so that no thread need wait for it.
+"""A guess if the next write to the local disk is quick, so that no thread need wait for it.
 
-Used by the operations. With a hop to a thread for each write of 128 KiB, which is what `cp`
-makes, 512 MiB take 2.7 s, and without 1.3; but when the kernel makes writers wait for the
-disk, 0.2 s at a time, nobody else may wait with them. Thread-safe: a guess that comes late
-costs a hop, or one wait.
+Used by the changes of staged datasets. With a hop to a thread for each write of 128 KiB,
+which is what `cp` makes, 512 MiB take 2.7 s, and without 1.3; but when the kernel makes
+writers wait for the disk, 0.2 s at a time, other requests must not wait with them.
+Thread-safe: a guess that comes late costs a hop, or one wait.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ SLOW_S = 0.02  # 1 MiB takes 0.3 ms, and some more where the processors are busy
 WARY_S = 1.0
 
 
-class Pace:
-    """How quick the last writes were."""
+class WriteLatency:
+    """The latency of the last writes."""
 
     def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._clock_s = clock_s

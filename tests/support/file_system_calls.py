@@ -110,7 +110,7 @@ class FileSystemCalls:
                     parent, name, mode & ~UMASK | stat.S_IFREG, flags & ~os.O_CLOEXEC, THREAD
                 )
             )
-            return self._keep(self._told_of(made[1]), made[0], flags)
+            return self._keep(self._learned(made[1]), made[0], flags)
         if flags & os.O_CREAT and flags & os.O_EXCL:
             raise _error(errno.EEXIST)
         if not attributes.is_directory:
@@ -221,7 +221,7 @@ class FileSystemCalls:
 
     def mkdir(self, path: str, mode: int = 0o777) -> None:
         parent, name = self._new(path)
-        self._told_of(self._done(self._fs.mkdir(parent, name, mode & ~UMASK, THREAD)))
+        self._learned(self._done(self._fs.mkdir(parent, name, mode & ~UMASK, THREAD)))
 
     def rmdir(self, path: str) -> None:
         parent, name = self._parent(path)
@@ -256,7 +256,7 @@ class FileSystemCalls:
         parent, name = self._new(new)
         if file.is_directory:
             raise _error(errno.EPERM)
-        self._told_of(self._done(self._fs.link(Inode(file.number), parent, name, THREAD)))
+        self._learned(self._done(self._fs.link(Inode(file.number), parent, name, THREAD)))
 
     def symlink(self, target: str, path: str) -> None:
         parent, name = self._new(path)
@@ -264,7 +264,7 @@ class FileSystemCalls:
 
     def mknod(self, path: str, mode: int) -> None:
         parent, name = self._new(path)
-        self._told_of(self._done(self._fs.mknod(parent, name, mode, THREAD)))
+        self._learned(self._done(self._fs.mknod(parent, name, mode, THREAD)))
 
     # As a kernel
 
@@ -292,7 +292,7 @@ class FileSystemCalls:
 
     def _entry(self, parent: Inode, name: bytes) -> Attributes:
         found = self._asked(lambda: self._fs.lookup(parent, name, THREAD))
-        self._told_of(found)
+        self._learned(found)
         return found
 
     def _entry_or_none(self, parent: Inode, name: bytes) -> Attributes | None:
@@ -301,7 +301,7 @@ class FileSystemCalls:
         except FileNotFoundError:
             return None
 
-    def _told_of(self, attributes: Attributes) -> Inode:
+    def _learned(self, attributes: Attributes) -> Inode:
         inode = Inode(attributes.number)
         self._told[inode] += 1
         return inode
@@ -327,7 +327,7 @@ class FileSystemCalls:
                 if len(names) == ENTRIES_AT_A_TIME:
                     directory.put_back(cookie, entry)
                     break
-                self._told_of(entry.attributes)
+                self._learned(entry.attributes)
                 names.append(entry.name)
                 cookie = entry.cookie
             for name in names:

@@ -115,7 +115,7 @@ def test_random_operations_do_what_they_do_in_a_local_directory(
 @pytest.mark.expects_log("frozen only by command: writing /?a: Connection timed out")
 def test_write_that_takes_too_long_disarms_its_dataset(mount: Mount) -> None:
     file = mount.create("a")
-    mount.fs._staged._pace.is_quick = lambda: False  # type: ignore[method-assign]
+    mount.fs._staged._latency.is_quick = lambda: False  # type: ignore[method-assign]
     steps = file.write(0, bytes(1 << 20))
 
     waits_for = next(steps)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dserverfs.tree.write_latency import SLOW_S, WARY_S, Pace
+from dserverfs.tree.write_latency import SLOW_S, WARY_S, WriteLatency
 
 
 class Clock:
@@ -29,48 +29,48 @@ def file(tmp_path: Path) -> Iterator[int]:
 
 
 def test_pace_is_quick_before_anything_was_written() -> None:
-    assert Pace().is_quick()
+    assert WriteLatency().is_quick()
 
 
 def test_quick_writes_leave_it_quick(file: int) -> None:
     clock = Clock()
-    pace = Pace(clock)
+    latency = WriteLatency(clock)
     clock.per_look_s = SLOW_S / 2
 
-    pace.write(file, b"content", 0)
+    latency.write(file, b"content", 0)
 
-    assert pace.is_quick()
+    assert latency.is_quick()
 
 
 def test_slow_write_makes_it_wary_for_a_while(file: int) -> None:
     clock = Clock()
-    pace = Pace(clock)
+    latency = WriteLatency(clock)
     clock.per_look_s = SLOW_S * 2
-    pace.write(file, b"content", 0)
+    latency.write(file, b"content", 0)
     clock.per_look_s = 0.0
 
-    wary = not pace.is_quick()
+    wary = not latency.is_quick()
     clock.now_s += WARY_S
 
     assert wary
-    assert pace.is_quick()
+    assert latency.is_quick()
 
 
 def test_failed_slow_write_makes_it_wary_too(tmp_path: Path) -> None:
     clock = Clock()
-    pace = Pace(clock)
+    latency = WriteLatency(clock)
     clock.per_look_s = SLOW_S * 2
 
     with (tmp_path / "new").open("wb") as new, (tmp_path / "new").open("rb") as file:
         assert new.writable()
         with pytest.raises(OSError, match="Bad file descriptor"):
-            pace.write(file.fileno(), b"content", 0)
+            latency.write(file.fileno(), b"content", 0)
     clock.per_look_s = 0.0
 
-    assert not pace.is_quick()
+    assert not latency.is_quick()
 
 
 def test_pace_writes_all_of_it_in_its_place(file: int, tmp_path: Path) -> None:
-    Pace().write(file, b"content", 3)
+    WriteLatency().write(file, b"content", 3)
 
     assert (tmp_path / "file").read_bytes() == b"\0\0\0content"
