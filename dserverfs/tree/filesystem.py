@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from dserverfs.base.errors import Frozen, NotUTF8
 from dserverfs.base.items import ItemContent
-from dserverfs.tree import data_link
 from dserverfs.tree.afterlife import LINK
 from dserverfs.tree.attributes import Attributes, Changes
 from dserverfs.tree.frozen_changes import FrozenChanges
@@ -91,10 +90,10 @@ class FileSystem:
 
     def lookup(self, parent: Inode, name: bytes, thread: int) -> Attributes:
         """Return the attributes of an entry that the kernel is told of."""
-        if name == data_link.NAME:
+        if name == b"data":
             place = self._tree.locate(parent)
             tree = place.staged
-            if tree is not None and data_link.is_shown(tree, place.number, thread):
+            if tree is not None and tree.shows_link(place.number, thread):
                 return self._tree.staged_attributes(tree, tree.data_link())
         attributes = self._tree.lookup(parent, looked_up(name))
         self._tree.kernel_learned(Inode(attributes.number))

@@ -15,7 +15,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from dserverfs.base.dtool_layout import DATA, METADATA
 from dserverfs.base.errors import Frozen, NameTooLong, NotFound
@@ -35,6 +35,18 @@ from dserverfs.writing.staging.staged_files import StagedFiles, Target
 from dserverfs.writing.staging.survey import is_item_at_the_top
 
 DATA_LINK = b"."
+# A program that copies a directory looks at what is there before it makes its own: one of the
+# source that is called `data` has to become one here, even if other items were copied before it.
+_COPIERS = frozenset(
+    {"7z", "7za", "7zz", "bsdtar", "caja", "cp", "cpio", "dolphin", "git", "install", "kioworker"}
+    | {"mc", "mv", "nautilus", "nemo", "pcmanfm", "rclone", "rsync", "scp", "sftp-server", "tar"}
+    | {"Thunar", "thunar", "unzip"}
+)
+
+
+_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+R = TypeVar("R")
 
 
 class OpenStaged(NamedTuple):
@@ -72,27 +84,31 @@ class StagedTree:
 
     def attributes(self, number: int) -> Attributes:
         """Return the attributes of a number; raises NotFound."""
-        with self._then.passing_on():
-            if self.frozen() is None:
-                return (
-                    self.data_link()
-                    if number == LINK
-                    else self._attributes(self._nodes.get(number))
-                )
-        return self._then.attributes(number)
+        if number == LINK:
+            return self._while_staged(self.data_link) or self._then.attributes(number)
+        return self._while_staged(
+            lambda: self._attributes(self._nodes.get(number))
+        ) or self._then.attributes(number)
 
     def lookup(self, number: int, name: str) -> Attributes:
-        """Return the attributes of an entry; raises NotFound. Call `kernel_learned` if the kernel is told."""
-        with self._then.passing_on():
-            if self.frozen() is None:
-                return self._entry(self._nodes.get(number), name)
-        return self._then.lookup(number, name)
+        """Return the attributes of an entry; raises NotFound. `kernel_learned` is the caller's."""
+        return self._while_staged(
+            lambda: self._entry(self._nodes.get(number), name)
+        ) or self._then.lookup(number, name)
+
+    def shows_link(self, number: int, thread: int) -> bool:
+        """Return True if `data` in a directory is the link, for the thread that asks."""
+        return (
+            self.has_link(number, DATA) and self.staged.written_by.name_of(thread) not in _COPIERS
+        )
 
     def has_link(self, number: int, name: str) -> bool:
         """Return whether a name in a directory is the link that `data` is where it is nothing else.
 
         It leads to the items, so that a path is good before and after the freeze. It is
-        there from the first item on; before that, `mkdir data` makes dtool's layout.
+        there from the first item on; before that, `mkdir data` makes dtool's layout. A link,
+        and not a directory: the kernel follows it by itself in all that is done below, and
+        each item keeps one place. No listing shows it.
         """
         if name != DATA or number != self.ROOT or not self._has_link or self.frozen() is not None:
             return False
@@ -110,17 +126,13 @@ class StagedTree:
 
     def names(self, number: int) -> list[str] | None:
         """Return what a staged directory holds now, sorted; None once it is frozen."""
-        with self._then.passing_on():
-            if self.frozen() is None:
-                return sorted(os.listdir(self._nodes.local(self._nodes.get(number))))
-        return None
+        return self._while_staged(lambda: sorted(os.listdir(self._local(number))))
 
     def require_listable(self, number: int) -> bool:
         """Return whether a staged directory can be listed; raises OSError. False once frozen."""
         with self._then.passing_on():
             if self.frozen() is None:
-                path = self._nodes.local(self._nodes.get(number))
-                os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                os.close(os.open(self._local(number), _LIST))
                 return True
         return False
 
@@ -145,10 +157,7 @@ class StagedTree:
         if is_for_writing(flags):
             with self._changing():
                 return self._open(self._nodes.get(number), flags & os.O_TRUNC, writable=True)
-        with self._then.passing_on():
-            if self.frozen() is None:
-                return self._open(self._nodes.get(number), 0, writable=False)
-        return None
+        return self._while_staged(lambda: self._open(self._nodes.get(number), 0, writable=False))
 
     def create(
         self, number: int, name: str, mode: int, flags: int
@@ -262,14 +271,24 @@ class StagedTree:
         """Return when a directory's entries are on disk."""
         with self._then.passing_on():
             if self.frozen() is None:
-                path = self._nodes.local(self._nodes.get(number))
-                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fd = os.open(self._local(number), _LIST)
                 try:
                     os.fsync(fd)
                 finally:
                     os.close(fd)
 
     # Helpers
+
+    def _while_staged(self, ask: Callable[[], R]) -> R | None:
+        """Return what `ask` returns; None if it is frozen."""
+        with self._then.passing_on():
+            if self.frozen() is None:
+                return ask()
+        return None
+
+    def _local(self, number: int) -> str:
+        """Return the path on the local disk."""
+        return self._nodes.local(self._nodes.get(number))
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
