@@ -31,7 +31,6 @@ from dserverfs.base.errors import (
     DeadlineExceeded,
     DserverfsError,
     Garbled,
-    NotConnected,
     NotTheServer,
     ProtocolError,
     Stalled,
@@ -57,8 +56,6 @@ MIN_BYTES_PER_S = 4096
 _SHARE = 1 / 3
 # Of servers that are up and cannot now, and of proxies before servers that are down.
 BUSY_STATUSES = frozenset({408, 425, 429, 502, 503, 504})
-# Of these, those that say that nothing was begun.
-_REFUSED_UNSEEN = frozenset({425, 429, 503})
 
 
 class Deadline:
@@ -134,13 +131,6 @@ class Deadline:
 def anything(error: DserverfsError) -> bool:
     """Any failure may be followed by another attempt: the request can be repeated."""
     return True
-
-
-def nothing_was_begun(error: DserverfsError) -> bool:
-    """Only after these may a request be sent again that must not be carried out twice."""
-    return isinstance(error, NotConnected) or (
-        isinstance(error, Busy) and error.status in _REFUSED_UNSEEN
-    )
 
 
 def refused_url(error: DserverfsError) -> bool:

@@ -155,25 +155,6 @@ def test_what_gets_on_is_not_given_up(clock: Clock) -> None:
         retries.progressed()
 
 
-def test_what_must_not_be_done_twice_is_repeated_only_if_it_was_not_begun() -> None:
-    repeated = [
-        error
-        for error in (
-            NotConnected("refused"),
-            Busy("429", status=429),
-            Busy("503", status=503),
-            Busy("502", status=502),
-            Busy("504", status=504),
-            Unreachable("cut off"),
-            Stalled("nothing came"),
-            UnusableAnswer("500"),
-        )
-        if retry.nothing_was_begun(error)
-    ]
-
-    assert [str(error) for error in repeated] == ["refused", "429", "503"]
-
-
 def test_deadline_of_an_attempt_is_that_of_its_operation(clock: Clock) -> None:
     deadline = Deadline(30.0, clock_s=clock)
     attempt = deadline.of_attempt(stall_s=5.0)
