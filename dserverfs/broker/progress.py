@@ -9,7 +9,8 @@ from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from typing import Any
 
-from dserverfs.writing.freeze_job import FreezeResult, Progress
+from dserverfs.base.progress import Progress
+from dserverfs.writing.freeze_job import FreezeResult
 
 LOOK_S = 0.2
 

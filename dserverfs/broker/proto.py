@@ -51,9 +51,10 @@ from dserverfs.base.limits import (
     usable_date,
 )
 from dserverfs.base.model import Dataset, identifier_of, seconds_of
+from dserverfs.base.progress import Progress
 from dserverfs.broker.ahead import Ahead, Bounds
 from dserverfs.client import Client
-from dserverfs.writing.freeze_job import FreezeResult, Progress
+from dserverfs.writing.freeze_job import FreezeResult
 from dserverfs.writing.staging.area import Staging
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.file_hashes import THREADS, Hashes

@@ -25,18 +25,16 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from dserverfs.base.progress import Progress
     from dserverfs.cli import mounted
-    from dserverfs.cli.progress import ProgressLine, size
+    from dserverfs.cli.progress import ProgressLine, text_of
 
     place = mounted.find(arguments.directory)
     with ProgressLine() as line:
         line.show("hashing")
         for answer in place.ask("freeze", layout=arguments.layout):
             if progress := answer.get("progress"):
-                line.show(
-                    f"{size(progress['bytes_done'])} of {size(progress['bytes_total'])},"
-                    f" {progress['items_done']} of {progress['items_total']} items"
-                )
+                line.show(text_of(Progress(**progress)))
     result = answer["result"]
     say(result["uri"])
     for note in result["notes"]:

@@ -6,6 +6,7 @@ import sys
 from typing import TextIO
 
 from dserverfs.base.printable import printable
+from dserverfs.base.progress import Progress
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
@@ -33,6 +34,11 @@ class ProgressLine:
         if self._is_shown and self._length:
             self._stream.write(f"\r{'':<{self._length}}\r")
             self._stream.flush()
+
+
+def text_of(progress: Progress) -> str:
+    done, total = size(progress.bytes_done), size(progress.bytes_total)
+    return f"{done} of {total}, {progress.items_done} of {progress.items_total} items"
 
 
 def size(size_in_bytes: float) -> str:

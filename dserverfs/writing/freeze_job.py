@@ -19,6 +19,7 @@ from dserverfs.base.errors import Cancelled, LocalDiskError, UsageError
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.local_files import is_full
 from dserverfs.base.model import UUID, Dataset
+from dserverfs.base.progress import Progress
 from dserverfs.writing.staging import sealing
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.sealing import Described
@@ -30,15 +31,6 @@ logger = logging.getLogger(__name__)
 
 # RELEASE comes after close(2) has returned, so what was just closed may look open.
 LATE_CLOSE_S = 2.0
-
-
-class Progress(NamedTuple):
-    """How far an upload is."""
-
-    bytes_done: int
-    bytes_total: int
-    items_done: int
-    items_total: int
 
 
 class FreezeResult(NamedTuple):
@@ -208,7 +200,7 @@ class FreezeJob:
         self._uploader.upload(
             local,
             base_uri,
-            progress=self._note_progress,
+            on_progress=self._note_progress,
             stop=self.stop,
             before_complete=before_complete,
             on_taken=lambda item: taken.__setitem__(item.identifier, True),
@@ -222,8 +214,8 @@ class FreezeJob:
             raise Cancelled(f"{self.staged.record.name}: was written to, or the mount is ending")
         self.staged.move(Move.COMPLETE)
 
-    def _note_progress(self, *counts: int) -> None:
-        self.progress = Progress(*counts)
+    def _note_progress(self, progress: Progress) -> None:
+        self.progress = progress
 
 
 def told(error: BaseException, staged: StagedDataset) -> BaseException:

@@ -29,7 +29,8 @@ from dserverfs.base.errors import (
     Unreachable,
     UsageError,
 )
-from dserverfs.writing.freeze_job import FreezeJob, FreezeResult, Noted, Progress, Registry, told
+from dserverfs.base.progress import Progress
+from dserverfs.writing.freeze_job import FreezeJob, FreezeResult, Noted, Registry, told
 from dserverfs.writing.freeze_schedule import LOOK_AGAIN_S, Schedule, is_sealed
 from dserverfs.writing.staging import sealing
 from dserverfs.writing.staging.dataset import StagedDataset

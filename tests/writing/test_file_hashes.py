@@ -14,6 +14,7 @@ import pytest
 
 from dserverfs.base.errors import Cancelled, ItemChanged
 from dserverfs.base.hashes import PIECE_BYTES
+from dserverfs.base.progress import Progress
 from dserverfs.writing.staging import file_hashes
 from dserverfs.writing.staging.file_hashes import Hashes, Stamp
 
@@ -53,10 +54,10 @@ def test_hash_is_that_of_the_content(hashes: Hashes, root: Path) -> None:
 
 
 def test_all_are_hashed_with_progress_to_the_end(hashes: Hashes, root: Path) -> None:
-    seen: list[tuple[int, int, int, int]] = []
+    seen: list[Progress] = []
     files = [root / relpath for relpath in CONTENTS]
 
-    digests = hashes.all_of(files, progress=lambda *each: seen.append(each))
+    digests = hashes.all_of(files, on_progress=seen.append)
 
     assert digests == {file: md5(file) for file in files}
     total = sum(map(len, CONTENTS.values()))
@@ -182,12 +183,12 @@ def test_stop_ends_it_and_what_is_hashed_is_kept(hashes: Hashes, root: Path) -> 
     files = [root / relpath for relpath in CONTENTS]
     stop = threading.Event()
 
-    def stop_soon(bytes_done: int, bytes_total: int, files_done: int, files_total: int) -> None:
-        if files_done == 1:
+    def stop_soon(progress: Progress) -> None:
+        if progress.items_done == 1:
             stop.set()
 
     with pytest.raises(Cancelled):
-        hashes.all_of(files, progress=stop_soon, stop=stop)
+        hashes.all_of(files, on_progress=stop_soon, stop=stop)
     read = hashes.bytes_read
     assert hashes.all_of(files) == {file: md5(file) for file in files}
 

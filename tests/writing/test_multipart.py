@@ -22,6 +22,7 @@ from dserverfs.base.errors import (
 )
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import Item, identifier_of
+from dserverfs.base.progress import Progress
 from dserverfs.client import Client
 from dserverfs.writing.upload.uploader import Uploader
 from tests.support.dtool_datasets import content_of
@@ -108,9 +109,9 @@ def test_large_item_arrives_in_parts_and_dtool_s3_finds_what_it_needs(
     limited: Limited, tmp_path: Path
 ) -> None:
     dataset = local_dataset(tmp_path / "items", LARGE)
-    seen: list[tuple[int, int, int, int]] = []
+    seen: list[Progress] = []
 
-    limited.uploader.upload(dataset, limited.app.base_uri, progress=lambda *each: seen.append(each))
+    limited.uploader.upload(dataset, limited.app.base_uri, on_progress=seen.append)
 
     assert limited.parts() == ["1", "2", "3"]
     assert stored(limited.client, dataset, limited.app.base_uri) == LARGE
@@ -152,8 +153,8 @@ def test_parts_that_are_stored_are_not_sent_again(limited: Limited, tmp_path: Pa
     dataset = local_dataset(tmp_path / "items", LARGE)
     stop = threading.Event()
 
-    def stop_after_a_part(bytes_done: int, *_: int) -> None:
-        if len(limited.parts()) >= 1 and bytes_done >= PART:
+    def stop_after_a_part(progress: Progress) -> None:
+        if len(limited.parts()) >= 1 and progress.bytes_done >= PART:
             stop.set()
 
     def one_part(handler: Handler) -> None:
@@ -165,7 +166,7 @@ def test_parts_that_are_stored_are_not_sent_again(limited: Limited, tmp_path: Pa
     limited.front.faults = [one_part] * 4
     with pytest.raises(Cancelled):
         limited.uploader.upload(
-            dataset, limited.app.base_uri, progress=stop_after_a_part, stop=stop
+            dataset, limited.app.base_uri, on_progress=stop_after_a_part, stop=stop
         )
     limited.front.faults = []
     limited.front.puts.clear()

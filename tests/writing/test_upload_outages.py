@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from dserverfs.base.errors import ProtocolError, Unreachable
+from dserverfs.base.progress import Progress
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.puts import FilePart, OnProgress
 from dserverfs.remote.trust import Trust
@@ -59,13 +60,15 @@ def test_store_that_stops_and_goes_on(
     storage = Reviving(weed)
     stopped: list[int] = []
 
-    def stop_store(*_: int) -> None:
+    def stop_store(progress: Progress) -> None:
         if not stopped:
             stopped.append(weed)
             os.kill(weed, signal.SIGSTOP)
 
     try:
-        Uploader(site.client.resolver, storage).upload(dataset, site.base_uri, progress=stop_store)
+        Uploader(site.client.resolver, storage).upload(
+            dataset, site.base_uri, on_progress=stop_store
+        )
     finally:
         os.kill(weed, signal.SIGCONT)
         storage.close()
@@ -81,8 +84,8 @@ def test_server_and_store_that_are_restarted_half_way(tmp_path: Path) -> None:
     dataset = local_dataset(tmp_path / "items", SMALL)
     half_way, restarted = threading.Event(), threading.Event()
 
-    def wait_for_restart(bytes_done: int, bytes_total: int, items_done: int, _: int) -> None:
-        if items_done == 5 and not half_way.is_set():
+    def wait_for_restart(progress: Progress) -> None:
+        if progress.items_done == 5 and not half_way.is_set():
             half_way.set()
             assert restarted.wait(60)
 
@@ -92,7 +95,7 @@ def test_server_and_store_that_are_restarted_half_way(tmp_path: Path) -> None:
         client = stack.enter_context(client_of(first.base_uri, first.token, tmp_path / "cache"))
         pool = stack.enter_context(ThreadPoolExecutor(1))
         upload = pool.submit(
-            client.uploader.upload, dataset, first.backend_uri, progress=wait_for_restart
+            client.uploader.upload, dataset, first.backend_uri, on_progress=wait_for_restart
         )
         assert half_way.wait(60)
         first.process.terminate()
@@ -117,7 +120,7 @@ def test_server_that_goes_away_is_unreachable_and_nothing_is_lost(
 
     with pytest.raises(Unreachable):
         site.uploader.upload(
-            dataset, site.base_uri, progress=lambda *_: setattr(transport, "base_url", nowhere)
+            dataset, site.base_uri, on_progress=lambda _: setattr(transport, "base_url", nowhere)
         )
     assert site.client._transport.base_url != url
     transport.base_url = url

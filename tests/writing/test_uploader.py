@@ -23,6 +23,7 @@ from dserverfs.base.errors import (
 )
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import identifier_of
+from dserverfs.base.progress import Progress
 from dserverfs.remote.json_body import Items
 from dserverfs.remote.upload_urls import UploadUrls
 from dserverfs.writing.upload import uploader as uploader_module
@@ -64,11 +65,9 @@ def started(site: Site, monkeypatch: pytest.MonkeyPatch) -> list[UploadUrls]:
 
 def test_every_byte_and_all_metadata_arrive(site: Site, tmp_path: Path) -> None:
     dataset = LocalDataset.read(make_varied_dataset(tmp_path, "varied"))
-    seen: list[tuple[int, int, int, int]] = []
+    seen: list[Progress] = []
 
-    uri = site.client.uploader.upload(
-        dataset, site.base_uri, progress=lambda *numbers: seen.append(numbers)
-    )
+    uri = site.client.uploader.upload(dataset, site.base_uri, on_progress=seen.append)
 
     assert uri == f"{site.base_uri}/{dataset.admin_metadata['uuid']}"
     assert site.stored(dataset) == {name: content_of(name, size) for name, size in SIZES.items()}
@@ -146,9 +145,9 @@ def test_item_arrives_after_a_fault(
 ) -> None:
     dataset = local_dataset(tmp_path / "items", contents)
     site.front.faults = [fault]
-    seen: list[tuple[int, int, int, int]] = []
+    seen: list[Progress] = []
 
-    site.uploader.upload(dataset, site.base_uri, progress=lambda *each: seen.append(each))
+    site.uploader.upload(dataset, site.base_uri, on_progress=seen.append)
 
     assert site.front.faults == []
     assert site.stored(dataset) == contents
@@ -257,8 +256,8 @@ def test_what_is_stored_is_not_sent_again(site: Site, tmp_path: Path) -> None:
     arrived = {key for key in site.front.keys()[:12]}
     site.front.faults = []
     site.front.puts.clear()
-    seen: list[tuple[int, int, int, int]] = []
-    site.uploader.upload(dataset, site.base_uri, progress=lambda *each: seen.append(each))
+    seen: list[Progress] = []
+    site.uploader.upload(dataset, site.base_uri, on_progress=seen.append)
 
     again = site.front.keys()
     assert len(again) == len(SMALL) - 12 + 1
@@ -320,7 +319,7 @@ def test_token_that_is_refused_half_way_is_told_and_another_takes_it_up(
         site.uploader.upload(
             dataset,
             site.base_uri,
-            progress=lambda *_: setattr(site.client._transport._tokens, "_token", expired),
+            on_progress=lambda _: setattr(site.client._transport._tokens, "_token", expired),
         )
     site.client._transport._tokens._token = good
     site.front.puts.clear()
@@ -337,12 +336,12 @@ def test_stop_ends_it_and_it_can_be_taken_up(site: Site, tmp_path: Path) -> None
     dataset = local_dataset(tmp_path / "items", {**SMALL, **LARGE})
     stop = threading.Event()
 
-    def stop_soon(bytes_done: int, bytes_total: int, items_done: int, items_total: int) -> None:
-        if items_done == 5:
+    def stop_soon(progress: Progress) -> None:
+        if progress.items_done == 5:
             stop.set()
 
     with pytest.raises(Cancelled):
-        site.uploader.upload(dataset, site.base_uri, progress=stop_soon, stop=stop)
+        site.uploader.upload(dataset, site.base_uri, on_progress=stop_soon, stop=stop)
 
     assert not site.is_registered(dataset)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("upload")]
@@ -399,14 +398,14 @@ def test_file_that_changes_is_named_and_nothing_registered(
     path = tmp_path / "items/nested/changing"
     changed = threading.Event()
 
-    def change_once(bytes_done: int, bytes_total: int, items_done: int, items_total: int) -> None:
-        due = 1 if when == "before it is sent" else items_total
-        if items_done == due and not changed.is_set():
+    def change_once(progress: Progress) -> None:
+        due = 1 if when == "before it is sent" else progress.items_total
+        if progress.items_done == due and not changed.is_set():
             changed.set()
             change(path)
 
     with pytest.raises(ItemChanged) as failure:
-        site.uploader.upload(dataset, site.base_uri, progress=change_once)
+        site.uploader.upload(dataset, site.base_uri, on_progress=change_once)
 
     assert failure.value.relpath == "nested/changing"
     assert "nested/changing" in str(failure.value)

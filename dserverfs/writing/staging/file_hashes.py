@@ -27,6 +27,7 @@ from typing import NamedTuple
 from dserverfs.base.errors import Cancelled, ItemChanged
 from dserverfs.base.hashes import Hasher, hash_file, new_md5
 from dserverfs.base.limits import shown_ns
+from dserverfs.base.progress import OnProgress, Progress, unwatched
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +38,6 @@ _BUSY_TIMEOUT_S = 10.0
 _MD5 = re.compile("[0-9a-f]{32}")
 CLOCK_REALTIME_COARSE = 5  # of Linux; Python has no name for it
 _TICK_S = 0.011  # the kernel's clock, at 100 Hz
-
-# Called with bytes done, bytes in all, files done, files in all; by one thread at a time.
-Progress = Callable[[int, int, int, int], None]
 
 
 class Stamp(NamedTuple):
@@ -133,7 +131,7 @@ class Hashes:
         self,
         files: Iterable[Path],
         *,
-        progress: Progress | None = None,
+        on_progress: OnProgress = unwatched,
         stop: threading.Event | None = None,
     ) -> Mapping[Path, str]:
         """Return the MD5 of each file, several read at once; raises as `of`, and Cancelled."""
@@ -144,7 +142,7 @@ class Hashes:
             sorted(sizes, key=lambda file: sizes[file], reverse=True),
             digests.__setitem__,
             totals=(sum(sizes.values()), len(sizes)),
-            progress=progress,
+            on_progress=on_progress,
             stop=stop,
         )
         return digests
@@ -155,7 +153,7 @@ class Hashes:
         found: Callable[[Path, str], None],
         *,
         totals: tuple[int, int],
-        progress: Progress | None = None,
+        on_progress: OnProgress = unwatched,
         stop: threading.Event | None = None,
     ) -> None:
         """Tell `found` the MD5 of each file, by one thread at a time; raises as `all_of`.
@@ -163,7 +161,7 @@ class Hashes:
         Several are read at once, the largest should come first. `totals` are their bytes
         and number. Holds no more than a few of them.
         """
-        batch = _Batch(files, found, totals, progress, stop or threading.Event())
+        batch = _Batch(files, found, totals, on_progress, stop or threading.Event())
 
         def work() -> None:
             try:
@@ -275,13 +273,13 @@ class _Batch:
         files: Iterable[Path],
         found: Callable[[Path, str], None],
         totals: tuple[int, int],
-        progress: Progress | None,
+        on_progress: OnProgress,
         stop: threading.Event,
     ) -> None:
         self._files = iter(files)
         self._found = found
         self._bytes, self._number = totals
-        self._progress = progress
+        self._on_progress = on_progress
         self._stop = stop
         self._lock = threading.Lock()
         self._read = self._done = 0
@@ -318,8 +316,7 @@ class _Batch:
             raise Cancelled("hashing was stopped; what is hashed is kept")
 
     def _tell_locked(self) -> None:
-        if self._progress is not None:
-            self._progress(self._read, self._bytes, self._done, self._number)
+        self._on_progress(Progress(self._read, self._bytes, self._done, self._number))
 
 
 def forget(database: Path) -> None:

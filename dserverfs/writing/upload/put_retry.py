@@ -14,6 +14,7 @@ from typing import Protocol
 
 from dserverfs.base.errors import Cancelled, Garbled, StorageRefused, Unreachable
 from dserverfs.base.local_dataset import LocalDataset
+from dserverfs.base.progress import OnProgress, Progress
 from dserverfs.base.retry import STALL_S, Deadline, Retries
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.puts import FilePart
@@ -65,10 +66,10 @@ class Tally:
     def __init__(
         self,
         dataset: LocalDataset,
-        progress: Callable[[int, int, int, int], None] | None,
+        on_progress: OnProgress,
         stop: threading.Event | None,
     ) -> None:
-        self._progress = progress
+        self._on_progress = on_progress
         self._stop = stop or threading.Event()
         self._broken = threading.Event()
         self._lock = threading.Lock()
@@ -114,8 +115,7 @@ class Tally:
         with self._lock:
             self._bytes += count
             self._items += items
-            if self._progress is not None:
-                self._progress(self._bytes, self._all_bytes, self._items, self._all_items)
+            self._on_progress(Progress(self._bytes, self._all_bytes, self._items, self._all_items))
 
 
 class Attempts:

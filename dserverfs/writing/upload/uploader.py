@@ -18,6 +18,7 @@ from typing import Any
 from dserverfs.base.errors import Cancelled, Conflict, NotFound, TooLarge
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import Dataset, Identifier, Item
+from dserverfs.base.progress import OnProgress, unwatched
 from dserverfs.remote.api import Resolver
 from dserverfs.remote.manifest_parsing import ManifestStream
 from dserverfs.remote.objects import Storage
@@ -39,10 +40,6 @@ LARGE_BYTES = 8 * 1024 * 1024
 MAX_PUT_BYTES = 5 * 1024**3  # of S3
 MAX_OBJECT_BYTES = 5 * 1024**4  # of S3, in parts
 
-# Called with bytes done, bytes in all, items done, items in all; from the uploader's
-# threads, one at a time. Bytes go back when an item has to be sent again.
-Progress = Callable[[int, int, int, int], None]
-
 
 class Uploader:
     """Puts datasets on one server."""
@@ -57,7 +54,7 @@ class Uploader:
         dataset: LocalDataset,
         base_uri: str,
         *,
-        progress: Progress | None = None,
+        on_progress: OnProgress = unwatched,
         stop: threading.Event | None = None,
         before_complete: Callable[[], None] = lambda: None,
         on_taken: Callable[[Item], None] = lambda item: None,
@@ -81,7 +78,7 @@ class Uploader:
         raises ends the upload.
         """
         self._require_sizes(dataset, base_uri)
-        tally = Tally(dataset, progress, stop)
+        tally = Tally(dataset, on_progress, stop)
         announcement = Announcement(self._routes, dataset, base_uri)
         sender = Sender(self._storage, announcement, dataset, tally)
         sender.note_files()
