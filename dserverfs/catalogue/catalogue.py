@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -52,6 +53,7 @@ T = TypeVar("T")
 FRESH_S = 60.0  # listings, permissions, README, tags, annotations, overlay names
 RENEW_S = 2.0  # a younger listing is not asked for again because a name is not in it
 REFRESH_THREADS = 4
+MAX_DATASETS = 10_000  # whose README and metadata are in memory: guess
 UUID_DIRECTORY = ".uuid"
 
 
@@ -65,23 +67,26 @@ class Catalogue:
         directory: Path,
         clock_s: Callable[[], float] = boottime_s,
         staleness: Staleness = MOUNT,
+        max_datasets: int = MAX_DATASETS,
     ) -> None:
+        """`max_datasets` is how many READMEs, and how many datasets' metadata, are in memory."""
         self._answers = answers
         self._server = server
         self._clock_s = clock_s
         self._background = ThreadPoolExecutor(REFRESH_THREADS, thread_name_prefix="refresh")
         self._waits = RefreshWaits(clock_s, staleness)
+        self._max_datasets = max_datasets
         self._lock = threading.Lock()
         self._names: dict[str, DatasetNames] = {}
         self._resolved: dict[DserverURI, Dataset] = {}
         self._listings: dict[str, RefreshedValue[Mapping[str, Dataset]]] = {}
-        self._readmes: dict[BackendURI, RefreshedValue[bytes]] = {}
-        self._metadata: dict[BackendURI, RefreshedValue[Metadata]] = {}
+        self._readmes: OrderedDict[BackendURI, RefreshedValue[bytes]] = OrderedDict()
+        self._metadata: OrderedDict[BackendURI, RefreshedValue[Metadata]] = OrderedDict()
         self._manifests = Manifests(answers, server, directory, explain=self._explained)
         # Datasets registered by us, each with the time until which it is listed even if the
         # server's answer, which may be older, lacks it.
         self._learned: dict[BackendURI, tuple[Dataset, float]] = {}
-        self._user = self._refreshed(answers.user, FRESH_S)
+        self._user = self._refreshed(answers.user)
 
     def close(self) -> None:
         self._background.shutdown(wait=False, cancel_futures=True)
@@ -111,7 +116,7 @@ class Catalogue:
             if listing is None:
                 names = self._names.setdefault(base_uri, DatasetNames(reserved | {UUID_DIRECTORY}))
                 listing = self._listings[base_uri] = self._refreshed(
-                    lambda: names.bind(self._with_learned(base_uri)), FRESH_S
+                    lambda: names.bind(self._with_learned(base_uri))
                 )
         return listing.get()
 
@@ -131,11 +136,11 @@ class Catalogue:
 
     def readme(self, dataset: Dataset) -> bytes:
         """Return the content of README.yml."""
-        return self._of(self._readmes, dataset, self._answers.readme, FRESH_S)
+        return self._of(self._readmes, dataset, self._answers.readme)
 
     def metadata(self, dataset: Dataset) -> Metadata:
         """Return admin metadata, tags, overlays and annotations."""
-        return self._of(self._metadata, dataset, self._answers.metadata, FRESH_S)
+        return self._of(self._metadata, dataset, self._answers.metadata)
 
     # Changes
 
@@ -327,22 +332,23 @@ class Catalogue:
     def _named(self, dataset: Dataset) -> dict[str, Dataset]:
         return self._names[dataset.base_uri].bind([dataset])
 
-    def _refreshed(self, fetch: Callable[[], T], max_age_s: float) -> RefreshedValue[T]:
-        return RefreshedValue(fetch, max_age_s, self._background, self._clock_s, self._waits)
+    def _refreshed(self, fetch: Callable[[], T]) -> RefreshedValue[T]:
+        return RefreshedValue(fetch, FRESH_S, self._background, self._clock_s, self._waits)
 
     def _of(
         self,
-        values: dict[BackendURI, RefreshedValue[T]],
+        values: OrderedDict[BackendURI, RefreshedValue[T]],
         dataset: Dataset,
         ask: Callable[[Dataset], T],
-        max_age_s: float,
     ) -> T:
         with self._lock:
             value = values.get(dataset.uri)
             if value is None:
-                value = values[dataset.uri] = self._refreshed(
-                    lambda: self._asked(dataset, ask), max_age_s
-                )
+                value = values[dataset.uri] = self._refreshed(lambda: self._asked(dataset, ask))
+                if len(values) > self._max_datasets:
+                    values.popitem(last=False)
+            else:
+                values.move_to_end(dataset.uri)
         return value.get()
 
     def _renew(self, values: Mapping[K, RefreshedValue[T]], key: K) -> None:

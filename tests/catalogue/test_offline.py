@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from dserverfs.base.model import Dataset
+from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.offline import KeptAnswers
+from dserverfs.catalogue.refreshed import loaded
 from dserverfs.remote.api import Resolver
 from tests.support.accounts import Account
 from tests.support.dtool_datasets import README, make_dataset
@@ -76,6 +79,23 @@ def test_kept_answers_are_private(current_user: Account, uri: str) -> None:
     assert directory.stat().st_mode & 0o777 == 0o700
     for path in directory.iterdir():
         assert Path(path).stat().st_uid == os.geteuid()
+
+
+def test_readmes_of_the_datasets_that_were_read_last_are_in_memory(
+    quirky: QuirkyServer, resolver: Resolver, tmp_path: Path
+) -> None:
+    for number in range(3):
+        quirky.add(f"{number:08d}-2222-3333-4444-555555555555", {"a": b"a"}, b"readme: 1\n")
+    first, second, third = resolver.datasets(BASE_URI)
+    catalogue = Catalogue(KeptAnswers(resolver, tmp_path), "server", tmp_path, max_datasets=2)
+
+    for dataset in (first, second, first, third, first):
+        assert loaded(partial(catalogue.readme, dataset)) == b"readme: 1\n"
+    assert quirky.asked("^GET /readmes/") == 3
+    assert loaded(lambda: catalogue.readme(second)) == b"readme: 1\n"
+
+    assert quirky.asked("^GET /readmes/") == 4
+    catalogue.close()
 
 
 @pytest.mark.usefixtures("no_waits")
