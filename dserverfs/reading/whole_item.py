@@ -6,14 +6,13 @@ much again, so nothing of it goes through the block cache. Blocking.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 from dserverfs.base.errors import Cancelled
-from dserverfs.base.hashes import known_hasher
+from dserverfs.base.hashes import hash_file, known_hasher
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.local_files import write_all
 from dserverfs.base.retry import Deadline
@@ -81,9 +80,7 @@ class _Download:
 
     def hash(self, start: int) -> None:
         """Hash the range that begins there, which is in the file."""
-        end = self._end(start)
-        for offset in range(start, end, BLOCK_SIZE):
-            self.hasher.update(os.pread(self._fd, min(BLOCK_SIZE, end - offset), offset))
+        hash_file(self._fd, self.hasher, offset=start, length=self._end(start) - start)
 
     def _end(self, start: int) -> int:
         return min(self._content.size_in_bytes, start + RANGE_BYTES)
