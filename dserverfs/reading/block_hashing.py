@@ -69,10 +69,8 @@ class BlockHashing:
 
     def on_block(self, content: ItemContent, index: int) -> None:
         """Hash soon, now that an unverified block is hot."""
-        if index == 0:
-            hashing = self._hashes.begin_hashing(content)
-        else:
-            hashing = self._hashes.hashing(content)
+        get = self._hashes.begin_hashing if index == 0 else self._hashes.hashing
+        hashing = get(content)
         if hashing is not None and hashing.next <= index:
             self._advance_soon(content, hashing)
 
@@ -96,10 +94,8 @@ class BlockHashing:
         UNKNOWN at once if the item is not being read whole.
         """
         # The first block may be behind the last: they come over different connections.
-        if self._flight.is_coming(content, 0):
-            hashing = self._hashes.begin_hashing(content)
-        else:
-            hashing = self._hashes.hashing(content)
+        is_read_whole = self._flight.is_coming(content, 0)
+        hashing = (self._hashes.begin_hashing if is_read_whole else self._hashes.hashing)(content)
         if hashing is None:
             return Verdict.UNKNOWN
         final = content.number_of_blocks - 1

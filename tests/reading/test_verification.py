@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -115,7 +116,7 @@ def test_without_verification_nothing_is_shared(store: FaultyStore, tmp_path: Pa
     other = World(store, tmp_path / "blocks", Policy.OFF)
     assert read(other, other.content(key="dserver://two/j")) == CONTENT
 
-    assert len(store.requests) > fetched
+    assert len(store.requests) == 2 * fetched
     other.close()
 
 
@@ -229,6 +230,23 @@ def test_reader_without_a_disk_to_read_back_from_is_told_all_the_same(
 
     with pytest.raises(IntegrityError):
         read(world, right, order)
+    world.close()
+
+
+@wrong_is_said
+def test_those_who_have_a_wrong_item_open_are_told(store: FaultyStore, tmp_path: Path) -> None:
+    world = World(store, tmp_path / "blocks")
+    right = world.content()
+    damage(store, 5)
+    told, told_too_late = threading.Event(), threading.Event()
+    item = OpenItem(world.reader, right, told.set)
+    OpenItem(world.reader, right, told_too_late.set).close()
+
+    with pytest.raises(IntegrityError):
+        list(map(item.read, IN_ORDER, [BLOCK_SIZE] * 6))
+
+    assert told.wait(20)
+    assert not told_too_late.is_set()
     world.close()
 
 
