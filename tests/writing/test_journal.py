@@ -15,7 +15,7 @@ from dserverfs.base.model import Dataset
 from dserverfs.writing.edits import journal
 from dserverfs.writing.edits.journal import EditSession, Note, UnsentEdit, all_unsent, root_of
 from dserverfs.writing.edits.local_file import UNFINISHED
-from tests.support.editing import BEFORE, README, WAIT_S, Bench, away
+from tests.support.editing import BEFORE, README, WAIT_S, Bench, away, wait_until
 from tests.support.power_cuts import Disk, PowerCut
 
 pytest_plugins = ["tests.support.resolver_fixtures", "tests.support.edit_fixtures"]
@@ -190,6 +190,26 @@ def test_what_is_sent_is_on_the_disk_before_the_server_is_asked(
     (steps,) = steps_when_asked
     # The quick notes of what is being written, then content, note, its name.
     assert steps[-4:] == ["sync file", "sync file", "replace", "sync directory"]
+
+
+def test_change_is_on_the_disk_while_another_one_waits_for_the_server(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.writes.may_go_on.clear()
+    first = bench.open(README)
+    bench.edits.write(first, b"new: 1\n", 0)
+    bench.edits.release(first)
+    assert bench.writes.reached.wait(WAIT_S)
+    second = bench.open(".dtool/annotations/n.json")
+    bench.edits.write(second, b"6", 0)
+    disk = Disk(monkeypatch)
+
+    bench.edits.release(second)
+
+    wait_until(lambda: disk.steps[-4:] == ["sync file", "sync file", "replace", "sync directory"])
+    bench.writes.may_go_on.set()
+    bench.edits.flush(WAIT_S)
+    assert (bench.has("readme"), bench.has("annotations")) == ("new: 1\n", {"n": 6})
 
 
 def session_with_an_edit(staging: Path) -> tuple[EditSession, Path, Note]:

@@ -44,7 +44,7 @@ class EditSender:
         self._editable_files = editable_files
         self._retry_s = retry_s
         self._pool = ThreadPoolExecutor(SENDERS, thread_name_prefix="edits")
-        self._sending: set[Future[None]] = set()
+        self._sending: dict[Future[None], LocalFile] = {}
         self._is_closed = False
         # To be tried again, all at once: it is one server that is away.
         self._refused: set[LocalFile] = set()
@@ -62,8 +62,9 @@ class EditSender:
         end_s = time.monotonic() + timeout_s
         self._local.wait_until_closed(min(timeout_s, LATE_CLOSE_S))
         with self._local.lock:
+            begun = set(self._sending.values())
             for file in self._local.unsent():
-                if file.note.is_complete:
+                if file.note.is_complete and file not in begun:
                     self.submit(file)
             going = set(self._sending)
         wait_for(going, timeout=max(end_s - time.monotonic(), 0.0))
@@ -72,12 +73,13 @@ class EditSender:
         """Begin to send a file."""
         if not self._is_closed:
             future = self._pool.submit(self._send_quietly, file)
-            self._sending.add(future)
-            future.add_done_callback(self._sending.discard)
+            self._sending[future] = file
+            future.add_done_callback(lambda done: self._sending.pop(done, None))
 
     def send(self, file: LocalFile) -> None:
         """Send a target's content; raises the server's error, and keeps the edit then."""
         edited = self._local.of(file.dataset)
+        file.secure()  # before another change, which may wait for the server for long
         with edited.sending:
             with self._local.lock:
                 self._refused.discard(file)
@@ -85,7 +87,6 @@ class EditSender:
                 if file.target is None or not file.is_unsent or not file.note.is_complete:
                     return
                 change = file.change_of(file.target, file.note.read, file.writer)
-            file.secure()
             try:
                 self._put(edited, change)
             except (DserverfsError, OSError) as error:
