@@ -36,6 +36,7 @@ from dserverfs.tree.refusals import (
 from dserverfs.tree.staged_changes import StagedChanges
 from dserverfs.tree.staged_dataset import DATA_LINK, StagedTree, is_for_writing
 from dserverfs.tree.steps import Steps, loaded
+from dserverfs.tree.write_latency import WriteLatency
 from dserverfs.writing.edits.edits import FrozenEdits
 from dserverfs.writing.freezer import Freezer
 from dserverfs.writing.staging.area import Staging
@@ -75,15 +76,17 @@ class FileSystem:
         edits: FrozenEdits | None = None,
         umask: int = 0,
         attributes_of: AttributesOf | None = None,
+        latency: WriteLatency | None = None,
     ) -> None:
         """`give_way` has the cache give that many bytes of the disk back, if it can.
 
         `staging` and `edits` are the tree's. `umask` are the mode bits that the mount takes
         away. `attributes_of` gives a number's extended attributes; None for a mount without.
+        `latency` is that of the staging area's disk.
         """
         self._tree = tree
         self._frozen = FrozenChanges(edits, umask)
-        self._staged = StagedChanges(tree, staging, freezer, give_way)
+        self._staged = StagedChanges(tree, staging, freezer, give_way, latency or WriteLatency())
         self._attributes_of = attributes_of
 
     # Names and attributes

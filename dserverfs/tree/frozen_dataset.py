@@ -71,6 +71,10 @@ class DatasetTree:
 
     ROOT = OWN
 
+    def renew(self, dataset: Dataset) -> None:
+        """Take what the server says now of the same dataset, which may have another name."""
+        self.dataset = dataset
+
     def attributes(self, number: int) -> Attributes:
         """Return the attributes of a number; raises NotFound."""
         if number < OWN:

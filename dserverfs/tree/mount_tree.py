@@ -397,7 +397,7 @@ class Tree:
             tree = self._datasets[slot - 1]
             frozen = tree if isinstance(tree, DatasetTree) else tree.frozen()
             if frozen is not None:
-                frozen.dataset = dataset  # it may have another name now
+                frozen.renew(dataset)
         return slot
 
     def _slot_as_staged(self, dataset: Dataset) -> int | None:

@@ -41,6 +41,7 @@ class StagedChanges:
         staging: Staging | None,
         freezer: Freezer,
         give_way: Callable[[int], bool],
+        latency: WriteLatency,
     ) -> None:
         """Without `staging` no dataset can be made.
 
@@ -50,7 +51,7 @@ class StagedChanges:
         self._staging = staging
         self._freezer = freezer
         self._give_way = give_way
-        self._latency = WriteLatency()
+        self._latency = latency
 
     def free_space(self) -> os.statvfs_result | None:
         """Return the space for new data; None where no dataset can be made."""
