@@ -1,8 +1,8 @@
 """dtool's storage broker for `dserver://` URIs: every dtool command on a dserver's datasets.
 
-dtoolcore loads every installed broker whenever it makes one, so importing this
-has to be quick, to need nothing but dtoolcore, and never to fail. What works for
-a broker is imported when it is first asked for something.
+dtoolcore loads every installed broker whenever it makes one, so this import is quick,
+needs nothing but dtoolcore, and never fails. A broker imports the rest at its first
+question.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A listing says all of it but the version of dtoolcore, which is in the manifest: to ask
 for that of each dataset of a listing would be a request for each. So it is asked for
-when somebody wants it, or all there is. dtoolcore wants a real dict, which it changes
+when it is read, alone or with all others. dtoolcore wants a real dict, which it changes
 and writes as JSON.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 VERSION = "dtoolcore_version"
-# What looks at, or changes, more than the one value that it names. Not __repr__: dtoolcore
+# Methods that read, or change, more than the one value that they name. Not __repr__: dtoolcore
 # formats each for its log.
 _OF_ALL = (
     *("__delitem__", "__eq__", "__iter__", "__len__", "__ne__", "__or__"),

@@ -1,8 +1,8 @@
-"""Doing ahead what will be asked for next, within bounds.
+"""Work ahead of a caller that asks for one result after the other, within bounds.
 
-dtoolcore asks for one item after the other and waits for each. Whoever asks for
-two in order is likely to ask for the rest: they are worked on in parallel from
-then on. One request alone starts nothing else. Thread-safe.
+dtoolcore asks for one item after the other and waits for each. A caller that asks for
+two in order is likely to ask for the rest: they are worked on in parallel from then
+on. A single request starts no other work. Thread-safe.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Bounds(NamedTuple):
-    """How much may be under way."""
+    """Limits of the work under way."""
 
     threads: int
     keys: int
@@ -102,7 +102,7 @@ class Ahead(Generic[K, T]):
         return self._pool.submit(self._work, key)
 
     def _forget_before_locked(self, place: int) -> None:
-        """Drop what was begun for places before `place`: nobody waits for it."""
+        """Drop the work for places before `place`: its results are not wanted."""
         for key in list(self._under_way):
             if self._places[key] >= place:
                 break

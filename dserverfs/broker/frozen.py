@@ -57,7 +57,7 @@ class FrozenDataset:
         self._manifest: dict[str, Any] | None = None
         self._items: ManifestItems | None = None
         self._fetching: Ahead[Identifier, Path] | None = None
-        self._sizes: dict[str, int] = {}  # by relpath, of what is stored
+        self._sizes: dict[str, int] = {}  # by relpath, in the store
         self._sizes_until_s = 0.0
         self._hashing: Ahead[str, str] | None = None
 
@@ -69,7 +69,7 @@ class FrozenDataset:
                 ahead.close()
 
     def admin_metadata(self) -> dict[str, Any]:
-        """Return what dtool keeps in `.dtool/dtool`; the version of dtoolcore is the manifest's."""
+        """Return the content of `.dtool/dtool`; the version of dtoolcore is the manifest's."""
         known = {
             "uuid": self.dataset.uuid,
             "name": self.dataset.name,
@@ -102,7 +102,7 @@ class FrozenDataset:
         return fetching.get(Identifier(identifier))
 
     def handles(self) -> list[str]:
-        """Return the relpaths of the items that the store holds; asks it for each."""
+        """Return the relpaths of the items that the store holds, with a request for each."""
         with self._lock:
             if time.monotonic() >= self._sizes_until_s:
                 self._sizes = self._ask_sizes()
@@ -111,7 +111,7 @@ class FrozenDataset:
             return list(self._sizes)
 
     def size(self, handle: str) -> int:
-        """Return the size of what is stored of an item; raises NotFound."""
+        """Return the size of an item in the store; raises NotFound."""
         with self._lock:
             if handle not in self._sizes:
                 self.handles()
@@ -121,7 +121,7 @@ class FrozenDataset:
         return size
 
     def hash(self, handle: str) -> str:
-        """Return the hash of what is stored of an item; others are hashed ahead."""
+        """Return the hash of an item in the store; others are hashed ahead."""
         self.size(handle)
         with self._lock:
             if self._hashing is None:
@@ -132,7 +132,7 @@ class FrozenDataset:
         return hashing.get(handle)
 
     def timestamp(self, handle: str) -> float:
-        """Return an item's date, which the manifest alone has."""
+        """Return an item's date, which only the manifest has."""
         try:
             entry = self.manifest()["items"][identifier_of(handle)]
             return parse_timestamp(entry["utc_timestamp"])
@@ -178,7 +178,7 @@ class FrozenDataset:
     def put_text(self, key: str, text: str) -> None:
         """Change README, a tag, an annotation or an overlay; raises Unsupported.
 
-        And ChangedMeanwhile, if this process has read it and it is something else now.
+        And ChangedMeanwhile, if it has changed since this process read it.
         """
         target, content = target_of(key), text.encode("utf-8")
         if target is None or target.kind is Kind.NAME:
@@ -215,7 +215,7 @@ class FrozenDataset:
             return self._items
 
     def _dtoolcore_version(self) -> str | None:
-        """Return what the manifest says, of which the beginning is enough if it is long."""
+        """Return the manifest's version of dtoolcore; of a long one the beginning is enough."""
         if self._manifest is None and not self._catalogue.manifest_is_short(self.dataset):
             return self._catalogue.dtoolcore_version(self.dataset)
         version = self.manifest().get(VERSION)

@@ -1,11 +1,11 @@
 """Items as whole local files, for programs that want a path.
 
 Below dtool's cache directory, `dserver/<server, base URI and uuid>/<identifier>-<hash><extension>`,
-of which only whole and verified files are ever seen: content goes into a file of
-another name, is compared with the manifest, and renamed. The file has the item's time
-and no write permission, so that one which somebody changed is told from it and
-fetched anew. Neither another dataset of that uuid nor another content of the item has
-its path. Thread-safe, also between processes.
+with whole and verified files only: content goes into a file of another name, is
+compared with the manifest, and renamed. The file has the item's time and no write
+permission, so that a changed file is noticed and fetched anew. Neither another dataset
+of that uuid nor another content of the item has its path. Thread-safe, also between
+processes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dserverfs.reading.whole_item import download
 
 logger = logging.getLogger(__name__)
 
-# What is larger would be written twice: into the file and, in blocks, into the cache.
+# A larger item would be written twice: into the file and, in blocks, into the cache.
 MAX_THROUGH_CACHE = 8 * BLOCK_SIZE
 _PARTIAL = ".partial"  # no program that lists the directory takes it for an item
 _ABANDONED_S = 24 * 3600.0  # no fetch takes longer, guess
@@ -59,7 +59,7 @@ class ItemFiles:
         self._made = False
 
     def fetch(self, content: ItemContent, item: Item) -> Path:
-        """Return the path of the item's file, fetching what is not there; blocks.
+        """Return the path of the item's file, and fetch it if it is not there; blocks.
 
         Raises IntegrityError, and UsageError if the directory cannot be used.
         """
@@ -95,7 +95,7 @@ class ItemFiles:
             return True
         if file_digest(path, content.hash_function) != content.hash:
             return False
-        with contextlib.suppress(PermissionError):  # somebody else's
+        with contextlib.suppress(PermissionError):  # the file is another user's
             os.utime(path, ns=(item.mtime_ns, item.mtime_ns))  # it was touched
         return True
 
@@ -135,7 +135,7 @@ class ItemFiles:
 
 
 def directory_of(cache_directory: Path, dataset: DserverURI) -> Path:
-    """Return where the files of a dataset's items are, and of no other dataset's."""
+    """Return the directory for the items of one dataset and of no other."""
     # Never a uuid alone: earlier versions had one directory for all datasets of a uuid.
     scheme, _, rest = str(dataset).partition("://")
     return cache_directory / scheme / _component(urllib.parse.quote(rest, safe=""))
@@ -144,14 +144,14 @@ def directory_of(cache_directory: Path, dataset: DserverURI) -> Path:
 def _file_name(item: Item) -> str:
     """Return identifier and hash with the relpath's extension, by which programs tell formats."""
     stem = f"{item.identifier}-{item.hash}"
-    if not _NAME.fullmatch(stem):  # whatever a manifest may say, it is one component
+    if not _NAME.fullmatch(stem):  # a hostile manifest: the name stays one component
         stem = hashlib.sha256(stem.encode("utf-8", "surrogatepass")).hexdigest()
     name = stem + os.path.splitext(item.relpath)[1]
     return name if component_is_usable(name) else stem
 
 
 def _component(text: str) -> str:
-    """Return `text`, or what stands for it if it is too long for a name."""
+    """Return `text`, or its hash if it is too long for a name."""
     if len(text) <= MAX_COMPONENT_BYTES:
         return text
     return hashlib.sha256(text.encode()).hexdigest()

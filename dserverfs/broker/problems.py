@@ -1,8 +1,8 @@
 """Errors as dtool's commands show them: one line and a status, no traceback.
 
 click shows a `ClickException` that way, and dtool's commands are click's. Under
-them, and nowhere else, an error of ours becomes one as well; to a program it is
-what it was. click is never imported for that.
+them, and nowhere else, an error of ours becomes one as well; its own class stays among
+its bases, for programs. click is never imported for that.
 """
 
 from __future__ import annotations

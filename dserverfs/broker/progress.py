@@ -16,7 +16,7 @@ LOOK_S = 0.2
 
 
 def watch(job: Future[FreezeResult], progress: Callable[[], Progress | None]) -> None:
-    """Return when `job` is done; meanwhile show how far it is, if somebody can see that.
+    """Return when `job` is done; until then show its progress, if stderr is a terminal.
 
     dtoolcore hands its progress bar to no broker, and has filled it when the
     upload begins.

@@ -1,12 +1,12 @@
-"""A proto dataset in the local staging area, as dtoolcore wants it.
+"""A proto dataset in the local staging area, in the form that dtoolcore wants.
 
 One that dtool makes has dtool's own layout on disk from the start, and is frozen
 by dtool alone. One that was made in a mount may have its items at the top; it
 can be listed, added to and frozen, and its metadata waits for the freeze.
 
-What dtoolcore writes when it freezes is described as a frozen dataset only in
-`finish`, which uploads it; until the server has it, it is a proto dataset. Items
-are moved into place whole. Thread-safe as far as dtoolcore is.
+It stays a proto dataset until the server has it: the metadata with which dtoolcore
+freezes it is written only in `finish`, which uploads it. Items are moved into place
+whole. Thread-safe as far as dtoolcore is.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def create(
 
 
 def uuid_of(staged: StagedDataset) -> str:
-    """Return the uuid it will have as a dataset: its files may bring one along."""
+    """Return the uuid that it will have as a dataset: its files may have one."""
     uuid = _kept_admin_metadata(staged).get("uuid")
     return str(uuid).lower() if isinstance(uuid, str) else staged.id
 
@@ -113,7 +113,7 @@ class ProtoDataset:
     # Metadata
 
     def admin_metadata(self) -> dict[str, Any]:
-        """Return what dtool keeps in `.dtool/dtool`; until it is registered it is no `dataset`."""
+        """Return the content of `.dtool/dtool`, of type `protodataset` until it is registered."""
         record = self.staged.record
         return {
             "uuid": record.id,
@@ -230,7 +230,7 @@ class ProtoDataset:
         return usable_date(seconds_of(self._status(handle).st_mtime_ns))
 
     def hash(self, handle: str) -> str:
-        """Return an item's MD5; others are hashed meanwhile."""
+        """Return an item's MD5, and begin to hash the others."""
         with self._lock:
             if self._hashes is None:
                 self._hashes = Hashes(self.staged.directory / "hashes", self._tree).open()
@@ -282,7 +282,7 @@ class ProtoDataset:
     ) -> Dataset:
         """Upload and register it; `watch` returns when that is done, or raises to stop it.
 
-        What fails leaves a proto dataset, to be frozen again.
+        After a failure it is a proto dataset, which can be frozen again.
         """
         before = _kept_admin_metadata(self.staged)
         layout = None
@@ -342,7 +342,7 @@ class ProtoDataset:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """Hold off whoever would freeze it."""
+        """Keep it from being frozen for the time of a change."""
         with self.staged.changing():
             yield
         with self._lock:
@@ -375,7 +375,7 @@ def _copy(source: IO[bytes], target: IO[bytes]) -> None:
 
 
 def _kept_admin_metadata(staged: StagedDataset) -> dict[str, Any]:
-    """Return what `.dtool/dtool` says, nothing if there is none."""
+    """Return the content of `.dtool/dtool`, empty if there is none."""
     try:
         return dict(read_json(staged.tree / ADMIN_METADATA))
     except UsageError:

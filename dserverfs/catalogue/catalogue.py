@@ -1,4 +1,4 @@
-"""What is known of a server's datasets: permissions, listings, names, manifests, metadata.
+"""The known facts of a server's datasets: permissions, listings, names, manifests, metadata.
 
 Used by the tree, the broker, the edits and the command line, which get the same answers,
 also while the server is away. Owns how old an answer may be, and which dataset a URI
@@ -58,7 +58,7 @@ UUID_DIRECTORY = ".uuid"
 
 
 class Catalogue:
-    """Everything known of one server."""
+    """The datasets of one server."""
 
     def __init__(
         self,
@@ -239,9 +239,9 @@ class Catalogue:
         """Return the URI that names the dataset among those of all servers."""
         return DserverURI(self._server, dataset.base_uri, dataset.uuid)
 
-    # What a URI names: the server is asked, or its last answer counts while it is away.
-    # These block. An expired token is refused here, unlike where a mount goes on to show
-    # what its user saw before.
+    # URIs and datasets: the server is asked, and while it is away its last answer counts.
+    # These methods block. They refuse an expired token, with which a running mount goes on
+    # to show what its user saw before.
 
     def check(self, uri: DserverURI) -> Dataset | None:
         """Return the dataset that a URI names, None for a server or a base URI.
@@ -358,7 +358,7 @@ class Catalogue:
             value.renew(RENEW_S)
 
     def _asked(self, dataset: Dataset, ask: Callable[[Dataset], T]) -> T:
-        """Return what `ask` returns; blocks. Raises NotFound for what is listed no more only."""
+        """Return what `ask` returns; blocks. Raises NotFound only if the dataset is not listed."""
         try:
             return ask(dataset)
         except NotFound as error:
@@ -370,9 +370,9 @@ class Catalogue:
     def _explained(self, dataset: Dataset, error: NotFound) -> DserverfsError:
         """Return what the server's "not found" about a dataset means; blocks.
 
-        `error` itself if a listing asked for now lacks the dataset. What is listed and
-        not there is no dataset that is gone, but a server in trouble: told as gone, it
-        would be deleted from every mirror. Raises what asking for the listing raises.
+        `error` itself if a listing fetched now lacks the dataset. A dataset that is listed
+        and not found is not gone: the server is in trouble, and mirrors would delete the
+        dataset if it was said to be gone. Raises the errors of the listing.
         """
         with self._lock:
             listing = self._listings.get(dataset.base_uri)
@@ -390,8 +390,8 @@ class Catalogue:
 def only_base_uri(uri: DserverURI, found: Collection[str], user: str) -> str:
     """Return the base URI of a dataset that `uri` names by its uuid alone, among those found.
 
-    Raises NotFound, and UsageError if there are several: what is known of one of them so
-    far does not decide which is meant.
+    Raises NotFound, and UsageError if there are several: that one of them was used before
+    does not make it the one that is meant.
     """
     if not found:
         raise NotFound(f"{uri}: no base URI that {user} may search has such a dataset")

@@ -1,8 +1,8 @@
 """The items of a frozen dataset, made from its manifest: from an index of it, or from all of it.
 
-Used by the tree, the broker and the command line, so that an item has one key in
-the cache, one order and one name in messages whoever reads it. No I/O but look-ups
-in the index, which may raise ProtocolError. Immutable, and so thread-safe.
+Used by the tree, the broker and the command line, so that an item has the same key in the
+cache and the same name in messages for all of them. No I/O but look-ups in the index,
+which may raise ProtocolError. Immutable, and so thread-safe.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class ManifestIndex:
                 self._connection = None
 
     def row(self, row: int) -> Row:
-        """Return that row, of which somebody was told; ProtocolError: it is lost."""
+        """Return that row, whose number this index gave; raises ProtocolError if it is lost."""
         rows = self._all(f"SELECT {_COLUMNS} FROM node WHERE row = ?", (row,))
         if not rows:
             raise ProtocolError(f"{self._path}: damaged: row {row} is missing")

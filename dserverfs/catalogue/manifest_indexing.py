@@ -5,8 +5,8 @@ reads the manifest from its standard input while it is being downloaded, so that
 million items neither block the daemon nor stay in its memory.
 
 An index is written under another name, synced and renamed when the manifest has
-ended: what is there is whole. A manifest that breaks off is no JSON, and leaves
-nothing.
+ended, so every index on disk is whole. A manifest that breaks off is no JSON, and
+leaves no index.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dserverfs.remote.manifest_parsing import ManifestStream
 IN_PROCESS_BYTES = 2 * 1024 * 1024
 # So are those of many directories, which take 300 bytes of memory each for 2 of a manifest.
 IN_PROCESS_DIRECTORIES = 100_000
-# What that process may have: 10 million items. A manifest that needs more is none.
+# Limit of that process: 10 million items. A manifest that needs more is refused.
 MAX_MEMORY_BYTES = 4 * 1024**3
 # After the last byte; a million items take 6 s.
 INDEXING_TIMEOUT_S = 300.0
@@ -44,7 +44,7 @@ _EXIT_LOCAL_DISK = 3
 
 @contextlib.contextmanager
 def local_part() -> Iterator[None]:
-    """Turn what the operating system and SQLite raise into LocalDiskError."""
+    """Turn errors of the operating system and of SQLite into LocalDiskError."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
@@ -52,9 +52,9 @@ def local_part() -> Iterator[None]:
 
 
 def build(pieces: Iterable[bytes], index_path: Path) -> None:
-    """Index the manifest that the pieces make up.
+    """Index the manifest of which these are the pieces.
 
-    Raises ProtocolError if it is none, LocalDiskError.
+    Raises ProtocolError if it is no manifest, LocalDiskError.
     """
     stream, tree = _parsed(pieces)
     with local_part(), written_beside(index_path) as (file, scratch):
@@ -149,7 +149,7 @@ class Indexing:
             self._send(self._process, piece)
 
     def finish(self) -> None:
-        """Wait for the index; raises ProtocolError if what was written is no manifest.
+        """Wait for the index; raises ProtocolError if the pieces are no manifest.
 
         LocalDiskError if it is, and there is no index all the same.
         """
@@ -191,7 +191,7 @@ class Indexing:
             assert pipe is not None
             with contextlib.suppress(BrokenPipeError):  # what was not sent
                 pipe.close()
-        if process.returncode < 0:  # killed: it did not tidy up
+        if process.returncode < 0:  # killed before it could tidy up
             for scratch in left_beside(self._path, process.pid):
                 remove_if_possible(scratch)
 

@@ -40,7 +40,7 @@ Row = tuple[Any, ...]
 
 _fields = itemgetter("relpath", "size_in_bytes", "hash", "utc_timestamp")
 _name = itemgetter(0)
-# What nearly all are, as one match tells of many; any other is taken apart.
+# Nearly all relpaths are like this, which one match tells of many; others are taken apart.
 _COMPONENT = r"[A-Za-z0-9_][A-Za-z0-9_ .+=,@()-]{0,200}"
 _PLAIN_RELPATHS = re.compile(rf"(?:{_COMPONENT}[/\n])*")
 _PLAIN_DIGESTS = re.compile(r"[0-9A-Fa-f]*")
@@ -149,7 +149,7 @@ class ManifestTree:
             self._refuse(identifier, size, digest, mtime_ns)
 
     def _named_refused(self, top: _Directory) -> Iterator[Leaf]:
-        """Yield what is refused under names that nothing else at the top has."""
+        """Yield refused items under names that no other entry at the top has."""
         taken = {leaf[0] for leaf in self._leaves[""]} | top.keys()
         for leaf in self._refused:
             name = REFUSED_PREFIX + leaf[1]
@@ -159,7 +159,7 @@ class ManifestTree:
             yield (name, *leaf[1:])
 
     def _make_directories(self) -> _Directory:
-        """Return the directories; refuse what has a file in its way, or another of its path."""
+        """Return the directories; refuse items below a file, and all but one of the same path."""
         for path, leaves in self._leaves.items():
             if len({leaf[0] for leaf in leaves}) < len(leaves):
                 self._leaves[path] = self._without_doubles(leaves)
@@ -215,7 +215,7 @@ def _name_of(entry: Leaf | str) -> str:
 def _are_plain(
     relpaths: Sequence[Any], sizes: Sequence[Any], digests: Sequence[Any], moments: Sequence[Any]
 ) -> bool:
-    """Return whether these are what dtool writes, so that nothing has to be converted."""
+    """Return whether these values are like dtool's own, so that none has to be converted."""
     return (
         set(map(type, sizes)) == {int}
         and set(map(type, moments)) <= {int, float}

@@ -1,4 +1,4 @@
-"""Where manifests are that the cache's disk does not take: it is full, fails, or is gone.
+"""Manifests that the cache's disk does not take, because it is full, fails, or is gone.
 
 Used by the manifests. Small ones are in memory, which even a limit on the size of files
 leaves alone. Larger ones are in files without a name, in the first place that takes
@@ -32,7 +32,7 @@ MAX_FILES = 8  # of manifests as they were sent; rarely looked at
 
 
 class ManifestShelter:
-    """What is kept for this process alone."""
+    """The manifests of this process alone."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,14 +1,13 @@
-"""Manifests in local files, as the server sent them and as indexes; fetched once, by whoever asks.
+"""Manifests in local files, as the server sent them and as indexes; each is fetched once.
 
-Used by the catalogue. Answers at once or raises NotLoaded. A load runs in a
-thread of its own until it has ended, however long those wait who want it: a
-million items over a slow line take minutes, and whoever asks again meanwhile
-waits for the same load. Thread-safe.
+Used by the catalogue. Answers at once or raises NotLoaded. A load runs in a thread of
+its own until it ends, also if its readers give up: a million items over a slow line
+take minutes, and a reader that comes back waits for the same load. Thread-safe.
 
 On disk, below `directory`: `<key>.json`, a manifest as the server sent it, and
 `<key>.index`, made from it. Both are written under other names, synced and
-renamed; a damaged index is made anew. What that disk does not take is elsewhere
-for as long as it is needed (`manifest_shelter`).
+renamed; a damaged index is made anew. A manifest that this disk does not take is
+elsewhere for as long as it is needed (`manifest_shelter`).
 """
 
 from __future__ import annotations
@@ -61,14 +60,14 @@ T = TypeVar("T")
 
 
 class ManifestLoad:
-    """One manifest on its way."""
+    """A manifest that is being fetched or indexed."""
 
     def __init__(self) -> None:
         self.future: Future[None] = Future()
         self._received_bytes: int | None = None
 
     def progress(self) -> float:
-        """Return what differs from the last time if the load has got on since.
+        """Return a number that changes as long as the load gets on.
 
         While others are loaded before it, or it is being indexed, it always has.
         """
@@ -93,7 +92,7 @@ class Manifests:
         *,
         explain: Callable[[Dataset, NotFound], DserverfsError],
     ) -> None:
-        """`explain` says what it means that the server has no manifest of a dataset; it may block.
+        """`explain` returns what the server's "not found" of a manifest means; it may block.
 
         Of nothing else NotFound is raised: that a file of ours is missing says nothing
         about a dataset.
@@ -113,7 +112,7 @@ class Manifests:
         self._closed = False
 
     def close(self) -> None:
-        """End loads that are under way; what they have is dropped."""
+        """End the loads that are under way, and drop what they have."""
         with self._lock:
             self._closed = True
             for indexing in self._indexings:
@@ -134,7 +133,7 @@ class Manifests:
         raise NotLoaded(begin=lambda: self._begin(dataset, self._load_index))
 
     def file(self, dataset: Dataset) -> Path | bytes:
-        """Return the manifest as the server sent it: a file, or what would be in it."""
+        """Return the manifest as the server sent it: a file, or its content."""
         path = self._path(dataset, "json")
         if path.exists():
             return path
@@ -144,7 +143,7 @@ class Manifests:
         return sheltered
 
     def drop_file(self, dataset: Dataset) -> None:
-        """Have the manifest fetched anew: it turned out not to be one."""
+        """Drop a file that is no manifest; it is fetched anew."""
         remove_if_possible(self._path(dataset, "json"))
         self._shelter.drop(dataset.uri)
 
@@ -163,7 +162,7 @@ class Manifests:
             return under_way
 
     def _tidy_once_locked(self) -> None:
-        """Begin to delete what killed processes left of manifests; they may be large."""
+        """Begin to delete parts of manifests that killed processes left; they may be large."""
         if not self._is_tidy:
             self._is_tidy = True
             self._threads.submit(
@@ -181,7 +180,7 @@ class Manifests:
             self._load_once_more_if_wrong(dataset, load, under_way)
         except (OSError, sqlite3.Error) as error:
             fault = LocalDiskError(f"{dataset.uri}: its manifest cannot be kept: {error}")
-        except BaseException as error:  # noqa: BLE001 - top of a thread: whoever waits is told
+        except BaseException as error:  # noqa: BLE001 - top of a thread: its readers are told
             fault = error
         with self._lock:
             del self._loads[dataset.uri]
@@ -196,7 +195,7 @@ class Manifests:
         load: Callable[[Dataset, ManifestLoad], None],
         under_way: ManifestLoad,
     ) -> None:
-        """Load it; what came, or was kept, and is no manifest is dropped and fetched anew, once."""
+        """Load it; a file or an answer that is no manifest is dropped, and fetched anew once."""
         try:
             load(dataset, under_way)
         except ProtocolError as error:
@@ -230,10 +229,10 @@ class Manifests:
                 in_memory -= dropped.memory_in_bytes  # closed when its last user lets it go
 
     def _kept_or_sheltered(self, keep: Callable[[], T], shelter: Callable[[], T]) -> T:
-        """Do the one, or the other while the disk does not take it; says so once in the log."""
+        """Call `keep`, or `shelter` while the disk fails, which is logged once."""
         if not self._troubles.is_unwritable():
             try:
-                private_directory(self._directory)  # somebody may have emptied the cache
+                private_directory(self._directory)  # the user may have emptied the cache
                 kept = keep()
                 self._troubles.is_over()
                 return kept
@@ -279,7 +278,7 @@ class Manifests:
     ) -> None:
         """Write a manifest to `path`, and hand each piece to `use` as it comes.
 
-        What makes `end` raise, which is called behind the last, is no manifest and not kept.
+        `end` is called after the last piece; if it raises, the file is not kept.
         """
         with local_part(), replacing_unsynced(path) as file:
             unlooked_bytes = 0
@@ -294,7 +293,7 @@ class Manifests:
             sync_open(file)  # it is shown as it is: half of one would be taken for it
 
     def _checked(self, dataset: Dataset, load: ManifestLoad) -> Iterator[bytes]:
-        """As `_pieces`; raises ProtocolError at the latest at the end of what is no manifest."""
+        """Yield what `_pieces` does; raises ProtocolError at its end if it is no manifest."""
         stream = ManifestStream()
         for piece in self._pieces(dataset, load):
             stream.feed(piece)
@@ -302,7 +301,7 @@ class Manifests:
         stream.close()
 
     def _require_space(self) -> None:
-        """Raise OSError if no more than the cache leaves to others is free on the disk."""
+        """Raise OSError if the disk has only the space left that the cache leaves free."""
         if lacking_in_bytes(self._directory) > 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
 
@@ -333,7 +332,7 @@ class Manifests:
 
 
 def _reopened(path: Path) -> ManifestIndex:
-    """Return an index that was made just now."""
+    """Return the index that was made just now."""
     try:
         return ManifestIndex(path).open()
     except DserverfsError as error:

@@ -1,4 +1,4 @@
-"""A server's last answers, kept on disk for when it cannot be reached.
+"""The last answers of a server, kept on disk for the time when it cannot be reached.
 
 Used by the catalogue in the resolver's place, with the same methods for the answers
 worth keeping. Access before content: an answer is kept by server and by the user that
@@ -55,7 +55,7 @@ class KeptAnswers:
         """`directory` is made when it is needed."""
         self._resolver = resolver
         self._directory = directory
-        self._taken_back: set[str] = set()  # what a disk that fails has kept all the same
+        self._taken_back: set[str] = set()  # answers that a failing disk did not delete
 
     def require_signed_urls(self) -> None:
         """Raise Unsupported if the server cannot sign URLs; not if it is away and was known."""
@@ -195,7 +195,7 @@ class KeptAnswers:
     def _save(self, name: str, value: Any) -> None:
         content = json.dumps({"about": self._about(name), "value": value}).encode("ascii")
         try:
-            private_directory(self._directory)  # somebody may have emptied the cache
+            private_directory(self._directory)  # the user may have emptied the cache
             write_unsynced(self._path(name), content)
             self._taken_back.discard(name)
         except (OSError, UsageError) as error:
@@ -203,10 +203,10 @@ class KeptAnswers:
 
     def _take_back(self, name: str) -> None:
         if not remove_if_possible(self._path(name)):
-            self._taken_back.add(name)  # it is still there, and must not be told
+            self._taken_back.add(name)  # it is still on disk, and must not be used
 
     def _load(self, name: str) -> Any:
-        """Return what was kept, None if there is nothing of this server and user."""
+        """Return a kept answer, None if there is none of this server and user."""
         if name in self._taken_back:
             return None
         try:
