@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import stat
@@ -174,6 +175,20 @@ def test_concurrent_fetches_of_an_item_do_not_disturb_each_other(dtool: Dtool, u
     (path,) = paths
     assert Path(path).read_bytes() == content_of(relpath, SIZES[relpath])
     assert list(Path(path).parent.iterdir()) == [Path(path)]
+
+
+def test_what_a_killed_fetch_left_is_deleted_after_a_day(dtool: Dtool, uri: str) -> None:
+    command = ("item", "fetch", uri, identifier_of("one-byte"))
+    path = Path(dtool.output(*command).strip())
+    old, new = path.with_name(".partial.1-1.new"), path.with_name(".partial.2-1.new")
+    for left in (old, new):
+        left.touch()
+    os.utime(old, (0, 0))
+
+    dtool.output(*command)
+
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_copy_to_disk_is_whole(dtool: Dtool, uri: str, tmp_path: Path) -> None:
