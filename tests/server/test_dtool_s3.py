@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import dtoolcore
@@ -15,16 +16,26 @@ from tests.support.servers import ServerHandle, upload
 CONTENTS = {"a.txt": b"alpha", "dir/é ü.bin": bytes(range(256)) * 100, "empty": b""}
 
 
+@pytest.fixture(scope="module")
+def base_uri(server: ServerHandle) -> str:
+    """A base URI of a bucket with few objects: dtool-s3 lists all there are, one by one."""
+    return server.add_base_uri(search=[server.username], register=[server.username])
+
+
 @pytest.fixture(autouse=True)
-def s3_settings(server: ServerHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_dtool_s3(monkeypatch, storage_of(server), tmp_path)
+def s3_settings(
+    server: ServerHandle, base_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = dataclasses.replace(storage_of(server), bucket=base_uri.removeprefix("s3://"))
+    set_dtool_s3(monkeypatch, storage, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def uri(server: ServerHandle) -> str:
+def uri(server: ServerHandle, base_uri: str) -> str:
     return upload(
         server,
         CONTENTS,
+        base_uri=base_uri,
         readme="über: dtool\n".encode(),
         name="read-by-dtool",
         created_at=1600000000.125,
@@ -53,10 +64,10 @@ def test_dtool_s3_reads_the_dataset(server: ServerHandle, uri: str) -> None:
         assert Path(path).read_bytes() == content
 
 
-def test_dtool_s3_lists_the_dataset(server: ServerHandle, uri: str) -> None:
-    broker = dtoolcore._get_storage_broker(server.backend_uri, None)
+def test_dtool_s3_lists_the_dataset(base_uri: str, uri: str) -> None:
+    broker = dtoolcore._get_storage_broker(base_uri, None)
 
-    assert uri in broker.list_dataset_uris(server.backend_uri, None)
+    assert broker.list_dataset_uris(base_uri, None) == [uri]
 
 
 def test_dtool_verifies_the_dataset_against_the_stored_items(

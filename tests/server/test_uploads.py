@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import dtoolcore
 import pytest
 
 from dserverfs.base.model import identifier_of
 from dserverfs.server.store.bucket import ObjectStore
-from tests.support.server_store import storage_of
+from tests.support.server_store import set_dtool_s3, storage_of
 from tests.support.servers import (
     ServerHandle,
     begin,
@@ -113,17 +116,15 @@ def test_frozen_dataset_is_not_deleted_by_way_of_an_upload(
 
 
 def test_dtool_does_not_take_a_pending_upload_for_a_dataset(
-    server: ServerHandle, monkeypatch: pytest.MonkeyPatch
+    server: ServerHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = storage_of(server)
-    for name, value in (
-        ("ENDPOINT", storage.endpoint),
-        ("ACCESS_KEY_ID", storage.access_key),
-        ("SECRET_ACCESS_KEY", storage.secret_key),
-    ):
-        monkeypatch.setenv(f"DTOOL_S3_{name}_{storage.bucket}", value)
-    uri = begin(server, upload_body(CONTENTS))["uri"]
+    # In a bucket with few objects: dtool-s3 lists all there are, one by one.
+    base_uri = server.add_base_uri(search=[server.username], register=[server.username])
+    storage = dataclasses.replace(storage_of(server), bucket=base_uri.removeprefix("s3://"))
+    set_dtool_s3(monkeypatch, storage, tmp_path)
+    frozen = upload(server, CONTENTS, base_uri=base_uri)
+    begin(server, upload_body(CONTENTS), base_uri)
 
-    broker = dtoolcore._get_storage_broker(server.backend_uri, None)
+    broker = dtoolcore._get_storage_broker(base_uri, None)
 
-    assert uri not in broker.list_dataset_uris(server.backend_uri, None)
+    assert broker.list_dataset_uris(base_uri, None) == [frozen]
