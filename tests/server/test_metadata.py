@@ -265,7 +265,7 @@ def break_off_after_the_bucket(client: AppClient, uri: str) -> None:
     """Leave things as a server that is killed between the bucket and the database."""
     stores = client.stores
     with client.app.app_context():
-        changes._begin(uri)
+        changes.begin(uri)
         StoredMetadata(stores.place(uri)).update_readme("after: yes\n")
         StoredMetadata(stores.place(uri)).put_tag("late")
 

@@ -187,13 +187,13 @@ def test_directory_of_an_earlier_version_gets_what_this_one_shuts(tmp_path: Path
 
 
 def test_ports_whose_socket_another_user_has_are_not_taken() -> None:
-    ports = seaweedfs._usable_ports({})
+    ports = seaweedfs.usable_ports({})
     path = seaweedfs.grpc_sockets(ports)[0]
     path.mkdir()
     try:
         seaweedfs.remove_sockets(ports)
         assert not seaweedfs.ports_are_free(ports)
-        assert seaweedfs._usable_ports(ports) != ports
+        assert seaweedfs.usable_ports(ports) != ports
     finally:
         path.rmdir()
     assert seaweedfs.ports_are_free(ports)

@@ -24,6 +24,15 @@ from tests.support.server_store import storage_of
 from tests.support.servers import ServerHandle, encoded, new_uuid, upload_body
 
 
+class _SwitchedStores(Stores):
+    """Stores of which another can take the place for a while."""
+
+    away: ObjectStore | None = None
+
+    def of(self, base_uri: str) -> ObjectStore:
+        return self.away or super().of(base_uri)
+
+
 class AppClient:
     """A client of an app with one user and one base URI; counts what is asked of the store."""
 
@@ -36,7 +45,7 @@ class AppClient:
             storage_of(server), bucket=f"bucket-{new_uuid()}", prefix=prefix, **limits
         )
         self.store = ObjectStore(self.storage)
-        self.stores = Stores(self.store, lambda bucket: None)
+        self.stores = _SwitchedStores(self.store, lambda bucket: None)
         self.requests: Counter[str] = Counter()
         self._tokens: dict[str, str] = {}
         self.store.client.meta.events.register("before-call.s3", self._count)
@@ -104,10 +113,10 @@ class AppClient:
     def store_away(self) -> None:
         """Let the app find nobody where its store was."""
         away = dataclasses.replace(self.storage, endpoint="http://127.0.0.1:9")
-        self.stores._own = ObjectStore(away, attempts=1)
+        self.stores.away = ObjectStore(away, attempts=1)
 
     def store_back(self) -> None:
-        self.stores._own = self.store
+        self.stores.away = None
 
     def close(self) -> None:
         self.store.client.close()

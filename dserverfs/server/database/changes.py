@@ -75,7 +75,7 @@ class Changes:
             if _is_unsure(uri):
                 _repair(self._stores, uri)
                 before = _describe(uri)
-            _begin(uri)
+            begin(uri)
             try:
                 after = change(metadata, before)
             except BaseException:
@@ -148,7 +148,8 @@ def _is_unsure(uri: str) -> bool:
     return bool(sql.value("SELECT unsure FROM dserverfs_change WHERE uri = :uri", uri=uri))
 
 
-def _begin(uri: str) -> None:
+def begin(uri: str) -> None:
+    """Note a change as begun, and so the dataset as unsure; commits."""
     sql.execute(
         "INSERT INTO dserverfs_change (uri, number, unsure) VALUES (:uri, 1, 1)"
         " ON CONFLICT (uri) DO UPDATE SET number = number + 1, unsure = 1",

@@ -54,6 +54,11 @@ class Guesses:
                     if not wrong:
                         del self._wrong[key]
 
+    def __len__(self) -> int:
+        """Return for how many names, addresses and pairs of them wrong guesses are kept."""
+        with self._lock:
+            return len(self._wrong)
+
     def _wait_s_locked(self, key: Hashable, limit: int, now: float) -> float:
         wrong = self._wrong.get(key)
         # The deque has `limit` at most: full, the first of it is the one to wait for.

@@ -187,7 +187,7 @@ class SeaweedFS:
             signals.wait(POLL_S)
 
     def _start(self, lock: int) -> None:
-        self._ports = _usable_ports(self._last_ports())
+        self._ports = usable_ports(self._last_ports())
         if self._log.exists():
             self._log.replace(self._log.with_name("weed.log.1"))
         with open(self._log, "ab", opener=_private_opener) as output:
@@ -300,7 +300,7 @@ def _probe(store: ObjectStore, bucket: str) -> DserverfsError | None:
     return None
 
 
-def _usable_ports(wanted: Mapping[str, int]) -> Mapping[str, int]:
+def usable_ports(wanted: Mapping[str, int]) -> Mapping[str, int]:
     """Return the ports `wanted`, else free ones; raises UsageError if others are in the way."""
     remove_sockets(wanted)  # of a run that was killed
     if wanted and ports_are_free(wanted):
