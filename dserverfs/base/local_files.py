@@ -95,3 +95,19 @@ def call_libc(name: str, *arguments: int | bytes, path: str) -> None:
     if getattr(_libc, name)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
+
+
+class SharedFile:
+    """A file that is closed when the last reference is gone, so never under a reader."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def is_removed(self) -> bool:
+        """Return True if it has no name any more, and takes up space only because it is open."""
+        return os.fstat(self.fd).st_nlink == 0

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dserverfs.base.errors import DserverfsError, LocalDiskError
+from dserverfs.base.local_files import SharedFile
 from dserverfs.base.model import BackendURI
 from dserverfs.catalogue.manifest_index import ManifestIndex
 from dserverfs.catalogue.manifest_indexing import (
@@ -24,7 +25,6 @@ from dserverfs.catalogue.manifest_indexing import (
     build_in_memory,
     local_part,
 )
-from dserverfs.reading.cache.blocks import OpenFile
 
 # 20,000 items; what is larger would be felt in a daemon of 150 MiB.
 MAX_IN_MEMORY_BYTES = 4 * 1024 * 1024
@@ -36,7 +36,7 @@ class ManifestShelter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: OrderedDict[BackendURI, bytes | OpenFile] = OrderedDict()
+        self._files: OrderedDict[BackendURI, bytes | SharedFile] = OrderedDict()
 
     def take_index(self, pieces: Iterator[bytes]) -> ManifestIndex:
         """Return an index of the manifest; raises LocalDiskError, and what `pieces` raises."""
@@ -62,7 +62,7 @@ class ManifestShelter:
     def take_file(self, key: BackendURI, pieces: Iterator[bytes]) -> None:
         """Keep the manifest as it was sent; raises as `take_index`."""
         head, is_all = _head(pieces)
-        kept: bytes | OpenFile
+        kept: bytes | SharedFile
         if is_all:
             kept = b"".join(head)
         else:
@@ -80,7 +80,7 @@ class ManifestShelter:
         """Return a manifest that was taken, or a path by which this process can open it."""
         with self._lock:
             kept = self._files.get(key)
-        return Path(f"/proc/self/fd/{kept.fd}") if isinstance(kept, OpenFile) else kept
+        return Path(f"/proc/self/fd/{kept.fd}") if isinstance(kept, SharedFile) else kept
 
     def drop(self, key: BackendURI) -> None:
         with self._lock:
@@ -123,9 +123,9 @@ def _opened(path: Path) -> ManifestIndex:
         raise LocalDiskError(str(error)) from error
 
 
-def _written(path: Path, head: list[bytes], pieces: Iterator[bytes]) -> OpenFile:
+def _written(path: Path, head: list[bytes], pieces: Iterator[bytes]) -> SharedFile:
     with local_part():
-        file = OpenFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        file = SharedFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     for piece in head:
         _append(file, piece)
     head.clear()
@@ -134,7 +134,7 @@ def _written(path: Path, head: list[bytes], pieces: Iterator[bytes]) -> OpenFile
     return file
 
 
-def _append(file: OpenFile, piece: bytes) -> None:
+def _append(file: SharedFile, piece: bytes) -> None:
     view = memoryview(piece)
     with local_part():
         while view:

@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from dserverfs.base.directories import private_directory
+from dserverfs.base.disk_space import lacking_in_bytes
+from dserverfs.base.disk_troubles import CacheTroubles
 from dserverfs.base.durable_files import remove_left_beside, replacing_unsynced, sync_open
 from dserverfs.base.errors import (
     Cancelled,
@@ -43,8 +45,6 @@ from dserverfs.catalogue.manifest_indexing import Indexing, local_part
 from dserverfs.catalogue.manifest_shelter import ManifestShelter
 from dserverfs.catalogue.offline import KEPT_FORMAT, KeptAnswers
 from dserverfs.catalogue.refreshed import NotLoaded
-from dserverfs.reading.cache.space import lacking_in_bytes
-from dserverfs.reading.cache.troubles import CacheTroubles
 from dserverfs.remote.manifest_parsing import ManifestStream
 
 logger = logging.getLogger(__name__)

@@ -300,7 +300,7 @@ def test_manifest_that_the_disk_does_not_take_is_elsewhere(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("dserverfs.reading.cache.troubles.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("dserverfs.base.disk_troubles.time.monotonic", lambda: clock[0])
     if not is_small:
         monkeypatch.setattr("dserverfs.catalogue.manifest_shelter.MAX_IN_MEMORY_BYTES", 0)
         monkeypatch.setattr("dserverfs.catalogue.manifest_indexing.IN_PROCESS_BYTES", 0)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from dserverfs.base.items import BLOCK_SIZE, block_length, number_of_blocks
+from dserverfs.base.local_files import SharedFile
 from dserverfs.reading.cache.blocks import (
     CHUNK_BYTES,
     DamagedBlock,
     FileBlock,
     MemoryBlock,
-    OpenFile,
     checksums,
     number_of_chunks,
 )
@@ -103,7 +103,7 @@ def file_block(path: Path, content: bytes = CONTENT) -> FileBlock:
     """Return a block of CONTENT whose file holds `content`, no part compared yet."""
     path.write_bytes(content)
     checked = bytearray(number_of_chunks(len(CONTENT)))
-    file = OpenFile(os.open(path, os.O_RDONLY))
+    file = SharedFile(os.open(path, os.O_RDONLY))
     return FileBlock(file, 0, len(CONTENT), checksums(CONTENT), checked)
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs.base.disk_space import AS_IT_IS
 from dserverfs.reading.cache import maintenance
 from dserverfs.reading.cache.block_cache import BlockCache, BlockKey, CacheTuning
 from dserverfs.reading.cache.block_files import files_in
 from dserverfs.reading.cache.blocks import MemoryBlock
-from dserverfs.reading.cache.space import AS_IT_IS
 from dserverfs.reading.hot_blocks import HotBlocks
 from tests.support.accounts import Account
 from tests.support.cache_worker import BLOCKS, ITEMS, check

@@ -7,10 +7,10 @@ import os
 import weakref
 from pathlib import Path
 
+from dserverfs.base.local_files import SharedFile
 from dserverfs.reading.cache.blocks import (
     FileBlock,
     MemoryBlock,
-    OpenFile,
     checksums,
     number_of_chunks,
 )
@@ -27,7 +27,7 @@ def in_file(directory: Path, number: int) -> FileBlock:
     path = directory / f"{number}"
     data = bytes([number]) * SIZE
     path.write_bytes(data)
-    file = OpenFile(os.open(path, os.O_RDONLY))
+    file = SharedFile(os.open(path, os.O_RDONLY))
     return FileBlock(file, 0, SIZE, checksums(data), bytearray(number_of_chunks(SIZE)))
 
 

@@ -30,12 +30,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from dserverfs.base import disk_space
 from dserverfs.base.directories import CannotBeMade, private_directory
+from dserverfs.base.disk_troubles import RETRY_AFTER_FAILURE_S, CacheTroubles, means_corrupt
 from dserverfs.base.errors import UsageError
 from dserverfs.base.items import BLOCK_SIZE
-from dserverfs.base.local_files import is_full
+from dserverfs.base.local_files import SharedFile, is_full
 from dserverfs.base.locks import locked_within
-from dserverfs.reading.cache import eviction, space
+from dserverfs.reading.cache import eviction
 from dserverfs.reading.cache.block_files import MIN_FILE_SIZE, StoredFile, Value
 from dserverfs.reading.cache.block_table import (
     BUSY_TIMEOUT_S,
@@ -49,11 +51,9 @@ from dserverfs.reading.cache.blocks import (
     Block,
     FileBlock,
     MemoryBlock,
-    OpenFile,
     checksums,
     number_of_chunks,
 )
-from dserverfs.reading.cache.troubles import RETRY_AFTER_FAILURE_S, CacheTroubles, means_corrupt
 from dserverfs.reading.cache.watch import WATCH_S, CacheWatch
 
 logger = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ class BlockCache:
         except FAILURES as error:
             self._fail(error)
             return [None] * len(wanted)
-        opened: dict[str, OpenFile] = {}
+        opened: dict[str, SharedFile] = {}
         blocks = [
             self._load_row(table, rows[text], key, length, opened) if text in rows else None
             for text, (key, length) in zip(keys, wanted, strict=True)
@@ -195,7 +195,7 @@ class BlockCache:
         return blocks
 
     def _load_row(
-        self, table: BlockTable, row: Row, key: BlockKey, length: int, opened: dict[str, OpenFile]
+        self, table: BlockTable, row: Row, key: BlockKey, length: int, opened: dict[str, SharedFile]
     ) -> Block | None:
         try:
             block = self._block(table, row, length, opened)
@@ -213,7 +213,7 @@ class BlockCache:
         return block
 
     def _block(
-        self, table: BlockTable, row: Row, length: int, opened: dict[str, OpenFile]
+        self, table: BlockTable, row: Row, length: int, opened: dict[str, SharedFile]
     ) -> Block | None:
         """Return the block of a row, None if it cannot be that; raises FileNotFoundError."""
         sums = row.checksums
@@ -349,7 +349,7 @@ class BlockCache:
         try:
             freed = self._evict(table, size_in_bytes)
             end_s = time.monotonic() + OTHERS_CLOSE_S
-            while space.free_in_bytes(self._directory) < size_in_bytes:
+            while disk_space.free_in_bytes(self._directory) < size_in_bytes:
                 if time.monotonic() >= end_s or not self._watch.is_recent():
                     return False
                 time.sleep(0.02)
@@ -429,10 +429,10 @@ class BlockCache:
             return self._space_left
         self._space_checked_s = now_s
         try:
-            lacking = space.lacking_in_bytes(self._directory)
+            lacking = disk_space.lacking_in_bytes(self._directory)
             if lacking > 0:
                 self._evict(table, lacking)
-                lacking = space.lacking_in_bytes(self._directory)
+                lacking = disk_space.lacking_in_bytes(self._directory)
             self._space_left = lacking <= 0
         except FAILURES as error:
             self._fail_writing(table, error)

@@ -25,8 +25,7 @@ from typing import Any, NamedTuple
 import diskcache
 import diskcache.core
 
-from dserverfs.base.local_files import write_all
-from dserverfs.reading.cache.blocks import OpenFile
+from dserverfs.base.local_files import SharedFile, write_all
 
 SUFFIX = ".blk"
 _NAME = re.compile(r"[0-9a-f]/[0-9a-f]{31}-([0-9a-f]{1,8})\.blk\Z")
@@ -47,7 +46,7 @@ class StoredFile(NamedTuple):
     """A block's file, open."""
 
     name: str  # relative to the cache's directory; random
-    file: OpenFile
+    file: SharedFile
     start: int  # of the block in it, in bytes
 
 
@@ -110,10 +109,10 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
         path = os.path.join(self._directory, names[0])
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            file = OpenFile(os.open(path, flags, 0o600))
+            file = SharedFile(os.open(path, flags, 0o600))
         except FileNotFoundError:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            file = OpenFile(os.open(path, flags, 0o600))
+            file = SharedFile(os.open(path, flags, 0o600))
         try:
             for data, start in zip(pieces, starts, strict=False):
                 for at in range(0, len(data), WRITE_BYTES):
@@ -143,7 +142,7 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
         return self.fetch_among({}, mode, filename, value)
 
     def fetch_among(
-        self, opened: dict[str, OpenFile], mode: int, filename: str | None, value: Any
+        self, opened: dict[str, SharedFile], mode: int, filename: str | None, value: Any
     ) -> bytes | StoredFile:
         """As `fetch`, with the files that were opened just before, by what their names begin with.
 
@@ -158,7 +157,7 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
             file = opened.get(filename[:STEM_CHARACTERS])
             if file is None:
                 path = os.path.join(self._directory, filename)
-                file = OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+                file = SharedFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
                 opened[filename[:STEM_CHARACTERS]] = file
             return StoredFile(filename, file, int(match[1], 16))
         raise OSError(errno.EINVAL, "a cache row is not of the block cache's form")

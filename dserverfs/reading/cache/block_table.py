@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import diskcache
 import diskcache.core
 
+from dserverfs.base import disk_space
+from dserverfs.base.disk_troubles import means_corrupt
 from dserverfs.base.local_files import create_private
-from dserverfs.reading.cache import space
 from dserverfs.reading.cache.block_files import (
     MAX_BLOCKS_IN_FILE,
     MIN_FILE_SIZE,
@@ -30,7 +31,6 @@ from dserverfs.reading.cache.block_files import (
     files_in,
 )
 from dserverfs.reading.cache.blocks import MemoryBlock
-from dserverfs.reading.cache.troubles import means_corrupt
 
 logger = logging.getLogger(__name__)
 
@@ -283,7 +283,7 @@ def _open(directory: Path, size_limit: int | None, busy_timeout_s: float) -> Blo
         sqlite_mmap_size=0,  # a database that is cut short would be SIGBUS
     )
     if size_limit is None or (is_new and size_limit <= 0):
-        cache.reset("size_limit", space.default_limit(directory, cache.volume()))
+        cache.reset("size_limit", disk_space.default_limit(directory, cache.volume()))
     elif size_limit > 0:
         cache.reset("size_limit", size_limit)
     return BlockTable(cache)

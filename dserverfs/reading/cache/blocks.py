@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from zlib_ng import zlib_ng
 
 from dserverfs.base.items import BLOCK_SIZE
+from dserverfs.base.local_files import SharedFile
 
 # A checksum chunk: the bytes that one checksum covers. 4 KiB out of a block not touched
 # before: 9 us, 36 us with 64 KiB, 460 us with the whole block; all checksums of a block
@@ -95,22 +96,6 @@ class MemoryBlock:
         """Do nothing: it is in memory."""
 
 
-class OpenFile:
-    """A file that is closed when the last reference is gone, so never under a reader."""
-
-    __slots__ = ("fd",)
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __del__(self) -> None:
-        os.close(self.fd)
-
-    def is_removed(self) -> bool:
-        """Return True if it has no name any more, and takes up space only because it is open."""
-        return os.fstat(self.fd).st_nlink == 0
-
-
 class FileBlock:
     """A block in an open file of the cache; the file may be unlinked.
 
@@ -126,7 +111,7 @@ class FileBlock:
 
     def __init__(
         self,
-        file: OpenFile,
+        file: SharedFile,
         start: int,
         length: int,
         checksums: bytes,

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from dserverfs.base.disk_space import AS_IT_IS
+from dserverfs.base.disk_troubles import said_of
 from dserverfs.base.errors import DserverfsError
 from dserverfs.base.items import number_of_blocks
 from dserverfs.reading.cache import eviction
@@ -21,8 +23,6 @@ from dserverfs.reading.cache.block_cache import BlockCache, prefix_of
 from dserverfs.reading.cache.block_files import StoredFile, size_on_disk
 from dserverfs.reading.cache.block_table import FAILURES, BlockTable, StoredRow
 from dserverfs.reading.cache.blocks import CRC_BYTES, checksums
-from dserverfs.reading.cache.space import AS_IT_IS
-from dserverfs.reading.cache.troubles import said_of
 
 # A younger file may belong to a process that is about to enter it.
 _NEW_S = 60.0

@@ -1,7 +1,7 @@
-"""The pause after a failure of the cache, and the log's lines about it.
+"""The pause after a failure of the disk that a cache is on, and the log's lines about it.
 
-Used by the cache. One line when the trouble begins and one when it is over, for any
-number of blocks. Thread-safe.
+Used by the caches of blocks and of manifests. One line when the trouble begins and one
+when it is over, for any number of blocks. Thread-safe.
 """
 
 from __future__ import annotations
