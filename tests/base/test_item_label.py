@@ -9,7 +9,7 @@ import pytest
 from dserverfs.base.errors import DserverfsError, ItemChanged, ProtocolError, Unreachable
 from dserverfs.base.items import ItemContent
 from dserverfs.base.model import Identifier
-from tests.reading.test_block_reader import DATASET
+from tests.support.reading_world import DATASET
 
 ITEM = ItemContent(
     key="key",

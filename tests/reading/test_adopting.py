@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,9 @@ from dserverfs.reading.cache.adopting import adopt
 from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
 from tests.support.local_uploads import local_dataset
 
+pytest_plugins = ["tests.support.cache_fixtures"]
+
 CONTENTS = {"small.txt": b"small\n", "large.bin": os.urandom(BLOCK_SIZE + 5)}
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Iterator[BlockCache]:
-    cache = BlockCache(tmp_path / "blocks")
-    cache.open()
-    yield cache
-    cache.close()
 
 
 @pytest.fixture

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,98 +19,19 @@ from dserverfs.base.errors import (
     Unreachable,
 )
 from dserverfs.base.hashes import Policy
-from dserverfs.base.items import BLOCK_SIZE, ItemContent
-from dserverfs.base.model import UUID, BackendURI, Dataset, Identifier
-from dserverfs.reading.block_reader import BlockReader
-from dserverfs.reading.cache.block_cache import BlockCache
-from dserverfs.reading.hot_blocks import MAX_MEMORY_BYTES, HotBlocks
+from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.reading.open_item import OpenItem
-from dserverfs.remote.objects import Storage
-from dserverfs.remote.signed_urls import SignedURL
 from tests.support.faulty_store import (
     Fault,
-    FaultyStore,
-    Handler,
     cut_after,
-    faulty_store,
     ignore_range,
     refuse,
 )
+from tests.support.reading_world import CONTENT, World, wrong_bytes
 
-CONTENT = random.Random(1).randbytes(5 * BLOCK_SIZE + 777)
-DATASET = Dataset(UUID("u"), BackendURI("s3://b/u"), "s3://b", "n", "c", 0.0, 0.0, 1, len(CONTENT))
+pytest_plugins = ["tests.support.reading_fixtures"]
+
 EDGES = [0, 1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, len(CONTENT) - 1, len(CONTENT)]
-
-
-class OneUrl:
-    """Hands out the faulty store's URL, and counts."""
-
-    def __init__(self, store: FaultyStore) -> None:
-        self._store = store
-        self.forgotten = 0
-
-    def item_url(
-        self,
-        dataset: Dataset,
-        identifier: Identifier,
-        neighbours: Callable[[int], Sequence[Identifier]],
-    ) -> SignedURL:
-        return SignedURL(self._store.url, float("inf"))
-
-    def forget_host(self, url: SignedURL) -> None:
-        """Keep it."""
-
-    def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
-        self.forgotten += 1
-
-
-class World:
-    """A store, a cache directory, and readers on them."""
-
-    def __init__(
-        self,
-        store: FaultyStore,
-        directory: Path,
-        verify: Policy = Policy.COMPLETE,
-        *,
-        max_memory_in_bytes: int = MAX_MEMORY_BYTES,
-        **limits: Any,
-    ) -> None:
-        """`limits` are those of a BlockReader."""
-        self.store = store
-        self.urls = OneUrl(store)
-        self.storage = Storage()
-        self.hot = HotBlocks(max_memory_in_bytes=max_memory_in_bytes)
-        self.cache = BlockCache(directory, on_removal=self.hot.close_removed)
-        self.cache.open()
-        self.reader = self.new_reader(verify=verify, **limits)
-
-    def new_reader(self, **limits: Any) -> BlockReader:
-        return BlockReader(self.urls, self.storage, self.cache, self.hot, **limits)
-
-    def content(self, size: int = len(CONTENT), key: str = "key") -> ItemContent:
-        return ItemContent(
-            key=key,
-            dataset=DATASET,
-            identifier=Identifier("i" * 40),
-            size_in_bytes=size,
-            hash_function="md5sum_hexdigest",
-            hash=hashlib.md5(self.store.content).hexdigest(),
-            neighbours=lambda limit: [],
-        )
-
-    def close(self) -> None:
-        self.reader.close()
-        self.cache.close()
-        self.storage.close()
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with faulty_store(CONTENT) as store:
-        world = World(store, tmp_path / "blocks")
-        yield world
-        world.close()
 
 
 @pytest.mark.parametrize("offset", EDGES)
@@ -254,12 +172,6 @@ def test_without_a_usable_cache_disk_bytes_are_right_all_the_same(
         OpenItem(world.reader, world.content()).read(99, BLOCK_SIZE)
         == CONTENT[99 : 99 + BLOCK_SIZE]
     )
-
-
-def wrong_bytes(handler: Handler) -> None:
-    size = len(handler.store.content)
-    headers = {"Content-Range": f"bytes 0-{size - 1}/{size}"}
-    handler.answer(206, bytes(size), headers)
 
 
 @pytest.mark.expects_log("fetched once more")

@@ -13,7 +13,7 @@ from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.model import Identifier
 from dserverfs.reading.cache.blocks import MemoryBlock
 from dserverfs.reading.item_hashes import ItemHashes, Verdict
-from tests.reading.test_block_reader import DATASET
+from tests.support.reading_world import DATASET
 
 CONTENT = bytes(2 * BLOCK_SIZE)
 BLOCKS = [CONTENT[:BLOCK_SIZE], CONTENT[BLOCK_SIZE:]]

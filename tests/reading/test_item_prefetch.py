@@ -16,8 +16,8 @@ from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.model import Identifier
 from dserverfs.reading.item_order import FIRST_WINDOW
 from dserverfs.reading.open_item import OpenItem
-from tests.reading.test_block_reader import DATASET, World
 from tests.support.faulty_store import Fault, Handler, faulty_store, refuse, stall
+from tests.support.reading_world import DATASET, LoneItem, World
 
 CONTENT = b"0123456789" * 400
 COUNT = 100
@@ -28,21 +28,13 @@ def md5_of(content: bytes) -> str:
     return hashlib.md5(content).hexdigest()
 
 
-class Unlike(ItemContent):
-    """An item that passes for the only one with its content, though the store has one for all."""
-
-    @property
-    def content_key(self) -> str:
-        return f"={self.key}"
-
-
 class Directory(World):
     """Items side by side, no two alike."""
 
     size = len(CONTENT)
 
     def item(self, place: int) -> ItemContent:
-        return Unlike(
+        return LoneItem(
             key=f"key/{place}",
             dataset=DATASET,
             identifier=Identifier(f"{place:040x}"),

@@ -10,25 +10,15 @@ import pytest
 from dserverfs.base import retry
 from dserverfs.base.errors import NotConnected
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
-from dserverfs.base.model import BackendURI, Dataset, Identifier
+from dserverfs.base.model import Dataset, Identifier
 from dserverfs.base.retry import Deadline
 from dserverfs.reading.ranges import FirstVersion, RangeFetcher
 from dserverfs.remote.objects import ByteRange, Storage
 from dserverfs.remote.signed_urls import SignedURL
 from tests.support.faulty_store import cut_after, faulty_store
+from tests.support.reading_world import DATASET
 
 CONTENT = bytes(range(256)) * 4096 * 3 + b"end"
-DATASET = Dataset.from_json(
-    {
-        "uuid": "11111111-2222-3333-4444-555555555555",
-        "base_uri": "s3://bucket",
-        "uri": BackendURI("s3://bucket/11111111-2222-3333-4444-555555555555"),
-        "name": "a-dataset",
-        "creator_username": "grumpy",
-        "frozen_at": 1700000000.5,
-        "created_at": 1700000000.5,
-    }
-)
 
 
 class Urls:

@@ -11,9 +11,9 @@ import pytest
 
 from dserverfs.base.items import BLOCK_SIZE, Run
 from dserverfs.reading.open_item import OpenItem
-from tests.reading.test_block_reader import World
 from tests.reading.test_item_prefetch import Directory
 from tests.support.faulty_store import FaultyStore, Handler, faulty_store
+from tests.support.reading_world import World, reading_world
 
 BLOCKS = 60
 CONTENT = bytes(BLOCKS * BLOCK_SIZE)
@@ -22,10 +22,8 @@ PIECE = 128 * 1024  # as the kernel asks for
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    with faulty_store(CONTENT) as store:
-        world = World(store, tmp_path / "blocks")
+    with reading_world(CONTENT, tmp_path / "blocks") as world:
         yield world
-        world.close()
 
 
 def fetched_blocks(store: FaultyStore) -> list[int]:

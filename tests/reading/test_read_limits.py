@@ -17,8 +17,8 @@ from dserverfs.base.errors import DeadlineExceeded, Unreachable
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.reading.block_filling import DEMAND_THREADS
 from dserverfs.reading.open_item import OpenItem
-from tests.reading.test_block_reader import CONTENT, World
 from tests.support.faulty_store import FaultyStore, cut_after, faulty_store, stall
+from tests.support.reading_world import CONTENT, LoneItem, World
 from tests.support.servers import SOURCES
 
 TIMEOUT_S = 1.0
@@ -133,14 +133,6 @@ ITEM_BYTES = 32 * BLOCK_SIZE
 READERS = 16
 
 
-class Lone(ItemContent):
-    """An item that passes for the only one with its content."""
-
-    @property
-    def content_key(self) -> str:
-        return f"={self.key}"
-
-
 def peak_of_readers(url: str, directory: Path, size: int) -> int:
     """Return by how many MiB memory grew while 16 readers each read an item in order."""
     store = FaultyStore(random.Random(9).randbytes(size))
@@ -151,7 +143,7 @@ def peak_of_readers(url: str, directory: Path, size: int) -> int:
 
     def read(number: int) -> None:
         content = replace(template, key=f"key{number}")
-        item = OpenItem(world.reader, Lone(**vars(content)))
+        item = OpenItem(world.reader, LoneItem(**vars(content)))
         for start in range(0, size, 128 * 1024):
             item.read(start, 128 * 1024)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
 
 import pytest
 
@@ -13,18 +11,11 @@ from dserverfs.base.items import Run
 from dserverfs.reading.cache.blocks import MemoryBlock
 from dserverfs.reading.ranges import StaleResponse
 from dserverfs.reading.single_flight import SingleFlight
-from tests.reading.test_block_reader import CONTENT, World
-from tests.support.faulty_store import faulty_store
+from tests.support.reading_world import World
+
+pytest_plugins = ["tests.support.reading_fixtures"]
 
 BLOCK = MemoryBlock(b"content of a block")
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with faulty_store(CONTENT) as store:
-        world = World(store, tmp_path / "blocks")
-        yield world
-        world.close()
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.reading.cache.block_cache import BlockKey
 from dserverfs.reading.cache.blocks import checksums
 from dserverfs.reading.open_item import OpenItem
-from tests.reading.test_block_reader import CONTENT, World, wrong_bytes
 from tests.support.faulty_store import FaultyStore, faulty_store
+from tests.support.reading_world import CONTENT, World, wrong_bytes
 
 wrong_is_said = pytest.mark.expects_log("does not have the manifest's hash")
 
