@@ -34,7 +34,7 @@ from dserverfs.base.retry import MIN_BYTES_PER_S, Deadline, Retries, refused_url
 from dserverfs.remote.dserver_http import METADATA_TIMEOUT_S, ServerTransport, may_be_json
 from dserverfs.remote.listings import Listings
 from dserverfs.remote.objects import Storage
-from dserverfs.remote.routes import Capabilities, Routes, json_of, string_map
+from dserverfs.remote.routes import Capabilities, Routes, string_map
 from dserverfs.remote.signed_urls import SignedURL
 from dserverfs.remote.signing import MAX_REMEMBERED, Signing, is_asked_whole
 from dserverfs.remote.upload_api import UploadRoutes
@@ -104,7 +104,7 @@ class Resolver:
     def user(self) -> User:
         """Return the token's user; base URIs that cannot be part of a path are left out."""
         try:
-            answer = json_of(self._transport.get("/me"))
+            answer = self._transport.get("/me").json()
         except NotFound as error:
             raise ProtocolError(f"{error}; is this a dserver?", status=error.status) from error
         user = User.from_json(answer)
@@ -149,7 +149,7 @@ class Resolver:
 
         Raises NotFound, and PermissionDenied, which also means an unknown base URI.
         """
-        return Dataset.from_json(json_of(self._routes.core("uris", uri)))
+        return Dataset.from_json(self._routes.core("uris", uri).json())
 
     def manifest_pieces(self, dataset: Dataset) -> Generator[bytes, None, None]:
         """Yield the manifest's JSON, as the server sends it.
@@ -203,9 +203,9 @@ class Resolver:
         return self._indexed_readme(dataset)
 
     def _indexed_readme(self, dataset: Dataset) -> bytes:
-        answer = json_of(
-            self._routes.core("readmes", dataset.uri, max_bytes=limits.MAX_README_ANSWER_BYTES)
-        )
+        answer = self._routes.core(
+            "readmes", dataset.uri, max_bytes=limits.MAX_README_ANSWER_BYTES
+        ).json()
         readme = answer.get("readme") if isinstance(answer, dict) else None
         if isinstance(readme, str):
             with understood(f"{self.server_url}: the README of {dataset.uri}"):
@@ -367,10 +367,10 @@ class Resolver:
         return Retries(deadline, what=public_url(url), repeatable=is_repeatable).run(attempt)
 
     def _indexed_metadata(self, dataset: Dataset) -> Metadata:
-        tags = json_of(self._routes.core("tags", dataset.uri))
-        annotations = json_of(
-            self._routes.core("annotations", dataset.uri, max_bytes=limits.MAX_ANNOTATIONS_BYTES)
-        )
+        tags = self._routes.core("tags", dataset.uri).json()
+        annotations = self._routes.core(
+            "annotations", dataset.uri, max_bytes=limits.MAX_ANNOTATIONS_BYTES
+        ).json()
         with understood(f"{self.server_url}: what it knows of {dataset.uri}"):
             tag_names, values = tags["tags"], dict(annotations["annotations"])
             if not isinstance(tag_names, list):

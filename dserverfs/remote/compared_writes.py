@@ -27,7 +27,7 @@ from dserverfs.base.errors import ProtocolError, Unsupported, UsageError
 from dserverfs.base.limits import MAX_WHOLE_MANIFEST_BYTES, parse_json
 from dserverfs.base.model import Dataset
 from dserverfs.remote.api import Resolver
-from dserverfs.remote.routes import Routes, json_of
+from dserverfs.remote.routes import Routes
 
 # A reading of the store takes such a server 0.4 s, and writing as long.
 SETTLE_S = 1.0
@@ -154,7 +154,7 @@ class ComparedWrites:
         return {name: _text(_parsed(dataset, name, text)) for name, text in found.items()}
 
     def _indexed_annotations(self, dataset: Dataset) -> _Set:
-        answer = json_of(self._routes.core("annotations", dataset.uri))
+        answer = self._routes.core("annotations", dataset.uri).json()
         values = answer.get("annotations") if isinstance(answer, dict) else None
         if not isinstance(values, dict):
             raise ProtocolError(f"{self._routes.server_url}: no annotations of {dataset.uri}")
@@ -232,7 +232,7 @@ class ComparedWrites:
         return parse_json(bytes(content), f"{dataset.uri}: its manifest")
 
     def _entry(self, dataset: Dataset) -> dict[str, Any]:
-        entry = json_of(self._routes.core("uris", dataset.uri))
+        entry = self._routes.core("uris", dataset.uri).json()
         if not isinstance(entry, dict) or not {*_KEPT, *_DATES} <= entry.keys():
             raise ProtocolError(f"{self._routes.server_url}: no entry of {dataset.uri}")
         return entry

@@ -1,8 +1,8 @@
-"""Connections to object stores: urllib3's pools, and connections of our own that it opened.
+"""Connections: urllib3's pools, and single connections to stores that it opened.
 
-Used by everything that speaks with a store. How a host is reached (proxy, TLS, limits of
-each wait) is decided here and in `trust` alone. Sees no tokens. Thread-safe; a Connection
-is one thread's until it is given back.
+Used by everything that speaks with a dserver or a store. How a host is reached (proxy,
+TLS, limits of each wait) is decided here and in `trust` alone. Sees no tokens.
+Thread-safe; a Connection is one thread's until it is given back.
 """
 
 from __future__ import annotations

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json as json_text
 import logging
 import urllib.parse
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-import requests
-import requests.auth
 import urllib3
 
 from dserverfs import __version__
@@ -47,10 +46,12 @@ from dserverfs.base.limits import (
 from dserverfs.base.printable import one_line, public_url
 from dserverfs.base.retry import BUSY_STATUSES, Deadline, Retries, anything, retry_after_s
 from dserverfs.remote import error_answers
+from dserverfs.remote.answers import Answer
 from dserverfs.remote.bounded_sockets import within
+from dserverfs.remote.connections import Connections
 from dserverfs.remote.json_body import JsonBody
 from dserverfs.remote.tokens import TokenSource
-from dserverfs.remote.trust import Adapter, Trust, is_loopback, proxy_for
+from dserverfs.remote.trust import Trust, is_loopback, proxy_for
 
 logger = logging.getLogger(__name__)
 
@@ -59,22 +60,15 @@ METADATA_TIMEOUT_S = 30.0
 _ABOUT_WHAT_WAS_ASKED = frozenset({403, 404, 405, 410})
 _PIECE_BYTES = 64 * 1024
 USER_AGENT = f"dserverfs/{__version__}"
+_HEADERS = {
+    "User-Agent": USER_AGENT,
+    "Accept": "application/json",
+    "Accept-Encoding": "gzip, deflate",
+}
 # By what JSON begins with: what it then ends with; numbers, true, false and null.
 _ENDS = {b"{": b"}", b"[": b"]", b'"': b'"'}
 _PARSED_BYTES = 1024 * 1024  # the caller parses it once more: 10 ms
 _SCALARS = frozenset(bytes([letter]) for letter in b"-0123456789tfnNI")
-
-
-class _Auth(requests.auth.AuthBase):
-    """Add the token, if any; also keeps requests from taking credentials out of ~/.netrc."""
-
-    def __init__(self, token: str | None) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._token is not None:
-            request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 class ServerTransport:
@@ -90,27 +84,16 @@ class ServerTransport:
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self._tokens = tokens
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.verify = True if trust is None else trust.verify
         parts = urllib.parse.urlsplit(self.base_url)
         self._plain = parts.scheme == "http" and not is_loopback(parts.hostname or "")
         self._proxy = proxy_for(self.base_url)
-        if self._proxy is not None:
-            self._session.proxies[parts.scheme] = self._proxy
-        self._session.headers["User-Agent"] = USER_AGENT
-        self._session.headers["Accept"] = "application/json"
-        self._adapter = Adapter(
-            trust or Trust(), self.base_url, self._proxy, pool_maxsize=max_connections
-        )
-        self._session.mount("http://", self._adapter)
-        self._session.mount("https://", self._adapter)
+        self._connections = Connections(trust, max_idle=max_connections)
 
     def subject(self) -> str | None:
         """Return whom the token is for, unchecked; raises NotAuthenticated if there is none."""
         return self._tokens.subject()
 
-    def get(self, path: str, *, params: Mapping[str, Any] | None = None) -> requests.Response:
+    def get(self, path: str, *, params: Mapping[str, Any] | None = None) -> Answer:
         return self.request("GET", path, params=params)
 
     def request(
@@ -125,7 +108,7 @@ class ServerTransport:
         attempts: int | None = None,
         repeatable: Callable[[DserverfsError], bool] = anything,
         max_bytes: int = MAX_SMALL_ANSWER_BYTES,
-    ) -> requests.Response:
+    ) -> Answer:
         """Return the 2xx answer to a call that can be repeated; raises what the status means.
 
         Tried again by the rules of `retry` until `timeout_s` is over, after the
@@ -139,7 +122,7 @@ class ServerTransport:
             repeatable=repeatable,
         )
 
-        def attempt(limit: Deadline) -> requests.Response:
+        def attempt(limit: Deadline) -> Answer:
             response = self._answered(
                 method,
                 path,
@@ -154,15 +137,13 @@ class ServerTransport:
 
         return retries.run(attempt)
 
-    def request_once(
-        self, method: str, path: str, limit: Deadline, *, json: Any = None
-    ) -> requests.Response:
+    def request_once(self, method: str, path: str, limit: Deadline, *, json: Any = None) -> Answer:
         """Return the 2xx answer to one call, which the caller repeats if that does no harm."""
         response = self._answered(method, path, limit, json=json)
         _require_json(response)
         return response
 
-    def stream(self, path: str, limit: Deadline, body: JsonBody | None = None) -> requests.Response:
+    def stream(self, path: str, limit: Deadline, body: JsonBody | None = None) -> Answer:
         """Return a 2xx answer to one GET, its body left to `read_pieces`, within `limit`.
 
         With `body`, to one POST of that.
@@ -181,39 +162,25 @@ class ServerTransport:
         body: JsonBody | None = None,
         authenticated: bool = True,
         max_bytes: int | None = MAX_SMALL_ANSWER_BYTES,
-    ) -> requests.Response:
+    ) -> Answer:
         """Return the 2xx answer to one call; its body is unread without `max_bytes`.
 
         Asks once more if the token was replaced by then.
         """
+        url = f"{self.base_url}{path}"
+        if params:
+            url += f"?{urllib.parse.urlencode(params)}"
+        content = body if json is None else json_text.dumps(json, allow_nan=False).encode()
         refused: str | None = None
         while True:
             token = self._tokens.token() if authenticated else None
             self._warn_if_plain(token)
-            if body is not None:
-                body.rewind()
-            try:
-                with within(limit):
-                    response = self._session.request(
-                        method,
-                        f"{self.base_url}{path}",
-                        params=params,
-                        json=json,
-                        data=body,
-                        headers={} if body is None else {"Content-Type": "application/json"},
-                        auth=_Auth(token),
-                        timeout=limit.wait_s(),
-                        allow_redirects=False,
-                        stream=True,
-                    )
-                if not 200 <= response.status_code < 300:
-                    response._content = self._beginning(response, limit)
-                elif max_bytes is not None:
-                    pieces = self.read_pieces(response, limit, max_bytes=max_bytes)
-                    response._content = b"".join(pieces)
-            except requests.RequestException as error:
-                self._adapter.begin_anew()
-                raise self._no_answer(error) from error
+            response = self._asked(method, url, token, content, limit)
+            if not 200 <= response.status < 300:
+                response.content = self._beginning(response, limit)
+            elif max_bytes is not None:
+                pieces = self.read_pieces(response, limit, max_bytes=max_bytes)
+                response.content = b"".join(pieces)
             failure = self._failure(response, method, path, token)
             if failure is None:
                 return response
@@ -224,9 +191,47 @@ class ServerTransport:
                 raise failure
             logger.debug("%s %s: asked again with another token", method, path)
 
+    def _asked(
+        self,
+        method: str,
+        url: str,
+        token: str | None,
+        content: JsonBody | bytes | None,
+        limit: Deadline,
+    ) -> Answer:
+        """Return the answer to one request, its body unread."""
+        headers = dict(_HEADERS)
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        if content is not None:
+            headers["Content-Type"] = "application/json"
+            headers["Content-Length"] = str(len(content))
+        if isinstance(content, JsonBody):
+            content.rewind()
+        try:
+            with within(limit):
+                response = self._connections.pools(url).urlopen(
+                    method,
+                    url,
+                    body=content,
+                    headers=headers,
+                    timeout=limit.wait_s(),
+                    redirect=False,
+                    retries=False,
+                    preload_content=False,
+                )
+        except (urllib3.exceptions.HTTPError, OSError, UnicodeError) as error:
+            self._begin_anew()
+            raise self._no_answer(error) from error
+        return Answer(url, response.status, response.reason or "", response.headers, b"", response)
+
+    def _begin_anew(self) -> None:
+        """Close the kept connections that are not in use: they may be as dead."""
+        self._connections.pools(self.base_url).clear()
+
     def read_pieces(
         self,
-        response: requests.Response,
+        response: Answer,
         deadline: Deadline,
         *,
         max_bytes: int,
@@ -237,9 +242,11 @@ class ServerTransport:
         breaks off, DeadlineExceeded, and ProtocolError if it is larger than `max_bytes`.
         """
         total = 0
+        body = response.body
+        assert body is not None
         try:
-            # Not iter_content, which waits for a full piece however slowly it comes.
-            while piece := response.raw.read1(_PIECE_BYTES, decode_content=True):
+            # Not `read`, which waits for a full piece however slowly it comes.
+            while piece := body.read1(_PIECE_BYTES, decode_content=True):
                 total += len(piece)
                 if total > max_bytes:
                     raise ProtocolError(
@@ -248,15 +255,15 @@ class ServerTransport:
                 yield piece
                 deadline.remaining_s()
         except (urllib3.exceptions.TimeoutError, TimeoutError) as error:
-            self._adapter.begin_anew()
+            self._begin_anew()
             raise Stalled(f"{_where(response)}: does not answer in time") from error
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-            self._adapter.begin_anew()
+            self._begin_anew()
             raise Unreachable(f"{_where(response)}: the answer was cut off") from error
         finally:
-            response.close()
+            body.close()
 
-    def _beginning(self, response: requests.Response, limit: Deadline) -> bytes:
+    def _beginning(self, response: Answer, limit: Deadline) -> bytes:
         """Return the beginning of an error's body, which may say why."""
         body = b""
         with contextlib.closing(
@@ -267,7 +274,7 @@ class ServerTransport:
         return body[:MAX_ERROR_BYTES]
 
     def close(self) -> None:
-        self._session.close()
+        self._connections.close()
 
     def _warn_if_plain(self, token: str | None) -> None:
         if token is not None and self._plain:
@@ -279,9 +286,9 @@ class ServerTransport:
             )
 
     def _failure(
-        self, response: requests.Response, method: str, path: str, token: str | None
+        self, response: Answer, method: str, path: str, token: str | None
     ) -> DserverfsError | None:
-        status = response.status_code
+        status = response.status
         if 200 <= status < 300:
             return None
         if 300 <= status < 400:
@@ -320,13 +327,13 @@ class ServerTransport:
             return UnusableAnswer(what, status=status)
         return ProtocolError(what, status=status)
 
-    def _redirected(self, response: requests.Response, path: str) -> DserverfsError:
+    def _redirected(self, response: Answer, path: str) -> DserverfsError:
         """Return the error that says where the server may be; no token is sent there."""
         here = urllib.parse.urlsplit(self.base_url)
         location = urllib.parse.urljoin(response.url, response.headers.get("Location", ""))
         there = urllib.parse.urlsplit(location)
         target = public_url(location)
-        what = f"{self.base_url} answers {response.status_code}, look at {target}"
+        what = f"{self.base_url} answers {response.status}, look at {target}"
         asked = urllib.parse.unquote(path)
         elsewhere = location not in (response.url, "")
         hint = "is this a dserver, or a proxy that wants a login?"
@@ -335,11 +342,11 @@ class ServerTransport:
             hint = f"set DSERVER_URL_{here.netloc}={base}"
             if there.hostname == here.hostname and (here.scheme, there.scheme) == ("http", "https"):
                 hint = "set DSERVER_PROTOCOL=https"
-        return NotTheServer(f"{what}: {hint}", status=response.status_code)
+        return NotTheServer(f"{what}: {hint}", status=response.status)
 
-    def _no_answer(self, error: requests.RequestException) -> DserverfsError:
+    def _no_answer(self, error: Exception) -> DserverfsError:
         reason = error_answers.root_cause(error)
-        if isinstance(error, requests.exceptions.SSLError):
+        if isinstance(error, urllib3.exceptions.SSLError):
             if "WRONG_VERSION_NUMBER" in reason or "record layer failure" in reason.lower():
                 return UsageError(
                     f"{self.base_url} does not speak https: set DSERVER_PROTOCOL=http"
@@ -349,32 +356,24 @@ class ServerTransport:
                     f"{self.base_url}: its certificate is not accepted: {reason};"
                     " a certificate authority of your own is named by DSERVER_CA_FILE"
                 )
-        if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
+        if isinstance(error, (urllib3.exceptions.LocationValueError, UnicodeError)):
             return UsageError(f"{self.base_url}: {one_line(str(error))}")
         way = ""
         if self._proxy is not None:
             way = f" by way of the proxy {self._proxy.rpartition('@')[2].rpartition('/')[2]}"
-        if isinstance(error, requests.Timeout):
+        if isinstance(error, (urllib3.exceptions.TimeoutError, TimeoutError)):
             hint = ""
             if self.base_url.startswith("https:"):
                 hint = "; if it speaks plain http, set DSERVER_PROTOCOL=http"
             return Stalled(f"{self.base_url} does not answer in time{way}{hint}")
-        kind = NotConnected if _was_not_connected(error) else Unreachable
+        is_new = isinstance(error, urllib3.exceptions.NewConnectionError)
+        kind = NotConnected if is_new else Unreachable
         return kind(
             f"{self.base_url} cannot be reached{way}: {reason}; is the server running there?"
         )
 
 
-def _was_not_connected(error: requests.RequestException) -> bool:
-    """Return whether urllib3 could not connect at all."""
-    for argument in error.args:
-        reason = getattr(argument, "reason", argument)
-        if isinstance(reason, urllib3.exceptions.NewConnectionError):
-            return True
-    return False
-
-
-def _require_json(response: requests.Response) -> None:
+def _require_json(response: Answer) -> None:
     """Raise UnusableAnswer unless the body is JSON: it may be a proxy's page, or cut in half."""
     if response.content.strip() and not may_be_json(response.content):
         raise UnusableAnswer(f"{_where(response)}: the answer is not JSON; is this a dserver?")
@@ -393,5 +392,5 @@ def may_be_json(content: bytes) -> bool:
     return content[:1] in _SCALARS if ends is None else content[-1:] == ends
 
 
-def _where(response: requests.Response) -> str:
+def _where(response: Answer) -> str:
     return public_url(response.url)

@@ -9,32 +9,31 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import requests
-
 from dserverfs.base.errors import ProtocolError
 from dserverfs.base.limits import parse_json
 from dserverfs.base.printable import one_line
+from dserverfs.remote.answers import Answer
 
 _TITLE = re.compile(r"<(title|message)[^>]*>([^<]+)</", re.IGNORECASE)
 
 
-def is_about_the_token(response: requests.Response) -> bool:
+def is_about_the_token(response: Answer) -> bool:
     """Return whether an error has the form of flask-jwt-extended."""
     data = _json_of(response)
     return isinstance(data, dict) and "msg" in data
 
 
-def is_the_servers_own(response: requests.Response) -> bool:
+def is_the_servers_own(response: Answer) -> bool:
     """Return whether an error has the form of flask-smorest, which is that of every dserver."""
     data = _json_of(response)
     return (
         isinstance(data, dict)
-        and data.get("code") == response.status_code
+        and data.get("code") == response.status
         and isinstance(data.get("status"), str)
     )
 
 
-def message_of(response: requests.Response) -> str:
+def message_of(response: Answer) -> str:
     """Return the server's message, one short line, whichever of its forms it used."""
     data = _json_of(response)
     if data is None:
@@ -47,7 +46,7 @@ def message_of(response: requests.Response) -> str:
     return one_line(response.reason or "") or "no reason given"
 
 
-def _json_of(response: requests.Response) -> Any:
+def _json_of(response: Answer) -> Any:
     """Return the JSON of an answer; None if it is none that can be used."""
     try:
         return parse_json(response.content, "the answer")
@@ -70,7 +69,7 @@ def root_cause(error: BaseException) -> str:
 
 def _cause(error: BaseException) -> BaseException | None:
     """Return the cause that an exception names itself."""
-    # urllib3 names it as `reason`; requests hands it to its own as the first argument.
+    # urllib3 names it as `reason`, or hands it to its own as the first argument.
     for named in (getattr(error, "reason", None), error.__cause__, *error.args[:1]):
         if isinstance(named, BaseException) and named is not error:
             return named

@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import requests
-
 from dserverfs.base.errors import NotFound, ProtocolError, Unreachable
 from dserverfs.base.limits import (
     MAX_LISTED_DATASETS,
@@ -27,7 +25,8 @@ from dserverfs.base.limits import (
 )
 from dserverfs.base.model import UUID, Dataset
 from dserverfs.base.printable import public_url
-from dserverfs.remote.routes import Routes, json_of
+from dserverfs.remote.answers import Answer
+from dserverfs.remote.routes import Routes
 
 logger = logging.getLogger(__name__)
 
@@ -205,8 +204,8 @@ class Listings:
         return _page_of(response)
 
 
-def _page_of(response: requests.Response) -> _Page:
-    entries = json_of(response)
+def _page_of(response: Answer) -> _Page:
+    entries = response.json()
     if not isinstance(entries, list):
         raise ProtocolError(f"{public_url(response.url)}: the listing is not a list")
     return _Page(entries, _total(response.headers), len(response.content))

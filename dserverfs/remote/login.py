@@ -33,7 +33,7 @@ from dserverfs.base.errors import (
 from dserverfs.base.local_files import make_private
 from dserverfs.base.model import User
 from dserverfs.remote.dserver_http import ServerTransport
-from dserverfs.remote.routes import FIRST_ATTEMPTS, json_of
+from dserverfs.remote.routes import FIRST_ATTEMPTS
 from dserverfs.remote.tokens import TokenSource
 from dserverfs.remote.trust import Trust, is_loopback
 
@@ -89,7 +89,7 @@ def user_of(base_url: str, token: str, trust: Trust) -> User:
     """Return the token's user by the dserver's word; raises NotAuthenticated if it refuses it."""
     transport = ServerTransport(base_url, TokenSource(token, None), trust=trust)
     try:
-        return User.from_json(json_of(transport.get("/me")))
+        return User.from_json(transport.get("/me").json())
     except NotAuthenticated as error:
         raise NotAuthenticated(
             f"{base_url} refuses the token it was given for: does it know the user?",
@@ -126,7 +126,7 @@ def _post(url: str, credentials: Credentials, trust: Trust) -> str:
         raise
     finally:
         transport.close()
-    return _token_in(json_of(response), url, credentials)
+    return _token_in(response.json(), url, credentials)
 
 
 def _is_no_answer(error: DserverfsError) -> bool:

@@ -34,7 +34,7 @@ from dserverfs.base.model import Dataset, Identifier
 from dserverfs.base.versions import Version, version_of_json, version_of_text, version_of_value
 from dserverfs.remote.api import Resolver
 from dserverfs.remote.compared_writes import ComparedWrites
-from dserverfs.remote.routes import Routes, json_of
+from dserverfs.remote.routes import Routes
 from dserverfs.remote.signing import is_asked_whole
 
 _REFUSED_VALUES = (400, 413, 422)
@@ -171,7 +171,7 @@ class MetadataWrites:
             )
         body = {} if expiry_seconds is None else {"expiry_seconds": expiry_seconds}
         try:
-            answer = json_of(self._routes.signed("POST", "publish", dataset.uri, json=body))
+            answer = self._routes.signed("POST", "publish", dataset.uri, json=body).json()
         except NotAuthenticated:
             raise
         except PermissionDenied as error:
@@ -213,7 +213,7 @@ class MetadataWrites:
                 raise UsageError(str(error), uri=dataset.uri, status=error.status) from error
             raise
         self._has_routes = True
-        return json_of(response)
+        return response.json()
 
     def _may_not(self, dataset: Dataset, done: str, error: DserverfsError) -> DserverfsError:
         return PermissionDenied(

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import requests
-
 from dserverfs.base import wire_names
 from dserverfs.base.errors import (
     DserverfsError,
@@ -27,9 +25,10 @@ from dserverfs.base.errors import (
     Unreachable,
     Unsupported,
 )
-from dserverfs.base.limits import is_text, parse_json, url_is_usable
+from dserverfs.base.limits import is_text, url_is_usable
 from dserverfs.base.printable import public_url
 from dserverfs.base.retry import Deadline
+from dserverfs.remote.answers import Answer
 from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.trust import is_loopback
 
@@ -123,7 +122,7 @@ class Routes:
                 f"{wire_names.SIGNED_URLS}"
             )
 
-    def core(self, route: str, uri: str, **options: Any) -> requests.Response:
+    def core(self, route: str, uri: str, **options: Any) -> Answer:
         """GET `/<route>/<uri>`, a route of dservercore; raises what `explained` makes of it.
 
         Behind a proxy that decodes `%2F` or merges slashes only the form
@@ -131,13 +130,11 @@ class Routes:
         """
         return self._core(route, uri, lambda path: self.transport.request("GET", path, **options))
 
-    def core_stream(self, route: str, uri: str, limit: Deadline) -> requests.Response:
+    def core_stream(self, route: str, uri: str, limit: Deadline) -> Answer:
         """As `core`, in one attempt; the body is left to the transport's `read_pieces`."""
         return self._core(route, uri, lambda path: self.transport.stream(path, limit))
 
-    def _core(
-        self, route: str, uri: str, ask: Callable[[str], requests.Response]
-    ) -> requests.Response:
+    def _core(self, route: str, uri: str, ask: Callable[[str], Answer]) -> Answer:
         encoded, suffix = f"/{route}/{quote(uri)}", f"/{route}/{_suffix(uri)}"
         try:
             response = ask(suffix if self._suffix_form else encoded)
@@ -159,9 +156,7 @@ class Routes:
             self._suffix_form = False
         return response
 
-    def change(
-        self, method: str, route: str, uri: str, tail: str = "", **options: Any
-    ) -> requests.Response:
+    def change(self, method: str, route: str, uri: str, tail: str = "", **options: Any) -> Answer:
         """Return the response of `/<route>/<uri>[/<tail>]`, in the form that `core` found out.
 
         For changes, which are not tried in both forms.
@@ -173,7 +168,7 @@ class Routes:
             path += f"/{quote(tail)}"
         return self.transport.request(method, path, **options)
 
-    def signed(self, method: str, route: str, uri: str, tail: str = "", **options: Any) -> Any:
+    def signed(self, method: str, route: str, uri: str, tail: str = "", **options: Any) -> Answer:
         """Return the response of `/signed-urls/<route>/<uri>[/<tail>]`, as `core` does.
 
         These routes take the encoded form alone.
@@ -245,7 +240,7 @@ class Routes:
                 f"{self.server_url} is not a dserver, or one that is away: {error}",
                 status=error.status,
             ) from error
-        answer = json_of(response)
+        answer = response.json()
         versions = answer.get("versions") if isinstance(answer, dict) else None
         if not isinstance(versions, dict) or not any(name in versions for name in _CORE_NAMES):
             raise ProtocolError(
@@ -285,15 +280,6 @@ def _version_of(versions: dict[str, Any]) -> str:
 def quote(text: str) -> str:
     """Return `text` as one path component, the form every dserver route accepts."""
     return urllib.parse.quote(text, safe="")
-
-
-def json_of(response: requests.Response) -> Any:
-    """Return the JSON of an answer; raises ProtocolError."""
-    where = f"{public_url(response.url)}: the answer"
-    try:
-        return parse_json(response.content, where)
-    except ProtocolError as error:
-        raise ProtocolError(f"{error}; is this a dserver?") from error
 
 
 def string_map(value: Any, what: str) -> dict[str, str]:

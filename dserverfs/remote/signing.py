@@ -12,13 +12,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-import requests
-
 from dserverfs.base.clock import boottime_s
 from dserverfs.base.errors import NotFound, ProtocolError
 from dserverfs.base.limits import max_urls_bytes, url_is_usable
 from dserverfs.base.model import BackendURI, Dataset, Identifier
-from dserverfs.remote.routes import Routes, json_of, string_map
+from dserverfs.remote.answers import Answer
+from dserverfs.remote.routes import Routes, string_map
 from dserverfs.remote.signed_urls import SignedURL, UrlBook, expiry_of
 
 logger = logging.getLogger(__name__)
@@ -171,7 +170,7 @@ class Signing:
         return {identifier: SignedURL(url, expiry_of(url, answer, response.headers, before_s))}
 
     def _item_urls(
-        self, response: requests.Response, dataset: Dataset, before_s: float
+        self, response: Answer, dataset: Dataset, before_s: float
     ) -> dict[Identifier, SignedURL]:
         answer = self._object(response, dataset)
         urls = string_map(answer.get("item_urls"), "item_urls")
@@ -181,8 +180,8 @@ class Signing:
             for key, url in urls.items()
         }
 
-    def _object(self, response: requests.Response, dataset: Dataset) -> dict[str, Any]:
-        answer = json_of(response)
+    def _object(self, response: Answer, dataset: Dataset) -> dict[str, Any]:
+        answer = response.json()
         if not isinstance(answer, dict):
             raise ProtocolError(
                 f"{self._routes.server_url}: signed URLs of {dataset.uri} are not an object"

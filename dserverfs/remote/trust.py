@@ -1,12 +1,13 @@
 """Certificates that are trusted and proxies that are used, for every connection.
 
-Used by the transport (requests) and the connections to stores (urllib3) alike, so that
-both reach the same hosts. Reads the environment's proxies, as every HTTP client
-does, and nothing else of it. Immutable once made; thread-safe.
+Used by the connections to dservers and to stores alike, so that both are reached. Reads
+the environment's proxies, as every HTTP client does, and nothing else of it. Immutable
+once made; thread-safe.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import socket
@@ -19,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import certifi
-import requests.adapters
-import requests.utils
 import urllib3
 import urllib3.connection
 
@@ -98,42 +97,28 @@ def proxy_for(url: str) -> str | None:
     """Return the proxy that the environment names for `url`, if any; never for this machine."""
     parts = urllib.parse.urlsplit(url)
     host = parts.hostname or ""
-    if is_loopback(host) or requests.utils.should_bypass_proxies(url, no_proxy=None):
-        return None
     proxies = urllib.request.getproxies()
+    address = parts.netloc.rpartition("@")[2].lower()
+    if is_loopback(host) or _is_excluded(address, host, proxies.get("no", "")):
+        return None
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if proxy is None:
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
 
 
-class Adapter(requests.adapters.HTTPAdapter):
-    """requests' connections to one origin, with our trust in place of its own."""
-
-    def __init__(self, trust: Trust, origin: str, proxy: str | None, *, pool_maxsize: int) -> None:
-        self._options = _options(trust, origin, proxy)
-        super().__init__(pool_maxsize=pool_maxsize)
-
-    def init_poolmanager(
-        self, connections: int, maxsize: int, block: bool = False, **kwargs: Any
-    ) -> None:
-        super().init_poolmanager(connections, maxsize, block, **kwargs, **self._options)
-        bound_all(self.poolmanager)
-
-    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, **kwargs, **self._options)
-        bound_all(manager)
-        return manager
-
-    def begin_anew(self) -> None:
-        """Close the kept connections that are not in use."""
-        self.poolmanager.clear()
-        for manager in self.proxy_manager.values():
-            manager.clear()
-
-    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Leave the context alone: requests would add certifi's authorities to it."""
-        conn.cert_reqs = self._options.get("cert_reqs")
+def _is_excluded(address: str, host: str, no_proxy: str) -> bool:
+    """Return whether NO_PROXY has the host, a domain above it, its port, or its network."""
+    if no_proxy.strip() == "*":
+        return True
+    entries = [each.strip().lstrip(".").lower() for each in no_proxy.split(",")]
+    for entry in filter(None, entries):
+        if any(f".{name}".endswith(f".{entry}") for name in (host, address)):
+            return True
+        with contextlib.suppress(ValueError):  # a name is in no network
+            if ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False):
+                return True
+    return False
 
 
 def _options(trust: Trust, origin: str, proxy: str | None) -> dict[str, Any]:

@@ -10,8 +10,6 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import requests
-
 from dserverfs.base import limits
 from dserverfs.base.clock import boottime_s
 from dserverfs.base.errors import (
@@ -24,9 +22,10 @@ from dserverfs.base.errors import (
 from dserverfs.base.limits import understood
 from dserverfs.base.model import Identifier
 from dserverfs.base.retry import Deadline, Retries
+from dserverfs.remote.answers import Answer
 from dserverfs.remote.json_body import Items, JsonBody
 from dserverfs.remote.manifest_parsing import ItemStream
-from dserverfs.remote.routes import Routes, json_of, quote
+from dserverfs.remote.routes import Routes, quote
 from dserverfs.remote.signed_urls import expiry_of
 from dserverfs.remote.upload_urls import UploadUrl, UploadUrls, UrlTable
 
@@ -78,7 +77,7 @@ class UploadRoutes:
         return Retries(deadline, what=f"POST {path}").run(attempt)
 
     def _read_urls(
-        self, response: requests.Response, limit: Deadline, number_of_items: int, before_s: float
+        self, response: Answer, limit: Deadline, number_of_items: int, before_s: float
     ) -> UploadUrls:
         what = f"{self.server_url}: the answer about upload URLs"
         stream = ItemStream(
@@ -160,7 +159,7 @@ class UploadRoutes:
             json={"uri": uri, "identifier": identifier, **more},
             timeout_s=PARTS_TIMEOUT_S,
         )
-        answer = json_of(response)
+        answer = response.json()
         if not isinstance(answer, dict):
             raise ProtocolError(f"{self.server_url}: says nothing of parts", uri=uri)
         return answer

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 import urllib3
 
 from dserverfs.base.errors import (
@@ -248,9 +247,9 @@ def test_what_was_handled_meanwhile_is_not_taken_for_the_reason(
 ) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         inner = urllib3.exceptions.ProtocolError("Connection aborted.", OSError(104, "reset"))
-        raise requests.ConnectionError(inner)
+        raise inner
 
-    monkeypatch.setattr(transport._session, "request", refuse)
+    monkeypatch.setattr(urllib3.PoolManager, "urlopen", refuse)
 
     def ask_while_handling_another() -> None:
         try:

@@ -21,6 +21,7 @@ from dserverfs.base.model import UUID, BackendURI, Dataset, Item, identifier_of
 from dserverfs.base.retry import Deadline
 from dserverfs.catalogue import manifest_indexing
 from dserverfs.catalogue.manifest_index import ManifestIndex
+from dserverfs.remote.answers import Answer
 from dserverfs.remote.api import Resolver
 from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.json_body import JsonBody
@@ -95,31 +96,25 @@ class Answering:
     def subject(self) -> str:
         return "me"
 
-    def get(self, path: str, **options: Any) -> requests.Response:
+    def get(self, path: str, **options: Any) -> Answer:
         return self.request("GET", path)
 
-    def request(self, method: str, path: str, **options: Any) -> requests.Response:
-        response = requests.Response()
-        response.status_code = 200
-        response.url = self.base_url + path
-        response.headers.update({"Date": "Tue, 14 Nov 2023 22:13:20 GMT", **self._headers})
+    def request(self, method: str, path: str, **options: Any) -> Answer:
         content = self._content
         if path == "/config/versions" and self._versions is not None:
             content = json.dumps({"versions": self._versions}).encode()
-        response._content = content
-        return response
+        headers = {"Date": "Tue, 14 Nov 2023 22:13:20 GMT", **self._headers}
+        return Answer(self.base_url + path, headers=headers, content=content)
 
-    def stream(self, path: str, limit: Deadline, body: JsonBody | None = None) -> requests.Response:
+    def stream(self, path: str, limit: Deadline, body: JsonBody | None = None) -> Answer:
         return self.request("GET", path)
 
     def read_pieces(
-        self, response: requests.Response, limit: Deadline, *, max_bytes: int
+        self, response: Answer, limit: Deadline, *, max_bytes: int
     ) -> Generator[bytes, None, None]:
         yield response.content
 
-    def request_once(
-        self, method: str, path: str, limit: Deadline, **options: Any
-    ) -> requests.Response:
+    def request_once(self, method: str, path: str, limit: Deadline, **options: Any) -> Answer:
         return self.request(method, path)
 
 

@@ -135,6 +135,36 @@ def test_which_urls_go_by_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         assert proxy_for(url) is None
 
 
+@pytest.mark.parametrize(
+    ("no_proxy", "url", "is_direct"),
+    [
+        *(
+            ("example.org", "http://example.org/", True),
+            ("example.org", "http://a.example.org", True),
+        ),
+        *(
+            (".example.org", "http://Example.ORG", True),
+            ("example.org", "http://anexample.org", False),
+        ),
+        *(("a.org:81", "http://a.org:81/", True), ("a.org:81", "http://a.org/", False)),
+        *(
+            ("x, a.org", "http://a.org", True),
+            ("", "http://a.org", False),
+            ("*", "http://a.org", True),
+        ),
+        *(("10.0.0.0/8", "http://10.1.2.3:9000", True), ("10.0.0.0/8", "http://11.1.2.3", False)),
+        *(("10.0.0.0/8", "http://a.org", False), ("fd00::/8", "http://[fd00::1]:9000/", True)),
+    ],
+)
+def test_hosts_that_no_proxy_excludes(
+    monkeypatch: pytest.MonkeyPatch, no_proxy: str, url: str, is_direct: bool
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+
+    assert (proxy_for(url) is None) == is_direct
+
+
 def test_proxy_that_cannot_be_spoken_to_is_told_without_its_password(
     monkeypatch: pytest.MonkeyPatch, storage_with: Callable[[Trust], Storage]
 ) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Generator, Iterator
 from typing import Any, cast
 
 import pytest
-import requests
 
 from dserverfs.base.errors import ProtocolError, UsageError
 from dserverfs.base.model import identifier_of
 from dserverfs.base.retry import Deadline
+from dserverfs.remote.answers import Answer
 from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.json_body import JsonBody
 from dserverfs.remote.manifest_parsing import PART_BYTES, ItemStream
@@ -122,20 +122,18 @@ class Lazy:
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def request(self, method: str, path: str, **options: Any) -> requests.Response:
-        response = requests.Response()
-        response.url = self.base_url
-        response._content = b'{"versions": {"dservercore": "0.20.0", "signed-url": "1"}}'
-        return response
+    def request(self, method: str, path: str, **options: Any) -> Answer:
+        versions = b'{"versions": {"dservercore": "0.20.0", "signed-url": "1"}}'
+        return Answer(self.base_url, content=versions)
 
-    def stream(self, path: str, limit: Deadline, body: JsonBody) -> requests.Response:
+    def stream(self, path: str, limit: Deadline, body: JsonBody) -> Answer:
         body.rewind()
         while body.read(65536):
             pass
-        return requests.Response()
+        return Answer(self.base_url)
 
     def read_pieces(
-        self, response: requests.Response, limit: Deadline, *, max_bytes: int
+        self, response: Answer, limit: Deadline, *, max_bytes: int
     ) -> Generator[bytes, None, None]:
         yield b'{"uri": "s3://bucket/uuid", "upload_urls": {"readme": "http://store/r", "items": {'
         for number in range(self.count):
