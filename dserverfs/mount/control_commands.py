@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from dserverfs.base.errors import DserverfsError, UsageError
@@ -65,32 +66,18 @@ def _inode(value: object) -> Inode:
     return Inode(value)
 
 
+@dataclass(frozen=True)
 class Commander:
     """Answers the commands of one mount."""
 
-    def __init__(
-        self,
-        uri: DserverURI,
-        tree: Tree,
-        staging: Staging | None,
-        freezer: Freezer,
-        edits: FrozenEdits,
-        in_loop: Callable[[Callable[[], Any]], Any],
-        forget_name: Callable[[Inode, str], None],
-        reader: BlockReader,
-    ) -> None:
-        """`in_loop` calls a function in the event loop and returns what it does; blocks.
-
-        `forget_name` has the kernel forget an entry of a directory.
-        """
-        self._forget_name = forget_name
-        self._reader = reader
-        self._uri = uri
-        self._tree = tree
-        self._staging = staging
-        self._freezer = freezer
-        self._edits = edits
-        self._in_loop = in_loop
+    uri: DserverURI
+    tree: Tree
+    staging: Staging | None
+    freezer: Freezer
+    edits: FrozenEdits
+    reader: BlockReader
+    in_loop: Callable[[Callable[[], Any]], Any]  # calls a function in the event loop; blocks
+    forget_name: Callable[[Inode, str], None]  # has the kernel forget an entry of a directory
 
     def __call__(self, request: dict[str, Any]) -> Iterator[Answer]:
         """Yield the answers to a request.
@@ -104,9 +91,9 @@ class Commander:
         elif command == "pending":
             yield {"result": self._pending()}
         elif command == "notes":
-            yield {"result": [each._asdict() for each in self._freezer.notes().values()]}
+            yield {"result": [each._asdict() for each in self.freezer.notes().values()]}
         elif command == "unsent":
-            yield {"result": self._unsent(self._edits.unsent())}
+            yield {"result": self._unsent(self.edits.unsent())}
         elif command == "uncached":
             yield {"result": self._uncached(asked.inodes)}
         elif command == "freeze":
@@ -120,21 +107,21 @@ class Commander:
 
     def _status(self, inode: Inode) -> dict[str, Any]:
         def describe() -> dict[str, Any] | StagedDataset:
-            place = self._tree.locate(inode)
+            place = self.tree.locate(inode)
             if (frozen := place.frozen()) is not None:
-                found = description.of_frozen(*frozen, self._uri.server)
+                found = description.of_frozen(*frozen, self.uri.server)
                 uri = frozen.tree.dataset.uri
-                unsent = [one for one in self._edits.unsent() if one.dataset.uri == uri]
-                if noted := self._freezer.notes().get(uri):
+                unsent = [one for one in self.edits.unsent() if one.dataset.uri == uri]
+                if noted := self.freezer.notes().get(uri):
                     found["notes"] = noted.notes
                 return {**found, "unsent": self._unsent(unsent)} if unsent else found
             if place.staged is not None:
                 return place.staged.staged
-            return {"state": "directory", "uri": str(self._uri)}
+            return {"state": "directory", "uri": str(self.uri)}
 
         found = self._loaded(describe)
         return (
-            description.of_staged(found, self._freezer)
+            description.of_staged(found, self.freezer)
             if isinstance(found, StagedDataset)
             else found
         )
@@ -145,17 +132,17 @@ class Commander:
         def items() -> list[tuple[Inode, ItemContent]]:
             found = []
             for inode in inodes:
-                frozen = self._tree.locate(inode).frozen()
+                frozen = self.tree.locate(inode).frozen()
                 content = frozen.tree.content(frozen.number) if frozen is not None else None
                 if isinstance(content, ItemContent):
                     found.append((inode, content))
             return found
 
-        self._reader.flush()
-        return [inode for inode, item in self._loaded(items) if not self._reader.has_all(item)]
+        self.reader.flush()
+        return [inode for inode, item in self._loaded(items) if not self.reader.has_all(item)]
 
     def _unsent(self, changes: list[UnsentEdit]) -> list[dict[str, Any]]:
-        return [description.of_unsent(change, self._uri.server) for change in changes]
+        return [description.of_unsent(change, self.uri.server) for change in changes]
 
     def _discard(self, inode: Inode) -> str:
         """Discard a staged dataset, or what was written into a frozen one and is not sent."""
@@ -163,13 +150,13 @@ class Commander:
         if frozen is not None:
             dataset = frozen.tree.dataset
             path = self._loaded(lambda: frozen.tree.path(frozen.number)) or ""
-            self._edits.discard(dataset, path)
+            self.edits.discard(dataset, path)
             return f"what was written to {dataset.name}/{path}"
         staged = self._staged(inode)
-        self._freezer.discard(staged)
+        self.freezer.discard(staged)
         base_uri, name = staged.record.base_uri, staged.record.name
         # Else the kernel shows it for as long as it was told to believe in it.
-        self._forget_name(self._in_loop(lambda: self._tree.directory_of(base_uri)), name)
+        self.forget_name(self.in_loop(lambda: self.tree.directory_of(base_uri)), name)
         return name
 
     def _freeze(self, inode: Inode, layout: Layout | None) -> Iterator[Answer]:
@@ -178,7 +165,7 @@ class Commander:
             yield {"result": {"uri": self._dserver_uri(frozen.tree.dataset.uri), "notes": []}}
             return
         staged = self._staged(inode)
-        job = self._freezer.freeze(staged, layout)
+        job = self.freezer.freeze(staged, layout)
         yield from self._progress(staged, job)
         try:
             result = job.result()
@@ -190,25 +177,25 @@ class Commander:
     def _drain(self, timeout_s: float, asked_by: int) -> Iterator[Answer]:
         """Freeze what may be frozen; the result is what stays staged."""
         end_s = time.monotonic() + timeout_s
-        jobs = self._freezer.drain(asked_by=asked_by)
+        jobs = self.freezer.drain(asked_by=asked_by)
         while time.monotonic() < end_s:
             done, going = wait_for([job for _, job in jobs], timeout=PROGRESS_S)
             yield {"progress": {"datasets_done": len(done), "datasets_total": len(jobs)}}
             if not going:
                 break
-        self._edits.flush(max(end_s - time.monotonic(), 0.0))
+        self.edits.flush(max(end_s - time.monotonic(), 0.0))
         yield {"result": self._pending(asked_by)}
 
     def _progress(self, staged: StagedDataset, job: Future[Any]) -> Iterator[Answer]:
         while not job.done():
             wait_for([job], timeout=PROGRESS_S)
-            progress = self._freezer.progress(staged)
+            progress = self.freezer.progress(staged)
             if progress is not None:
                 yield {"progress": progress._asdict()}
 
     def _staged(self, inode: Inode) -> StagedDataset:
         def find() -> StagedDataset:
-            place = self._tree.locate(inode)
+            place = self.tree.locate(inode)
             if (frozen := place.frozen()) is not None:
                 raise UsageError(f"{frozen.tree.dataset.name}: is frozen")
             if (tree := place.staged) is None:
@@ -220,25 +207,25 @@ class Commander:
         return self._loaded(find)
 
     def _frozen(self, inode: Inode) -> InFrozen | None:
-        return self._loaded(lambda: self._tree.locate(inode).frozen())
+        return self._loaded(lambda: self.tree.locate(inode).frozen())
 
     def _pending(self, asked_by: int = 0) -> list[dict[str, Any]]:
         """Return the facts of all that is staged, and of what is but cannot be used."""
-        pending = [description.of_staged(s, self._freezer, asked_by=asked_by) for s in self._all()]
-        if self._staging is None:
+        pending = [description.of_staged(s, self.freezer, asked_by=asked_by) for s in self._all()]
+        if self.staging is None:
             return pending
-        for base_uri in self._staging.base_uris():
-            uri = DserverURI(self._uri.server, base_uri)
-            for directory, reason in self._staging.unusable(base_uri).items():
+        for base_uri in self.staging.base_uris():
+            uri = DserverURI(self.uri.server, base_uri)
+            for directory, reason in self.staging.unusable(base_uri).items():
                 pending.append(description.of_unusable(directory, uri, reason))
         return pending
 
     def _all(self) -> Sequence[StagedDataset]:
-        if self._staging is None:
+        if self.staging is None:
             return []
         found = []
-        for base_uri in self._staging.base_uris():
-            for staged in self._staging.datasets(base_uri):
+        for base_uri in self.staging.base_uris():
+            for staged in self.staging.datasets(base_uri):
                 if staged.frozen_as is None:
                     found.append(staged)
         return found
@@ -247,11 +234,11 @@ class Commander:
         """Return what `call`, made in the event loop, returns; loads what it lacks."""
         while True:
             try:
-                found: R = self._in_loop(call)
+                found: R = self.in_loop(call)
                 return found
             except NotLoaded as missing:
                 missing.load()
 
     def _dserver_uri(self, uri: str) -> str:
         base_uri, _, uuid = uri.rpartition("/")
-        return f"{DserverURI(self._uri.server, base_uri)}/{uuid}"
+        return f"{DserverURI(self.uri.server, base_uri)}/{uuid}"

@@ -194,9 +194,9 @@ async def _tell_ready(
         parts.staging,
         parts.freezer,
         parts.edits,
+        parts.reader,
         lambda call: trio.from_thread.run_sync(call, trio_token=token),
         _forget_name,
-        parts.reader,
     )
     address = Address.of(control_directory, status.st_dev, os.geteuid())
     control = Server(address, commander)

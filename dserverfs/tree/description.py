@@ -110,11 +110,6 @@ def of_unsent(change: UnsentEdit, server: str) -> dict[str, Any]:
     }
 
 
-def text_of(value: object) -> str:
-    """Return a fact as an extended attribute's value."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def attributes(tree: DatasetTree, number: int, server: str) -> dict[str, str]:
     """Return the extended attributes of a number in a frozen dataset, by name."""
     return {
