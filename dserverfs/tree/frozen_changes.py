@@ -181,4 +181,4 @@ def _is_tag(path: str) -> bool:
 
 
 def _open_tag() -> OpenFile:
-    return OpenBytes(b"", CannotHold)
+    return OpenBytes(b"", CannotHold("a tag has no content"))

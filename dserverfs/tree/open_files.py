@@ -44,8 +44,8 @@ class OpenBytes:
 
     keeps_pages = False
 
-    def __init__(self, content: bytes, refusal: type[DserverfsError] = NotOpenForWriting) -> None:
-        """`refusal` is raised by writes."""
+    def __init__(self, content: bytes, refusal: DserverfsError | None = None) -> None:
+        """`refusal` is raised by writes; without, NotOpenForWriting."""
         self.content = content
         self._refusal = refusal
 
@@ -54,7 +54,7 @@ class OpenBytes:
         return self.content[offset : offset + size]
 
     def write(self, offset: int, data: bytes) -> Steps[int]:
-        raise self._refusal("a tag has no content" if not self.content else "is read-only")
+        raise self._refusal or NotOpenForWriting("a file of a frozen dataset")
 
     def sync(self, *, data_only: bool) -> Steps[None]:
         yield from ()
