@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dserverfs.base.clock import boottime_s
 from dserverfs.base.directories import private_directory
 from dserverfs.base.durable_files import write_unsynced
 from dserverfs.base.errors import (
@@ -44,6 +45,11 @@ T = TypeVar("T")
 AWAY: tuple[type[Exception], ...] = (Unreachable, UnusableAnswer)
 AWAY_OR_EXPIRED = (*AWAY, NotAuthenticated)
 
+# A server that has kept one question waiting so long without an answer is not asked again
+# for a while, if its last answer is known: each would take as long, which is up to 30 s.
+SLOW_S = 5.0
+NOT_ASKED_S = 30.0
+
 # Part of the names on disk: answers of an earlier or later format are not read.
 KEPT_FORMAT = 2
 
@@ -51,10 +57,17 @@ KEPT_FORMAT = 2
 class KeptAnswers:
     """The answers of a server, or its last ones while it is away."""
 
-    def __init__(self, resolver: Resolver, directory: Path) -> None:
+    def __init__(
+        self,
+        resolver: Resolver,
+        directory: Path,
+        clock_s: Callable[[], float] = boottime_s,
+    ) -> None:
         """`directory` is made when it is needed."""
         self._resolver = resolver
         self._directory = directory
+        self._clock_s = clock_s
+        self._not_asked_until_s = 0.0
         self._taken_back: set[str] = set()  # answers that a failing disk did not delete
 
     def require_signed_urls(self) -> None:
@@ -165,9 +178,17 @@ class KeptAnswers:
         unless: tuple[type[Exception], ...] = AWAY_OR_EXPIRED,
     ) -> T:
         """Return the server's answer and keep it; after the failures `unless`, the one before."""
+        begun_s = self._clock_s()
+        if unless and begun_s < self._not_asked_until_s:
+            kept = self._kept(name, from_json)
+            if kept is not None:
+                return kept
         try:
             answer = ask()
-        except unless:
+        except unless as error:
+            now_s = self._clock_s()
+            if isinstance(error, AWAY) and now_s >= begun_s + SLOW_S:
+                self._not_asked_until_s = now_s + NOT_ASKED_S
             kept = self._kept(name, from_json)
             if kept is None:
                 raise

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs.base.errors import Unreachable
 from dserverfs.base.model import Dataset
 from dserverfs.catalogue.catalogue import Catalogue
-from dserverfs.catalogue.offline import KeptAnswers
+from dserverfs.catalogue.offline import NOT_ASKED_S, SLOW_S, KeptAnswers
 from dserverfs.catalogue.refreshed import loaded
 from dserverfs.remote.api import Resolver
 from tests.support.accounts import Account
@@ -119,3 +120,34 @@ def test_what_is_answered_in_the_server_s_place_takes_nothing_away(
 
     assert (answers.user(), answers.datasets(BASE_URI), answers.readme(dataset)) == known
     assert answers.accepted_user() == known[0]
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_server_that_hangs_is_waited_for_once_in_a_while(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset, tmp_path: Path
+) -> None:
+    ahead_s = 0.0
+
+    def hang(handler: object) -> None:
+        nonlocal ahead_s
+        ahead_s += SLOW_S
+        handler.close_connection = True  # type: ignore[attr-defined]
+
+    answers = KeptAnswers(resolver, tmp_path, lambda: ahead_s)
+    known = (answers.user(), answers.readme(dataset))
+    quirky.broken = {"": hang}
+
+    assert answers.user() == known[0]
+    asked = len(quirky.requests)
+    assert (answers.user(), answers.readme(dataset)) == known
+    assert len(quirky.requests) == asked
+    with pytest.raises(Unreachable):
+        answers.present_user()
+    with pytest.raises(Unreachable):
+        answers.metadata(dataset)  # there is none that could be told
+
+    quirky.broken = {}
+    ahead_s += NOT_ASKED_S
+    asked = len(quirky.requests)
+    assert answers.user() == known[0]
+    assert len(quirky.requests) == asked + 1
