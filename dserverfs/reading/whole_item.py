@@ -1,4 +1,4 @@
-"""A large item straight from the store into a file, in parallel ranges, hashed in order.
+"""A large item straight from the store into a file, in parallel ranges, hashed as it arrives.
 
 Used for programs that want a file: a copy in blocks beside it would cost the disk as
 much again, so nothing of it goes through the block cache. Blocking.
@@ -6,13 +6,16 @@ much again, so nothing of it goes through the block cache. Blocking.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from queue import SimpleQueue
+from typing import NamedTuple
 
 from dserverfs.base.errors import Cancelled
-from dserverfs.base.hashes import hash_file, known_hasher
+from dserverfs.base.hashes import known_hasher
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.local_files import write_all
 from dserverfs.base.retry import Deadline
@@ -23,6 +26,7 @@ from dserverfs.remote.objects import ByteRange
 # 3 streams saturate two cores, and fill a line to a distant store.
 STREAMS = 3
 RANGE_BYTES = 16 * BLOCK_SIZE
+AHEAD = 2  # ranges that wait for a stream, so that none waits for the one that is hashed
 
 
 def download(ranges: RangeFetcher, content: ItemContent, fd: int) -> str:
@@ -32,24 +36,37 @@ def download(ranges: RangeFetcher, content: ItemContent, fd: int) -> str:
     and the disk say; the file is good for nothing then.
     """
     job = _Download(ranges, content, fd)
+    hasher = known_hasher(content.hash_function)
     # Begun one after the other: a manifest may say that an item has 2**63 bytes.
     starts = iter(range(0, content.size_in_bytes, RANGE_BYTES))
-    begun: deque[tuple[int, Future[None]]] = deque()
+    begun: deque[_Range] = deque()
     with ThreadPoolExecutor(STREAMS, thread_name_prefix="download") as pool:
 
         def begin(count: int) -> None:
-            begun.extend((start, pool.submit(job.fetch, start)) for start in islice(starts, count))
+            for start in islice(starts, count):
+                arrived: SimpleQueue[int] = SimpleQueue()
+                begun.append(_Range(start, arrived, pool.submit(job.fetch, start, arrived)))
 
         try:
-            begin(STREAMS)
+            begin(STREAMS + AHEAD)
             while begun:
-                start, fetched = begun.popleft()
+                offset, arrived, fetched = begun.popleft()
+                while count := arrived.get():
+                    hasher.update(os.pread(fd, count, offset))
+                    offset += count
                 fetched.result()
                 begin(1)
-                job.hash(start)
         finally:
             job.ended.set()
-    return job.hasher.hexdigest()
+    return hasher.hexdigest()
+
+
+class _Range(NamedTuple):
+    """A range on its way to the file."""
+
+    start: int
+    arrived: SimpleQueue[int]  # numbers of bytes, in order; 0 when no more will come
+    fetched: Future[None]
 
 
 class _Download:
@@ -60,27 +77,28 @@ class _Download:
         self._content = content
         self._fd = fd
         self._version = FirstVersion(content)
-        self.hasher = known_hasher(content.hash_function)
         self.ended = threading.Event()
 
-    def fetch(self, start: int) -> None:
+    def fetch(self, start: int, arrived: SimpleQueue[int]) -> None:
         """Write the range that begins there; raises Cancelled when the download has ended."""
         offset = start
 
         def write(block: bytes) -> None:
             nonlocal offset
-            if self.ended.is_set():
-                raise Cancelled("the download was ended")
+            self._check()
             write_all(self._fd, block, offset)
             offset += len(block)
+            arrived.put(len(block))
 
-        wanted = ByteRange(start, self._end(start) - start, self._content.size_in_bytes)
-        deadline = Deadline(RANGE_TIMEOUT_S)
-        self._ranges.fetch(self._content, wanted, self._version, write, deadline)
+        size = self._content.size_in_bytes
+        wanted = ByteRange(start, min(RANGE_BYTES, size - start), size)
+        try:
+            self._check()
+            deadline = Deadline(RANGE_TIMEOUT_S)
+            self._ranges.fetch(self._content, wanted, self._version, write, deadline)
+        finally:
+            arrived.put(0)
 
-    def hash(self, start: int) -> None:
-        """Hash the range that begins there, which is in the file."""
-        hash_file(self._fd, self.hasher, offset=start, length=self._end(start) - start)
-
-    def _end(self, start: int) -> int:
-        return min(self._content.size_in_bytes, start + RANGE_BYTES)
+    def _check(self) -> None:
+        if self.ended.is_set():
+            raise Cancelled("the download was ended")
