@@ -14,6 +14,7 @@ from dserverfs import cli
 from dserverfs.cli.main import main
 from tests.support import pages
 from tests.support.pages import PACKAGE, PAGES, ROOT, TOPICS
+from tests.test_structure import MAY_IMPORT
 
 # Each bullet of these pages is a promise, which a test keeps.
 PROMISES = [path for path in TOPICS if path.stem in {"semantics", "durability"}]
@@ -164,6 +165,22 @@ def test_page_about_semantics_names_every_errno_of_the_table() -> None:
     errnos = set(re.findall(r"errno\.(E[A-Z]+)", table))
     assert len(errnos) > 9
     assert {name for name in errnos if name not in text} - {"ENOSYS"} == set()
+
+
+def test_page_about_architecture_has_the_rules_of_the_house() -> None:
+    text = (PACKAGE / "docs/architecture.rst").read_text()
+
+    rows = dict(re.findall(r"^``(\w+)(?:/|\.py)``  +([a-z ]+)$", text, re.MULTILINE))
+    rules = {room: others or "nothing" for room, others in MAY_IMPORT.items()}
+    assert {room: others for room, others in rules.items() if room != "__main__"} == rows
+
+
+def test_page_about_architecture_has_every_thread() -> None:
+    text = (PACKAGE / "docs/architecture.rst").read_text()
+
+    rows = set(re.findall(r"^``([a-z -]+)`` .*?``([\w/]+\.py)``", text, re.MULTILINE))
+    assert pages.threads() - rows == set()
+    assert {(name, file) for name, file in rows if name != "trio"} - pages.threads() == set()
 
 
 def test_readme_names_every_page() -> None:

@@ -15,7 +15,7 @@ PACKAGE = Path(dserverfs.__file__).resolve().parent
 ROOT = PACKAGE.parent
 TESTS = ROOT / "tests"
 TOPICS = sorted((PACKAGE / "docs").glob("*.rst"))
-PAGES = [ROOT / "README.rst", *TOPICS]
+PAGES = [ROOT / "README.rst", ROOT / "CONTRIBUTING.rst", *TOPICS]
 
 _LITERAL = re.compile(r"(?<!`)``(?!`)(.+?)``", re.DOTALL)
 _MARK = re.compile(r"\[(test_[^]]*)\]\s*\Z")
@@ -99,6 +99,19 @@ def constants() -> set[str]:
                 found.add(f"{node.targets[0].id} = {ast.unparse(node.value)}")
             elif isinstance(node, ast.AnnAssign) and node.value is not None:
                 found.add(f"{ast.unparse(node.target)} = {ast.unparse(node.value)}")
+    return found
+
+
+def threads() -> set[tuple[str, str]]:
+    """Return the name and the module of each thread or pool of threads of the package."""
+    # A thread's name is an argument of its maker, or set afterwards.
+    named = re.compile(r'(?:thread_name_prefix=|\bname=f?|thread\.name = )"([a-z -]+?)-?["{]')
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        source = path.read_text()
+        if "Thread" in source:
+            module = str(path.relative_to(PACKAGE))
+            found |= {(name, module) for name in named.findall(source)}
     return found
 
 
