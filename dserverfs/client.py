@@ -32,7 +32,7 @@ from dserverfs.remote.trust import Trust, is_loopback
 from dserverfs.settings import Settings, TokenSetting
 from dserverfs.writing.edits import journal
 from dserverfs.writing.edits.editable import EditableFiles
-from dserverfs.writing.edits.edits import FrozenEdits
+from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.freezer import Freezer
 from dserverfs.writing.registry import Registration
 from dserverfs.writing.staging.area import Staging
@@ -94,7 +94,7 @@ class Client:
         self._staging_directory = staged
         self.staging = Staging(staged, server)
         self.editable_files = EditableFiles(self.metadata_writes, self.catalogue)
-        self.edits = FrozenEdits(journal.root_of(staged, server), self.editable_files)
+        self.edits = DatasetEdits(journal.root_of(staged, server), self.editable_files)
         registration = Registration(
             server,
             self.resolver,

@@ -22,7 +22,7 @@ from dserverfs.mount.control import Answer
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.tree import description
 from dserverfs.tree.mount_tree import InFrozen, Inode, Tree
-from dserverfs.writing.edits.edits import FrozenEdits
+from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.edits.journal import UnsentEdit
 from dserverfs.writing.freezer import Freezer
 from dserverfs.writing.staging.area import Staging
@@ -74,7 +74,7 @@ class Commander:
     tree: Tree
     staging: Staging | None
     freezer: Freezer
-    edits: FrozenEdits
+    edits: DatasetEdits
     reader: BlockReader
     in_loop: Callable[[Callable[[], Any]], Any]  # calls a function in the event loop; blocks
     forget_name: Callable[[Inode, str], None]  # has the kernel forget an entry of a directory

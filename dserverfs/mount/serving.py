@@ -36,7 +36,7 @@ from dserverfs.settings import Settings
 from dserverfs.tree import description
 from dserverfs.tree.filesystem import FileSystem
 from dserverfs.tree.mount_tree import Inode, Tree
-from dserverfs.writing.edits.edits import FrozenEdits
+from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.freezer import Freezer
 from dserverfs.writing.staging.area import Staging
 
@@ -97,7 +97,7 @@ class _Parts(NamedTuple):
     tree: Tree
     staging: Staging | None
     freezer: Freezer
-    edits: FrozenEdits
+    edits: DatasetEdits
     reader: BlockReader
     signals: list[int]  # that told it to end
 

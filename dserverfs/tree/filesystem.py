@@ -37,7 +37,7 @@ from dserverfs.tree.staged_changes import StagedChanges
 from dserverfs.tree.staged_dataset import DATA_LINK, StagedTree, is_for_writing
 from dserverfs.tree.steps import Steps, loaded
 from dserverfs.tree.write_latency import WriteLatency
-from dserverfs.writing.edits.edits import FrozenEdits
+from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.freezer import Freezer
 from dserverfs.writing.staging.area import Staging
 
@@ -73,7 +73,7 @@ class FileSystem:
         give_way: Callable[[int], bool],
         *,
         staging: Staging | None = None,
-        edits: FrozenEdits | None = None,
+        edits: DatasetEdits | None = None,
         umask: int = 0,
         attributes_of: AttributesOf | None = None,
         latency: WriteLatency | None = None,

@@ -21,13 +21,13 @@ from dserverfs.tree.refusals import AcrossDatasets, NotPermitted
 from dserverfs.tree.staged_dataset import is_for_writing
 from dserverfs.tree.steps import Limit, Steps, blocking, loaded
 from dserverfs.writing.edits.editable import Kind, target_of
-from dserverfs.writing.edits.edits import FrozenEdits
+from dserverfs.writing.edits.edits import DatasetEdits
 
 
 class FrozenChanges:
     """The changes that one mount's edits take; without edits, none."""
 
-    def __init__(self, edits: FrozenEdits | None, umask: int) -> None:
+    def __init__(self, edits: DatasetEdits | None, umask: int) -> None:
         """`umask` are the mode bits that the mount takes away."""
         self._edits = edits
         self._umask = umask
@@ -113,7 +113,7 @@ class FrozenChanges:
         yield from self._require(parent.tree.dataset, path)
         raise NotPermitted(f"{parent.tree.dataset.uri}: {path} cannot be a link")
 
-    def _require(self, dataset: Dataset, path: str) -> Steps[FrozenEdits]:
+    def _require(self, dataset: Dataset, path: str) -> Steps[DatasetEdits]:
         """Return the edits, which may change a path; raises as they do, and Frozen without."""
         edits = self._edits
         if edits is None:
@@ -136,7 +136,7 @@ class FrozenChanges:
 
     def _truncate(
         self,
-        edits: FrozenEdits,
+        edits: DatasetEdits,
         dataset: Dataset,
         path: str,
         edit: OpenEdit | None,
@@ -157,7 +157,7 @@ class FrozenChanges:
             finally:
                 edit.close()
 
-    def _set_mode(self, edits: FrozenEdits, place: InFrozen, path: str, mode: int) -> Steps[None]:
+    def _set_mode(self, edits: DatasetEdits, place: InFrozen, path: str, mode: int) -> Steps[None]:
         tree, number = place
         if tree.local_file(number) is not None:
             edits.set_mode(tree.dataset, path, mode)

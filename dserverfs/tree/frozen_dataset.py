@@ -27,7 +27,7 @@ from dserverfs.catalogue.manifest_index import ManifestIndex, Row
 from dserverfs.tree.attributes import EDITABLE_S, FROZEN_S, MUTABLE_S, Attributes, Entry
 from dserverfs.writing.edits import editable
 from dserverfs.writing.edits.editable import target_of
-from dserverfs.writing.edits.edits import FrozenEdits
+from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.edits.local_file import LocalFile
 
 ALIAS = 1 << 34  # numbers from here on are rows by their other path
@@ -59,7 +59,7 @@ class DatasetTree:
         self,
         dataset: Dataset,
         catalogue: Catalogue,
-        edits: FrozenEdits | None = None,
+        edits: DatasetEdits | None = None,
     ) -> None:
         """Without `edits` nothing in it can be changed."""
         self.dataset = dataset

@@ -22,7 +22,7 @@ from dserverfs.catalogue.names import DatasetNames
 from dserverfs.tree.attributes import MUTABLE_S, Attributes, Entry
 from dserverfs.tree.frozen_dataset import OWN, Content, DatasetTree
 from dserverfs.tree.staged_dataset import StagedTree
-from dserverfs.writing.edits.edits import FrozenEdits
+from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.staging.area import Staging, require_name
 from dserverfs.writing.staging.dataset import StagedDataset
 
@@ -100,7 +100,7 @@ class Tree:
         catalogue: Catalogue,
         mounted_ns: int,
         staging: Staging | None = None,
-        edits: FrozenEdits | None = None,
+        edits: DatasetEdits | None = None,
     ) -> None:
         """`mounted_ns` is the mtime of the directories above the datasets.
 

@@ -19,7 +19,7 @@ from dserverfs.tree.refusals import NotOpenForWriting
 from dserverfs.tree.staged_changes import INLINE_BYTES, StagedChanges
 from dserverfs.tree.staged_dataset import OpenStaged
 from dserverfs.tree.steps import Limit, Steps, blocking
-from dserverfs.writing.edits.edits import FrozenEdits
+from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.edits.local_file import EditHandle
 
 
@@ -89,7 +89,7 @@ class OpenEdit:
 
     keeps_pages = False
 
-    def __init__(self, edits: FrozenEdits, handle: EditHandle) -> None:
+    def __init__(self, edits: DatasetEdits, handle: EditHandle) -> None:
         self._edits = edits
         self.handle = handle
 

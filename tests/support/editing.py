@@ -27,7 +27,7 @@ from dserverfs.remote.tokens import TokenSource
 from dserverfs.tree.frozen_dataset import DatasetTree
 from dserverfs.writing.edits import sender
 from dserverfs.writing.edits.editable import EditableFiles
-from dserverfs.writing.edits.edits import FrozenEdits
+from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.edits.journal import root_of
 from dserverfs.writing.edits.local_file import EditHandle
 from tests.support.quirky_server import BASE_URI, CONTENTS, OTHERS, TOKEN, QuirkyServer
@@ -94,15 +94,15 @@ class Bench:
         self.quirky.add(uuid, CONTENTS, BEFORE, **json.loads(json.dumps(OTHERS)))
         return resolver.dataset_by_uuid(UUID(uuid), BASE_URI)
 
-    def mount(self, retry_s: tuple[float, float] = sender.RETRY_S) -> FrozenEdits:
+    def mount(self, retry_s: tuple[float, float] = sender.RETRY_S) -> DatasetEdits:
         """Return the edits of one more mount, which has taken over what others left."""
         self.edits = self.another(retry_s).open(lambda dataset: True)
         return self.edits
 
-    def another(self, retry_s: tuple[float, float] = sender.RETRY_S) -> FrozenEdits:
+    def another(self, retry_s: tuple[float, float] = sender.RETRY_S) -> DatasetEdits:
         """Return the edits of a mount beside it."""
         editable_files = EditableFiles(self.writes, self.catalogue)
-        return FrozenEdits(root_of(self.staging, "server"), editable_files, retry_s)
+        return DatasetEdits(root_of(self.staging, "server"), editable_files, retry_s)
 
     def close(self) -> None:
         self.edits.close()

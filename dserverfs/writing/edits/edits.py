@@ -39,7 +39,7 @@ CLOSE_S = 5.0  # for what is being sent when the mount ends
 _RENAME_NOREPLACE = 1  # of renameat2(2)
 
 
-class FrozenEdits:
+class DatasetEdits:
     """The edits of one mount."""
 
     def __init__(
@@ -55,7 +55,7 @@ class FrozenEdits:
         self._is_open = False
         self._said: set[str] = set()
 
-    def open(self, wanted: Callable[[Dataset], bool]) -> FrozenEdits:
+    def open(self, wanted: Callable[[Dataset], bool]) -> DatasetEdits:
         """Begin, with the unsent edits that earlier mounts left of the `wanted` datasets."""
         resumed = self._local.open(wanted)
         self._is_open = True
