@@ -111,7 +111,7 @@ class Commander:
             if (frozen := place.frozen()) is not None:
                 found = description.of_frozen(*frozen, self.uri.server)
                 uri = frozen.tree.dataset.uri
-                unsent = [one for one in self.edits.unsent() if one.dataset.uri == uri]
+                unsent = [one for one in self.edits.unsent() if one.note.dataset.uri == uri]
                 if noted := self.freezer.notes().get(uri):
                     found["notes"] = noted.notes
                 return {**found, "unsent": self._unsent(unsent)} if unsent else found

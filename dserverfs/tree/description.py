@@ -98,15 +98,15 @@ def of_unusable(directory: Path, base_uri: DserverURI, reason: str) -> dict[str,
 
 def of_unsent(change: UnsentEdit, server: str) -> dict[str, Any]:
     """Return the facts of what was written into a frozen dataset and is not sent yet."""
-    dataset = change.dataset
+    note, dataset = change.note, change.note.dataset
     return {
         "dataset": str(DserverURI(server, dataset.base_uri, dataset.uuid)),
         "name": dataset.name,
-        "path": change.path,
+        "path": note.path,
         "file": str(change.local),
         "size_in_bytes": change.size_in_bytes,
-        "changed_at": change.changed_at,
-        "reason": change.reason,
+        "changed_at": note.changed_at,
+        "reason": note.reason,
     }
 
 

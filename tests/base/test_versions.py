@@ -160,7 +160,7 @@ def test_what_was_refused_is_kept_told_of_and_refused_after_the_next_mount(bench
 
     for _ in range(2):
         ((_, unsent),) = all_unsent(bench.staging)
-        assert "by somebody else" in (unsent.reason or "")
+        assert "by somebody else" in (unsent.note.reason or "")
         assert unsent.local.read_bytes() == OURS[README]
         assert bench.shows(README) == OURS[README]
         assert on_server(bench, README) == THEIRS[README].decode()

@@ -72,7 +72,7 @@ def test_annotation_that_is_not_json_is_kept_until_it_is_or_is_discarded(bench: 
     bench.make(path, b"{")
     assert bench.shows(path) == b"{"
     (unsent,) = bench.edits.unsent()
-    assert "not JSON" in str(unsent.reason)
+    assert "not JSON" in str(unsent.note.reason)
     assert unsent.local.read_bytes() == b"{"
 
     bench.write(path, b"{}")
@@ -183,7 +183,7 @@ def test_what_could_not_be_sent_is_shown_and_sent_when_the_server_is_back(
     bench.write(README, b"new: 1\n")
     assert bench.shows(README) == b"new: 1\n"
     (unsent,) = bench.edits.unsent()
-    assert (unsent.path, unsent.reason) == (README, "the server is away")
+    assert (unsent.note.path, unsent.note.reason) == (README, "the server is away")
 
     bench.writes.error = None
 
@@ -202,8 +202,8 @@ def test_what_the_server_refused_is_not_sent_again_by_itself(
 
     bench.write(README, b"new: 1\n")
 
-    (file,) = [entry for entry in bench.edits.unsent() if entry.path == README]
-    assert file.reason == "no"
+    (file,) = [entry for entry in bench.edits.unsent() if entry.note.path == README]
+    assert file.note.reason == "no"
     assert bench.writes.reached.is_set()
     bench.writes.reached.clear()
     assert not bench.writes.reached.wait(0.2)

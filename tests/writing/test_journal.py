@@ -40,9 +40,13 @@ def test_what_was_not_sent_is_kept_told_of_and_sent_by_the_next_mount(bench: Ben
     bench.make(".scratch", b"x")
     bench.edits.close()
     ((server, unsent),) = all_unsent(bench.staging)
-    assert (server, unsent.path, unsent.reason) == ("server", README, "the server is away")
+    assert (server, unsent.note.path, unsent.note.reason) == (
+        "server",
+        README,
+        "the server is away",
+    )
     assert unsent.local.read_bytes() == b"new: 1\n"
-    assert unsent.dataset == bench.dataset
+    assert unsent.note.dataset == bench.dataset
 
     bench.writes.error = None
     bench.mount()
@@ -61,7 +65,7 @@ def test_mount_of_other_datasets_leaves_it_to_others(bench: Bench) -> None:
 
     bench.another().open(lambda dataset: False).close()
 
-    assert [unsent.path for _, unsent in all_unsent(bench.staging)] == [README]
+    assert [unsent.note.path for _, unsent in all_unsent(bench.staging)] == [README]
 
 
 def test_mount_that_lives_keeps_its_own(bench: Bench) -> None:
@@ -87,7 +91,7 @@ def test_what_was_being_written_is_shown_by_the_next_mount_and_not_sent(bench: B
     assert bench.shows(README) == b"hal"
     assert bench.puts() == 0
     (unsent,) = bench.edits.unsent()
-    assert unsent.reason == UNFINISHED
+    assert unsent.note.reason == UNFINISHED
     bench.edits.release(bench.edits.open_local(local_file(bench)))  # somebody reads it
     bench.edits.flush(0.1)
     assert bench.puts() == 0
@@ -152,7 +156,7 @@ def test_kill_at_any_step_leaves_what_was_written_to_the_next_mount(
 
     assert bench.shows(README) == (b"new: 1\n" if step else BEFORE)
     assert bench.has("readme") == ("new: 1\n" if sent else BEFORE.decode())
-    assert [unsent.path for unsent in bench.edits.unsent()] == ([README] if step == 1 else [])
+    assert [unsent.note.path for unsent in bench.edits.unsent()] == ([README] if step == 1 else [])
 
 
 @pytest.mark.expects_log("cannot be read")

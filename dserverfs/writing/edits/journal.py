@@ -29,6 +29,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from dserverfs.base.directories import private_directory
 from dserverfs.base.durable_files import (
@@ -64,7 +65,7 @@ class Note:
     path: str  # in the dataset
     is_complete: bool  # its writers were done
     changed_at: float  # epoch seconds
-    reason: str | None = None
+    reason: str | None = None  # None: it is being written or sent
     read: Version | None = None  # the server's when its writer began
 
     def to_json(self) -> str:
@@ -80,21 +81,16 @@ class Note:
             return record_of(cls, {**values, "dataset": Dataset.from_json(values["dataset"])})
 
 
-@dataclass(frozen=True)
-class UnsentEdit:
+class UnsentEdit(NamedTuple):
     """A change that the server does not have, as users are told of it."""
 
-    dataset: Dataset
-    path: str
+    note: Note
     local: Path
     size_in_bytes: int
-    changed_at: float  # epoch seconds
-    reason: str | None  # None: it is being written or sent
 
     @classmethod
     def of(cls, local: Path, note: Note) -> UnsentEdit:
-        size = local.stat().st_size
-        return cls(note.dataset, note.path, local, size, note.changed_at, note.reason)
+        return cls(note, local, local.stat().st_size)
 
 
 class EditSession:
