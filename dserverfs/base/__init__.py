@@ -1,4 +1,4 @@
-"""What every room may use: errors, limits, the words of dtool and dserver, local files, time.
+"""Errors, limits, the types of dtool and dserver, local files and disks, time: for every room.
 
-Nothing here crosses the network, knows the cache or knows FUSE.
+Nothing here crosses the network or knows FUSE.
 """

@@ -196,14 +196,6 @@ class Indexing:
                 remove_if_possible(scratch)
 
 
-def build_apart(manifest_path: Path, index_path: Path) -> None:
-    """As `build` from a file, but a large one does not stay in this process' memory; blocks."""
-    with Indexing(index_path) as indexing:
-        for piece in pieces_of(manifest_path):
-            indexing.write(piece)
-        indexing.finish()
-
-
 def _pieces(file: IO[bytes]) -> Iterator[bytes]:
     while piece := file.read(_PIECE_BYTES):
         yield piece

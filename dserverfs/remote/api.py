@@ -282,10 +282,6 @@ class Resolver:
         self._routes.note_signed(str(admin_url))
         return MetadataUrls(str(admin_url), overlays, annotations, _sorted_texts(tags))
 
-    def read_metadata(self, url: str) -> bytes:
-        """Return the object at one of the `metadata_urls`; StorageRefused: the URL has expired."""
-        return self._read_object(url, Deadline(METADATA_TIMEOUT_S))
-
     def item_url(
         self,
         dataset: Dataset,

@@ -33,8 +33,15 @@ def indexed(tmp_path: Path, relpaths: list[str]) -> ManifestIndex:
     }
     manifest = tmp_path / "manifest.json"
     manifest.write_text(json.dumps({"items": items, "hash_function": "md5sum_hexdigest"}))
-    manifest_indexing.build_apart(manifest, tmp_path / "index")
+    build_apart(manifest, tmp_path / "index")
     return ManifestIndex(tmp_path / "index").open()
+
+
+def build_apart(manifest: Path, index_path: Path) -> None:
+    with manifest_indexing.Indexing(index_path) as indexing:
+        for piece in manifest_indexing.pieces_of(manifest):
+            indexing.write(piece)
+        indexing.finish()
 
 
 def walk(index: ManifestIndex, row: Row, path: str = "") -> dict[str, Row]:
@@ -142,7 +149,7 @@ def test_fault_of_the_indexing_process_is_told_in_one_line(
     manifest.write_text("no JSON")
 
     with pytest.raises(ProtocolError, match="cannot be read") as refusal:
-        manifest_indexing.build_apart(manifest, tmp_path / "index")
+        build_apart(manifest, tmp_path / "index")
     assert "\n" not in str(refusal.value)
 
 
