@@ -87,13 +87,12 @@ class StoredMetadata:
     def tags(self) -> list[str]:
         return self._store.names(self._bucket, self._keys.tags)
 
-    def set_tags(self, tags: Iterable[str]) -> list[str]:
-        """Make these the dataset's tags and return them."""
+    def set_tags(self, tags: Iterable[str]) -> None:
+        """Make these the dataset's tags."""
         wanted, there = set(tags), set(self.tags())
         for tag in wanted - there:
             self.put_tag(tag)
         self._store.delete(self._bucket, (self._keys.tag(tag) for tag in there - wanted))
-        return sorted(wanted)
 
     def put_tag(self, tag: str) -> None:
         self._store.write(self._bucket, self._keys.tag(tag), b"")

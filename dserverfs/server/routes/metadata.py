@@ -32,7 +32,7 @@ from typing import Any
 from marshmallow import fields
 
 from dserverfs.server.database import forms
-from dserverfs.server.database.changes import Change, Changes, Description
+from dserverfs.server.database.changes import Changes, Description
 from dserverfs.server.database.retrieve import registered
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.database.upload_request import (
@@ -50,6 +50,8 @@ README = forms.form(readme=fields.String(required=True, validate=check_readme))
 TAGS = forms.form(tags=forms.Strings(required=True))
 NAME = forms.form(name=fields.String(required=True, validate=check_name))
 VALUE = forms.form(value=fields.Raw(required=True, allow_none=True))
+
+Write = Callable[[StoredMetadata], object]
 
 
 class Metadata:
@@ -69,49 +71,26 @@ class Metadata:
 
     def put_tags(self, asked: Asked) -> Mapping[str, Any]:
         tags = checked_tags(asked.body["tags"])
-
-        def change(stored: StoredMetadata, before: Description) -> Description:
-            return replace(before, tags=stored.set_tags(tags))
-
-        return self._tagged(asked.uri, change, tags)
+        return self._tagged(asked.uri, lambda stored: stored.set_tags(tags), tags)
 
     def post_tag(self, asked: Asked, tag: str) -> Mapping[str, Any]:
         checked_tags([tag])
-
-        def change(stored: StoredMetadata, before: Description) -> Description:
-            stored.put_tag(tag)
-            return replace(before, tags=stored.tags())
-
-        return self._tagged(asked.uri, change, [tag])
+        return self._tagged(asked.uri, lambda stored: stored.put_tag(tag), [tag])
 
     def delete_tag(self, asked: Asked, tag: str) -> Mapping[str, Any]:
         checked_tags([tag])
-
-        def change(stored: StoredMetadata, before: Description) -> Description:
-            stored.delete_tag(tag)
-            return replace(before, tags=stored.tags())
-
-        return self._tagged(asked.uri, change, [])
+        return self._tagged(asked.uri, lambda stored: stored.delete_tag(tag), [])
 
     def put_annotation(self, asked: Asked, name: str) -> Mapping[str, Any]:
         value = asked.body["value"]
         check_annotation(name, value)
-
-        def change(stored: StoredMetadata, before: Description) -> Description:
-            stored.put_annotation(name, value)
-            return replace(before, annotations={**before.annotations, name: value})
-
-        return self._annotated(asked.uri, change, {name: value})
+        return self._annotated(
+            asked.uri, name, lambda stored: stored.put_annotation(name, value), {name: value}
+        )
 
     def delete_annotation(self, asked: Asked, name: str) -> Mapping[str, Any]:
         require_metadata_name("annotation", name)
-
-        def change(stored: StoredMetadata, before: Description) -> Description:
-            stored.delete_annotation(name)
-            left = {key: value for key, value in before.annotations.items() if key != name}
-            return replace(before, annotations=left)
-
-        return self._annotated(asked.uri, change, {})
+        return self._annotated(asked.uri, name, lambda stored: stored.delete_annotation(name), {})
 
     def put_overlay(self, asked: Asked, name: str) -> Mapping[str, Any]:
         values = asked.body["value"]
@@ -131,17 +110,28 @@ class Metadata:
 
         return {"name": self._changes.make(asked.uri, change).name}
 
-    def _tagged(self, uri: str, change: Change, sent: Sequence[str]) -> Mapping[str, Any]:
+    def _tagged(self, uri: str, write: Write, sent: Sequence[str]) -> Mapping[str, Any]:
+        def change(stored: StoredMetadata, before: Description) -> Description:
+            write(stored)
+            return replace(before, tags=stored.tags())
+
         tags = self._changes.make(uri, change).tags
         return {"tags": tags if may_search(uri) else sorted(sent)}
 
-    def _annotated(self, uri: str, change: Change, sent: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _annotated(
+        self, uri: str, name: str, write: Write, sent: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Change an annotation; `sent` has its value, unless it is deleted."""
+
+        def change(stored: StoredMetadata, before: Description) -> Description:
+            write(stored)
+            others = {key: value for key, value in before.annotations.items() if key != name}
+            return replace(before, annotations={**others, **sent})
+
         annotations = self._changes.make(uri, change).annotations
         return {"annotations": annotations if may_search(uri) else sent}
 
-    def _overlaid(
-        self, uri: str, write: Callable[[StoredMetadata], None], sent: Sequence[str]
-    ) -> Mapping[str, Any]:
+    def _overlaid(self, uri: str, write: Write, sent: Sequence[str]) -> Mapping[str, Any]:
         """Change an overlay; overlays are in the bucket only."""
         names: list[str] = []
 
