@@ -221,10 +221,9 @@ def test_reader_of_a_wrong_item_does_not_get_all_of_it_in_whatever_order(
 @wrong_is_said
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 def test_reader_without_a_disk_to_read_back_from_is_told_all_the_same(
-    store: FaultyStore, tmp_path: Path, order: list[int], monkeypatch: pytest.MonkeyPatch
+    store: FaultyStore, tmp_path: Path, order: list[int]
 ) -> None:
-    world = World(store, tmp_path / "blocks", max_memory_in_bytes=2 * BLOCK_SIZE)
-    monkeypatch.setattr(world.cache, "store", lambda blocks: {})
+    world = without_disk(store, tmp_path, Policy.COMPLETE)
     right = world.content()
     damage(store, 5)
 
@@ -275,13 +274,11 @@ def forge(store: FaultyStore, place: int) -> None:
     store.content = bytes(forged)
 
 
-def without_disk(
-    store: FaultyStore, tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
-) -> World:
+def without_disk(store: FaultyStore, tmp_path: Path, policy: Policy) -> World:
     """Return a world in which every block is fetched again that is not among the last two."""
-    world = World(store, tmp_path / "blocks", policy, max_memory_in_bytes=2 * BLOCK_SIZE)
-    monkeypatch.setattr(world.cache, "store", lambda blocks: {})
-    return world
+    return World(
+        store, tmp_path / "blocks", policy, max_memory_in_bytes=2 * BLOCK_SIZE, cache_size=0
+    )
 
 
 @wrong_is_said
@@ -296,9 +293,8 @@ def test_forged_block_that_is_fetched_again_is_compared_as_the_first_one_was(
     order: list[int],
     policy: Policy,
     same_handle: bool,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    world = without_disk(store, tmp_path, policy, monkeypatch)
+    world = without_disk(store, tmp_path, policy)
     content = world.content()
     item = OpenItem(world.reader, content)
     assert b"".join(item.read(start, BLOCK_SIZE) for start in IN_ORDER) == CONTENT
@@ -317,9 +313,9 @@ def test_forged_block_that_is_fetched_again_is_compared_as_the_first_one_was(
 
 @pytest.mark.parametrize("policy", [Policy.COMPLETE, Policy.STRICT])
 def test_right_block_that_is_fetched_again_does_not_have_the_others_fetched(
-    store: FaultyStore, tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
+    store: FaultyStore, tmp_path: Path, policy: Policy
 ) -> None:
-    world = without_disk(store, tmp_path, policy, monkeypatch)
+    world = without_disk(store, tmp_path, policy)
     item = OpenItem(world.reader, world.content())
     assert b"".join(item.read(start, BLOCK_SIZE) for start in IN_ORDER) == CONTENT
     world.reader.flush()
@@ -384,10 +380,8 @@ def test_strict_refuses_a_wrong_item_of_one_block(store: FaultyStore, tmp_path: 
     world.close()
 
 
-def test_strict_works_without_a_disk(
-    store: FaultyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world = without_disk(store, tmp_path, Policy.STRICT, monkeypatch)
+def test_strict_works_without_a_disk(store: FaultyStore, tmp_path: Path) -> None:
+    world = without_disk(store, tmp_path, Policy.STRICT)
 
     assert read(world, world.content(), ORDERS["shuffled"]) == CONTENT
     world.close()

@@ -55,6 +55,7 @@ class World:
         verify: Policy = Policy.COMPLETE,
         *,
         max_memory_in_bytes: int = MAX_MEMORY_BYTES,
+        cache_size: int | None = None,
         **limits: Any,
     ) -> None:
         """`limits` are those of a BlockReader."""
@@ -62,7 +63,7 @@ class World:
         self.urls = OneUrl(store)
         self.storage = Storage()
         self.hot = HotBlocks(max_memory_in_bytes=max_memory_in_bytes)
-        self.cache = BlockCache(directory, on_removal=self.hot.close_removed)
+        self.cache = BlockCache(directory, size_limit=cache_size, on_removal=self.hot.close_removed)
         self.cache.open()
         self.reader = self.new_reader(verify=verify, **limits)
 
