@@ -1,4 +1,4 @@
-"""Where configuration comes from: the environment, then `~/.config/dtool/dtool.json`.
+"""The configuration: the environment, then `~/.config/dtool/dtool.json`.
 
 Read by `dserverfs.client` alone, so that no lower layer has a hidden switch.
 The variables are those of the dtool ecosystem where it has them. SERVER below
@@ -61,7 +61,7 @@ STAGING_DIR = "DSERVER_STAGING_DIR"
 
 
 class TokenSetting(NamedTuple):
-    """Where a token is."""
+    """The place of a token."""
 
     name: str | None  # of the setting; None: `login` has kept it
     token: str | None
@@ -298,5 +298,5 @@ def _config_home(environment: Mapping[str, str]) -> Path:
 def _dtool_config(environment: Mapping[str, str]) -> Path:
     """Return the file with dtool's configuration."""
     wanted = _config_home(environment) / "dtool" / "dtool.json"
-    # dtool's own commands write to ~/.config, whatever XDG_CONFIG_HOME says.
+    # dtool's own commands write to ~/.config under any XDG_CONFIG_HOME.
     return wanted if wanted.exists() else Path("~/.config/dtool/dtool.json").expanduser()

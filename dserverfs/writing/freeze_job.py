@@ -1,4 +1,4 @@
-"""One freeze: a staged dataset is hashed, uploaded and meanwhile sealed, registered, checked.
+"""One freeze: a staged dataset is hashed, uploaded while it is sealed, registered, checked.
 
 Used by the freezer, whose threads carry it out. Knows no schedule and no other job.
 """
@@ -34,22 +34,22 @@ LATE_CLOSE_S = 2.0
 
 
 class FreezeResult(NamedTuple):
-    """What came of a freeze."""
+    """The result of a freeze."""
 
     uri: str  # in its backend
     notes: list[str]  # a line each: what was lost, or may surprise
 
 
 class Noted(NamedTuple):
-    """What there is to know of a dataset that was frozen."""
+    """A dataset that was frozen."""
 
     name: str
     notes: list[str]
-    by_itself: bool  # nobody waited, who was told
+    by_itself: bool  # no caller waited for the result
 
 
 class Registry(Protocol):
-    """Where frozen datasets are known: the server's catalogue, as the mount sees it."""
+    """The registered datasets: the server's catalogue, as the mount sees it."""
 
     def registered(
         self,
@@ -219,7 +219,7 @@ class FreezeJob:
 
 
 def told(error: BaseException, staged: StagedDataset) -> BaseException:
-    """Return the error as whoever waits is told of it: a full disk is no fault of ours."""
+    """Return the error for the waiting caller: a full disk is no fault of ours."""
     cause: BaseException | None = error
     while cause is not None:
         if (isinstance(cause, OSError) and is_full(cause)) or (

@@ -1,7 +1,7 @@
-"""When a staged dataset is frozen by itself, and what it waits for until then.
+"""The moment at which a staged dataset is frozen by itself, and the reasons to wait.
 
-Used by the freezer. A dataset may be complete when nothing in it is open, nobody runs
-any more who wrote to it, and nothing changed for a while. Thread-safe; never waits,
+Used by the freezer. A dataset may be complete when nothing in it is open, all processes
+that wrote to it have ended, and nothing changed for a while. Thread-safe; never waits,
 but reads /proc where it says so.
 """
 
@@ -30,7 +30,7 @@ class Schedule:
         self._delay_s = delay_s
         self._lock = threading.Lock()
         self._retry_at_s: dict[Path, tuple[float, float]] = {}  # when, and the pause before it
-        # What could not be frozen as it was: not tried again by itself until it changes.
+        # Could not be frozen as it was: not tried again by itself until it changes.
         self._tried: dict[Path, int] = {}
 
     def is_armed(self, staged: StagedDataset) -> bool:
@@ -41,7 +41,7 @@ class Schedule:
         return record.state is State.OPEN and record.armed and not record.manual
 
     def due_in_s(self, staged: StagedDataset) -> float | None:
-        """Return in how many seconds to look whether it can be frozen; None if nobody knows."""
+        """Return the seconds until it may be frozen; None if that is not known."""
         if not staged.is_owned:
             return None
         now_s = time.monotonic()
@@ -56,10 +56,10 @@ class Schedule:
         return max(staged.settles_in_s(self._delay_s), retry_at_s - now_s)
 
     def may_be_complete(self, staged: StagedDataset, *, asked_by: int = 0) -> bool:
-        """Return whether nobody is left who would write more, of those not `asked_by`.
+        """Return whether all processes that wrote to it have ended, but `asked_by`.
 
-        Reads /proc. Before its time only where all who wrote are known: of who wrote
-        from elsewhere nothing is known but the pauses.
+        Reads /proc. Before its time only where all writers are known: of those
+        elsewhere nothing is known but the pauses.
         """
         if staged.written_by.running(asked_by=asked_by):
             return False
@@ -101,5 +101,5 @@ class Schedule:
 
 
 def is_sealed(staged: StagedDataset) -> bool:
-    """Return whether it is ours and on its way to be frozen, whoever asks."""
+    """Return whether it is ours and on its way to be frozen."""
     return staged.is_owned and staged.record.state not in (State.OPEN, State.FAILED)

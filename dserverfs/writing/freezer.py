@@ -1,7 +1,7 @@
 """Freezing: what makes a staged dataset a registered one, by command or by itself.
 
 Used by the operations and the control socket of a mount, and by the broker. One
-job at a time for each staged dataset: hashed, uploaded and meanwhile sealed,
+job at a time for each staged dataset: hashed, uploaded while it is sealed,
 registered, checked, its blocks handed to the cache, deleted. A job that fails leaves
 everything staged, with the reason in its state. Thread-safe; the jobs run in threads
 of their own.
@@ -88,8 +88,8 @@ class Freezer:
             self._condition.wait_for(lambda: not self._working, CLOSE_GRACE_S)
 
     def watch(self, staged: StagedDataset) -> None:
-        """Freeze it when it is due: armed, closed, unchanged for a while and left by all who
-        wrote to it; or sealed before."""
+        """Freeze it when it is due: armed, closed, unchanged for a while and left by all
+        its writers; or sealed before."""
         with self._condition:
             self._watched[staged.directory] = staged
             self._condition.notify_all()
@@ -118,7 +118,7 @@ class Freezer:
             logger.warning("%s: %s", staged, staged.problem)
             return True
         if staged.record.state in (State.OPEN, State.FAILED):
-            # Not armed any more by being owned. Whoever writes to it next may own it.
+            # Not armed any more by being owned. The next writer may own it.
             staged.disown()
         else:
             self.watch(staged)
@@ -238,7 +238,7 @@ class Freezer:
                         self._condition.wait(min(wait_s or LOOK_AGAIN_S, LOOK_AGAIN_S))
 
     def _freeze_all(self, due: list[StagedDataset]) -> bool:
-        """Freeze those of which nobody runs who wrote to them; return whether there was one."""
+        """Freeze those whose writers have all ended; return whether there was one."""
         begun = False
         for staged in due:
             if is_sealed(staged) or self._schedule.may_be_complete(staged):
@@ -250,7 +250,7 @@ class Freezer:
         return begun
 
     def _due_in_s(self, staged: StagedDataset) -> float | None:
-        """Return in how many seconds it is to be frozen; None if nobody knows."""
+        """Return the seconds until it is to be frozen; None if that is not known."""
         if staged.is_gone or staged.frozen_as is not None:
             self._watched.pop(staged.directory, None)
             return None
@@ -274,7 +274,7 @@ class Freezer:
         staged = job.staged
         try:
             dataset, local = job.run()
-        except BaseException as caught:  # noqa: BLE001 - handed to who waits for the job
+        except BaseException as caught:  # noqa: BLE001 - handed to the job's waiter
             error = told(caught, staged)
             try:
                 self._failed(job, error)
@@ -309,7 +309,7 @@ class Freezer:
             logger.error("%s: a fault of ours while freezing", staged, exc_info=error)
         try:
             was_written_to = isinstance(error, (Cancelled, ItemChanged)) or (
-                # What else keeps it from being sealed stops the upload as well.
+                # Any other error of the sealing stops the upload as well.
                 job.stop.is_set() and isinstance(error, DserverfsError)
             )
             if was_written_to and state is State.OPEN:
@@ -338,7 +338,7 @@ class Freezer:
             logger.error("%s: its state cannot be kept: %s", staged, second)
 
     def _say(self, level: int, message: str, *details: object) -> None:
-        """Log what went wrong; where nothing is frozen by itself, whoever waits is told of it."""
+        """Log what went wrong; where nothing is frozen by itself, the waiting caller is told."""
         logger.log(logging.INFO if self._thread is None else level, message, *details)
 
     def _stays_open(self, job: FreezeJob, error: BaseException) -> None:

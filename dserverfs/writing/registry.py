@@ -1,4 +1,4 @@
-"""What becomes of a dataset that was frozen here: known to the catalogue, its bytes in the cache.
+"""A dataset that was frozen here becomes known to the catalogue, and its bytes to the cache.
 
 Used by the freezer. Blocking.
 """
@@ -76,8 +76,8 @@ class Registration:
     def require_same(self, local: LocalDataset, base_uri: str) -> None:
         """Raise Conflict unless what can be changed of the registered dataset is as it is here.
 
-        Names what differs: README, tags, annotations or overlays. Whoever wants those
-        that are here has to say so.
+        Names what differs: README, tags, annotations or overlays. To replace them
+        a user has to say so.
         """
         dataset = self._resolver.dataset_by_uuid(UUID(local.admin_metadata["uuid"]), base_uri)
         theirs = self._resolver.metadata(dataset)

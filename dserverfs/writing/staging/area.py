@@ -1,9 +1,8 @@
 """The staging area: proto datasets as real local directories, until they are frozen.
 
-Used by the tree and the operations of a mount, the freezer and the broker. Owns
-which staged datasets there are, what state each is in and which process may
-change it; what is in their directories is written by whoever owns them.
-Thread-safe. Blocking, but only on the local disk.
+Used by the tree, the freezer and the broker. Owns the list of staged datasets, the
+state of each and the process that may change it; its owner writes the files in its
+directory. Thread-safe. Blocking, but only on the local disk.
 
 On disk, below `directory` (0700):
 
@@ -13,9 +12,9 @@ On disk, below `directory` (0700):
     <server>/<base URI>/<id>/tree/    the user's files
     <server>/<base URI>/<id>/...      what freezing keeps there (hashes, the sealed description)
 
-After a crash: `.new-<id>` was never told of, `.gone-<id>` is discarded or frozen;
-both are deleted at the next start. Everything else is what its state says: open
-ones stay open and are not armed, sealed and uploading ones are carried on with.
+After a crash: `.new-<id>` was never shown, `.gone-<id>` is discarded or frozen; both
+are deleted at the next start. Everything else is what its state says: open ones stay
+open and are not armed, the freeze of sealed and uploading ones goes on.
 """
 
 from __future__ import annotations
@@ -122,7 +121,7 @@ class Staging:
                     if staged is None:
                         continue
                 found.append(staged)  # as it was, if it cannot be read any more
-            # What is gone since: another process froze or discarded it.
+            # Gone since: another process froze or discarded it.
             for path, staged in list(self._known.items()):
                 if staged.record.base_uri == base_uri and staged not in found:
                     del self._known[path]
@@ -168,7 +167,7 @@ class Staging:
             make_private(new / TREE)
             write_record(new, record)
             staged = StagedDataset(path, record, self._clock_s)
-            with self._lock:  # whoever lists it from now on finds this one, and it owned
+            with self._lock:  # listings from now on have this one, and it owned
                 new.rename(path)
                 staged._owner.acquire()
                 self._known[path] = staged

@@ -1,7 +1,7 @@
-"""One staged dataset: its state, who may change it, and what is going on in it.
+"""One staged dataset: its state, its owner, and the writes that go on in it.
 
-Used by staging, which knows which there are. What is in its directory is written by whoever
-owns it. Thread-safe. Blocking, but only on the local disk.
+Used by the staging area, which lists them. The owner writes the files in its directory.
+Thread-safe. Blocking, but only on the local disk.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class StagedDataset:
         self.longest_pause_s = 0.0
         self.written_by = Writers()
         self._gone = False
-        # What it became; set before anything of `tree` is deleted.
+        # The dataset it became; set before anything of `tree` is deleted.
         self.frozen_as: Dataset | None = None
         # Below which directory of that its top is now; None if only another process knows.
         self.frozen_below: str | None = None
         self._stopped_by_writes: threading.Event | None = None
         self.problem: str | None = None  # with a file of ours, that keeps it from being used
-        self.hash_ahead = HashAhead()  # told by whoever writes to what is in `tree`
+        self.hash_ahead = HashAhead()  # told by all writers to `tree`
 
     @property
     def record(self) -> Record:
@@ -180,7 +180,7 @@ class StagedDataset:
     def changed(self) -> None:
         """Note that something in it changed just now, by one of its writers."""
         now_s = self._clock_s()
-        if self._has_content:  # before, somebody made a directory for later
+        if self._has_content:  # before, it is a directory made for later
             self.longest_pause_s = max(self.longest_pause_s, now_s - self._changed_s)
         self._has_content = self._was_opened
         self._changes += 1
@@ -265,7 +265,7 @@ class StagedDataset:
             self._keep(replace(self._record, name=name))
 
     def _keep(self, record: Record) -> None:
-        """Invariant: nobody but its owner writes the state."""
+        """Invariant: only its owner writes the state."""
         if not self._owner.held:
             raise Conflict(f"{self._record.name}: belongs to {self._owner.owner()}")
         write_record(self.directory, record)

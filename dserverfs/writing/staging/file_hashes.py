@@ -1,9 +1,8 @@
-"""MD5 of local files, each read once: what was hashed when a file was closed holds at the freeze.
+"""MD5 of local files, each read once: a hash made when a file was closed holds at the freeze.
 
-Used by the staging area, which chooses where the results are kept, and by
-whoever uploads. A result is kept with what `stat` said of the file, and counts
-only while it still says the same; a file that changes while it is read is read
-again. Thread-safe; blocking; several processes may share one file of results.
+Used by the freeze and the broker. A result is kept with the file's stat, and counts
+only while that is the same; a file that changes while it is read is read again.
+Thread-safe; blocking; several processes may share one file of results.
 
 On disk is one SQLite database. It holds nothing that cannot be computed again:
 one that cannot be read is replaced, and a result that was not written costs a
@@ -41,7 +40,7 @@ _TICK_S = 0.011  # the kernel's clock, at 100 Hz
 
 
 class Stamp(NamedTuple):
-    """What tells that a file is as it was; ctime also moves where mtime was set back."""
+    """The stat of a file, by which a change shows; ctime also moves where mtime was set back."""
 
     size: int
     mtime_ns: int
@@ -320,7 +319,7 @@ class _Batch:
 
 
 def forget(database: Path) -> None:
-    """Delete a database that nobody has open: everything is read again."""
+    """Delete a database that is not open: everything is read again."""
     for suffix in ("", "-wal", "-shm"):
         Path(f"{database}{suffix}").unlink(missing_ok=True)
 

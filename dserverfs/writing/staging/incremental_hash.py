@@ -1,17 +1,16 @@
 """MD5 of large files while they are written, so that little is left to hash at the freeze.
 
-Used by the staged tree, which tells of everything that is done to the files, and by
-the sealing, which asks for what was hashed and hashes the rest. A file is followed
-from when it is made for as long as each write begins where the last one ended. Any
-other write, or a change of its size, and it is forgotten: then it is hashed at the
-freeze like one that was never followed. So is one that `stat` says was changed by
-somebody else, before a write or after the last one. What of that `stat` cannot say, a
-change in the same tick of the kernel's clock as a write, the store finds when the
-bytes are sent, which must have the hash that was announced.
+Used by the staged tree, which reports all that is done to the files, and by the
+sealing, which takes the hash so far and hashes the rest. A file is followed from when it
+is made for as long as each write begins where the last one ended. After any other
+write, or a change of its size, it is forgotten: then it is hashed at the freeze like one
+that was never followed. A file whose stat changed outside our writes is dropped as well.
+Changes within one tick of the kernel's clock are invisible to stat; the store finds
+them when the bytes are sent, which must have the hash that was announced.
 
-What was written is read back, out of the page cache, by one thread behind the
-writers. It holds no more memory when it falls behind, and no writer waits for it: it
-falls behind only where the disk is quicker than MD5, and so as quick to be read.
+The bytes are read back, out of the page cache, by one thread behind the writers. It
+holds no more memory when it falls behind, and no writer waits for it: it falls behind
+only where the disk is quicker than MD5, and so as quick to be read.
 
 All but `take` is for the one thread that writes. After a crash nothing is left of it.
 """
@@ -158,7 +157,7 @@ class _Followed:
 
     def hash(self, fd: int, buffer: memoryview) -> None:
         """Hash up to where it was written; blocks."""
-        self.is_due = False  # before `end` is read, so that nothing is left that nobody comes for
+        self.is_due = False  # before `end` is read, so that no bytes are left without a call
         while True:
             with self._lock:
                 count = min(len(buffer), self.end - self._hashed)
@@ -166,7 +165,7 @@ class _Followed:
                     return
                 piece = buffer[:count]
                 if os.preadv(fd, [piece], self._hashed) != count:
-                    self.is_over = True  # somebody else made it shorter
+                    self.is_over = True  # made shorter outside our writes
                     return
                 self._md5.update(piece)
                 self._hashed += count

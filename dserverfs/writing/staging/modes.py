@@ -32,7 +32,7 @@ class Modes:
             return stat.S_IMODE(status.st_mode)
 
     def set(self, target: int | str, mode: int, *, is_directory: bool) -> None:
-        """Record the user's mode; the owner can read and write whatever it says."""
+        """Record the user's mode; the owner can read and write under any mode."""
         needed = OWNER_DIRECTORY if is_directory else OWNER_FILE
         mode = stat.S_IMODE(mode)
         os.chmod(target, mode | needed)

@@ -60,7 +60,7 @@ class Described(NamedTuple):
     dataset: LocalDataset
     notes: list[str]  # what the user should know: lost attributes, files that are left out
     # Moves it on to `sealed` when all of it is on the disk, for which it waits. Raises
-    # ItemChanged if somebody wrote since, and OSError.
+    # ItemChanged after a write since, and OSError.
     keep: Callable[[], None]
 
 
@@ -69,9 +69,9 @@ def describe(
 ) -> Described | None:
     """Describe and hash what is staged, on its way to the disk.
 
-    None if there is no item and nobody said that it is complete: by the command, which
+    None if there is no item and no user said that it is complete: by the command, which
     makes it not `by_itself`, or by having frozen it elsewhere.
-    Raises what `survey` does, ItemChanged if somebody wrote meanwhile, Cancelled,
+    Raises what `survey` does, ItemChanged after a write in between, Cancelled,
     IntegrityError if a dataset frozen elsewhere is not what its manifest says.
     """
     changes = staged.changes

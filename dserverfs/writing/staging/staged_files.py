@@ -140,5 +140,5 @@ class StagedFiles:
 
 
 def _by_path(target: Target) -> str:
-    """Return a path by which a file can be opened anew, whatever its descriptor was opened for."""
+    """Return a path by which a file can be opened anew, for other uses than its descriptor."""
     return f"/proc/self/fd/{target}" if isinstance(target, int) else target

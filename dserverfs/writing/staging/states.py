@@ -1,4 +1,4 @@
-"""What a staged dataset can be, and which moves lead from one state to another.
+"""The states of a staged dataset, and the moves that lead from one to another.
 
 Used by staging, which keeps a record of it on disk. Pure: no I/O, no clock, no
 lock. A move that is not in the table raises and changes nothing.
@@ -145,7 +145,7 @@ def _is_bool(value: object) -> bool:
     return isinstance(value, bool)
 
 
-# What each field of a record's JSON may be.
+# The values that each field of a record's JSON may have.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "id": lambda value: is_text(value) and component_is_usable(value),
     "server": is_text,

@@ -1,4 +1,4 @@
-"""What a staged directory would be as a dataset: which files are items, and under what relpath.
+"""A staged directory read as a dataset: its items with their relpaths, and its metadata.
 
 Used by sealing. Reads names and small metadata files, no items. Two layouts:
 
@@ -7,8 +7,8 @@ Used by sealing. Reads names and small metadata files, no items. Two layouts:
             README.yml is an item, with its path as relpath
 
 `data/` or `.dtool/` beside anything else is ambiguous, and only a person can decide. With
-`.dtool/dtool` it is dtool's layout; what is beside it and no README that dtool replaced
-(`README.yml-<timestamp>`) is left out if a person says so by the command.
+`.dtool/dtool` it is dtool's layout; files beside it, but for READMEs that dtool replaced
+(`README.yml-<timestamp>`), are left out if a person says so by the command.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class StillProto(UsageError):
 
 @dataclass
 class Lost:
-    """What a dataset cannot keep: how many, and the first of them."""
+    """Files that a dataset cannot keep: their number, and the first of them."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
@@ -110,7 +110,7 @@ class Survey:
 def survey(tree: Path, wanted: Layout | None = None, *, by_itself: bool = False) -> Survey:
     """Look at what there is. Raises Ambiguous, StillProto, UsageError for what cannot be frozen.
 
-    `wanted` decides where the layout is ambiguous. With `by_itself` nobody is there to
+    `wanted` decides where the layout is ambiguous. With `by_itself` no user is there to
     say that something may be left out. Raises OSError as the disk does.
     """
     top = sorted(os.listdir(tree))
@@ -174,7 +174,7 @@ def _layout(top: list[str], *, is_dtools: bool, by_itself: bool) -> Layout:
 
 
 class _Found:
-    """What a walk through a directory finds."""
+    """The files found by a walk through a directory."""
 
     def __init__(self, root: Path) -> None:
         self._root = str(root)

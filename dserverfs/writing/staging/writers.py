@@ -1,11 +1,11 @@
-"""Who wrote to a staged dataset, and whether they have ended: a job that pauses is not done.
+"""The processes that wrote to a staged dataset: a job that pauses is not done.
 
 Used by staging, told by the operations and asked by the freezer. A process that wrote
 counts until it ends, and so does its job: most scripts write nothing themselves, but by
 programs they run (`for i in ...; do compute; cp out-$i DIR; done`), which end at once.
 The job of a process is, within its session and its control groups,
 
-    the processes that began it, up to a shell that somebody types into,
+    the processes that began it, up to a shell that a user types into,
     its process group, of which some may not have written yet.
 
 Such a shell does not count, or what is typed there would never be frozen; but while it runs
@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from dserverfs.base.processes import Process, Processes
 
-# A shell that has a terminal and leads its session is somebody's; another program there is a
+# A shell that has a terminal and leads its session is a user's; another program there is a
 # job that was given a terminal of its own, as `tmux new 'python job.py'` does.
 SHELLS = frozenset(
     {"ash", "bash", "busybox", "csh", "dash", "elvish", "fish", "ksh", "ksh93", "mksh", "nu"}
@@ -59,14 +59,14 @@ class _Group(NamedTuple):
 
     number: int
     session: int
-    # When the leader of the session began: its number may come again once nobody is left of
-    # it. None: it had ended by then.
+    # When the leader of the session began: its number may come again once the session is
+    # over. None: it had ended by then.
     session_started: int | None
     control_group: str
 
 
 class Writers:
-    """Who wrote to one staged dataset."""
+    """The processes that wrote to one staged dataset."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Writers:
         self._shells: dict[_Identity, float | None] = {}
         self._last: tuple[int, float] = (-1, 0.0)
         self._prune_at = _KNOWN_AT_LEAST
-        self.unknown = False  # somebody wrote of whom nothing can be known
+        self.unknown = False  # a process wrote that cannot be known
 
     def wrote(self, thread: int) -> None:
         """Note that a thread is changing something; 0 is one of another pid namespace."""
@@ -110,10 +110,10 @@ class Writers:
         return bool(self._shells)
 
     def running(self, *, asked_by: int = 0) -> list[Running]:
-        """Return who has to end before nobody is left who would write more.
+        """Return the processes that have to end before no more is written.
 
-        The process `asked_by` and those that began it do not count: who asks
-        whether all is written has written all. Reads /proc; those that have
+        The process `asked_by` and those that began it do not count: it asks whether
+        all is written, so it has written all. Reads /proc; those that have
         ended are forgotten.
         """
         askers = self._askers(asked_by)
@@ -175,7 +175,7 @@ class Writers:
             self._prune()
 
     def _prune(self) -> None:
-        """Forget who has ended, which a script that runs many programs makes many."""
+        """Forget the ended ones: a script that runs many programs makes many."""
         ended = [identity for identity in list(self._known) if not self._runs(identity)]
         with self._lock:
             for identity in ended:
@@ -227,7 +227,7 @@ class Writers:
     def _members(
         self, groups: dict[_Group, str], askers: set[_Identity]
     ) -> tuple[list[Running], list[_Group]]:
-        """Return who else runs of the jobs' process groups, and the groups that are over."""
+        """Return the others that run in the jobs' process groups, and the groups that are over."""
         numbers = {}
         for group in groups:
             leader = self._processes.find(group.session)
@@ -250,7 +250,7 @@ class Writers:
             if its_group is None:
                 continue
             alive.add(its_group)
-            # The group of who asks is its own job: all of that is at its end.
+            # The asking process's group is its own job: all of that is at its end.
             if process.group not in of_askers:
                 why = f"of one job with {groups[its_group]}, which wrote to it"
                 found.append(Running(process.pid, process.name, why))
@@ -258,7 +258,7 @@ class Writers:
 
 
 def sentence(running: Iterable[Running]) -> str:
-    """Return in one line who still runs."""
+    """Return in one line which processes still run."""
     first, *others = running
     more = f", and {len(others)} more" if others else ""
     verb = "still run" if others else "still runs"

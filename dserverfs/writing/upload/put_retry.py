@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 # connections, and at most 4 minutes of one that stalls.
 ATTEMPTS = 6
 _MOVED_AFTER = 3
-# What a store says to a body that is not that of the pinned Content-MD5: S3, Azure, Azurite.
+# Answers to a body that is not that of the pinned Content-MD5: of S3, Azure, Azurite.
 _OTHER_CONTENT = frozenset({"BadDigest", "Md5Mismatch", "InvalidOperation"})
 
 
 class Target(Protocol):
-    """Where something is to be PUT."""
+    """The place of a PUT."""
 
     def url(self) -> UploadUrl:
         """Return a URL that is good for a while, and its headers; may ask the server."""
