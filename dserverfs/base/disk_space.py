@@ -1,4 +1,4 @@
-"""How much the block cache may hold, of how much there is. Raises OSError."""
+"""The free space of a disk, and the share of it that the block cache may use. Raises OSError."""
 
 from __future__ import annotations
 

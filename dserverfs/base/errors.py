@@ -57,7 +57,7 @@ class DserverfsError(Exception):
 
 
 class UsageError(DserverfsError):
-    """What was asked for cannot be done as asked; the message says how it can."""
+    """A request cannot be fulfilled as it is; the message says how it can."""
 
 
 class NameTooLong(UsageError):
@@ -179,7 +179,7 @@ class NameTaken(Conflict):
 
 
 class ChangedMeanwhile(Conflict):
-    """What is to be replaced is not what was read: read it again, and make the change there."""
+    """The content to be replaced is not the one that was read: read it again, and change that."""
 
 
 class Frozen(DserverfsError):

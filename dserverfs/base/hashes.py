@@ -26,7 +26,7 @@ PIECE_BYTES = 1024 * 1024
 
 
 class Policy(Enum):
-    """When bytes are compared with the manifest's hash."""
+    """The moment at which bytes are compared with the manifest's hash."""
 
     OFF = "off"
     COMPLETE = "complete"  # before the last byte of an item that is read whole

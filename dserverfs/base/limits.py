@@ -47,7 +47,7 @@ MAX_RELPATH_COMPONENTS = 500
 # The years 1 to 9999, all that ISO 8601 and Python's datetime have: dservers write dates by it.
 FIRST_DATE_S = -62_135_596_800.0
 LAST_DATE_S = 253_402_300_799.0
-# What is shown of them as times of files: nanoseconds in 64 bits, 1677 to 2262, as SQLite,
+# The range shown as times of files: nanoseconds in 64 bits, 1677 to 2262, as SQLite,
 # numpy and most languages' file times have them.
 FIRST_SHOWN_NS = -(1 << 63)
 LAST_SHOWN_NS = (1 << 63) - 1

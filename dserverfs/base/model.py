@@ -31,7 +31,7 @@ SCHEME = "dserver"
 
 _SERVER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^/:@\[\]\s?#%]+)(:\d{1,5})?\Z")
 
-# What RFC 3986 lets stand in a path component.
+# The letters that RFC 3986 lets stand in a path component.
 _PLAIN = "-_.~!$&'()*+,=:@"
 
 

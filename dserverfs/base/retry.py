@@ -73,7 +73,7 @@ class Deadline:
     ) -> None:
         self.timeout_s = timeout_s
         self.stall_s = stall_s
-        # What is left of `stall_s`; waiting uses it up, and what comes renews it.
+        # The rest of `stall_s`: waiting uses it up, and bytes that come renew it.
         self._patience_s = stall_s
         self._clock_s = clock_s
         self._whole = self  # whose end counts: an attempt has that of its operation

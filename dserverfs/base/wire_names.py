@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 # Upstream's routes that sign URLs. Its web application offers downloads where it sees this name.
 SIGNED_URLS = "dserver_signed_url_plugin"
-# What dserverfs adds to these: many URLs at a time, small answers, uploads that are checked.
+# Those that dserverfs adds: many URLs at a time, small answers, uploads that are checked.
 SIGNED_URLS_EXTENDED = "dserverfs_signed_urls"
 MULTIPART = "dserverfs_multipart"  # items in parts
 METADATA = "dserverfs_metadata"  # changes of frozen datasets
