@@ -47,7 +47,8 @@ SHOWN = {
     "writing": "freeze_job freezer registry staging.area staging.dataset staging.file_hashes"
     " staging.staged_files staging.states staging.survey upload.uploader edits.edits edits.editable"
     " edits.journal edits.local_file",
-    "tree": "attributes description filesystem listing mount_tree open_files refusals steps",
+    "tree": "attributes description filesystem listing mount_tree open_files refusals steps"
+    " upper_directories",
     "mount": "control daemon launcher mountpoint",
     "server": "datadir management serve store.settings store.stores",
     "cli": "main",

@@ -40,6 +40,7 @@ Each carries `uri` and `status` where they are known, and can be made with a
 message and these two alone: code that copies, pickles or words an error anew need
 not know its kind. The errno of each error is said in one place,
 `dserverfs.mount.errnos`; those that are worth another attempt, in `dserverfs.base.retry`.
+A mount's tree has more kinds, `dserverfs.tree.refusals`, of what every file system refuses.
 """
 
 from __future__ import annotations

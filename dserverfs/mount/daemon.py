@@ -17,7 +17,7 @@ from dserverfs.catalogue.refreshed import loaded
 from dserverfs.client import Client
 from dserverfs.mount.launcher import MountOptions
 from dserverfs.settings import Settings
-from dserverfs.tree.mount_tree import directories_below, parts_of
+from dserverfs.tree.upper_directories import directories_below, parts_of
 
 logger = logging.getLogger(__name__)
 

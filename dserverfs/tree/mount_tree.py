@@ -11,24 +11,25 @@ loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, NewType
 
 from dserverfs.base.errors import Frozen, NameTaken, NotFound, PermissionDenied
 from dserverfs.base.limits import is_uuid
-from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI, split_base_uri
+from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI
 from dserverfs.catalogue.catalogue import UUID_DIRECTORY, Catalogue
 from dserverfs.catalogue.names import DatasetNames
-from dserverfs.tree.attributes import MUTABLE_S, Attributes, Entry
+from dserverfs.tree.attributes import Attributes, Entry
 from dserverfs.tree.frozen_dataset import OWN, Content, DatasetTree
 from dserverfs.tree.staged_dataset import StagedTree
+from dserverfs.tree.upper_directories import TOP, Path, UpperDirectories
 from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.staging.area import Staging, require_name
 from dserverfs.writing.staging.dataset import StagedDataset
 
 Inode = NewType("Inode", int)
 
-ROOT = Inode(1)
+ROOT = Inode(TOP)
 SLOT_BITS = 36
 NUMBER_MASK = (1 << SLOT_BITS) - 1
 # Datasets are listed behind the directories of slot 0, which are few.
@@ -78,19 +79,6 @@ class Totals(NamedTuple):
     number_of_items: int
 
 
-def parts_of(base_uris: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return the names of the directories that lead to each base URI."""
-    return [tuple(split_base_uri(base_uri)) for base_uri in base_uris]
-
-
-def directories_below(path: tuple[str, ...], base_uris: list[tuple[str, ...]]) -> list[str]:
-    """Return the directories right below `path` that lead to base URIs."""
-    depth = len(path)
-    return sorted(
-        {parts[depth] for parts in base_uris if len(parts) > depth and parts[:depth] == path}
-    )
-
-
 class Tree:
     """The directories and datasets of a mount of `uri`."""
 
@@ -109,25 +97,18 @@ class Tree:
         """
         self._uri = uri
         self._catalogue = catalogue
-        self._mounted_ns = mounted_ns
         self._staging = staging
         self._edits = edits
         self._datasets: list[DatasetTree | StagedTree] = []  # slot N is at N - 1
         self._slots: dict[tuple[BackendURI, bool], int] = {}  # (dataset, is an alias) -> slot
         self._staged_slots: dict[StagedDataset, int] = {}
         self._staged_trees: list[tuple[StagedTree, int]] = []  # with their slots
-        # Slot 0: paths of directories above the datasets, place + 1 is the number.
-        self._paths: list[tuple[str, ...]] = [()]
-        self._places: dict[tuple[str, ...], int] = {(): 0}
-        self._top: tuple[str, ...] = ()
-        if uri.base_uri is not None:
-            self._top = tuple(split_base_uri(uri.base_uri))
+        self._upper = UpperDirectories(uri, catalogue, mounted_ns)  # slot 0
         self._shows_one = False
         # By base URI, slots: what was shown as staged last, and what is that no more but
         # may still have its name.
         self._shown_staged: dict[str, set[int]] = {}
         self._over: dict[str, list[int]] = {}
-        self._shown_base_uris: dict[tuple[str, ...], None] = {}
 
     def show_only(self, dataset: Dataset) -> None:
         """Make that dataset the root of the mount; before anything else is asked."""
@@ -144,25 +125,25 @@ class Tree:
         slot, number = self._split(inode)
         if slot:
             return self._renumber(slot, self._datasets[slot - 1].attributes(number))
-        return self._directory(self._path(number))
+        return self._upper.attributes(self._upper.path(number))
 
     def lookup(self, inode: Inode, name: str) -> Attributes:
         """Return the attributes of an entry; raises NotFound."""
         slot, number = self._split(inode)
         if slot:
             return self._renumber(slot, self._datasets[slot - 1].lookup(number, name))
-        path = self._path(number)
+        path = self._upper.path(number)
         if path and path[-1] == UUID_DIRECTORY:
             return self._lookup_uuid(path, name)
-        if name in self._directories(path):
-            return self._directory((*path, name))
-        if self._is_base_uri(path):
+        if name in self._upper.below(path):
+            return self._upper.attributes((*path, name))
+        if self._upper.is_base_uri(path):
             if name == UUID_DIRECTORY:
-                return self._directory((*path, name))
+                return self._upper.attributes((*path, name))
             slots = self._slots_in(path)
             if name in slots:
                 return self._root_of(slots[name])
-            self._catalogue.renew_listing(self._base_uri(path))
+            self._catalogue.renew_listing(self._upper.base_uri(path))
         else:
             self._catalogue.renew_user()
         raise NotFound(f"{self._uri}: nothing named {name!r} in {'/'.join(path) or '/'}")
@@ -178,14 +159,14 @@ class Tree:
             for entry in dataset.children(number, cookie):
                 yield entry._replace(attributes=self._renumber(slot, entry.attributes))
             return
-        path = self._path(number)
-        if not self._is_base_uri(path):
+        path = self._upper.path(number)
+        if not self._upper.is_base_uri(path):
             self._catalogue.recent_user()
-        below = [(self._directory((*path, name)), name) for name in self._directories(path)]
+        below = [(self._upper.attributes((*path, name)), name) for name in self._upper.below(path)]
         for attributes, name in sorted(below):
             if attributes.number > cookie:
                 yield Entry(name, attributes, attributes.number)
-        if self._is_base_uri(path):
+        if self._upper.is_base_uri(path):
             for name, slot in sorted(self._slots_in(path).items(), key=lambda entry: entry[1]):
                 behind = _FIRST_DATASET_COOKIE + slot
                 if behind > cookie:
@@ -231,12 +212,12 @@ class Tree:
         slot, number = self._split(inode)
         if slot or self._shows_one:
             return None
-        path = self._path(number)
-        return self._base_uri(path) if self._is_base_uri(path) else None
+        path = self._upper.path(number)
+        return self._upper.base_uri(path) if self._upper.is_base_uri(path) else None
 
     def directory_of(self, base_uri: str) -> Inode:
         """Return the inode of a base URI's directory, which was looked up before."""
-        return Inode(self._places[tuple(split_base_uri(base_uri))[len(self._top) :]] + ROOT)
+        return Inode(self._upper.number(self._upper.path_of(base_uri)))
 
     def require_free(self, base_uri: str, name: str) -> None:
         """Raise unless a dataset of that name can be made there: PermissionDenied, NameTaken,
@@ -247,7 +228,7 @@ class Tree:
                 f"{base_uri}: user {user.username} may not register datasets there"
             )
         require_name(name)
-        path = tuple(split_base_uri(base_uri))[len(self._top) :]
+        path = self._upper.path_of(base_uri)
         if name in self._slots_in(path) or self._catalogue.names(base_uri).is_taken(name):
             raise NameTaken(f"{base_uri}/{name}: there is a dataset of that name")
 
@@ -272,7 +253,7 @@ class Tree:
 
     def staged_named(self, base_uri: str, name: str) -> StagedDataset | None:
         """Return the staged dataset of that name; None if it is frozen. Raises NotFound."""
-        path = tuple(split_base_uri(base_uri))[len(self._top) :]
+        path = self._upper.path_of(base_uri)
         slot = self._slots_in(path).get(name)
         if slot is not None:
             tree = self._datasets[slot - 1]
@@ -281,7 +262,7 @@ class Tree:
             return None
         raise NotFound(f"{base_uri}: no dataset {name!r}")
 
-    def _slots_in(self, path: tuple[str, ...]) -> dict[str, int]:
+    def _slots_in(self, path: Path) -> dict[str, int]:
         """Return the slots of all datasets in a base URI, staged or frozen, by name."""
         self._listed(path)
         staged = self._staged(path)
@@ -290,11 +271,11 @@ class Tree:
         slots = {name: self._slot(dataset, alias=False) for name, dataset in listed.items()}
         return {**slots, **staged}
 
-    def _staged(self, path: tuple[str, ...]) -> dict[str, int]:
+    def _staged(self, path: Path) -> dict[str, int]:
         """Return the slots of what is staged in a base URI that was listed, by name."""
         if self._staging is None:
             return {}
-        base_uri = self._base_uri(path)
+        base_uri = self._upper.base_uri(path)
         names = self._catalogue.names(base_uri)
         self._let_names_go(path, names)
         found: dict[str, int] = {}
@@ -310,9 +291,9 @@ class Tree:
             self._catalogue.relist(base_uri)
         return found
 
-    def _let_names_go(self, path: tuple[str, ...], names: DatasetNames) -> None:
+    def _let_names_go(self, path: Path, names: DatasetNames) -> None:
         """Free the names of what was discarded; what was frozen instead is listed by now."""
-        slots = self._over.pop(self._base_uri(path), [])
+        slots = self._over.pop(self._upper.base_uri(path), [])
         listed = {dataset.uuid for dataset in self._listed(path).values()} if slots else set()
         for slot in slots:
             tree = self._datasets[slot - 1]
@@ -330,60 +311,20 @@ class Tree:
             self._staged_trees.append((tree, slot))
         return slot
 
-    # Directories above the datasets
-
-    def _directories(self, path: tuple[str, ...]) -> list[str]:
-        """Return the directories right below `path` that lead to base URIs."""
-        if path and path[-1] == UUID_DIRECTORY:
-            return []
-        return directories_below((*self._top, *path), self._base_uris())
-
-    def _base_uris(self) -> list[tuple[str, ...]]:
-        """Return each base URI that the user may search, or could since it was mounted.
-
-        A base URI that was shown once stays there and refuses to be listed: if it were left
-        out, or empty, a program that mirrors the mount would delete its copy.
-        """
-        for parts in parts_of(self._catalogue.user().search_base_uris):
-            self._shown_base_uris[parts] = None
-        return list(self._shown_base_uris)
-
-    def _is_base_uri(self, path: tuple[str, ...]) -> bool:
-        return (*self._top, *path) in self._base_uris()
-
-    def _base_uri(self, path: tuple[str, ...]) -> str:
-        backend, *rest = (*self._top, *path, "")
-        return f"{backend}://{'/'.join(rest[:-1])}"
-
-    def _listed(self, path: tuple[str, ...]) -> Mapping[str, Dataset]:
+    def _listed(self, path: Path) -> Mapping[str, Dataset]:
         """Return the datasets the server has in a base URI; raises PermissionDenied."""
-        base_uri, user = self._base_uri(path), self._catalogue.user()
+        base_uri, user = self._upper.base_uri(path), self._catalogue.user()
         if base_uri not in user.search_base_uris:
             raise PermissionDenied(f"{base_uri}: user {user.username} may not search it any more")
-        return self._catalogue.datasets(base_uri, frozenset(self._directories(path)))
+        return self._catalogue.datasets(base_uri, frozenset(self._upper.below(path)))
 
-    def _lookup_uuid(self, path: tuple[str, ...], name: str) -> Attributes:
+    def _lookup_uuid(self, path: Path, name: str) -> Attributes:
         if is_uuid(name):
             for dataset in self._listed(path[:-1]).values():
                 if dataset.uuid == name:
                     return self._dataset_root(dataset, alias=True)
-            self._catalogue.renew_listing(self._base_uri(path[:-1]))
-        raise NotFound(f"{self._uri}: no dataset {name!r} in {self._base_uri(path[:-1])}")
-
-    def _directory(self, path: tuple[str, ...]) -> Attributes:
-        place = self._places.get(path)
-        if place is None:
-            place = self._places[path] = len(self._paths)
-            self._paths.append(path)
-        writable = self._base_uri(path) in self._catalogue.user().register_base_uris
-        permissions = 0o755 if writable else 0o555
-        return Attributes(place + ROOT, True, permissions, 0, self._mounted_ns, MUTABLE_S)
-
-    def _path(self, number: int) -> tuple[str, ...]:
-        try:
-            return self._paths[number - ROOT]
-        except IndexError as error:
-            raise NotFound(f"{self._uri}: no inode {number}") from error
+            self._catalogue.renew_listing(self._upper.base_uri(path[:-1]))
+        raise NotFound(f"{self._uri}: no dataset {name!r} in {self._upper.base_uri(path[:-1])}")
 
     # Datasets
 
