@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import os
 import threading
 from collections import OrderedDict
@@ -227,8 +226,6 @@ def session_for(server: str, config_path: Path | None) -> Session:
     with _lock:
         session = _sessions.get((server, config_path))
         if session is None:
-            if not _sessions:
-                _hide_signatures()
             settings = Settings.load(path=config_path)
             session = _sessions[server, config_path] = Session(server, settings)
         return session
@@ -248,27 +245,6 @@ def _forget_after_fork() -> None:
     global _lock
     _lock = threading.Lock()
     _sessions.clear()
-
-
-class _WithoutQuery(logging.Filter):
-    """Cuts the queries of URLs, which are secrets if they are signed, out of urllib3's log."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if isinstance(record.args, tuple):
-            record.args = tuple(
-                argument.partition("?")[0] + "?..."
-                if isinstance(argument, str) and "?" in argument
-                else argument
-                for argument in record.args
-            )
-        return True
-
-
-def _hide_signatures() -> None:
-    """`dtool --debug` shows what every library logs."""
-    logger = logging.getLogger("urllib3.connectionpool")
-    if not any(isinstance(each, _WithoutQuery) for each in logger.filters):
-        logger.addFilter(_WithoutQuery())
 
 
 # Before Python waits for the threads of executors, which it does before it calls atexit's

@@ -25,6 +25,7 @@ import urllib3.connection
 
 from dserverfs.base.errors import UsageError
 from dserverfs.remote.bounded_sockets import BoundedSSLSocket, bound_all
+from dserverfs.remote.queryless_log import hide_queries
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +135,7 @@ def pool_manager(
     trust: Trust, origin: str, proxy: str | None, **options: Any
 ) -> urllib3.PoolManager:
     """Return urllib3's connections to hosts of this scheme, direct or by way of `proxy`."""
+    hide_queries()
     options |= _options(trust, origin, proxy)
     if proxy is None:
         manager = urllib3.PoolManager(**options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from dserverfs.base.errors import DserverfsError, UsageError
 from dserverfs.base.retry import Deadline
 from dserverfs.client import whoami
 from dserverfs.remote.objects import Storage
-from dserverfs.remote.trust import Trust, is_loopback, proxy_for
+from dserverfs.remote.trust import Trust, is_loopback, pool_manager, proxy_for
 from dserverfs.settings import Settings
 from tests.support.local_web import Certificates
 from tests.support.quirky_server import TOKEN, quirky_server
@@ -49,6 +50,18 @@ def storage_with() -> Iterator[Callable[[Trust], Storage]]:
 def settings(server: ServerHandle, **environment: str) -> Settings:
     token = server.token_file.read_text().strip()
     return Settings({"DSERVER_TOKEN": token, **environment}, {})
+
+
+def test_no_log_has_the_query_of_a_url(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        pool_manager(Trust(), "http://127.0.0.1", None).clear()
+
+    with caplog.at_level(logging.DEBUG, "urllib3"):
+        logger = logging.getLogger("urllib3.connectionpool")
+        logger.debug('"%s %s" %s', "GET", "/bucket/key?X-Amz-Signature=secret", 200)
+
+    assert '"GET /bucket/key?..." 200' in caplog.text
+    assert "secret" not in caplog.text
 
 
 @pytest.mark.parametrize("key", ["DSERVER_CA_FILE", "DSERVER_CA_FILE_lab", "REQUESTS_CA_BUNDLE"])
