@@ -47,7 +47,9 @@ class FrozenChanges:
         if self._edits is not None and file is not None:
             if file.path is not None:
                 self._edits.was_read(tree.dataset, file.path, b"", self._reader_of(thread))
-            return OpenEdit(self._edits, self._edits.open_local(file))
+            local = self._edits.open_local(file)
+            if local is not None:  # else it was sent just now
+                return OpenEdit(self._edits, local)
         if flags & os.O_APPEND:
             raise Frozen(f"{tree.dataset.uri}: is frozen")
         shown = opened((yield from loaded(lambda: tree.content(number))))

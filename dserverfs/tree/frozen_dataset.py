@@ -80,8 +80,8 @@ class DatasetTree:
         if number < OWN:
             row = self._index().row(number & ~ALIAS)
             return _aliased(self._row_attributes(row), number)
-        if (file := self.local_file(number)) is not None:
-            return self._local_attributes(file, number)
+        if (local := self._local_attributes(self.local_file(number), number)) is not None:
+            return local
         return self._own_attributes(self._path(number))._replace(number=number)
 
     def lookup(self, number: int, name: str) -> Attributes:
@@ -133,7 +133,8 @@ class DatasetTree:
         """Return what a file holds; raises IntegrityError for an item that cannot be shown."""
         if number >= OWN:
             if (file := self.local_file(number)) is not None:
-                return file.local.read_bytes()
+                with contextlib.suppress(FileNotFoundError):  # if it was sent just now
+                    return file.local.read_bytes()
             path = self._path(number)
             if path == dtool_layout.MANIFEST and self._index().unsafe:
                 # dtool would read and write wherever its relpaths say.
@@ -232,26 +233,30 @@ class DatasetTree:
             shown = self._edits.shown(self.dataset, path)
             number = None if shown.number is None else EDITED + shown.number
             if (file := shown.file or shown.moved) is not None:
-                return self._local_attributes(file, number or self._number(path))
+                local = self._local_attributes(file, number or self._number(path))
+                return local or self._own_attributes(path)  # if it was sent just now
             mtime_ns, believed_s = shown.mtime_ns or mtime_ns, EDITABLE_S
         content = self._own_content(path)
         size = content.stat().st_size if isinstance(content, Path) else len(content)
         number = number or self._number(path)
         return Attributes(number, False, 0o644, size, mtime_ns, believed_s)
 
-    def _local_attributes(self, file: LocalFile, number: int) -> Attributes:
-        status = file.status()
+    def _local_attributes(self, file: LocalFile | None, number: int) -> Attributes | None:
+        """Return the attributes of a local file; None if there is none any more."""
+        status = self._edits.status(file) if self._edits is not None and file is not None else None
+        if status is None:
+            return None
         return Attributes(
             number,
             False,
-            file.mode if file.target is None else 0o644,
-            file.size_in_bytes,
-            status.st_mtime_ns,
+            status.mode,
+            status.size_in_bytes,
+            status.on_disk.st_mtime_ns,
             EDITABLE_S,
-            number_of_links=0 if file.path is None else 1,
-            blocks=status.st_blocks,
-            atime_ns=status.st_atime_ns,
-            ctime_ns=status.st_ctime_ns,
+            number_of_links=status.number_of_links,
+            blocks=status.on_disk.st_blocks,
+            atime_ns=status.on_disk.st_atime_ns,
+            ctime_ns=status.on_disk.st_ctime_ns,
         )
 
     def _own_is_directory(self, path: str) -> bool:

@@ -122,6 +122,13 @@ class Bench:
         self.edits.require(self.dataset, path)
         return loaded(lambda: self.edits.open_file(self.dataset, path, flags))
 
+    def reads(self, path: str) -> EditHandle:
+        """Open the local file at a path for reading."""
+        file = self.edits.shown(self.dataset, path).file
+        handle = self.edits.open_local(file) if file is not None else None
+        assert handle is not None
+        return handle
+
     def write(self, path: str, content: bytes, flags: int = os.O_WRONLY | os.O_TRUNC) -> None:
         """Write as `open(path, "w")` does, and wait until it is sent."""
         self.fill(self.open(path, flags), content)

@@ -7,7 +7,6 @@ import os
 import uuid as uuid_module
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -92,15 +91,11 @@ def test_what_was_being_written_is_shown_by_the_next_mount_and_not_sent(bench: B
     assert bench.puts() == 0
     (unsent,) = bench.edits.unsent()
     assert unsent.note.reason == UNFINISHED
-    bench.edits.release(bench.edits.open_local(local_file(bench)))  # somebody reads it
+    bench.edits.release(bench.reads(README))
     bench.edits.flush(0.1)
     assert bench.puts() == 0
     bench.fill(bench.open(README, os.O_WRONLY | os.O_APPEND), b"f\n")
     assert bench.has("readme") == "half\n"
-
-
-def local_file(bench: Bench) -> Any:
-    return bench.edits.shown(bench.dataset, README).file
 
 
 def test_what_the_kernel_closed_without_telling_is_sent_at_the_end(bench: Bench) -> None:

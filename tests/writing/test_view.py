@@ -77,9 +77,7 @@ def test_file_that_is_open_outlives_its_name_and_no_other_does(bench: Bench) -> 
 def test_change_that_is_discarded_while_somebody_reads_it_is_read_to_its_end(bench: Bench) -> None:
     bench.writes.error = away()
     bench.write(README, b"wrong: 1\n")
-    file = bench.edits.shown(bench.dataset, README).file
-    assert file is not None
-    reading = bench.edits.open_local(file)
+    reading = bench.reads(README)
 
     bench.edits.discard(bench.dataset, README)
 
@@ -114,3 +112,27 @@ def test_file_that_is_removed_while_it_becomes_the_readme_is_the_readme(bench: B
     assert bench.shows(README) == b"new: 1\n"
     assert bench.names() == [".dtool", README, "data"]
     assert bench.local_files() == []
+
+
+def test_file_that_was_sent_between_two_looks_is_the_servers(bench: Bench) -> None:
+    tree = bench.tree
+    handle = bench.open(README)
+    bench.edits.write(handle, b"new: 1\n", 0)
+    file = bench.edits.shown(bench.dataset, README).file
+    assert file is not None
+
+    bench.edits.release(handle)
+    bench.edits.flush(WAIT_S)
+
+    assert bench.edits.status(file) is None
+    assert bench.edits.open_local(file) is None
+    assert loaded(lambda: tree.lookup(DatasetTree.ROOT, README)).size_in_bytes == len(b"new: 1\n")
+
+
+def test_target_that_was_moved_away_and_became_another_one_is_shown_again(bench: Bench) -> None:
+    bench.write(README, b"5")
+    bench.rename(README, "README.yml~")
+    bench.rename("README.yml~", ".dtool/annotations/n.json")
+
+    assert bench.has("annotations") == {"n": 5}
+    assert bench.shows(README) == b"5"

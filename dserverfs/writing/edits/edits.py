@@ -28,7 +28,7 @@ from dserverfs.base.versions import Reader
 from dserverfs.writing.edits import editable, sender
 from dserverfs.writing.edits.editable import EditableFiles, Kind, Target, is_temporary, target_of
 from dserverfs.writing.edits.journal import UnsentEdit
-from dserverfs.writing.edits.local_file import EditHandle, LocalFile
+from dserverfs.writing.edits.local_file import EditHandle, LocalFile, LocalStatus
 from dserverfs.writing.edits.sender import EditSender
 from dserverfs.writing.edits.view import EditedFiles, LocalEdits, Shown
 
@@ -104,6 +104,11 @@ class DatasetEdits:
             edited = self._local.known(dataset)
             return edited.with_number(number) if edited else None
 
+    def status(self, file: LocalFile) -> LocalStatus | None:
+        """Return what stat shows of a local file; None if it is gone, as after it was sent."""
+        with self._local.lock:
+            return None if file.is_gone else file.status()
+
     def path_of(self, dataset: Dataset, number: int) -> str:
         """Return the path of a number; raises NotFound."""
         with self._local.lock:
@@ -160,10 +165,10 @@ class DatasetEdits:
                 edited.edit(file, path)
             return file.open(flags | os.O_RDWR, reader)
 
-    def open_local(self, file: LocalFile) -> EditHandle:
-        """Open a local file for reading."""
+    def open_local(self, file: LocalFile) -> EditHandle | None:
+        """Open a local file for reading; None if it is gone, as after it was sent."""
         with self._local.lock:
-            return file.open(os.O_RDONLY)
+            return None if file.is_gone else file.open(os.O_RDONLY)
 
     def create(
         self, dataset: Dataset, path: str, mode: int, flags: int, reader: Reader = None

@@ -33,6 +33,15 @@ class EditHandle(NamedTuple):
     appends: bool
 
 
+class LocalStatus(NamedTuple):
+    """What stat shows of a local file."""
+
+    mode: int
+    size_in_bytes: int
+    number_of_links: int
+    on_disk: os.stat_result  # blocks and times
+
+
 class Change(NamedTuple):
     """The content of a file at a moment, to become a target's on the server."""
 
@@ -88,8 +97,15 @@ class LocalFile:
     def is_unsent(self) -> bool:
         return self.target is not None and self.changes != self._sent
 
-    def status(self) -> os.stat_result:
-        return self.local.stat()
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has neither a name nor a handle, and so its bytes are deleted."""
+        return self.path is None and not self.handles
+
+    def status(self) -> LocalStatus:
+        mode = self.mode if self.target is None else TARGET_MODE
+        links = 0 if self.path is None else 1
+        return LocalStatus(mode, self.size_in_bytes, links, self.local.stat())
 
     def resume(self) -> None:
         """Take its content for a change that an earlier mount has not sent."""
@@ -118,9 +134,8 @@ class LocalFile:
         """Have it not sent after a crash."""
         self._session.unnote(self.local)
 
-    def delete_if_unused(self) -> None:
-        """Delete its bytes if it has neither a name nor a handle."""
-        if self.path is None and not self.handles:
+    def delete_if_gone(self) -> None:
+        if self.is_gone:
             self._session.delete(self.local, self.size_in_bytes)
             self.size_in_bytes = 0
 

@@ -104,6 +104,8 @@ class EditedFiles:
         file.rename(path)
         self._files[path] = file
         self._hidden.pop(path, None)
+        if file.target is not None:
+            self._show_again(file)  # it is another target's now
 
     def place(self, file: LocalFile, path: str) -> None:
         """Give a file another path, with its number; discard what was there."""
@@ -136,7 +138,7 @@ class EditedFiles:
         if file.note.read is not None:
             self.versions.was_read(path, change.writer, file.note.read)
         self._times_sent[path] = self._times_sent.get(path, 0) + 1
-        self._mtimes_ns[path] = file.status().st_mtime_ns
+        self._mtimes_ns[path] = file.status().on_disk.st_mtime_ns
         for other in self._files.values():
             if other.moved is not None and other.moved.target == change.target:
                 other.supersede()
@@ -147,7 +149,7 @@ class EditedFiles:
         if file.path is not None and not file.writers and not file.is_unsent:
             del self._files[file.path]
             file.rename(None)
-            file.delete_if_unused()
+            file.delete_if_gone()
 
     def discard(self, file: LocalFile) -> None:
         """Take a file's name away; a target, also one that it was before, is the server's again."""
@@ -157,18 +159,22 @@ class EditedFiles:
         if number is not None and (file.handles or file.target is None):
             del self._numbers[file.path], self._paths[number]
             self._nameless[number] = file
-        self._hidden = {path: moved for path, moved in self._hidden.items() if moved is not file}
+        self._show_again(file)
         file.rename(None)
         file.withdraw()
-        self.forget_if_unused(file)
+        self.forget_if_gone(file)
 
-    def forget_if_unused(self, file: LocalFile) -> None:
+    def _show_again(self, file: LocalFile) -> None:
+        """Hide no target because of a file."""
+        self._hidden = {path: moved for path, moved in self._hidden.items() if moved is not file}
+
+    def forget_if_gone(self, file: LocalFile) -> None:
         """Forget a file that has neither a name nor a handle."""
-        if file.path is None and not file.handles:
+        if file.is_gone:
             self._nameless = {
                 number: other for number, other in self._nameless.items() if other is not file
             }
-            file.delete_if_unused()
+            file.delete_if_gone()
 
 
 class LocalEdits:
@@ -224,7 +230,7 @@ class LocalEdits:
     def close_file(self, handle: EditHandle) -> None:
         """Close a handle, and forget a file that has no name any more."""
         handle.file.close(handle)
-        self.of(handle.file.dataset).forget_if_unused(handle.file)
+        self.of(handle.file.dataset).forget_if_gone(handle.file)
         self._closed.notify_all()
 
     def wait_until_closed(self, timeout_s: float) -> None:
