@@ -45,6 +45,8 @@ A mount's tree has more kinds, `dserverfs.tree.refusals`, of what every file sys
 
 from __future__ import annotations
 
+from typing import Any
+
 from dserverfs.base.printable import printable
 
 
@@ -104,15 +106,8 @@ class NotConnected(Unreachable):
 class Busy(Unreachable):
     """It cannot now; it may say for how long."""
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        uri: str | None = None,
-        status: int | None = None,
-        retry_after_s: float = 0.0,
-    ) -> None:
-        super().__init__(message, uri=uri, status=status)
+    def __init__(self, message: str, *, retry_after_s: float = 0.0, **known: Any) -> None:
+        super().__init__(message, **known)
         self.retry_after_s = retry_after_s
 
 
@@ -155,15 +150,8 @@ class Garbled(IntegrityError):
 class StorageRefused(DserverfsError):
     """The store answered 400, 401 or 403: the URL may have expired; resolve a new one, once."""
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        uri: str | None = None,
-        status: int | None = None,
-        code: str = "",
-    ) -> None:
-        super().__init__(message, uri=uri, status=status)
+    def __init__(self, message: str, *, code: str = "", **known: Any) -> None:
+        super().__init__(message, **known)
         self.code = code  # the store's own, "AccessDenied"
 
 
@@ -194,15 +182,8 @@ class TooLarge(DserverfsError):
 class ItemChanged(DserverfsError):
     """A local file changed after it was described or hashed: describe it again, then retry."""
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        uri: str | None = None,
-        status: int | None = None,
-        relpath: str = "",
-    ) -> None:
-        super().__init__(message, uri=uri, status=status)
+    def __init__(self, message: str, *, relpath: str = "", **known: Any) -> None:
+        super().__init__(message, **known)
         self.relpath = relpath
 
 
