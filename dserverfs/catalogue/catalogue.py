@@ -9,6 +9,7 @@ that block say so. Thread-safe.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 from collections import OrderedDict
@@ -71,7 +72,9 @@ class Catalogue:
     ) -> None:
         """`max_datasets` is how many READMEs, and how many datasets' metadata, are in memory."""
         self._answers = answers
-        self._server = server
+        # Kept: the text of one, which each item's key begins with, is made once. To make it
+        # anew took 3 of the 16 us in which an item is opened.
+        self._uris = functools.lru_cache(MAX_DATASETS)(functools.partial(DserverURI, server))
         self._clock_s = clock_s
         self._background = ThreadPoolExecutor(REFRESH_THREADS, thread_name_prefix="refresh")
         self._waits = RefreshWaits(clock_s, staleness)
@@ -237,7 +240,7 @@ class Catalogue:
 
     def uri_of(self, dataset: Dataset) -> DserverURI:
         """Return the URI that names the dataset among those of all servers."""
-        return DserverURI(self._server, dataset.base_uri, dataset.uuid)
+        return self._uris(dataset.base_uri, dataset.uuid)
 
     # URIs and datasets: the server is asked, and while it is away its last answer counts.
     # These methods block. They refuse an expired token, with which a running mount goes on
