@@ -162,7 +162,7 @@ class OpenItem:
         None if they would have to come from a disk first: then call `cut` in a thread.
         """
         pieces = []
-        for block, start, count in self._parts(blocks, offset, size):
+        for block, start, count in self._slices(blocks, offset, size):
             try:
                 piece = block.read_nowait(start, count)
             except DamagedBlock:
@@ -177,7 +177,7 @@ class OpenItem:
         try:
             pieces = [
                 block.read(start, count)
-                for block, start, count in self._parts(blocks, offset, size)
+                for block, start, count in self._slices(blocks, offset, size)
             ]
         except DamagedBlock:
             first = offset // BLOCK_SIZE
@@ -191,7 +191,8 @@ class OpenItem:
         Raises what the URL source and the store raise.
         """
         try:
-            return self._read(offset, size, Deadline(self._reader.read_timeout_s))
+            blocks = self._obtain(offset, size)
+            return bytes(self.cut(blocks, offset, size)) if blocks else b""
         except DeadlineExceeded:
             self.give_up(offset, size)
             raise
@@ -199,14 +200,11 @@ class OpenItem:
     def load(self) -> None:
         """Load the whole item into the cache, compared if it can be; blocks. Raises as `read`."""
         for offset in range(0, self._content.size_in_bytes, BLOCK_SIZE):
-            self._obtain(offset, BLOCK_SIZE, Deadline(self._reader.read_timeout_s))
+            self._obtain(offset, BLOCK_SIZE)
 
-    def _read(self, offset: int, size: int, deadline: Deadline) -> bytes:
-        blocks = self._obtain(offset, size, deadline)
-        return bytes(self.cut(blocks, offset, size)) if blocks else b""
-
-    def _obtain(self, offset: int, size: int, deadline: Deadline) -> list[Block]:
+    def _obtain(self, offset: int, size: int) -> list[Block]:
         """Return the blocks of these bytes when they may be served."""
+        deadline = Deadline(self._reader.read_timeout_s)
         while True:
             blocks = [
                 wait_for(wanted, self._content, deadline) if isinstance(wanted, Future) else wanted
@@ -240,15 +238,14 @@ class OpenItem:
         if self._unasked == 0:
             self._asked = None
 
-    def _parts(
+    def _slices(
         self, blocks: Sequence[Block], offset: int, size: int
     ) -> list[tuple[Block, int, int]]:
         """Return (block, offset in it, number of bytes) for each piece of the answer."""
         end = min(offset + size, self._content.size_in_bytes)
-        parts = []
-        first = offset // BLOCK_SIZE
-        for index, block in enumerate(blocks, first):
+        slices = []
+        for index, block in enumerate(blocks, offset // BLOCK_SIZE):
             start = max(offset, index * BLOCK_SIZE)
             stop = min(end, (index + 1) * BLOCK_SIZE)
-            parts.append((block, start - index * BLOCK_SIZE, stop - start))
-        return parts
+            slices.append((block, start - index * BLOCK_SIZE, stop - start))
+        return slices
