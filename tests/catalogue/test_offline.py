@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dserverfs.base.errors import Unreachable
-from dserverfs.base.model import Dataset
+from dserverfs.base.errors import NotAuthenticated, PermissionDenied, Unreachable
+from dserverfs.base.model import UUID, Dataset
 from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.offline import NOT_ASKED_S, SLOW_S, KeptAnswers
 from dserverfs.catalogue.refreshed import loaded
@@ -151,3 +151,55 @@ def test_server_that_hangs_is_waited_for_once_in_a_while(
     asked = len(quirky.requests)
     assert answers.user() == known[0]
     assert len(quirky.requests) == asked + 1
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_dataset_of_a_listing_is_found_while_the_server_is_away(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset, tmp_path: Path
+) -> None:
+    answers = KeptAnswers(resolver, tmp_path)
+    answers.datasets(BASE_URI)
+
+    quirky.broken = {"": says(503)}
+
+    assert answers.dataset(dataset.uuid, BASE_URI) == dataset
+    with pytest.raises(Unreachable):
+        answers.dataset(UUID("11111111-2222-3333-4444-555555555555"), BASE_URI)
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_lost_right_takes_back_every_kept_answer_about_the_dataset(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset, tmp_path: Path
+) -> None:
+    answers = KeptAnswers(resolver, tmp_path)
+    answers.datasets(BASE_URI)
+    answers.accepted_datasets_by_uuid(dataset.uuid)
+    answers.dataset(dataset.uuid, BASE_URI)
+
+    quirky.broken = {"": says(403)}
+    with pytest.raises(PermissionDenied):
+        answers.dataset(dataset.uuid, BASE_URI)
+    quirky.broken = {"": says(503)}
+
+    with pytest.raises(Unreachable):
+        answers.dataset(dataset.uuid, BASE_URI)
+    with pytest.raises(Unreachable):
+        answers.datasets(BASE_URI)
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_expired_token_is_refused_and_takes_nothing_back(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset, tmp_path: Path
+) -> None:
+    answers = KeptAnswers(resolver, tmp_path)
+    known = (answers.dataset(dataset.uuid, BASE_URI), answers.datasets(BASE_URI))
+
+    quirky.broken = {"": says(401, {"msg": "Token has expired"})}
+
+    with pytest.raises(NotAuthenticated):
+        answers.dataset(dataset.uuid, BASE_URI)
+    with pytest.raises(NotAuthenticated):
+        answers.accepted_datasets(BASE_URI)
+    assert answers.datasets(BASE_URI) == known[1]
+    quirky.broken = {"": says(503)}
+    assert answers.dataset(dataset.uuid, BASE_URI) == known[0]
