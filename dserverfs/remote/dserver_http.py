@@ -361,12 +361,12 @@ class ServerTransport:
         way = ""
         if self._proxy is not None:
             way = f" by way of the proxy {self._proxy.rpartition('@')[2].rpartition('/')[2]}"
-        if isinstance(error, (urllib3.exceptions.TimeoutError, TimeoutError)):
+        is_new = isinstance(error, urllib3.exceptions.NewConnectionError)  # a timeout to urllib3
+        if not is_new and isinstance(error, (urllib3.exceptions.TimeoutError, TimeoutError)):
             hint = ""
             if self.base_url.startswith("https:"):
                 hint = "; if it speaks plain http, set DSERVER_PROTOCOL=http"
             return Stalled(f"{self.base_url} does not answer in time{way}{hint}")
-        is_new = isinstance(error, urllib3.exceptions.NewConnectionError)
         kind = NotConnected if is_new else Unreachable
         return kind(
             f"{self.base_url} cannot be reached{way}: {reason}; is the server running there?"

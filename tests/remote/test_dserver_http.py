@@ -20,6 +20,7 @@ from dserverfs.base.errors import (
     DeadlineExceeded,
     DserverfsError,
     NotAuthenticated,
+    NotConnected,
     NotFound,
     NotTheServer,
     PermissionDenied,
@@ -316,3 +317,15 @@ def test_token_over_plain_http_to_another_host_warns_once(
 
     assert caplog.text.count("unencrypted") == 1
     transport.close()
+
+
+def test_refused_connection_is_no_connection_and_not_a_slow_answer() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        transport = ServerTransport(url, TokenSource(TOKEN, None))
+
+        with pytest.raises(NotConnected, match="cannot be reached: Connection refused"):
+            transport.request("GET", "/me", attempts=1)
+
+        transport.close()
