@@ -54,7 +54,10 @@ class PrivateTable:
 
     def row(self, columns: str, key: str, value: str) -> Any:
         """Return these columns of the row with that key; raises KeyError if there is none."""
-        rows = self.rows(f"SELECT {columns} FROM {self._name} WHERE {key} = ?", (value,))
+        try:
+            rows = self.rows(f"SELECT {columns} FROM {self._name} WHERE {key} = ?", (value,))
+        except UnicodeEncodeError:  # a lone surrogate, of a server's answer: in no row
+            rows = []
         if not rows:
             raise KeyError(value)
         return rows[0]
@@ -177,7 +180,7 @@ class ItemTable(Mapping[Identifier, Item]):
         self._count += 1
 
     def __getitem__(self, identifier: Identifier) -> Item:
-        return self._found(identifier)[0]
+        return _item(self._table.row(_ITEM, "identifier", identifier))[0]
 
     def __iter__(self) -> Iterator[Identifier]:
         return (item.identifier for item, _ in self.dated())
@@ -192,16 +195,6 @@ class ItemTable(Mapping[Identifier, Item]):
     def dated(self) -> Iterator[tuple[Item, float]]:
         """Yield each item with its date as the manifest has it."""
         return (_item(columns) for _, *columns in self._table.in_order(_ITEM))
-
-    def timestamps(self) -> Mapping[Identifier, float]:
-        """Return the dates as the manifest has them."""
-        return _Timestamps(self)
-
-    def timestamp(self, identifier: Identifier) -> float:
-        return self._found(identifier)[1]
-
-    def _found(self, identifier: Identifier) -> tuple[Item, float]:
-        return _item(self._table.row(_ITEM, "identifier", identifier))
 
 
 class _Files(ItemsView[str, File]):
@@ -220,22 +213,6 @@ class _Items(ValuesView[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         return (item for item, _ in self._table.dated())
-
-
-class _Timestamps(Mapping[Identifier, float]):
-    """The dates of a table of items."""
-
-    def __init__(self, table: ItemTable) -> None:
-        self._table = table
-
-    def __getitem__(self, identifier: Identifier) -> float:
-        return self._table.timestamp(identifier)
-
-    def __iter__(self) -> Iterator[Identifier]:
-        return iter(self._table)
-
-    def __len__(self) -> int:
-        return len(self._table)
 
 
 def _item(columns: Sequence[Any]) -> tuple[Item, float]:

@@ -6,6 +6,7 @@ fields. Holds no bytes of items; immutable.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from dserverfs.base import dtool_layout
 from dserverfs.base.disk_tables import ItemTable
 from dserverfs.base.errors import UsageError
-from dserverfs.base.model import Identifier, Item
+from dserverfs.base.model import Item
 
 
 class LocalDataset(NamedTuple):
@@ -22,8 +23,7 @@ class LocalDataset(NamedTuple):
     admin_metadata: Mapping[str, Any]  # uuid, name, creator_username, frozen_at, maybe created_at
     readme: bytes
     hash_function: str
-    items: Mapping[Identifier, Item]
-    timestamps: Mapping[Identifier, float]  # as the manifest has them, epoch seconds
+    items: ItemTable
     path_of: Callable[[Item], Path]
     tags: list[str]
     annotations: Mapping[str, Any]
@@ -34,17 +34,22 @@ class LocalDataset(NamedTuple):
         """Read a frozen dataset of dtool's layout, but for its items' bytes; raises UsageError."""
         admin, frozen = dtool_layout.read_frozen(directory)
         data = directory / dtool_layout.DATA
+        items = ItemTable()
         try:
+            for key, item in frozen.items.items():
+                moment_s = frozen.timestamps[key]
+                items.add(item.relpath, item.size_in_bytes, item.hash, item.mtime_ns, moment_s)
             return cls(
                 admin,
                 (directory / dtool_layout.README).read_bytes(),
-                *frozen,
+                frozen.hash_function,
+                items,
                 lambda item: data / item.relpath,
                 dtool_layout.read_tags(directory),
                 dtool_layout.read_json_files(directory / dtool_layout.ANNOTATIONS),
                 dtool_layout.read_json_files(directory / dtool_layout.OVERLAYS),
             )
-        except (OSError, UsageError) as error:
+        except (OSError, UsageError, sqlite3.IntegrityError) as error:
             raise UsageError(f"{directory}: not a frozen dataset: {error}") from error
 
     def description(self) -> dict[str, Any]:
@@ -62,28 +67,22 @@ class LocalDataset(NamedTuple):
             "overlays": self.overlays,
         }
 
-    def dated(self) -> Iterator[tuple[Item, float]]:
-        """Yield each item with its date as the manifest has it."""
-        if isinstance(self.items, ItemTable):
-            return self.items.dated()
-        return ((item, self.timestamps[key]) for key, item in self.items.items())
-
     def described_items(self) -> DescribedItems:
         """Return what an upload announces of each item."""
-        return DescribedItems(self)
+        return DescribedItems(self.items)
 
 
 class DescribedItems:
     """A dataset's items as they are announced; made each time they are asked for."""
 
-    def __init__(self, dataset: LocalDataset) -> None:
-        self._dataset = dataset
+    def __init__(self, items: ItemTable) -> None:
+        self._items = items
 
     def __len__(self) -> int:
-        return len(self._dataset.items)
+        return len(self._items)
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        for item, timestamp in self._dataset.dated():
+        for item, timestamp in self._items.dated():
             yield {
                 "relpath": item.relpath,
                 "size_in_bytes": item.size_in_bytes,

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import requests
 
+from dserverfs.base.disk_tables import ItemTable
 from dserverfs.base.local_dataset import LocalDataset
-from dserverfs.base.model import DserverURI, Item, identifier_of
+from dserverfs.base.model import DserverURI
 from dserverfs.client import Client
 from dserverfs.settings import TOKEN_FILE, Settings
 from dserverfs.writing.staging.file_hashes import Hashes
@@ -24,27 +25,23 @@ def describe(directory: Path, hashes: Hashes) -> LocalDataset:
     """Return the files below a directory as a frozen dataset."""
     files = [path for path in directory.rglob("*") if path.is_file()]
     digests = hashes.all_of(files)
-    items = {}
+    items = ItemTable()
     for file in files:
         relpath = str(file.relative_to(directory))
-        identifier = identifier_of(relpath)
         status = file.stat()
-        items[identifier] = Item(
-            identifier, relpath, status.st_size, digests[file], status.st_mtime_ns
-        )
+        mtime_ns = status.st_mtime_ns
+        items.add(relpath, status.st_size, digests[file], mtime_ns, mtime_ns / 1e9)
     admin = {
         "uuid": str(uuid.uuid4()),
         "name": "published",
         "creator_username": "benchmark",
         "frozen_at": time.time(),
     }
-    timestamps = {key: item.mtime_ns / 1e9 for key, item in items.items()}
     return LocalDataset(
         admin,
         b"",
         "md5sum_hexdigest",
         items,
-        timestamps,
         lambda item: directory / item.relpath,
         [],
         {},

@@ -16,8 +16,9 @@ import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dserverfs.base.disk_tables import ItemTable
 from dserverfs.base.local_dataset import LocalDataset
-from dserverfs.base.model import UUID, BackendURI, Dataset, Item, identifier_of
+from dserverfs.base.model import UUID, BackendURI, Dataset, identifier_of
 from dserverfs.base.retry import Deadline
 from dserverfs.catalogue import manifest_indexing
 from dserverfs.catalogue.manifest_index import ManifestIndex
@@ -118,15 +119,14 @@ class Answering:
         return self.request(method, path)
 
 
+ITEMS = ItemTable()
+for _relpath in RELPATHS:
+    ITEMS.add(_relpath, 1, "0" * 32, 1_500_000_000, 1.5)
 LOCAL = LocalDataset(
     UPLOAD_BODY,
     b"",
     "md5sum_hexdigest",
-    {
-        identifier: Item.from_json(identifier, entry)
-        for identifier, entry in MANIFEST["items"].items()  # type: ignore[attr-defined]
-    },
-    {},
+    ITEMS,
     lambda item: Path(item.relpath),
     [],
     {},

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dserverfs.base.disk_tables import ItemTable
 from dserverfs.base.local_dataset import LocalDataset
-from dserverfs.base.model import UUID, Item, identifier_of
+from dserverfs.base.model import UUID
 from dserverfs.base.retry import Deadline
 from dserverfs.client import Client
 from dserverfs.writing.upload.uploader import Uploader
@@ -24,14 +25,13 @@ SMALL = {f"small-{i:02}": f"content {i}".encode() * 20 for i in range(30)}
 
 def local_dataset(directory: Path, contents: Mapping[str, bytes], **admin: Any) -> LocalDataset:
     """Write items directly below `directory`, as a staged dataset may have them; describe them."""
-    items = {}
+    items = ItemTable()
     for relpath, content in contents.items():
         path = directory / relpath
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        identifier = identifier_of(relpath)
         md5 = hashlib.md5(content).hexdigest()
-        items[identifier] = Item(identifier, relpath, len(content), md5, 1600000000 * 10**9)
+        items.add(relpath, len(content), md5, 1600000000 * 10**9, 1600000000.0)
     return LocalDataset(
         admin_metadata={
             "uuid": str(uuid.uuid4()),
@@ -45,7 +45,6 @@ def local_dataset(directory: Path, contents: Mapping[str, bytes], **admin: Any) 
         readme=b"---\ndescription: uploaded\n",
         hash_function="md5sum_hexdigest",
         items=items,
-        timestamps=dict.fromkeys(items, 1600000000.0),
         path_of=lambda item: directory / item.relpath,
         tags=["a-tag"],
         annotations={"n": 5},

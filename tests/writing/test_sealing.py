@@ -147,7 +147,7 @@ def test_what_was_sealed_is_read_again_also_as_an_earlier_version_wrote_it(
     assert described is not None
     described.keep()
     path = staged.directory / "sealed"
-    wanted = list(described.dataset.dated())
+    wanted = list(described.dataset.items.dated())
 
     now = sealing.load(staged)
     kept = json.loads(path.read_text())
@@ -155,7 +155,7 @@ def test_what_was_sealed_is_read_again_also_as_an_earlier_version_wrote_it(
     then = sealing.load(staged)
 
     assert len(wanted) == 4
-    assert list(now.dated()) == list(then.dated()) == wanted
+    assert list(now.items.dated()) == list(then.items.dated()) == wanted
     assert now.admin_metadata == then.admin_metadata == described.dataset.admin_metadata
 
 

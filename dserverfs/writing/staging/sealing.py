@@ -147,7 +147,6 @@ def load(staged: StagedDataset) -> LocalDataset:
                 kept["readme"].encode("utf-8", "surrogateescape"),
                 MD5,
                 items,
-                items.timestamps(),
                 lambda item: root / item.relpath,
                 kept["tags"],
                 kept["annotations"],
@@ -201,7 +200,6 @@ def _describe(record: Record, found: Survey, hashes: DiskDict) -> LocalDataset:
         found.readme,
         MD5,
         items,
-        items.timestamps(),
         lambda item: root / item.relpath,
         found.tags,
         found.annotations,
@@ -291,7 +289,7 @@ def _write(path: Path, dataset: LocalDataset, layout: Layout) -> None:
     with replacing(path) as file:
         file.write(f"{json.dumps(head)[:-1]}{_ITEMS}".encode("ascii"))  # JSON escapes the rest
         separator = "\n"
-        for item, timestamp in dataset.dated():
+        for item, timestamp in dataset.items.dated():
             entry = [item.relpath, item.size_in_bytes, item.hash, item.mtime_ns, timestamp]
             file.write(f"{separator}{json.dumps(entry)}".encode("ascii"))
             separator = ",\n"
