@@ -52,6 +52,12 @@ class VersionsRead:
             if len(self._by_reader) > MAX_READERS:
                 self._by_reader.popitem(last=False)
 
+    def forget(self, path: str) -> None:
+        """Note that a file was removed, so that a new one is compared with none."""
+        self._by_anybody.pop(path, None)
+        for key in [key for key in self._by_reader if key[0] == path]:
+            del self._by_reader[key]
+
     def last_read(self, path: str, reader: Reader) -> Version | None:
         """Return the version a process begins with; None if no process has read the file.
 

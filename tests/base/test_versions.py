@@ -198,6 +198,45 @@ def test_readme_is_compared_with_the_store_where_the_index_lags(bench: Bench) ->
         by_rename(bench, README, EDITOR)
 
 
+def test_annotation_that_was_removed_here_is_made_anew(bench: Bench) -> None:
+    read(bench, ANNOTATION, EDITOR)
+
+    bench.remove(ANNOTATION)
+    bench.make(ANNOTATION, OURS[ANNOTATION])
+
+    assert on_server(bench, ANNOTATION) == value(ANNOTATION, OURS[ANNOTATION])
+
+
+def test_annotation_that_another_was_renamed_onto_is_changed(bench: Bench) -> None:
+    other = ".dtool/annotations/other.json"
+    read(bench, ANNOTATION, EDITOR)
+    bench.make(other, b"7")
+
+    bench.rename(other, ANNOTATION)
+    bench.write(ANNOTATION, OURS[ANNOTATION])
+
+    assert on_server(bench, ANNOTATION) == value(ANNOTATION, OURS[ANNOTATION])
+
+
+def test_change_that_was_moved_away_while_it_was_sent_is_no_colleagues(bench: Bench) -> None:
+    read(bench, README, EDITOR)
+    bench.writes.may_go_on.clear()
+    first = bench.open(README)
+    bench.edits.write(first, b"first: 1\n", 0)
+    bench.edits.release(first)
+    assert bench.writes.reached.wait(WAIT_S)
+
+    bench.rename(README, "README.yml~")
+    second = bench.create(README)
+    bench.edits.write(second, b"second: 1\n", 0)
+    bench.edits.release(second)
+    bench.writes.may_go_on.set()
+    bench.edits.flush(WAIT_S)
+
+    assert on_server(bench, README) == "second: 1\n"
+    assert bench.edits.unsent() == []
+
+
 def test_overlay_is_compared(bench: Bench) -> None:
     text = bench.shows(OVERLAY)
     version = version_of_json(text)

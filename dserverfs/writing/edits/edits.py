@@ -273,6 +273,7 @@ class DatasetEdits:
             if is_there:
                 self._editable_files.delete(target, dataset)
             with self._local.lock:
+                edited.versions.forget(path)
                 file = edited.at(path)
                 if file is not None:
                     edited.discard(file)

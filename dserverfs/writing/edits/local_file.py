@@ -210,7 +210,9 @@ class LocalFile:
         """
         note = self.note
         try:
-            self._session.secure(self.local, note, lambda: self.note is note)
+            self._session.secure(
+                self.local, note, lambda: replace(self.note, read=note.read) == note
+            )
         except FileNotFoundError:
             pass  # discarded, or replaced
         except OSError as error:
@@ -223,6 +225,11 @@ class LocalFile:
         self.note = replace(self.note, read=read, reason=None)
         if self.changes == change.changes:
             self.withdraw()
+
+    def follow(self, read: Version | None, version: Version) -> None:
+        """Begin with a version that a change of this mount's has made of the one that was read."""
+        if self.note.read == read:
+            self.note = replace(self.note, read=version)
 
     def was_refused(self, reason: str) -> None:
         """Note why it could not be sent."""

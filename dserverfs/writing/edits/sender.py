@@ -93,8 +93,7 @@ class EditSender:
                 self._keep(file, error)
                 raise
             with self._local.lock:
-                if file.target == change.target:
-                    edited.was_sent(file, change)
+                edited.was_sent(file, change)
 
     def send_as(self, file: LocalFile, target: Target, writer: Reader) -> None:
         """Make a temporary file the target's, if the server takes it; `writer` renames it."""
@@ -109,12 +108,15 @@ class EditSender:
             with self._local.lock:
                 if file.path is not None:  # not removed since
                     edited.place(file, target.path)
-                    edited.was_sent(file, change)
+                edited.was_sent(file, change)
 
     def send_content(self, edited: EditedFiles, target: Target, content: bytes) -> None:
         """Send a content that no local file holds."""
+        change = Change(target, content, 0, None, None)
         with edited.sending:
-            self._put(edited, Change(target, content, 0, None, None))
+            self._put(edited, change)
+            with self._local.lock:
+                edited.server_has(change)
 
     def _put(self, edited: EditedFiles, change: Change) -> None:
         self._editable_files.put(change.target, edited.dataset, change.content, change.read)

@@ -133,16 +133,23 @@ class EditedFiles:
 
     def was_sent(self, file: LocalFile, change: Change) -> None:
         """Note that the server has a file's content; settle the file if that is all."""
-        path = change.target.path
-        file.was_sent(change)
-        if file.note.read is not None:
-            self.versions.was_read(path, change.writer, file.note.read)
+        self.server_has(change)
+        if file.target == change.target:  # not moved away, or removed, since
+            file.was_sent(change)
+            self._mtimes_ns[change.target.path] = file.status().on_disk.st_mtime_ns
+            self.settle(file)
+
+    def server_has(self, change: Change) -> None:
+        """Note a change of a target on the server; files that were the target are copies now."""
+        path, version = change.target.path, change.target.version_of(change.content)
+        if version is not None:
+            self.versions.was_read(path, change.writer, version)
+            if path in self._files:
+                self._files[path].follow(change.read, version)
         self._times_sent[path] = self._times_sent.get(path, 0) + 1
-        self._mtimes_ns[path] = file.status().on_disk.st_mtime_ns
-        for other in self._files.values():
-            if other.moved is not None and other.moved.target == change.target:
-                other.supersede()
-        self.settle(file)
+        for file in self._files.values():
+            if file.moved is not None and file.moved.target == change.target:
+                file.supersede()
 
     def settle(self, file: LocalFile) -> None:
         """Show the server's content again if it is the file's."""
