@@ -16,7 +16,8 @@ from typing import Any
 import urllib3
 from urllib3.util.proxy import connection_requires_http_tunnel
 
-from dserverfs.remote.bounded_sockets import CONNECT_TIMEOUT_S
+from dserverfs.base.retry import Deadline
+from dserverfs.remote.bounded_sockets import CONNECT_TIMEOUT_S, within
 from dserverfs.remote.trust import Trust, pool_manager, proxy_for
 
 MAX_IDLE = 32  # of each host; at 100 ms they bring 320 small objects a second
@@ -70,6 +71,46 @@ class Connections:
                     self._trust, origin, proxy, num_pools=8, maxsize=self._max_idle
                 )
         return pools
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        deadline: Deadline,
+        *,
+        body: Any = None,
+    ) -> urllib3.BaseHTTPResponse:
+        """Return the answer to one request, its body unread and encoded as it comes.
+
+        Follows no redirect. The exchange, with the reading of the body, ends with `deadline`.
+        Raises what urllib3 does, OSError, and UnicodeError for some hosts.
+        """
+        try:
+            with within(deadline):
+                return self.pools(url).urlopen(
+                    method,
+                    url,
+                    body=body,
+                    headers=headers,
+                    timeout=deadline.wait_s(),
+                    redirect=False,
+                    retries=False,
+                    preload_content=False,
+                    decode_content=False,
+                )
+        except (urllib3.exceptions.HTTPError, OSError, UnicodeError):
+            self.begin_anew(url)
+            raise
+
+    def begin_anew(self, url: str) -> None:
+        """Close the kept connections of urllib3 that are not in use, after one has failed.
+
+        urllib3 sees a kept connection that was closed before it is used, but not one
+        that closes while we ask, or whose other end has forgotten it; and the
+        others that are kept may be as old.
+        """
+        self.pools(url).clear()
 
     def open(self, url: str, origin: str) -> Connection:
         """Return a new connection to the host of `url`; raises what urllib3 does, UsageError."""

@@ -47,7 +47,6 @@ from dserverfs.base.printable import one_line, public_url
 from dserverfs.base.retry import BUSY_STATUSES, Deadline, Retries, anything, retry_after_s
 from dserverfs.remote import error_answers
 from dserverfs.remote.answers import Answer
-from dserverfs.remote.bounded_sockets import within
 from dserverfs.remote.connections import Connections
 from dserverfs.remote.json_body import JsonBody
 from dserverfs.remote.tokens import TokenSource
@@ -209,25 +208,10 @@ class ServerTransport:
         if isinstance(content, JsonBody):
             content.rewind()
         try:
-            with within(limit):
-                response = self._connections.pools(url).urlopen(
-                    method,
-                    url,
-                    body=content,
-                    headers=headers,
-                    timeout=limit.wait_s(),
-                    redirect=False,
-                    retries=False,
-                    preload_content=False,
-                )
+            response = self._connections.request(method, url, headers, limit, body=content)
         except (urllib3.exceptions.HTTPError, OSError, UnicodeError) as error:
-            self._begin_anew()
             raise self._no_answer(error) from error
         return Answer(url, response.status, response.reason or "", response.headers, b"", response)
-
-    def _begin_anew(self) -> None:
-        """Close the kept connections that are not in use: they may be as dead."""
-        self._connections.pools(self.base_url).clear()
 
     def read_pieces(
         self,
@@ -255,10 +239,10 @@ class ServerTransport:
                 yield piece
                 deadline.remaining_s()
         except (urllib3.exceptions.TimeoutError, TimeoutError) as error:
-            self._begin_anew()
+            self._connections.begin_anew(response.url)
             raise Stalled(f"{_where(response)}: does not answer in time") from error
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-            self._begin_anew()
+            self._connections.begin_anew(response.url)
             raise Unreachable(f"{_where(response)}: the answer was cut off") from error
         finally:
             body.close()

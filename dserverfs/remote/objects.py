@@ -35,7 +35,6 @@ from dserverfs.base.errors import (
 )
 from dserverfs.base.printable import one_line, public_url
 from dserverfs.base.retry import BUSY_STATUSES, STALL_S, Deadline, retry_after_s
-from dserverfs.remote.bounded_sockets import within
 from dserverfs.remote.connections import Connections
 from dserverfs.remote.dserver_http import USER_AGENT
 from dserverfs.remote.many_gets import ManyGets
@@ -43,6 +42,7 @@ from dserverfs.remote.puts import FilePart, OnProgress, put
 from dserverfs.remote.trust import Trust
 
 MAX_OBJECT_BYTES = 64 * 1024 * 1024
+_HEADERS = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
 _SMALL_BODY_BYTES = 4096
 _SKIPPED_BYTES = 256 * 1024  # at a time
 # Sizes of at most 64 bits: int() refuses thousands of digits.
@@ -216,37 +216,17 @@ class Storage:
         self._connections.close()
 
     def _get(
-        self, url: str, headers: dict[str, str], deadline: Deadline
+        self, url: str, headers: Mapping[str, str], deadline: Deadline
     ) -> urllib3.BaseHTTPResponse:
         """Return the answer to one GET, its body unread."""
-        pools = self._connections.pools(url)
         try:
-            with within(deadline):
-                return pools.request(
-                    "GET",
-                    url,
-                    headers={
-                        "User-Agent": USER_AGENT,
-                        "Accept-Encoding": "identity",
-                        **headers,
-                    },
-                    preload_content=False,
-                    decode_content=False,
-                    redirect=False,
-                    retries=False,
-                    timeout=deadline.wait_s(),
-                )
+            return self._connections.request("GET", url, {**_HEADERS, **headers}, deadline)
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise self._failure(error, url) from error
+            raise _no_answer(error, url) from error
 
     def _failure(self, error: Exception, url: str) -> DserverfsError:
-        """Return what a connection's failure means; the next attempt makes a new one.
-
-        urllib3 sees a kept connection that was closed before it is used, but not one
-        that closes while we ask, or whose other end has forgotten it; and the
-        others that are kept may be as old.
-        """
-        self._connections.pools(url).clear()  # those in use are not hurt
+        """Return the error that a connection's failure means; the next attempt makes a new one."""
+        self._connections.begin_anew(url)
         return _no_answer(error, url)
 
 
