@@ -43,14 +43,20 @@ def server_of(text: str) -> str:
     return DserverURI.parse(text if "://" in text else f"{SCHEME}://{text}").server
 
 
-def read_password(prompt: str, *, again: bool = False) -> str:
-    """Return a password: typed unseen, twice if `again`, or the first line of standard input."""
-    if not sys.stdin.isatty():
-        password = sys.stdin.readline().rstrip("\r\n")
-    else:
+def read_new_password(prompt: str) -> str:
+    """Return a password as `read_password` does; one that is typed is typed twice."""
+    password = read_password(prompt)
+    if sys.stdin.isatty() and getpass.getpass("Again: ") != password:
+        raise UsageError("the two passwords differ")
+    return password
+
+
+def read_password(prompt: str) -> str:
+    """Return a password: typed unseen, or the first line of standard input."""
+    if sys.stdin.isatty():
         password = getpass.getpass(prompt)
-        if again and getpass.getpass("Again: ") != password:
-            raise UsageError("the two passwords differ")
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
     if not password:
         raise UsageError("no password was given")
     return password

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dserverfs.base.errors import UsageError
-from dserverfs.cli.arguments import read_password, say
+from dserverfs.cli.arguments import read_new_password, say
 from dserverfs.server import management
 from dserverfs.server.datadir import DataDirectory, write_private
 from dserverfs.server.store.settings import ServerSettings
@@ -58,7 +58,7 @@ def user_list(server: Server, arguments: argparse.Namespace) -> None:
 
 def user_password(server: Server, arguments: argparse.Namespace) -> None:
     management.require_user(arguments.name)
-    password = read_password(f"New password for {arguments.name}: ", again=True)
+    password = read_new_password(f"New password for {arguments.name}: ")
     management.set_password(server.directory, arguments.name, password)
 
 

@@ -157,19 +157,17 @@ def base_uris() -> list[str]:
 
 def grant(username: str, base_uri: str, *, search: bool, register: bool) -> None:
     user, base = _user(username), _base_uri(base_uri)
-    if search and user not in base.search_users:
-        base.search_users.append(user)
-    if register and user not in base.register_users:
-        base.register_users.append(user)
+    for wanted, users in ((search, base.search_users), (register, base.register_users)):
+        if wanted and user not in users:
+            users.append(user)
     sql_db.session.commit()
 
 
 def revoke(username: str, base_uri: str, *, search: bool, register: bool) -> None:
     user, base = _user(username), _base_uri(base_uri)
-    if search and user in base.search_users:
-        base.search_users.remove(user)
-    if register and user in base.register_users:
-        base.register_users.remove(user)
+    for wanted, users in ((search, base.search_users), (register, base.register_users)):
+        if wanted and user in users:
+            users.remove(user)
     sql_db.session.commit()
 
 
