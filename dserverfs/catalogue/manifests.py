@@ -23,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from dserverfs.base.directories import private_directory
 from dserverfs.base.disk_space import lacking_in_bytes
@@ -51,12 +51,19 @@ logger = logging.getLogger(__name__)
 
 MAX_OPEN_INDEXES = 256  # a file descriptor and about 100 KiB each
 LOADS_AT_ONCE = 8  # guess
+MAX_SHOWN = 10_000  # manifests of which it is known what their files were; 200 bytes each
 MAX_IN_MEMORY_BYTES = 64 * 1024 * 1024  # of manifests whose indexes are in memory
 # After so much of a manifest the disk is looked at: a small answer can be one of 2 GiB, unpacked.
 BYTES_BETWEEN_LOOKS = 16 * 1024 * 1024
 ABANDONED_S = 24 * 3600.0  # a manifest that is being fetched is written to more often
 
 T = TypeVar("T")
+
+
+class _FileVersion(NamedTuple):
+    inode: int
+    size_in_bytes: int
+    mtime_ns: int
 
 
 class ManifestLoad:
@@ -108,6 +115,7 @@ class Manifests:
         self._indexes: OrderedDict[BackendURI, ManifestIndex] = OrderedDict()
         self._loads: dict[BackendURI, ManifestLoad] = {}
         self._indexings: set[Indexing] = set()
+        self._shown: dict[str, _FileVersion] = {}  # by the names of their files
         self._is_tidy = False
         self._closed = False
 
@@ -133,10 +141,18 @@ class Manifests:
         raise NotLoaded(begin=lambda: self._begin(dataset, self._load_index))
 
     def file(self, dataset: Dataset) -> Path | bytes:
-        """Return the manifest as the server sent it: a file, or its content."""
+        """Return the manifest as the server sent it: a file, or its content.
+
+        A file is replaced, and never written to in its place: one that was, since this
+        process showed it first, is damaged and fetched anew.
+        """
         path = self._path(dataset, "json")
-        if path.exists():
-            return path
+        version = _version_of(path)
+        if version is not None:
+            if self._is_as_it_was(path, version):
+                return path
+            logger.info("%s: its manifest was written to: it is fetched anew", dataset.uri)
+            self.drop_file(dataset)
         sheltered = self._shelter.file(dataset.uri)
         if sheltered is None:
             raise NotLoaded(begin=lambda: self._begin(dataset, self._load_file))
@@ -144,8 +160,22 @@ class Manifests:
 
     def drop_file(self, dataset: Dataset) -> None:
         """Drop a file that is no manifest; it is fetched anew."""
-        remove_if_possible(self._path(dataset, "json"))
+        path = self._path(dataset, "json")
+        remove_if_possible(path)
+        with self._lock:
+            self._shown.pop(path.name, None)
         self._shelter.drop(dataset.uri)
+
+    def _is_as_it_was(self, path: Path, version: _FileVersion) -> bool:
+        """Return whether a file is what it was when it was shown first, or a new one."""
+        with self._lock:
+            before = self._shown.setdefault(path.name, version)
+            if before.inode != version.inode:
+                self._shown[path.name] = version
+                return True
+            if len(self._shown) > MAX_SHOWN:
+                del self._shown[next(iter(self._shown))]
+            return before == version
 
     def _begin(
         self, dataset: Dataset, load: Callable[[Dataset, ManifestLoad], None]
@@ -329,6 +359,15 @@ class Manifests:
     def _path(self, dataset: Dataset, suffix: str) -> Path:
         key = hashlib.sha256(f"{KEPT_FORMAT} {self._server} {dataset.uri}".encode()).hexdigest()
         return self._directory / f"{key[:40]}.{suffix}"
+
+
+def _version_of(path: Path) -> _FileVersion | None:
+    """Return what changes with the content of a file; None if there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return _FileVersion(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _reopened(path: Path) -> ManifestIndex:

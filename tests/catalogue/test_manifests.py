@@ -214,6 +214,33 @@ def test_kept_manifest_that_is_none_is_fetched_anew(
     assert index.number_of_items == len(CONTENTS)
 
 
+def test_manifest_whose_file_was_written_to_is_fetched_anew(
+    quirky: QuirkyServer, manifests: Manifests, dataset: Dataset
+) -> None:
+    sent = content_of_file(manifests, dataset)
+    path = manifests.file(dataset)
+    assert isinstance(path, Path)
+
+    path.write_bytes(b"of something else")
+
+    assert content_of_file(manifests, dataset) == sent
+
+
+def test_manifest_that_another_process_replaced_is_shown_as_it_is(
+    quirky: QuirkyServer, manifests: Manifests, dataset: Dataset
+) -> None:
+    content_of_file(manifests, dataset)
+    path = manifests.file(dataset)
+    assert isinstance(path, Path)
+    new = path.with_name("new")
+    new.write_bytes(path.read_bytes() + b"\n")
+
+    new.replace(path)
+
+    assert manifests.file(dataset) == path
+    assert path.read_bytes().endswith(b"\n")
+
+
 @pytest.mark.usefixtures("no_waits")
 def test_download_that_always_breaks_off_leaves_nothing(
     quirky: QuirkyServer, manifests: Manifests, dataset: Dataset, tmp_path: Path
