@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import pydoc
 import re
-from importlib import resources
 
 from dserverfs.base.errors import UsageError
 from dserverfs.cli.arguments import Commands, say
@@ -37,12 +35,17 @@ def _run(arguments: argparse.Namespace) -> int:
             f"help {arguments.topic}: no such topic; there are: {', '.join(pages)}. The options of"
             " a command are shown by: dserverfs COMMAND --help"
         )
+    # As resources below: 9 ms, which the list of commands need not wait for.
+    import pydoc
+
     pydoc.pager(_TESTS.sub("", pages[arguments.topic]))
     return 0
 
 
 def _pages() -> dict[str, str]:
     """Return the text of each page by its topic, in alphabetical order."""
+    from importlib import resources
+
     files = resources.files("dserverfs").joinpath("docs").iterdir()
     pages = {file.name.removesuffix(".rst"): file for file in files if file.name.endswith(".rst")}
     return {topic: pages[topic].read_text(encoding="utf-8") for topic in sorted(pages)}
