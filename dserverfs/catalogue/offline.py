@@ -152,8 +152,11 @@ class KeptAnswers:
         )
 
     def forget(self, dataset: Dataset) -> None:
-        """Drop what was kept of a dataset that its user has changed."""
-        for kind in ("dataset", "readme", "metadata"):
+        """Drop what was kept of the README and metadata of a dataset that its user has changed.
+
+        The dataset itself stays known: it is what an offline command begins with.
+        """
+        for kind in ("readme", "metadata"):
             self._take_back(f"{kind} {dataset.uri}")
 
     def manifest_pieces(self, dataset: Dataset) -> Iterator[bytes]:

@@ -203,3 +203,19 @@ def test_expired_token_is_refused_and_takes_nothing_back(
     assert answers.datasets(BASE_URI) == known[1]
     quirky.broken = {"": says(503)}
     assert answers.dataset(dataset.uuid, BASE_URI) == known[0]
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_dataset_that_its_user_changed_is_still_known_while_the_server_is_away(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset, tmp_path: Path
+) -> None:
+    answers = KeptAnswers(resolver, tmp_path)
+    answers.dataset(dataset.uuid, BASE_URI)
+    answers.readme(dataset)
+
+    answers.forget(dataset)
+    quirky.broken = {"": says(503)}
+
+    assert answers.dataset(dataset.uuid, BASE_URI) == dataset
+    with pytest.raises(Unreachable):
+        answers.readme(dataset)
