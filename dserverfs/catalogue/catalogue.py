@@ -386,7 +386,7 @@ class Catalogue:
         if any(other.uri == dataset.uri for other in listed):
             return ProtocolError(f"{error}; but it is listed", uri=dataset.uri, status=error.status)
         logger.info("%s: is gone: %s", dataset.uri, error)
-        self._answers.forget(dataset)
+        self._answers.drop(dataset)
         return error
 
 

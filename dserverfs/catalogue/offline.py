@@ -159,6 +159,11 @@ class KeptAnswers:
         for kind in ("readme", "metadata"):
             self._take_back(f"{kind} {dataset.uri}")
 
+    def drop(self, dataset: Dataset) -> None:
+        """Drop everything that was kept of a dataset that is gone."""
+        self.forget(dataset)
+        self._take_back(f"dataset {dataset.uri}")
+
     def manifest_pieces(self, dataset: Dataset) -> Iterator[bytes]:
         """Yield the manifest's JSON as it arrives; the catalogue keeps it."""
         return self._resolver.manifest_pieces(dataset)

@@ -219,3 +219,9 @@ def test_dataset_that_its_user_changed_is_still_known_while_the_server_is_away(
     assert answers.dataset(dataset.uuid, BASE_URI) == dataset
     with pytest.raises(Unreachable):
         answers.readme(dataset)
+
+    quirky.broken = {}
+    answers.drop(dataset)
+    quirky.broken = {"": says(503)}
+    with pytest.raises(Unreachable):
+        answers.dataset(dataset.uuid, BASE_URI)
