@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs.base.hashes import MD5, digest
 from dserverfs.base.model import Dataset
 from dserverfs.writing.edits import journal
 from dserverfs.writing.edits.journal import EditSession, Note, UnsentEdit, all_unsent, root_of
@@ -46,6 +47,7 @@ def test_what_was_not_sent_is_kept_told_of_and_sent_by_the_next_mount(bench: Ben
     )
     assert unsent.local.read_bytes() == b"new: 1\n"
     assert unsent.note.dataset == bench.dataset
+    assert unsent.note.md5 == digest(MD5, b"new: 1\n")
 
     bench.writes.error = None
     bench.mount()
@@ -126,6 +128,24 @@ def test_crash_leaves_what_was_complete_to_the_next_mount(bench: Bench) -> None:
     assert bench.has("readme") == "new: 1\n"
     assert not temporary.exists()
     assert not kept.parent.exists()
+
+
+@pytest.mark.expects_log(UNFINISHED)
+@pytest.mark.parametrize("left", [b"", b"new: 1", b"new: 2\n"])
+def test_content_that_a_power_cut_spoilt_is_shown_and_not_sent(bench: Bench, left: bytes) -> None:
+    session = journal.EditSession(root_of(bench.staging, "server"))
+    session.open()
+    spoilt = session.new_file(left)
+    complete = journal.Note(bench.dataset, README, True, 1.0, md5=digest(MD5, b"new: 1\n"))
+    session.note(spoilt, complete)
+    session._lock.release()  # as a process that is killed does
+
+    bench.mount()
+    bench.edits.flush(0.1)
+
+    assert bench.has("readme") == BEFORE.decode()
+    assert bench.shows(README) == left
+    assert [unsent.note.reason for unsent in bench.edits.unsent()] == [UNFINISHED]
 
 
 # The first step notes that something is about to be written, which has not returned then.

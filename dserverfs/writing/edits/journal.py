@@ -11,7 +11,8 @@ The note is there before the first byte is changed, and goes after the server ha
 it. After a crash one rule holds: a content and its note are an edit, which the next
 session takes over; anything else, a content without note as a note without content,
 is deleted. After a power cut that is so of what was `secured`, which comes before
-anything is sent: the content is on the disk before the note that says it is complete.
+anything is sent. A note may reach the disk before its content does: by the content's
+MD5 the next session sees that it is not what was complete.
 Blocking on the local disk only; notes are thread-safe.
 """
 
@@ -27,7 +28,7 @@ import threading
 import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ from dserverfs.base.durable_files import (
     written_beside,
 )
 from dserverfs.base.errors import DserverfsError, ProtocolError, UsageError
+from dserverfs.base.hashes import MD5, file_digest
 from dserverfs.base.limits import parse_json, record_of, understood
 from dserverfs.base.local_files import subdirectories
 from dserverfs.base.locks import OwnerLock, locked
@@ -67,6 +69,7 @@ class Note:
     changed_at: float  # epoch seconds
     reason: str | None = None  # None: it is being written or sent
     read: Version | None = None  # the server's when its writer began
+    md5: str | None = None  # of the content when it was complete; None in notes of 0.1.0
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
@@ -198,13 +201,19 @@ class EditSession:
                     _delete_leftovers(directory)
                     for path, note in _notes(directory):
                         if wanted(note):
-                            taken.append((self._take(path, note), note))
+                            taken.append(self._take(path, note))
                 finally:
                     lock.release()
                     _delete_if_empty(directory)
         return sorted(taken, key=lambda entry: entry[1].changed_at)
 
-    def _take(self, path: Path, note: Note) -> Path:
+    def _take(self, path: Path, note: Note) -> tuple[Path, Note]:
+        """Return an edit's content as this session's, and what its note says of it.
+
+        A note outlives a power cut that its content does not: that is no complete change.
+        """
+        if note.is_complete and note.md5 not in (None, file_digest(path, MD5)):
+            note = replace(note, is_complete=False, md5=None)
         new = self._directory / str(next(self._count))
         # In this order, on the disk as well, so that there is one pair at any time.
         write_durably(_note_of(new), note.to_json().encode("utf-8"))
@@ -213,7 +222,7 @@ class EditSession:
         _note_of(path).unlink()
         self._noted.add(new)
         self._size_in_bytes += new.stat().st_size
-        return new
+        return new, note
 
 
 def root_of(staging_directory: Path, server: str) -> Path:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dserverfs.base.hashes import MD5, file_digest
 from dserverfs.base.model import Dataset
 from dserverfs.base.versions import Reader, Version
 from dserverfs.writing.edits.editable import Target, target_of
@@ -178,7 +179,7 @@ class LocalFile:
         """Note a change before it is made."""
         was_complete = self.note.is_complete
         self.changes += 1
-        self.note = replace(self.note, is_complete=False, changed_at=time.time())
+        self.note = replace(self.note, is_complete=False, md5=None, changed_at=time.time())
         if self.target is not None and (was_complete or not self._session.has_note(self.local)):
             self._tell()
 
@@ -195,7 +196,7 @@ class LocalFile:
     def complete(self) -> None:
         """Note that its writers are done."""
         try:
-            self._tell(is_complete=True)
+            self._tell(is_complete=True, md5=file_digest(self.local, MD5))
         except OSError as error:  # the disk is full; there is a note of it already
             logger.warning("%s: not noted that it is complete: %s", self.local, error)
 
