@@ -35,7 +35,7 @@ from tests.support.twin_datasets import MTIME_S, NAME, SIZES, UUID, Twin, make_t
 
 # Within one base URI, and what is asked for by uuid alone.
 BY_UUID = {
-    "catalogue.py": ["dict[UUID, str]"],
+    "names.py": ["dict[UUID, str]"],
     "session.py": ["dict[UUID, str]"],
 }
 

@@ -114,11 +114,11 @@ class UploadRoutes:
         with understood(what):
             found = []
             for key, entry in entries.items():
+                identifier = Identifier(_text(key))
                 if entry.get("in_parts"):
-                    in_parts.add(Identifier(key))
+                    in_parts.add(identifier)
                 else:
-                    url = UploadUrl(_text(entry["url"]), _headers(entry))
-                    found.append((Identifier(key), url))
+                    found.append((identifier, UploadUrl(_text(entry["url"]), _headers(entry))))
         table.add(found)
 
     def takes_parts(self) -> bool:

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dserverfs.base.disk_tables import ItemTable
+from dserverfs.base.errors import ProtocolError
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import UUID, BackendURI, Dataset, identifier_of
 from dserverfs.base.retry import Deadline
@@ -243,6 +244,17 @@ def test_only_errors_of_ours_come_of_an_answer(kind: str, data: st.DataObject) -
 
     with only_errors_of_ours():
         read(resolver)
+
+
+@pytest.mark.parametrize("entry", [{"url": URL, "headers": {}}, {"in_parts": True}])
+def test_identifier_that_is_no_text_is_an_answer_that_is_none(entry: dict[str, Any]) -> None:
+    answer, read, versions = ANSWERS["upload"]
+    items = {"readme": answer["upload_urls"]["readme"], "items": {"\ud800": entry}}
+    content = json.dumps({**answer, "upload_urls": items}).encode()
+    transport = cast("ServerTransport", Answering(content, versions, {}))
+
+    with pytest.raises(ProtocolError):
+        read(Resolver(transport, Storage()))
 
 
 @pytest.mark.parametrize("kind", sorted(ANSWERS.keys() - {"tags and annotations"}))
