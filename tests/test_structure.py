@@ -142,6 +142,15 @@ def test_a_room_shows_only_what_another_asks_for() -> None:
     assert shown == {name for name in asked if room_of(name) != "base"}
 
 
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    imports = {name_of(path): set(imported(path.read_text())) for path in MODULES}
+
+    while leaves := {name for name, others in imports.items() if not others & imports.keys()}:
+        imports = {name: others for name, others in imports.items() if name not in leaves}
+
+    assert imports == {}
+
+
 @pytest.mark.parametrize(
     ("name", "other", "is_right"),
     [

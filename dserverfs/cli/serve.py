@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from dserverfs.cli import serve_management
 from dserverfs.cli.arguments import Commands, missing_extra
@@ -38,13 +37,6 @@ def add(commands: Commands) -> None:
     serve_management.add(command.add_subparsers(metavar="ACTION"))
 
 
-def data_directory(given: str | None) -> Path:
-    """Return the directory of `--data`, or the default."""
-    from dserverfs.settings import Settings
-
-    return Settings.load().server_directory() if given is None else Path(given).absolute()
-
-
 def _run(arguments: argparse.Namespace) -> int:
     from dserverfs.settings import current
 
@@ -52,8 +44,8 @@ def _run(arguments: argparse.Namespace) -> int:
         from dserverfs.server.serve import ServeOptions, serve
         from dserverfs.server.store.settings import ServerSettings
 
-        data, settings = data_directory(arguments.data), ServerSettings(current)
+        data = serve_management.data_directory(arguments.data)
         options = ServeOptions(data, arguments.host, arguments.port, arguments.bucket)
-        return serve(options, settings)
+        return serve(options, ServerSettings(current))
     except ModuleNotFoundError as error:
         raise missing_extra("server", error) from error

@@ -92,8 +92,14 @@ def add(commands: Commands) -> None:
         parser.set_defaults(command=partial(_run, action))
 
 
+def data_directory(given: str | None) -> Path:
+    """Return the directory of `--data`, or the default."""
+    from dserverfs.settings import Settings
+
+    return Settings.load().server_directory() if given is None else Path(given).absolute()
+
+
 def _run(action: Action, arguments: argparse.Namespace) -> int:
-    from dserverfs.cli.serve import data_directory
     from dserverfs.settings import current
 
     try:

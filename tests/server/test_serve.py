@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from dserverfs.cli.serve import data_directory
+from dserverfs.cli.serve_management import data_directory
 from dserverfs.server.store.seaweedfs import grpc_sockets
 from tests.support.server_store import weed_of
 from tests.support.servers import (
