@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-_SIZE_BYTES = 32 * 1024 * 1024
+MIB = 1024 * 1024
 
 
 @contextlib.contextmanager
-def ext4_disk(path: Path) -> Iterator[Path]:
+def ext4_disk(path: Path, size_in_bytes: int = 32 * MIB) -> Iterator[Path]:
     """Mount a new disk at `path`; skips the test if that cannot be."""
     if os.geteuid() != 0 or shutil.which("mkfs.ext4") is None:
         pytest.skip("needs root and mkfs.ext4")
     image = _image_of(path)
     with image.open("wb") as file:
-        file.truncate(_SIZE_BYTES)
+        file.truncate(size_in_bytes)
     subprocess.run(["mkfs.ext4", "-q", image], check=True)
     with _mounted(image, path):
         yield path

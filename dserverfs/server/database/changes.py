@@ -70,7 +70,8 @@ class Changes:
         """
         with self._locks.holding(uri):
             before = _describe(uri)
-            metadata = StoredMetadata(self._stores.place(uri))
+            place = self._stores.place(uri)
+            metadata = StoredMetadata(place)
             metadata.admin_metadata()  # what is registered by hand may be nowhere
             if _is_unsure(uri):
                 _repair(self._stores, uri)
@@ -78,6 +79,7 @@ class Changes:
             begin(uri)
             try:
                 after = change(metadata, before)
+                place.store.sync()
             except BaseException:
                 repair_if_possible(self._stores, uri)
                 raise

@@ -105,6 +105,7 @@ def freeze(place: Place, upload: PendingUpload, orphans: tuple[str, ...]) -> dic
     store.write(bucket, keys.structure, layout.structure_json(upload.request.uuid).encode())
     admin_metadata = admin_metadata_of(upload)
     metadata.put_admin_metadata(admin_metadata)  # last: now dtool-s3 sees a frozen dataset
+    store.sync()  # once it is registered its writer may delete the only other copy
     return {
         **{name: value for name, value in admin_metadata.items() if name != "dtoolcore_version"},
         "uri": upload.uri,

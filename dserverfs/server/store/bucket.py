@@ -11,6 +11,7 @@ import datetime
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import boto3
@@ -18,6 +19,7 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from dserverfs.base.durable_files import sync_file_system
 from dserverfs.base.errors import NotFound, Unreachable
 from dserverfs.server.store.signing import Signer, Storage
 
@@ -40,8 +42,17 @@ class StoredPart(NamedTuple):
 class ObjectStore:
     """The objects of all buckets of one store."""
 
-    def __init__(self, storage: Storage, *, attempts: int = 3, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        attempts: int = 3,
+        timeout_s: float = 60.0,
+        directory: Path | None = None,
+    ) -> None:
+        """`directory` is where this machine has its bytes, if it has them."""
         self.storage = storage
+        self._directory = directory
         core = botocore.session.get_session()
         # Half the time of a listing would go into dates, which are not used.
         core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
@@ -68,6 +79,19 @@ class ObjectStore:
                 proxies={},
             ),
         )
+
+    def sync(self) -> None:
+        """Return when all that was stored is on the disk; of a store elsewhere that is its task.
+
+        SeaweedFS hands each object to the kernel and syncs none. Raises Unreachable.
+        """
+        if self._directory is not None:
+            try:
+                sync_file_system(self._directory)
+            except OSError as error:
+                raise Unreachable(
+                    f"what was stored cannot be brought to the disk of {self._directory}: {error}"
+                ) from error
 
     def signer(self, expiry_seconds: int) -> Signer:
         """Return a signer of URLs that are good from now on, for so long."""

@@ -153,7 +153,7 @@ class SeaweedFS:
                 fault = _probe(probed, self._bucket)
                 if fault is None:
                     write_durably(self._directory / "ports.json", json.dumps(self._ports).encode())
-                    return ObjectStore(storage)
+                    return ObjectStore(storage, directory=self._directory)
                 if time.monotonic() > deadline:
                     raise Unreachable(
                         f"weed does not answer after {START_DEADLINE_S:.0f} s ({fault}); "
