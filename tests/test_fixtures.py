@@ -250,7 +250,7 @@ def test_process_of_ordinary_user_dies_with_its_parent(ordinary_user: Account) -
 
 def test_client_is_copied_whole_for_users_that_cannot_reach_the_checkout(tmp_path: Path) -> None:
     client = accounts.copy_client(tmp_path / "client")
-    code = "import dserverfs, pyfuse3, trio, requests, dtoolcore, diskcache; print(dserverfs)"
+    code = "import dserverfs, pyfuse3, trio, urllib3, dtoolcore, diskcache; print(dserverfs)"
 
     result = subprocess.run(
         [os.path.realpath(sys.executable), "-c", code],

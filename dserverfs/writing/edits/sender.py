@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 
@@ -62,12 +63,20 @@ class EditSender:
         end_s = time.monotonic() + timeout_s
         self._local.wait_until_closed(min(timeout_s, LATE_CLOSE_S))
         with self._local.lock:
-            begun = set(self._sending.values())
-            for file in self._local.unsent():
-                if file.note.is_complete and file not in begun:
-                    self.submit(file)
-            going = set(self._sending)
+            under_way = set(self._sending.values())
+            going = self._submit_all(f for f in self._local.unsent() if f not in under_way)
         wait_for(going, timeout=max(end_s - time.monotonic(), 0.0))
+        # What was under way may have been refused for a reason that is over.
+        with self._local.lock:
+            going = self._submit_all(f for f in self._local.unsent() if f in under_way)
+        wait_for(going, timeout=max(end_s - time.monotonic(), 0.0))
+
+    def _submit_all(self, files: Iterable[LocalFile]) -> set[Future[None]]:
+        """Begin to send those that are complete; return what is under way then."""
+        for file in files:
+            if file.note.is_complete and file not in self._sending.values():
+                self.submit(file)
+        return set(self._sending)
 
     def submit(self, file: LocalFile) -> None:
         """Begin to send a file."""
