@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from tests.support import accounts, fuse_device, leftovers
 from tests.support.accounts import Account
@@ -33,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
         print(f"left by an earlier run, now removed: {left}")
     run = config.stash[_RUN] = leftovers.Run.start()
     os.environ[leftovers.ROOT_VARIABLE] = str(run.root)
+    set_hypothesis_home_dir(run.root / "hypothesis")  # else it makes a directory in the checkout
     if config.option.basetemp is None:
         config.option.basetemp = str(run.root / "pytest")
     collector = config.stash[_WARNINGS] = WarningCollector()

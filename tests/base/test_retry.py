@@ -154,6 +154,10 @@ def test_what_gets_on_is_not_given_up(clock: Clock) -> None:
         retries.again(StorageRefused("403"))
         retries.progressed()
 
+    retries.again(StorageRefused("403"))
+    with pytest.raises(ProtocolError, match="signed just now"):  # there was no progress between
+        retries.again(StorageRefused("403"))
+
 
 def test_deadline_of_an_attempt_is_that_of_its_operation(clock: Clock) -> None:
     deadline = Deadline(30.0, clock_s=clock)

@@ -126,9 +126,11 @@ def test_lock_file_with_anything_in_it_is_read(
     path.write_bytes(content)
     lock = OwnerLock(path)
 
-    lock.owner().encode("utf-8")
-    lock.acquire()
+    assert lock.owner().encode("utf-8").decode().isprintable()
+    is_ours = lock.acquire()
+    assert lock.held is is_ours
     lock.release()
+    assert not lock.held
 
 
 class Saying:

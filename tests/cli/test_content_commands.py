@@ -63,6 +63,13 @@ class Commands:
         assert "Traceback" not in done.stderr
         return done.stdout
 
+    def refusal(self, *arguments: str | Path) -> str:
+        """Return the one line that a command fails with."""
+        done = self.account.dserverfs(*arguments, env=self.environment)
+        assert (done.returncode, done.stdout) == (1, "")
+        (line,) = done.stderr.splitlines()
+        return line
+
     def facts(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.run("cache", "info", "--json"))
         return found
@@ -151,7 +158,7 @@ def test_directory_that_cannot_be_listed_is_a_failure(
 
 
 def test_path_outside_every_mount_is_refused(commands: Commands, local: Path) -> None:
-    commands.run("warm", local, status=1)
+    assert commands.refusal("warm", local).endswith(f"{local}: is not in a mount of dserverfs")
 
 
 # verify
@@ -187,7 +194,10 @@ def test_damage_in_the_store_is_found_though_the_cache_is_right(
     commands.run("warm", uri)
     StoredItems.of(server, uri).put("item", bytes(5000))
 
-    commands.run("verify", uri, status=1)
+    said = commands.run("verify", uri, status=1).splitlines()
+
+    assert len(said) == 2
+    assert said[0].startswith(f"bad: {uri} item: has hash ")
 
 
 def test_base_uri_names_all_its_datasets(
@@ -227,7 +237,9 @@ def test_damage_of_a_local_dataset_is_found_and_named(
 def test_directory_without_a_dataset_is_refused(commands: Commands, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
 
-    commands.run("verify", tmp_path / "nothing", status=1)
+    said = commands.refusal("verify", tmp_path / "nothing")
+
+    assert said.endswith("nothing: there is no dataset at, above or below it")
 
 
 # cache

@@ -139,6 +139,8 @@ def test_killed_daemon_has_kept_what_was_not_sent(
     distant.mount()
 
     wait_for(lambda: readme_of(server, uuid), "killed: 1\n")
+    wait_for(lambda: unsent(distant.account, distant.path), [])
+    assert (distant.path / "README.yml").read_text() == "killed: 1\n"
 
 
 def test_discard_drops_what_was_not_sent(

@@ -92,6 +92,9 @@ def test_next_items_are_fetched_before_they_are_asked_for(directory: Directory) 
     directory.read(1)
 
     wait_until(lambda: len(directory.store.requests) == 2 + FIRST_WINDOW)
+    assert [directory.read(place) for place in range(2, 2 + FIRST_WINDOW // 2)] == [CONTENT] * (
+        FIRST_WINDOW // 2
+    )
 
 
 def test_items_read_in_no_order_are_fetched_alone(directory: Directory) -> None:

@@ -35,5 +35,9 @@ def test_store_without_encryption_behind_a_server_with_it_is_told_once(
 
 
 @pytest.mark.parametrize("routes", ["http://dserver.example"], indirect=True)
-def test_store_is_no_worse_than_its_server(routes: Routes) -> None:
+def test_store_is_no_worse_than_its_server(
+    routes: Routes, caplog: pytest.LogCaptureFixture
+) -> None:
     routes.note_signed("http://store.example/b?signature=secret")
+
+    assert "unencrypted" not in caplog.text
