@@ -1,7 +1,7 @@
 """The actions of `dserverfs serve ACTION`, on the data directory of a server.
 
-A function for each row of `serve_management.ACTIONS`, by its name. It returns the exit
-status, and None for 0.
+A function for each row of `serve_management.ACTIONS`, which are arguments alone, so that
+`dserverfs --help` needs no extra. It returns the exit status, and None for 0.
 """
 
 from __future__ import annotations
@@ -28,17 +28,6 @@ class Server(NamedTuple):
 
     directory: DataDirectory
     stores: Stores
-
-
-def run(
-    words: str, data: Path, get: Callable[[str], str | None], arguments: argparse.Namespace
-) -> int:
-    """Carry out one action; `get` reads the configuration."""
-    act = globals()[words.replace(" ", "_").replace("-", "_")]
-    settings = ServerSettings(get)
-    server = Server(DataDirectory(data), Stores(None, settings.storage))
-    with management.opened(server.directory, server.stores, settings):
-        return act(server, arguments) or 0
 
 
 def user_add(server: Server, arguments: argparse.Namespace) -> None:
@@ -140,3 +129,31 @@ def index(server: Server, arguments: argparse.Namespace) -> int:
 def _require_a_right(arguments: argparse.Namespace) -> None:
     if not arguments.search and not arguments.register:
         raise UsageError("say which right: --search, --register or both")
+
+
+ACTIONS: dict[str, Callable[[Server, argparse.Namespace], int | None]] = {
+    "user add": user_add,
+    "user remove": user_remove,
+    "user list": user_list,
+    "user password": user_password,
+    "user revoke-tokens": user_revoke_tokens,
+    "token": token,
+    "base-uri add": base_uri_add,
+    "base-uri list": base_uri_list,
+    "base-uri remove": base_uri_remove,
+    "permission grant": permission_grant,
+    "permission revoke": permission_revoke,
+    "permission list": permission_list,
+    "s3": s3,
+    "index": index,
+}
+
+
+def run(
+    words: str, data: Path, get: Callable[[str], str | None], arguments: argparse.Namespace
+) -> int:
+    """Carry out one action; `get` reads the configuration."""
+    settings = ServerSettings(get)
+    server = Server(DataDirectory(data), Stores(None, settings.storage))
+    with management.opened(server.directory, server.stores, settings):
+        return ACTIONS[words](server, arguments) or 0
