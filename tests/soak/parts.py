@@ -1,0 +1,12 @@
+"""The parts of the soak, in the order in which they have their turns."""
+
+from __future__ import annotations
+
+from tests.soak.turns import Part
+
+PARTS: tuple[Part, ...] = ()
+
+
+def part_named(name: str) -> Part:
+    """Return the part; raises KeyError."""
+    return {part.name: part for part in PARTS}[name]
