@@ -33,6 +33,7 @@ of a signed URL.
     |   +-- ChangedMeanwhile     another user has changed it since it was read
     +-- Frozen                   can no longer be changed
     +-- TooLarge                 an item is larger than the server can have stored
+    +-- TooManyOpen              programs have as many files open as the mount can hold open
     +-- ItemChanged              a local file is not what was hashed
     +-- Cancelled                the caller asked to stop
 
@@ -173,6 +174,10 @@ class ChangedMeanwhile(Conflict):
 
 class Frozen(DserverfsError):
     """It is frozen, or about to be: its items cannot change any more."""
+
+
+class TooManyOpen(DserverfsError):
+    """Programs have as many files open as the daemon can hold open for them."""
 
 
 class TooLarge(DserverfsError):

@@ -33,6 +33,7 @@ Handler = Callable[[dict[str, Any]], Iterator[Answer]]
 MAX_LINE_BYTES = 1 << 20
 SILENCE_S = 2.0  # of a daemon at work, until it is asked whether it is there
 ANSWER_TIMEOUT_S = 5.0
+SHORTAGE_PAUSE_S = 0.1  # until a connection that could not be taken is tried again
 PING = "ping"
 
 
@@ -65,6 +66,7 @@ class Server:
         self._handle = handle
         self._listeners: list[socket.socket] = []
         self._threads: list[threading.Thread] = []  # one for each
+        self._is_closed = threading.Event()
 
     def open(self) -> None:
         """Listen; raises UsageError if there can be no socket."""
@@ -104,6 +106,7 @@ class Server:
         self._listeners.append(abstract)
 
     def close(self) -> None:
+        self._is_closed.set()
         if self._listeners:
             self._address.path.unlink(missing_ok=True)
         for listener in self._listeners:
@@ -114,14 +117,26 @@ class Server:
             thread.join(ANSWER_TIMEOUT_S)
 
     def _run(self, listener: socket.socket) -> None:
-        while True:
+        is_short = False
+        while not self._is_closed.is_set():
             try:
                 connection, _ = listener.accept()
-            except OSError:
-                return  # closed
-            threading.Thread(
-                target=self._serve, args=(connection,), name="command", daemon=True
-            ).start()
+                try:
+                    threading.Thread(
+                        target=self._serve, args=(connection,), name="command", daemon=True
+                    ).start()
+                except BaseException:
+                    connection.close()
+                    raise
+            except (OSError, RuntimeError, MemoryError) as error:
+                # Too many open files, or threads: without this mount's commands nobody could
+                # unmount it in an orderly way, so they work again when there are fewer.
+                if not self._is_closed.is_set() and not is_short:
+                    logger.warning("a command could not be answered: %s", error)
+                is_short = True
+                self._is_closed.wait(SHORTAGE_PAUSE_S)
+            else:
+                is_short = False
 
     def _serve(self, connection: socket.socket) -> None:
         with connection:

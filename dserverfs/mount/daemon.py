@@ -10,6 +10,7 @@ import contextlib
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from dserverfs.base import descriptors
 from dserverfs.base.errors import DserverfsError
 from dserverfs.base.model import Dataset, DserverURI, split_base_uri
 from dserverfs.catalogue.catalogue import Catalogue
@@ -27,6 +28,7 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
 
     `ready_fd` is where to say that the mount answers; it is closed.
     """
+    descriptors.raise_limit()  # the client's cache keeps files open by it
     client = Client(
         options.uri.server,
         settings,

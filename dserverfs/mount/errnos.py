@@ -49,6 +49,7 @@ ERRNO: tuple[tuple[type[Exception], int], ...] = (
     (errors.ChangedMeanwhile, errno.ESTALE),
     (errors.Conflict, errno.EBUSY),
     (errors.TooLarge, errno.EFBIG),
+    (errors.TooManyOpen, errno.EMFILE),
     (errors.NameTooLong, errno.ENAMETOOLONG),
     (errors.NotUTF8, errno.EILSEQ),
     (errors.CannotHold, errno.EPERM),

@@ -11,7 +11,6 @@ import functools
 import gc
 import logging
 import os
-import resource
 import select
 import signal
 import time
@@ -44,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 # How long requests under way may go on after a signal to end.
 GRACE_S = 2.0
-OPEN_FILES = 8192
 # Requests answered at a time; at pyfuse3's 99, so many stalled reads stop `ls`.
 MAX_REQUESTS = 10_000
 # Reads that the kernel sends before the first is answered; its default is 12.
@@ -66,7 +64,6 @@ def run(
     `only` becomes the dataset that the URI names, if it names one. `ready_fd` is
     where to say that the mount answers; it is closed.
     """
-    _raise_file_limit()
     allocator.keep_freed_memory()
     mountpoint.require_fuse()
     if options.allow_other:
@@ -236,13 +233,6 @@ def _become_daemon(ready_fd: int) -> None:
     with contextlib.suppress(BrokenPipeError):
         os.write(ready_fd, READY)
     os.close(ready_fd)
-
-
-def _raise_file_limit() -> None:
-    """Allow more open files than the usual 1024: blocks and indexes are kept open."""
-    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, wanted), most))
 
 
 def _tune_kernel(device: int) -> None:

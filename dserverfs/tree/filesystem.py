@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from dserverfs.base.descriptors import require_spare
 from dserverfs.base.errors import Frozen, NotUTF8
 from dserverfs.base.items import ItemContent
 from dserverfs.tree.afterlife import LINK
@@ -148,6 +149,7 @@ class FileSystem:
                 found = yield from self._open_staged(tree, place.number, flags, thread)
                 if found is not None:
                     return found
+            require_spare()
             frozen = yield from loaded(place.frozen)
             if frozen is not None:
                 return (yield from self._frozen.open(frozen, flags, thread))
@@ -160,6 +162,7 @@ class FileSystem:
     ) -> Steps[tuple[OpenFile, Attributes]]:
         frozen = yield from loaded(self._tree.locate(parent).frozen)
         if frozen is not None:
+            require_spare()
             made = yield from self._frozen.create(frozen, name, mode, flags, thread)
             try:
                 return made, (yield from loaded(lambda: self.lookup(parent, name, thread)))

@@ -28,7 +28,13 @@ _EMACS_LOCK = ".#"
 # `git init` tries whether there are links: it names a file as mkstemp(3) does and links it.
 _GIT_PROBE = re.compile("t[0-9A-Za-z]{6}")
 _GIT_TARGET = b"testing"
-_ERRORS = (errors.CannotHold, errors.NotUTF8, errors.NameTooLong, errors.TooLarge)
+_ERRORS = (
+    errors.CannotHold,
+    errors.NotUTF8,
+    errors.NameTooLong,
+    errors.TooLarge,
+    errors.TooManyOpen,
+)
 
 
 def is_tried_only(name: str, target: bytes) -> bool:

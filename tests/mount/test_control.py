@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -67,6 +69,50 @@ def test_a_daemon_is_found_when_its_file_is_gone(address: Address) -> None:
 
     assert results(address, "echo")
     assert results(elsewhere, "echo")
+
+
+@pytest.mark.expects_log("a command could not be answered: can't start new thread")
+def test_commands_work_again_after_a_shortage_of_threads(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+    missed: list[threading.Thread] = []
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name == "command" and not missed:
+            missed.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(DaemonSilent):
+        results(address, "echo")
+
+    assert missed
+    assert results(address, "echo")
+
+
+@pytest.mark.expects_log("a command could not be answered: .*Too many open files")
+def test_commands_work_again_after_a_shortage_of_descriptors(
+    tmp_path: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept = socket.socket.accept
+    missed: list[socket.socket] = []
+
+    def refused(listener: socket.socket) -> tuple[socket.socket, Any]:
+        if not missed:
+            missed.append(listener)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", refused)
+    server = Server(Address.of(tmp_path / "short", DEVICE, os.geteuid()), daemon)
+    server.open()
+    try:
+        assert results(server._address, "echo")
+        assert missed
+    finally:
+        server.close()
 
 
 def test_nobody_listens(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import stat
 from typing import NamedTuple
 
+from dserverfs.base.descriptors import require_spare
 from dserverfs.base.local_files import RENAME_EXCHANGE, rename
 from dserverfs.writing.staging.incremental_hash import HashAhead
 from dserverfs.writing.staging.modes import OWNER_DIRECTORY, OWNER_FILE, Modes
@@ -45,6 +46,7 @@ class StagedFiles:
         """Return a descriptor of a file that is made unless it is there and `flags` let it be."""
         # The kernel asks to create what it did not find; another process may have made it since.
         is_new = True
+        require_spare()
         try:
             fd = os.open(path, _MAKE, OWNER_FILE)
         except FileExistsError:
@@ -62,6 +64,7 @@ class StagedFiles:
 
     def open(self, target: Target, inode: int, flags: int) -> int:
         """Return another descriptor of a file, for what `flags` say."""
+        require_spare()
         if flags & os.O_TRUNC:
             self._hashes.forget(inode)
         return os.open(_by_path(target), flags | os.O_CLOEXEC)
