@@ -5,60 +5,81 @@ from __future__ import annotations
 import argparse
 import json
 import secrets
-import subprocess
+import signal
 import sys
+import textwrap
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tests.soak.parts import PARTS
+from tests.soak.running import Result, Share, run
 from tests.soak.turns import Part
-
-# A turn ends its last round after its time; one that takes this much longer hangs.
-_LATE_S = 900
+from tests.support import leftovers
 
 
 def main() -> int:
     arguments = _arguments()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    for left in leftovers.clean_dead_runs():
+        print(f"left by an earlier run, now removed: {left}")
     parts = [part for part in PARTS if not arguments.part or part.name in arguments.part]
     seed = secrets.randbits(48) if arguments.seed is None else arguments.seed
-    alone = [part for part in parts if part.is_alone]
-    beside = [part for part in parts if not part.is_alone]
-    seconds = arguments.minutes * 60
-    # Those beside each other have as many processors as there are jobs.
-    total = sum(p.share for p in alone) + sum(p.share for p in beside) / arguments.jobs
-    results: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        turns = [pool.submit(_turn, p, seed, seconds * p.share / total) for p in beside]
-        results += [turn.result() for turn in turns]
-    results += [_turn(p, seed, seconds * p.share / total) for p in alone]
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1))
-    failed = [result["part"] for result in results if result["error"]]
+    beside, alone = shares(parts, arguments.minutes * 60, arguments.jobs)
+    begun_s = time.monotonic()
+
+    def say(part: str, line: str) -> None:
+        passed_s = time.monotonic() - begun_s
+        print(f"{passed_s / 60:6.1f} min  {part}: {line}", flush=True)
+
+    results: list[Result] = []
+    try:
+        results.extend(run(beside, seed, arguments.jobs, say))
+        results.extend(run(alone, seed, 1, say))
+    except KeyboardInterrupt:
+        print("soak: ended by a signal; nothing is left behind", flush=True)
+        return 130
+    finally:
+        if arguments.json:
+            arguments.json.write_text(json.dumps([each._asdict() for each in results], indent=1))
+    print(f"\n{summary(results)}\n")
+    failed = [result.part for result in results if result.error]
     print(f"soak: {len(results) - len(failed)} parts passed, {len(failed)} failed {failed or ''}")
     return 1 if failed else 0
 
 
-def _turn(part: Part, seed: int, seconds: float) -> dict[str, Any]:
-    begun_s = time.monotonic()
-    command = [sys.executable, "-m", "tests.soak.turn", part.name, str(seed), f"{seconds:.0f}"]
-    figures: dict[str, Any] = {}
-    error = ""
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds + _LATE_S)
-        if ended.returncode == 0:
-            figures = json.loads(ended.stdout.splitlines()[-1])
-        else:
-            error = f"{ended.stdout}{ended.stderr}"
-    except subprocess.TimeoutExpired as late:
-        error = f"hangs: {late}"
-    took_s = round(time.monotonic() - begun_s)
-    said = ", ".join(f"{name} {value}" for name, value in figures.items())
-    print(f"{part.name}: {error or said} ({took_s} s, seed {seed})", flush=True)
-    if error:
-        print(f"again: scripts/soak --part {part.name} --seed {seed}", flush=True)
-    return {"part": part.name, "seed": seed, "seconds": took_s, "figures": figures, "error": error}
+def shares(parts: Sequence[Part], seconds: float, jobs: int) -> tuple[list[Share], list[Share]]:
+    """Return the parts with their times: those that run beside each other, and the others.
+
+    Those beside each other have as many processors as there are jobs.
+    """
+    beside = [part for part in parts if not part.is_alone]
+    alone = [part for part in parts if part.is_alone]
+    at_once = max(1, min(jobs, len(beside)))
+    total = sum(p.share for p in alone) + sum(p.share for p in beside) / at_once
+    return (
+        [Share(p, seconds * p.share / total) for p in beside],
+        [Share(p, seconds * p.share / total) for p in alone],
+    )
+
+
+def summary(results: Sequence[Result]) -> str:
+    """Return the results as a table for `reliability.rst`."""
+    width = max([len(result.part) for result in results] + [len("part")])
+    rule = f"{'=' * width} ======= {'=' * (100 - width - 9)}"
+    lines = [rule, f"{'part':{width}} seconds figures", rule]
+    for result in sorted(results):
+        figures = [f"{_number(value)} {name}" for name, value in result.figures.items()]
+        text = "FAILED" if result.error else ", ".join(figures)
+        first, *rest = textwrap.wrap(text, 100 - width - 9) or [""]
+        lines.append(f"{result.part:{width}} {result.seconds:>7,} {first}")
+        lines += [f"{'':{width}} {'':7} {line}" for line in rest]
+    return "\n".join([*lines, rule])
+
+
+def _number(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int | float) else str(value)
 
 
 def _arguments() -> argparse.Namespace:

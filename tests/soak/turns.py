@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,10 @@ class Turn:
 
     def is_over(self) -> bool:
         return time.monotonic() >= self._end_s
+
+    def say(self, line: str) -> None:
+        """Show a line while the turn goes on."""
+        print(line, file=sys.stderr, flush=True)
 
 
 class Part(NamedTuple):
