@@ -7,6 +7,7 @@ answers its own refusals as text. Runs in its loop, so nothing here waits.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -33,10 +34,30 @@ def limited_channel(public_key_pem: str) -> type[HTTPChannel]:
     class Parser(_LimitedParser):
         is_token = staticmethod(is_ours)
 
-    class Channel(HTTPChannel):  # type: ignore[misc]
+    class Channel(_WatchedChannel):
         parser_class = Parser
 
     return Channel
+
+
+class _WatchedChannel(HTTPChannel):  # type: ignore[misc]
+    """One connection, with the times that `slow_clients` looks at."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.moved_s = self.request_s = time.monotonic()
+        super().__init__(*arguments, **options)
+
+    def received(self, data: bytes) -> bool:
+        self.moved_s = time.monotonic()
+        if self.request is None:
+            self.request_s = self.moved_s
+        return bool(super().received(data))
+
+    def send(self, data: bytes, do_close: bool = True) -> int:
+        count: int = super().send(data, do_close=do_close)
+        if count:
+            self.moved_s = time.monotonic()
+        return count
 
 
 class _LimitedParser(HTTPRequestParser):  # type: ignore[misc]

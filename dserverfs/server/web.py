@@ -6,6 +6,7 @@ import getpass
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,7 +17,7 @@ import waitress.server
 import waitress.wasyncore
 from flask import Flask
 
-from dserverfs.server import app
+from dserverfs.server import app, slow_clients
 from dserverfs.server.bodies import limited_channel
 from dserverfs.server.database import changes, passwords, tokens
 from dserverfs.server.datadir import DataDirectory, write_private
@@ -27,6 +28,7 @@ from dserverfs.server.store.stores import Stores
 THREADS = 8
 TOKEN_LIFE = timedelta(days=365)  # and a new one at every start
 _STOP_DEADLINE_S = 1.0
+_LOOK_S = 1.0  # for clients that are too slow
 
 
 def create_app(
@@ -82,8 +84,15 @@ class WebServer:
         self._signals = signals
         self._stopping = False
         self._sockets: dict[int, object] = {}
+        self._looked_s = 0.0
         self._server = waitress.server.create_server(
-            flask, map=self._sockets, sockets=[listener], threads=THREADS, ident="dserverfs"
+            flask,
+            map=self._sockets,
+            sockets=[listener],
+            threads=THREADS,
+            ident="dserverfs",
+            # More are closed by `slow_clients`; at its own limit waitress would take no new one.
+            connection_limit=2 * slow_clients.MAX_CONNECTIONS,
         )
         self._server.channel_class = limited_channel(flask.config["JWT_PUBLIC_KEY"])
         self._thread = threading.Thread(target=self._loop, name="waitress", daemon=True)
@@ -105,6 +114,17 @@ class WebServer:
         try:
             while not self._stopping:
                 waitress.wasyncore.loop(timeout=1.0, use_poll=True, map=self._sockets, count=1)
+                if self._is_time_to_look():
+                    slow_clients.close_overdue([*self._server.active_channels.values()])
         except Exception as error:  # noqa: BLE001 - top of a thread; `serve` reports it
             self.fault = error
             self._signals.wake()
+
+    def _is_time_to_look(self) -> bool:
+        """Return True once a second, and whenever there are too many connections."""
+        if time.monotonic() - self._looked_s < _LOOK_S and (
+            len(self._server.active_channels) <= slow_clients.MAX_CONNECTIONS
+        ):
+            return False
+        self._looked_s = time.monotonic()
+        return True
