@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from tests.support import accounts, fuse_device, leftovers
+from tests.support import accounts, fuse_device, leftovers, pace
 from tests.support.accounts import Account
 from tests.support.servers import ServerHandle, running_server
 from tests.support.unexpected_log import WarningCollector, complaint
@@ -39,6 +39,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.basetemp = str(run.root / "pytest")
     collector = config.stash[_WARNINGS] = WarningCollector()
     collector.install()
+    if config.getoption("numprocesses", None):
+        config.option.loadscopereorder = False  # xdist keeps the order of `longest_first`
+        config.pluginmanager.register(pace.Seconds())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # alone, a run has the order in which its files are named
+        items[:] = pace.longest_first(items)
 
 
 @pytest.hookimpl(trylast=True)  # after an interrupt it is pytest's own that ends the fixtures

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import accounts, child_processes, fuse_device, leftovers
+from tests.support import accounts, child_processes, fuse_device, leftovers, pace
 from tests.support.accounts import Account
 from tests.support.child_processes import spawn
 from tests.support.unexpected_log import complaint
@@ -313,3 +313,42 @@ def test_warning_fails_the_test_that_did_not_announce_it(
 
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*WARNING dserverfs.x: trouble*"])
+
+
+def test_long_files_are_there() -> None:
+    checkout = Path(__file__).parents[1]
+
+    assert [file for file in pace.LONGEST if not (checkout / file).is_file()] == []
+
+
+def test_run_on_workers_begins_with_the_longest_file(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    pytester.makeconftest(
+        "from tests.support import pace\n"
+        "pace.LONGEST = ('test_long.py',)\n"
+        "from tests.conftest import *\n"
+    )
+    # With one test it would be last, by the number of tests and by its name.
+    many = "import pytest\n@pytest.mark.parametrize('n', range(4))\ndef test_it(n): pass\n"
+    pytester.makepyfile(test_a=many, test_b=many, test_long="def test_it(): pass\n")
+
+    run = pytester.runpytest_subprocess("-n1", "--dist=loadfile", "-v", "-p", "no:cacheprovider")
+
+    run.assert_outcomes(passed=9)
+    ran = [line for line in run.outlines if "PASSED" in line]
+    assert "test_long.py" in ran[0]
+
+
+def test_long_file_that_is_not_named_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "LONGEST", ("tests/test_long.py",))
+    seconds = pace.Seconds()
+    for number in range(100):
+        seconds.add(f"tests/test_{number}.py::test_it", 1.0)
+    seconds.add("tests/test_7.py::test_other", 2.0)
+    of_a_part = seconds.missing()
+    seconds.add("tests/test_long.py::test_it", 20.0)
+
+    assert of_a_part == []
+    assert [line.partition(" took ")[0] for line in seconds.missing()] == ["tests/test_7.py"]

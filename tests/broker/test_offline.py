@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import pytest
 from dserverfs.base.items import BLOCK_SIZE
 from tests.support import accounts
 from tests.support.accounts import Account
-from tests.support.dtool_commands import Dtool, dtool_of
+from tests.support.dtool_commands import dtool_of
 from tests.support.dtool_datasets import README, content_of, make_dataset
 from tests.support.mounts import mounted, publish
 from tests.support.servers import running_server
@@ -78,15 +79,26 @@ QUESTIONS = [
     *("name", "name by uuid", "names", "admin metadata", "README", "tags"),
     *("annotations", "overlays", "manifest", *(f"item {relpath}" for relpath in ITEMS)),
 ]
+# Commands about the base URI, the dataset or a proto dataset, and what they then say.
+REFUSED = [
+    (("create", "new", "BASE"), "no dataset can be created while"),
+    (("freeze", "PROTO"), "cannot be frozen, and stays a proto dataset, while"),
+    (("tag", "set", "URI", "new"), "tags/new cannot be changed while"),
+    (("tag", "delete", "URI", "testing"), "tags/testing cannot be deleted while"),
+    (("annotation", "set", "URI", "answer", "1"), "answer.json cannot be changed while"),
+    (("readme", "write", "URI", "readme.yml"), "README.yml cannot be changed while"),
+    (("name", "URI", "another"), "the name cannot be changed while"),
+    (("publish", "URI"), "cannot be published while"),
+    (("verify", "URI"), "the stored items cannot be compared while"),
+]
 
 
 class Asked(NamedTuple):
-    """The answers of one server, and dtool with what it knows of that server."""
+    """The answers of one server, there and away."""
 
     right: Mapping[str, Any]
     answers: Mapping[str, Mapping[str, Any]]  # by situation
-    dtool: Dtool
-    uris: Mapping[str, str]  # of the base URI, the dataset, and a proto dataset
+    refusals: Mapping[tuple[str, ...], str]  # by command, with the server away
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +115,26 @@ def asked(fuse: None, tmp_path_factory: pytest.TempPathFactory) -> Asked:
         answers["broker, server there"] = ask_broker(by_broker, uri, token, *ITEMS)
         dtool = dtool_of(by_broker.home, token)
         proto = dtool.output("create", "-q", "begun", base).strip()
-    answers["mount, server away"] = ask_mounts(by_mount, uri, token, *ITEMS, UNSEEN)
-    answers["broker, server away"] = ask_broker(by_broker, uri, token, *ITEMS, UNSEEN)
-    answers["broker after a mount, server away"] = ask_broker(by_mount, uri, token, *ITEMS, UNSEEN)
+    # All at once: most of their time they wait for a server that is away.
+    away = {
+        "mount, server away": (ask_mounts, by_mount),
+        "broker, server away": (ask_broker, by_broker),
+        "broker after a mount, server away": (ask_broker, by_mount),
+    }
+    (dtool.home / "readme.yml").write_text("---\na: 1\n")
     uris = {"BASE": base, "URI": uri, "PROTO": proto}
-    return Asked(right_answers(local), answers, dtool, uris)
+    with ThreadPoolExecutor(len(away) + len(REFUSED)) as threads:
+        asking = {
+            situation: threads.submit(ask, account, uri, token, *ITEMS, UNSEEN)
+            for situation, (ask, account) in away.items()
+        }
+        refusing = {
+            command: threads.submit(dtool.refusal, *(uris.get(word, word) for word in command))
+            for command, _ in REFUSED
+        }
+        answers |= {situation: answer.result() for situation, answer in asking.items()}
+        refusals = {command: line.result() for command, line in refusing.items()}
+    return Asked(right_answers(local), answers, refusals)
 
 
 def right_answers(local: Path) -> Mapping[str, Any]:
@@ -201,25 +228,13 @@ def test_item_that_was_never_read_cannot_be_read_while_the_server_is_away(
 
 @pytest.mark.parametrize(
     ("command", "said"),
-    [
-        (("create", "new", "BASE"), "no dataset can be created while"),
-        (("freeze", "PROTO"), "cannot be frozen, and stays a proto dataset, while"),
-        (("tag", "set", "URI", "new"), "tags/new cannot be changed while"),
-        (("tag", "delete", "URI", "testing"), "tags/testing cannot be deleted while"),
-        (("annotation", "set", "URI", "answer", "1"), "answer.json cannot be changed while"),
-        (("readme", "write", "URI", "readme.yml"), "README.yml cannot be changed while"),
-        (("name", "URI", "another"), "the name cannot be changed while"),
-        (("publish", "URI"), "cannot be published while"),
-        (("verify", "URI"), "the stored items cannot be compared while"),
-    ],
+    REFUSED,
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
 def test_command_that_needs_the_server_says_so_while_it_is_away(
     asked: Asked, command: tuple[str, ...], said: str
 ) -> None:
-    (asked.dtool.home / "readme.yml").write_text("---\na: 1\n")
-
-    line = asked.dtool.refusal(*(asked.uris.get(word, word) for word in command))
+    line = asked.refusals[command]
 
     assert said in line
     assert AWAY in line
