@@ -1,0 +1,236 @@
+"""What becomes of one mutant: a process of its own runs tests with it, until one fails.
+
+The process is a fork of one that has all tests collected, so that a trial costs little
+more than its tests. A fault in a function is put into the functions that are there; for any
+other fault the module is imported anew, with everything that knows it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import NamedTuple
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+from tests.mutation.covering import Reached
+from tests.mutation.mutants import Mutant
+
+# A test with a fault may take this long: several times as long as without, for others run beside.
+_LATE_S, _LATE_TIMES = 5.0, 6.0
+_PR_SET_PDEATHSIG = 1
+_SURVIVED, _KILLED, _NOT_TRIED = 0, 1, 3
+_MEMORY_BYTES, _FILE_BYTES = 6 * 1024**3, 1024**3
+
+
+class Fate(Enum):
+    KILLED = "killed"
+    TIMED_OUT = "timed out"
+    SURVIVED = "survived"
+    UNTESTED = "reached by no test"
+
+
+class Task(NamedTuple):
+    """A mutant of the module in a file, and the tests that reach it, the best ones first."""
+
+    path: Path
+    name: str  # of the module
+    original: str
+    mutant: Mutant
+    tests: Sequence[Reached]
+
+
+class Trials:
+    """The plugin that makes the trials of faults in functions in place of running the tests."""
+
+    def __init__(self, run: Callable[[Callable[[Task], None]], None]) -> None:
+        self._run = run
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        items = {item.nodeid: item for item in session.items}
+
+        def attempt(task: Task) -> None:
+            _put_in(task)
+            for test in task.tests:
+                _ends_after(test.seconds)
+                _require_pass(session, items[test.name])
+
+        gc.freeze()
+        self._run(attempt)
+        return True
+
+
+def attempt_anew(task: Task, arguments: list[str]) -> None:
+    """Import the module with its fault, and run the tests; in a process that has neither yet."""
+    sys.meta_path.insert(0, _Mutated(task))
+    names = [test.name for test in task.tests]
+    _ends_after(20.0 + sum(test.seconds for test in task.tests))
+    if pytest.main([*arguments, "-x", *names]):
+        os._exit(_KILLED)
+
+
+class Process:
+    """The process of one trial."""
+
+    def __init__(self, attempt: Callable[[Task], None], task: Task, scratch: Path) -> None:
+        self.task = task
+        self._scratch = scratch
+        scratch.mkdir()
+        self.pid = os.fork()
+        if self.pid:
+            return
+        status = _NOT_TRIED
+        try:
+            os.setsid()
+            end_with_parent()
+            null = os.open(os.devnull, os.O_RDWR)
+            stderr = os.dup(2)
+            for fd in range(3):
+                os.dup2(null, fd)
+            resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (_FILE_BYTES, _FILE_BYTES))
+            os.environ["TMPDIR"] = str(scratch)
+            attempt(task)
+            status = _SURVIVED
+        except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was
+            os.write(stderr, f"{error!r}\n".encode())
+        finally:
+            os._exit(status)
+
+    def ended(self, status: int) -> Fate:
+        """Return what became of the mutant of a process that was waited for."""
+        _end_group(self.pid)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+            return Fate.TIMED_OUT
+        if os.waitstatus_to_exitcode(status) == _NOT_TRIED:
+            raise ChildProcessError(f"{self.task.name}: not tried: {self.task.mutant}")
+        return Fate.SURVIVED if status == _SURVIVED else Fate.KILLED
+
+
+def all_tried(
+    tasks: Iterable[Task], attempt: Callable[[Task], None], scratch: Path, jobs: int
+) -> Iterator[tuple[Task, Fate]]:
+    """Yield what became of each mutant, in the order of their ends; `jobs` are tried at once."""
+    running: dict[int, Process] = {}
+    number = 0
+    for task in tasks:
+        if not task.tests:
+            yield task, Fate.UNTESTED
+            continue
+        number += 1
+        process = Process(attempt, task, scratch / f"{os.getpid()}-{number}")
+        running[process.pid] = process
+        while len(running) >= jobs:
+            yield _next_ended(running)
+    while running:
+        yield _next_ended(running)
+
+
+def _next_ended(running: dict[int, Process]) -> tuple[Task, Fate]:
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        if pid in running:
+            process = running.pop(pid)
+            return process.task, process.ended(status)
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process with the one that forked it."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _end_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _ends_after(seconds: float) -> None:
+    """Have the process ended by SIGALRM if a test takes much longer than it should."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, _LATE_S + _LATE_TIMES * seconds)
+
+
+def _require_pass(session: pytest.Session, item: pytest.Item) -> None:
+    factory = session.config._tmp_path_factory  # type: ignore[attr-defined]
+    factory._basetemp = Path(os.environ["TMPDIR"])
+    try:
+        reports = runtestprotocol(item, log=False, nextitem=None)
+    except BaseException:  # noqa: BLE001 - a fault may raise what ends pytest
+        os._exit(_KILLED)
+    if any(report.failed for report in reports):
+        os._exit(_KILLED)
+
+
+def _put_in(task: Task) -> None:
+    """Give every function that the mutant is in its code with the fault."""
+    names = task.mutant.function
+    olds = _codes(compile(task.original, str(task.path), "exec"), names)
+    news = _codes(compile(task.mutant.source, str(task.path), "exec"), names)
+    changed = {
+        (old.co_name, old.co_firstlineno): new
+        for old, new in zip(olds, news, strict=True)
+        if old != new
+    }
+    found = 0
+    for function in _functions(task.path):
+        code = function.__code__
+        if new := changed.get((code.co_name, code.co_firstlineno)):
+            function.__code__ = new
+            found += 1
+    assert found, f"{task.name}: {names} is not there"
+
+
+def _functions(path: Path) -> Iterator[FunctionType]:
+    gc.unfreeze()
+    for thing in gc.get_objects():
+        if type(thing) is FunctionType and thing.__code__.co_filename == str(path):
+            yield thing
+
+
+def _codes(code: CodeType, names: tuple[str, ...]) -> list[CodeType]:
+    """Return the code of all functions of that name: a property has a getter and a setter."""
+    found = [code]
+    for name in names:
+        found = [
+            const
+            for outer in found
+            for const in outer.co_consts
+            if isinstance(const, CodeType) and const.co_name == name
+        ]
+    return found
+
+
+class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds one module, with a fault in it."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def find_spec(
+        self, name: str, path: object, target: object = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != self._task.name:
+            return None
+        return importlib.util.spec_from_file_location(name, self._task.path, loader=self)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        exec(compile(self._task.mutant.source, str(self._task.path), "exec"), module.__dict__)
