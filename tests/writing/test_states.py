@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
+import uuid
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -24,10 +28,12 @@ ILLEGAL = [pair for pair in itertools.product(State, Move) if pair not in MOVES]
 @pytest.mark.parametrize(("state", "move"), ILLEGAL)
 def test_an_illegal_move_raises_and_changes_nothing(state: State, move: Move) -> None:
     record = replace(RECORD, state=state, reason="as before")
+    is_too_late = state in (State.COMPLETING, State.FROZEN) and move in (Move.WRITE, Move.DISCARD)
 
-    with pytest.raises(DserverfsError):
+    with pytest.raises(DserverfsError) as raised:
         record.moved(move)
 
+    assert type(raised.value) is (Frozen if is_too_late else UsageError)
     assert record == replace(RECORD, state=state, reason="as before")
 
 
@@ -66,8 +72,10 @@ def test_no_state_is_a_dead_end_but_frozen() -> None:
 @pytest.mark.parametrize("state", State)
 def test_a_record_is_read_as_it_was_written(state: State) -> None:
     record = replace(RECORD, state=state, armed=False, reason="a disk was full: ünïcödé")
+    sealed = replace(RECORD, state=state, manual=True, uuid=str(uuid.UUID(int=1)))
 
     assert Record.from_json(record.to_json()) == record
+    assert Record.from_json(sealed.to_json()) == sealed
 
 
 @pytest.mark.parametrize(
@@ -85,6 +93,34 @@ def test_a_record_is_read_as_it_was_written(state: State) -> None:
 def test_a_damaged_record_is_refused(text: str) -> None:
     with pytest.raises(ProtocolError):
         Record.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    {
+        "id": [1, None, "", "..", "a/b", "x" * 256],
+        "server": [1, None, "\ud800"],
+        "base_uri": [1, None, "bucket", "s3://", "://bucket", "s3://bucket//x"],
+        "name": [1, None, "", "a b", "x" * 81],
+        "creator_username": [1, None],
+        "created_at": [None, "1.5", True, 1e300, -1e300, math.nan],
+        "state": [1, None, "", "ajar", "OPEN"],
+        "armed": [1, None, "true"],
+        "reason": [1, False, "\ud800"],
+        "manual": [0, None, "false"],
+        "uuid": [1, False, "", RECORD.id, "x" * 36],
+    }.items(),
+)
+def test_a_value_that_no_field_of_that_name_has_is_refused(field: str, values: list[Any]) -> None:
+    kept = json.loads(RECORD.to_json())
+
+    for value in values:
+        with pytest.raises(ProtocolError):
+            Record.from_json(json.dumps({**kept, field: value}))
+
+
+def test_a_new_one_is_frozen_by_itself() -> None:
+    assert (RECORD.state, RECORD.armed, RECORD.manual) == (State.OPEN, True, False)
 
 
 def test_registering_is_shown_as_uploading() -> None:

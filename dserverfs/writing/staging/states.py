@@ -86,7 +86,7 @@ def next_state(state: State, move: Move) -> State:
     try:
         return MOVES[state, move]
     except KeyError:
-        if state in (State.COMPLETING, State.FROZEN) and move in (Move.WRITE, Move.DISCARD):
+        if move in (Move.WRITE, Move.DISCARD):  # which any other state allows
             raise Frozen("it is frozen: the server was asked to register it") from None
         raise UsageError(f"a staged dataset that is {state.value} cannot {move.value}") from None
 
