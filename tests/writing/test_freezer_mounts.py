@@ -1,0 +1,301 @@
+"""The freezer and its mount: what is carried on with, what happens by itself, and the end."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from dserverfs.base.errors import (
+    Cancelled,
+    Frozen,
+    PermissionDenied,
+    Unreachable,
+)
+from dserverfs.writing import freeze_schedule
+from dserverfs.writing.staging.states import State
+from tests.support.freezing import (
+    BASE_URI,
+    WAIT_S,
+    FreezeBench,
+    freeze_bench,
+    seal,
+    state_on_disk,
+)
+from tests.support.mount_daemons import wait_for
+
+pytest_plugins = ["tests.support.freezing_fixtures"]
+
+
+AWAY, NO_RIGHT = Unreachable("the server is away"), PermissionDenied("no register right")
+ENDING = Cancelled("the mount is ending")
+
+
+# The next mount
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        *("announce", "send", "complete", "answer", "registered", "learn"),
+        pytest.param("adopt", marks=pytest.mark.expects_log("cannot be put away")),
+    ],
+)
+def test_next_mount_carries_on_after_a_kill_at_any_step(bench: FreezeBench, step: str) -> None:
+    """What it registered itself others may have changed since: it need not be the same."""
+    bench.server.plans[step] = Cancelled("killed")
+    bench.freeze()
+    bench.server.plans.clear()
+    bench.server.steps.clear()
+
+    staged = bench.crash()
+    freezer = bench.mount(delay_s=3600.0)
+    freezer.resume(staged)
+    freezer.open()
+    wait_for(lambda: not staged.directory.exists(), "it is frozen and put away")
+    freezer.close()
+
+    assert "same" not in bench.server.names_of_steps()
+    assert bench.server.registered_uuids == {staged.id: 1}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(None, marks=pytest.mark.expects_log("it was open when its mount ended")),
+        NO_RIGHT,
+    ],
+)
+def test_open_and_failed_ones_of_the_mount_before_wait_for_a_person_and_belong_to_nobody(
+    bench: FreezeBench, error: Exception | None
+) -> None:
+    if error is not None:
+        bench.server.plans["announce"] = error
+        bench.freeze()
+    staged = bench.crash()
+
+    bench.mount(delay_s=0.0).resume(staged)
+
+    assert not staged.is_owned
+    assert not bench.is_watched()
+    assert bench.freezer.drain() == []
+    if error is None:
+        assert not staged.record.armed
+
+
+def test_one_of_a_mount_that_still_lives_is_taken_over_when_that_has_ended(
+    bench: FreezeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dserverfs.writing.freezer.LOOK_AGAIN_S", 0.01)
+    bench.server.plans["announce"] = AWAY
+    bench.freeze()
+    bench.server.plans.clear()
+    living = bench.staged
+    (staged,) = type(bench.staging)(bench.staging.directory, "server").open().datasets(BASE_URI)
+    bench.server.staged = staged
+    freezer = bench.mount()
+    freezer.resume(staged)
+    freezer.open()
+    assert not staged.is_owned
+    assert not bench.is_watched()
+
+    living.disown()
+
+    wait_for(lambda: not staged.directory.exists(), "it is frozen and put away")
+    freezer.close()
+
+
+@pytest.mark.expects_log("cannot be carried on with")
+def test_one_whose_state_is_damaged_is_left_as_it_is(bench: FreezeBench) -> None:
+    staged = bench.crash()
+    (staged.directory / "state").write_text("{")
+
+    bench.mount().resume(staged)
+
+    assert staged.problem is not None
+    assert staged.problem.startswith("cannot be carried on with")
+    assert not bench.is_watched()
+    assert not bench.freezer._others
+
+
+def test_one_that_was_put_away_meanwhile_is_no_problem(bench: FreezeBench) -> None:
+    staged = bench.crash()
+    bench.staged.directory.rename(staged.directory.with_name(".gone"))
+
+    bench.mount().resume(staged)
+
+    assert staged.problem is None
+    assert not bench.is_watched()
+    assert not bench.freezer._others
+
+
+# The end of a mount
+
+
+def test_job_that_is_cancelled_by_the_end_leaves_it_staged(bench: FreezeBench) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        reached.set()
+        assert go_on.wait(WAIT_S)
+
+    bench.server.plans["send"] = wait
+    freezing = bench.freezer.freeze(bench.staged)
+    assert reached.wait(WAIT_S)
+    wait_for(lambda: bench.staged.record.state is State.UPLOADING, "it is sealed")
+    closing = threading.Thread(target=bench.freezer.close)
+    closing.start()
+    wait_for(lambda: bench.freezer._closed, "the end has begun")
+    go_on.set()
+    closing.join(WAIT_S)
+
+    assert isinstance(freezing.exception(WAIT_S), Cancelled)
+    assert "complete" not in bench.server.names_of_steps()
+    assert state_on_disk(bench.staged).state is State.UPLOADING
+    assert state_on_disk(bench.staged).reason is None
+    with pytest.raises(Cancelled):
+        bench.freezer.freeze(bench.staged)
+
+
+def test_store_that_does_not_answer_does_not_hold_up_the_end(
+    bench: FreezeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dserverfs.writing.freezer.CLOSE_GRACE_S", 0.02)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        reached.set()
+        assert go_on.wait(WAIT_S)
+
+    bench.server.plans["send"] = hang
+    bench.freezer.freeze(bench.staged)
+    assert reached.wait(WAIT_S)
+
+    bench.freezer.close()
+
+    assert bench.freezer._working == 1
+    go_on.set()
+    bench.settle()
+
+
+def test_end_waits_for_what_is_being_put_away(bench: FreezeBench) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        reached.set()
+        assert go_on.wait(WAIT_S)
+
+    bench.server.plans["adopt"] = slow
+    assert bench.freezer.freeze(bench.staged).result(WAIT_S)
+    assert reached.wait(WAIT_S)
+    closing = threading.Thread(target=bench.freezer.close)
+    closing.start()
+    wait_for(lambda: bench.freezer._closed, "the end has begun")
+    go_on.set()
+    closing.join(WAIT_S)
+
+    assert not bench.staged.directory.exists()
+
+
+# By itself
+
+
+def test_armed_one_is_frozen_by_itself_once_nothing_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = freeze_bench(tmp_path / "staging", monkeypatch, delay_s=0.01)
+    bench.freezer.open()
+    bench.freezer.watch(bench.staged)
+
+    wait_for(lambda: not bench.staged.directory.exists(), "it is frozen and put away")
+    bench.freezer.close()
+
+
+@pytest.mark.expects_log("tried again in 0 s: the server is away")
+def test_postponed_one_is_tried_again_by_itself_until_it_is_frozen(
+    bench: FreezeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(freeze_schedule, "RETRY_S", (0.01, 0.01))
+    bench.server.plans["announce"] = AWAY
+    bench.freezer.freeze(bench.staged).exception(WAIT_S)
+    bench.settle()
+    bench.freezer.open()
+    wait_for(lambda: bench.server.names_of_steps().count("announce") > 3, "it is tried")
+    bench.server.plans.clear()
+
+    wait_for(lambda: not bench.staged.directory.exists(), "it is frozen and put away")
+    bench.freezer.close()
+
+
+def test_what_is_drained_is_sealed_or_armed_and_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = freeze_bench(tmp_path / "staging", monkeypatch, delay_s=3600.0)
+    armed = bench.staged
+    manual = bench.staging.create(BASE_URI, "manual", "alice")
+    manual.set_manual(True)
+    unarmed = bench.staging.create(BASE_URI, "unarmed", "alice", unarmed="copied by half")
+    unknown = bench.staging.create(BASE_URI, "unknown", "alice")
+    unknown.written_by.unknown = True  # by a process that may still write
+    sealed = bench.staging.create(BASE_URI, "sealed", "alice")
+    seal(sealed)
+    for staged in (armed, manual, unarmed, unknown, sealed):
+        bench.freezer.watch(staged)
+    bench.server.plans["announce"] = ENDING
+
+    due = bench.freezer.drain()
+
+    assert {staged.record.name for staged, _ in due} == {"data", "sealed"}
+    for _, freezing in due:
+        freezing.exception(WAIT_S)
+    bench.settle()
+
+
+# Discarding
+
+
+def test_discarded_one_is_gone_and_not_frozen(bench: FreezeBench) -> None:
+    bench.freezer.watch(bench.staged)
+
+    bench.freezer.discard(bench.staged)
+
+    assert not bench.staged.directory.exists()
+    assert not bench.is_watched()
+
+
+def test_discarding_ends_its_job_which_registers_nothing(bench: FreezeBench) -> None:
+    bench.server.plans["send"] = lambda: bench.freezer.discard(bench.staged)
+
+    failure = bench.freeze()
+
+    assert failure is not None
+    assert bench.server.registered_uuids == {}
+    assert not bench.staged.directory.exists()
+
+
+def test_one_that_may_be_registered_is_not_discarded(bench: FreezeBench) -> None:
+    bench.server.plans["answer"] = AWAY
+    bench.freeze()
+
+    with pytest.raises(Frozen):
+        bench.freezer.discard(bench.staged)
+
+    assert (bench.staged.tree / "file").exists()
+    assert bench.is_watched()
+
+
+# What the server can take
+
+
+def test_limit_is_asked_for_until_it_is_known(bench: FreezeBench) -> None:
+    bench.server.plans["limit"] = AWAY
+    bench.freezer.learn_limit()
+    assert bench.freezer.max_item_bytes is None
+
+    bench.server.plans.clear()
+    for _ in range(2):
+        bench.freezer.learn_limit()
+
+    assert bench.freezer.max_item_bytes == 5000
+    assert bench.server.names_of_steps() == ["limit", "limit"]
