@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from dserverfs.base import child_processes
 from dserverfs.base.durable_files import left_beside, sync_open, written_beside
 from dserverfs.base.errors import DserverfsError, LocalDiskError, ProtocolError
 from dserverfs.base.local_files import remove_if_possible
@@ -173,10 +174,11 @@ class Indexing:
     def _start(self) -> subprocess.Popen[bytes]:
         with local_part():
             return subprocess.Popen(
-                [sys.executable, "-m", __spec__.name, str(self._path)],
+                child_processes.module_command(__spec__.name, str(self._path)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
+                env=child_processes.environment(),
             )
 
     def _send(self, process: subprocess.Popen[bytes], piece: bytes) -> None:

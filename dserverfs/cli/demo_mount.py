@@ -10,13 +10,12 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from dserverfs.base import mountinfo
+from dserverfs.base import child_processes, mountinfo
 from dserverfs.base.errors import Conflict, UsageError
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import DserverURI
@@ -96,7 +95,12 @@ def _serve(data: Path) -> Iterator[Served]:
     command = [*_dserverfs(), "serve", "--data", str(data), "--port", "0"]
     # In a session of its own: Ctrl-C must reach the mount first, then the server.
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ,
     )
     try:
         assert process.stdout is not None
@@ -182,4 +186,4 @@ Ctrl-C ends it."""
 
 
 def _dserverfs() -> list[str]:
-    return [sys.executable, "-m", "dserverfs"]
+    return child_processes.module_command("dserverfs")

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from dserverfs.base import mountinfo
+from dserverfs.base import child_processes, mountinfo
 from dserverfs.base.errors import UsageError
 
 ANSWER_TIMEOUT_S = 10.0
@@ -166,7 +166,7 @@ def is_dead(path: Path, timeout_s: float = ANSWER_TIMEOUT_S) -> bool:
             ["stat", "-f", str(path)],
             capture_output=True,
             timeout=timeout_s,
-            env={"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)},
+            env=child_processes.environment(LC_ALL="C"),
         )
     except subprocess.TimeoutExpired:
         raise UsageError(
@@ -189,7 +189,7 @@ def unmount(path: Path) -> None:
 def _fusermount(path: Path, *, lazy: bool) -> None:
     command = ["fusermount3", "-uz" if lazy else "-u", str(path)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S)
+        done = _run(command)
     except FileNotFoundError:
         raise UsageError("fusermount3 is not installed: install the package fuse3") from None
     except subprocess.TimeoutExpired:
@@ -199,10 +199,20 @@ def _fusermount(path: Path, *, lazy: bool) -> None:
     said = done.stderr.strip().rpartition("\n")[2]
     if "/etc/mtab" in said and os.geteuid() == 0:  # a container without one
         command = ["umount", "-i", *(["-l"] if lazy else []), str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S)
+        done = _run(command)
         if done.returncode == 0:
             return
         said = done.stderr.strip().rpartition("\n")[2]
     if "busy" in said.lower():
         raise UsageError(f"{path}: is in use; close what uses it (fuser -vm {path} lists that)")
     raise UsageError(f"{path}: cannot be unmounted: {said}")
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=ANSWER_TIMEOUT_S,
+        env=child_processes.environment(LC_ALL="C"),
+    )

@@ -286,3 +286,19 @@ def test_hash_function_that_is_no_name_is_a_protocol_error(tmp_path: Path, name:
 
     with pytest.raises(ProtocolError, match="hash_function"):
         manifest_indexing.build([content], tmp_path / "index")
+
+
+def test_large_manifest_is_indexed_by_no_module_of_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be that of a dataset that is mounted, or /tmp: `resource.py` there is anybody's."""
+    monkeypatch.setattr(manifest_indexing, "IN_PROCESS_BYTES", 0)
+    for module in ("resource", "sqlite3", "dserverfs"):
+        (tmp_path / f"{module}.py").write_text("open('was-here', 'w')")
+    monkeypatch.chdir(tmp_path)
+
+    with manifest_indexing.Indexing(tmp_path / "index") as indexing:
+        indexing.write(b'{"items": {}, "hash_function": "x", "dtoolcore_version": "3"}')
+        indexing.finish()
+
+    assert not (tmp_path / "was-here").exists()

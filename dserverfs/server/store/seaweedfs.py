@@ -33,6 +33,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from dserverfs.base import child_processes
 from dserverfs.base.durable_files import write_durably
 from dserverfs.base.errors import DserverfsError, Unreachable, UsageError
 from dserverfs.base.locks import open_lock, try_lock
@@ -87,8 +88,6 @@ _OPTIONS = (
     "-volume.max=10000",
     "-volume.preStopSeconds=0",
 )
-# Would replace the configuration of `weed_config`, or add an identity to it.
-_NOT_INHERITED = ("WEED_", "AWS_", "S3_")
 # Earlier ones lack a switch that is used here, and let clients write where they may
 # not (CVE-2026-54917, mended in 4.30).
 _LEAST_VERSION = (4, 48)
@@ -196,11 +195,7 @@ class SeaweedFS:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={
-                    name: value
-                    for name, value in os.environ.items()
-                    if not name.startswith(_NOT_INHERITED)
-                },
+                env=child_processes.environment(),
                 cwd=self._config.directory,
                 pass_fds=[lock],
                 start_new_session=True,  # Ctrl-C in a terminal is for us alone
@@ -281,7 +276,11 @@ def _weed_on_path() -> tuple[str, str] | None:
         return None
     try:
         said = subprocess.run(
-            [path, "version"], capture_output=True, text=True, timeout=_VERSION_TIMEOUT_S
+            [path, "version"],
+            capture_output=True,
+            text=True,
+            timeout=_VERSION_TIMEOUT_S,
+            env=child_processes.environment(),
         ).stdout
     except (OSError, ValueError, subprocess.TimeoutExpired):
         said = ""
