@@ -27,6 +27,8 @@ before what is set for all.
     DTOOL_CACHE_DIRECTORY        where dtool's commands get whole items (default ~/.cache/dtool)
     DTOOL_S3_PUBLISH_EXPIRY      for how many seconds `dtool publish` lets others read
     DSERVER_STAGING_DIR          where datasets are until they are frozen
+    DSERVER_CORE_DUMPS           true: the memory of the daemon and of `serve`, which has tokens
+                                 and keys, may be read by debuggers (default false)
 
 A name with dots, hyphens or a colon cannot be exported by a shell; `env
 NAME=VALUE command` or dtool.json take it.
@@ -58,6 +60,7 @@ CACHE_DIR = "DSERVER_CACHE_DIR"
 DTOOL_CACHE_DIR = "DTOOL_CACHE_DIRECTORY"
 PUBLISH_EXPIRY = "DTOOL_S3_PUBLISH_EXPIRY"
 STAGING_DIR = "DSERVER_STAGING_DIR"
+CORE_DUMPS = "DSERVER_CORE_DUMPS"
 
 
 class TokenSetting(NamedTuple):
@@ -185,15 +188,13 @@ class Settings:
 
     def trust(self, server: str) -> Trust:
         """Return whose certificates count, for `server` and the store behind it."""
-        verify = (self._for(VERIFY_SSL, server) or "true").lower()
-        if verify not in ("true", "false", "1", "0", "yes", "no"):
-            raise UsageError(f"{VERIFY_SSL}={verify}: must be true or false")
+        verify = _truth(VERIFY_SSL, self._for(VERIFY_SSL, server) or "true")
         ca_file = self._for(CA_FILE, server)
         bundle = next((self._environment[key] for key in BUNDLES if self._environment.get(key)), "")
         return Trust(
             bundle=Path(bundle).absolute() if bundle else None,
             ca_file=Path(ca_file).expanduser().absolute() if ca_file else None,
-            verify=verify in ("true", "1", "yes"),
+            verify=verify,
         )
 
     def cache_directory(self) -> Path:
@@ -238,6 +239,10 @@ class Settings:
         home = self._environment.get("XDG_STATE_HOME") or "~/.local/state"
         return (Path(home).expanduser() / "dserverfs").absolute()
 
+    def allows_core_dumps(self) -> bool:
+        """Return whether the memory of long-lived processes may be read, to debug them."""
+        return _truth(CORE_DUMPS, self._raw(CORE_DUMPS) or "false")
+
     def control_directory(self) -> Path:
         """Return where the mounts of this user listen for commands."""
         return self.state_directory() / "control"
@@ -256,6 +261,12 @@ class Settings:
 def current(key: str) -> str | None:
     """Return the value of `key` as it is now; for a server, which outlives a snapshot."""
     return Settings.load().get(key)
+
+
+def _truth(key: str, value: str) -> bool:
+    if value.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise UsageError(f"{key}={value.lower()}: must be true or false")
+    return value.lower() in ("true", "1", "yes")
 
 
 def _split(key: str, url: str) -> urllib.parse.SplitResult:

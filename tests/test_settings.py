@@ -142,3 +142,11 @@ def test_redirect_takes_no_token_elsewhere(tmp_path: Path) -> None:
 
         assert isinstance(refusal.value, Unreachable)
         assert second.requests == []
+
+
+def test_core_dumps_are_for_who_asks_for_them() -> None:
+    assert not Settings({}, {}).allows_core_dumps()
+    assert Settings({"DSERVER_CORE_DUMPS": "TRUE"}, {}).allows_core_dumps()
+    assert not Settings({"DSERVER_CORE_DUMPS": "0"}, {}).allows_core_dumps()
+    with pytest.raises(UsageError, match="must be true or false"):
+        Settings({"DSERVER_CORE_DUMPS": "maybe"}, {}).allows_core_dumps()

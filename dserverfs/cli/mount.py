@@ -172,9 +172,12 @@ def _serve(
     ready_fd: int | None,
 ) -> int:
     """Mount and serve until told to end; return the exit status."""
+    from dserverfs.base import core_dumps
     from dserverfs.base.hashes import Policy
     from dserverfs.mount import daemon, launcher
 
+    if not settings.allows_core_dumps():
+        core_dumps.forbid()
     _log_to(_absolute(arguments.log_file), arguments.log_level)
     options = launcher.MountOptions(
         uri,

@@ -38,8 +38,11 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dserverfs.settings import current
+    from dserverfs.base import core_dumps
+    from dserverfs.settings import Settings, current
 
+    if not Settings.load().allows_core_dumps():
+        core_dumps.forbid()
     try:
         from dserverfs.server.serve import ServeOptions, serve
         from dserverfs.server.store.settings import ServerSettings

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dserverfs.base.errors import DserverfsError, Unsupported, UsageError
-from dserverfs.base.printable import PrintableFormatter
 from dserverfs.server.datadir import DataDirectory
+from dserverfs.server.log_format import ServerFormatter
 from dserverfs.server.store import signing
 from dserverfs.server.store.seaweedfs import SeaweedFS
 from dserverfs.server.store.settings import ServerSettings
@@ -47,7 +47,7 @@ def serve(options: ServeOptions, settings: ServerSettings) -> int:
     """Run the server until SIGINT or SIGTERM; return 0 then. Raises DserverfsError."""
     options.check(settings)
     handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(ServerFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in ("dservercore", "alembic"):  # they tell at INFO how they were put together
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -88,7 +88,10 @@ def current(root: Path) -> Account:
     home = root / "home-current"
     home.mkdir()
     name = pwd.getpwuid(os.geteuid()).pw_name
-    return Account(name, home, Path(sys.executable), _environment(root, name, home))
+    environment = _environment(root, name, home)
+    if os.geteuid() != 0:  # who then cannot see by their environments which daemons are left
+        environment["DSERVER_CORE_DUMPS"] = "true"
+    return Account(name, home, Path(sys.executable), environment)
 
 
 @contextlib.contextmanager
