@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
+import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 R = TypeVar("R")
 
@@ -56,6 +59,30 @@ def make_private(path: Path) -> None:
 def create_private(path: Path) -> None:
     """Make an empty file that only its owner can read, unless there is one; OSError."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Return a file of a cache, open for reading; raises OSError also if it is of another kind.
+
+    Never waits for the other end of a FIFO, and follows no link.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return os.fdopen(fd, "rb", buffering=0)
+
+
+def clear_way(path: Path, *, is_kind: Callable[[int], bool] = stat.S_ISREG) -> None:
+    """Remove what is in the place of a file of a cache and is of another kind; raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if is_kind(mode):
+            return
+        if stat.S_ISDIR(mode):
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def subdirectories(path: Path) -> list[Path]:

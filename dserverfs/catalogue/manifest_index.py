@@ -5,7 +5,9 @@ nor start-up time.
 
 Rows are numbered breadth first, so that a directory's children are
 consecutive and sorted by name; row 0 is the directory `data` itself. An index
-never changes, so it is opened immutable, without locks. Thread-safe.
+never changes, so it is opened immutable, without locks. Its file ends with a seal, which
+is compared when it is opened: what a bit flipped in would be other names, sizes and
+hashes. Thread-safe.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from typing import Any, NamedTuple
 
 from dserverfs.base.errors import NotFound, ProtocolError
 from dserverfs.base.model import Identifier
+from dserverfs.base.sealed_files import has_seal
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SCHEMA = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
@@ -65,9 +68,19 @@ class ManifestIndex:
         self.number_of_items = 0
         self.size_in_bytes = 0
         self.unsafe = 0  # how many items have a relpath that must not be used to write files
+        self.is_damaged = False  # found out by a look-up
 
     def open(self) -> ManifestIndex:
-        """Open the file; raises NotFound if it is not there, ProtocolError if it is no index."""
+        """Open the file; raises NotFound if it is not there, ProtocolError if it is no index.
+
+        Reads all of it once: 0.1 s for a million items.
+        """
+        try:
+            is_sound = has_seal(self._path)
+        except OSError as error:
+            raise NotFound(f"{self._path}: no index") from error
+        if not is_sound:
+            raise ProtocolError(f"{self._path}: damaged: does not have its seal")
         uri = f"file:{urllib.parse.quote(str(self._path))}?mode=ro&immutable=1"
         try:
             connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
@@ -102,6 +115,7 @@ class ManifestIndex:
         """Return that row, whose number this index gave; raises ProtocolError if it is lost."""
         rows = self._all(f"SELECT {_COLUMNS} FROM node WHERE row = ?", (row,))
         if not rows:
+            self.is_damaged = True
             raise ProtocolError(f"{self._path}: damaged: row {row} is missing")
         return rows[0]
 
@@ -162,4 +176,5 @@ class ManifestIndex:
             try:
                 return self._connection.execute(sql, parameters).fetchall()
             except sqlite3.Error as error:
+                self.is_damaged = True
                 raise ProtocolError(f"{self._path}: damaged: {error}") from error

@@ -4,7 +4,7 @@ Used by the catalogue. The process (`python -m dserverfs.catalogue.manifest_inde
 reads the manifest from its standard input while it is being downloaded, so that a
 million items neither block the daemon nor stay in its memory.
 
-An index is written under another name, synced and renamed when the manifest has
+An index is written under another name, sealed, synced and renamed when the manifest has
 ended, so every index on disk is whole. A manifest that breaks off is no JSON, and
 leaves no index.
 """
@@ -26,6 +26,7 @@ from dserverfs.base import child_processes
 from dserverfs.base.durable_files import left_beside, sync_open, written_beside
 from dserverfs.base.errors import DserverfsError, LocalDiskError, ProtocolError
 from dserverfs.base.local_files import remove_if_possible
+from dserverfs.base.sealed_files import append_seal
 from dserverfs.catalogue.manifest_index import FORMAT_VERSION, NAME_INDEX, SCHEMA
 from dserverfs.catalogue.manifest_rows import ManifestTree
 from dserverfs.remote.manifest_parsing import ManifestStream
@@ -61,6 +62,7 @@ def build(pieces: Iterable[bytes], index_path: Path) -> None:
     with local_part(), written_beside(index_path) as (file, scratch):
         with contextlib.closing(sqlite3.connect(scratch)) as connection:
             _fill(connection, stream, tree)
+        append_seal(scratch, index_path)
         sync_open(file)
         os.replace(scratch, index_path)
 

@@ -4,10 +4,12 @@ Used by the catalogue. Answers at once or raises NotLoaded. A load runs in a thr
 its own until it ends, also if its readers give up: a million items over a slow line
 take minutes, and a reader that comes back waits for the same load. Thread-safe.
 
-On disk, below `directory`: `<key>.json`, a manifest as the server sent it, and
-`<key>.index`, made from it. Both are written under other names, synced and
-renamed; a damaged index is made anew. A manifest that this disk does not take is
-elsewhere for as long as it is needed (`manifest_shelter`).
+On disk, below `directory`: `<key>.json`, a manifest as the server sent it, with its seal
+in `<key>.json.seal`, and `<key>.index`, made from it, which ends with its own. All are
+written under other names and renamed. A seal is compared before a file is used the first
+time, and again when it was written to: a damaged index is made anew, a damaged manifest
+fetched anew. A manifest that this disk does not take is elsewhere for as long as it is
+needed (`manifest_shelter`).
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ from dserverfs.base.errors import (
     ProtocolError,
     UsageError,
 )
-from dserverfs.base.local_files import remove_if_possible
+from dserverfs.base.local_files import clear_way, remove_if_possible
 from dserverfs.base.model import BackendURI, Dataset
+from dserverfs.base.sealed_files import Sealing, has_seal_beside, write_seal_beside
 from dserverfs.catalogue import manifest_indexing
 from dserverfs.catalogue.manifest_index import ManifestIndex
 from dserverfs.catalogue.manifest_indexing import Indexing, local_part
@@ -51,7 +54,8 @@ logger = logging.getLogger(__name__)
 
 MAX_OPEN_INDEXES = 256  # a file descriptor and about 100 KiB each
 LOADS_AT_ONCE = 8  # guess
-MAX_SHOWN = 10_000  # manifests of which it is known what their files were; 200 bytes each
+LOOK_S = 1.0  # between looks whether the file of an open index was written to
+MAX_CHECKED = 10_000  # manifests whose files have had their seals; 200 bytes each
 MAX_IN_MEMORY_BYTES = 64 * 1024 * 1024  # of manifests whose indexes are in memory
 # After so much of a manifest the disk is looked at: a small answer can be one of 2 GiB, unpacked.
 BYTES_BETWEEN_LOOKS = 16 * 1024 * 1024
@@ -64,6 +68,27 @@ class _FileVersion(NamedTuple):
     inode: int
     size_in_bytes: int
     mtime_ns: int
+
+
+class _OpenIndex:
+    """An index, and what its file was when it was opened."""
+
+    def __init__(self, index: ManifestIndex, path: Path) -> None:
+        self.index = index
+        self._path = path
+        self._version = None if index.memory_in_bytes else _version_of(path)
+        self._looked_s = time.monotonic()
+
+    def is_as_it_was(self) -> bool:
+        """Return False if its file was written to; one that was replaced is still as it was."""
+        if self.index.is_damaged:
+            return False
+        now_s = time.monotonic()
+        if now_s < self._looked_s + LOOK_S or self._version is None:
+            return True
+        self._looked_s = now_s
+        version = _version_of(self._path)
+        return version is None or version.inode != self._version.inode or version == self._version
 
 
 class ManifestLoad:
@@ -112,10 +137,10 @@ class Manifests:
         self._troubles = CacheTroubles(directory)
         self._threads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="manifest")
         self._lock = threading.Lock()
-        self._indexes: OrderedDict[BackendURI, ManifestIndex] = OrderedDict()
+        self._indexes: OrderedDict[BackendURI, _OpenIndex] = OrderedDict()
         self._loads: dict[BackendURI, ManifestLoad] = {}
         self._indexings: set[Indexing] = set()
-        self._shown: dict[str, _FileVersion] = {}  # by the names of their files
+        self._checked: dict[str, _FileVersion] = {}  # by the names of the files
         self._is_tidy = False
         self._closed = False
 
@@ -125,8 +150,8 @@ class Manifests:
             self._closed = True
             for indexing in self._indexings:
                 indexing.abandon()
-            for index in self._indexes.values():
-                index.close()
+            for opened in self._indexes.values():
+                opened.index.close()
             self._indexes.clear()
         self._shelter.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -134,25 +159,22 @@ class Manifests:
     def index(self, dataset: Dataset) -> ManifestIndex:
         """Return the manifest as a tree; keep it no longer than one operation."""
         with self._lock:
-            index = self._indexes.get(dataset.uri)
-            if index is not None:
-                self._indexes.move_to_end(dataset.uri)
-                return index
+            opened = self._indexes.get(dataset.uri)
+            if opened is not None:
+                if opened.is_as_it_was():
+                    self._indexes.move_to_end(dataset.uri)
+                    return opened.index
+                del self._indexes[dataset.uri]
         raise NotLoaded(begin=lambda: self._begin(dataset, self._load_index))
 
     def file(self, dataset: Dataset) -> Path | bytes:
         """Return the manifest as the server sent it: a file, or its content.
 
-        A file is replaced, and never written to in its place: one that was, since this
-        process showed it first, is damaged and fetched anew.
+        A file that did not have its seal yet, or was changed since, has to be loaded first.
         """
         path = self._path(dataset, "json")
-        version = _version_of(path)
-        if version is not None:
-            if self._is_as_it_was(path, version):
-                return path
-            logger.info("%s: its manifest was written to: it is fetched anew", dataset.uri)
-            self.drop_file(dataset)
+        if self._was_checked(path):
+            return path
         sheltered = self._shelter.file(dataset.uri)
         if sheltered is None:
             raise NotLoaded(begin=lambda: self._begin(dataset, self._load_file))
@@ -163,19 +185,36 @@ class Manifests:
         path = self._path(dataset, "json")
         remove_if_possible(path)
         with self._lock:
-            self._shown.pop(path.name, None)
+            self._checked.pop(path.name, None)
         self._shelter.drop(dataset.uri)
 
-    def _is_as_it_was(self, path: Path, version: _FileVersion) -> bool:
-        """Return whether a file is what it was when it was shown first, or a new one."""
+    def _was_checked(self, path: Path) -> bool:
+        """Return whether a file is there and has been as it is when it had its seal."""
+        version = _version_of(path)
+        return version is not None and self._checked.get(path.name) == version
+
+    def _is_sound(self, path: Path) -> bool:
+        """Return whether a file is there and has its seal; reads all of it the first time."""
+        version = _version_of(path)
+        if version is None:
+            return False
+        if self._was_checked(path):
+            return True
+        try:
+            is_sound = has_seal_beside(path)
+        except OSError:
+            is_sound = False
+        if not is_sound:
+            logger.info("%s: a kept manifest is damaged: it is fetched anew", path)
+            return False
+        self._note_checked(path, version)
+        return True
+
+    def _note_checked(self, path: Path, version: _FileVersion) -> None:
         with self._lock:
-            before = self._shown.setdefault(path.name, version)
-            if before.inode != version.inode:
-                self._shown[path.name] = version
-                return True
-            if len(self._shown) > MAX_SHOWN:
-                del self._shown[next(iter(self._shown))]
-            return before == version
+            self._checked[path.name] = version
+            if len(self._checked) > MAX_CHECKED:
+                del self._checked[next(iter(self._checked))]
 
     def _begin(
         self, dataset: Dataset, load: Callable[[Dataset, ManifestLoad], None]
@@ -252,11 +291,11 @@ class Manifests:
                 lambda: self._shelter.take_index(self._pieces(dataset, load)),
             )
         with self._lock:
-            self._indexes[dataset.uri] = index
-            in_memory = sum(index.memory_in_bytes for index in self._indexes.values())
+            self._indexes[dataset.uri] = _OpenIndex(index, path)
+            in_memory = sum(held.index.memory_in_bytes for held in self._indexes.values())
             while len(self._indexes) > MAX_OPEN_INDEXES or in_memory > MAX_IN_MEMORY_BYTES:
                 _, dropped = self._indexes.popitem(last=False)
-                in_memory -= dropped.memory_in_bytes  # closed when its last user lets it go
+                in_memory -= dropped.index.memory_in_bytes  # closed by its last user
 
     def _kept_or_sheltered(self, keep: Callable[[], T], shelter: Callable[[], T]) -> T:
         """Call `keep`, or `shelter` while the disk fails, which is logged once."""
@@ -273,13 +312,15 @@ class Manifests:
     def _make_index(self, dataset: Dataset, load: ManifestLoad, index_path: Path) -> ManifestIndex:
         """Index the manifest, while it is fetched if it is not here."""
         path = self._path(dataset, "json")
+        with local_part():
+            clear_way(index_path)
         with Indexing(index_path) as indexing:
             with self._lock:
                 if self._closed:
                     raise Cancelled("the daemon is ending")
                 self._indexings.add(indexing)
             try:
-                if path.exists():
+                if self._is_sound(path):
                     for piece in manifest_indexing.pieces_of(path):
                         indexing.write(piece)
                     indexing.finish()
@@ -293,10 +334,10 @@ class Manifests:
 
     def _load_file(self, dataset: Dataset, load: ManifestLoad) -> None:
         path = self._path(dataset, "json")
-        if not path.exists():
+        if not self._is_sound(path):
             self._kept_or_sheltered(
-                lambda: self._fetch(self._checked(dataset, load), path, _nothing, _nothing),
-                lambda: self._shelter.take_file(dataset.uri, self._checked(dataset, load)),
+                lambda: self._fetch(self._parsed(dataset, load), path, _nothing, _nothing),
+                lambda: self._shelter.take_file(dataset.uri, self._parsed(dataset, load)),
             )
 
     def _fetch(
@@ -310,6 +351,9 @@ class Manifests:
 
         `end` is called after the last piece; if it raises, the file is not kept.
         """
+        with local_part():
+            clear_way(path)
+        sealing = Sealing(path)
         with local_part(), replacing_unsynced(path) as file:
             unlooked_bytes = 0
             for piece in pieces:
@@ -318,11 +362,15 @@ class Manifests:
                     unlooked_bytes = 0
                     self._require_space()
                 file.write(piece)
+                sealing.add(piece)
                 use(piece)
             end()
-            sync_open(file)  # it is shown as it is: half of one would be taken for it
+            write_seal_beside(path, sealing)
+            sync_open(file)
+            version = _version_in(os.fstat(file.fileno()))
+        self._note_checked(path, version)
 
-    def _checked(self, dataset: Dataset, load: ManifestLoad) -> Iterator[bytes]:
+    def _parsed(self, dataset: Dataset, load: ManifestLoad) -> Iterator[bytes]:
         """Yield what `_pieces` does; raises ProtocolError at its end if it is no manifest."""
         stream = ManifestStream()
         for piece in self._pieces(dataset, load):
@@ -364,9 +412,12 @@ class Manifests:
 def _version_of(path: Path) -> _FileVersion | None:
     """Return what changes with the content of a file; None if there is no file."""
     try:
-        status = path.stat()
+        return _version_in(path.lstat())
     except OSError:
         return None
+
+
+def _version_in(status: os.stat_result) -> _FileVersion:
     return _FileVersion(status.st_ino, status.st_size, status.st_mtime_ns)
 
 

@@ -5,8 +5,9 @@ worth keeping. Access before content: an answer is kept by server and by the use
 the token names, so no user is shown what another may see; a server that says no (403)
 takes its earlier answer back. Blocking and thread-safe.
 
-On disk: a JSON file an answer, written under another name and renamed. One that
-cannot be read, or is another's, counts as none; a disk that fails keeps nothing.
+On disk: a JSON file an answer, with its seal, written under another name and renamed. One
+that cannot be read, is damaged, or is another's, counts as none; a disk that fails keeps
+nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from typing import Any, TypeVar
 
 from dserverfs.base.clock import boottime_s
 from dserverfs.base.directories import private_directory
-from dserverfs.base.durable_files import write_unsynced
 from dserverfs.base.errors import (
     DserverfsError,
     NotAuthenticated,
@@ -35,6 +35,7 @@ from dserverfs.base.errors import (
 from dserverfs.base.limits import is_text, parse_json, understood
 from dserverfs.base.local_files import remove_if_possible
 from dserverfs.base.model import UUID, Dataset, User
+from dserverfs.base.sealed_files import sealed_content, write_sealed
 from dserverfs.remote.api import Metadata, Resolver
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ SLOW_S = 5.0
 NOT_ASKED_S = 30.0
 
 # Part of the names on disk: answers of an earlier or later format are not read.
-KEPT_FORMAT = 2
+KEPT_FORMAT = 3
 
 
 class KeptAnswers:
@@ -225,7 +226,7 @@ class KeptAnswers:
         content = json.dumps({"about": self._about(name), "value": value}).encode("ascii")
         try:
             private_directory(self._directory)  # the user may have emptied the cache
-            write_unsynced(self._path(name), content)
+            write_sealed(self._path(name), content)
             self._taken_back.discard(name)
         except (OSError, UsageError) as error:
             logger.debug("%s: not kept: %s", name, error)
@@ -239,7 +240,11 @@ class KeptAnswers:
         if name in self._taken_back:
             return None
         try:
-            kept = parse_json(self._path(name).read_bytes(), name)
+            content = sealed_content(self._path(name))
+            if content is None:
+                logger.info("%s: what was kept of it is damaged, and not used", name)
+                return None
+            kept = parse_json(content, name)
             with understood(name):
                 return kept["value"] if kept["about"] == self._about(name) else None
         except (OSError, DserverfsError):

@@ -27,6 +27,7 @@ from dserverfs.base.errors import (
     Unreachable,
 )
 from dserverfs.base.model import Dataset
+from dserverfs.base.sealed_files import Sealing, write_seal_beside
 from dserverfs.catalogue.manifests import ManifestLoad, Manifests
 from dserverfs.catalogue.offline import KeptAnswers
 from dserverfs.catalogue.refreshed import NotLoaded, loaded
@@ -234,11 +235,16 @@ def test_manifest_that_another_process_replaced_is_shown_as_it_is(
     assert isinstance(path, Path)
     new = path.with_name("new")
     new.write_bytes(path.read_bytes() + b"\n")
+    sealing = Sealing(path)
+    sealing.add(new.read_bytes())
 
     new.replace(path)
+    write_seal_beside(path, sealing)
 
+    assert content_of_file(manifests, dataset)
     assert manifests.file(dataset) == path
     assert path.read_bytes().endswith(b"\n")
+    assert quirky.asked("/manifests/") == 1
 
 
 @pytest.mark.usefixtures("no_waits")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +17,8 @@ from dserverfs.base.errors import DserverfsError, Unreachable
 from dserverfs.base.limits import parse_json
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.locks import OwnerLock
-from dserverfs.base.model import Dataset, DserverURI, User, split_base_uri
+from dserverfs.base.model import BackendURI, Dataset, DserverURI, User, split_base_uri
+from dserverfs.base.sealed_files import sealed_content, write_sealed
 from dserverfs.catalogue.offline import KeptAnswers
 from dserverfs.remote.api import Metadata, Resolver
 from dserverfs.server.database.upload_request import UploadRequest
@@ -183,12 +186,74 @@ def test_only_errors_of_ours_come_of_a_kept_answer(
     resolver.is_away = True
     assert KEPT[kind](answers) == before
     (path,) = directory.glob("*.answer")
-    kept = json.loads(path.read_bytes())
+    kept = json.loads(sealed_content(path) or b"")
     changed = data.draw(mutated(kept["value"]))
     about = json.dumps(kept["about"]).encode()
-    path.write_bytes(b'{"about":%b,"value":%b}' % (about, changed))
+    write_sealed(path, b'{"about":%b,"value":%b}' % (about, changed))
 
     with only_errors_of_ours():
         found = KEPT[kind](answers)
         if isinstance(found, Metadata):
             "".join(found.tags).encode()
+
+
+@pytest.mark.parametrize("kind", KEPT)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_damaged_answer_is_never_shown_as_another(
+    kind: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("kept")
+    resolver = Saying()
+    answers = KeptAnswers(cast("Resolver", resolver), directory)
+    before = KEPT[kind](answers)
+    (path,) = directory.glob("*.answer")
+    whole = path.read_bytes()
+    place, bit = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 7))
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+
+    resolver.is_away = True
+    with pytest.raises(Unreachable):
+        KEPT[kind](answers)
+
+    resolver.is_away = False
+    assert KEPT[kind](answers) == before
+    resolver.is_away = True
+    assert KEPT[kind](answers) == before, "it is kept again"
+
+
+def test_answer_of_another_question_is_not_shown(tmp_path: Path) -> None:
+    resolver = Saying()
+    answers = KeptAnswers(cast("Resolver", resolver), tmp_path)
+    answers.readme(DATASET)
+    (readme,) = tmp_path.glob("*.answer")
+    other = replace(DATASET, uri=BackendURI(f"{DATASET.base_uri}/other"))
+    answers.readme(other)
+    (second,) = {*tmp_path.glob("*.answer")} - {readme}
+
+    readme.replace(second)
+
+    resolver.is_away = True
+    with pytest.raises(Unreachable):
+        answers.readme(other)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_in_the_place_of_an_answer_gives_way(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    resolver = Saying()
+    answers = KeptAnswers(cast("Resolver", resolver), tmp_path)
+    answers.readme(DATASET)
+    (path,) = tmp_path.glob("*.answer")
+    path.unlink()
+    make(path)
+
+    resolver.is_away = True
+    with pytest.raises(Unreachable):
+        answers.readme(DATASET)
+
+    resolver.is_away = False
+    answers.readme(DATASET)
+    resolver.is_away = True
+    assert answers.readme(DATASET) == b"readme"
