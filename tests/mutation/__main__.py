@@ -19,7 +19,7 @@ import pytest
 from tests.mutation.covering import Reached, Watch
 from tests.mutation.mutants import Mutant, mutants_of
 from tests.mutation.survivors import explained
-from tests.mutation.trial import Fate, Task, Trials, all_tried, attempt_anew, end_with_parent
+from tests.mutation.trial import Fate, Order, Task, Trials, all_tried, attempt_anew, end_with_parent
 
 _T = TypeVar("_T")
 ROOT = Path.cwd()  # of the repository, where scripts/mutate goes
@@ -47,6 +47,7 @@ class _Run:
         self._tests = tests
         self._arguments = arguments
         self._scratch = scratch
+        self._order = Order(arguments.seconds)
         self._fates: list[tuple[Path, Mutant, Fate]] = []
 
     def all(self) -> None:
@@ -93,19 +94,7 @@ class _Run:
                     else test.name.partition("::")[0] in files
                 )
             ]
-            chosen.sort(key=lambda test: test.seconds)
-            yield Task(ROOT / path, name, source, mutant, self._first(chosen))
-
-    def _first(self, tests: list[Reached]) -> list[Reached]:
-        """Return those that are the first to be run, as many as there is time for."""
-        left_s: float = self._arguments.seconds
-        chosen = []
-        for test in tests:
-            left_s -= test.seconds
-            if left_s < 0:
-                break
-            chosen.append(test)
-        return chosen
+            yield Task(ROOT / path, name, source, mutant, chosen)
 
     def _try_in_place(self, tasks: list[Task]) -> list[tuple[Path, Mutant, Fate]]:
         fates: list[tuple[Path, Mutant, Fate]] = []
@@ -122,7 +111,9 @@ class _Run:
     def _tried(
         self, tasks: list[Task], attempt: Callable[[Task], None]
     ) -> Iterator[tuple[Path, Mutant, Fate]]:
-        for task, fate in all_tried(tasks, attempt, self._scratch, self._arguments.jobs):
+        for task, fate in all_tried(
+            tasks, attempt, self._scratch, order=self._order, jobs=self._arguments.jobs
+        ):
             path = task.path.relative_to(ROOT)
             if fate in (Fate.SURVIVED, Fate.UNTESTED):
                 print(f"\n{_shown(path, task.mutant, fate)}", flush=True)

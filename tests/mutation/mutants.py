@@ -5,7 +5,8 @@ a comparison moved by its edge, a number raised by one, a boolean flipped, `+`, 
 exchanged for its opposite, a result forgotten, an error not handled.
 
 Not mutated, for no user notices it or types catch it: what is logged or raised in words,
-annotations, decorators, strings, amounts of constants, imports, assertions, O_CLOEXEC.
+annotations, decorators, strings, amounts of constants, imports, assertions;
+nor is what the type checker finds: a result that is missing, a field that is not set.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _SWAPS: dict[type[ast.AST], type[ast.AST]] = {
 }
 _OPPOSITES = {"min": "max", "max": "min", "any": "all", "all": "any"}
 _NEUTRAL_ARGUMENTS = {"daemon", "indent", "thread_name_prefix"}
+_NEUTRAL_FLAGS = ("O_CLOEXEC", "O_RDONLY")  # Python sets the one by itself; the other is 0
 _LOGGERS = {"logger", "_log", "logging"}
 _NEGATED_BY_ITS_OPERATOR = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)
 _Functions = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -71,9 +73,29 @@ class _Maker:
                 yield from self._block(statement.body, (*names, statement.name))
             elif not _says_only(statement):
                 for old, new in _changes(statement, is_constant=not self._is_function(names)):
-                    yield self._mutant(names, statement, old, new)
+                    if not self._is_caught_by_types(names, old, new):
+                        yield self._mutant(names, statement, old, new)
                 for part in _bodies(statement):
                     yield from self._block(part, names)
+
+    def _is_caught_by_types(self, names: tuple[str, ...], old: ast.AST, new: str) -> bool:
+        """Return whether mypy sees it: no result where one is promised, a field that is not set."""
+        if isinstance(old, ast.Return) and new == "return None":
+            promised = self._promised(names)
+            return promised is not None and not promised.endswith("None")
+        is_field = isinstance(old, (ast.Assign, ast.AnnAssign)) and new == "pass"
+        return is_field and names[-1] == "__init__"
+
+    def _promised(self, names: tuple[str, ...]) -> str | None:
+        """Return the annotation of what a function returns; None if it has none."""
+        body = self._tree.body
+        node: ast.stmt | None = None
+        for name in names:
+            found = (n for part in _all_statements(body) for n in [part] if _name(n) == name)
+            node = next(found, None)
+            body = getattr(node, "body", [])
+        returns = getattr(node, "returns", None)
+        return None if returns is None else ast.unparse(returns)
 
     def _is_function(self, names: tuple[str, ...]) -> bool:
         return bool(self._outermost_function(names))
@@ -114,6 +136,19 @@ class _Maker:
             _stripped([f"{begin}{new}{end}"]),
             "".join(lines),
         )
+
+
+def _name(statement: ast.stmt) -> str | None:
+    return getattr(statement, "name", None)
+
+
+def _all_statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield statements, and those in them, but not those of functions and classes."""
+    for statement in body:
+        yield statement
+        if _name(statement) is None:
+            for part in _bodies(statement):
+                yield from _all_statements(part)
 
 
 def _place(first: ast.AST, last: ast.AST) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -211,7 +246,7 @@ def _replacements(node: ast.AST, *, is_constant: bool) -> Iterator[str]:
                 yield f"({ast.unparse(rest)})"
         case ast.BinOp(left, ast.BitOr(), right):
             for side, other in ((left, right), (right, left)):
-                if not ast.unparse(other).endswith("O_CLOEXEC"):  # Python sets that by itself
+                if not ast.unparse(other).endswith(_NEUTRAL_FLAGS):
                     yield f"({ast.unparse(side)})"
         case ast.BinOp() if type(node.op) in _SWAPS:
             changed = copy.copy(node)

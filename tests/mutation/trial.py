@@ -17,6 +17,7 @@ import resource
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
@@ -32,6 +33,7 @@ from tests.mutation.mutants import Mutant
 # A test with a fault may take this long: several times as long as without, for others run beside.
 _LATE_S, _LATE_TIMES = 5.0, 6.0
 _PR_SET_PDEATHSIG = 1
+_NOW = "now-at"
 _SURVIVED, _KILLED, _NOT_TRIED = 0, 1, 3
 _MEMORY_BYTES, _FILE_BYTES = 6 * 1024**3, 1024**3
 
@@ -66,6 +68,7 @@ class Trials:
             _put_in(task)
             for test in task.tests:
                 _ends_after(test.seconds)
+                _now_at().write_text(test.name)
                 _require_pass(session, items[test.name])
 
         gc.freeze()
@@ -110,9 +113,11 @@ class Process:
         finally:
             os._exit(status)
 
-    def ended(self, status: int) -> Fate:
+    def ended(self, status: int, order: Order) -> Fate:
         """Return what became of the mutant of a process that was waited for."""
         _end_group(self.pid)
+        if status and (self._scratch / _NOW).exists():
+            order.killed_by((self._scratch / _NOW).read_text())
         shutil.rmtree(self._scratch, ignore_errors=True)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
             return Fate.TIMED_OUT
@@ -121,31 +126,57 @@ class Process:
         return Fate.SURVIVED if status == _SURVIVED else Fate.KILLED
 
 
+class Order:
+    """The order in which tests are run: first those that killed many mutants in little time."""
+
+    def __init__(self, seconds: float) -> None:
+        """`seconds` are those of all tests of one mutant."""
+        self._seconds = seconds
+        self._kills: Counter[str] = Counter()
+
+    def first(self, tests: Sequence[Reached]) -> list[Reached]:
+        left_s = self._seconds
+        chosen = []
+        for test in sorted(tests, key=lambda test: test.seconds / (1 + self._kills[test.name])):
+            left_s -= test.seconds
+            if left_s < 0:
+                break
+            chosen.append(test)
+        return chosen
+
+    def killed_by(self, name: str) -> None:
+        self._kills[name] += 1
+
+
 def all_tried(
-    tasks: Iterable[Task], attempt: Callable[[Task], None], scratch: Path, jobs: int
+    tasks: Iterable[Task],
+    attempt: Callable[[Task], None],
+    scratch: Path,
+    *,
+    order: Order,
+    jobs: int,
 ) -> Iterator[tuple[Task, Fate]]:
     """Yield what became of each mutant, in the order of their ends; `jobs` are tried at once."""
     running: dict[int, Process] = {}
-    number = 0
-    for task in tasks:
+    for number, task in enumerate(tasks):
         if not task.tests:
             yield task, Fate.UNTESTED
             continue
-        number += 1
-        process = Process(attempt, task, scratch / f"{os.getpid()}-{number}")
+        chosen = task._replace(tests=order.first(task.tests))
+        process = Process(attempt, chosen, scratch / f"{os.getpid()}-{number}")
         running[process.pid] = process
         while len(running) >= jobs:
-            yield _next_ended(running)
+            yield _next_ended(running, order)
     while running:
-        yield _next_ended(running)
+        yield _next_ended(running, order)
 
 
-def _next_ended(running: dict[int, Process]) -> tuple[Task, Fate]:
+def _next_ended(running: dict[int, Process], order: Order) -> tuple[Task, Fate]:
     while True:
         pid, status = os.waitpid(-1, 0)
         if pid in running:
             process = running.pop(pid)
-            return process.task, process.ended(status)
+            return process.task, process.ended(status, order)
 
 
 def end_with_parent() -> None:
@@ -164,6 +195,11 @@ def _ends_after(seconds: float) -> None:
     """Have the process ended by SIGALRM if a test takes much longer than it should."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, _LATE_S + _LATE_TIMES * seconds)
+
+
+def _now_at() -> Path:
+    """Return the file that has the name of the test that runs."""
+    return Path(os.environ["TMPDIR"], _NOW)
 
 
 def _require_pass(session: pytest.Session, item: pytest.Item) -> None:

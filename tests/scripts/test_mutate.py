@@ -73,6 +73,7 @@ def test_open():
         ("try:\n        x()\n    except OSError:\n        return 1", {"pass", "raise"}),
         ("x = y[1]", {"y[2]"}),
         ("return f(x, daemon=True, other=False)", {"return None", "other=True"}),
+        ("a = [1]", {"[2]"}),
     ],
 )
 def test_faults_of_a_statement(statement: str, faults: set[str]) -> None:
