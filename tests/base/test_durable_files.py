@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs.base import durable_files
 from dserverfs.base.durable_files import (
     left_beside,
     remove_left_beside,
     replacing,
+    sync_directory,
+    sync_file,
+    sync_file_system,
     write_durably,
     write_unsynced,
     written_beside,
@@ -125,6 +129,71 @@ def test_what_a_killed_process_wrote_beside_is_deleted_once_it_is_old(tmp_path: 
         remove_left_beside(tmp_path / "*", older_than_s=60.0)
 
         assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "file", scratch])
+
+
+def test_unsynced_file_has_all_its_content_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renamed = []
+    replace = os.replace
+
+    def noted(new: Path, old: Path) -> None:
+        renamed.append(new.read_bytes())
+        replace(new, old)
+
+    monkeypatch.setattr(os, "replace", noted)
+
+    write_unsynced(tmp_path / "file", NEW)
+
+    assert renamed == [NEW]
+
+
+@WAYS
+def test_what_a_killed_process_with_our_numbers_wrote_is_in_nobodys_way(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    with written_beside(tmp_path / "file") as (_, scratch):
+        pass
+    scratch.write_bytes(2 * NEW)
+    os.link(scratch, tmp_path / "other")
+
+    write(tmp_path / "file")
+
+    assert (tmp_path / "file").read_bytes() == NEW
+    assert (tmp_path / "other").read_bytes() == 2 * NEW
+
+
+def test_what_is_asked_to_be_on_the_disk_is_synced(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(NEW)
+    asked = []
+
+    def call_libc(name: str, fd: int, *, path: str) -> int:
+        asked.append((name, os.readlink(f"/proc/self/fd/{fd}"), path))
+        return 0
+
+    monkeypatch.setattr(durable_files, "call_libc", call_libc)
+    before = os.listdir("/proc/self/fd")
+
+    sync_file(tmp_path / "file")
+    sync_directory(tmp_path)
+    sync_file_system(tmp_path)
+
+    assert disk.steps == ["sync file", "sync directory"]
+    assert disk.has_content_of(tmp_path / "file")
+    assert asked == [("syncfs", str(tmp_path), str(tmp_path))]
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("sync", [sync_directory, sync_file_system])
+def test_names_are_synced_of_directories_alone(
+    tmp_path: Path, sync: Callable[[Path], None]
+) -> None:
+    (tmp_path / "file").write_bytes(NEW)
+
+    with pytest.raises(NotADirectoryError):
+        sync(tmp_path / "file")
 
 
 def stage(path: Path) -> None:

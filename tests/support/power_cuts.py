@@ -1,8 +1,8 @@
 """A disk that can be cut off at a step, and then loses what was not synced.
 
 It stands between the program and the operating system. After the cut a name that
-was not synced may be the old or the new one, and content that was not synced is gone:
-the worst of what file systems do, if nothing is said to them.
+was not synced may be the old or the new one, and of a file there is what was in it when
+it was synced: the worst of what file systems do, if nothing is said to them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[str] = []
         self._cut_at: int | None = None
-        self._synced: set[tuple[int, int]] = set()  # device and inode, as they are now
+        self._synced: dict[tuple[int, int], bytes] = {}  # content by device and inode, as now
         self._replaced: list[tuple[Path, bytes | None, tuple[int, int]]] = []
         self._os = {name: getattr(os, name) for name in ("fsync", "replace")}
         monkeypatch.setattr(os, "fsync", self._fsync)
@@ -49,16 +49,17 @@ class Disk:
         self._cut_at = None
         for path, before, inode in reversed(self._replaced):
             status = path.stat()
-            if inode not in self._synced and (status.st_dev, status.st_ino) == inode:
-                path.write_bytes(b"")
+            kept = self._synced.get(inode, b"")
+            if kept != path.read_bytes() and (status.st_dev, status.st_ino) == inode:
+                path.write_bytes(kept)
             elif before is not None:
                 path.write_bytes(before)  # the name may be the old one's still
         self.settle()
 
     def has_content_of(self, path: Path) -> bool:
-        """Return whether a file was synced, by its inode."""
+        """Return whether a file was synced as it is, by its inode."""
         status = path.stat()
-        return (status.st_dev, status.st_ino) in self._synced
+        return self._synced.get((status.st_dev, status.st_ino)) == path.read_bytes()
 
     def _step(self, name: str) -> None:
         if self._cut_at is not None and len(self.steps) >= self._cut_at:
@@ -77,7 +78,8 @@ class Disk:
                 if not os.path.samestat(entry[0].parent.stat(), status)
             ]
         else:
-            self._synced.add((status.st_dev, status.st_ino))
+            content = Path(f"/proc/self/fd/{fd}").read_bytes()
+            self._synced[status.st_dev, status.st_ino] = content
 
     def _replace(self, source: Path, target: Path) -> None:
         self._step("replace")

@@ -192,8 +192,10 @@ def test_writers_that_are_not_known_have_the_whole_pause(
     schedule = Schedule(delay_s)
     written_by(staged, unknown=True)
     assert schedule.may_be_complete(staged) == (delay_s is None)
+    clock.now_s += DELAY_S - 0.5
+    assert schedule.may_be_complete(staged) == (delay_s is None)
 
-    clock.now_s += DELAY_S
+    clock.now_s += 0.5
 
     assert schedule.may_be_complete(staged)
     written_by(staged)
@@ -209,6 +211,8 @@ def test_reason_to_wait_says_how_long_and_why(
     said = schedule.waits_for(staged)
     assert said is not None
     assert said.startswith("it is frozen 30 s after its last change, in 20 s;")
+    clock.now_s += 19.5
+    assert schedule.waits_for(staged) is not None
 
     with staged.changing():
         staged.writer_opened()

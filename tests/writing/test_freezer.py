@@ -23,6 +23,7 @@ from dserverfs.base.errors import (
 )
 from dserverfs.writing import freeze_job
 from dserverfs.writing.staging import sealing
+from dserverfs.writing.staging.area import Staging
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.states import Move, State
 from tests.support.freezing import (
@@ -132,6 +133,38 @@ def test_frozen_one_that_cannot_be_put_away_is_frozen_and_the_next_mount_puts_it
 
     assert bench.server.names_of_steps() == ["registered", "learn", "adopt"]
     assert not staged.directory.exists()
+
+
+@pytest.mark.expects_log("it was open when its mount ended")
+def test_one_that_nobody_owns_is_owned_while_it_is_frozen(bench: FreezeBench) -> None:
+    bench.staged.disown()
+
+    assert bench.freeze() is None
+    assert bench.server.registered_uuids == {bench.staged.id: 1}
+
+
+def test_one_that_another_process_owns_is_left_to_that(bench: FreezeBench) -> None:
+    (anothers,) = Staging(bench.staging.directory, "server").open().datasets(BASE_URI)
+    before = state_on_disk(bench.staged)
+
+    failure = bench.freezer.freeze(anothers).exception(WAIT_S)
+    bench.settle()
+
+    assert isinstance(failure, Conflict)
+    assert bench.server.steps == []
+    assert state_on_disk(bench.staged) == before
+
+
+def test_upload_that_ends_before_it_is_complete_shows_nothing_as_frozen(
+    bench: FreezeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.server.registered_uuids[bench.staged.id] = 1
+    monkeypatch.setattr(bench.server, "upload", lambda *arguments, **options: "s3://bucket/x")
+
+    assert isinstance(bench.freeze(), UsageError)
+    assert "learn" not in bench.server.names_of_steps()
+    assert bench.staged.frozen_as is None
+    assert state_on_disk(bench.staged).state is State.FAILED
 
 
 # One that fails
