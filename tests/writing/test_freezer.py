@@ -6,6 +6,8 @@ from __future__ import annotations
 import errno
 import sqlite3
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -274,6 +276,26 @@ def test_what_is_not_frozen_is_frozen_by_the_command_once_nothing_is_in_the_way(
     assert not bench.staged.directory.exists()
 
 
+@pytest.mark.expects_log("frozen only by command: not frozen: .*Input/output error")
+def test_failure_of_the_sealing_ends_the_upload_and_is_the_one_that_is_told(
+    bench: FreezeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(tree: Path) -> None:
+        raise BROKEN
+
+    monkeypatch.setattr(sealing, "sync_file_system", fail)
+
+    def send() -> None:
+        assert bench.freezer._jobs[bench.staged.directory].stop.wait(WAIT_S)
+        raise ENDING
+
+    bench.server.plans["send"] = send
+
+    assert bench.freeze() is BROKEN
+    assert bench.server.names_of_steps() == ["announce", "send"]
+    assert (bench.staged.record.state, bench.staged.record.armed) == (State.OPEN, False)
+
+
 # Those who begin it, and what is in its way
 
 
@@ -328,11 +350,19 @@ def test_write_after_the_server_was_asked_is_refused(bench: FreezeBench) -> None
 def test_what_is_open_for_writing_is_waited_for_shortly(
     bench: FreezeBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    looks: list[float] = []
+
+    def monotonic() -> float:
+        looks.append(5.0)
+        return 5.0 if len(looks) == 1 else 5.0 + freeze_job.LATE_CLOSE_S
+
+    monkeypatch.setattr(freeze_job, "time", SimpleNamespace(monotonic=monotonic))
     with bench.staged.changing():
         bench.staged.writer_opened()
     freezing = bench.freezer.freeze(bench.staged)
-    assert not freezing.done()
+    wait_for(lambda: len(looks) > 3, "it is waited for")
     bench.staged.writer_closed()
+
     assert freezing.result(WAIT_S)
     bench.settle()
 
