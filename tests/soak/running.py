@@ -48,6 +48,15 @@ class Share(NamedTuple):
 Say = Callable[[str, str], None]  # the part's name, and a line
 
 
+class _Output:
+    """The lines of one output of a turn; `name` is said with each, "" for none that are shown."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.lines: list[str] = []
+        self.begun = b""  # of a line whose end has not come
+
+
 class _Running:
     """A turn that is under way."""
 
@@ -57,9 +66,8 @@ class _Running:
         self.begun_s = time.monotonic()
         self.end_s = self.begun_s + share.seconds + LATE_S
         self.is_late = False
-        self.said: list[str] = []
-        self.printed: list[str] = []
         name = share.part.name
+        self.printed, self.said = _Output(), _Output(name)
         turn = [*TURN, name, str(seed), f"{share.seconds:.0f}"]
         self.process = subprocess.Popen(
             [SETPRIV, "--pdeathsig", "TERM", "--", *turn],
@@ -70,7 +78,7 @@ class _Running:
         )
 
     @property
-    def outputs(self) -> dict[IO[bytes], list[str]]:
+    def outputs(self) -> dict[IO[bytes], _Output]:
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         return {self.process.stdout: self.printed, self.process.stderr: self.said}
@@ -81,9 +89,9 @@ class _Running:
         if self.is_late:
             error = f"hangs: not over {LATE_S:.0f} s after its time\n"
         if self.process.returncode == 0:
-            figures = json.loads(self.printed[-1])
+            figures = json.loads(self.printed.lines[-1])
         else:
-            error += "\n".join(self.said[-KEPT_LINES:]) or f"ended {self.process.returncode}"
+            error += "\n".join(self.said.lines[-KEPT_LINES:]) or f"ended {self.process.returncode}"
         took_s = round(time.monotonic() - self.begun_s)
         return Result(self.share.part.name, self.seed, took_s, figures, error)
 
@@ -114,36 +122,36 @@ def run(shares: Sequence[Share], seed: int, jobs: int, say: Say) -> Iterator[Res
 def _begin(share: Share, seed: int, selector: selectors.BaseSelector, say: Say) -> _Running:
     turn = _Running(share, seed)
     say(share.part.name, f"begins, {share.seconds:.0f} s, seed {seed}")
-    for output, lines in turn.outputs.items():
-        os.set_blocking(output.fileno(), False)
-        selector.register(output, selectors.EVENT_READ, (turn, lines))
+    for pipe, output in turn.outputs.items():
+        selector.register(pipe, selectors.EVENT_READ, output)
     return turn
 
 
 def _listen(selector: selectors.BaseSelector, say: Say, *, timeout_s: float) -> None:
     for key, _ in selector.select(timeout_s):
-        turn, lines = key.data
-        assert not isinstance(key.fileobj, int)
-        output: Any = key.fileobj
-        if not (line := output.readline()):
-            selector.unregister(output)
-            continue
-        while line:
-            text = line.decode(errors="replace").rstrip("\n")
-            lines.append(text)
-            if lines is turn.said:
-                say(turn.share.part.name, text)
-            line = output.readline()
+        output: _Output = key.data
+        piece = os.read(key.fd, 1 << 16)
+        if not piece:
+            selector.unregister(key.fileobj)
+        *lines, output.begun = (output.begun + (piece or b"\n")).split(b"\n")
+        for line in lines:
+            text = line.decode(errors="replace")
+            if not text:
+                continue
+            output.lines.append(text)
+            if output.name:
+                say(output.name, text)
 
 
 def _has_ended(turn: _Running, selector: selectors.BaseSelector, say: Say) -> bool:
     if turn.process.poll() is None:
         return False
-    _listen(selector, say, timeout_s=0)
-    for output in turn.outputs:
+    while any(key.fileobj in turn.outputs for key, _ in selector.select(0)):
+        _listen(selector, say, timeout_s=0)
+    for pipe in turn.outputs:
         with contextlib.suppress(KeyError):  # held open by a process that it left behind
-            selector.unregister(output)
-        output.close()
+            selector.unregister(pipe)
+        pipe.close()
     return True
 
 
