@@ -29,6 +29,7 @@ before what is set for all.
     DSERVER_STAGING_DIR          where datasets are until they are frozen
     DSERVER_CORE_DUMPS           true: the memory of the daemon and of `serve`, which has tokens
                                  and keys, may be read by debuggers (default false)
+    DSERVER_LOG_STALLS_MS        a mount logs what holds it up for longer than that
 
 A name with dots, hyphens or a colon cannot be exported by a shell; `env
 NAME=VALUE command` or dtool.json take it.
@@ -61,6 +62,7 @@ DTOOL_CACHE_DIR = "DTOOL_CACHE_DIRECTORY"
 PUBLISH_EXPIRY = "DTOOL_S3_PUBLISH_EXPIRY"
 STAGING_DIR = "DSERVER_STAGING_DIR"
 CORE_DUMPS = "DSERVER_CORE_DUMPS"
+STALL_MS = "DSERVER_LOG_STALLS_MS"
 
 
 class TokenSetting(NamedTuple):
@@ -215,6 +217,15 @@ class Settings:
         if value is not None and not value.isdecimal():
             raise UsageError(f"{PUBLISH_EXPIRY}={value}: must be a number of seconds")
         return None if value is None else int(value)
+
+    def stall_s(self) -> float | None:
+        """Return for how long a mount's event loop may be held up unlogged; None: for ever."""
+        value = self.get(STALL_MS)
+        if value is None:
+            return None
+        if not value.isdecimal() or not int(value):
+            raise UsageError(f"{STALL_MS}={value}: must be a number of milliseconds")
+        return int(value) / 1000
 
     def data_directory(self) -> Path:
         """Return where data of ours is kept that is nowhere else."""

@@ -30,6 +30,7 @@ from dserverfs.mount.control_commands import Commander
 from dserverfs.mount.launcher import READY, MountOptions
 from dserverfs.mount.operations import Operations
 from dserverfs.mount.replies import Ownership
+from dserverfs.mount.stalls import stalls_logged
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.settings import Settings
 from dserverfs.tree import description
@@ -75,7 +76,7 @@ def run(
     except RuntimeError as error:
         raise UsageError(f"{options.path}: cannot be mounted: {error}") from error
     try:
-        trio.run(_serve, options, parts, settings.control_directory(), ready_fd)
+        trio.run(_serve, options, parts, settings, ready_fd)
     except BaseException:
         # A dead mount point is seen; an empty directory would be mirrored.
         pyfuse3.close(unmount=False)
@@ -157,6 +158,13 @@ def _fuse_options(options: MountOptions) -> set[str]:
 
 
 async def _serve(
+    options: MountOptions, parts: _Parts, settings: Settings, ready_fd: int | None
+) -> None:
+    with stalls_logged(settings.stall_s()):
+        await _serve_requests(options, parts, settings.control_directory(), ready_fd)
+
+
+async def _serve_requests(
     options: MountOptions, parts: _Parts, control_directory: Path, ready_fd: int | None
 ) -> None:
     async with trio.open_nursery() as nursery:
