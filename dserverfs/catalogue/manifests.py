@@ -54,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 MAX_OPEN_INDEXES = 256  # a file descriptor and about 100 KiB each
 LOADS_AT_ONCE = 8  # guess
+KEPT_AT_ONCE = 4  # guess
 LOOK_S = 1.0  # between looks whether the file of an open index was written to
 MAX_CHECKED = 10_000  # manifests whose files have had their seals; 200 bytes each
 MAX_IN_MEMORY_BYTES = 64 * 1024 * 1024  # of manifests whose indexes are in memory
@@ -136,6 +137,8 @@ class Manifests:
         self._shelter = ManifestShelter()
         self._troubles = CacheTroubles(directory)
         self._threads = ThreadPoolExecutor(LOADS_AT_ONCE, thread_name_prefix="manifest")
+        # What is on the disk does not wait for those of a server that does not answer.
+        self._kept_threads = ThreadPoolExecutor(KEPT_AT_ONCE, thread_name_prefix="kept")
         self._lock = threading.Lock()
         self._indexes: OrderedDict[BackendURI, _OpenIndex] = OrderedDict()
         self._loads: dict[BackendURI, ManifestLoad] = {}
@@ -154,7 +157,8 @@ class Manifests:
                 opened.index.close()
             self._indexes.clear()
         self._shelter.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._kept_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def index(self, dataset: Dataset) -> ManifestIndex:
         """Return the manifest as a tree; keep it no longer than one operation."""
@@ -226,7 +230,9 @@ class Manifests:
             under_way = self._loads.get(dataset.uri)
             if under_way is None:
                 under_way = self._loads[dataset.uri] = ManifestLoad()
-                self._threads.submit(self._run, dataset, load, under_way)
+                is_kept = any(self._path(dataset, kind).exists() for kind in ("index", "json"))
+                threads = self._kept_threads if is_kept else self._threads
+                threads.submit(self._run, dataset, load, under_way)
                 self._tidy_once_locked()
             return under_way
 

@@ -36,13 +36,13 @@ class Waiting:
     def __init__(self) -> None:
         # Limits of their own, so that stalled reads do not delay `ls`.
         self._metadata = trio.CapacityLimiter(METADATA_THREADS)
-        write = trio.CapacityLimiter(8)
         self._pools: Mapping[Limit, _Pool] = {
             Limit.DISK: _Pool(trio.CapacityLimiter(8), 120.0),
-            Limit.WRITE: _Pool(write, 120.0),
+            Limit.WRITE: _Pool(trio.CapacityLimiter(8), 120.0),
             # Twice what one request to the server may take.
             Limit.EDIT: _Pool(trio.CapacityLimiter(8), 60.0),
-            Limit.FREEZE: _Pool(write, 25.0),
+            # Apart from writes, which many freezes of a slow store would hold up.
+            Limit.FREEZE: _Pool(trio.CapacityLimiter(8), 25.0),
         }
 
     async def answer(self, ask: Callable[[], R]) -> R:

@@ -106,7 +106,7 @@ class OpenEdit:
                 self.handle.fd,
                 lambda fd: self._edits.write(self.handle._replace(fd=fd), data, offset),
             )
-            yield from blocking(write, Limit.EDIT)
+            yield from blocking(write, Limit.WRITE)
         return len(data)
 
     def sync(self, *, data_only: bool) -> Steps[None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -9,6 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from dserverfs.base.errors import (
     ProtocolError,
     Unreachable,
 )
-from dserverfs.base.model import Dataset
+from dserverfs.base.model import BackendURI, Dataset
 from dserverfs.base.sealed_files import Sealing, write_seal_beside
 from dserverfs.catalogue.manifests import ManifestLoad, Manifests
 from dserverfs.catalogue.offline import KeptAnswers
@@ -413,3 +416,34 @@ def test_waiting_for_a_load_ends_when_it_stalls_or_takes_too_long(
         return await _waited_s(SlowLoad(trio.current_time() + gets_on_s))
 
     assert trio.run(main, clock=clock) == pytest.approx(expected_s)
+
+
+def test_what_is_on_the_disk_waits_for_no_server(
+    quirky: QuirkyServer,
+    resolver: Resolver,
+    tmp_path: Path,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dserverfs.catalogue.manifests.LOADS_AT_ONCE", 1)
+
+    def manifests_of_one_directory() -> Manifests:
+        answers = KeptAnswers(resolver, tmp_path)
+        return Manifests(answers, "server", tmp_path / "kept", explain=lambda _, error: error)
+
+    with contextlib.closing(manifests_of_one_directory()) as before:
+        loaded(lambda: before.index(dataset))
+    halt = Halt()
+    quirky.faults = [halt]
+    others = [dataclasses.replace(dataset, uri=BackendURI(f"{dataset.uri}{n}")) for n in "12"]
+    with contextlib.closing(manifests_of_one_directory()) as after:
+        loads = [begun(partial(after.index, other)) for other in others]
+        assert halt.arrived.wait(TIMEOUT_S)
+
+        begun(lambda: after.index(dataset)).future.result(TIMEOUT_S)
+
+        assert after.index(dataset).number_of_items == len(CONTENTS)
+        assert not any(load.future.done() for load in loads)
+        halt.release()
+        for load in loads:
+            load.future.exception(TIMEOUT_S)
