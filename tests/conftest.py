@@ -15,6 +15,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 from tests.support import accounts, fuse_device, leftovers, pace
 from tests.support.accounts import Account
+from tests.support.dtool_commands import warm_dtool
 from tests.support.servers import ServerHandle, running_server
 from tests.support.unexpected_log import WarningCollector, complaint
 
@@ -51,6 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(trylast=True)  # after an interrupt it is pytest's own that ends the fixtures
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    warm_dtool.close()
     config = session.config
     config.stash[_FOUND] = config.stash[_RUN].end()
 

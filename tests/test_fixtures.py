@@ -21,6 +21,7 @@ import pytest
 from tests.support import accounts, child_processes, fuse_device, leftovers, pace
 from tests.support.accounts import Account
 from tests.support.child_processes import spawn
+from tests.support.dtool_commands import dtool_of
 from tests.support.unexpected_log import complaint
 
 DAEMON = """
@@ -352,3 +353,28 @@ def test_long_file_that_is_not_named_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
     assert of_a_part == []
     assert [line.partition(" took ")[0] for line in seconds.missing()] == ["tests/test_7.py"]
+
+
+@pytest.mark.parametrize("command", [["config", "cache"], ["name", "file:///not-there"]], ids=str)
+def test_warm_dtool_is_as_a_process_of_its_own(tmp_path: Path, command: list[str]) -> None:
+    config = tmp_path / ".config/dtool/dtool.json"
+    config.parent.mkdir(parents=True)
+    config.write_text('{"DTOOL_CACHE_DIRECTORY": "/of/this/home"}')
+    dtool = dtool_of(tmp_path, "token")
+
+    warm = dtool.run(*command)
+    cold = subprocess.run(
+        [Path(sys.executable).with_name("dtool"), *command],
+        env=dict(dtool.environment),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (warm.returncode, warm.stdout, warm.stderr) == (
+        cold.returncode,
+        cold.stdout,
+        cold.stderr,
+    )
+    assert warm.stdout == "/of/this/home\n" or warm.returncode != 0

@@ -15,8 +15,11 @@ import pytest
 
 from tests.support.server_store import storage_of
 from tests.support.servers import ServerHandle
+from tests.support.warm_dtool import WarmDtool
 
 TIMEOUT_S = 120
+
+warm_dtool = WarmDtool()  # closed at the end of the run
 
 
 class Dtool(NamedTuple):
@@ -29,28 +32,28 @@ class Dtool(NamedTuple):
         self, *arguments: object, input: str = "", env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run `dtool ARGUMENTS...` to its end."""
-        command = Path(sys.executable).with_name("dtool")
-        return self._run(command, *arguments, input=input, env=env or {})
+        return warm_dtool.run(
+            [*map(str, arguments)],
+            env={**self.environment, **(env or {})},
+            cwd=self.home,
+            input=input,
+            timeout_s=TIMEOUT_S,
+        )
 
     def program(self, code: str, *arguments: object) -> str:
         """Run a Python program that must succeed, and say nothing on stderr, as `output`."""
-        done = self._run(sys.executable, "-c", code, *arguments, input="", env={})
-        assert (done.returncode, done.stderr) == (0, ""), done
-        return done.stdout
-
-    def _run(
-        self, *command: object, input: str, env: Mapping[str, str]
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*map(str, command)],
-            env={**self.environment, **env},
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            env=dict(self.environment),
             cwd=self.home,
-            input=input,
+            input="",
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
             check=False,
         )
+        assert (done.returncode, done.stderr) == (0, ""), done
+        return done.stdout
 
     def output(self, *arguments: object, input: str = "") -> str:
         """Run a command that must succeed, and say nothing on stderr; return what it printed."""
