@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from dserverfs.base.errors import (
@@ -146,7 +147,7 @@ class Freezer:
             job = self._jobs.get(staged.directory)
             if job is None:
                 if self._closed:
-                    raise Cancelled(f"{staged.record.name}: the mount is ending")
+                    raise _ending(staged)
                 job = self._jobs[staged.directory] = FreezeJob(
                     staged,
                     layout,
@@ -155,7 +156,8 @@ class Freezer:
                     by_itself=by_itself,
                     ending=self._ending,
                 )
-                self._pool.submit(self._work, job)
+                work = self._pool.submit(self._work, job)
+                work.add_done_callback(partial(self._is_over, job))
             self._watched[staged.directory] = staged
             return job.future
 
@@ -270,6 +272,13 @@ class Freezer:
                 self._working -= 1
                 self._condition.notify_all()
 
+    def _is_over(self, job: FreezeJob, work: Future[None]) -> None:
+        """Tell the waiter of a job whose turn did not come before the mount's end."""
+        if work.cancelled():
+            with self._condition:
+                del self._jobs[job.staged.directory]
+            job.future.set_exception(_ending(job.staged))
+
     def _carry_out(self, job: FreezeJob) -> None:
         staged = job.staged
         try:
@@ -348,3 +357,7 @@ class Freezer:
         elif staged.record.reason != str(error):
             staged.explain(str(error))
         self._schedule.not_before_it_changes(staged, job.changes)
+
+
+def _ending(staged: StagedDataset) -> Cancelled:
+    return Cancelled(f"{staged.record.name}: the mount is ending")

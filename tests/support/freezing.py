@@ -43,6 +43,7 @@ class FakeServer:
         self.limit: int | None = 5000
         self.name: str | None = None  # that it was registered with
         self.staged: StagedDataset | None = None
+        self.was_told_to_stop = False
 
     def names_of_steps(self) -> list[str]:
         return [name for name, _ in self.steps]
@@ -115,6 +116,7 @@ class FakeServer:
 
     def adopt(self, dataset: Dataset, local: LocalDataset, stop: threading.Event) -> None:
         self._step("adopt")
+        self.was_told_to_stop = stop.is_set()
 
 
 class FreezeBench:

@@ -444,6 +444,10 @@ def test_full_disk_is_told_as_one_and_tried_again(
             sqlite3.OperationalError("database is locked"),
             marks=pytest.mark.expects_log("a fault of ours while freezing"),
         ),
+        pytest.param(
+            ValueError("the table is full"),
+            marks=pytest.mark.expects_log("a fault of ours while freezing"),
+        ),
     ],
 )
 @pytest.mark.expects_log("frozen only by command: not frozen: ")

@@ -14,6 +14,7 @@ from dserverfs.base.errors import (
     Unreachable,
 )
 from dserverfs.writing import freeze_schedule
+from dserverfs.writing.freezer import JOBS
 from dserverfs.writing.staging.states import State
 from tests.support.freezing import (
     BASE_URI,
@@ -195,7 +196,40 @@ def test_end_waits_for_what_is_being_put_away(bench: FreezeBench) -> None:
     go_on.set()
     closing.join(WAIT_S)
 
+    assert bench.server.was_told_to_stop
     assert not bench.staged.directory.exists()
+
+
+def test_end_begins_no_job_that_waits_for_its_turn_and_leaves_no_thread(
+    bench: FreezeBench,
+) -> None:
+    reached, go_on = threading.Semaphore(0), threading.Event()
+
+    def hang() -> None:
+        reached.release()
+        assert go_on.wait(WAIT_S)
+
+    bench.server.plans["announce"] = hang
+    bench.freezer.open()
+    others = [bench.staging.create(BASE_URI, f"data-{n}", "alice") for n in range(JOBS)]
+    jobs = [bench.freezer.freeze(staged) for staged in (bench.staged, *others)]
+    for _ in range(JOBS):
+        assert reached.acquire(timeout=WAIT_S)
+    closing = threading.Thread(target=bench.freezer.close)
+    closing.start()
+    wait_for(lambda: bench.freezer._closed, "the end has begun")
+    go_on.set()
+    closing.join(WAIT_S)
+
+    for job in jobs:  # also those whose turn did not come: somebody may wait for them
+        assert isinstance(job.exception(WAIT_S), Cancelled)
+    assert all(bench.freezer.progress(staged) is None for staged in others)
+    assert not bench.freezer._jobs
+    bench.freezer._pool.shutdown(wait=True)
+    assert bench.server.names_of_steps().count("announce") == JOBS
+    assert bench.freezer._thread is not None
+    bench.freezer._thread.join(WAIT_S)
+    assert not bench.freezer._thread.is_alive()
 
 
 # By itself
@@ -272,6 +306,21 @@ def test_discarding_ends_its_job_which_registers_nothing(bench: FreezeBench) -> 
     assert failure is not None
     assert bench.server.registered_uuids == {}
     assert not bench.staged.directory.exists()
+
+
+def test_discarding_ends_an_upload_that_goes_on(bench: FreezeBench) -> None:
+    stopped = []
+
+    def discarded() -> None:
+        job = bench.freezer._jobs[bench.staged.directory]
+        bench.freezer.discard(bench.staged)
+        stopped.append(job.stop.is_set())
+
+    bench.server.plans["send"] = discarded
+
+    bench.freeze()
+
+    assert stopped == [True]
 
 
 def test_one_that_may_be_registered_is_not_discarded(bench: FreezeBench) -> None:
