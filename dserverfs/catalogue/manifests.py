@@ -27,6 +27,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from dserverfs.base import pools
 from dserverfs.base.directories import private_directory
 from dserverfs.base.disk_space import lacking_in_bytes
 from dserverfs.base.disk_troubles import CacheTroubles
@@ -226,13 +227,16 @@ class Manifests:
         """Return the load of this dataset that is under way; begin one if there is none."""
         with self._lock:
             if self._closed:
-                raise Cancelled("the daemon is ending")
+                raise _ending()
             under_way = self._loads.get(dataset.uri)
             if under_way is None:
-                under_way = self._loads[dataset.uri] = ManifestLoad()
+                begun = under_way = self._loads[dataset.uri] = ManifestLoad()
                 is_kept = any(self._path(dataset, kind).exists() for kind in ("index", "json"))
-                threads = self._kept_threads if is_kept else self._threads
-                threads.submit(self._run, dataset, load, under_way)
+                pools.submit(
+                    self._kept_threads if is_kept else self._threads,
+                    lambda: self._run(dataset, load, begun),
+                    dropped=lambda: self._settle(dataset, begun, _ending()),
+                )
                 self._tidy_once_locked()
             return under_way
 
@@ -257,6 +261,11 @@ class Manifests:
             fault = LocalDiskError(f"{dataset.uri}: its manifest cannot be kept: {error}")
         except BaseException as error:  # noqa: BLE001 - top of a thread: its readers are told
             fault = error
+        self._settle(dataset, under_way, fault)
+
+    def _settle(
+        self, dataset: Dataset, under_way: ManifestLoad, fault: BaseException | None
+    ) -> None:
         with self._lock:
             del self._loads[dataset.uri]
         if fault is None:
@@ -323,7 +332,7 @@ class Manifests:
         with Indexing(index_path) as indexing:
             with self._lock:
                 if self._closed:
-                    raise Cancelled("the daemon is ending")
+                    raise _ending()
                 self._indexings.add(indexing)
             try:
                 if self._is_sound(path):
@@ -398,7 +407,7 @@ class Manifests:
             received_bytes += len(piece)
             load.downloading(received_bytes)
             if self._closed:
-                raise Cancelled("the daemon is ending")
+                raise _ending()
         load.downloaded()
 
     def _sent(self, dataset: Dataset) -> Iterator[bytes]:
@@ -433,6 +442,10 @@ def _reopened(path: Path) -> ManifestIndex:
         return ManifestIndex(path).open()
     except DserverfsError as error:
         raise LocalDiskError(f"{path}: is gone again: {error}") from error
+
+
+def _ending() -> Cancelled:
+    return Cancelled("the daemon is ending")
 
 
 def _nothing(*what: object) -> None:

@@ -15,6 +15,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
+from dserverfs.base import pools
 from dserverfs.base.errors import DserverfsError, IntegrityError, Unreachable
 from dserverfs.base.items import BLOCK_SIZE, ItemContent, Run, leading_run
 from dserverfs.base.retry import Deadline
@@ -213,11 +214,13 @@ class BlockFiller:
         self, pool: ThreadPoolExecutor, content: ItemContent, missing: list[Missing]
     ) -> None:
         deadline = Deadline(self._read_timeout_s)
-        try:
-            pool.submit(self._fill, content, missing, deadline)
-        except RuntimeError:
-            error = Unreachable("reading has come to its end")
-            _Fill(self._parts, content, missing, deadline).abandon(error)
+        pools.submit(
+            pool,
+            lambda: self._fill(content, missing, deadline),
+            dropped=lambda: _Fill(self._parts, content, missing, deadline).abandon(
+                reading_is_over()
+            ),
+        )
 
     def _fill(self, content: ItemContent, missing: list[Missing], deadline: Deadline) -> None:
         with self._idle:
@@ -228,6 +231,11 @@ class BlockFiller:
             with self._idle:
                 self._filling -= 1
                 self._idle.notify_all()
+
+
+def reading_is_over() -> Unreachable:
+    """Return the error of readers that wait when the mount ends."""
+    return Unreachable("reading has come to its end")
 
 
 def _bytes_of(content: ItemContent, run: Run) -> ByteRange:

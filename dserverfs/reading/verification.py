@@ -10,11 +10,12 @@ import logging
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from dserverfs.base import pools
 from dserverfs.base.errors import DserverfsError, IntegrityError
 from dserverfs.base.hashes import Policy
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.retry import Deadline
-from dserverfs.reading.block_filling import BlockFiller, BlockParts
+from dserverfs.reading.block_filling import BlockFiller, BlockParts, reading_is_over
 from dserverfs.reading.cache.blocks import Block, DamagedBlock
 from dserverfs.reading.cache_lookup import mismatch
 from dserverfs.reading.item_hashes import Verdict
@@ -104,10 +105,11 @@ class Verification:
             if future is not None:
                 return future
             future = self._comparing[content.key] = Future()
-        try:
-            self._pool.submit(self._compare, content, future)
-        except RuntimeError as error:  # shut down
-            future.set_exception(error)
+        pools.submit(
+            self._pool,
+            lambda: self._compare(content, future),
+            dropped=lambda: self._settle(content, future, reading_is_over()),
+        )
         return future
 
     def _compare(self, content: ItemContent, future: Future[None]) -> None:
@@ -119,6 +121,11 @@ class Verification:
         except Exception as error:
             logger.exception("%s: a fault of ours while comparing", content.dataset.uri)
             failure = error
+        self._settle(content, future, failure)
+
+    def _settle(
+        self, content: ItemContent, future: Future[None], failure: BaseException | None
+    ) -> None:
         with self._lock:
             del self._comparing[content.key]
         if failure is None:

@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from dserverfs.base import pools
 from dserverfs.base.errors import (
     Cancelled,
     Conflict,
@@ -156,8 +157,9 @@ class Freezer:
                     by_itself=by_itself,
                     ending=self._ending,
                 )
-                work = self._pool.submit(self._work, job)
-                work.add_done_callback(partial(self._is_over, job))
+                pools.submit(
+                    self._pool, partial(self._work, job), dropped=partial(self._dropped, job)
+                )
             self._watched[staged.directory] = staged
             return job.future
 
@@ -272,12 +274,11 @@ class Freezer:
                 self._working -= 1
                 self._condition.notify_all()
 
-    def _is_over(self, job: FreezeJob, work: Future[None]) -> None:
+    def _dropped(self, job: FreezeJob) -> None:
         """Tell the waiter of a job whose turn did not come before the mount's end."""
-        if work.cancelled():
-            with self._condition:
-                del self._jobs[job.staged.directory]
-            job.future.set_exception(_ending(job.staged))
+        with self._condition:
+            del self._jobs[job.staged.directory]
+        job.future.set_exception(_ending(job.staged))
 
     def _carry_out(self, job: FreezeJob) -> None:
         staged = job.staged

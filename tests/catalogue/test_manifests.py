@@ -11,6 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,22 @@ def test_download_that_always_breaks_off_leaves_nothing(
         loaded(lambda: manifests.index(dataset))
 
     assert not list((tmp_path / "kept").iterdir())
+
+
+def test_closing_is_told_to_who_waits_for_a_load_whose_turn_did_not_come(
+    quirky: QuirkyServer, manifests: Manifests, dataset: Dataset
+) -> None:
+    manifests._threads._max_workers = 1
+    first, halt = begun_and_halted(quirky, manifests, dataset)
+    other = replace(dataset, uri=BackendURI(f"{dataset.uri}-another"))
+    second = begun(lambda: manifests.index(other))
+
+    manifests.close()
+
+    with pytest.raises(Cancelled):
+        second.future.result(TIMEOUT_S)
+    halt.release()
+    assert first.future.exception(TIMEOUT_S) is not None
 
 
 def test_closing_ends_a_load_and_begins_no_other(

@@ -84,7 +84,7 @@ class _Maker:
             promised = self._promised(names)
             return promised is not None and not promised.endswith("None")
         is_field = isinstance(old, (ast.Assign, ast.AnnAssign)) and new == "pass"
-        return is_field and names[-1] == "__init__"
+        return is_field and names[-1:] == ("__init__",)
 
     def _promised(self, names: tuple[str, ...]) -> str | None:
         """Return the annotation of what a function returns; None if it has none."""

@@ -7,14 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dserverfs.base.errors import DeadlineExceeded, Unreachable
-from dserverfs.base.items import BLOCK_SIZE, ItemContent
+from dserverfs.base.hashes import Policy
+from dserverfs.base.items import BLOCK_SIZE, ItemContent, Run
 from dserverfs.reading.block_filling import DEMAND_THREADS
 from dserverfs.reading.open_item import OpenItem
 from tests.support.faulty_store import FaultyStore, cut_after, faulty_store, stall
@@ -173,3 +174,30 @@ def test_sixteen_readers_of_half_a_gibibyte_stay_within_256_mib(tmp_path: Path) 
 
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= 256
+
+
+@pytest.mark.parametrize("policy", [Policy.COMPLETE, Policy.STRICT])
+def test_end_is_told_to_every_reader_also_to_those_whose_turn_did_not_come(
+    store: FaultyStore, tmp_path: Path, policy: Policy
+) -> None:
+    """Without that each of them would wait until its time is over."""
+    world = World(store, tmp_path / "blocks", policy, read_timeout_s=60.0)
+    readers = DEMAND_THREADS + 2
+    store.faults = [*[stall] * 4 * readers]
+    contents = [world.content(key=f"key{number}") for number in range(readers)]
+    pending: list[object] = []
+    for content in contents:
+        if policy is Policy.STRICT:
+            pending.append(world.reader.verification.verification_pending(content, whole=False))
+        else:
+            pending += world.reader.filler.request_blocks(content, Run(0, 1))
+
+    world.reader.filler.close()
+    world.reader.verification.close()
+
+    last = pending[-1]
+    assert isinstance(last, Future)
+    with pytest.raises(Unreachable, match="has come to its end"):
+        last.result(5)
+    store.released.set()
+    world.close()
