@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dserverfs.cli.arguments import Commands, say
 
 if TYPE_CHECKING:
-    from dserverfs.base.mountinfo import Mounted
-
+    from dserverfs.mount.control import Address
 
 EXIT_LEFT = 1
 
@@ -40,7 +40,8 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from dserverfs.base import mountinfo
     from dserverfs.base.errors import DaemonSilent, UsageError
-    from dserverfs.mount import launcher, mountpoint
+    from dserverfs.cli.mounted import address_of
+    from dserverfs.mount import control, launcher, mountpoint
     from dserverfs.writing.staging.states import State
 
     path = mountpoint.resolve(arguments.mountpoint)
@@ -48,19 +49,23 @@ def _run(arguments: argparse.Namespace) -> int:
     staged: list[dict[str, Any]] = []
     unsent: list[dict[str, Any]] = []
     answer_timeout_s = min(arguments.timeout, mountpoint.ANSWER_TIMEOUT_S)
-    if (
-        mounted is not None
-        and mounted.fstype == mountinfo.FSTYPE
-        and not mountpoint.is_dead(path, answer_timeout_s)
-    ):
-        try:
-            staged, unsent = _drain(mounted, arguments.timeout, answer_timeout_s)
-        except DaemonSilent as error:
-            raise UsageError(
-                f"{path}: {error}; nothing was frozen or sent, and it is still mounted;"
-                f" fusermount3 -u {path} unmounts it all the same and leaves everything staged"
-            ) from error
-    launcher.stop(path, arguments.timeout)
+    with contextlib.ExitStack() as stack:
+        daemon = None
+        if (
+            mounted is not None
+            and mounted.fstype == mountinfo.FSTYPE
+            and not mountpoint.is_dead(path, answer_timeout_s)
+        ):
+            try:
+                address = address_of(mounted)
+                daemon = stack.enter_context(control.process_of(address, answer_timeout_s))
+                staged, unsent = _drain(address, arguments.timeout, answer_timeout_s)
+            except DaemonSilent as error:
+                raise UsageError(
+                    f"{path}: {error}; nothing was frozen or sent, and it is still mounted;"
+                    f" fusermount3 -u {path} unmounts it all the same and leaves everything staged"
+                ) from error
+        launcher.stop(path, arguments.timeout, daemon)
     for dataset in staged:
         why = dataset["reason"] or dataset["waits_for"]
         reason = f": {why}" if why else ""
@@ -81,7 +86,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _drain(
-    mount: Mounted, timeout_s: float, answer_timeout_s: float
+    address: Address, timeout_s: float, answer_timeout_s: float
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Have the daemon freeze what it may; return what stays staged and what is not sent.
 
@@ -91,8 +96,6 @@ def _drain(
     from dserverfs.cli import mounted
     from dserverfs.cli.progress import ProgressLine
     from dserverfs.mount import control
-
-    address = mounted.address_of(mount)
 
     def ask(command: str, **parameters: float) -> Iterator[control.Answer]:
         return control.ask(address, {"command": command, **parameters}, answer_timeout_s)

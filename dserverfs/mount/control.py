@@ -192,6 +192,25 @@ def ask(
     raise DaemonSilent("the mount ended before it was done")
 
 
+@contextlib.contextmanager
+def process_of(address: Address, timeout_s: float = ANSWER_TIMEOUT_S) -> Iterator[int | None]:
+    """Yield a pidfd of the daemon at `address`; None if it is of another pid namespace.
+
+    Raises DaemonSilent.
+    """
+    with _connected(address, timeout_s) as connection:
+        pid = _peer(connection).pid
+    try:
+        pidfd = os.pidfd_open(pid) if pid else None
+    except OSError:  # it has just ended
+        pidfd = None
+    try:
+        yield pidfd
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
+
+
 def _lines(
     connection: socket.socket, request: dict[str, Any], on_silence: Callable[[], None]
 ) -> Iterator[bytes]:

@@ -124,8 +124,12 @@ def _be_daemon(serve: Callable[[int], int], ready_fd: int, stderr_fd: int) -> No
         os._exit(status)
 
 
-def stop(path: Path, timeout_s: float) -> None:
-    """Unmount `path`; return when the daemon has let go of it. Raises UsageError."""
+def stop(path: Path, timeout_s: float, daemon: int | None = None) -> None:
+    """Unmount `path`; return when the daemon has let go of it, and has ended if `daemon` is given.
+
+    `daemon` is a pidfd of it. Until it has ended it holds its locks: the next mount would find
+    what is staged, and what is not sent, in the hands of another. Raises UsageError.
+    """
     mounted = mountinfo.find_mounted(path)
     if mounted is None or mounted.fstype != mountinfo.FSTYPE:
         raise UsageError(f"{path}: no dserverfs is mounted there")
@@ -138,3 +142,11 @@ def stop(path: Path, timeout_s: float) -> None:
         if time.monotonic() >= end_s:
             raise UsageError(f"{path}: still mounted after {timeout_s:.0f} s")
         time.sleep(0.05)
+    if daemon is not None:
+        poll = select.poll()
+        poll.register(daemon, select.POLLIN)
+        if not poll.poll(max(end_s - time.monotonic(), END_TIMEOUT_S) * 1000):
+            raise UsageError(
+                f"{path}: unmounted, but its daemon is at work still after {timeout_s:.0f} s;"
+                " what it has not sent is kept, and the next mount sends it"
+            )

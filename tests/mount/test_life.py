@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 from pathlib import Path
@@ -16,7 +17,7 @@ from dserverfs.mount.mountpoint import refuse_own_files, resolve
 from tests.support.accounts import Account
 from tests.support.mount_daemons import Remountable, stopped, wait_for, wait_for_end
 from tests.support.mounts import detach
-from tests.support.servers import ServerHandle
+from tests.support.servers import ServerHandle, upload
 from tests.support.tcp_relay import relay
 
 pytest_plugins = ["tests.support.mount_fixtures"]
@@ -177,6 +178,22 @@ def test_a_stopped_daemon_is_told_in_bounded_time_and_stays_mounted(
     assert f"{mount.path} (does not answer)" in asked.stdout
     assert (mount.path / "kept/file").read_text() == "content"
     assert current_user.dserverfs("discard", mount.path / "kept").returncode == 0
+
+
+def test_umount_returns_when_the_daemon_has_ended(mount: Remountable, server: ServerHandle) -> None:
+    """Until then it holds the locks of what is staged and not sent, which the next mount needs."""
+    upload(server, {"a": b"a"}, name="not-sent", readme=b"a: 1\n")
+    mount.mount()
+    daemon = os.pidfd_open(mount.daemon())
+    try:
+        assert (mount.path / "not-sent/README.yml").read_text() == "a: 1\n"
+        with stopped(server.process.pid):  # so the daemon has something to do at its end
+            (mount.path / "not-sent/README.yml").write_text("a: 2\n")
+            mount.account.dserverfs("umount", mount.path, "--timeout", "1")
+
+            assert select.select([daemon], [], [], 0)[0]
+    finally:
+        os.close(daemon)
 
 
 def test_umount_finds_the_daemon_whatever_home_is(
