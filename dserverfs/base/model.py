@@ -94,8 +94,9 @@ def split_base_uri(base_uri: str) -> list[str]:
 def _decoded(part: str, text: str) -> str:
     """Return a component of the URI `text` without its percent-encoding."""
     try:
+        part.encode("utf-8")  # an argument of a command may be any bytes
         decoded = urllib.parse.unquote(part, errors="strict")
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise UsageError(f"{text}: {part!r} is not percent-encoded UTF-8") from error
     if "/" in decoded or "\0" in decoded:
         raise UsageError(f"{text}: {part!r} is not one component of a path")

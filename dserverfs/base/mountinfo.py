@@ -65,15 +65,12 @@ def parse(text: bytes) -> list[Mounted]:
             continue
         try:
             major, minor = map(int, places[2].split(b":"))
-        except ValueError:
+            device = os.makedev(major, minor)
+        except (ValueError, OverflowError):
             continue
         path, fstype, source = (_decoded(field) for field in (places[4], kinds[0], kinds[1]))
         owner = re.search(rb"(?:\A|,)user_id=(\d+)", kinds[2]) if len(kinds) > 2 else None
-        mounts.append(
-            Mounted(
-                path, fstype, source, os.makedev(major, minor), int(owner[1]) if owner else None
-            )
-        )
+        mounts.append(Mounted(path, fstype, source, device, int(owner[1]) if owner else None))
     return mounts
 
 

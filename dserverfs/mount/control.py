@@ -31,6 +31,7 @@ Answer = dict[str, Any]
 Handler = Callable[[dict[str, Any]], Iterator[Answer]]
 
 MAX_LINE_BYTES = 1 << 20
+MAX_ANSWER_BYTES = 256 << 20  # a line of an answer: 20 million inodes
 SILENCE_S = 2.0  # of a daemon at work, until it is asked whether it is there
 ANSWER_TIMEOUT_S = 5.0
 SHORTAGE_PAUSE_S = 0.1  # until a connection that could not be taken is tried again
@@ -228,6 +229,8 @@ def _lines(
                 return
             *lines, received = (received + piece).split(b"\n")
             yield from lines
+            if len(received) > MAX_ANSWER_BYTES:  # root may ask a daemon of anybody
+                raise DaemonSilent("the mount's daemon answers without an end")
     except OSError as error:
         raise DaemonSilent(f"the mount ended before it was done: {error.strerror}") from error
 

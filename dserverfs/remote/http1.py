@@ -17,6 +17,11 @@ from typing import NamedTuple
 MAX_HEAD_BYTES = 64 * 1024
 # Printable ASCII only: a URL cannot be more than one line of a request.
 _URL = re.compile(r"(https?://((?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?))(/[!-~]*)\Z")
+_HEADER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+_NOT_OF_AN_OBJECT = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "keep-alive", "expect", "upgrade"}
+    | {"te", "trailer", "authorization", "cookie", "proxy-authorization", "proxy-connection"}
+)
 _MAX_DIGITS = 19  # of a size; int() refuses thousands
 
 
@@ -52,6 +57,17 @@ def target_of(url: str) -> Target:
     return Target(*match.groups())
 
 
+def require_headers_of_an_object(headers: Mapping[str, str]) -> None:
+    """Raise ValueError for headers that say more than what the bytes of a PUT are.
+
+    A server names them. With another length or host, what a user uploads would be read as
+    further requests, or by another than its URL says.
+    """
+    for name in headers:
+        if not _HEADER.match(name) or name.lower() in _NOT_OF_AN_OBJECT:
+            raise ValueError(f"the server wants a header {name!r}, which is not its to give")
+
+
 def header_lines(headers: Mapping[str, str]) -> str:
     """Return the headers of a request; raises ValueError if one cannot be sent."""
     lines = [f"{name}: {value}" for name, value in headers.items()]
@@ -81,10 +97,13 @@ def parse_head(data: bytes | bytearray) -> Head | None:
     code, _, reason = rest.partition(" ")
     if not version.startswith("HTTP/1.") or not (code.isdecimal() and len(code) == 3):
         raise ConnectionError("the answer is not HTTP")
-    headers = {}
+    headers: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
-        headers[name.title()] = value.strip()
+        name, value = name.title(), value.strip()
+        if name == "Content-Length" and headers.setdefault(name, value) != value:
+            raise ConnectionError("the answer has two lengths")  # one of them is another's
+        headers[name] = value
     length: int | None = None
     size = headers.get("Content-Length", "")
     if code == "204":

@@ -24,7 +24,15 @@ from typing import NamedTuple
 from dserverfs.base.errors import ItemChanged
 from dserverfs.remote.connections import Connection, Connections
 from dserverfs.remote.dserver_http import USER_AGENT
-from dserverfs.remote.http1 import Head, Target, header_lines, parse_head, request_head, target_of
+from dserverfs.remote.http1 import (
+    Head,
+    Target,
+    header_lines,
+    parse_head,
+    request_head,
+    require_headers_of_an_object,
+    target_of,
+)
 
 # After the last byte was acknowledged, in stall timeouts. Guess: a store that puts a large
 # object together takes its time.
@@ -72,6 +80,7 @@ def put(
     file ends before its part does, and what connecting and `on_progress` raise.
     """
     target = target_of(url)
+    require_headers_of_an_object(headers)
     connection = connections.take_idle(target.origin)
     while True:
         if connection is None:

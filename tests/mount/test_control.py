@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import random
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dserverfs.base.errors import DaemonSilent, UsageError
 from dserverfs.mount.control import Address, Answer, Server, ask
 from tests.support.accounts import Account
+from tests.support.mutations import mangled
 
 DEVICE = os.makedev(0, 900_000 + os.getpid() % 100_000)  # no mount of this machine has it
 TIMEOUT_S = 0.2
@@ -173,3 +178,40 @@ def test_names_of_two_boots_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("dserverfs.mount.control.boot_id", lambda: "another-boot")
 
     assert Address.of(tmp_path, DEVICE, 0).path != here.path
+
+
+def test_answer_without_an_end_is_given_up(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root asks the daemons of all users, and one of these may be anything."""
+    monkeypatch.setattr("dserverfs.mount.control.MAX_ANSWER_BYTES", 100_000)
+
+    class Endless(Server):
+        def _serve(self, connection: Any) -> None:
+            with connection, contextlib.suppress(OSError):
+                connection.recv(1000)
+                while True:
+                    connection.sendall(b"x" * 65536)
+
+    address.path.unlink()
+    endless = Endless(address, lambda request: iter(()))
+    endless.open()
+    try:
+        with pytest.raises(DaemonSilent, match="without an end"):
+            results(address, "echo")
+    finally:
+        endless.close()
+
+
+@settings(max_examples=100, deadline=None)
+@given(chance=st.randoms(use_true_random=True))
+def test_any_line_is_answered_or_refused(chance: random.Random) -> None:
+    line = mangled(b'{"command": "echo", "inode": 1}', (b"\n", b"{", b"ping", b"\xff"), chance)
+
+    def handle(request: dict[str, Any]) -> Iterator[Answer]:
+        yield {"result": request}
+
+    server = Server(Address(Path("/nonexistent"), "", 0), handle)
+    for answer in server._answers(line, 1):
+        assert set(answer) <= {"result", "error"}
+        assert "a fault of" not in str(answer.get("error"))

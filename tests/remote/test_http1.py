@@ -6,14 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dserverfs.base.errors import ProtocolError
 from dserverfs.remote.http1 import (
     MAX_HEAD_BYTES,
     Target,
     header_lines,
     parse_head,
     request_head,
+    require_headers_of_an_object,
     target_of,
 )
+from dserverfs.remote.objects import Storage
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 3\r\netag: "x"\r\n\r\n'
 
@@ -121,3 +124,31 @@ def test_any_bytes_are_a_head_or_an_error_of_the_connection(data: bytes, begins_
         assert not begins_well
         return
     assert head is not None
+
+
+@pytest.mark.parametrize("second", ["4", "", "03", "9" * 30])
+def test_answer_with_two_lengths_is_an_error(second: str) -> None:
+    """Read by the wrong one, the rest would be taken for the answer to the next request."""
+    with pytest.raises(ConnectionError, match="two lengths"):
+        parse_head(ANSWER.replace(b"\r\n\r\n", f"\r\nCONTENT-LENGTH: {second}\r\n\r\n".encode()))
+
+    same = parse_head(ANSWER.replace(b"\r\n\r\n", b"\r\nContent-Length: 3\r\n\r\n"))
+    assert same is not None
+    assert same.length == 3
+
+
+FOREIGN = (
+    *("Host", "content-length", "Transfer-Encoding", "CONNECTION", "Expect", "Authorization"),
+    *("Cookie", "", "a b", "a:b", "\xe9", "a\r\nHost", ":", " Host", "Host "),
+)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_header_that_is_not_of_an_object_is_not_sent(name: str) -> None:
+    """A server says which headers a PUT has: not where it goes and where it ends."""
+    with pytest.raises(ProtocolError, match="not its to give"):
+        Storage().write("http://127.0.0.1:1/x", {name: "1"}, b"GET / HTTP/1.1", lambda count: None)
+
+
+def test_headers_of_objects_are_sent() -> None:
+    require_headers_of_an_object({"Content-MD5": "x", "x-amz-meta-a": "y", "x-ms-blob-type": "z"})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from tests.soak import parsers
 from tests.soak.turns import Part
 
-PARTS: tuple[Part, ...] = ()
+PARTS: tuple[Part, ...] = (parsers.PART,)
 
 
 def part_named(name: str) -> Part:

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
@@ -91,3 +91,23 @@ def only_errors_of_ours() -> Iterator[None]:
         assert str(error).isprintable()  # noqa: PT017
     finally:
         logging.disable(logging.NOTSET)
+
+
+def mangled(example: bytes, words: Sequence[bytes], chance: random.Random) -> bytes:
+    """Return the example with a few changes: words put in, bytes changed, taken out, repeated."""
+    content = bytearray(example)
+    for _ in range(chance.randrange(1, 6)):
+        place = chance.randrange(len(content) + 1)
+        what = chance.randrange(5)
+        if what == 0 and words:
+            content[place:place] = chance.choice(words)
+        elif what == 1:
+            del content[place : place + chance.randrange(1, 8)]
+        elif what == 2:
+            content[place : place + 1] = bytes([chance.randrange(256)])
+        elif what == 3:
+            start = chance.randrange(len(content) + 1)
+            content[place:place] = content[start : start + 12]
+        else:
+            content[place:place] = bytes([chance.randrange(256)]) * chance.choice([1, 2, 40, 5000])
+    return bytes(content)
