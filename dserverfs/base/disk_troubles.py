@@ -79,6 +79,17 @@ def said_of(error: Exception) -> str:
     return str(error) or "it is busy"
 
 
+# What SQLite says where a damaged page is still a page, in which a name or a type is another.
+_SAID_OF_DAMAGE = (
+    *("malformed", "no such", "has no column", "Could not decode", "SQL logic error", 'near "'),
+    *("unrecognized token", "incomplete input", "unsupported file format", "already exists"),
+    *("constraint failed", "datatype mismatch", "unknown database", "ambiguous column"),
+)
+
+
 def means_corrupt(error: Exception) -> bool:
-    """Return True if the database itself is damaged; subclasses of the error say busy, full, ..."""
-    return type(error) is sqlite3.DatabaseError
+    """Return True if the database itself is damaged, and not busy, full, or on a bad disk."""
+    if type(error) is sqlite3.DatabaseError:
+        return True
+    is_of_sql = isinstance(error, (sqlite3.OperationalError, sqlite3.IntegrityError))
+    return is_of_sql and any(said in str(error) for said in _SAID_OF_DAMAGE)

@@ -77,7 +77,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(
             f"read {result.blocks} blocks, {size(result.size_in_bytes)}; dropped"
             f" {result.damaged} damaged and {result.missing} missing ones,"
-            f" and {result.orphaned} files of no block"
+            f" {result.outdated} of other versions, and {result.orphaned} files of no block"
         )
     return EXIT_DAMAGED if result.damaged else 0
 

@@ -8,6 +8,7 @@ right, and prints, at its end or never, what it saw.
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import sys
@@ -26,6 +27,7 @@ def length_of(item: int, block: int) -> int:
     return LENGTHS[(item + block) % len(LENGTHS)]
 
 
+@functools.cache
 def bytes_of(item: int, block: int) -> bytes:
     return random.Random(f"{item} {block}").randbytes(length_of(item, block))
 

@@ -37,7 +37,7 @@ from dserverfs.base.errors import UsageError
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.base.local_files import SharedFile, is_full
 from dserverfs.base.locks import locked_within
-from dserverfs.reading.cache import eviction
+from dserverfs.reading.cache import eviction, layout
 from dserverfs.reading.cache.block_files import MIN_FILE_SIZE, StoredFile, Value
 from dserverfs.reading.cache.block_table import (
     BUSY_TIMEOUT_S,
@@ -45,6 +45,7 @@ from dserverfs.reading.cache.block_table import (
     BlockTable,
     Row,
     open_table,
+    throw_away,
 )
 from dserverfs.reading.cache.blocks import (
     CRC_BYTES,
@@ -60,7 +61,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 OPEN_TIMEOUT_S = 10.0
 # For so long other processes may take to close what was evicted.
 OTHERS_CLOSE_S = 3 * WATCH_S
@@ -132,6 +133,7 @@ class BlockCache:
         self._space_checked_s = 0.0
         self._space_left = True
         self._must_reopen = False
+        self._corrupt: Exception | None = None  # what the database said that is still in its place
 
     @property
     def directory(self) -> Path:
@@ -145,13 +147,17 @@ class BlockCache:
     def open(self) -> None:
         """Open or make the cache; a corrupt one is thrown away, with one line in the log.
 
-        Raises UsageError unless the directory is ours and private, or cannot be made now.
+        Raises UsageError unless the directory is ours and private, or cannot be made now,
+        and if it is a newer version's.
         """
         self._is_open = True
         try:
             private_directory(self._directory)
+            layout.clear_lock(self._directory)
             # One process removes a corrupt database.
-            with locked_within(self._directory / "lock", OPEN_TIMEOUT_S):
+            with locked_within(self._directory / layout.LOCK, OPEN_TIMEOUT_S):
+                layout.prepare(self._directory)
+                self._throw_away_corrupt()
                 busy_timeout_s = self._tuning.busy_timeout_s
                 table = open_table(self._directory, self._size_limit, busy_timeout_s)
                 self._table = table
@@ -217,7 +223,7 @@ class BlockCache:
     ) -> Block | None:
         """Return the block of a row, None if it cannot be that; raises FileNotFoundError."""
         sums = row.checksums
-        if not isinstance(sums, bytes) or len(sums) != number_of_chunks(length) * CRC_BYTES:
+        if sums is None or len(sums) != number_of_chunks(length) * CRC_BYTES:
             return None
         try:
             stored = table.disk.fetch_among(opened, row.mode, row.filename, row.value)
@@ -388,6 +394,15 @@ class BlockCache:
             except UsageError as error:
                 self._troubles.broke(error)
 
+    def _throw_away_corrupt(self) -> None:
+        """Delete the database that was found corrupt in use: it may look sound when it is opened.
+
+        Unless another process has made it anew meanwhile.
+        """
+        corrupt, self._corrupt = self._corrupt, None
+        if corrupt is not None and not self._watch.is_gone():
+            throw_away(self._directory, corrupt)
+
     def _look(self) -> None:
         """Close removed files; make the cache anew if it was taken away."""
         self._on_removal()
@@ -404,8 +419,9 @@ class BlockCache:
 
     def _fail(self, error: Exception) -> None:
         """Go without the cache for a while."""
-        if self._troubles.broke(error):
-            self._must_reopen = means_corrupt(error)
+        if self._troubles.broke(error) and means_corrupt(error):
+            self._corrupt = error
+            self._must_reopen = True
 
     def _fail_writing(self, table: BlockTable, error: Exception) -> None:
         """Keep nothing new for a while; cached blocks can still be read."""
@@ -460,7 +476,9 @@ class BlockCache:
     def _tidy(self, table: BlockTable, excess: int, sweep: bool) -> None:
         """Bring the cache down to its limit, which may have been another one."""
         with contextlib.suppress(*FAILURES):
-            self._evict(table, excess)
+            table.recount()
+            if excess > 0:
+                self._evict(table, table.excess_in_bytes())
         if sweep:
             eviction.sweep(table, self._directory, eviction.ORPHANED_AFTER_S)
         table.close()  # this thread's connection

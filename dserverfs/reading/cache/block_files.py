@@ -28,7 +28,7 @@ import diskcache.core
 from dserverfs.base.local_files import SharedFile, write_all
 
 SUFFIX = ".blk"
-_NAME = re.compile(r"[0-9a-f]/[0-9a-f]{31}-([0-9a-f]{1,8})\.blk\Z")
+NAME = re.compile(r"[0-9a-f]/[0-9a-f]{31}-([0-9a-f]{1,8})\.blk\Z")
 # Smaller blocks are blobs in the database: a file costs 50 us more to make and to open.
 MIN_FILE_SIZE = 64 * 1024
 MAX_BLOCKS_IN_FILE = 16
@@ -38,6 +38,8 @@ MAX_BLOCKS_IN_FILE = 16
 WRITE_BYTES = 64 * 1024
 # The beginning that the names of blocks in one file share, and no others have.
 STEM_CHARACTERS = 33
+# What is a FIFO, and none of ours, is opened at once, and too short.
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 # File systems without hard links say EPERM, or that they know no such call.
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
@@ -151,28 +153,37 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
         if mode == diskcache.core.MODE_RAW and isinstance(value, bytes):
             return value
         if mode == diskcache.core.MODE_BINARY and isinstance(filename, str):
-            match = _NAME.match(filename)
+            match = NAME.match(filename)
             if not match:
                 raise OSError(errno.EINVAL, "a cache row names a file that is not the cache's")
             file = opened.get(filename[:STEM_CHARACTERS])
             if file is None:
                 path = os.path.join(self._directory, filename)
-                file = SharedFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+                file = SharedFile(os.open(path, _READ))
                 opened[filename[:STEM_CHARACTERS]] = file
             return StoredFile(filename, file, int(match[1], 16))
         raise OSError(errno.EINVAL, "a cache row is not of the block cache's form")
 
     def remove(self, file_path: str) -> None:
         # Not the directory as well, as diskcache does: another block is put there soon.
-        if _NAME.match(file_path):
+        if is_name(file_path):
             self.times_removed += 1
             with contextlib.suppress(OSError):
                 os.remove(os.path.join(self._directory, file_path))
+
+    def has(self, filename: str | None) -> bool:
+        """Return whether the file of a row is there; a row without one needs none."""
+        return filename is None or os.path.exists(os.path.join(self._directory, filename))
 
     def discard(self, value: Value) -> None:
         """Remove the file that `prepare` wrote."""
         if value.file is not None:
             self.remove(value.file.name)
+
+
+def is_name(value: object) -> bool:
+    """Return whether a row's value is the name of a block file; a damaged row has any other."""
+    return isinstance(value, str) and NAME.match(value) is not None
 
 
 def size_on_disk(directory: Path) -> int:

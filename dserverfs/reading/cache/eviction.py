@@ -83,8 +83,8 @@ def sweep(table: BlockTable, directory: Path, older_than_s: float) -> int:
         names = files_in(directory)
         for name in names - table.filenames():
             path = directory / name
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime >= older_than_s:
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                if time.time() - path.lstat().st_mtime >= older_than_s:
                     path.unlink()
                     removed += 1
     except FAILURES as error:

@@ -17,19 +17,24 @@ from typing import NamedTuple
 from dserverfs.base.disk_space import AS_IT_IS
 from dserverfs.base.disk_troubles import said_of
 from dserverfs.base.errors import DserverfsError
-from dserverfs.base.items import number_of_blocks
+from dserverfs.base.items import BLOCK_SIZE, number_of_blocks
 from dserverfs.reading.cache import eviction
-from dserverfs.reading.cache.block_cache import BlockCache, prefix_of
+from dserverfs.reading.cache.block_cache import FORMAT_VERSION, BlockCache, prefix_of
 from dserverfs.reading.cache.block_files import StoredFile, size_on_disk
 from dserverfs.reading.cache.block_table import FAILURES, BlockTable, StoredRow
-from dserverfs.reading.cache.blocks import CRC_BYTES, checksums
+from dserverfs.reading.cache.blocks import checksums
 
 # A younger file may belong to a process that is about to enter it.
 _NEW_S = 60.0
+_OTHER_VERSION = re.compile(rf"(?!{FORMAT_VERSION}:)\d+:\d+:")
 _CONTENT = re.compile(r"=[^:]*:[^:]*:(\d+)")
 
 # Called with blocks done and blocks in all.
 Progress = Callable[[int, int], None]
+
+
+class _Outdated(Exception):
+    """A block of another version."""
 
 
 class CacheUnusable(DserverfsError):
@@ -53,6 +58,7 @@ class CheckResult(NamedTuple):
     blocks: int
     size_in_bytes: int
     damaged: int  # dropped, as all of the following
+    outdated: int  # of another version
     missing: int  # rows whose file is gone
     orphaned: int  # files that no row names
 
@@ -63,7 +69,7 @@ def facts(cache: BlockCache) -> CacheFacts:
         prefix = prefix_of("")[:-1]
         blocks = Counter[str]()
         for key in table.all_keys():
-            if key.startswith(prefix):
+            if isinstance(key, str) and key.startswith(prefix):
                 blocks[key.removeprefix(prefix).rpartition(":")[0]] += 1
         return CacheFacts(
             directory=str(cache.directory),
@@ -87,12 +93,15 @@ def clear(cache: BlockCache) -> CacheFacts:
 
 def check(cache: BlockCache, progress: Progress) -> CheckResult:
     """Read every block and drop those that do not have their checksums."""
-    damaged = missing = read_bytes = done = 0
+    damaged = outdated = missing = read_bytes = done = 0
     with _usable(cache) as table:
         total = len(table)
         for row in table.rows():
             try:
                 size = _sound_size(table, row)
+            except _Outdated:
+                size = None
+                outdated += 1
             except FileNotFoundError:
                 size = None
                 missing += 1
@@ -105,7 +114,7 @@ def check(cache: BlockCache, progress: Progress) -> CheckResult:
             done += 1
             progress(done, total)
         orphaned = eviction.sweep(table, cache.directory, eviction.ORPHANED_AFTER_S)
-    return CheckResult(done, read_bytes, damaged, missing, orphaned)
+    return CheckResult(done, read_bytes, damaged, outdated, missing, orphaned)
 
 
 @contextlib.contextmanager
@@ -127,13 +136,18 @@ def _is_whole(item: str, count: int) -> bool:
 
 def _sound_size(table: BlockTable, row: StoredRow) -> int:
     """Return the length of a block that has its checksums; raises OSError if it does not."""
-    if not isinstance(row.key, str) or not row.key.startswith(prefix_of("")[:-1]):
-        raise OSError("a block of another version")
+    sums = row.checksums
+    if sums is None:
+        if isinstance(row.key, str) and _OTHER_VERSION.match(row.key):
+            raise _Outdated
+        raise OSError("a row does not have its seal")
+    if not row.key.startswith(prefix_of("")[:-1]):
+        raise _Outdated
     stored = table.disk.fetch(row.mode, row.filename, row.value, False)
     if isinstance(stored, StoredFile):
-        stored = os.pread(stored.file.fd, row.size, stored.start)
-    sums = row.checksums
-    if not isinstance(sums, bytes) or len(sums) % CRC_BYTES or checksums(stored) != sums:
+        length = row.size if isinstance(row.size, int) else 0
+        stored = os.pread(stored.file.fd, max(0, min(length, BLOCK_SIZE)), stored.start)
+    if checksums(stored) != sums:
         raise OSError("does not have its checksums")
     return len(stored)
 

@@ -17,9 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dserverfs.base.local_files import create_private
+from dserverfs.reading.cache import layout
 
 WATCH_S = 1.0
-_DATABASE = "cache.db"
+_DATABASE = layout.DATABASE
 _MARK = "evicted"
 
 
