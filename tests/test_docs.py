@@ -17,7 +17,7 @@ from tests.support.pages import PACKAGE, PAGES, ROOT, TOPICS
 from tests.test_structure import MAY_IMPORT
 
 # Each bullet of these pages is a promise, which a test keeps.
-PROMISES = [path for path in TOPICS if path.stem in {"semantics", "durability"}]
+PROMISES = [path for path in TOPICS if path.stem in {"semantics", "durability", "security"}]
 # A literal that begins with one of these directories is a path in the repository.
 OURS = {path.name for path in PACKAGE.iterdir()} | {"tests", "scripts", "dserverfs"}
 OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
@@ -146,6 +146,14 @@ def test_pages_about_commands_name_every_option() -> None:
 
     missing = every_option() - set(OPTION.findall(text))
     assert missing - {"-h", "--help", "--version"} == set()
+
+
+def test_no_option_takes_a_secret() -> None:
+    """It would be in the shell's history, and in the list of processes that all users see."""
+    secrets = re.compile("password|passwd|secret|credential|token$|token-value|key")
+
+    assert len(every_option()) > 20
+    assert [option for option in every_option() if secrets.search(option)] == []
 
 
 def test_page_about_settings_names_every_setting() -> None:
