@@ -28,6 +28,7 @@ from dserverfs.mount import mountpoint
 READY_TIMEOUT_S = 90.0
 READY = b"ready\n"
 END_TIMEOUT_S = 5.0
+CLOSING_S = 15.0  # a daemon that was unmounted may send and close for so long, at least
 
 
 class MountOptions(NamedTuple):
@@ -145,7 +146,7 @@ def stop(path: Path, timeout_s: float, daemon: int | None = None) -> None:
     if daemon is not None:
         poll = select.poll()
         poll.register(daemon, select.POLLIN)
-        if not poll.poll(max(end_s - time.monotonic(), END_TIMEOUT_S) * 1000):
+        if not poll.poll(max(end_s - time.monotonic(), CLOSING_S) * 1000):
             raise UsageError(
                 f"{path}: unmounted, but its daemon is at work still after {timeout_s:.0f} s;"
                 " what it has not sent is kept, and the next mount sends it"

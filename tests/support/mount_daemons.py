@@ -37,13 +37,7 @@ class Remountable:
 
     def daemon(self) -> int:
         """Return the process id of the daemon that serves the mount point."""
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):
-                    words = (entry / "cmdline").read_bytes().split(b"\0")
-                    if os.fsencode(self.path) in words and b"mount" in words:
-                        return int(entry.name)
-        raise AssertionError(f"no daemon serves {self.path}")
+        return daemon_of(self.path)
 
     def end(self, number: signal.Signals) -> None:
         """Send a signal to the daemon and return when it is gone."""
@@ -72,6 +66,17 @@ def remountable(account: Account, uri: str, env: Mapping[str, str]) -> Iterator[
             with contextlib.suppress(AssertionError, ProcessLookupError):
                 mount.end(signal.SIGKILL)
         detach(mount.path)
+
+
+def daemon_of(path: Path) -> int:
+    """Return the process id of the daemon that serves the mount point `path`."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if os.fsencode(path) in words and b"mount" in words:
+                    return int(entry.name)
+    raise AssertionError(f"no daemon serves {path}")
 
 
 def wait_for_end(pid: int, timeout_s: float = TIMEOUT_S) -> None:
