@@ -103,6 +103,21 @@ def test_dataset_frozen_elsewhere_stays_itself(
     assert sealing.has_dtool_layout(bench.staged, loaded)
 
 
+def test_empty_dataset_that_was_frozen_elsewhere_is_complete(
+    bench: FreezeBench, tmp_path: Path
+) -> None:
+    shutil.rmtree(bench.staged.tree)
+    shutil.copytree(make_dataset(tmp_path, "empty", {}), bench.staged.tree)
+    (bench.staged.tree / "data").mkdir(exist_ok=True)
+
+    found = sealing.describe(bench.staged, None, threading.Event(), by_itself=True)
+
+    assert found is not None
+    assert found.dataset.admin_metadata["name"] == "empty"
+    found.keep()
+    assert sealing.has_dtool_layout(bench.staged, sealing.load(bench.staged))
+
+
 @pytest.mark.parametrize("begin_again", [False, True])
 def test_what_was_written_since_is_not_sealed(bench: FreezeBench, begin_again: bool) -> None:
     sealed = described(bench)
@@ -159,6 +174,7 @@ def test_hashing_that_is_ended_waits_for_the_disk_and_leaves_nothing_open(
     describing = threading.Thread(target=describe)
     describing.start()
     assert begun.wait(WAIT_S)
+    describing.join(0.1)
     assert describing.is_alive()
     go_on.set()
     describing.join(WAIT_S)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,8 +16,11 @@ from dserverfs.base.errors import (
     Unreachable,
 )
 from dserverfs.writing import freeze_schedule
+from dserverfs.writing.freeze_schedule import LOOK_AGAIN_S
 from dserverfs.writing.freezer import JOBS
-from dserverfs.writing.staging.states import State
+from dserverfs.writing.staging import sealing
+from dserverfs.writing.staging.dataset import StagedDataset
+from dserverfs.writing.staging.states import Move, State
 from tests.support.freezing import (
     BASE_URI,
     WAIT_S,
@@ -260,6 +265,109 @@ def test_postponed_one_is_tried_again_by_itself_until_it_is_frozen(
 
     wait_for(lambda: not bench.staged.directory.exists(), "it is frozen and put away")
     bench.freezer.close()
+
+
+@pytest.mark.expects_log("tried again in 0 s", "could not be frozen: no register right")
+def test_sealed_one_goes_on_whoever_may_have_written_and_its_failure_is_logged(
+    bench: FreezeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(freeze_schedule, "RETRY_S", (0.01, 0.01))
+    bench.server.plans["announce"] = AWAY
+    bench.staged.written_by.unknown = True
+    seal(bench.staged)
+    bench.freezer.open()
+    bench.freezer.watch(bench.staged)
+    wait_for(lambda: bench.staged.record.reason == str(AWAY), "it was tried")
+
+    bench.server.plans["announce"] = NO_RIGHT
+
+    wait_for(lambda: bench.staged.record.state is State.FAILED, "it is refused")
+    assert bench.due_in_s() is None
+    bench.freezer.close()
+
+
+@pytest.mark.parametrize("way", ["by itself", "drained"])
+def test_empty_one_is_not_frozen_until_something_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    bench = freeze_bench(tmp_path / "staging", monkeypatch, delay_s=0.01)
+    bench.write()
+    (bench.staged.tree / "file").unlink()
+    bench.freezer.watch(bench.staged)
+    if way == "by itself":
+        bench.freezer.open()
+        wait_for(lambda: bench.staged.record.reason, "it was tried")
+    else:
+        wait_for(lambda: bench.due_in_s() == 0 or bench.staged.quiet_s() > 0.02, "it is due")
+        ((_, freezing),) = bench.freezer.drain()
+        freezing.exception(WAIT_S)
+    bench.settle()
+
+    assert bench.server.steps == []
+    assert bench.staged.record.armed
+    assert bench.due_in_s() == LOOK_AGAIN_S, "nothing changed since"
+    if way == "drained":
+        bench.freezer.open()
+    bench.write("file", b"content")
+    wait_for(lambda: not bench.staged.directory.exists(), "it is frozen and put away")
+    bench.freezer.close()
+
+
+@pytest.mark.expects_log("not frozen: .* is full")
+def test_full_disk_is_logged_where_nobody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = freeze_bench(tmp_path / "staging", monkeypatch, delay_s=0.01)
+
+    def full(tree: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sealing, "describe", lambda *arguments, **options: full(tmp_path))
+    bench.freezer.open()
+    bench.freezer.watch(bench.staged)
+    wait_for(lambda: bench.staged.record.reason, "it was tried")
+    bench.freezer.close()
+
+    assert bench.staged.record.armed
+
+
+def test_what_is_frozen_or_gone_is_watched_no_more(bench: FreezeBench) -> None:
+    for name in ("frozen", "gone"):
+        staged = bench.staging.create(BASE_URI, name, "alice")
+        bench.freezer.watch(staged)
+        if name == "gone":
+            staged.discard()
+        else:
+            staged.frozen_as = SimpleNamespace()  # type: ignore[assignment]
+
+        assert bench.freezer._due_in_s(staged) is None
+        assert staged.directory not in bench.freezer._watched
+
+
+def test_reason_to_wait_is_that_of_the_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = freeze_bench(tmp_path / "staging", monkeypatch, delay_s=3600.0)
+
+    assert "3600 s after its last change" in str(bench.freezer.waits_for(bench.staged))
+
+
+@pytest.mark.expects_log("its state cannot be kept")
+def test_failure_that_cannot_be_noted_is_told_all_the_same(
+    bench: FreezeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = StagedDataset.move
+
+    def refuse(staged: StagedDataset, to: Move, **options: str) -> None:
+        if to is Move.FAIL:
+            raise OSError(errno.EIO, "Input/output error")
+        move(staged, to, **options)
+
+    monkeypatch.setattr(StagedDataset, "move", refuse)
+    bench.server.plans["announce"] = NO_RIGHT
+
+    assert bench.freeze() is NO_RIGHT
+    assert bench.staged.record.state is State.UPLOADING
 
 
 def test_what_is_drained_is_sealed_or_armed_and_complete(

@@ -134,7 +134,7 @@ class StagedDataset:
                 )
             try:
                 self._record = read_record(self.directory)
-                if self._record.state is State.OPEN and self._record.armed:
+                if self._record.state is State.OPEN:
                     self.disarm(ORPHANED)
             except BaseException:
                 self._owner.release()
