@@ -81,7 +81,10 @@ class _Run:
         }
         # What is outside of functions is run when the module is imported, for all tests.
         files = {name.partition("::")[0] for name in reaching}
-        for mutant in mutants_of(source):
+        mutants = list(mutants_of(source))
+        for old, new in excused - {(mutant.old, mutant.new) for mutant in mutants}:
+            print(f"{path}: explained, but not there any more: {old} -> {new}", flush=True)
+        for mutant in mutants:
             if (mutant.old, mutant.new) in excused:
                 continue
             lines = set(range(mutant.first_line, mutant.last_line + 1))

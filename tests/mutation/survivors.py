@@ -45,6 +45,78 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
         ],
     },
     "writing/edits/local_file": {_SAME: [("self.changes = 1", "self.changes = 2")]},
+    "reading/verification": {
+        _TYPES: [
+            (
+                "if hashing is None or self._hashes.is_verified(content):",
+                "if (self._hashes.is_verified(content)):",
+            ),
+        ],
+        _RACE: [
+            (
+                "if hashing is None or self._hashes.is_verified(content):",
+                "if (hashing is None):",
+            ),
+            (
+                "block = fetched[1] if fetched and fetched[0] == index else None",
+                "block = fetched[1] if (fetched) else None",
+            ),
+        ],
+        _SLOWER: [
+            (
+                "if index < content.number_of_blocks:",
+                "if index <= content.number_of_blocks:",
+            ),
+            (
+                "self._pool.shutdown(wait=False, cancel_futures=True)",
+                "self._pool.shutdown(wait=False, cancel_futures=False)",
+            ),
+        ],
+    },
+    "writing/staging/dataset": {
+        _SAME: [
+            ("self._changes = 0", "self._changes = 1"),
+            ("self._changes += 1", "self._changes -= 1"),
+            ("self._changes += 1", "self._changes += 2"),
+        ],
+        _MOMENT: [
+            (
+                "content = file.read(MAX_STATE_BYTES + 1)",
+                "content = file.read(MAX_STATE_BYTES + 2)",
+            ),
+            (
+                "if len(content) > max(status.st_blocks * 512, status.st_size):",
+                "if len(content) >= max(status.st_blocks * 512, status.st_size):",
+            ),
+            (
+                "if len(content) > max(status.st_blocks * 512, status.st_size):",
+                "if len(content) > max(status.st_blocks * 513, status.st_size):",
+            ),
+        ],
+    },
+    "writing/staging/sealing": {
+        _TYPES: [
+            (
+                "if found.admin_metadata is None or found.manifest is None:",
+                "if (found.manifest is None):",
+            ),
+            (
+                "if found.admin_metadata is None or found.manifest is None:",
+                "if (found.admin_metadata is None):",
+            ),
+        ],
+        _SLOWER: [
+            (
+                'pool = ThreadPoolExecutor(1, thread_name_prefix="sync")',
+                'pool = ThreadPoolExecutor(2, thread_name_prefix="sync")',
+            ),
+            ("pool.shutdown(wait=False)", "pass"),
+            ("pool.shutdown(wait=False)", "pool.shutdown(wait=True)"),
+        ],
+    },
+    "writing/staging/area": {
+        _SAME: [("del self._known[path]", "pass")],
+    },
     "writing/freeze_schedule": {
         _TYPES: [
             (

@@ -248,6 +248,16 @@ def test_one_comparison_serves_all_who_ask_and_the_end_is_told_to_the_next() -> 
     assert first.exception(WAIT_S) is None
 
 
+def test_end_lets_go_of_those_who_wait_for_a_verdict() -> None:
+    bench = Bench(Policy.COMPLETE)
+    hashing = bench.hashes.begin_hashing(SEVERAL)
+    assert hashing is not None
+
+    bench.rule.close()
+
+    assert hashing.is_given_up
+
+
 # What is too large for `strict`
 
 
