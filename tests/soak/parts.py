@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from tests.soak import (
-    many_files,
-    many_programs,
-    parsers,
-    prompt_answers,
-    stalls_and_ends,
-)
+from tests.soak import many_files, many_programs, one_file, parsers, prompt_answers, stalls_and_ends
 from tests.soak.turns import Part
 
 PARTS: tuple[Part, ...] = (
-    parsers.PART,
-    many_programs.PART,
     many_files.PART,
-    stalls_and_ends.PART,
+    many_programs.PART,
+    one_file.PART,
+    parsers.PART,
     prompt_answers.PART,
+    stalls_and_ends.PART,
 )
 
 
