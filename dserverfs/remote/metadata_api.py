@@ -97,8 +97,9 @@ class MetadataWrites:
             self._write(dataset, "tags", "POST", "tags", tag)
 
     def delete_tag(self, dataset: Dataset, tag: str) -> None:
-        """Take a tag away; one that is not there is no error."""
-        require_name("tag", tag)
+        """Take a tag away; one that is not there, or cannot be, is no error."""
+        if not _is_name(tag):
+            return
         if self._is_compared(dataset, "tags"):
             self._compared.delete_tag(dataset, tag)
         else:
@@ -121,7 +122,9 @@ class MetadataWrites:
             self._write(dataset, "annotations", "PUT", "annotations", name, {"value": value})
 
     def delete_annotation(self, dataset: Dataset, name: str) -> None:
-        """Take an annotation away; one that is not there is no error."""
+        """Take an annotation away; one that is not there, or cannot be, is no error."""
+        if not _is_name(name):
+            return
         require_metadata_name("annotation", name)
         if self._is_compared(dataset, "annotations"):
             self._compared.delete_annotation(dataset, name)
@@ -148,7 +151,9 @@ class MetadataWrites:
         self._write(dataset, "overlays", "PUT", "overlays", name, {"value": dict(values)})
 
     def delete_overlay(self, dataset: Dataset, name: str) -> None:
-        """Take an overlay away; one that is not there is no error."""
+        """Take an overlay away; one that is not there, or cannot be, is no error."""
+        if not _is_name(name):
+            return
         require_metadata_name("overlay", name)
         self._require_ours(dataset, "overlays")
         self._write(dataset, "overlays", "DELETE", "overlays", name)
@@ -265,10 +270,15 @@ class MetadataWrites:
         )
 
 
+def _is_name(name: str) -> bool:
+    """Return whether dtool accepts a name, and so can have it anywhere."""
+    # A proxy on the way takes a path that ends in /.. for another path.
+    return bool(name_is_valid(name)) and name not in (".", "..")
+
+
 def require_name(kind: str, name: str) -> None:
     """Raise UsageError for a name that dtool does not accept."""
-    # A proxy on the way takes a path that ends in /.. for another path.
-    if not name_is_valid(name) or name in (".", ".."):
+    if not _is_name(name):
         raise UsageError(
             f"{kind} {name!r}: dtool accepts up to 80 characters of a-z, A-Z, 0-9, '-', '_', '.'"
         )

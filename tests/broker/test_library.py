@@ -53,6 +53,67 @@ print(json.dumps({
 }))
 """
 
+ANSWERS = """
+import dtoolcore, json, pathlib, sys
+base, local = sys.argv[1:]
+
+def failing(act, *arguments):
+    try:
+        act(*arguments)
+    except Exception as error:
+        return type(error).__name__
+    return None
+
+said = {}
+pathlib.Path("one.txt").write_text("Hello\\n")
+proto = dtoolcore.create_proto_dataset("first-name", base)
+proto.update_name("second-name")
+proto.put_item("one.txt", "dir/one.txt")
+proto.put_item("one.txt", "another one")
+proto.add_item_metadata("dir/one.txt", "key", {"sub": "value"})
+proto.add_item_metadata("another one", "key", 7)
+broker = proto._storage_broker
+said["metadata"] = broker.get_item_metadata("dir/one.txt")
+said["handles"] = sorted(broker.iter_item_handles())
+manifest = proto.generate_manifest()
+said["manifest"] = [manifest["hash_function"], sorted(
+    (item["relpath"], item["size_in_bytes"], item["hash"]) for item in manifest["items"].values()
+)]
+said["no annotation"] = failing(proto.get_annotation, "stars")
+proto.put_annotation("stars", 1)
+proto.put_annotation("colour", "red")
+proto.delete_annotation("stars")
+proto.put_tag("kept")
+proto.put_tag("gone")
+proto.delete_tag("gone")
+said["proto is no dataset"] = failing(dtoolcore.DataSet.from_uri, proto.uri)
+proto.freeze()
+said["dataset is no proto"] = failing(dtoolcore.ProtoDataSet.from_uri, proto.uri)
+dataset = dtoolcore.DataSet.from_uri(proto.uri)
+said["name"] = dataset.name
+said["annotations"] = {n: dataset.get_annotation(n) for n in dataset.list_annotation_names()}
+said["tags"] = dataset.list_tags()
+said["overlays"] = dataset.list_overlay_names()
+for name in ("with space", "with,comma", "with/slash", "x" * 81):
+    said[f"annotation {name}"] = failing(dataset.put_annotation, name, "bad")
+    said[f"overlay {name}"] = failing(dataset.put_overlay, name, {})
+    said[f"tag {name}"] = failing(dataset.put_tag, name)
+    said[f"name {name}"] = failing(dataset.update_name, name)
+said["no overlay"] = failing(dataset.get_overlay, "nothing")
+said["overlay of others' items"] = failing(dataset.put_overlay, "other", {"nothing": 1})
+said["tag that is no text"] = failing(dataset.put_tag, 7)
+said["delete what is not there"] = [
+    failing(dataset.delete_tag, "never-there"),
+    failing(dataset.delete_tag, "never there"),
+    failing(dataset.delete_annotation, "never-there"),
+    failing(dataset.delete_annotation, "never there"),
+]
+copied = dtoolcore.DataSet.from_uri(dtoolcore.copy(dataset.uri, local))
+said["copy"] = [copied.uuid == dataset.uuid, copied.list_tags(), copied.get_annotation("colour")]
+said["resumed frozen"] = failing(dtoolcore.copy_resume, copied.uri, base)
+print(json.dumps(said))
+"""
+
 FAIL = """
 import dtoolcore, sys
 try:
@@ -190,6 +251,20 @@ def test_admin_metadata_of_iterated_datasets_is_whole_and_costs_nothing_unseen(
         *("uuid", "name", "type", "creator_username", "created_at", "frozen_at"),
         "dtoolcore_version",
     }
+
+
+def test_dtoolcore_gets_the_answers_that_a_dataset_on_a_disk_gives(
+    dtool: Dtool, base: str, tmp_path: Path
+) -> None:
+    for directory in ("disk", "copies of disk", "copies of server"):
+        (tmp_path / directory).mkdir()
+
+    on_disk = script(dtool, ANSWERS, f"{tmp_path}/disk", f"{tmp_path}/copies of disk")
+    on_server = script(dtool, ANSWERS, base, f"{tmp_path}/copies of server")
+
+    assert on_server == on_disk
+    assert on_disk["manifest"][0] == "md5sum_hexdigest"
+    assert on_disk["annotation x" + "x" * 80] == "DtoolCoreInvalidNameError"
 
 
 def test_dataset_that_is_there_cannot_be_made_as_dtoolcore_says_it(dtool: Dtool, base: str) -> None:
