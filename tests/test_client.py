@@ -45,7 +45,7 @@ def test_uuid_in_several_base_uris_asks_which(quirky: QuirkyServer, tmp_path: Pa
     with pytest.raises(UsageError) as refusal:
         check(quirky, tmp_path, f"/{UUID}")
 
-    assert f"/s3/b2/{UUID} " in str(refusal.value)
+    assert f"/s3/b2/{UUID}, " in str(refusal.value)
     assert f"/s3/bucket/{UUID}" in str(refusal.value)
 
 
@@ -55,6 +55,13 @@ def test_what_is_not_there_is_told_with_the_user(quirky: QuirkyServer, tmp_path:
     with pytest.raises(NotFound, match="no such dataset"):
         check(quirky, tmp_path, f"/s3/bucket/{UUID}")
     with pytest.raises(PermissionDenied, match=r"user grumpy .* permitted: s3://bucket"):
+        check(quirky, tmp_path, "/s3/other")
+
+
+def test_what_is_permitted_is_told_in_a_few_names(quirky: QuirkyServer, tmp_path: Path) -> None:
+    quirky.permissions = [f"s3://bucket-{number}" for number in range(1000)]
+
+    with pytest.raises(PermissionDenied, match=r"permitted: s3://bucket-0, .* and 990 more$"):
         check(quirky, tmp_path, "/s3/other")
 
 

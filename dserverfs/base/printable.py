@@ -9,10 +9,12 @@ if typed. Imports nothing of this package.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from types import TracebackType
 
 # A message that quotes more than that is no message. Guess: a relpath is at most 4 KiB.
 MAX_MESSAGE_LETTERS = 8192
+NAMES_IN_MESSAGE = 10
 
 
 def printable(text: str) -> str:
@@ -34,6 +36,14 @@ def one_line(text: str, max_letters: int = 300) -> str:
     """Return a text of another program, short: line ends and controls become spaces."""
     spaced = "".join(letter if letter.isprintable() else " " for letter in text[:1000])
     return " ".join(spaced.split())[:max_letters]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names for a message: the first few, and how many more there are, or "none"."""
+    all_names = list(names)
+    first = ", ".join(all_names[:NAMES_IN_MESSAGE]) or "none"
+    more = len(all_names) - NAMES_IN_MESSAGE
+    return f"{first} and {more} more" if more > 0 else first
 
 
 class PrintableFormatter(logging.Formatter):

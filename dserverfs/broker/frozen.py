@@ -18,6 +18,7 @@ from dserverfs.base import dtool_layout as keys
 from dserverfs.base.errors import NotFound, Unsupported
 from dserverfs.base.limits import parse_timestamp
 from dserverfs.base.model import Dataset, Identifier, identifier_of
+from dserverfs.base.printable import listed
 from dserverfs.base.versions import Version
 from dserverfs.broker.admin_metadata import VERSION, AdminMetadata
 from dserverfs.broker.ahead import Ahead, Bounds
@@ -168,7 +169,7 @@ class FrozenDataset:
         changed = {key for key, value in admin_metadata.items() if known.get(key, value) != value}
         if changed - {"name"}:
             raise Unsupported(
-                f"{self.dataset.uri} is frozen: {', '.join(sorted(changed))} cannot be changed"
+                f"{self.dataset.uri} is frozen: {listed(sorted(changed))} cannot be changed"
             )
         if changed:
             with needs_server(f"{self._uri}: the name cannot be changed"):

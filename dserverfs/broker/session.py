@@ -26,6 +26,7 @@ from dserverfs.base.errors import (
     UsageError,
 )
 from dserverfs.base.model import UUID, BackendURI, DserverURI
+from dserverfs.base.printable import listed
 from dserverfs.broker import proto
 from dserverfs.broker.frozen import FrozenDataset
 from dserverfs.broker.problems import needs_server
@@ -123,7 +124,7 @@ class Session:
             raise PermissionDenied(
                 f"{DserverURI(self._server, uri.base_uri)}: user {user.username} has no right to"
                 f" register datasets in {uri.base_uri}, or the server does not have it; permitted:"
-                f" {', '.join(user.register_base_uris) or 'none'}"
+                f" {listed(user.register_base_uris)}"
             )
         with contextlib.suppress(NotFound):
             self.find(uri)

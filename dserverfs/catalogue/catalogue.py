@@ -29,6 +29,7 @@ from dserverfs.base.errors import (
 )
 from dserverfs.base.items import ItemContent
 from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI, User
+from dserverfs.base.printable import listed
 from dserverfs.catalogue.items import IndexedItems, parse_manifest
 from dserverfs.catalogue.manifest_index import ManifestIndex
 from dserverfs.catalogue.manifest_indexing import pieces_of
@@ -262,10 +263,9 @@ class Catalogue:
             found = self.base_uris_of(uri.uuid) & set(user.search_base_uris)
             uri = replace(uri, base_uri=only_base_uri(uri, found, f"user {user.username}"))
         elif not any(_is_below(known, uri.base_uri) for known in user.search_base_uris):
-            known = ", ".join(user.search_base_uris) or "none"
             raise PermissionDenied(
                 f"{uri}: user {user.username} has no search permission on {uri.base_uri},"
-                f" or the server does not have it; permitted: {known}"
+                f" or the server does not have it; permitted: {listed(user.search_base_uris)}"
             )
         if uri.uuid is None:
             return None
@@ -400,7 +400,7 @@ def only_base_uri(uri: DserverURI, found: Collection[str], user: str) -> str:
         raise NotFound(f"{uri}: no base URI that {user} may search has such a dataset")
     if len(found) > 1:
         full = sorted(str(replace(uri, base_uri=base_uri)) for base_uri in found)
-        raise UsageError(f"{uri}: is in several base URIs; use one of {' '.join(full)}")
+        raise UsageError(f"{uri}: is in several base URIs; use one of {listed(full)}")
     return next(iter(found))
 
 

@@ -29,7 +29,7 @@ from dserverfs.base.errors import (
 )
 from dserverfs.base.limits import component_is_usable, is_text, understood, url_is_usable
 from dserverfs.base.model import UUID, Dataset, Identifier, User, split_base_uri
-from dserverfs.base.printable import public_url
+from dserverfs.base.printable import listed, public_url
 from dserverfs.base.retry import MIN_BYTES_PER_S, Deadline, Retries, refused_url
 from dserverfs.remote.dserver_http import METADATA_TIMEOUT_S, ServerTransport, may_be_json
 from dserverfs.remote.listings import Listings
@@ -129,7 +129,7 @@ class Resolver:
                 raise PermissionDenied(
                     f"{self.server_url}: user {user.username} has no search permission on"
                     f" {base_uri}, or the server does not have it; permitted:"
-                    f" {', '.join(user.search_base_uris) or 'none'}"
+                    f" {listed(user.search_base_uris)}"
                 )
         return datasets
 

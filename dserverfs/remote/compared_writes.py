@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Protocol
 from dserverfs.base.errors import ProtocolError, Unsupported, UsageError
 from dserverfs.base.limits import MAX_WHOLE_MANIFEST_BYTES, parse_json
 from dserverfs.base.model import Dataset
+from dserverfs.base.printable import listed
 from dserverfs.remote.api import Resolver
 from dserverfs.remote.routes import Routes
 
@@ -133,7 +134,7 @@ class ComparedWrites:
             done = f"could not be put back ({error})"
         return ProtocolError(
             f"{self._routes.server_url}: while {kind.what} {name} of {dataset.uri} was changed,"
-            f" {kind.what} {', '.join(sorted(vanished))} vanished, and {done}; look at what it"
+            f" {kind.what} {listed(sorted(vanished))} vanished, and {done}; look at what it"
             " has now, and try again",
             uri=dataset.uri,
         )

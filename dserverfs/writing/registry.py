@@ -17,6 +17,7 @@ from dserverfs.base.items import ItemContent
 from dserverfs.base.limits import parse_json
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import UUID, Dataset, DserverURI, Identifier, Item
+from dserverfs.base.printable import listed
 from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.reading.cache.adopting import adopt
 from dserverfs.reading.cache.block_cache import BlockCache
@@ -100,7 +101,7 @@ class Registration:
         if differing:
             raise Conflict(
                 f"{dataset.uri} is registered already, with the same items, but not the same"
-                f" {', '.join(differing)}: change what is to be changed in the frozen dataset,"
+                f" {listed(differing)}: change what is to be changed in the frozen dataset,"
                 " and discard the one that is staged (dserverfs discard)",
                 uri=dataset.uri,
             )

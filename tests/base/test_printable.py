@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dserverfs.base.errors import NotFound
-from dserverfs.base.printable import MAX_MESSAGE_LETTERS, PrintableFormatter, one_line, printable
+from dserverfs.base.printable import (
+    MAX_MESSAGE_LETTERS,
+    NAMES_IN_MESSAGE,
+    PrintableFormatter,
+    listed,
+    one_line,
+    printable,
+)
 from dserverfs.cli import arguments
 from dserverfs.cli.progress import ProgressLine
 
@@ -47,6 +54,13 @@ def test_a_long_text_loses_its_middle() -> None:
     assert len(shown) < MAX_MESSAGE_LETTERS + 10
     assert shown.startswith("aaa")
     assert shown.endswith("z")
+
+
+def test_of_many_names_a_few_are_told_and_their_number() -> None:
+    assert listed([]) == "none"
+    assert listed(["a"]) == "a"
+    assert listed(["a"] * NAMES_IN_MESSAGE) == ", ".join("a" * NAMES_IN_MESSAGE)
+    assert listed(f"{n}" for n in range(5000)).endswith(", 8, 9 and 4990 more")
 
 
 def test_message_of_an_error_is_one_line_that_prints() -> None:
