@@ -77,6 +77,7 @@ _OPTIONS = (
     "-master.resumeState=false",
     "-s3.port.iceberg=0",
     "-s3.port.lance=0",
+    "-s3.allowDeleteBucketNotEmpty=false",  # S3 refuses that, SeaweedFS deletes all in it
     "-s3.iam=false",  # users and keys by HTTP; there is one user
     # Relative to the directory it runs in: a socket's path has 107 bytes at most.
     "-filer.localSocket=../filer.sock",
