@@ -31,6 +31,7 @@ def test_parser_reads_or_raises_an_error_of_ours(name: str, chance: random.Rando
     [
         ("URI", b"h:1/s3/b/\xd8"),
         ("mounts", b"36 35 4294967296:1 / /mnt rw - fuse.dserverfs dserver://h rw,user_id=0"),
+        ("mounts", b"36 35 0:52 / /mnt rw - fuse.dserverfs dserver://h user_id=" + b"9" * 5000),
     ],
 )
 def test_bytes_that_were_a_fault_are_read(name: str, content: bytes) -> None:

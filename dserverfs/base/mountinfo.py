@@ -69,7 +69,9 @@ def parse(text: bytes) -> list[Mounted]:
         except (ValueError, OverflowError):
             continue
         path, fstype, source = (_decoded(field) for field in (places[4], kinds[0], kinds[1]))
-        owner = re.search(rb"(?:\A|,)user_id=(\d+)", kinds[2]) if len(kinds) > 2 else None
+        owner = (
+            re.search(rb"(?:\A|,)user_id=(\d{1,10})(?:,|\Z)", kinds[2]) if len(kinds) > 2 else None
+        )
         mounts.append(Mounted(path, fstype, source, device, int(owner[1]) if owner else None))
     return mounts
 

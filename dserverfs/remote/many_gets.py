@@ -203,7 +203,7 @@ class _Opener(Generic[T]):
         connection = None
         try:
             connection = self._connections.open(want.url, target.origin)
-        except (OSError, urllib3.exceptions.HTTPError, DserverfsError):
+        except (OSError, UnicodeError, urllib3.exceptions.HTTPError, DserverfsError):
             pass
         with self._lock:
             if not self._is_over:

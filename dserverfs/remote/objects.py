@@ -221,7 +221,7 @@ class Storage:
         """Return the answer to one GET, its body unread."""
         try:
             return self._connections.request("GET", url, {**_HEADERS, **headers}, deadline)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+        except (urllib3.exceptions.HTTPError, OSError, UnicodeError) as error:
             raise _no_answer(error, url) from error
 
     def _failure(self, error: Exception, url: str) -> DserverfsError:

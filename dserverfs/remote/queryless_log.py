@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 
-_LOGGER = "urllib3.connectionpool"
-
 
 class _WithoutQuery(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
@@ -24,7 +22,12 @@ class _WithoutQuery(logging.Filter):
 
 
 def hide_queries() -> None:
-    """Cut queries out of urllib3's log from now on."""
-    logger = logging.getLogger(_LOGGER)
-    if not any(isinstance(each, _WithoutQuery) for each in logger.filters):
-        logger.addFilter(_WithoutQuery())
+    """Cut queries out of urllib3's log from now on.
+
+    Of each of its modules: a filter does not hold for the loggers below its own, and several
+    name URLs, also at WARNING.
+    """
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("urllib3.")]
+    for logger in map(logging.getLogger, names):
+        if not any(isinstance(each, _WithoutQuery) for each in logger.filters):
+            logger.addFilter(_WithoutQuery())
