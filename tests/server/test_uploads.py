@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import dtoolcore
 import pytest
@@ -128,3 +130,34 @@ def test_dtool_does_not_take_a_pending_upload_for_a_dataset(
     broker = dtoolcore._get_storage_broker(base_uri, None)
 
     assert broker.list_dataset_uris(base_uri, None) == [frozen]
+
+
+@pytest.mark.parametrize("is_announced_again", [False, True])
+def test_registration_key_that_a_power_cut_took_is_there_again_after_the_freeze(
+    server: ServerHandle, is_announced_again: bool
+) -> None:
+    storage = storage_of(server)
+    body = upload_body(CONTENTS)
+    registration = f"dtool-{body['uuid']}"
+    begun = begin(server, body)
+    put_items(begun, CONTENTS)
+    store = ObjectStore(storage)
+    store.delete(storage.bucket, [registration])
+
+    if is_announced_again:
+        again = begin(server, body)
+        assert again["stored"] == sorted(map(identifier_of, CONTENTS))
+        assert paths_in(again).isdisjoint(paths_in(begun))
+    done = complete(server, begun["uri"])
+
+    assert done.status_code == 200, done.text
+    prefix = store.read(storage.bucket, registration, limit_in_bytes=100).decode()
+    for relpath, content in CONTENTS.items():
+        key = f"{prefix}{body['uuid']}/data/{identifier_of(relpath)}"
+        assert store.read(storage.bucket, key, limit_in_bytes=100) == content
+    store.client.close()
+
+
+def paths_in(begun: Mapping[str, Any]) -> set[str]:
+    """Return where the items go."""
+    return {item["url"].partition("?")[0] for item in begun["upload_urls"]["items"].values()}

@@ -9,7 +9,9 @@ up to MAX_COPIED items of one PUT each; the rest is sent again.
 
 The state when a move stops half way: copies that nothing names, before the
 registration key is written; after it, an upload in its new place, whose client is
-told that nothing was begun and begins again.
+told that nothing was begun and begins again. A power cut may take a registration key
+that the store had not on the disk yet, while the pending upload is in the database:
+then nobody knows its place, and it gets a new one, of its own.
 """
 
 from __future__ import annotations
@@ -44,25 +46,40 @@ def prepare(stores: Stores, upload: PendingUpload, before: PendingUpload | None)
 
     Raises Conflict if that would overwrite a dataset that is frozen there. The caller commits.
     """
-    place = stores.place(upload.uri)
+    known = stores.known_place(upload.uri)
+    place = known or stores.place(upload.uri)
     if is_frozen(place):
         # Others may have written it, where the bucket is on another server.
         if before is None and stores.is_foreign(upload.base_uri):
             raise _in_the_bucket_already(upload)
         _require_same_items(place, upload)
+        if known is None:
+            _write_registration(stores, place, upload.uri)
         return place
-    if before is not None and before.request.items.items() <= upload.request.items.items():
+    is_same = before is not None and before.request.items.items() <= upload.request.items.items()
+    if is_same and known is not None:
         return place
     is_fresh = before is None and not _was_deleted_lately(upload.uri)
     below = "" if is_fresh else f"{secrets.token_hex(4)}/"
     new = stores.new_place(upload.base_uri, upload.request.uuid, below=below)
     if before is not None:
         _copy(place, new, upload)
-    new.store.write(new.bucket, new.keys.registration, new.keys.prefix.encode())
-    stores.forget(upload.uri)
+    _write_registration(stores, new, upload.uri)
+    if not is_fresh:
+        new.store.sync()  # or a power cut could lead back to the place before
     if before is not None:
         delete_all(place, upload.uri)
     return new
+
+
+def of_pending(stores: Stores, upload: PendingUpload) -> Place:
+    """Return where a pending upload is, with its registration key there; see `prepare`."""
+    return stores.known_place(upload.uri) or prepare(stores, upload, upload)
+
+
+def _write_registration(stores: Stores, place: Place, uri: str) -> None:
+    place.store.write(place.bucket, place.keys.registration, place.keys.prefix.encode())
+    stores.forget(uri)
 
 
 def delete_all(place: Place, uri: str) -> None:

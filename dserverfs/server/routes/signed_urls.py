@@ -201,7 +201,7 @@ class SignedUrls:
                     status=400,
                 )
             _require_same_user(upload, asked.username)
-            place = self._stores.place(uri)
+            place = upload_place.of_pending(self._stores, upload)
             stored = completing.compare(place, upload)
             completing.require_complete(stored, uri)
             dataset_info = completing.freeze(place, upload, stored.orphans)

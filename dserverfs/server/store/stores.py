@@ -72,10 +72,18 @@ class Stores:
         return Place(store, bucket_of(base_uri), DatasetKeys(store.storage.prefix + below, uuid))
 
     def place(self, uri: str) -> Place:
+        """Return where a dataset is; without a registration key, where a new one would be.
+
+        Raises NotFound for a name that is no uuid: `..` would be another bucket.
+        """
+        base_uri, _, uuid = uri.rpartition("/")
+        return self.known_place(uri) or self.new_place(base_uri, uuid)
+
+    def known_place(self, uri: str) -> Place | None:
         """Return where a dataset is: below the prefix that its registration key holds.
 
-        Like dtool-s3, which wrote it with the prefix that was configured then.
-        Raises NotFound for a name that is no uuid: `..` would be another bucket.
+        Like dtool-s3, which wrote it with the prefix that was configured then. None without
+        that key. Raises NotFound for a name that is no uuid.
         """
         base_uri, _, uuid = uri.rpartition("/")
         _require_uuid(base_uri, uuid)
@@ -87,7 +95,7 @@ class Stores:
         if prefix is None:
             prefix = self._read_prefix(store, bucket, uuid)
             if prefix is None:
-                return self.new_place(base_uri, uuid)
+                return None
             self._remember(uri, prefix)
         return Place(store, bucket, DatasetKeys(prefix, uuid))
 
