@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pty
 import random
 import select
 import signal
 import subprocess
-from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -23,39 +20,13 @@ from tests.support.child_processes import spawn
 from tests.support.directory_trees import md5_of_files
 from tests.support.mount_daemons import Remountable, stopped, wait_for, wait_for_end
 from tests.support.mounts import mounted
+from tests.support.promises import PromiseList
 from tests.support.server_store import weed_of
 from tests.support.servers import ServerHandle
 from tests.support.staged_datasets import freeze, status, wait_until
 from tests.support.steady_writer import contents_of
 
 pytest_plugins = ["tests.support.mount_fixtures"]
-
-
-class Promised(NamedTuple):
-    """What the writer was to write, and what of it the mount took."""
-
-    planned: dict[str, dict[str, str]]  # MD5 by dataset and relpath
-    closed: dict[str, set[str]]
-
-    @classmethod
-    def by(cls, log: Path) -> Promised:
-        planned: dict[str, dict[str, str]] = {}
-        closed: dict[str, set[str]] = defaultdict(set)
-        for line in log.read_text().splitlines():
-            noted = json.loads(line)
-            if "plan" in noted:
-                planned[noted["plan"]] = noted["files"]
-            else:
-                closed[noted["closed"]].add(noted["relpath"])
-        return cls(planned, closed)
-
-    def require_closed_files(self, name: str, found: dict[str, str]) -> None:
-        """Require that each file that was closed is there as it was written."""
-        planned = self.planned[name]
-        assert {relpath: found.get(relpath) for relpath in self.closed[name]} == {
-            relpath: planned[relpath] for relpath in self.closed[name]
-        }
-        assert found.keys() <= planned.keys()
 
 
 def staged_by_name(mount: Remountable) -> dict[str, dict[str, Any]]:
@@ -77,19 +48,15 @@ def test_no_closed_file_is_lost_and_no_dataset_frozen_by_half_if_the_daemon_is_k
     at: str | None,
 ) -> None:
     account, dice = mount.account, random.Random(str(at))
-    log = mount.path.with_name(f"{mount.path.name}.log")
-    log.touch()
+    promises = PromiseList(mount.path.with_name(f"{mount.path.name}-promises"))
     incomplete: set[str] = set()
     for kill in range(kills):
         mount.mount("--freeze-delay", "0")
         prefix = f"kill-{at or 'anywhere'}-{kill}"
-        before = log.read_text().count("\n")
-        with account.spawn(
-            account.python, "-m", "tests.support.steady_writer", mount.path, log, prefix, prefix
-        ) as writer:
+        command = (account.python, "-m", "tests.support.steady_writer")
+        with account.spawn(*command, mount.path, promises.path, prefix) as writer:
             if at is None:
-                enough = before + dice.randrange(40, 250)
-                wait_for(lambda: log.read_text().count("\n") >= enough, "files written")  # noqa: B023
+                promises.wait_for_lines(dice.randrange(40, 250))
             else:
                 wait_for(lambda: at in mount.states().values(), at)
             mount.end(signal.SIGKILL)
@@ -98,16 +65,17 @@ def test_no_closed_file_is_lost_and_no_dataset_frozen_by_half_if_the_daemon_is_k
 
         mount.mount("--freeze-delay", "manual")
 
-        promised = Promised.by(log)
+        promises.read()
         staged = staged_by_name(mount)
         for name, known in staged.items():
             if known["state"] == "open":
                 assert not known["armed"]
                 assert known["reason"]
-                promised.require_closed_files(name, md5_of_files(account, mount.path / name))
+                found = md5_of_files(account, mount.path / name)
+                promises.datasets[name].require_closed_files(found)
                 incomplete.add(name)
         shown = {path.name for path in mount.path.iterdir()}
-        assert {name for name, closed in promised.closed.items() if closed} <= shown
+        assert {name for name, one in promises.datasets.items() if one.closed} <= shown
         mount.end(signal.SIGKILL if kill + 1 < kills else signal.SIGTERM)
 
     mount.mount("--freeze-delay", "manual")
@@ -117,15 +85,16 @@ def test_no_closed_file_is_lost_and_no_dataset_frozen_by_half_if_the_daemon_is_k
     )
     for name in staged_by_name(mount):
         assert name in incomplete
-        if promised.closed[name]:
+        if promises.datasets[name].closed:
             freeze(account, mount.path / name)
     assert account.dserverfs("umount", mount.path).returncode == 0
     with mounted(ordinary_user, server.base_uri, token, "--read-only") as base:
-        for name, planned in promised.planned.items():
-            if promised.closed[name]:
+        for name, promised in promises.datasets.items():
+            if promised.closed:
                 found = md5_of_files(ordinary_user, base / name / "data")
-                promised.require_closed_files(name, found)
-                assert name in incomplete or found == planned
+                promised.require_closed_files(found)
+                if name not in incomplete:
+                    promised.require_all(found)
 
 
 def make_dataset(mount: Remountable, name: str) -> dict[str, str]:

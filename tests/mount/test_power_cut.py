@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,11 @@ from tests.support.accounts import Account
 from tests.support.directory_trees import md5_of_files
 from tests.support.ext4_disk import after_power_cut, ext4_disk
 from tests.support.mount_daemons import Remountable, remountable, stopped
+from tests.support.recorded_disk import RecordedDisk, recorded_disk
 from tests.support.server_store import weed_of
 from tests.support.servers import ServerHandle
 from tests.support.staged_datasets import freeze, status, wait_until
+from tests.support.synced_files import WAYS
 
 CONTENT = os.urandom(300_000)
 
@@ -91,3 +94,53 @@ def test_power_cut_during_an_upload_loses_nothing(
         wait_until(account, dataset, state="frozen")
         assert md5_of_files(account, dataset / "data") == made
         mount.end(signal.SIGTERM)
+
+
+@pytest.fixture(params=["ext4", "xfs"])
+def recorded(request: pytest.FixtureRequest, test_root: Path) -> Iterator[RecordedDisk]:
+    with recorded_disk(test_root / f"recorded-{request.param}", request.param) as disk:
+        yield disk
+
+
+def test_disk_loses_what_was_not_flushed_and_nothing_else(recorded: RecordedDisk) -> None:
+    synced: dict[str, int] = {}
+    for number in range(40):
+        path = recorded.path / f"{number}"
+        path.write_bytes(CONTENT[number:5000])
+        if number % 2:
+            WAYS["fsync"](path, CONTENT[number:5000])
+            synced[path.name] = recorded.position()
+    dice = random.Random(1)
+    lost = 0
+
+    for position in sorted(synced.values())[::4]:
+        with recorded.after_power_cut(position, dice.choice([0.0, 0.5]), dice) as left:
+            for number in range(40):
+                path = left / f"{number}"
+                if synced.get(path.name, position + 1) <= position:
+                    assert path.read_bytes() == CONTENT[number:5000]
+                else:
+                    lost += not path.exists()
+
+    assert lost
+
+
+def test_file_outlasts_a_power_cut_in_whatever_way_it_was_synced(
+    fuse: None, current_user: Account, server: ServerHandle, token: str, recorded: RecordedDisk
+) -> None:
+    with remountable(current_user, server.base_uri, {"DSERVER_TOKEN": token}) as mount:
+        mount.staging = recorded.path / "staging"
+        mount.mount("--freeze-delay", "manual")
+        dataset = mount.path / f"synced-on-{recorded.kind}"
+        dataset.mkdir()
+        positions = {}
+        for number, way in enumerate(WAYS):
+            (dataset / f"{number}").mkdir()
+            WAYS[way](dataset / f"{number}/file", CONTENT[number:])
+            positions[way] = recorded.position()
+        mount.end(signal.SIGKILL)
+
+    for number, way in enumerate(WAYS):
+        with recorded.after_power_cut(positions[way], 0.0, random.Random()) as left:
+            (path,) = left.glob(f"staging/*/*/*/tree/{number}/file")
+            assert path.read_bytes() == CONTENT[number:], way

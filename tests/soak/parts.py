@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from tests.soak import many_files, many_programs, one_file, parsers, prompt_answers, stalls_and_ends
+from tests.soak import (
+    crash_rounds,
+    many_files,
+    many_programs,
+    one_file,
+    parsers,
+    power_cuts,
+    prompt_answers,
+    stalls_and_ends,
+)
 from tests.soak.turns import Part
 
 PARTS: tuple[Part, ...] = (
+    crash_rounds.PART,
     many_files.PART,
     many_programs.PART,
     one_file.PART,
     parsers.PART,
+    power_cuts.PART,
     prompt_answers.PART,
     stalls_and_ends.PART,
 )
