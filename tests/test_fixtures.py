@@ -22,6 +22,7 @@ from tests.support import accounts, child_processes, fuse_device, leftovers, pac
 from tests.support.accounts import Account
 from tests.support.child_processes import spawn
 from tests.support.dtool_commands import dtool_of
+from tests.support.recorded_disk import recorded_disk
 from tests.support.unexpected_log import complaint
 
 DAEMON = """
@@ -82,6 +83,15 @@ def test_clean_touches_no_mount_of_another_kind(dead_root: Path, tmp_path: Path)
     finally:
         subprocess.run(["fusermount3", "-uz", dead_root / "other"], check=True)
         process.wait(10)
+
+
+@pytest.mark.usefixtures("fuse")
+def test_clean_removes_disks_and_what_serves_them(dead_root: Path) -> None:
+    with recorded_disk(dead_root / "disk"):
+        found = leftovers.clean(dead_root)
+
+        assert found == [f"disk {dead_root / 'disk'}", f"disk {dead_root / 'disk.served'}"]
+        assert not dead_root.exists()
 
 
 def test_clean_kills_only_processes_of_the_root(dead_root: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from dserverfs.base.mountinfo import FSTYPE, all_mounted
 ROOT_PREFIX = "dserverfs-test-"
 ROOT_VARIABLE = "DSERVERFS_TEST_ROOT"  # in the environment of every process of a run
 USER_PREFIX = "dserverfs-t"
+RECORDING = "recording_device"  # the source of that FUSE mount
 
 
 class Run:
@@ -81,6 +82,9 @@ def clean(root: Path) -> list[str]:
         found.append(f"mount {mount_point}")
         subprocess.run(["fusermount3", "-uz", mount_point], check=False)
     found += [f"process {process}" for process in kill_processes(root)]
+    for disk in reversed(_disks_below(root)):
+        found.append(f"disk {disk}")
+        subprocess.run(["umount", "--lazy", disk], check=False)
     found += [_remove_user(user) for user in _users() if Path(user.pw_dir).is_relative_to(root)]
     if remaining := mounts_below(root, fstype=None):
         # Deleting now could delete what is mounted there.
@@ -96,6 +100,16 @@ def mounts_below(root: Path, fstype: str | None = FSTYPE) -> list[Path]:
         Path(mounted.path)
         for mounted in all_mounted()
         if Path(mounted.path).is_relative_to(root) and fstype in (None, mounted.fstype)
+    ]
+
+
+def _disks_below(root: Path) -> list[Path]:
+    """Return the mount points below `root` of files that are disks, and of what serves these."""
+    return [
+        Path(mounted.path)
+        for mounted in all_mounted()
+        if Path(mounted.path).is_relative_to(root)
+        and (mounted.source.startswith("/dev/loop") or mounted.source == RECORDING)
     ]
 
 

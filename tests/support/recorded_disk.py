@@ -134,7 +134,7 @@ def recorded_disk(
         finally:
             subprocess.run(["umount", "--lazy", served], capture_output=True, check=False)
     for file_of_it in (image, disk._blank, disk.record):
-        file_of_it.unlink()
+        file_of_it.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -150,4 +150,4 @@ def _mounted(image: Path, path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", "--lazy", path], check=True)
+        subprocess.run(["umount", "--lazy", path], capture_output=True, check=False)

@@ -17,6 +17,8 @@ import sys
 import pyfuse3
 import trio
 
+from tests.support.leftovers import RECORDING
+
 HEAD = struct.Struct("<cQI")  # kind, offset, size
 WRITE, FLUSH = b"W", b"F"
 NAME = b"image"
@@ -76,7 +78,7 @@ class Device(pyfuse3.Operations):
 
 def main(image: str, mountpoint: str, log: str) -> None:
     device = Device(os.open(image, os.O_RDWR), os.open(log, os.O_WRONLY | os.O_APPEND))
-    options = {*pyfuse3.default_options, "fsname=recording_device"}
+    options = {*pyfuse3.default_options, f"fsname={RECORDING}"}
     pyfuse3.init(device, mountpoint, options)
     print("serves", flush=True)
     try:

@@ -25,7 +25,7 @@ import requests
 
 from dserverfs.server.store import die_with_parent
 
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 10
 SOURCES = Path(__file__).parents[2]
 
