@@ -16,7 +16,9 @@ from sqlalchemy import text
 
 from dserverfs.base.errors import NotFound
 from dserverfs.base.model import identifier_of
+from dserverfs.server.database import bucket_index
 from dserverfs.server.database.stored_metadata import StoredMetadata
+from dserverfs.server.store.bucket import ObjectStore
 from tests.support.server_app import AppClient, put_all
 from tests.support.servers import ServerHandle, encoded, new_uuid, upload_body
 
@@ -286,3 +288,32 @@ def test_item_that_fits_in_one_put_goes_in_no_parts(client: AppClient) -> None:
 
     assert answer.status_code == 422
     assert "fits in one PUT" in answer.json["message"]
+
+
+def test_store_is_synced_before_each_way_of_registering_is_answered(
+    client: AppClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(ObjectStore, "sync", lambda store: synced.append("sync"))
+    body = upload_body({"a.txt": b"content"})
+    uri = client.upload({"a.txt": b"content"}, uuid=body["uuid"])
+    assert synced == ["sync"]
+    described = {
+        **{name: body[name] for name in ("uuid", "name", "creator_username")},
+        **{
+            "frozen_at": str(body["frozen_at"]),
+            "uri": uri,
+            "base_uri": client.base_uri,
+            "type": "dataset",
+            "readme": "",
+        },
+        **{"manifest": client.get(f"/manifests/{encoded(uri)}").json, "annotations": {}},
+        **{"tags": [], "number_of_items": 1, "size_in_bytes": len(b"content")},
+    }
+
+    put = client.request("PUT", f"/uris/{encoded(uri)}", described)
+    assert (put.status_code // 100, synced) == (2, ["sync"] * 2), put.text
+    with client.app.app_context():
+        assert bucket_index.index(client.stores, client.base_uri).registered == 1
+
+    assert synced == ["sync"] * 3

@@ -92,6 +92,7 @@ def _read(stores: Stores, uri: str) -> dict[str, Any]:
 def _register(stores: Stores, reading: _Reading) -> None:
     dataset_info, number = reading.dataset_info.result(), reading.number
     for _ in range(_ATTEMPTS):
+        stores.place(reading.uri).store.sync()  # as `completing.freeze` does
         if changes.claim(reading.uri, number):
             indexing.register(dataset_info)  # commits
             return

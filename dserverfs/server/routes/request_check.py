@@ -83,6 +83,7 @@ class RequestCheck:
             return  # of no store, so nothing is frozen there
         if contents_of({"items": items}) != contents_of(StoredMetadata(place).manifest()):
             raise Conflict(f"{uri} is frozen with other items", uri=uri)
+        place.store.sync()  # who wrote it to the store may delete the only other copy
 
 
 def _is_number(value: str) -> bool:
