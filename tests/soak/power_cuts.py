@@ -78,7 +78,7 @@ class Session:
     def _work(self, world: World) -> None:
         world.bring_up("--freeze-delay", "0")
         options = ("--counts", "3", "10", "30", "--synced", "1", "--freeze", "0.7")
-        with world.writer("mount", *options), world.broker("make", "dtool"):
+        with world.writer("files", *options), world.broker("make", "dtool"):
             world.promises.wait_for_lines(self._dice.randrange(*LINES[self._length]), 600)
             world.kill_all()
         world.promises.read()

@@ -123,7 +123,7 @@ def recorded_disk(
     subprocess.run([*make, image], check=True)
     subprocess.run(["cp", "--sparse=always", image, disk._blank], check=True)
     disk.record.touch()
-    served.mkdir()
+    served.mkdir(exist_ok=True)
     command = [sys.executable, "-m", recording_device.__name__, str(image), str(served)]
     with spawn([*command, str(disk.record)], stdout=subprocess.PIPE) as device:
         assert device.stdout is not None
