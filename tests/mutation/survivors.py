@@ -8,7 +8,7 @@ _SAME = "the program does the same"
 _MOMENT = "the difference is one moment of a clock, or one byte of a limit of ours"
 _SLOWER = "it only takes longer, or asks more often"
 _RACE = "it differs only if another process does the same at the same moment"
-_TYPES = "the condition is there for the type checker: the other one contains it"
+_TYPES = "it is there for the type checker: a condition that the other one contains, an alias"
 
 # By module and reason: what is in the source, and what the mutant has in its place.
 EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
@@ -45,6 +45,47 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
         ],
     },
     "writing/edits/local_file": {_SAME: [("self.changes = 1", "self.changes = 2")]},
+    "reading/cache/block_files": {
+        _RACE: [
+            (
+                "flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC",
+                "flags = (os.O_RDWR | os.O_CREAT) | os.O_CLOEXEC",
+            ),
+            (
+                "os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)",
+                "os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=False)",
+            ),
+        ],
+        _SAME: [
+            (
+                "file = SharedFile(os.open(path, flags, 0o600))",
+                "file = SharedFile(os.open(path, flags, 385))",
+            ),
+            (
+                "StoredFile(name, file, start) for name, start in zip(names, starts[:-1], strict=True)",
+                "StoredFile(name, file, start) for name, start in zip(names, starts[:-1], strict=False)",
+            ),
+        ],
+    },
+    "reading/cache/blocks": {
+        _SAME: [  # a random number of 63 bits is never 0; 62 of them are as good
+            (
+                'return (int.from_bytes(os.urandom(8), "big") >> 1) | 1',
+                "return (int.from_bytes(os.urandom(8), 'big') >> 1)",
+            ),
+            (
+                'return (int.from_bytes(os.urandom(8), "big") >> 1) | 1',
+                'return (int.from_bytes(os.urandom(8), "big") >> 2) | 1',
+            ),
+            (
+                'return (int.from_bytes(os.urandom(8), "big") >> 1) | 1',
+                'return (int.from_bytes(os.urandom(8), "big") >> 1) | 2',
+            ),
+            ("if offset >= stop:", "if offset > stop:"),
+            ("return offset, offset, False", "return offset, offset, True"),
+        ],
+        _TYPES: [("Block = MemoryBlock | FileBlock", "Block = (MemoryBlock)")],
+    },
     "reading/verification": {
         _TYPES: [
             (
@@ -129,6 +170,15 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
                 "is_longer = PAUSES * staged.longest_pause_s > self._delay_s",
                 "is_longer = PAUSES * staged.longest_pause_s >= self._delay_s",
             )
+        ],
+    },
+    "writing/freezer": {
+        _SAME: [  # each job is told to stop as well, and ends as soon as it begins
+            ("self._pool.shutdown(wait=False, cancel_futures=True)", "pass"),
+            (
+                "self._pool.shutdown(wait=False, cancel_futures=True)",
+                "self._pool.shutdown(wait=False, cancel_futures=False)",
+            ),
         ],
     },
     "writing/freeze_job": {

@@ -58,6 +58,7 @@ def test_next_mount_carries_on_after_a_kill_at_any_step(bench: FreezeBench, step
     staged = bench.crash()
     freezer = bench.mount(delay_s=3600.0)
     freezer.resume(staged)
+    assert not freezer._others
     freezer.open()
     wait_for(lambda: not staged.directory.exists(), "it is frozen and put away")
     freezer.close()
@@ -235,6 +236,17 @@ def test_end_begins_no_job_that_waits_for_its_turn_and_leaves_no_thread(
     assert bench.freezer._thread is not None
     bench.freezer._thread.join(WAIT_S)
     assert not bench.freezer._thread.is_alive()
+
+
+def test_end_leaves_no_thread_that_waits_for_a_change(bench: FreezeBench) -> None:
+    bench.freezer.open()
+    thread = bench.freezer._thread
+    assert thread is not None
+
+    bench.freezer.close()
+
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
 
 
 # By itself
