@@ -58,12 +58,10 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
         ],
         _SAME: [
             (
-                "file = SharedFile(os.open(path, flags, 0o600))",
-                "file = SharedFile(os.open(path, flags, 385))",
-            ),
-            (
-                "StoredFile(name, file, start) for name, start in zip(names, starts[:-1], strict=True)",
-                "StoredFile(name, file, start) for name, start in zip(names, starts[:-1], strict=False)",
+                "StoredFile(name, file, start) for name, start"
+                " in zip(names, starts[:-1], strict=True)",
+                "StoredFile(name, file, start) for name, start"
+                " in zip(names, starts[:-1], strict=False)",
             ),
         ],
     },
