@@ -106,6 +106,12 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
                 "if index < content.number_of_blocks:",
                 "if index <= content.number_of_blocks:",
             ),
+            (  # read-ahead, here and in the next two
+                "run = ahead.plan(index * BLOCK_SIZE, BLOCK_SIZE, content.number_of_blocks)",
+                "run = ahead.plan((index // BLOCK_SIZE), BLOCK_SIZE, content.number_of_blocks)",
+            ),
+            ("if run.length:", "if not (run.length):"),
+            ("self._filler.request_ahead(content, run)", "pass"),
             (
                 "self._pool.shutdown(wait=False, cancel_futures=True)",
                 "self._pool.shutdown(wait=False, cancel_futures=False)",

@@ -118,6 +118,21 @@ def test_empty_dataset_that_was_frozen_elsewhere_is_complete(
     assert sealing.has_dtool_layout(bench.staged, sealing.load(bench.staged))
 
 
+@pytest.mark.parametrize("by_itself", [False, True])
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_only_an_empty_one_that_nobody_says_is_complete_is_not_described(
+    bench: FreezeBench, by_itself: bool, is_empty: bool
+) -> None:
+    if is_empty:
+        (bench.staged.tree / "file").unlink()
+
+    found = sealing.describe(bench.staged, None, threading.Event(), by_itself=by_itself)
+
+    assert (found is None) == (by_itself and is_empty)
+    if found is not None:
+        found.keep()
+
+
 @pytest.mark.parametrize("begin_again", [False, True])
 def test_what_was_written_since_is_not_sealed(bench: FreezeBench, begin_again: bool) -> None:
     sealed = described(bench)

@@ -204,7 +204,7 @@ def test_note_is_on_the_disk_before_the_first_change_and_tells_of_no_other(
     file: LocalFile, session: EditSession
 ) -> None:
     assert notes_on_disk(session) == []
-    file.begin_change()
+    file.begin_write(3)
     (first,) = notes_on_disk(session)
     assert (first.is_complete, first.md5, first.path) == (False, None, README)
     assert first.changed_at > NOTE.changed_at
