@@ -41,7 +41,11 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
             (
                 "(session / name).unlink(missing_ok=True)",
                 "(session / name).unlink(missing_ok=False)",
-            )
+            ),
+            (
+                "shutil.rmtree(session, ignore_errors=True)",
+                "shutil.rmtree(session, ignore_errors=False)",
+            ),
         ],
     },
     "writing/edits/local_file": {_SAME: [("self.changes = 1", "self.changes = 2")]},

@@ -26,11 +26,15 @@ from dserverfs.writing.staging import sealing
 from dserverfs.writing.staging.states import State
 from dserverfs.writing.staging.survey import Layout
 from tests.support.dtool_datasets import make_dataset
-from tests.support.freezing import WAIT_S, FreezeBench, seal, state_on_disk
-
-pytest_plugins = ["tests.support.freezing_fixtures"]
+from tests.support.freezing import WAIT_S, FreezeBench, freeze_bench, seal, state_on_disk
 
 CONTENTS = {"a": b"first", "sub/b": b"second", "ü": b""}
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FreezeBench:
+    """One that freezes nothing by itself."""
+    return freeze_bench(tmp_path / "staging", monkeypatch)
 
 
 @pytest.fixture

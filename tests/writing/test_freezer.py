@@ -32,12 +32,17 @@ from tests.support.freezing import (
     BASE_URI,
     WAIT_S,
     FreezeBench,
+    freeze_bench,
     seal,
     state_on_disk,
 )
 from tests.support.mount_daemons import wait_for
 
-pytest_plugins = ["tests.support.freezing_fixtures"]
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FreezeBench:
+    """One that freezes nothing by itself."""
+    return freeze_bench(tmp_path / "staging", monkeypatch)
 
 
 # One that succeeds

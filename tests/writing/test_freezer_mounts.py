@@ -31,11 +31,14 @@ from tests.support.freezing import (
 )
 from tests.support.mount_daemons import wait_for
 
-pytest_plugins = ["tests.support.freezing_fixtures"]
-
-
 AWAY, NO_RIGHT = Unreachable("the server is away"), PermissionDenied("no register right")
 ENDING = Cancelled("the mount is ending")
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FreezeBench:
+    """One that freezes nothing by itself."""
+    return freeze_bench(tmp_path / "staging", monkeypatch)
 
 
 # The next mount
