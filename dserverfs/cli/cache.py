@@ -1,4 +1,4 @@
-"""`dserverfs cache`: shows, empties or checks the cache of items."""
+"""`dserverfs cache`: shows, empties, checks or tests the cache of items."""
 
 from __future__ import annotations
 
@@ -30,6 +30,70 @@ def add(commands: Commands) -> None:
         action.add_argument("--cache-dir", type=Path, metavar="DIR", help="default: as for mount")
         action.add_argument("--json", action="store_true", help="as JSON")
         action.set_defaults(command=run)
+    _add_corrupt(actions)
+
+
+def _add_corrupt(actions: Commands) -> None:
+    text = "prove that damage is found, in a cache that is made for it and deleted afterwards"
+    action = actions.add_parser("corrupt", help=text)
+    action.description = (
+        "Fill a new cache from a dataset, damage its files, read all of it, and compare: again and"
+        " again. The cache that mounts use is left alone. The status is 1 if anything was"
+        " read wrongly, or the cache is not in use again in the end."
+    )
+    action.add_argument("uri", metavar="dserver://URI", help="a small dataset is enough")
+    action.add_argument(
+        "--seed", type=int, metavar="N", help="decides what is damaged; default: another each time"
+    )
+    action.add_argument(
+        "--rounds", type=int, metavar="N", default=20, help="how often (default: 20)"
+    )
+    action.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help="the new cache is made below it"
+    )
+    action.set_defaults(command=_corrupt)
+
+
+def _corrupt(arguments: argparse.Namespace) -> int:
+    import logging
+    import random
+    import tempfile
+
+    from dserverfs.base.directories import local_directory, private_directory
+    from dserverfs.base.model import DserverURI
+    from dserverfs.cli import cache_self_test
+    from dserverfs.cli.progress import ProgressLine, size
+    from dserverfs.settings import Settings
+
+    uri = DserverURI.parse(arguments.uri)
+    seed = arguments.seed if arguments.seed is not None else random.randrange(10**6)
+    wanted = arguments.cache_dir or Settings.load().cache_directory()
+    parent = private_directory(local_directory(wanted.absolute()))
+    logging.disable(logging.ERROR)  # the damage is ours, and told in one line
+    with (
+        tempfile.TemporaryDirectory(prefix="self-test-", dir=parent) as own,
+        ProgressLine() as line,
+    ):
+        result = cache_self_test.run(
+            uri,
+            Path(own),
+            seed=seed,
+            rounds=arguments.rounds,
+            progress=lambda done: line.show(f"{done} of {arguments.rounds} rounds"),
+        )
+    print(
+        f"seed {seed}: {arguments.rounds} rounds on {result.items} items,"
+        f" {size(result.size_in_bytes)}; damaged "
+        + ", ".join(f"{count} {kind}" for kind, count in sorted(result.damaged.items()))
+    )
+    for wrong in result.wrong:
+        print(f"wrong in {wrong}")
+    if not result.is_in_use:
+        print("the cache does not hold all of it again")
+    if result.wrong or not result.is_in_use:
+        return EXIT_DAMAGED
+    print("nothing wrong was read, and the cache is in use again")
+    return 0
 
 
 def _info(arguments: argparse.Namespace) -> int:

@@ -284,3 +284,18 @@ def test_cache_verify_finds_what_is_damaged_and_drops_it(commands: Commands, uri
     assert commands.facts()["blocks"] == 4
     again = json.loads(commands.run("cache", "verify", "--json"))
     assert (again["blocks"], again["damaged"], again["missing"]) == (4, 0, 0)
+
+
+def test_cache_corrupt_finds_all_damage_and_leaves_the_cache_of_mounts_alone(
+    commands: Commands, uri: str
+) -> None:
+    commands.run("warm", uri)
+    before = {path: path.stat().st_mtime_ns for path in commands.cache.rglob("*.blk")}
+    assert before
+
+    said = commands.run("cache", "corrupt", uri, "--seed", "1", "--rounds", "3")
+
+    assert said.startswith(f"seed 1: 3 rounds on {ITEMS} items, 3.1 MiB; damaged ")
+    assert said.endswith("nothing wrong was read, and the cache is in use again\n")
+    assert {path: path.stat().st_mtime_ns for path in commands.cache.rglob("*.blk")} == before
+    assert sorted(path.name for path in commands.cache.iterdir()) == ["blocks", "manifests"]

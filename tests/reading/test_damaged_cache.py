@@ -125,6 +125,28 @@ def test_damage_that_sqlite_does_not_see_is_found(killed: Path, tmp_path: Path, 
     require_right(directory, name)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [b"Cache_access_time ON", b"AFTER INSERT ON Cache", b"expire_time REAL", b"TABLE Settings"],
+)
+def test_schema_that_is_no_utf_8_is_found(tmp_path: Path, text: bytes) -> None:
+    """What SQLite then says is none, either."""
+    cache = opened(tmp_path / "blocks")
+    fill(cache)
+    cache.close()
+    database = tmp_path / "blocks/cache.db"
+    content = database.read_bytes()
+    for place in range(0, len(text), 7):
+        damaged = bytearray(content)
+        damaged[content.index(text) + place] ^= 0x80
+        database.write_bytes(damaged)
+
+        require_right(tmp_path / "blocks", f"{text!r} {place}")
+
+        for log in ("-wal", "-shm"):
+            database.with_name(f"cache.db{log}").unlink(missing_ok=True)
+
+
 class Exploit:
     """Leaves a mark when it is unpickled."""
 

@@ -128,8 +128,8 @@ def _of_values(method: Callable[..., R]) -> Callable[..., R]:
     def call(*arguments: Any, **named: Any) -> R:
         try:
             return method(*arguments, **named)
-        except UnicodeError:
-            raise
+        except UnicodeEncodeError:
+            raise  # of a caller's key; what SQLite says of a damaged name may be no UTF-8
         except (TypeError, ValueError, OverflowError, AttributeError) as error:
             raise sqlite3.DatabaseError(f"a value is none of a cache: {error}") from error
 
@@ -160,6 +160,7 @@ class BlockTable:
         """Close this thread's connection."""
         self._cache.close()
 
+    @_of_values
     def find(self, keys: Sequence[str]) -> dict[str, Row]:
         """Return the row of each key that is there."""
         rows = self._cache._sql(_SELECT, (json.dumps(keys),)).fetchall()
@@ -233,6 +234,7 @@ class BlockTable:
         if row is not None and (row.checksums is None or not self.disk.has(row.filename)):
             self._cache.delete(key)
 
+    @_of_values
     def count(self, low: str, high: str) -> int:
         """Return how many keys lie between these two."""
         return int(self._sql(f"SELECT count(*) {_IN_RANGE}", (low, high)).fetchall()[0][0])
@@ -247,12 +249,14 @@ class BlockTable:
         rows = self._sql(f"SELECT key {_IN_RANGE}", (low, high)).fetchall()
         self.delete(key for (key,) in rows)
 
+    @_of_values
     def delete_rows(self, numbers: Iterable[int]) -> None:
         """Delete rows whose files were removed; one transaction."""
         with self._cache.transact(retry=False):
             for number in numbers:
                 self._sql("DELETE FROM Cache WHERE rowid = ?", (number,))
 
+    @_of_values
     def delete_unless_replaced(self, row: StoredRow) -> None:
         """Delete a row, and its file, unless it was replaced since; waits while busy."""
         with self._cache.transact(retry=True):
@@ -268,6 +272,7 @@ class BlockTable:
         """Delete every row; waits while busy."""
         self._cache.clear(retry=True)
 
+    @_of_values
     def recount(self) -> None:
         """Take the size of all blocks from the rows; what diskcache has added up may be wrong.
 
@@ -277,12 +282,14 @@ class BlockTable:
             if lacking:
                 self._sql("UPDATE Settings SET value = value + ? WHERE key = 'size'", (lacking,))
 
+    @_of_values
     def note_uses(self, uses: Iterable[tuple[int, float]]) -> None:
         """Note when rows were used, and by that all blocks of their files; one transaction."""
         with self._cache.transact(retry=False):
             for row, moment_s in uses:
                 self._sql(_NOTE, {**_about(row), "moment": moment_s})
 
+    @_of_values
     def least_recently_used(self, count: int) -> list[OldRow]:
         rows = self._sql(
             "SELECT rowid, filename, coalesce(length(value), 0) FROM Cache"
@@ -291,11 +298,13 @@ class BlockTable:
         ).fetchall()
         return [OldRow(row, name if is_name(name) else None, length) for row, name, length in rows]
 
+    @_of_values
     def of_same_file(self, row: int) -> dict[int, str | None]:
         """Return the names of all blocks in the file of a row, by their rows."""
         rows = self._sql(_SAME_FILE, _about(row)).fetchall()
         return {row: name if is_name(name) else None for row, name in rows}
 
+    @_of_values
     def filenames(self) -> set[str]:
         rows = self._sql("SELECT filename FROM Cache WHERE filename IS NOT NULL").fetchall()
         return {name for (name,) in rows}
@@ -320,6 +329,7 @@ class BlockTable:
                 yield StoredRow(row, key, mode, filename, value, sums, size)
             last = rows[-1][0]
 
+    @_of_values
     def _sql(self, statement: str, values: Any = ()) -> Any:
         return self._cache._sql(statement, values)
 
