@@ -15,6 +15,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import urllib.parse
+import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,14 +96,14 @@ class ManifestIndex:
             connection.close()
             raise ProtocolError(f"{self._path}: an index of another version")
         _, self.hash_function, self.number_of_items, self.size_in_bytes, self.unsafe = about
-        self._connection = connection
+        self._hold(connection)
         return self
 
     def adopt(self, connection: sqlite3.Connection) -> ManifestIndex:
         """Look up in an index that lies in memory; `connection` is closed with this."""
         about = connection.execute(_ABOUT).fetchone()
         _, self.hash_function, self.number_of_items, self.size_in_bytes, self.unsafe = about
-        self._connection = connection
+        self._hold(connection)
         return self
 
     def close(self) -> None:
@@ -110,6 +111,12 @@ class ManifestIndex:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+
+    def _hold(self, connection: sqlite3.Connection) -> None:
+        # Its cache of statements refers to it: it would hold its file, and its memory, until the
+        # garbage is looked through, long after this index was let go.
+        weakref.finalize(self, connection.close)
+        self._connection = connection
 
     def row(self, row: int) -> Row:
         """Return that row, whose number this index gave; raises ProtocolError if it is lost."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
+import os
 import resource
 import subprocess
 import tracemalloc
@@ -304,3 +306,23 @@ def test_large_manifest_is_indexed_by_no_module_of_the_current_directory(
         indexing.finish()
 
     assert not (tmp_path / "was-here").exists()
+
+
+def test_index_that_nobody_uses_is_closed_at_once(tmp_path: Path) -> None:
+    """Also if the garbage is not looked through: indexes are let go while others are opened."""
+
+    def opened() -> int:
+        links = Path("/proc/self/fd").iterdir()
+        return sum(os.path.realpath(link) == str(tmp_path / "index") for link in links)
+
+    gc.disable()
+    try:
+        index = indexed(tmp_path, ["a", "b/c"])
+        assert index.child(index.row(0).row, "a").size_in_bytes == 0
+        assert opened() == 1
+
+        del index
+
+        assert opened() == 0
+    finally:
+        gc.enable()
