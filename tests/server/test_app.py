@@ -317,3 +317,21 @@ def test_store_is_synced_before_each_way_of_registering_is_answered(
         assert bucket_index.index(client.stores, client.base_uri).registered == 1
 
     assert synced == ["sync"] * 3
+
+
+def test_items_of_an_upload_from_before_a_power_cut_are_sent_again(client: AppClient) -> None:
+    contents = {"a.txt": b"alpha", "b.txt": b"beta"}
+    body = upload_body(contents)
+    begun = client.post(f"/signed-urls/upload/{encoded(client.base_uri)}", body).json
+    put_all(begun, contents, b"")
+
+    client.store.sure_since_s = time.time() + 60
+    again = client.post(f"/signed-urls/upload/{encoded(client.base_uri)}", body).json
+    refused = client.post("/signed-urls/upload-complete", {"uri": begun["uri"]})
+    client.store.sure_since_s = time.time() - 60  # as if they had been sent since
+    put_all(again, contents, b"")
+    done = client.post("/signed-urls/upload-complete", {"uri": begun["uri"]})
+
+    assert again["stored"] == []
+    assert refused.status_code == 422
+    assert done.status_code == 200, done.text

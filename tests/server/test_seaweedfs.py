@@ -250,3 +250,16 @@ def test_weed_on_path_is_taken_if_it_is_new_enough(
     else:
         with pytest.raises(UsageError, match=refused):
             seaweedfs.find_weed()
+
+
+def test_store_is_sure_of_what_it_has_since_its_first_start_after_a_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1000.5)
+    first = seaweedfs.sure_since_s(tmp_path)
+    monkeypatch.setattr(time, "time", lambda: 2000.5)
+    again = seaweedfs.sure_since_s(tmp_path)
+    monkeypatch.setattr(seaweedfs, "boot_id", lambda: "another")
+    after_a_boot = seaweedfs.sure_since_s(tmp_path)
+
+    assert (first, again, after_a_boot) == (1000.0, 1000.0, 2000.0)

@@ -122,6 +122,7 @@ class Session:
 
     def _start(self, left: Path, world: World) -> None:
         """Start server and mount there, finish what is open, and read all in the mount."""
+        (left / "server/store/boot.json").unlink(missing_ok=True)  # the machine is started anew
         world.move_to(left)
         world.bring_up("--freeze-delay", "manual")
         world.wait_until_settled()

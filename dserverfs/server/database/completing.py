@@ -46,6 +46,8 @@ def compare(place: Place, upload: PendingUpload) -> Stored:
         item = announced.get(identifier)
         if item is None:
             orphans.append(stored.key)
+        elif not stored.is_sure:
+            continue  # counts as missing, and is sent again
         elif _is_stored(place, stored, item):
             complete.add(identifier)
         else:

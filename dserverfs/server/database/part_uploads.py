@@ -58,9 +58,12 @@ def forget(place: Place, uri: str) -> None:
 
 def is_stored(place: Place, identifier: str, item: UploadItem) -> bool:
     """Return whether the item was made of its parts already, and the answer was lost."""
+    key = place.keys.item(identifier)
     try:
-        metadata = place.store.metadata(place.bucket, place.keys.item(identifier))
+        metadata = place.store.metadata(place.bucket, key)
     except NotFound:
+        return False
+    if place.store.is_unsure(place.bucket, key):
         return False
     return metadata.get("checksum") == item.md5
 

@@ -48,6 +48,9 @@ def prepare(stores: Stores, upload: PendingUpload, before: PendingUpload | None)
     """
     known = stores.known_place(upload.uri)
     place = known or stores.place(upload.uri)
+    is_again = known is not None and before is not None and before.request == upload.request
+    if is_again and place.store.is_unsure(place.bucket, place.keys.admin_metadata):
+        return place  # completed by half before a power cut: it may not be readable
     if is_frozen(place):
         # Others may have written it, where the bucket is on another server.
         if before is None and stores.is_foreign(upload.base_uri):

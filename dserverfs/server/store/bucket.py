@@ -31,6 +31,7 @@ class StoredObject(NamedTuple):
     key: str
     size_in_bytes: int
     etag: str  # without quotes; the MD5 only if the object came in one plain PUT
+    is_sure: bool = True  # False: a power cut since then may have taken its bytes
 
 
 class StoredPart(NamedTuple):
@@ -49,9 +50,14 @@ class ObjectStore:
         attempts: int = 3,
         timeout_s: float = 60.0,
         directory: Path | None = None,
+        sure_since_s: float = 0.0,
     ) -> None:
-        """`directory` is where this machine has its bytes, if it has them."""
+        """`directory` is where this machine has its bytes, if it has them.
+
+        What is listed as older than `sure_since_s`, and was not synced, may have lost them.
+        """
         self.storage = storage
+        self.sure_since_s = sure_since_s
         self._directory = directory
         core = botocore.session.get_session()
         # Half the time of a listing would go into dates, which are not used.
@@ -126,7 +132,24 @@ class ObjectStore:
         with _reporting(f"listing of {bucket}/{prefix}"):
             for page in pages:
                 for entry in page.get("Contents", ()):
-                    yield StoredObject(entry["Key"], entry["Size"], entry["ETag"].strip('"'))
+                    is_sure = self._is_sure(entry["LastModified"])
+                    etag = entry["ETag"].strip('"')
+                    yield StoredObject(entry["Key"], entry["Size"], etag, is_sure)
+
+    def is_unsure(self, bucket: str, key: str) -> bool:
+        """Return whether an object is there and a power cut may have taken its bytes."""
+        if not self.sure_since_s:
+            return False
+        return any(
+            stored.key == key and not stored.is_sure for stored in self.iter_objects(bucket, key)
+        )
+
+    def _is_sure(self, modified: str) -> bool:
+        """Return whether a date as the store lists it is not before the last power cut."""
+        if not self.sure_since_s:
+            return True
+        date = datetime.datetime.fromisoformat(modified.replace("Z", "+00:00"))
+        return date.timestamp() >= self.sure_since_s
 
     def names(self, bucket: str, prefix: str, suffix: str = "") -> list[str]:
         """Return, sorted, the texts between `prefix` and `suffix` in the keys that have both."""
@@ -186,7 +209,7 @@ class ObjectStore:
             return upload_id
 
     def parts(self, bucket: str, key: str, upload_id: str) -> list[StoredPart]:
-        """Return the parts that are stored; raises NotFound if the upload is not there."""
+        """Return the parts that are stored for sure; raises NotFound if the upload is not there."""
         pages = self.client.get_paginator("list_parts").paginate(
             Bucket=bucket, Key=key, UploadId=upload_id
         )
@@ -195,6 +218,7 @@ class ObjectStore:
                 StoredPart(part["PartNumber"], part["Size"], part["ETag"].strip('"'))
                 for page in pages
                 for part in page.get("Parts", ())
+                if self._is_sure(part["LastModified"])
             ]
 
     def complete_parts(self, bucket: str, key: str, upload_id: str, etags: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """SeaweedFS as a child process: the S3 store of the embedded server.
 
     store/lock        inherited by `weed`, so held as long as any `weed` uses this directory
+    store/boot.json   when it was first started since the machine was
     store/ports.json  the ports used last, used again if free: signed URLs outlive a restart
     store/weed.log    its output; weed.log.1 is the run before
     store/data/       volumes and metadata
@@ -34,6 +35,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dserverfs.base import child_processes
+from dserverfs.base.clock import boot_id
 from dserverfs.base.durable_files import write_durably
 from dserverfs.base.errors import DserverfsError, Unreachable, UsageError
 from dserverfs.base.locks import open_lock, try_lock
@@ -153,7 +155,11 @@ class SeaweedFS:
                 fault = _probe(probed, self._bucket)
                 if fault is None:
                     write_durably(self._directory / "ports.json", json.dumps(self._ports).encode())
-                    return ObjectStore(storage, directory=self._directory)
+                    return ObjectStore(
+                        storage,
+                        directory=self._directory,
+                        sure_since_s=sure_since_s(self._directory),
+                    )
                 if time.monotonic() > deadline:
                     raise Unreachable(
                         f"weed does not answer after {START_DEADLINE_S:.0f} s ({fault}); "
@@ -236,6 +242,24 @@ class SeaweedFS:
         except (FileNotFoundError, ValueError):
             return {}
         return ports if isinstance(ports, dict) and ports.keys() == set(_PORTS) else {}
+
+
+def sure_since_s(directory: Path) -> float:
+    """Return when `weed` was first started since this machine was, in seconds of the epoch.
+
+    After a power cut it lists objects whose bytes were not on the disk yet: names and bytes
+    are in different files. What it stored before, and nothing was synced for, is unsure.
+    """
+    path, boot = directory / "boot.json", boot_id()
+    try:
+        kept = json.loads(path.read_text())
+        if kept["boot"] == boot:
+            return float(kept["since_s"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass
+    since_s = float(int(time.time()))  # dates of objects are whole seconds
+    write_durably(path, json.dumps({"boot": boot, "since_s": since_s}).encode())
+    return since_s
 
 
 def find_weed() -> str:
