@@ -96,13 +96,13 @@ def serve_command(data: Path, *options: str) -> list[str]:
     ]
 
 
-def serve_environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(SOURCES)}
+def serve_environment(sources: Path = SOURCES) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(sources)}
 
 
 @contextmanager
-def running_server(data: Path, *options: str) -> Iterator[ServerHandle]:
-    """Run `dserverfs serve` on a free port until the end of the block."""
+def running_server(data: Path, *options: str, sources: Path = SOURCES) -> Iterator[ServerHandle]:
+    """Run `dserverfs serve` of some version's sources on a free port until the end of the block."""
     log_path = data.with_name(data.name + ".log")
     with (
         open(log_path, "ab") as log,
@@ -110,8 +110,8 @@ def running_server(data: Path, *options: str) -> Iterator[ServerHandle]:
             serve_command(data, "--port", "0", *options),
             stdout=subprocess.PIPE,
             stderr=log,
-            cwd=SOURCES,
-            env=serve_environment(),
+            cwd=sources,
+            env=serve_environment(sources),
             text=True,
         ) as process,
     ):

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dserverfs.base.disk_space import AS_IT_IS
 from dserverfs.base.disk_troubles import said_of
@@ -92,11 +92,17 @@ def clear(cache: BlockCache) -> CacheFacts:
 
 
 def check(cache: BlockCache, progress: Progress) -> CheckResult:
-    """Read every block and drop those that do not have their checksums."""
+    """Read every block and drop those that do not have their checksums.
+
+    Blocks of an earlier version, which nobody reads any more, go as well; those of a newer
+    version, which shares the directory, stay.
+    """
     damaged = outdated = missing = read_bytes = done = 0
     with _usable(cache) as table:
         total = len(table)
         for row in table.rows():
+            if _is_of_a_newer_version(row.key):
+                continue
             try:
                 size = _sound_size(table, row)
             except _Outdated:
@@ -132,6 +138,11 @@ def _usable(cache: BlockCache) -> Iterator[BlockTable]:
 def _is_whole(item: str, count: int) -> bool:
     match = _CONTENT.fullmatch(item)
     return match is not None and count == number_of_blocks(int(match[1]))
+
+
+def _is_of_a_newer_version(key: Any) -> bool:
+    version = key.partition(":")[0] if isinstance(key, str) else ""
+    return version.isdecimal() and int(version) > FORMAT_VERSION
 
 
 def _sound_size(table: BlockTable, row: StoredRow) -> int:

@@ -10,7 +10,8 @@ Used by the edits. On disk, below `root` (0700), which is that of one server:
 The note is there before the first byte is changed, and goes after the server has
 it. After a crash one rule holds: a content and its note are an edit, which the next
 session takes over; anything else, a content without note as a note without content,
-is deleted. After a power cut that is so of what was `secured`, which comes before
+is deleted. A session with a note of a newer version is left as it is: only that version
+knows its files. After a power cut that is so of what was `secured`, which comes before
 anything is sent. A note may reach the disk before its content does: by the content's
 MD5 the next session sees that it is not what was complete.
 Blocking on the local disk only; notes are thread-safe.
@@ -198,6 +199,8 @@ class EditSession:
                 if not lock.acquire():
                     continue
                 try:
+                    if _is_of_a_newer_version(directory):
+                        continue
                     _delete_leftovers(directory)
                     for path, note in _notes(directory):
                         if wanted(note):
@@ -250,6 +253,19 @@ def _notes(session: Path) -> Iterator[tuple[Path, Note]]:
             continue
         if path.exists():
             yield path, note
+
+
+def _is_of_a_newer_version(session: Path) -> bool:
+    for noted in session.glob(f"*{_NOTE}"):
+        try:
+            values = parse_json(noted.read_text("utf-8"), "the note")
+        except (OSError, ValueError, DserverfsError):
+            continue  # `_notes` says so
+        version = values.get("format") if isinstance(values, dict) else None
+        if isinstance(version, int) and version > FORMAT:
+            logger.warning("%s: holds changes that only a newer dserverfs can send", session)
+            return True
+    return False
 
 
 def _delete_leftovers(session: Path) -> None:
