@@ -251,7 +251,7 @@ def _ping(address: Address, timeout_s: float) -> None:
 def _connected(address: Address, timeout_s: float) -> socket.socket:
     """Return a connection to the daemon at `address`; raises DaemonSilent."""
     problem = None
-    for connect in (_by_file, _by_name):
+    for connect in (_by_file, _by_name, _by_file_of_0_1_0):
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(timeout_s)
         try:
@@ -276,6 +276,13 @@ def _by_file(connection: socket.socket, address: Address) -> None:
 
 def _by_name(connection: socket.socket, address: Address) -> None:
     connection.connect(address.abstract)
+
+
+def _by_file_of_0_1_0(connection: socket.socket, address: Address) -> None:
+    """Connect to a mount that was there before dserverfs was upgraded."""
+    number = address.path.name.partition("-")[2]
+    with _short(address.path.with_name(number)) as name:
+        connection.connect(name)
 
 
 class _Peer(NamedTuple):
