@@ -181,6 +181,21 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
         ],
     },
     "writing/freezer": {
+        _SLOWER: [  # its thread looks sooner, or later, once more
+            ("self._condition.wait(wait_s)", "pass"),
+            ("self._condition.wait(min(wait_s or LOOK_AGAIN_S, LOOK_AGAIN_S))", "pass"),
+            (
+                "self._condition.wait(min(wait_s or LOOK_AGAIN_S, LOOK_AGAIN_S))",
+                "self._condition.wait(max(wait_s or LOOK_AGAIN_S, LOOK_AGAIN_S))",
+            ),
+            (
+                "self._condition.wait(min(wait_s or LOOK_AGAIN_S, LOOK_AGAIN_S))",
+                "self._condition.wait(min((LOOK_AGAIN_S), LOOK_AGAIN_S))",
+            ),
+            ("if not self._freeze_all(due):", "if (self._freeze_all(due)):"),
+            ("begun = False", "begun = True"),
+            ("begun = True", "begun = False"),
+        ],
         _SAME: [  # each job is told to stop as well, and ends as soon as it begins
             ("self._pool.shutdown(wait=False, cancel_futures=True)", "pass"),
             (
