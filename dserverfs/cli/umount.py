@@ -93,6 +93,7 @@ def _drain(
     Not sent are changes of frozen datasets that the server refused, or is not there for.
     Raises DaemonSilent.
     """
+    from dserverfs.base.errors import DaemonSilent, UsageError
     from dserverfs.cli import mounted
     from dserverfs.cli.progress import ProgressLine
     from dserverfs.mount import control
@@ -111,7 +112,13 @@ def _drain(
                     staged = answer["result"]
     except KeyboardInterrupt:
         staged = mounted.last(ask("pending"))
-    for noted in mounted.last(ask("notes")):
+    try:
+        notes = mounted.last(ask("notes"))
+    except DaemonSilent:
+        raise
+    except UsageError:  # a mount of 0.1.0, from before the upgrade, keeps none
+        notes = []
+    for noted in notes:
         for note in noted["notes"] if noted["by_itself"] else ():
             say(f"note: {noted['name']}: {note}", file=sys.stderr)
     changes: list[dict[str, Any]] = mounted.last(ask("unsent"))
