@@ -31,6 +31,7 @@ from dserverfs.base.errors import (
     DeadlineExceeded,
     DserverfsError,
     Garbled,
+    NotAuthenticated,
     NotTheServer,
     ProtocolError,
     Stalled,
@@ -54,6 +55,10 @@ MIN_BYTES_PER_S = 4096
 # Of the time that is left, the share in which a busy server is waited for: then there is time
 # for further attempts.
 _SHARE = 1 / 3
+# Failures that say nothing of what was asked for: no answer, and answers of proxies and faults.
+# What is kept serves in their place, and what was to be sent is sent later.
+AWAY: tuple[type[DserverfsError], ...] = (Unreachable, UnusableAnswer)
+AWAY_OR_EXPIRED: tuple[type[DserverfsError], ...] = (*AWAY, NotAuthenticated)
 # Of servers that are up and cannot now, and of proxies before servers that are down.
 BUSY_STATUSES = frozenset({408, 425, 429, 502, 503, 504})
 
@@ -162,7 +167,7 @@ def wait_s(
 def _may_pass(error: DserverfsError) -> bool:
     if isinstance(error, DeadlineExceeded):
         return isinstance(error, Stalled)
-    return isinstance(error, (Unreachable, UnusableAnswer, Garbled))
+    return isinstance(error, (*AWAY, Garbled))
 
 
 def stall_s(first_s: float, failures: int) -> float:

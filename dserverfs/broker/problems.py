@@ -16,7 +16,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from dtoolcore.storagebroker import StorageBrokerOSError
 
-from dserverfs.base.errors import Conflict, DserverfsError, Unreachable
+from dserverfs.base.errors import Conflict, DserverfsError
+from dserverfs.base.retry import AWAY
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,7 +47,7 @@ def needs_server(problem: str) -> Iterator[None]:
     """Raise an Unreachable with the problem in its message: nothing that is kept helps here."""
     try:
         yield
-    except Unreachable as error:
+    except AWAY as error:
         message = f"{problem} while the server or its store is away: {error}"
         raise type(error)(message, uri=error.uri, status=error.status) from error
 

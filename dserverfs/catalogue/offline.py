@@ -28,23 +28,18 @@ from dserverfs.base.errors import (
     NotAuthenticated,
     NotFound,
     PermissionDenied,
-    Unreachable,
-    UnusableAnswer,
     UsageError,
 )
 from dserverfs.base.limits import is_text, parse_json, understood
 from dserverfs.base.local_files import remove_if_possible
 from dserverfs.base.model import UUID, Dataset, User
+from dserverfs.base.retry import AWAY, AWAY_OR_EXPIRED
 from dserverfs.base.sealed_files import sealed_content, write_sealed
 from dserverfs.remote.api import Metadata, Resolver
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-# Failures that say nothing of datasets and users: no answer, and answers of proxies and faults.
-AWAY: tuple[type[Exception], ...] = (Unreachable, UnusableAnswer)
-AWAY_OR_EXPIRED = (*AWAY, NotAuthenticated)
 
 # A server that has kept one question waiting so long without an answer is not asked again
 # for a while, if its last answer is known: each would take as long, which is up to 30 s.

@@ -18,6 +18,8 @@ from dserverfs.tree.steps import Limit, Steps, TookTooLong, Unloaded, WouldBlock
 METADATA_TIMEOUT_S = 30.0
 LOAD_TIMEOUT_S = 120.0  # for a manifest, as long as it arrives
 METADATA_THREADS = 24
+# Of each kind: disk, what is written, changes that the server is told of, freezes.
+OTHER_THREADS = 8
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -37,12 +39,12 @@ class Waiting:
         # Limits of their own, so that stalled reads do not delay `ls`.
         self._metadata = trio.CapacityLimiter(METADATA_THREADS)
         self._pools: Mapping[Limit, _Pool] = {
-            Limit.DISK: _Pool(trio.CapacityLimiter(8), 120.0),
-            Limit.WRITE: _Pool(trio.CapacityLimiter(8), 120.0),
+            Limit.DISK: _Pool(trio.CapacityLimiter(OTHER_THREADS), 120.0),
+            Limit.WRITE: _Pool(trio.CapacityLimiter(OTHER_THREADS), 120.0),
             # Twice what one request to the server may take.
-            Limit.EDIT: _Pool(trio.CapacityLimiter(8), 60.0),
+            Limit.EDIT: _Pool(trio.CapacityLimiter(OTHER_THREADS), 60.0),
             # Apart from writes, which many freezes of a slow store would hold up.
-            Limit.FREEZE: _Pool(trio.CapacityLimiter(8), 25.0),
+            Limit.FREEZE: _Pool(trio.CapacityLimiter(OTHER_THREADS), 25.0),
         }
 
     async def answer(self, ask: Callable[[], R]) -> R:

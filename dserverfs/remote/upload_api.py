@@ -21,7 +21,7 @@ from dserverfs.base.errors import (
 )
 from dserverfs.base.limits import understood
 from dserverfs.base.model import Identifier
-from dserverfs.base.retry import Deadline, Retries
+from dserverfs.base.retry import AWAY_OR_EXPIRED, Deadline, Retries
 from dserverfs.remote.answers import Answer
 from dserverfs.remote.json_body import Items, JsonBody
 from dserverfs.remote.manifest_parsing import ItemStream
@@ -169,7 +169,8 @@ class UploadRoutes:
 
         Not to be done twice: if the answer gets lost, or says that nothing is
         pending, whether the dataset is registered decides; only if it is not, the
-        server is asked again.
+        server is asked again. If nobody says whether it is, that is what is raised:
+        it may be.
         """
 
         def attempt(limit: Deadline) -> None:
@@ -185,9 +186,11 @@ class UploadRoutes:
         Retries(deadline, what=f"completion of {uri}").run(attempt)
 
     def _is_registered(self, uri: str) -> bool:
-        """Return whether the server says that a dataset is there; False, too, if it cannot say."""
+        """Return whether the server has a dataset; raises what keeps it from saying so."""
         try:
             self._routes.core("uris", uri)
+        except AWAY_OR_EXPIRED:
+            raise
         except DserverfsError:
             return False
         return True

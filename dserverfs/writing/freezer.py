@@ -27,11 +27,10 @@ from dserverfs.base.errors import (
     IntegrityError,
     ItemChanged,
     LocalDiskError,
-    NotAuthenticated,
-    Unreachable,
     UsageError,
 )
 from dserverfs.base.progress import Progress
+from dserverfs.base.retry import AWAY_OR_EXPIRED
 from dserverfs.writing.freeze_job import FreezeJob, FreezeResult, Noted, Registry, told
 from dserverfs.writing.freeze_schedule import LOOK_AGAIN_S, Schedule, is_sealed
 from dserverfs.writing.staging import sealing
@@ -334,7 +333,7 @@ class Freezer:
                 self._schedule.put_off(staged)
             elif state is State.OPEN:
                 staged.disarm(f"not frozen: {reason}")
-            elif state is State.FROZEN or isinstance(error, (Unreachable, NotAuthenticated)):
+            elif state is State.FROZEN or isinstance(error, AWAY_OR_EXPIRED):
                 if state is not State.FROZEN:
                     staged.move(Move.POSTPONE, reason=reason)
                 pause_s = self._schedule.put_off(staged)

@@ -36,8 +36,9 @@ from dserverfs.remote.objects import ByteRange, Storage
 from dserverfs.remote.routes import Routes
 from dserverfs.remote.tokens import TokenSource
 from dserverfs.writing.upload.uploader import Uploader
-from tests.support import faulty_front as faults
-from tests.support.faulty_front import Fault, FaultFront, fault_front, says
+from tests.support import front_faults as faults
+from tests.support.front import Fault, Front, for_good, front, once
+from tests.support.front_faults import says
 from tests.support.local_uploads import local_dataset
 from tests.support.mounts import client_of
 from tests.support.server_store import storage_of
@@ -74,11 +75,13 @@ ONCE: dict[str, Fault] = {
 class Way:
     """To a server and its store by way of their fronts, and names that are not found."""
 
-    def __init__(self, server: FaultFront, store: FaultFront) -> None:
+    def __init__(self, server: Front, store: Front) -> None:
         self.fronts = {"server": server, "store": store}
         self.lookups_to_fail = 0
         self._look_up = socket.getaddrinfo
-        self._ports = {front.target[1]: front.port for front in self.fronts.values()}
+        self._ports = {
+            target[1]: front.port for front in self.fronts.values() if (target := front.target)
+        }
 
     def look_up(self, host: Any, port: Any, *arguments: Any, **options: Any) -> Any:
         if port in self._ports and self.lookups_to_fail:
@@ -116,8 +119,8 @@ def way(server: ServerHandle) -> Iterator[Way]:
     port = urlsplit(server.url).port
     assert port is not None
     with (
-        fault_front(("127.0.0.1", port)) as before_server,
-        fault_front(("127.0.0.1", store.port)) as before_store,
+        front(("127.0.0.1", port)) as before_server,
+        front(("127.0.0.1", store.port)) as before_store,
     ):
         yield Way(before_server, before_store)
 
@@ -156,8 +159,6 @@ def world(
     routes.capabilities()
     routes.core("uris", dataset.uri)  # so that the form of its paths is known
     yield World(way, whole, resolver, routes, storage, dataset, contents, tmp_path)
-    for front in way.fronts.values():
-        front.disarm()
     way.lookups_to_fail = 0
     transport.close()
     storage.close()
@@ -307,12 +308,12 @@ def test_operation_succeeds_though_one_request_meets_a_fault(
     world: World, operation: Operation, fault: str
 ) -> None:
     front = world.way.fronts[operation.front]
-    front.arm(operation.pattern, [ONCE[fault]])
 
-    operation.act(world)
+    with front.planned(operation.pattern, once(ONCE[fault])) as plan:
+        operation.act(world)
 
-    assert front.faults == []
-    assert len(front.requests) <= operation.requests + 2
+    assert plan.done == 1
+    assert len(plan.requests) <= operation.requests + 2
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=named)
@@ -347,10 +348,12 @@ def test_fault_that_lasts_is_told_after_few_requests(
     world: World, operation: Operation, fault: Fault, error: type[DserverfsError]
 ) -> None:
     front = world.way.fronts[operation.front]
-    front.arm(operation.pattern, [fault] * 100)
 
-    with pytest.raises(error) as failure:
+    with (
+        front.planned(operation.pattern, for_good(fault)) as plan,
+        pytest.raises(error) as failure,
+    ):
         operation.act(world)
 
     assert "secret" not in str(failure.value)
-    assert len(front.requests) <= 12
+    assert len(plan.requests) <= 12

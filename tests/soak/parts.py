@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.soak import (
     crash_rounds,
     damaged_caches,
+    faults,
     many_files,
     many_programs,
     one_file,
@@ -18,6 +19,7 @@ from tests.soak.turns import Part
 PARTS: tuple[Part, ...] = (
     crash_rounds.PART,
     damaged_caches.PART,
+    faults.PART,
     many_files.PART,
     many_programs.PART,
     one_file.PART,

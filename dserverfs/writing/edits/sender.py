@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 
 from dserverfs.base import retry
-from dserverfs.base.errors import DserverfsError, NotAuthenticated, ProtocolError, Unreachable
+from dserverfs.base.errors import DserverfsError
 from dserverfs.base.versions import Reader
 from dserverfs.writing.edits.editable import EditableFiles, Target
 from dserverfs.writing.edits.local_file import Change, LocalFile
@@ -134,9 +134,7 @@ class EditSender:
 
     def _keep(self, file: LocalFile, error: DserverfsError | OSError) -> None:
         """Keep an edit that could not be sent, say so once, and try again if that may help."""
-        may_help = isinstance(error, (Unreachable, NotAuthenticated)) or (
-            isinstance(error, ProtocolError) and (error.status or 0) >= 500
-        )
+        may_help = isinstance(error, retry.AWAY_OR_EXPIRED)
         with self._local.lock:
             if file.note.reason is None:
                 self._forget_timer()  # so that it is tried soon, and the others with it

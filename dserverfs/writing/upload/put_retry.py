@@ -15,7 +15,7 @@ from typing import Protocol
 from dserverfs.base.errors import Cancelled, Garbled, StorageRefused, Unreachable
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.progress import OnProgress, Progress
-from dserverfs.base.retry import STALL_S, Deadline, Retries
+from dserverfs.base.retry import AWAY, STALL_S, Deadline, Retries
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.puts import FilePart
 from dserverfs.remote.upload_urls import UploadUrl, UploadUrls
@@ -183,5 +183,5 @@ def _ask_where_it_is_now(target: Target) -> None:
     """Have other URLs: a store that was restarted may have another address."""
     try:
         target.renew()
-    except Unreachable as error:
+    except AWAY as error:
         logger.debug("no other URL: %s", error)
