@@ -22,7 +22,7 @@ CACHE = "4M"  # so that reads of the large ones stay cold
 FREEZERS = 2
 FILES = 40  # of a dataset that is made
 
-# The promise of semantics.rst for the slowest answer; measured on a busy machine: 0.39 s.
+# The promise of semantics.rst for the slowest answer; measured on a busy machine: 0.33 s.
 PROMISED_S = 1.0
 # A tenth of a percent may take as long as the machine's other work makes it.
 MEDIAN_S = 0.05
