@@ -16,6 +16,8 @@ def _with_flags(flags: int) -> Callable[[Path, bytes], None]:
         try:
             for start in range(0, len(data), 1 << 16):
                 os.write(fd, data[start : start + (1 << 16)])
+            if not data:
+                os.fsync(fd)  # nothing was written that the flag could have synced
         finally:
             os.close(fd)
 
