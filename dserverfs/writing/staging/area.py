@@ -105,7 +105,7 @@ class Staging:
             except OSError as error:
                 raise LocalDiskError(f"{base}: cannot be read: {error.strerror}") from error
             for path in paths:
-                if path.name.startswith("."):
+                if path.name.startswith(".") or path.name == _NAMES:
                     continue
                 staged = self._known.get(path)
                 self._unusable.pop(path, None)
