@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -332,3 +336,60 @@ def test_everything_is_private(bench: Bench) -> None:
 def test_content_that_is_not_at_hand_has_to_be_loaded_first(bench: Bench) -> None:
     with pytest.raises(NotLoaded):
         bench.edits.open_file(bench.dataset, README, os.O_WRONLY)
+
+
+# The local disk
+
+
+@pytest.mark.parametrize("failing", ["open", "truncate", "replace"])
+@pytest.mark.parametrize("path", [README, ".dtool/annotations/new.json"])
+def test_what_could_not_be_opened_for_want_of_a_disk_is_not_sent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, failing: str, path: str
+) -> None:
+    refused = failing_for(bench.staging, getattr(os, failing))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, failing, refused)
+        begin = bench.open if path == README else bench.create
+        with pytest.raises(OSError, match="no room"):
+            begin(path)
+
+    bench.edits.take_as_closed()  # as when the mount ends
+    bench.edits.flush(WAIT_S)
+    assert bench.has("readme") == BEFORE.decode()
+    assert bench.puts() == 0
+    assert bench.edits.unsent() == []
+    assert bench.shows(README) == BEFORE
+
+
+@pytest.mark.expects_log("could not be sent.*away.*kept in")
+@pytest.mark.parametrize("failing", ["truncate", "replace"])
+def test_edit_that_waits_is_sent_though_another_change_of_it_failed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    bench.writes.error = away()
+    bench.fill(bench.open(README), b"mine: 1\n")
+    refused = failing_for(bench.staging, getattr(os, failing))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, failing, refused)
+        with pytest.raises(OSError, match="no room"):
+            bench.open(README)
+
+    assert bench.shows(README) == b"mine: 1\n"
+    bench.writes.error = None
+    bench.edits.flush(WAIT_S)
+    assert bench.has("readme") == "mine: 1\n"
+    assert bench.local_files() == []
+
+
+def failing_for(directory: Path, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `call`, which finds no room below a directory for what is written."""
+
+    def refused(path: Any, *arguments: Any, **options: Any) -> Any:
+        opens_to_read = call is os.open and not arguments[0] & (os.O_RDWR | os.O_WRONLY)
+        if not opens_to_read and str(directory) in os.fsdecode(path):
+            raise OSError(errno.ENOSPC, "no room", path)
+        return call(path, *arguments, **options)
+
+    return refused

@@ -163,6 +163,7 @@ class DatasetEdits:
                     read = target.version_of(content)
                 file = self._local.new_file(dataset, content, read=read)
                 edited.edit(file, path)
+                return _opened_new(edited, file, flags | os.O_RDWR, reader)
             return file.open(flags | os.O_RDWR, reader)
 
     def open_local(self, file: LocalFile) -> EditHandle | None:
@@ -189,9 +190,9 @@ class DatasetEdits:
             read = edited.versions.last_read(path, reader)
             file = self._local.new_file(dataset, b"", mode & 0o7777, read)
             edited.place(file, path)
-            if target is not None:
-                file.begin_change()  # an empty one is a change, too
-            return file.open(flags & ~os.O_TRUNC | os.O_RDWR, reader)
+            # An empty target is a change, too; else there is nothing to cut off.
+            flags = flags | os.O_TRUNC if target is not None else flags & ~os.O_TRUNC
+            return _opened_new(edited, file, flags | os.O_RDWR, reader)
 
     def write(self, handle: EditHandle, data: bytes, offset: int) -> None:
         """Write all of `data`; raises OSError. A target of which a part failed is not sent."""
@@ -379,6 +380,15 @@ class DatasetEdits:
             if replaced is not None:
                 edited.discard(replaced)
         self.remove(dataset, source.path)
+
+
+def _opened_new(edited: EditedFiles, file: LocalFile, flags: int, reader: Reader) -> EditHandle:
+    """Open a file that was made for this; if that fails there is none, and nothing to send."""
+    try:
+        return file.open(flags, reader)
+    except OSError:
+        edited.discard(file)
+        raise
 
 
 def _temporary(edited: EditedFiles, path: str) -> LocalFile:

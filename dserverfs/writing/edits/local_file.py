@@ -6,9 +6,11 @@ the edits' lock held, unless it says otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,14 +145,18 @@ class LocalFile:
     def open(self, flags: int, process: Reader = None) -> EditHandle:
         """Open it as open(2) does, but for O_CREAT and O_EXCL; raises OSError."""
         is_writable = bool(flags & os.O_ACCMODE)
-        if is_writable:
-            self.writer = process
         access = os.O_RDWR if is_writable else os.O_RDONLY
         fd = os.open(self.local, access | os.O_CLOEXEC)
+        try:
+            if flags & os.O_TRUNC:
+                self.truncate(0)
+        except BaseException:
+            os.close(fd)
+            raise
+        if is_writable:
+            self.writer = process
         self.handles += 1
         self.writers += is_writable
-        if flags & os.O_TRUNC:
-            self.truncate(0)
         return EditHandle(fd, self, is_writable, bool(flags & os.O_APPEND))
 
     def close(self, handle: EditHandle) -> None:
@@ -165,18 +171,45 @@ class LocalFile:
 
     def begin_write(self, end: int) -> None:
         """Note a change before it is made; raises OSError if there is no room up to `end`."""
-        self._resize(max(self.size_in_bytes, end))
-        self.begin_change()
+        with self._as_before_on_failure():
+            self._resize(max(self.size_in_bytes, end))
+            self._begin_change()
 
     def truncate(self, size_in_bytes: int) -> None:
-        self._resize(size_in_bytes)
-        self.begin_change()
-        os.truncate(self.local, size_in_bytes)
+        """Cut the content off; after an OSError it is as it was, and so is the note of it."""
+        with self._as_before_on_failure():
+            self._resize(size_in_bytes)
+            self._begin_change()
+            os.truncate(self.local, size_in_bytes)
         if not size_in_bytes:
             self.is_spoilt = False
 
     def begin_change(self) -> None:
-        """Note a change before it is made."""
+        """Note a change before it is made; raises OSError, and nothing is noted then."""
+        with self._as_before_on_failure():
+            self._begin_change()
+
+    @contextlib.contextmanager
+    def _as_before_on_failure(self) -> Iterator[None]:
+        """Take back what is noted of a change that is not made, for the disk did not take it.
+
+        Else what its program was told had failed would be sent.
+        """
+        changes, note, size_in_bytes = self.changes, self.note, self.size_in_bytes
+        was_noted = self._session.has_note(self.local)
+        try:
+            yield
+        except OSError:
+            self.changes, self.note = changes, note
+            self._resize(size_in_bytes)
+            with contextlib.suppress(OSError):  # a note that says less is sent later, or not
+                if was_noted:
+                    self._session.note(self.local, note)
+                else:
+                    self._session.unnote(self.local)
+            raise
+
+    def _begin_change(self) -> None:
         was_complete = self.note.is_complete
         self.changes += 1
         self.note = replace(self.note, is_complete=False, md5=None, changed_at=time.time())
