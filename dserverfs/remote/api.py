@@ -178,6 +178,11 @@ class Resolver:
         max_bytes = limits.MAX_MANIFEST_BYTES
         for piece in self._transport.read_pieces(response, limit, max_bytes=max_bytes):
             limit.extend(len(piece) / MIN_BYTES_PER_S)
+            if not again.count and not piece.lstrip().startswith(b"{"):
+                raise UnusableAnswer(
+                    f"{self.server_url}: what came as the manifest of {dataset.uri} is none",
+                    uri=dataset.uri,
+                )
             known = piece[: had.count - again.count]
             if known:
                 again.add(known)

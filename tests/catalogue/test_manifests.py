@@ -191,7 +191,7 @@ def test_what_the_disk_says_of_our_files_is_nothing_about_the_dataset(
 
 
 @pytest.mark.usefixtures("no_waits")
-@pytest.mark.parametrize("wrong", [[], {"items": []}, {"msg": "not now"}, "text"])
+@pytest.mark.parametrize("wrong", [{"items": []}, {"msg": "not now"}])
 def test_answer_that_is_no_manifest_is_dropped(
     quirky: QuirkyServer, manifests: Manifests, dataset: Dataset, tmp_path: Path, wrong: object
 ) -> None:
@@ -205,6 +205,19 @@ def test_answer_that_is_no_manifest_is_dropped(
 
     assert index.number_of_items == len(CONTENTS)
     assert quirky.asked("/manifests/") == 4
+
+
+@pytest.mark.usefixtures("no_waits")
+@pytest.mark.parametrize("wrong", [[], "text"])
+def test_answer_that_cannot_be_a_manifest_is_asked_for_again(
+    quirky: QuirkyServer, manifests: Manifests, dataset: Dataset, wrong: object
+) -> None:
+    quirky.faults = [says(200, wrong)] * 2
+
+    index = loaded(lambda: manifests.index(dataset))
+
+    assert index.number_of_items == len(CONTENTS)
+    assert quirky.asked("/manifests/") == 3
 
 
 def test_kept_manifest_that_is_none_is_fetched_anew(

@@ -273,6 +273,7 @@ OPERATIONS = [
     Operation(new_dataset, "store", "PUT .*/data/"),
     Operation(new_dataset, "server", "POST /signed-urls/upload/"),
     Operation(new_dataset, "server", "POST /signed-urls/upload-complete"),
+    Operation(new_dataset, "server", "GET /manifests/"),
     Operation(tag, "server", "POST /tags/"),
     Operation(new_readme, "server", "PUT /readmes/"),
     Operation(annotation, "server", "PUT /annotations/"),
