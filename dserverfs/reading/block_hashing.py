@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from dserverfs.base.errors import DeadlineExceeded
 from dserverfs.base.hashes import Policy
-from dserverfs.base.items import ItemContent
+from dserverfs.base.items import ItemContent, Run
 from dserverfs.base.retry import Deadline
 from dserverfs.reading.cache.blocks import Block, DamagedBlock
 from dserverfs.reading.cache.write_behind import CacheWriter
@@ -123,13 +123,18 @@ class BlockHashing:
             with hashing.lock:
                 if hashing.next == content.number_of_blocks:
                     break
-                block = self._flight.find(content, hashing.next)
+                index = hashing.next
+                block = self._flight.find(content, index)
                 if block is None:
                     return
                 try:
                     hashing.feed(block, content)
-                except DamagedBlock:  # the reader will notice by itself
-                    return
+                    continue
+                except DamagedBlock:
+                    pass
+            # Else all who wait for this hash take it for one that is coming.
+            self._drops.drop_damaged(content, Run(index, 1))
+            return
         if not self._hashes.is_current(content, hashing):
             return  # another thread has concluded
         if self.conclude(content, hashing) is Verdict.CORRUPT:

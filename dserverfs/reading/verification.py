@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dserverfs.base import pools
 from dserverfs.base.errors import DserverfsError, IntegrityError
 from dserverfs.base.hashes import Policy
-from dserverfs.base.items import BLOCK_SIZE, ItemContent
+from dserverfs.base.items import BLOCK_SIZE, ItemContent, Run
 from dserverfs.base.retry import Deadline
 from dserverfs.reading.block_filling import BlockFiller, BlockParts, reading_is_over
 from dserverfs.reading.cache.blocks import Block, DamagedBlock
@@ -146,6 +146,7 @@ class Verification:
             hashing = self._hashes.begin_hashing(content)
             if hashing is None or self._hashes.is_verified(content):
                 return None
+            is_damaged = False
             with hashing.lock:
                 index = hashing.next
                 if index < content.number_of_blocks:
@@ -158,12 +159,14 @@ class Verification:
                             hashing.feed(block, content)
                             continue
                     except DamagedBlock:
-                        pass
+                        is_damaged = True
             if index >= content.number_of_blocks:
                 if self._parts.hashing.conclude(content, hashing) is not Verdict.CORRUPT:
                     return None
                 self._parts.drops.drop(content)
                 return mismatch(content)
+            if is_damaged:  # else it is found, and asked for, again and again
+                self._parts.drops.drop_damaged(content, Run(index, 1))
             run = ahead.plan(index * BLOCK_SIZE, BLOCK_SIZE, content.number_of_blocks)
             if run.length:
                 self._filler.request_ahead(content, run)

@@ -448,3 +448,28 @@ def test_strict_names_large_items_once_and_keeps_no_more_names_than_it_may(
     # The third item takes the place of the others, of which the first is named once more.
     assert caplog.text.count("handed out uncompared") == 4
     world.close()
+
+
+@pytest.mark.expects_log("damaged block is fetched again")
+def test_block_that_is_damaged_while_it_is_hot_is_fetched_again_to_compare_the_item(
+    store: FaultyStore, tmp_path: Path
+) -> None:
+    world = World(store, tmp_path / "blocks", cache_size=1 << 30)
+    read(world, world.content(), [IN_ORDER[2]])
+    world.close()
+
+    other = World(store, tmp_path / "blocks", read_timeout_s=20.0)
+    item = OpenItem(other.reader, other.content())
+    # In its file, and not hashed yet: those before it come first.
+    start = 2 * BLOCK_SIZE
+    assert item.read(start, 10) == CONTENT[start : start + 10]
+    files = {path.stat().st_ino: path for path in (tmp_path / "blocks").glob("[0-9a-f]/*")}
+    for path in files.values():
+        with path.open("r+b") as file:
+            for place in range(100_000, path.stat().st_size, BLOCK_SIZE):
+                file.seek(place)
+                file.write(b"damage")
+    pieces = [item.read(start, 10) for start in IN_ORDER]  # the last has all of it compared
+
+    assert pieces == [CONTENT[start : start + 10] for start in IN_ORDER]
+    other.close()

@@ -53,7 +53,10 @@ class Bench:
         writer: Any = SimpleNamespace(
             enter_verified=lambda key, content_key, serials: self.entered.append(key)
         )
-        drops: Any = SimpleNamespace(drop=lambda content: self.dropped.append(content.key))
+        drops: Any = SimpleNamespace(
+            drop=lambda content: self.dropped.append(content.key),
+            drop_damaged=lambda content, run: self.hot.pop(run.first),
+        )
         parts: Any = SimpleNamespace(
             hashes=self.hashes,
             hashing=BlockHashing(self.hashes, flight, writer, drops),
@@ -200,6 +203,7 @@ def test_block_that_is_damaged_in_the_cache_is_fetched() -> None:
 
     assert bench.compared(SEVERAL) is None
     assert bench.fetched == [1]
+    assert 1 not in bench.hot  # else who waits for it would find it again
 
 
 def test_item_that_cannot_be_had_fails_and_is_compared_by_the_next_reader() -> None:
