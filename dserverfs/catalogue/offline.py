@@ -17,6 +17,8 @@ import dataclasses
 import hashlib
 import json
 import logging
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,6 +50,7 @@ NOT_ASKED_S = 30.0
 
 # Part of the names on disk: answers of an earlier or later format are not read.
 KEPT_FORMAT = 3
+MAX_REMEMBERED = 100_000  # answers of which is known when they were asked for; 200 bytes each
 
 
 class KeptAnswers:
@@ -58,13 +61,18 @@ class KeptAnswers:
         resolver: Resolver,
         directory: Path,
         clock_s: Callable[[], float] = boottime_s,
+        now_s: Callable[[], float] = time.time,
     ) -> None:
-        """`directory` is made when it is needed."""
+        """`directory` is made when it is needed; `now_s` is of the clock that processes share."""
         self._resolver = resolver
         self._directory = directory
         self._clock_s = clock_s
         self._not_asked_until_s = 0.0
         self._taken_back: set[str] = set()  # answers that a failing disk did not delete
+        self._now_s = now_s
+        # When the answers of this process were asked for. What is on the disk may be older, as
+        # another process kept it later, or the disk did not take ours: it is no answer then.
+        self._asked_ms: OrderedDict[str, int] = OrderedDict()
 
     def require_signed_urls(self) -> None:
         """Raise Unsupported if the server cannot sign URLs; not if it is away and was known."""
@@ -182,7 +190,7 @@ class KeptAnswers:
         unless: tuple[type[Exception], ...] = AWAY_OR_EXPIRED,
     ) -> T:
         """Return the server's answer and keep it; after the failures `unless`, the one before."""
-        begun_s = self._clock_s()
+        begun_s, asked_ms = self._clock_s(), int(1000 * self._now_s())
         if unless and begun_s < self._not_asked_until_s:
             kept = self._kept(name, from_json)
             if kept is not None:
@@ -202,7 +210,11 @@ class KeptAnswers:
         except PermissionDenied:
             self._take_back(name)
             raise
-        self._save(name, to_json(answer))
+        self._asked_ms[name] = asked_ms
+        self._asked_ms.move_to_end(name)
+        if len(self._asked_ms) > MAX_REMEMBERED:
+            self._asked_ms.popitem(last=False)
+        self._save(name, to_json(answer), asked_ms)
         return answer
 
     def _kept(self, name: str, from_json: Callable[[Any], T]) -> T | None:
@@ -217,8 +229,9 @@ class KeptAnswers:
             logger.debug("a kept answer is not used: %s", error)
             return None
 
-    def _save(self, name: str, value: Any) -> None:
-        content = json.dumps({"about": self._about(name), "value": value}).encode("ascii")
+    def _save(self, name: str, value: Any, asked_ms: int) -> None:
+        kept = {"about": self._about(name), "asked_ms": asked_ms, "value": value}
+        content = json.dumps(kept).encode("ascii")
         try:
             private_directory(self._directory)  # the user may have emptied the cache
             write_sealed(self._path(name), content)
@@ -231,7 +244,7 @@ class KeptAnswers:
             self._taken_back.add(name)  # it is still on disk, and must not be used
 
     def _load(self, name: str) -> Any:
-        """Return a kept answer, None if there is none of this server and user."""
+        """Return a kept answer, None if there is none of this server and user, or an old one."""
         if name in self._taken_back:
             return None
         try:
@@ -241,7 +254,11 @@ class KeptAnswers:
                 return None
             kept = parse_json(content, name)
             with understood(name):
-                return kept["value"] if kept["about"] == self._about(name) else None
+                if kept["about"] != self._about(name):
+                    return None
+                # None in those of earlier versions.
+                is_older = int(kept.get("asked_ms", 0)) < self._asked_ms.get(name, 0)
+                return None if is_older else kept["value"]
         except (OSError, DserverfsError):
             return None
 
