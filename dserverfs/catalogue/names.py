@@ -59,6 +59,11 @@ class DatasetNames:
         if name is not None:
             del self._taken[name]
 
+    def check(self) -> None:
+        """Raise AssertionError unless the invariants hold; for tests."""
+        for uuid, name in self._names.items():
+            assert self._taken.get(name) == uuid, f"{name} is shown for {uuid}, and another's"
+
     def _choose(self, dataset: Dataset) -> str:
         if not component_is_usable(dataset.name):
             logger.warning("%s: its name cannot be shown, its uuid is", dataset.uri)

@@ -142,6 +142,18 @@ class HotBlocks:
     def clear(self) -> None:
         self._pop_all(list(self._order))
 
+    def check(self) -> None:
+        """Raise AssertionError unless the invariants hold; for tests."""
+        in_memory = 0
+        for key, blocks in self._order.items():
+            assert key[1] in blocks, f"{key} is hot, and not in its map"
+            assert self._maps.get(key[0]) is blocks, f"{key} is in a map of old"
+            in_memory += blocks[key[1]].memory_in_bytes
+            assert (key in self._in_memory) == bool(blocks[key[1]].memory_in_bytes), key
+        assert in_memory == self._memory_in_bytes, "the bytes in memory are miscounted"
+        assert self._in_memory.keys() <= self._order.keys()
+        assert len(self._order) <= self._max_blocks
+
     def _pop_all(self, keys: Iterable[Key]) -> None:
         for key in keys:
             self.pop(key)

@@ -70,6 +70,11 @@ class PendingBlocks:
         for key in [key for key in self._unasked if key.item == item]:
             self.drop_if_unasked(key)
 
+    def check(self) -> None:
+        """Raise AssertionError unless the invariants hold; for tests."""
+        assert self._unasked <= self._futures.keys(), "a block that is not under way is unasked"
+        assert not any(future.done() for future in self._futures.values()), "one is done"
+
     def has_of(self, item: str) -> bool:
         """Return True if a reader waits for a block of the item."""
         return any(key.item == item and key not in self._unasked for key in self._futures)

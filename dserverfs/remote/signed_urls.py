@@ -194,6 +194,12 @@ class UrlBook:
                 for identifier in [key for key, each in known.items() if _origin(each) == origin]:
                     self._drop_locked(known, identifier)
 
+    def check(self) -> None:
+        """Raise AssertionError unless the invariants hold; for tests."""
+        kept = [url for known in self._urls.values() for url in known.values()]
+        assert sum(map(_size, kept)) == self._bytes, "the bytes of URLs are miscounted"
+        assert self._bytes <= self._max_bytes
+
     def _answer(
         self,
         dataset: BackendURI,

@@ -204,6 +204,11 @@ class Freezer:
         """Return what there is to know of datasets that were frozen here, by their backend URIs."""
         return dict(self._frozen)
 
+    def check(self) -> None:
+        """Raise AssertionError unless the invariants hold; for tests."""
+        assert 0 <= self._working <= JOBS
+        assert all(not job.future.done() for job in self._jobs.values()), "a job is done and kept"
+
     # By itself
 
     def _run(self) -> None:
@@ -303,6 +308,10 @@ class Freezer:
             self._registry.adopt(dataset, local, self._ending)
             sealing.keep_left_over(staged, local)
             staged.delete()
+        except OSError as error:
+            logger.warning(
+                "%s: is frozen; the next mount deletes what was staged: %s", staged, error
+            )
         except Exception:
             # The next mount deletes it: it is frozen.
             logger.exception("%s: frozen, but what was staged cannot be put away", staged)
@@ -341,7 +350,7 @@ class Freezer:
             else:
                 if isinstance(error, ItemChanged):
                     sealing.forget_hashes(staged)
-                staged.move(Move.FAIL, reason=reason)
+                staged.fail(reason)
                 self._say(logging.ERROR, "%s: could not be frozen: %s", staged, reason)
         except (OSError, DserverfsError) as second:
             logger.error("%s: its state cannot be kept: %s", staged, second)

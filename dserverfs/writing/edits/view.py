@@ -151,6 +151,17 @@ class EditedFiles:
             if file.moved is not None and file.moved.target == change.target:
                 file.supersede()
 
+    def check(self) -> None:
+        """Raise AssertionError unless the invariants hold; for tests."""
+        for path, file in self._files.items():
+            assert file.path == path, f"{path} has the file of {file.path}"
+            assert not file.is_gone
+            assert 0 <= file.writers <= file.handles or not file.handles
+        for path, number in self._numbers.items():
+            assert self._paths.get(number) == path, f"{path} has the number of another path"
+        for moved in self._hidden.values():
+            assert moved.path is not None, "a target is hidden for a file that has no name"
+
     def settle(self, file: LocalFile) -> None:
         """Show the server's content again if it is the file's."""
         if file.path is not None and not file.writers and not file.is_unsent:

@@ -214,6 +214,13 @@ class StagedDataset:
         with self._lock:
             self._keep(self._record.moved(move, reason=reason))
 
+    def fail(self, reason: str) -> None:
+        """Move on to `failed`; whoever writes to it or freezes it next, owns it then."""
+        with self._lock:
+            self.move(Move.FAIL, reason=reason)
+            if not self._writers:
+                self._owner.release()
+
     def seal(self, changes: int, uuid: str) -> bool:
         """Move on to `sealed` if nothing is written or changed since `changes`; return whether."""
         with self._lock:
@@ -243,9 +250,9 @@ class StagedDataset:
     def delete(self) -> None:
         """Delete it from the disk; after a crash in between, the next start goes on."""
         with self._lock:
-            self._gone = True
             gone = self.directory.with_name(f"{GONE}{self.id}")
             self.directory.rename(gone)
+            self._gone = True
             self._owner.release()
         delete_tree(gone)
 
@@ -258,6 +265,14 @@ class StagedDataset:
             self.own()
             next_state(self._record.state, Move.DISCARD)
             self.delete()
+
+    def check(self) -> None:
+        """Raise AssertionError unless the invariants hold; for tests."""
+        assert self._writers >= 0, f"{self}: more handles were closed than opened"
+        is_open = self._record.state is State.OPEN
+        assert not self._writers or self._gone or is_open, f"{self}: is written to, and not open"
+        is_armed = is_open and self._record.armed and self._changes and not self._gone
+        assert self._owner.held or not is_armed, f"{self}: is armed, and nobody's"
 
     def rename(self, name: str) -> None:
         """Give it another name; use Staging.rename, which knows what is taken."""
