@@ -12,6 +12,7 @@ from tests.soak import (
     parsers,
     power_cuts,
     prompt_answers,
+    simulation,
     stalls_and_ends,
 )
 from tests.soak.turns import Part
@@ -26,6 +27,7 @@ PARTS: tuple[Part, ...] = (
     parsers.PART,
     power_cuts.PART,
     prompt_answers.PART,
+    simulation.PART,
     stalls_and_ends.PART,
 )
 
