@@ -225,3 +225,22 @@ def test_dataset_that_its_user_changed_is_still_known_while_the_server_is_away(
     quirky.broken = {"": says(503)}
     with pytest.raises(Unreachable):
         answers.dataset(dataset.uuid, BASE_URI)
+
+
+def test_answer_on_the_disk_that_is_older_than_our_own_is_none(
+    quirky: QuirkyServer, resolver: Resolver, tmp_path: Path
+) -> None:
+    quirky.add("11111111-1111-4111-8111-111111111111", {"a": b"a"})
+    slow = KeptAnswers(resolver, tmp_path, now_s=lambda: 100.0)
+    fast = KeptAnswers(resolver, tmp_path, now_s=lambda: 200.0)
+    before = slow.datasets(BASE_URI)
+    quirky.add("22222222-2222-4222-8222-222222222222", {"b": b"b"})
+    now = fast.datasets(BASE_URI)
+    slow._save(f"datasets {BASE_URI}", [], 100_000)  # what it asked for before came late
+
+    quirky.faults = [says(503, {})] * 20
+
+    assert len(now) == len(before) + 1
+    with pytest.raises(Unreachable):
+        fast.datasets(BASE_URI)
+    assert KeptAnswers(resolver, tmp_path).datasets(BASE_URI) == []

@@ -385,6 +385,17 @@ def test_failure_that_cannot_be_noted_is_told_all_the_same(
     assert bench.staged.record.state is State.UPLOADING
 
 
+def test_dataset_whose_freeze_failed_is_anybodys(bench: FreezeBench) -> None:
+    bench.server.plans["announce"] = NO_RIGHT
+
+    assert bench.freeze() is NO_RIGHT
+
+    assert bench.staged.record.state is State.FAILED
+    assert not bench.staged.is_owned
+    del bench.server.plans["announce"]
+    assert bench.freeze() is None
+
+
 def test_what_is_drained_is_sealed_or_armed_and_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
