@@ -93,7 +93,6 @@ class Dserver:
         self.part_bytes = part_bytes or max_put_bytes // 2
         self.people: dict[str, Person] = {}  # by token
         self.expired: set[str] = set()
-        self.base_uris: set[str] = set()
         self.datasets: dict[str, Registered] = {}  # by URI
         self.uploads: dict[str, Upload] = {}  # by URI
         self._store = Store(now_s)

@@ -31,10 +31,6 @@ disk_seams.install_libc()
 network.install()
 
 
-def has_ended(pid: int) -> bool:
-    return pid not in running
-
-
 # The pids of the simulated programs that may write.
 running: dict[int, str] = {}
 

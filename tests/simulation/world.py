@@ -44,7 +44,6 @@ class Slot:
     def __init__(self, name: str) -> None:
         self.name = name
         self.daemon: Daemon | None = None
-        self.lives = 0
 
 
 class Run:
@@ -67,7 +66,6 @@ class Run:
         self.dserver = Dserver(
             lambda: scheduler.wall_ns() / 1e9, max_put_bytes=40_000, part_bytes=16_000
         )
-        self.dserver.base_uris = set(BASES)
         self.alice = Person("alice", set(BASES), set(BASES))
         self.dserver.people[TOKEN] = self.alice
         self.weather = Weather(self.rng)
@@ -158,7 +156,6 @@ class Run:
         """Mount, and mount again when the daemon has died."""
         while not self.is_calm or slot.daemon is None:
             process = self.new_process(slot.name)
-            slot.lives += 1
             daemon = Daemon(
                 self.scheduler,
                 process,

@@ -15,6 +15,8 @@ import pytest
 LONG_SHARE = 0.015
 
 LONGEST = (
+    "tests/simulation/test_simulation.py",
+    "tests/mount/test_faults_and_operations.py",
     "tests/mount/test_crash.py",
     "tests/scripts/test_setup.py",
     "tests/mount/test_writing_trouble.py",
