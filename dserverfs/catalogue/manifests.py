@@ -225,13 +225,13 @@ class Manifests:
         self, dataset: Dataset, load: Callable[[Dataset, ManifestLoad], None]
     ) -> ManifestLoad:
         """Return the load of this dataset that is under way; begin one if there is none."""
+        is_kept = self._is_kept(dataset)
         with self._lock:
             if self._closed:
                 raise _ending()
             under_way = self._loads.get(dataset.uri)
             if under_way is None:
                 begun = under_way = self._loads[dataset.uri] = ManifestLoad()
-                is_kept = any(self._path(dataset, kind).exists() for kind in ("index", "json"))
                 pools.submit(
                     self._kept_threads if is_kept else self._threads,
                     lambda: self._run(dataset, load, begun),
@@ -239,6 +239,13 @@ class Manifests:
                 )
                 self._tidy_once_locked()
             return under_way
+
+    def _is_kept(self, dataset: Dataset) -> bool:
+        """Return whether the disk has it; not if the disk fails, which loading it finds out."""
+        try:
+            return any(self._path(dataset, kind).exists() for kind in ("index", "json"))
+        except OSError:
+            return False
 
     def _tidy_once_locked(self) -> None:
         """Begin to delete parts of manifests that killed processes left; they may be large."""
