@@ -18,7 +18,6 @@ LONGEST = (
     "tests/simulation/test_simulation.py",
     "tests/mount/test_faults_and_operations.py",
     "tests/mount/test_crash.py",
-    "tests/scripts/test_setup.py",
     "tests/mount/test_writing_trouble.py",
     "tests/scripts/test_bench_runs.py",
     "tests/mount/test_random_operations.py",
@@ -31,6 +30,9 @@ LONGEST = (
     "tests/test_identity.py",
     "tests/cli/test_content_commands.py",
     "tests/broker/test_reading.py",
+    "tests/scripts/test_setup.py",  # later: it writes much, and others wait for the same disk
+    "tests/scripts/test_soak.py",
+    "tests/compatibility/test_other_versions.py",
     "tests/mount/test_mirrors.py",
     "tests/broker/test_library.py",
     "tests/server/test_power_cut.py",

@@ -172,7 +172,8 @@ def test_parts_that_are_stored_are_not_sent_again(limited: Limited, tmp_path: Pa
     limited.front.puts.clear()
     limited.uploader.upload(dataset, limited.app.base_uri)
 
-    assert limited.parts() == ["2", "3"]
+    # A PUT that was under way when the first upload ended may come late.
+    assert set(limited.parts()) == {"2", "3"}
     assert stored(limited.client, dataset, limited.app.base_uri) == LARGE
 
 
