@@ -31,6 +31,7 @@ START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 15
 URL_LIFE_S = 3600
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+KEEP_CACHES = "DSERVERFS_BENCH_KEEP_CACHES"
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,13 @@ def open_lab(directory: Path, sizes: Sizes) -> Iterator[Lab]:
 
 
 def drop_page_cache() -> bool:
-    """Empty the kernel's caches of files, names and attributes; False if we may not."""
+    """Empty the kernel's caches of files, names and attributes; False if we may not.
+
+    Nor if KEEP_CACHES is in the environment: the whole machine waits for that, with all tests
+    that run beside those of the benchmark.
+    """
+    if KEEP_CACHES in os.environ:
+        return False
     os.sync()  # dirty pages would stay
     try:
         DROP_CACHES.write_text("3")

@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark.lab import KEEP_CACHES
 
 SOURCES = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{SOURCES}:{SOURCES / 'scripts'}"}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": f"{SOURCES}:{SOURCES / 'scripts'}",
+    KEEP_CACHES: "yes",
+}
 COMMAND = (sys.executable, "-m", "benchmark")
 
 
