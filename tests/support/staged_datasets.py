@@ -28,7 +28,8 @@ def leave(account: Account, dataset: Path, content: str = "content") -> None:
 def status(account: Account, *path: Path) -> dict[str, Any]:
     """Return what `dserverfs status [PATH] --json` says."""
     done = account.dserverfs("status", *path, "--json")
-    assert done.returncode == 0, done.stderr
+    # Without a path it is about all mounts of the user: one of a test beside this one may be dead.
+    assert done.returncode == 0 or (not path and done.returncode == 1), done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
