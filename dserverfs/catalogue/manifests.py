@@ -225,7 +225,7 @@ class Manifests:
         self, dataset: Dataset, load: Callable[[Dataset, ManifestLoad], None]
     ) -> ManifestLoad:
         """Return the load of this dataset that is under way; begin one if there is none."""
-        is_kept = self._is_kept(dataset)
+        is_kept = self._is_kept(dataset)  # a disk that hangs does not hold up the lock
         with self._lock:
             if self._closed:
                 raise _ending()

@@ -63,6 +63,7 @@ _LIMITS = (
     ("server/storage.py", "part_bytes: int = 64 * MIB", "part_bytes: int = 5 * MIB"),
     ("server/accounts.py", "timedelta(days=7)", "timedelta(days=36500)"),
 )
+_GRANT = ("permission", "grant", USER, "s3://datasets", "--search", "--register")
 PENDING, REFUSED = "---\ndescription: not sent yet\n", '"refused"'
 
 
@@ -103,88 +104,131 @@ def one_dataset(staging: Path, name: str) -> Path:
 
 def make(sources: Path, directory: Path) -> None:
     """Make `home` and `server` in a directory."""
-    limited = edition(sources, directory / "limited", *_LIMITS)
-    user = with_dserverfs_of(accounts.current(directory), limited)
-    data, staging, stash = directory / "server", user.home / "staging", directory / "stash"
-    stash.mkdir()
-    config = user.home / ".config/dtool/dtool.json"
-    config.parent.mkdir(parents=True)
-    config.write_text(json.dumps({"DSERVER_STAGING_DIR": "~/staging", "DSERVER_USERNAME": USER}))
-    manage = ("serve", "--data", data)
-    grant = ("permission", "grant", USER, "s3://datasets", "--search", "--register")
-    option = ("--port", PORT)
-    with running_server(data, *option, sources=limited) as server:
-        base = server.base_uri
-        user.dserverfs(*manage, "user", "add", USER, check=True)
-        user.run(
-            *(user.python, "-m", "dserverfs", *manage, "user", "password", USER),
-            input=f"{PASSWORD}\n",
-            check=True,
-        )
-        user.dserverfs(*manage, *grant, check=True)
-        user.dserverfs(*manage, "base-uri", "add", "s3://other", check=True)
-        user.run(
-            *(user.python, "-m", "dserverfs", "login", base.split("/")[2]),
-            input=f"{PASSWORD}\n",
-            check=True,
-        )
-        local = make_dataset(directory, "kept-dataset", ITEMS)
-        with mounted(user, base, staging) as mount:
-            user.run("cp", "-r", local, mount.path, check=True)
-            user.dserverfs("freeze", mount.path / "kept-dataset", check=True)
-            user.run("grep", "-rq", "nothing", mount.path / "kept-dataset")  # all is read
-            user.run("sh", "-c", "ls -lR > /dev/null", check=True)
+    version = Keeping(sources, directory)
+    with version.server() as server:
+        version.add_user(server.base_uri)
+        version.fill_server(server)
+    version.stage()
+    with version.server():
+        for name, line in ENDS.items():
+            version.end_at(name, line)
+        version.fail()
+    version.put_back()
+
+
+class Keeping:
+    """A user of the version and a server of it, each killed where it is to be kept."""
+
+    def __init__(self, sources: Path, directory: Path) -> None:
+        self.sources, self.directory = sources, directory
+        self.limited = edition(sources, directory / "limited", *_LIMITS)
+        self.user = with_dserverfs_of(accounts.current(directory), self.limited)
+        self.data, self.staging = directory / "server", self.user.home / "staging"
+        self.manage = ("serve", "--data", self.data)
+        self.base = ""
+        # What is staged is put aside, so that a mount has the one that it is to end with.
+        self.stash = directory / "stash"
+        self.stash.mkdir()
+
+    def server(self) -> contextlib.AbstractContextManager[ServerHandle]:
+        return running_server(self.data, "--port", PORT, sources=self.limited)
+
+    def mounted(
+        self, user: Account | None = None
+    ) -> contextlib.AbstractContextManager[Remountable]:
+        return mounted(user or self.user, self.base, self.staging)
+
+    def add_user(self, base: str) -> None:
+        """Have a user with a token, settings and rights."""
+        self.base = base
+        config = self.user.home / ".config/dtool/dtool.json"
+        config.parent.mkdir(parents=True)
+        settings = {"DSERVER_STAGING_DIR": "~/staging", "DSERVER_USERNAME": USER}
+        config.write_text(json.dumps(settings))
+        self.user.dserverfs(*self.manage, "user", "add", USER, check=True)
+        self._with_password(*self.manage, "user", "password", USER)
+        self.user.dserverfs(*self.manage, *_GRANT, check=True)
+        self.user.dserverfs(*self.manage, "base-uri", "add", "s3://other", check=True)
+        self._with_password("login", base.split("/")[2])
+
+    def _with_password(self, *arguments: str | Path) -> None:
+        program = (self.user.python, "-m", "dserverfs", *arguments)
+        self.user.run(*program, input=f"{PASSWORD}\n", check=True)
+
+    def fill_server(self, server: ServerHandle) -> None:
+        """Freeze a dataset, read it through a cache, link to it; begin to upload another."""
+        local = make_dataset(self.directory, "kept-dataset", ITEMS)
+        with self.mounted() as mount:
+            self.user.run("cp", "-r", local, mount.path, check=True)
+            self.user.dserverfs("freeze", mount.path / "kept-dataset", check=True)
+            self.user.run("grep", "-rq", "nothing", mount.path / "kept-dataset")  # all is read
+            self.user.run("sh", "-c", "ls -lR > /dev/null", check=True)
             (mount.path / "kept-dataset/.dtool/tags/second").touch()
-            user.dserverfs("umount", mount.path, check=True)
+            self.user.dserverfs("umount", mount.path, check=True)
         body = upload_body(BEGUN, name="begun")
         put_items(begin(server, body), {"a": BEGUN["a"]})
-        (user.home / "begun.json").write_text(json.dumps(body))
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(running_server(data, *option, sources=limited))
-        mount = stack.enter_context(mounted(user, base, staging))
-        for name, files in STAGED.items():
-            fill(user, mount.path / name, files)
-        list((mount.path / "kept-dataset").iterdir())
-        stop(server)
-        for name in ("was-sealed", *ENDS):
-            done = user.dserverfs("freeze", mount.path / name)
-            assert done.returncode == 1, done
-        with contextlib.suppress(OSError):  # the server is away
-            (mount.path / "kept-dataset/README.yml").write_text(PENDING)
-        kill_when(mount, lambda: mount.states()["was-sealed"] == "sealed")
-    for name in STAGED:
-        found = one_dataset(staging, name)
-        (stash / name).mkdir()
-        shutil.move(found, stash / name / found.name)
-    place = found.parent
-    edits = staging / ".edits"
-    shutil.move(edits, stash / ".edits")
-    with running_server(data, *option, sources=limited):
-        for name, (module, line, before) in ENDS.items():
-            ending = edition(sources, directory / f"ending-{name}", (module, line, before + line))
-            (kept,) = (stash / name).iterdir()
-            shutil.move(kept, place / kept.name)
-            ending_user = with_dserverfs_of(user, ending)
-            with mounted(ending_user, base, staging) as mount, contextlib.suppress(AssertionError):
+        (self.user.home / "begun.json").write_text(json.dumps(body))
+
+    def stage(self) -> None:
+        """Write each dataset, and a README, which nothing is sent of; put them aside."""
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(self.server())
+            mount = stack.enter_context(self.mounted())
+            for name, files in STAGED.items():
+                fill(self.user, mount.path / name, files)
+            list((mount.path / "kept-dataset").iterdir())
+            stop(server)
+            for name in ("was-sealed", *ENDS):
+                done = self.user.dserverfs("freeze", mount.path / name)
+                assert done.returncode == 1, done
+            with contextlib.suppress(OSError):  # the server is away
+                (mount.path / "kept-dataset/README.yml").write_text(PENDING)
+            kill_when(mount, lambda: mount.states()["was-sealed"] == "sealed")
+        for name in STAGED:
+            found = one_dataset(self.staging, name)
+            (self.stash / name).mkdir()
+            shutil.move(found, self.stash / name / found.name)
+            self.place = found.parent
+        shutil.move(self.staging / ".edits", self.stash / ".edits")
+
+    @contextlib.contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Have one dataset in its place inside the block, and put it aside again."""
+        (aside,) = (self.stash / name).iterdir()
+        shutil.move(aside, self.place / aside.name)
+        yield
+        shutil.move(self.place / aside.name, aside)
+
+    def end_at(self, name: str, line: tuple[str, str, str]) -> None:
+        """Have the version end itself before a line, while it freezes a dataset."""
+        module, before, kill = line
+        change = (module, before, kill + before)
+        ending = edition(self.sources, self.directory / f"ending-{name}", change)
+        user = with_dserverfs_of(self.user, ending)
+        with self.alone(name), self.mounted(user) as mount:
+            with contextlib.suppress(AssertionError):
                 wait_for_end(mount.daemon())
             assert mount.states() == {name: name.removeprefix("was-")}
-            shutil.move(place / kept.name, kept)
-        (kept,) = (stash / "has-failed").iterdir()
-        shutil.move(kept, place / kept.name)
-        with mounted(user, base, staging) as mount:
+
+    def fail(self) -> None:
+        """Have the server refuse a dataset, and an annotation, for want of a right."""
+        with self.alone("has-failed"), self.mounted() as mount:
             list((mount.path / "kept-dataset").iterdir())
-            user.dserverfs(*manage, "permission", "revoke", *grant[2:4], "--register", check=True)
-            user.dserverfs("freeze", mount.path / "has-failed")
+            revoke = ("permission", "revoke", *_GRANT[2:4], "--register")
+            self.user.dserverfs(*self.manage, *revoke, check=True)
+            self.user.dserverfs("freeze", mount.path / "has-failed")
             assert mount.states() == {"has-failed": "failed"}
             with contextlib.suppress(OSError):
                 (mount.path / "kept-dataset/.dtool/annotations/refused.json").write_text(REFUSED)
             mount.end(signal.SIGKILL)
-        shutil.move(place / kept.name, kept)
-        user.dserverfs(*manage, *grant, check=True)
-    shutil.copytree(stash / ".edits", edits, dirs_exist_ok=True)
-    for name in STAGED:
-        (kept,) = (stash / name).iterdir()
-        shutil.move(kept, place / kept.name)
+        self.user.dserverfs(*self.manage, *_GRANT, check=True)
+
+    def put_back(self) -> None:
+        """Have all that was put aside where the version had it."""
+        shutil.copytree(self.stash / ".edits", self.staging / ".edits", dirs_exist_ok=True)
+        for name in STAGED:
+            (aside,) = (self.stash / name).iterdir()
+            shutil.move(aside, self.place / aside.name)
 
 
 def kill_when(mount: Remountable, is_so: Callable[[], bool]) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.test_trouble import daemon_of
 from tests.support.accounts import Account
 from tests.support.dtool_datasets import make_dataset
+from tests.support.mount_daemons import daemon_of
 from tests.support.mounts import mounted, publish
 from tests.support.server_store import weed_of
 from tests.support.servers import ServerHandle

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
-import select
 import signal
 import socket
 import threading
@@ -21,6 +19,7 @@ import pytest
 from dserverfs.base.mountinfo import find_mounted
 from tests.support.accounts import Account
 from tests.support.dtool_datasets import make_dataset
+from tests.support.mount_daemons import daemon_of, wait_for_end
 from tests.support.mounts import detach, mounted, publish
 from tests.support.server_store import weed_of
 from tests.support.servers import ServerHandle
@@ -64,26 +63,6 @@ def refused(
     assert done.stderr.count("\n") == 1, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr
-
-
-def daemon_of(path: Path) -> int:
-    """Return the process id of the daemon that serves `path`."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if os.fsencode(path) in words and b"mount" in words:
-                    return int(entry.name)
-    raise AssertionError(f"no daemon serves {path}")
-
-
-def wait_for_end(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        fd = os.pidfd_open(pid)
-        try:
-            assert select.select([fd], [], [], 20)[0], f"process {pid} does not end"
-        finally:
-            os.close(fd)
 
 
 # Before the daemon detaches

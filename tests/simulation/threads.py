@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import concurrent.futures.thread
 import contextlib
-import itertools
 import queue
 import random
 import sys
@@ -306,9 +305,6 @@ class Pool(concurrent.futures.Executor):
 class Local:
     """Attributes of a thread's own."""
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-
     def _own(self) -> dict[str, Any]:
         task = _scheduler.current
         if task is None:
@@ -341,7 +337,6 @@ def real_time_s() -> float:
 
 
 _real_monotonic = time.monotonic
-_numbers = itertools.count(1)
 
 
 def install() -> None:

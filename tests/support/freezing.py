@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from dserverfs.writing.freezer import Freezer
 from dserverfs.writing.staging import sealing
 from dserverfs.writing.staging.area import Staging
 from dserverfs.writing.staging.dataset import StagedDataset
-from dserverfs.writing.staging.states import Record, State
+from dserverfs.writing.staging.states import Move, Record, State
 
 BASE_URI = "s3://bucket"
 WAIT_S = 60.0
@@ -117,6 +118,33 @@ class FakeServer:
     def adopt(self, dataset: Dataset, local: LocalDataset, stop: threading.Event) -> None:
         self._step("adopt")
         self.was_told_to_stop = stop.is_set()
+
+
+class Held:
+    """A plan for a step: once it is reached, it waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Semaphore(0)
+        self.go_on = threading.Event()
+
+    def __call__(self) -> None:
+        self.reached.release()
+        assert self.go_on.wait(WAIT_S)
+
+    def wait_until_reached(self) -> None:
+        assert self.reached.acquire(timeout=WAIT_S)
+
+
+def refuse_to_note(monkeypatch: pytest.MonkeyPatch, refused: Move) -> None:
+    """Have the disk fail when this move is noted."""
+    move = StagedDataset.move
+
+    def fail(staged: StagedDataset, to: Move, **options: str) -> None:
+        if to is refused:
+            raise OSError(errno.EIO, "Input/output error")
+        move(staged, to, **options)
+
+    monkeypatch.setattr(StagedDataset, "move", fail)
 
 
 class FreezeBench:

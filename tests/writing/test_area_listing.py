@@ -23,40 +23,9 @@ from dserverfs.writing.staging.dataset import (
 )
 from dserverfs.writing.staging.states import Move, State
 from tests.support.power_cuts import Disk
+from tests.support.staging_areas import BASE, SERVER, another, only
 
-SERVER, BASE = "localhost:5000", "s3://bucket"
-
-
-class Clock:
-    now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def staging(tmp_path: Path, clock: Clock) -> Staging:
-    return Staging(tmp_path / "staging", SERVER, clock_s=clock).open()
-
-
-@pytest.fixture
-def staged(staging: Staging) -> StagedDataset:
-    return staging.create(BASE, "one", "alice")
-
-
-def another(staging: Staging) -> Staging:
-    """Return the area as another process has it."""
-    return Staging(staging.directory, SERVER).open()
-
-
-def only(staging: Staging) -> StagedDataset:
-    (staged,) = staging.datasets(BASE)
-    return staged
+pytest_plugins = ["tests.support.staging_fixtures"]
 
 
 def test_new_one_outlasts_a_power_cut(staging: Staging, monkeypatch: pytest.MonkeyPatch) -> None:

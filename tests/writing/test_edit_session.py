@@ -22,7 +22,7 @@ pytest_plugins = ["tests.support.edit_fixtures"]
 
 
 def test_edits_are_for_their_user_alone(file: LocalFile, session: EditSession) -> None:
-    file.begin_change()
+    file.begin_write(0)
 
     assert session._directory.stat().st_mode & 0o777 == 0o700
     modes = {path.name: path.stat().st_mode & 0o777 for path in session._directory.iterdir()}
@@ -64,7 +64,7 @@ def test_full_session_takes_what_does_not_grow(session: EditSession) -> None:
 
 def test_note_that_is_taken_away_or_gone_is_gone(file: LocalFile, session: EditSession) -> None:
     file.withdraw()
-    file.begin_change()
+    file.begin_write(0)
     assert session.has_note(file.local)
 
     next(session._directory.glob("*.json")).unlink()

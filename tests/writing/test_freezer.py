@@ -33,6 +33,7 @@ from tests.support.freezing import (
     WAIT_S,
     FreezeBench,
     freeze_bench,
+    refuse_to_note,
     seal,
     state_on_disk,
 )
@@ -111,14 +112,7 @@ def test_asked_for_twice_it_is_one_job(bench: FreezeBench) -> None:
 def test_disk_that_cannot_note_that_it_is_frozen_does_not_undo_it(
     bench: FreezeBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    move = StagedDataset.move
-
-    def refuse(staged: StagedDataset, to: Move, **options: str) -> None:
-        if to is Move.REGISTER:
-            raise OSError(errno.EIO, "Input/output error")
-        move(staged, to, **options)
-
-    monkeypatch.setattr(StagedDataset, "move", refuse)
+    refuse_to_note(monkeypatch, Move.REGISTER)
 
     assert bench.freeze() is None
     assert not bench.staged.directory.exists()

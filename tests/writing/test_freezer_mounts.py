@@ -19,13 +19,14 @@ from dserverfs.writing import freeze_schedule
 from dserverfs.writing.freeze_schedule import LOOK_AGAIN_S
 from dserverfs.writing.freezer import JOBS
 from dserverfs.writing.staging import sealing
-from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.states import Move, State
 from tests.support.freezing import (
     BASE_URI,
     WAIT_S,
     FreezeBench,
+    Held,
     freeze_bench,
+    refuse_to_note,
     seal,
     state_on_disk,
 )
@@ -144,20 +145,14 @@ def test_one_that_was_put_away_meanwhile_is_no_problem(bench: FreezeBench) -> No
 
 
 def test_job_that_is_cancelled_by_the_end_leaves_it_staged(bench: FreezeBench) -> None:
-    reached, go_on = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        reached.set()
-        assert go_on.wait(WAIT_S)
-
-    bench.server.plans["send"] = wait
+    bench.server.plans["send"] = held = Held()
     freezing = bench.freezer.freeze(bench.staged)
-    assert reached.wait(WAIT_S)
+    held.wait_until_reached()
     wait_for(lambda: bench.staged.record.state is State.UPLOADING, "it is sealed")
     closing = threading.Thread(target=bench.freezer.close)
     closing.start()
     wait_for(lambda: bench.freezer._closed, "the end has begun")
-    go_on.set()
+    held.go_on.set()
     closing.join(WAIT_S)
 
     assert isinstance(freezing.exception(WAIT_S), Cancelled)
@@ -172,37 +167,25 @@ def test_store_that_does_not_answer_does_not_hold_up_the_end(
     bench: FreezeBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dserverfs.writing.freezer.CLOSE_GRACE_S", 0.02)
-    reached, go_on = threading.Event(), threading.Event()
-
-    def hang() -> None:
-        reached.set()
-        assert go_on.wait(WAIT_S)
-
-    bench.server.plans["send"] = hang
+    bench.server.plans["send"] = held = Held()
     bench.freezer.freeze(bench.staged)
-    assert reached.wait(WAIT_S)
+    held.wait_until_reached()
 
     bench.freezer.close()
 
     assert bench.freezer._working == 1
-    go_on.set()
+    held.go_on.set()
     bench.settle()
 
 
 def test_end_waits_for_what_is_being_put_away(bench: FreezeBench) -> None:
-    reached, go_on = threading.Event(), threading.Event()
-
-    def slow() -> None:
-        reached.set()
-        assert go_on.wait(WAIT_S)
-
-    bench.server.plans["adopt"] = slow
+    bench.server.plans["adopt"] = held = Held()
     assert bench.freezer.freeze(bench.staged).result(WAIT_S)
-    assert reached.wait(WAIT_S)
+    held.wait_until_reached()
     closing = threading.Thread(target=bench.freezer.close)
     closing.start()
     wait_for(lambda: bench.freezer._closed, "the end has begun")
-    go_on.set()
+    held.go_on.set()
     closing.join(WAIT_S)
 
     assert bench.server.was_told_to_stop
@@ -212,22 +195,16 @@ def test_end_waits_for_what_is_being_put_away(bench: FreezeBench) -> None:
 def test_end_begins_no_job_that_waits_for_its_turn_and_leaves_no_thread(
     bench: FreezeBench,
 ) -> None:
-    reached, go_on = threading.Semaphore(0), threading.Event()
-
-    def hang() -> None:
-        reached.release()
-        assert go_on.wait(WAIT_S)
-
-    bench.server.plans["announce"] = hang
+    bench.server.plans["announce"] = held = Held()
     bench.freezer.open()
     others = [bench.staging.create(BASE_URI, f"data-{n}", "alice") for n in range(JOBS)]
     jobs = [bench.freezer.freeze(staged) for staged in (bench.staged, *others)]
     for _ in range(JOBS):
-        assert reached.acquire(timeout=WAIT_S)
+        held.wait_until_reached()
     closing = threading.Thread(target=bench.freezer.close)
     closing.start()
     wait_for(lambda: bench.freezer._closed, "the end has begun")
-    go_on.set()
+    held.go_on.set()
     closing.join(WAIT_S)
 
     for job in jobs:  # also those whose turn did not come: somebody may wait for them
@@ -371,14 +348,7 @@ def test_reason_to_wait_is_that_of_the_schedule(
 def test_failure_that_cannot_be_noted_is_told_all_the_same(
     bench: FreezeBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    move = StagedDataset.move
-
-    def refuse(staged: StagedDataset, to: Move, **options: str) -> None:
-        if to is Move.FAIL:
-            raise OSError(errno.EIO, "Input/output error")
-        move(staged, to, **options)
-
-    monkeypatch.setattr(StagedDataset, "move", refuse)
+    refuse_to_note(monkeypatch, Move.FAIL)
     bench.server.plans["announce"] = NO_RIGHT
 
     assert bench.freeze() is NO_RIGHT

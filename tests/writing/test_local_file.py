@@ -208,13 +208,13 @@ def test_note_is_on_the_disk_before_the_first_change_and_tells_of_no_other(
     (first,) = notes_on_disk(session)
     assert (first.is_complete, first.md5, first.path) == (False, None, README)
     assert first.changed_at > NOTE.changed_at
-    file.begin_change()
+    file.begin_write(0)
     assert notes_on_disk(session) == [first]
 
     file.complete()
     (complete,) = notes_on_disk(session)
     assert (complete.is_complete, complete.md5) == (True, digest(MD5, b"before"))
-    file.begin_change()
+    file.begin_write(0)
     (again,) = notes_on_disk(session)
     assert (again.is_complete, again.md5) == (False, None)
     assert file.changes == 3
@@ -274,7 +274,7 @@ def test_part_that_is_missing_is_no_loss_once_all_is_written_anew(file: LocalFil
 def test_disk_that_cannot_note_that_it_is_complete_has_it_as_incomplete(
     file: LocalFile, session: EditSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file.begin_change()
+    file.begin_write(0)
 
     def fail(path: Path, note: Note) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -301,7 +301,7 @@ def test_note_that_is_secured_is_not_put_over_a_later_one(
     def sync(fd: int) -> None:
         monkeypatch.setattr(os, "fsync", fsync)
         if meanwhile == "changed":
-            file.begin_change()
+            file.begin_write(0)
         elif meanwhile == "withdrawn":
             file.withdraw()
         elif meanwhile == "read by another":

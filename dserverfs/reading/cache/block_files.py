@@ -28,7 +28,7 @@ import diskcache.core
 from dserverfs.base.local_files import SharedFile, write_all
 
 SUFFIX = ".blk"
-NAME = re.compile(r"[0-9a-f]/[0-9a-f]{31}-([0-9a-f]{1,8})\.blk\Z")
+_NAME = re.compile(r"[0-9a-f]/[0-9a-f]{31}-([0-9a-f]{1,8})\.blk\Z")
 # Smaller blocks are blobs in the database: a file costs 50 us more to make and to open.
 MIN_FILE_SIZE = 64 * 1024
 MAX_BLOCKS_IN_FILE = 16
@@ -153,7 +153,7 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
         if mode == diskcache.core.MODE_RAW and isinstance(value, bytes):
             return value
         if mode == diskcache.core.MODE_BINARY and isinstance(filename, str):
-            match = NAME.match(filename)
+            match = _NAME.match(filename)
             if not match:
                 raise OSError(errno.EINVAL, "a cache row names a file that is not the cache's")
             file = opened.get(filename[:STEM_CHARACTERS])
@@ -183,7 +183,7 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
 
 def is_name(value: object) -> bool:
     """Return whether a row's value is the name of a block file; a damaged row has any other."""
-    return isinstance(value, str) and NAME.match(value) is not None
+    return isinstance(value, str) and _NAME.match(value) is not None
 
 
 def size_on_disk(directory: Path) -> int:

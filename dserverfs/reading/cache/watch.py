@@ -20,7 +20,6 @@ from dserverfs.base.local_files import create_private
 from dserverfs.reading.cache import layout
 
 WATCH_S = 1.0
-_DATABASE = layout.DATABASE
 _MARK = "evicted"
 
 
@@ -41,7 +40,7 @@ class CacheWatch:
         """Remember the database that was opened just now; raises OSError."""
         create_private(self._directory / _MARK)
         self._seen_ns = self._touched_ns()
-        self._database = (self._directory / _DATABASE).stat().st_ino
+        self._database = (self._directory / layout.DATABASE).stat().st_ino
 
     def start(self) -> None:
         """Look once a second from now on."""
@@ -69,7 +68,7 @@ class CacheWatch:
     def is_gone(self) -> bool:
         """Return True if the database that was opened is gone, or another one is in its place."""
         try:
-            return (self._directory / _DATABASE).stat().st_ino != self._database
+            return (self._directory / layout.DATABASE).stat().st_ino != self._database
         except FileNotFoundError:
             return True
         except OSError as error:

@@ -184,11 +184,6 @@ class LocalFile:
         if not size_in_bytes:
             self.is_spoilt = False
 
-    def begin_change(self) -> None:
-        """Note a change before it is made; raises OSError, and nothing is noted then."""
-        with self._as_before_on_failure():
-            self._begin_change()
-
     @contextlib.contextmanager
     def _as_before_on_failure(self) -> Iterator[None]:
         """Take back what is noted of a change that is not made, for the disk did not take it.
