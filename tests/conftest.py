@@ -90,7 +90,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
     records = item.config.stash[_WARNINGS].records
     records.clear()  # those of the call were judged there
     result = yield
-    if wrong := complaint(records, []):
+    if wrong := complaint(records, []) or accounts.logged_in(item.config.stash[_RUN].root):
         pytest.fail(wrong, pytrace=False)
     return result
 

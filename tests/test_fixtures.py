@@ -8,6 +8,7 @@ import os
 import pwd
 import select
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -110,6 +111,22 @@ def test_clean_kills_only_processes_of_the_root(dead_root: Path, tmp_path: Path)
         for process in (ours, other):
             process.kill()
             process.wait()
+
+
+def test_clean_removes_sockets_of_stores_that_were_killed(dead_root: Path) -> None:
+    directory, name = leftovers.STORE_SOCKETS.parent, f"seaweedfs-{dead_root.name}"
+    dead, live = directory / f"{name}-dead.sock", directory / f"{name}-live.sock"
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(dead))
+    with socket.socket(socket.AF_UNIX) as serving:
+        serving.bind(str(live))
+        leftovers.clean(dead_root)
+
+        assert live.exists()
+    assert not dead.exists()
+
+    leftovers.clean(dead_root)
+    assert not live.exists()
 
 
 def test_clean_dead_runs_leaves_the_living_alone(
@@ -282,6 +299,16 @@ def test_file_below_a_private_directory_is_not_reachable(tmp_path: Path) -> None
 
     assert not accounts.is_reachable_by_all(tmp_path / "file")
     assert accounts.is_reachable_by_all(Path("/usr/bin/env"))
+
+
+def test_login_that_is_left_in_a_home_is_told_and_deleted(tmp_path: Path) -> None:
+    tokens = tmp_path / "home-current/.config/dserverfs/tokens"
+    tokens.mkdir(parents=True)
+    assert accounts.logged_in(tmp_path) == ""
+    (tokens / "localhost:5000").write_text("token")
+
+    assert "tokens/localhost:5000" in accounts.logged_in(tmp_path)
+    assert not [*tokens.iterdir()]
 
 
 @pytest.mark.expects_log("^WARNING dserverfs.x: cache is full", "ERROR")

@@ -110,17 +110,19 @@ def test_dtool_makes_reads_and_changes_datasets(meeting: Meeting) -> None:
     assert (copies / copy.name / "data/nested/one.txt").read_bytes() == b"one"
 
 
-def test_login_gives_a_token(meeting: Meeting) -> None:
+def test_login_gives_a_token(meeting: Meeting, tmp_path: Path) -> None:
     client, server = meeting.client, meeting.server
     host = server.base_uri.split("/")[2]
+    own = {"XDG_CONFIG_HOME": str(tmp_path)}
 
     login = client.run(
         *(client.python, "-m", "dserverfs", "login", host, "--username", server.username),
         input=(server.data / "password").read_text(),
+        env=own,
     )
 
     assert (login.returncode, login.stderr) == (0, "")
-    assert server.username in client.dserverfs("whoami", host).stdout
+    assert server.username in client.dserverfs("whoami", host, env=own).stdout
 
 
 def test_commands_speak_to_a_mount_of_an_earlier_version(

@@ -74,7 +74,7 @@ def test_power_cut_loses_no_file_that_was_synced(
 def test_power_cut_during_an_upload_loses_nothing(
     mount: Remountable, disk: Path, test_root: Path, server: ServerHandle
 ) -> None:
-    dataset = mount.path / "sealed"
+    dataset = mount.path / "uploading-at-the-cut"
     dataset.mkdir()
     for number in range(20):
         (dataset / f"{number}").write_bytes(CONTENT[number:])

@@ -77,9 +77,9 @@ def test_secrets_are_nowhere_after_all_kinds_of_work(
         for name in ("a", "b"):
             user.run("cat", path / "secrets/data" / name, check=True)
         user.run("sh", "-c", f"echo 'x: 1' > {path}/secrets/README.yml", check=True)
-        user.run("mkdir", path / "fresh", check=True)
-        user.run("sh", "-c", f"echo new > {path}/fresh/item", check=True)
-        note(user.dserverfs("freeze", path / "fresh"))
+        user.run("mkdir", path / "of-secrets", check=True)
+        user.run("sh", "-c", f"echo new > {path}/of-secrets/item", check=True)
+        note(user.dserverfs("freeze", path / "of-secrets"))
         note(user.dserverfs("status"))
         note(user.dserverfs("verify", path / "secrets"))
         titles = b"".join(
@@ -94,11 +94,11 @@ def test_secrets_are_nowhere_after_all_kinds_of_work(
     login_done = user.run(
         user.python,
         *("-m", "dserverfs", *login),
-        env={"DSERVER_USERNAME": server.username},
+        env={"DSERVER_USERNAME": server.username, "XDG_CONFIG_HOME": str(user.home / "config")},
         input=password,
     )
     note(login_done)
-    kept = user.home / ".config/dserverfs/tokens" / login[1]
+    kept = user.home / "config/dserverfs/tokens" / login[1]
     assert kept.exists(), login_done.stderr
 
     written = log.read_bytes()

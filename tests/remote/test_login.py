@@ -112,7 +112,9 @@ def test_username_comes_from_the_settings(server: ServerHandle, run: Run) -> Non
     assert (status, out.splitlines()[0]) == (0, f"user: {server.username}")
 
 
-def test_password_is_asked_without_echo(server: ServerHandle, current_user: Account) -> None:
+def test_password_is_asked_without_echo(
+    server: ServerHandle, current_user: Account, tmp_path: Path
+) -> None:
     ours, theirs = os.openpty()
     login = ("login", host_of(server), "--username", server.username)
     command = ["setsid", "--ctty", "--wait", sys.executable, "-m", "dserverfs", *login]
@@ -121,7 +123,7 @@ def test_password_is_asked_without_echo(server: ServerHandle, current_user: Acco
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env=dict(current_user.environment),
+        env={**current_user.environment, "XDG_CONFIG_HOME": str(tmp_path)},
     ) as process:
         os.close(theirs)
         shown = b""

@@ -38,9 +38,7 @@ class StoredFile(NamedTuple):
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerHandle]:
     """A server whose path is longer than a socket's, and whose last ports others have."""
     data = tmp_path_factory.mktemp("x" * 120) / "data"
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = seaweedfs.usable_ports({})["master.port.grpc"]
     ports = dict.fromkeys(seaweedfs._PORTS, port)
     (data / "store" / "config").mkdir(parents=True)
     (data / "version").write_text("dserverfs server 1\n")

@@ -94,6 +94,17 @@ def current(root: Path) -> Account:
     return Account(name, home, Path(sys.executable), environment)
 
 
+def logged_in(root: Path) -> str:
+    """Return, and delete, which tokens of a login a test left in a home below `root`; "" if none.
+
+    All tests of a run have these homes, and are told there who they are.
+    """
+    left = list(root.glob("home-*/.config/dserverfs/tokens/*"))
+    for path in left:
+        path.unlink()
+    return f"leaves a login in a home that others have: {', '.join(map(str, left))}" if left else ""
+
+
 @contextlib.contextmanager
 def ordinary(root: Path) -> Iterator[Account]:
     """Yield a throw-away user for as long as the block lasts; needs root.

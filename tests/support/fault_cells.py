@@ -293,6 +293,7 @@ class Outcome:
     requests: int
     seconds: float
     problem: str = ""  # what is wrong with it
+    is_wrong: bool = False  # by what was done, not by what was told or how long it took
 
 
 def operations_of(side: str) -> list[Operation]:
@@ -323,6 +324,7 @@ def run_cell(place: Place, operation: Operation, fault: str, mode: str) -> Outco
     front.add(plan)
     began_s = time.monotonic()
     problem = ""
+    is_wrong = False
     said = "wrong"
     try:
         said = attempt(operation, place)
@@ -330,7 +332,7 @@ def run_cell(place: Place, operation: Operation, fault: str, mode: str) -> Outco
             world = place.world
             wait_until(lambda: plan.requests and world.kept_reason(place) is not None, "sent")
     except AssertionError as error:
-        problem = f"{error}"
+        problem, is_wrong = f"{error}", isinstance(error, Wrong)
     seconds = time.monotonic() - began_s
     requests = len(plan.requests)
     state = operation.staged and place.world.state(place, operation.staged)
@@ -339,10 +341,10 @@ def run_cell(place: Place, operation: Operation, fault: str, mode: str) -> Outco
         try:
             said = _recovered(operation, place, said, state)
         except AssertionError as error:
-            problem = f"{said}, then {error}"
+            problem, is_wrong = f"{said}, then {error}", isinstance(error, Wrong)
     if not plan.done:
         problem = problem or "it was not hit"
-    return Outcome(said, requests, seconds, problem)
+    return Outcome(said, requests, seconds, problem, is_wrong)
 
 
 def _recovered(operation: Operation, place: Place, said: str, state: str | None) -> str:

@@ -99,10 +99,10 @@ def differences(outcomes: Mapping[Cell, Outcome]) -> list[str]:
 
 
 def tried(world: World, cells: Sequence[Cell], threads: int) -> dict[Cell, Outcome]:
-    """Return the outcomes; what came too late, or wrong, is tried again with less beside it.
+    """Return the outcomes; what was told too late, or wrongly, is tried again with less beside it.
 
-    On a machine in use each limit of time may be over before a fault is. What was wrong and
-    is right now is printed: it may be a race.
+    On a machine in use each limit of time may be over before a fault is. What was told wrongly
+    and is right now is printed: it may be a race. Wrong bytes are never tried again.
     """
     outcomes = run_all(world, cells, threads)
     pages = {side: of_page(side) for side in fault_cells.FAULTS}
@@ -116,10 +116,14 @@ def tried(world: World, cells: Sequence[Cell], threads: int) -> dict[Cell, Outco
         return (has_waited and not is_expected) or " s: " in outcome.problem
 
     wrong = {cell: said for cell in outcomes if (said := complaint(cell, outcomes[cell]))}
-    again = [cell for cell in outcomes if cell in wrong or is_late(cell, outcomes[cell])]
+    again = [
+        cell
+        for cell, outcome in outcomes.items()
+        if not outcome.is_wrong and (cell in wrong or is_late(cell, outcome))
+    ]
     second = run_all(world, again, 4) if again else {}
-    for cell, said in wrong.items():
-        print(f"{cell}: {said}; then {second[cell].said}")
+    for cell in second.keys() & wrong.keys():
+        print(f"{cell}: {wrong[cell]}; then {second[cell].said}")
     return {**outcomes, **second}
 
 

@@ -37,6 +37,14 @@ class Bucket:
         for page in pages.paginate(Bucket=self._storage.bucket, Prefix=prefix):
             yield from (entry["Key"] for entry in page.get("Contents", []))
 
+    def place(self, one: str) -> str:
+        """Return where a dataset is, as dtool-s3 finds it: its registration key names a prefix.
+
+        An upload that was begun before a power cut may have gone on below another.
+        """
+        prefix = self.get(f"dtool-{one}").decode()
+        return f"{prefix}{one}"
+
     def frozen(self, known: Mapping[str, str]) -> dict[str, str]:
         """Return the uuid of each dataset that is frozen in it, by its name.
 
@@ -48,7 +56,7 @@ class Bucket:
         found = dict(known)
         for one in uuids - set(known.values()):
             try:
-                admin = json.loads(self.get(f"{one}/dtool"))
+                admin = json.loads(self.get(f"{self.place(one)}/dtool"))
             except self._client.exceptions.NoSuchKey:
                 continue  # an upload that has begun
             assert admin["type"] == "dataset"
@@ -58,25 +66,26 @@ class Bucket:
 
     def manifest(self, one: str) -> dict[str, tuple[str, str]]:
         """Return relpath and MD5 of each item, as the manifest has it, by its identifier."""
-        items = json.loads(self.get(f"{one}/manifest.json"))["items"]
+        items = json.loads(self.get(f"{self.place(one)}/manifest.json"))["items"]
         return {key: (item["relpath"], item["hash"]) for key, item in items.items()}
 
     def require_frozen(self, promised: Promised, one: str) -> None:
         """Require that all of a dataset is registered, and nothing else; its bytes aside."""
         manifest = self.manifest(one)
         promised.require_all(dict(manifest.values()))
-        stored = {key.rpartition("/")[2] for key in self.keys(f"{one}/data/")}
+        stored = {key.rpartition("/")[2] for key in self.keys(f"{self.place(one)}/data/")}
         assert stored == manifest.keys(), f"{promised.name}: its objects are not its items"
         self._require_texts(promised, one)
 
     def _require_texts(self, promised: Promised, one: str) -> None:
         uri = encoded(f"s3://{self._storage.bucket}/{one}")
+        place = self.place(one)
         if README in promised.tried:
-            readme = self.get(f"{one}/{README}").decode()
+            readme = self.get(f"{place}/{README}").decode()
             promised.require_text(README, readme or None)
             answer = self._server.get(f"/readmes/{uri}").json()
             assert answer["readme"] == readme, "the database differs from the bucket"
-        tags = {key.rpartition("/")[2] for key in self.keys(f"{one}/tags/")}
+        tags = {key.rpartition("/")[2] for key in self.keys(f"{place}/tags/")}
         known = {key for key in promised.tried if key.startswith(TAGS)}
         assert {TAGS + tag for tag in tags} <= known
         for key in known:
@@ -85,9 +94,9 @@ class Bucket:
 
     def require_bytes(self, promised: Promised, one: str) -> int:
         """Require each byte of a dataset; return how many items it has."""
-        manifest = self.manifest(one)
+        manifest, place = self.manifest(one), self.place(one)
         for key, (relpath, _) in manifest.items():
-            md5 = hashlib.md5(self.get(f"{one}/data/{key}")).hexdigest()
+            md5 = hashlib.md5(self.get(f"{place}/data/{key}")).hexdigest()
             assert md5 == promised.plan[relpath], f"{promised.name}: {relpath} has other bytes"
         promised.require_all(dict(manifest.values()))
         return len(manifest)
@@ -109,9 +118,11 @@ def judge(world: World, notes: Notes) -> int:
             assert name not in staged, f"{name} is frozen, and staged as {staged[name]}"
             continue
         assert not promised.frozen, f"{name}: was frozen, and is not"
-        promised.require_closed_files(world.seen(promised) if name in staged else {})
         if name in staged:
+            promised.require_closed_files(world.seen(promised))
             left_open.append(promised)
+        else:
+            assert not promised.closed, f"{name}: is neither staged nor frozen"
     _finish(world, left_open, notes)
     frozen = bucket.frozen(world.settled)
     for name in frozen.keys() - world.settled.keys():

@@ -9,6 +9,7 @@ A run that lives holds a lock on its root.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pwd
@@ -27,6 +28,7 @@ from dserverfs.base.mountinfo import FSTYPE, all_mounted
 ROOT_PREFIX = "dserverfs-test-"
 ROOT_VARIABLE = "DSERVERFS_TEST_ROOT"  # in the environment of every process of a run
 USER_PREFIX = "dserverfs-t"
+STORE_SOCKETS = Path("/tmp/seaweedfs-*.sock")
 RECORDING = "recording_device"  # the source of that FUSE mount
 
 
@@ -82,6 +84,7 @@ def clean(root: Path) -> list[str]:
         found.append(f"mount {mount_point}")
         subprocess.run(["fusermount3", "-uz", mount_point], check=False)
     found += [f"process {process}" for process in kill_processes(root)]
+    _remove_sockets()
     for disk in reversed(_disks_below(root)):
         found.append(f"disk {disk}")
         subprocess.run(["umount", "--lazy", disk], check=False)
@@ -146,6 +149,17 @@ def _marked_processes(root: Path, pids: list[int] | None = None) -> Iterator[int
             continue
         if mark in environment.split(b"\0"):  # that of a zombie is empty
             yield pid
+
+
+def _remove_sockets() -> None:
+    """Remove the sockets in /tmp of stores that were killed: no process has them open."""
+    paths = [*STORE_SOCKETS.parent.glob(STORE_SOCKETS.name)]
+    lines = Path("/proc/net/unix").read_text().splitlines()  # read later: it has all of them
+    used = {line.split()[-1] for line in lines}
+    for path in paths:
+        with contextlib.suppress(OSError):  # another user's, or gone
+            if str(path) not in used and stat.S_ISSOCK(path.lstat().st_mode):
+                path.unlink()
 
 
 def _command(pid: int) -> str:

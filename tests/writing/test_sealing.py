@@ -51,7 +51,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
 def staged(client: Client, server: ServerHandle) -> StagedDataset:
     base_uri = DserverURI.parse(server.base_uri).base_uri
     assert base_uri is not None
-    staged = client.staging.create(base_uri, "sealed", "somebody")
+    staged = client.staging.create(base_uri, "sealed-and-sent", "somebody")
     (staged.tree / "file").write_bytes(b"content")
     return staged
 
