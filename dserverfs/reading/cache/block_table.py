@@ -50,6 +50,11 @@ BUSY_TIMEOUT_S = 5.0
 BUSY = (sqlite3.OperationalError, diskcache.Timeout)
 FAILURES = (sqlite3.Error, diskcache.Timeout, OSError)
 SEAL_BYTES = 4
+# SQLite begins its log anew after 4 MiB, unless others write while it is copied: on a slow
+# disk they always do.
+MAX_LOG_BYTES = 8 * 1024 * 1024
+_LOG_TIMEOUT_S = 2.0  # in which nobody writes
+_LOG_RETRY_S = 30.0  # if a reader is in the way, or after it has grown by half as much again
 _ROWS_AT_A_TIME = 100
 _RAW, _FILE = diskcache.core.MODE_RAW, diskcache.core.MODE_BINARY
 # diskcache's least-recently-used writes to the database at every hit (36 us against
@@ -143,6 +148,9 @@ class BlockTable:
         """`cache` is diskcache's, as `open_table` makes it."""
         self._cache = cache
         self.disk: BytesDisk = cache.disk
+        self._log = Path(cache.directory, f"{DATABASE}-wal")
+        self._log_limit = MAX_LOG_BYTES
+        self._log_tried_s = 0.0
 
     @property
     def size_limit(self) -> int:
@@ -181,7 +189,7 @@ class BlockTable:
 
         A row is 0 if it was evicted at once. One transaction.
         """
-        with self._cache.transact(retry=False):
+        with self._transaction():
             if small:
                 self._insert(small)
             return [self._set(key, block, value) for key, block, value in large]
@@ -211,7 +219,7 @@ class BlockTable:
 
         A block goes if there is one of the new key already that can be had. One transaction.
         """
-        with self._cache.transact(retry=False):
+        with self._transaction():
             for old, new, serial in moves:
                 rows = self._sql(
                     "SELECT rowid, mode, filename, tag FROM Cache"
@@ -252,7 +260,7 @@ class BlockTable:
     @_of_values
     def delete_rows(self, numbers: Iterable[int]) -> None:
         """Delete rows whose files were removed; one transaction."""
-        with self._cache.transact(retry=False):
+        with self._transaction():
             for number in numbers:
                 self._sql("DELETE FROM Cache WHERE rowid = ?", (number,))
 
@@ -285,7 +293,7 @@ class BlockTable:
     @_of_values
     def note_uses(self, uses: Iterable[tuple[int, float]]) -> None:
         """Note when rows were used, and by that all blocks of their files; one transaction."""
-        with self._cache.transact(retry=False):
+        with self._transaction():
             for row, moment_s in uses:
                 self._sql(_NOTE, {**_about(row), "moment": moment_s})
 
@@ -328,6 +336,30 @@ class BlockTable:
                 sums = _checksums(tag, key, mode, filename, serial)
                 yield StoredRow(row, key, mode, filename, value, sums, size)
             last = rows[-1][0]
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._cache.transact(retry=False):
+            yield
+        with contextlib.suppress(*FAILURES):  # what was written is written
+            size = self._log.stat().st_size
+            if size > self._log_limit or (size > MAX_LOG_BYTES and self._may_retry()):
+                self._shorten_log(size)
+
+    def _may_retry(self) -> bool:
+        return time.monotonic() - self._log_tried_s > _LOG_RETRY_S
+
+    def _shorten_log(self, size: int) -> None:
+        """Write the log into the database while all wait, and cut it."""
+        self._log_limit = size + MAX_LOG_BYTES // 2
+        self._log_tried_s = time.monotonic()
+        self._sql(f"PRAGMA busy_timeout = {_LOG_TIMEOUT_S * 1000:.0f}")
+        try:
+            ((is_busy, _, _),) = self._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            self._sql(f"PRAGMA busy_timeout = {self._cache.timeout * 1000:.0f}")
+        if not is_busy:
+            self._log_limit = MAX_LOG_BYTES
 
     @_of_values
     def _sql(self, statement: str, values: Any = ()) -> Any:
