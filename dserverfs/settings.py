@@ -103,6 +103,17 @@ class Settings:
             raise UsageError(f"{path}: is not a JSON object")
         return cls(environment, values)
 
+    def overridden(self, server: str, values: Mapping[str, str]) -> Settings:
+        """Return these settings with `values`, which count before all others for `server`."""
+        if not values:
+            return self
+        environment = {**self._environment}
+        if TOKEN_FILE in values:
+            environment.pop(f"{TOKEN}_{server}", None)
+        for key, value in values.items():
+            environment[key if key == PROTOCOL else f"{key}_{server}"] = value
+        return Settings(environment, self._file_values)
+
     def get(self, key: str) -> str | None:
         """Return the value of `key`; an empty one counts as not set."""
         value = self._environment.get(key) or self._file_values.get(key)

@@ -51,7 +51,7 @@ def help_of_line(words: list[str]) -> str | None:
 @functools.cache
 def every_option() -> set[str]:
     helps = [help_of(name) or "" for name in cli.NAMES]
-    for command in ("serve", "cache"):
+    for command in ("serve", "cache", "mount-helper"):
         for action in re.findall(r"^    ([a-z0-9-]+) ", help_of(command) or "", re.MULTILINE):
             inner = help_of(command, action) or ""
             helps.append(inner)

@@ -150,3 +150,19 @@ def test_core_dumps_are_for_who_asks_for_them() -> None:
     assert not Settings({"DSERVER_CORE_DUMPS": "0"}, {}).allows_core_dumps()
     with pytest.raises(UsageError, match="must be true or false"):
         Settings({"DSERVER_CORE_DUMPS": "maybe"}, {}).allows_core_dumps()
+
+
+def test_settings_of_a_mount_count_before_all_others() -> None:
+    environment = {
+        f"DSERVER_TOKEN_{SERVER}": "of the environment",
+        f"DSERVER_TOKEN_FILE_{SERVER}": "/environment",
+        "DSERVER_PROTOCOL": "http",
+    }
+    own = {"DSERVER_TOKEN_FILE": "/mount", "DSERVER_PROTOCOL": "https", "DSERVER_CA_FILE": "/ca"}
+
+    settings = Settings(environment, {"DSERVER_CA_FILE": "/file"}).overridden(SERVER, own)
+
+    assert settings.token_file(SERVER) == Path("/mount")
+    assert settings.base_url(SERVER) == f"https://{SERVER}"
+    assert settings.trust(SERVER).ca_file == Path("/ca")
+    assert settings.trust("another").ca_file == Path("/file")

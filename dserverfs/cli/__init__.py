@@ -5,6 +5,7 @@ returns the exit status or raises DserverfsError. That function imports the modu
 the work, so a command needs no more than its own dependencies. Shared modules:
 
     arguments         kinds of arguments, one line of output
+    mount_options     what the -o of a mount say             (mount, mount-helper)
     progress          the progress line, sizes as people read them
     mounted           the daemon of a path in a mount          (freeze, discard, status, ...)
     whole_items       work on many items, with progress        (warm, verify)
@@ -30,6 +31,7 @@ NAMES = (
     "demo",
     "mount",
     "umount",
+    "mount-helper",
     "freeze",
     "discard",
     "status",
@@ -54,4 +56,8 @@ def named(arguments: Sequence[str]) -> list[Command]:
     The modules of all take 8 ms of CPU, of which a mount has none to give away.
     """
     names = arguments[:1] if arguments and arguments[0] in NAMES else NAMES
-    return [cast("Command", importlib.import_module(f"{__name__}.{name}")) for name in names]
+    return [_module(name) for name in names]
+
+
+def _module(name: str) -> Command:
+    return cast("Command", importlib.import_module(f"{__name__}.{name.replace('-', '_')}"))

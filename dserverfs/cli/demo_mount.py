@@ -145,6 +145,7 @@ def _mounted(served: Served, path: Path) -> Iterator[None]:
         [*_dserverfs(), "mount", served.base_uri, str(path)],
         env=environment,
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,  # `_show` says where it is
         stderr=subprocess.PIPE,
         text=True,
     )

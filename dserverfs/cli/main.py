@@ -13,6 +13,7 @@ from typing import TextIO
 
 from dserverfs import __version__, cli
 from dserverfs.base.errors import DserverfsError
+from dserverfs.base.model import SCHEME
 from dserverfs.base.printable import PrintableFormatter
 
 EXIT_FAILED = 1
@@ -90,6 +91,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _run(argv: Sequence[str]) -> int:
+    if argv and argv[0].startswith(f"{SCHEME}://"):  # mount.fuse3(8), where there is no helper
+        argv = ["mount", *argv]
     arguments = _parser(argv).parse_args(argv)
     try:
         status: int = arguments.command(arguments)

@@ -9,13 +9,14 @@ import logging
 import logging.handlers
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from dserverfs.base import other_user
 from dserverfs.base.errors import DserverfsError, UsageError
 from dserverfs.base.printable import PrintableFormatter
-from dserverfs.cli.arguments import Commands, size
+from dserverfs.cli import mount_options
+from dserverfs.cli.arguments import Commands, say, size
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
@@ -25,36 +26,14 @@ if TYPE_CHECKING:
 
 MAX_LOG_BYTES = 10 * 1024 * 1024
 MAX_LOG_NAME_BYTES = 200  # beside what is added to it, of the 255 of a file's name
-_OUR_OPTIONS = frozenset({"allow_other", "xattr"})
-# Options of mount(8) that are the kernel's business; those that fusermount3 takes.
-_KERNEL_OPTIONS = frozenset(
-    {
-        "ro",
-        "rw",
-        "nosuid",
-        "nodev",
-        "noexec",
-        "exec",
-        "atime",
-        "noatime",
-        "async",
-        "sync",
-        "dirsync",
-    }
-)
-# What fstab(5) and systemd.mount(5) have for others than a file system, and what says no more
-# than what is so anyway: a dataset holds neither devices nor programs of another user.
-_OPTIONS_OF_OTHERS = frozenset(
-    {"defaults", "auto", "noauto", "nofail", "fail", "_netdev", "user", "nouser", "users"}
-    | {"owner", "group", "suid", "dev", "relatime", "norelatime", "strictatime", "nostrictatime"}
-    | {"diratime", "nodiratime", "lazytime", "nolazytime", "iversion", "noiversion", "mand"}
-    | {"nomand", "silent", "loud", "default_permissions"}
-)
-_PREFIXES_OF_OTHERS = ("x-", "X-", "comment=")
 
 
 def add(commands: Commands) -> None:
-    parser = commands.add_parser("mount", help="show datasets as a directory tree")
+    define(commands.add_parser("mount", help="show datasets as a directory tree"))
+
+
+def define(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the arguments of `mount`."""
     parser.add_argument("uri", metavar="URI", help="dserver://HOST[:PORT][/BACKEND/BUCKET[/UUID]]")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, help="an empty directory")
     parser.add_argument("-f", "--foreground", action="store_true", help="do not become a daemon")
@@ -64,7 +43,8 @@ def add(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="OPT,...",
-        help="allow_other, xattr, umask=OCTAL, uid=N, gid=N, and those of mount(8)",
+        help="allow_other, xattr, umask=OCTAL, uid=N, gid=N, setuid=USER, those of mount(8), and"
+        " what fstab has no other place for: token_file=FILE, protocol=https, cache_size=SIZE, ...",
     )
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="default: ~/.cache/dserverfs")
     parser.add_argument(
@@ -82,7 +62,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--read-only", action="store_true", help="refuse to write")
     parser.add_argument(
         "--freeze-delay",
-        type=_delay,
+        type=mount_options.delay,
         default=30.0,
         metavar="SECONDS",
         help="freeze a dataset that is closed and unchanged for so long (default: 30);"
@@ -91,7 +71,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--verify",
         default="complete",
-        choices=["off", "complete", "strict"],
+        choices=mount_options.POLICIES,
         help="when content is compared with the manifest: never (off), before the last byte of a"
         " file that is read whole (complete, the default), or before the first byte of files up"
         " to 256 MiB (strict)",
@@ -107,7 +87,7 @@ def _add_logging(parser: argparse.ArgumentParser) -> None:
         "--log-level",
         type=str.lower,
         default="info",
-        choices=["debug", "info", "warning", "error"],
+        choices=mount_options.LEVELS,
         help="default: info",
     )
 
@@ -129,23 +109,28 @@ def _mount(arguments: argparse.Namespace) -> int:
     from dserverfs.settings import Settings
 
     uri = DserverURI.parse(arguments.uri)
+    options = mount_options.parse(arguments.options)
+    if options.user is not None:  # before anything of root's is read
+        other_user.become(options.user)
+    for name, value in options.arguments.items():
+        setattr(arguments, name, value)
     path = mountpoint.resolve(arguments.mountpoint)
-    fuse = _fuse_arguments(arguments.options)
-    settings = Settings.load()
+    settings = Settings.load().overridden(uri.server, options.settings)
     mountpoint.refuse_own_files(path, _own_files(arguments, settings, uri.server))
     if arguments.foreground:
-        return _serve(arguments, uri, path, fuse, settings, None)
+        return _serve(arguments, uri, path, options, settings, None)
     if arguments.log_file is None:
         arguments.log_file = settings.state_directory() / _log_name(path)
     before = mountinfo.find_mounted(path)
     try:
-        launcher.start(lambda ready_fd: _serve(arguments, uri, path, fuse, settings, ready_fd))
+        launcher.start(lambda ready_fd: _serve(arguments, uri, path, options, settings, ready_fd))
     except BaseException:
         # A daemon that was ended just after it had mounted; not one that died earlier, whose
         # dead mount point keeps a mirror from taking an empty directory for the data.
         if mountinfo.find_mounted(path) not in (before, None) and mountpoint.is_dead(path):
             mountpoint.detach(path)
         raise
+    say(f"{uri} is mounted at {path}; its log is {arguments.log_file.absolute()}")
     return 0
 
 
@@ -167,7 +152,7 @@ def _serve(
     arguments: argparse.Namespace,
     uri: DserverURI,
     path: Path,
-    fuse: _Fuse,
+    wanted: mount_options.Options,
     settings: Settings,
     ready_fd: int | None,
 ) -> int:
@@ -184,16 +169,16 @@ def _serve(
         path,
         _absolute(arguments.cache_dir),
         arguments.cache_size,
-        fuse.umask,
-        fuse.uid,
-        fuse.gid,
-        arguments.allow_other or "allow_other" in fuse.ours,
-        tuple(fuse.kernel),
+        wanted.umask,
+        os.getuid() if wanted.uid is None else wanted.uid,
+        os.getgid() if wanted.gid is None else wanted.gid,
+        arguments.allow_other or wanted.allow_other,
+        wanted.kernel,
         verify=Policy(arguments.verify),
         staging_directory=_absolute(arguments.staging_dir),
-        read_only=arguments.read_only or fuse.is_read_only,
+        read_only=arguments.read_only or wanted.is_read_only,
         freeze_delay_s=arguments.freeze_delay,
-        xattr="xattr" in fuse.ours,
+        xattr=wanted.xattr,
     )
     status = 0
     try:
@@ -213,50 +198,6 @@ def _serve(
 def _absolute(path: Path | None) -> Path | None:
     """Return the path as it stays good when the daemon has left the directory."""
     return None if path is None else path.absolute()
-
-
-class _Fuse(NamedTuple):
-    """What all the -o say together."""
-
-    umask: int
-    uid: int
-    gid: int
-    ours: list[str]  # of _OUR_OPTIONS
-    kernel: list[str]
-    is_read_only: bool
-
-
-def _fuse_arguments(options: Sequence[str]) -> _Fuse:
-    numbers = {"umask": 0, "uid": os.getuid(), "gid": os.getgid()}
-    ours, kernel, is_read_only = [], [], False
-    for option in (part for group in options for part in group.split(",") if part):
-        name, _, value = option.partition("=")
-        if option in _OUR_OPTIONS:
-            ours.append(option)
-        elif name in numbers:
-            try:
-                numbers[name] = int(value, 8 if name == "umask" else 10)
-            except ValueError:
-                raise UsageError(f"-o {option}: {value!r} is not a number") from None
-        elif option in ("ro", "rw"):
-            is_read_only = option == "ro"  # the last one counts, as for mount(8)
-        elif option in _KERNEL_OPTIONS:
-            kernel.append(option)
-        elif option not in _OPTIONS_OF_OTHERS and not option.startswith(_PREFIXES_OF_OTHERS):
-            raise UsageError(f"-o {option}: unknown option")
-    return _Fuse(numbers["umask"], numbers["uid"], numbers["gid"], ours, kernel, is_read_only)
-
-
-def _delay(text: str) -> float | None:
-    if text == "manual":
-        return None
-    try:
-        delay_s = float(text)
-    except ValueError:
-        delay_s = -1.0
-    if not 0 <= delay_s < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of seconds nor manual")
-    return delay_s
 
 
 def _log_name(path: Path) -> str:

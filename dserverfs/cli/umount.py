@@ -38,17 +38,23 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from dserverfs.mount import mountpoint
+
+    return unmount(mountpoint.resolve(arguments.mountpoint), arguments.timeout)
+
+
+def unmount(path: Path, timeout_s: float) -> int:
+    """Freeze, send and unmount; return the exit status, having said what stays. DserverfsError."""
     from dserverfs.base import mountinfo
     from dserverfs.base.errors import DaemonSilent, UsageError
     from dserverfs.cli.mounted import address_of
     from dserverfs.mount import control, launcher, mountpoint
     from dserverfs.writing.staging.states import State
 
-    path = mountpoint.resolve(arguments.mountpoint)
     mounted = mountinfo.find_mounted(path)
     staged: list[dict[str, Any]] = []
     unsent: list[dict[str, Any]] = []
-    answer_timeout_s = min(arguments.timeout, mountpoint.ANSWER_TIMEOUT_S)
+    answer_timeout_s = min(timeout_s, mountpoint.ANSWER_TIMEOUT_S)
     with contextlib.ExitStack() as stack:
         daemon = None
         if (
@@ -59,13 +65,13 @@ def _run(arguments: argparse.Namespace) -> int:
             try:
                 address = address_of(mounted)
                 daemon = stack.enter_context(control.process_of(address, answer_timeout_s))
-                staged, unsent = _drain(address, arguments.timeout, answer_timeout_s)
+                staged, unsent = _drain(address, timeout_s, answer_timeout_s)
             except DaemonSilent as error:
                 raise UsageError(
                     f"{path}: {error}; nothing was frozen or sent, and it is still mounted;"
                     f" fusermount3 -u {path} unmounts it all the same and leaves everything staged"
                 ) from error
-        launcher.stop(path, arguments.timeout, daemon)
+        launcher.stop(path, timeout_s, daemon)
     for dataset in staged:
         why = dataset["reason"] or dataset["waits_for"]
         reason = f": {why}" if why else ""

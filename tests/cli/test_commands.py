@@ -56,6 +56,7 @@ def test_a_command_imports_no_other() -> None:
         "dserverfs.cli.arguments",
         "dserverfs.cli.main",
         "dserverfs.cli.mount",
+        "dserverfs.cli.mount_options",
     }
 
 
