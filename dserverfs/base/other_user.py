@@ -12,10 +12,11 @@ import re
 
 from dserverfs.base.errors import UsageError
 
-# Where programs are, the language, proxies and certificates: nothing with a secret of root.
+# Where programs, certificates, proxies and the manager of services are, and the language: nothing
+# with a secret of root.
 _KEPT = re.compile(
     "PATH|LANG|LC_[A-Z]+|TZ|PYTHON[A-Z]+|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE"
-    "|(HTTPS?|ALL|NO)_PROXY|(https?|all|no)_proxy"
+    "|NOTIFY_SOCKET|(HTTPS?|ALL|NO)_PROXY|(https?|all|no)_proxy"
 )
 
 

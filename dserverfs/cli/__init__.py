@@ -32,6 +32,7 @@ NAMES = (
     "mount",
     "umount",
     "mount-helper",
+    "unit",
     "freeze",
     "discard",
     "status",

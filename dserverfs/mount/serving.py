@@ -21,6 +21,7 @@ from typing import NamedTuple
 import pyfuse3
 import trio
 
+from dserverfs.base import service_manager
 from dserverfs.base.errors import LocalDiskError, UsageError
 from dserverfs.base.model import Dataset, DserverURI
 from dserverfs.client import Client
@@ -171,6 +172,8 @@ async def _serve_requests(
         nursery.start_soon(_end_on_signal, nursery.cancel_scope, parts.signals)
         nursery.start_soon(_tell_ready, options, parts, control_directory, ready_fd)
         await pyfuse3.main(max_tasks=MAX_REQUESTS)
+        if ready_fd is None:
+            service_manager.stopping(f"{options.path} is unmounted")
         nursery.cancel_scope.cancel()
 
 
@@ -211,6 +214,8 @@ async def _tell_ready(
     gc.enable()
     if ready_fd is not None:
         _become_daemon(ready_fd)
+    else:
+        service_manager.ready(f"{options.uri} is mounted at {options.path}")
     try:
         await trio.sleep_forever()
     finally:

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from dserverfs.base import service_manager
 from dserverfs.base.errors import DserverfsError, Unsupported, UsageError
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.log_format import ServerFormatter
@@ -113,12 +114,16 @@ def _run(
         print(f"dserver URL: http://{address}")
         print(f"base URI: dserver://{address}/s3/{options.bucket}")
         print(f"token file: {directory.token_file}", flush=True)
-        while True:
-            signals.wait()
-            if seaweedfs is not None and seaweedfs.ended() is not None:
-                raise seaweedfs.failure()
-            if web.fault is not None:
-                raise DserverfsError(f"the web server ended: {web.fault}") from web.fault
+        service_manager.ready(f"serves http://{address}")
+        try:
+            while True:
+                signals.wait()
+                if seaweedfs is not None and seaweedfs.ended() is not None:
+                    raise seaweedfs.failure()
+                if web.fault is not None:
+                    raise DserverfsError(f"the web server ended: {web.fault}") from web.fault
+        finally:
+            service_manager.stopping("stops the store")
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from dserverfs.cli import mount_helper
 from dserverfs.cli.main import main
 from tests.support.accounts import Account, is_reachable_by_all
 from tests.support.mount_daemons import daemon_of
-from tests.support.mounts import detach
+from tests.support.mounts import detach, mounted
 from tests.support.servers import ServerHandle
+from tests.support.service_manager import manager
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs mount(8) for others")
+by_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs mount(8) for others")
 
 
 @pytest.fixture
@@ -58,6 +59,7 @@ def staged(directory: Path) -> list[Path]:
     return list(directory.glob("*/*/[!.]*/state"))
 
 
+@by_root
 def test_line_of_fstab_is_mounted_and_umount_freezes(
     fuse: None,
     current_user: Account,
@@ -96,6 +98,7 @@ def test_line_of_fstab_is_mounted_and_umount_freezes(
     assert server.token not in log + done.stdout + done.stderr
 
 
+@by_root
 def test_mount_that_fails_is_one_line_and_status_32(
     fuse: None, current_user: Account, server: ServerHandle, helpers: Path, tmp_path: Path
 ) -> None:
@@ -108,6 +111,7 @@ def test_mount_that_fails_is_one_line_and_status_32(
         assert done.stderr.count("\n") == 1, done.stderr
 
 
+@by_root
 def test_user_of_a_line_of_fstab_mounts_and_unmounts(
     fuse: None,
     ordinary_user: Account,
@@ -149,6 +153,7 @@ def users_place(ordinary_user: Account) -> Iterator[Path]:
     detach(path)
 
 
+@by_root
 def test_root_mounts_as_another_user(
     fuse: None,
     current_user: Account,
@@ -207,3 +212,36 @@ def test_mount_fuse3_finds_the_command_where_there_is_no_helper(
         assert current_user.dserverfs("umount", place).returncode == 0
     finally:
         detach(place)
+
+
+def test_manager_of_services_is_told_of_a_mount_in_the_foreground(
+    fuse: None, current_user: Account, server: ServerHandle, token: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    command = current_user.dserverfs_command("mount", "-f", server.base_uri, place)
+    with manager(str(tmp_path / "notify")) as systemd:
+        environment = {"DSERVER_TOKEN": token, "NOTIFY_SOCKET": systemd.name}
+        try:
+            with current_user.spawn(*command, env=environment) as process:
+                told = systemd.told()
+                assert find_mounted(place) is not None
+                assert told == {
+                    "READY": "1",
+                    "STATUS": f"{server.base_uri} is mounted at {place}",
+                }
+                process.terminate()
+                assert systemd.told()["STOPPING"] == "1"
+                assert process.wait(30) == 0
+        finally:
+            detach(place)
+
+
+def test_manager_of_services_hears_nothing_of_a_daemon(
+    fuse: None, current_user: Account, server: ServerHandle, token: str, tmp_path: Path
+) -> None:
+    """It is another's service that this was run in, and not that service's to be ready."""
+    with manager(str(tmp_path / "notify")) as systemd:
+        with mounted(current_user, server.base_uri, token, env={"NOTIFY_SOCKET": systemd.name}):
+            pass
+        assert systemd.is_told_nothing()

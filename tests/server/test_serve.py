@@ -29,6 +29,7 @@ from tests.support.servers import (
     upload,
     upload_body,
 )
+from tests.support.service_manager import manager
 
 CONTENTS = {"a.txt": b"alpha", "b/c.txt": b"gamma"}
 
@@ -78,14 +79,20 @@ def test_serve_prints_three_lines_and_keeps_its_files_private(data: Path) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_serve_stops_on_a_signal(data: Path, number: signal.Signals) -> None:
-    with running_server(data) as server:
-        weed = weed_of(server)
-        server.process.send_signal(number)
-        status = server.process.wait(10)
+def test_serve_stops_on_a_signal_and_tells_its_manager(
+    data: Path, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with manager(str(tmp_path / "notify")) as systemd:
+        monkeypatch.setenv("NOTIFY_SOCKET", systemd.name)
+        with running_server(data) as server:
+            assert systemd.told() == {"READY": "1", "STATUS": f"serves {server.url}"}
+            weed = weed_of(server)
+            server.process.send_signal(number)
+            status = server.process.wait(10)
 
-        assert status == 0
-        assert not Path(f"/proc/{weed}").exists()
+            assert status == 0
+            assert systemd.told()["STOPPING"] == "1"
+            assert not Path(f"/proc/{weed}").exists()
 
 
 def test_serve_stops_on_a_signal_while_it_starts(data: Path) -> None:
