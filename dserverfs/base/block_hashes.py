@@ -39,6 +39,32 @@ def block_hash(data: Buffer) -> bytes:
     return blake3(data).digest()
 
 
+class BlockHasher:
+    """The hashes of the blocks of bytes that come in order, in pieces of any length."""
+
+    def __init__(self) -> None:
+        self._whole = bytearray()  # the hashes of the blocks that are complete
+        self._begun = blake3()
+        self._missing = BLOCK_SIZE  # bytes of the block that is begun
+
+    def update(self, data: Buffer, /) -> None:
+        """Take in more bytes."""
+        left = memoryview(data)
+        while left:
+            piece = left[: self._missing]
+            self._begun.update(piece)
+            self._missing -= len(piece)
+            if not self._missing:
+                self._whole += self._begun.digest()
+                self._begun, self._missing = blake3(), BLOCK_SIZE
+            left = left[len(piece) :]
+
+    def hashes(self) -> bytes:
+        """Return the hashes of all blocks so far, one behind the other."""
+        rest = b"" if self._missing == BLOCK_SIZE else self._begun.digest()
+        return bytes(self._whole) + rest
+
+
 def has_hashes(size_in_bytes: int) -> bool:
     """Return whether the blocks of an item of that size have hashes of their own."""
     return size_in_bytes > BLOCK_SIZE

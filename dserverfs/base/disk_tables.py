@@ -192,6 +192,18 @@ class ItemTable(Mapping[Identifier, Item]):
         """Return the items, without a query for each."""
         return _Items(self)
 
+    def larger_than(self, size_in_bytes: int) -> Iterator[Item]:
+        """Yield the items of more bytes, in ascending order of their identifiers."""
+        identifier = ""
+        while rows := self._table.rows(
+            f"SELECT {_ITEM} FROM item WHERE identifier > ? AND size > ?"
+            f" ORDER BY identifier LIMIT {_TOGETHER}",
+            (identifier, size_in_bytes),
+        ):
+            for row in rows:
+                yield _item(row)[0]
+            identifier = rows[-1][0]
+
     def dated(self) -> Iterator[tuple[Item, float]]:
         """Yield each item with its date as the manifest has it."""
         return (_item(columns) for _, *columns in self._table.in_order(_ITEM))

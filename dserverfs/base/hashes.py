@@ -33,11 +33,15 @@ class Policy(Enum):
     STRICT = "strict"  # before the first byte of items up to a limit
 
 
-class Hasher(Protocol):
-    """An object of hashlib."""
+class Taker(Protocol):
+    """What is made of bytes as they come."""
 
     def update(self, data: Buffer, /) -> None:
         """Take in more bytes."""
+
+
+class Hasher(Taker, Protocol):
+    """An object of hashlib."""
 
     def hexdigest(self) -> str:
         """Return the digest of all of them."""
@@ -86,7 +90,7 @@ def _nothing(count: int) -> None:
 
 def hash_file(
     fd: int,
-    *hashers: Hasher,
+    *hashers: Taker,
     offset: int = 0,
     length: int | None = None,
     on_piece: Callable[[int], None] = _nothing,

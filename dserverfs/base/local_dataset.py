@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,13 @@ from dserverfs.base import dtool_layout
 from dserverfs.base.disk_tables import ItemTable
 from dserverfs.base.errors import UsageError
 from dserverfs.base.model import Item
+
+# Of a file with that MD5: the hashes of its blocks, or None if they are not known.
+KnownBlocks = Callable[[Path, str], "bytes | None"]
+
+
+def _none_known() -> AbstractContextManager[KnownBlocks]:
+    return nullcontext(lambda path, md5: None)
 
 
 class LocalDataset(NamedTuple):
@@ -28,6 +36,7 @@ class LocalDataset(NamedTuple):
     tags: list[str]
     annotations: Mapping[str, Any]
     overlays: Mapping[str, Any]
+    known_blocks: Callable[[], AbstractContextManager[KnownBlocks]] = _none_known
 
     @classmethod
     def read(cls, directory: Path) -> LocalDataset:

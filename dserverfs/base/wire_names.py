@@ -17,12 +17,13 @@ MULTIPART = "dserverfs_multipart"  # items in parts
 METADATA = "dserverfs_metadata"  # changes of frozen datasets
 PUBLICATIONS = "dserverfs_publications"
 ACCOUNTS = "dserverfs_accounts"  # tokens for passwords
+BLOCK_HASHES = "dserverfs_block_hashes"  # of a dataset's blocks, as one object beside its items
 SEARCH = "dserverfs_search"
 RETRIEVE = "dserverfs_retrieve"
 
 NAMES = (
     *(SIGNED_URLS, SIGNED_URLS_EXTENDED, MULTIPART, METADATA, PUBLICATIONS, ACCOUNTS),
-    *(SEARCH, RETRIEVE),
+    *(SEARCH, RETRIEVE, BLOCK_HASHES),
 )
 OF_0_1_0 = {
     "dserverfs.server.signed_urls": SIGNED_URLS_EXTENDED,

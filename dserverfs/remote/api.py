@@ -300,6 +300,16 @@ class Resolver:
         """
         return self._signing.item_url(dataset, identifier, neighbours)
 
+    def block_hashes_url(self, dataset: Dataset) -> SignedURL | None:
+        """Return a signed URL of the hashes of a dataset's blocks; None if the server has none.
+
+        See `base/block_hashes` for what is there. One request a dataset until the URL
+        expires, or for an hour if there are none: others may add them. A URL that the store
+        refused is dropped by `forget_url`, with BLOCK_HASHES of `signing` as the identifier.
+        Raises NotFound if there is no such dataset.
+        """
+        return self._signing.block_hashes_url(dataset)
+
     def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
         """Drop `url`, which the store refused, unless it was already replaced."""
         self._signing.forget(dataset, identifier, url)

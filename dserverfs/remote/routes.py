@@ -53,6 +53,7 @@ class Capabilities:
     parts: bool = False
     changes_metadata: bool = False
     publishes: bool = False
+    block_hashes: bool = False  # takes, keeps and signs those of a dataset's blocks
     core_version: str = "of unknown version"
 
     @property
@@ -253,6 +254,7 @@ class Routes:
             parts=wire_names.MULTIPART in names,
             changes_metadata=wire_names.METADATA in names,
             publishes=wire_names.PUBLICATIONS in names,
+            block_hashes=wire_names.BLOCK_HASHES in names,
             core_version=_version_of(versions),
         )
 

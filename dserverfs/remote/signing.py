@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from dserverfs.base.clock import boottime_s
 from dserverfs.base.errors import NotFound, ProtocolError
@@ -29,8 +29,20 @@ BATCH_SIZE = 200
 # So many items are looked through for some without a URL: 25 ms.
 MAX_REACH = 12_800
 MAX_REMEMBERED = 1000
+# In place of an identifier: the URL by which a dataset's block hashes are read.
+BLOCK_HASHES = Identifier("block hashes")
+# Others may add them to a dataset that had none.
+WITHOUT_S = 3600.0
+MAX_WITHOUT = 10_000
 # The statuses for a batch that is too large for the server.
 _TOO_MANY = frozenset({400, 413, 422})
+
+
+class _Signed(NamedTuple):
+    """The answer about a dataset's metadata."""
+
+    answer: dict[str, Any]
+    block_hashes: SignedURL | None
 
 
 class Signing:
@@ -42,6 +54,8 @@ class Signing:
         self._batch_size = BATCH_SIZE
         # Datasets of which the server does not know every item that we do.
         self._disputed: OrderedDict[BackendURI, None] = OrderedDict()
+        # Datasets that have no block hashes, and until when (CLOCK_BOOTTIME) that is believed.
+        self._without: OrderedDict[BackendURI, float] = OrderedDict()
 
     def item_url(
         self,
@@ -64,6 +78,25 @@ class Signing:
             ask = lambda: self._sign_one(dataset, identifier)  # noqa: E731
         return self._urls.get(dataset.uri, identifier, ask, question=question)
 
+    def block_hashes_url(self, dataset: Dataset) -> SignedURL | None:
+        """Return a signed URL, or None; see `Resolver.block_hashes_url`."""
+        if not self._routes.capabilities().block_hashes:
+            return None
+        if boottime_s() < self._without.get(dataset.uri, 0.0):
+            return None
+
+        def ask() -> dict[Identifier, SignedURL]:
+            url = self._sign_metadata(dataset).block_hashes
+            return {} if url is None else {BLOCK_HASHES: url}
+
+        question = (dataset.uri, BLOCK_HASHES)
+        try:
+            return self._urls.get(dataset.uri, BLOCK_HASHES, ask, question=question)
+        except NotFound as error:
+            if error.status is None:  # the answer lacks it
+                return None
+            raise
+
     def forget(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
         """Drop `url`, which the store refused, unless it was already replaced."""
         self._urls.forget(dataset.uri, identifier, url)
@@ -74,6 +107,9 @@ class Signing:
 
     def dataset_urls(self, dataset: Dataset) -> dict[str, Any]:
         """Return the answer about a dataset's metadata; keep the items' URLs in it."""
+        return self._sign_metadata(dataset).answer
+
+    def _sign_metadata(self, dataset: Dataset) -> _Signed:
         # A server that does not know the parameter ignores it and answers with all.
         before_s = boottime_s()
         response = self._routes.signed(
@@ -86,7 +122,16 @@ class Signing:
         answer = self._object(response, dataset)
         if answer.pop("item_urls", None):
             self._urls.add(dataset.uri, self._item_urls(response, dataset, before_s))
-        return answer
+        url = answer.get("block_hashes_url")
+        if isinstance(url, str) and url_is_usable(url):
+            self._without.pop(dataset.uri, None)
+            signed = SignedURL(url, expiry_of(url, answer, response.headers, before_s))
+            self._urls.add(dataset.uri, {BLOCK_HASHES: signed})
+            return _Signed(answer, signed)
+        self._without[dataset.uri] = before_s + WITHOUT_S
+        if len(self._without) > MAX_WITHOUT:
+            self._without.popitem(last=False)
+        return _Signed(answer, None)
 
     def _sign_batch(
         self,

@@ -105,8 +105,13 @@ class UploadRoutes:
             stored = frozenset(Identifier(_text(each)) for each in answer.get("stored", ()))
             good_until_s = expiry_of(readme.url, answer, response.headers, before_s)
             uri = _text(answer["uri"])
+            block_hashes = None
+            if (entry := answer.get("block_hashes_url")) is not None:
+                block_hashes = UploadUrl(_url(entry["url"]), _headers(entry))
         self._routes.note_signed(readme.url)
-        return UploadUrls(uri, readme, table, frozenset(in_parts), stored, good_until_s)
+        return UploadUrls(
+            uri, readme, table, frozenset(in_parts), stored, good_until_s, block_hashes
+        )
 
     def _add_urls(
         self, entries: Mapping[str, Any], table: UrlTable, in_parts: set[Identifier], what: str

@@ -31,6 +31,7 @@ class UploadUrls(NamedTuple):
     in_parts: frozenset[Identifier]  # have no URL: too large for one PUT
     stored: frozenset[Identifier]  # need no upload; empty if the server does not say
     good_until_s: float  # CLOCK_BOOTTIME
+    block_hashes: UploadUrl | None = None  # None: the server takes none of this dataset
 
 
 class UrlTable(Mapping[Identifier, UploadUrl]):

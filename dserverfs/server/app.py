@@ -27,6 +27,7 @@ from dserverfs.server.database import (
     retrieve,
     search,
     sql,
+    stored_block_hashes,
     tokens,
     upload_place,
     uploads,
@@ -45,7 +46,7 @@ _PLUGINS = {
 }
 _MODULES_WITH_TABLES = (
     *(search, retrieve, uploads, upload_place, part_uploads),
-    *(changes, passwords, tokens, links),
+    *(changes, passwords, tokens, links, stored_block_hashes),
 )
 _SECRETS = ["JWT_PRIVATE_KEY", "SECRET_KEY", "SQLALCHEMY_DATABASE_URI"]
 

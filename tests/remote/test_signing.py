@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dserverfs.base.model import Dataset, identifier_of
+from dserverfs.base.errors import NotFound
+from dserverfs.base.model import BackendURI, Dataset, identifier_of
 from dserverfs.remote import signing
 from dserverfs.remote.api import Resolver
 from tests.support.quirky_server import CONTENTS, HELLO, QuirkyServer, alone, only_hello
@@ -116,3 +117,83 @@ def test_server_that_loses_our_extension_is_asked_as_others_are(
     quirky.versions = {"dservercore": "0.22.0", "dserver_signed_url_plugin": None}
 
     assert HELLO in resolver.item_url(dataset, HELLO, only_hello).url
+
+
+# Block hashes
+
+URL = "http://127.0.0.1:9/block-hashes?X-Amz-Date=x"
+
+
+@pytest.fixture
+def hashing(quirky: QuirkyServer) -> QuirkyServer:
+    """The fake as a server that has the block hashes of every dataset."""
+    quirky.versions["dserverfs_block_hashes"] = "1"
+    quirky.quirks.odd_answer = {"block_hashes_url": URL}
+    return quirky
+
+
+def test_url_of_block_hashes_is_asked_for_once_until_it_is_refused(
+    hashing: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    resolver.capabilities()
+
+    with ThreadPoolExecutor(8) as pool:
+        urls = list(pool.map(lambda _: resolver.block_hashes_url(dataset), range(20)))
+    before = hashing.asked("/signed-urls/")
+    first = urls[0]
+    assert first is not None
+    resolver.forget_url(dataset, signing.BLOCK_HASHES, first)
+    again = resolver.block_hashes_url(dataset)
+
+    assert {url and url.url for url in (*urls, again)} == {URL}
+    assert (before, hashing.asked("/signed-urls/")) == (1, 2)
+
+
+def test_metadata_brings_the_url_of_block_hashes(
+    hashing: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    resolver.metadata_urls(dataset)
+
+    assert resolver.block_hashes_url(dataset) is not None
+    assert hashing.asked("/signed-urls/") == 1
+
+
+def test_dataset_without_block_hashes_is_asked_about_once_an_hour(
+    hashing: QuirkyServer, resolver: Resolver, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(signing, "boottime_s", lambda: now_s)
+    hashing.quirks.odd_answer = {}
+
+    assert [resolver.block_hashes_url(dataset) for _ in range(3)] == [None] * 3
+    asked = hashing.asked("/signed-urls/")
+    now_s += signing.WITHOUT_S + 1
+    assert resolver.block_hashes_url(dataset) is None
+
+    assert (asked, hashing.asked("/signed-urls/")) == (1, 2)
+
+
+def test_what_is_known_of_datasets_without_block_hashes_is_bounded(
+    hashing: QuirkyServer, resolver: Resolver, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signing, "MAX_WITHOUT", 0)
+    hashing.quirks.odd_answer = {"block_hashes_url": None}
+
+    assert [resolver.block_hashes_url(dataset) for _ in range(2)] == [None] * 2
+    assert hashing.asked("/signed-urls/") == 2
+
+
+def test_server_without_the_ability_is_not_asked_for_block_hashes(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    assert resolver.block_hashes_url(dataset) is None
+    assert quirky.asked("/signed-urls/") == 0
+
+
+def test_block_hashes_of_a_dataset_that_is_not_there_are_an_error(
+    hashing: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    unknown = replace(dataset, uri=BackendURI(f"{dataset.uri[:-1]}x"))
+
+    with pytest.raises(NotFound):
+        resolver.block_hashes_url(unknown)

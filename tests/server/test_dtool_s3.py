@@ -8,12 +8,19 @@ from pathlib import Path
 import dtoolcore
 import dtoolcore.compare
 import pytest
+import requests
 
 from dserverfs.base.model import identifier_of
+from tests.support.block_hashes import object_of
 from tests.support.server_store import set_dtool_s3, storage_of
-from tests.support.servers import ServerHandle, upload
+from tests.support.servers import ServerHandle, begin, complete, encoded, put_items, upload_body
 
-CONTENTS = {"a.txt": b"alpha", "dir/é ü.bin": bytes(range(256)) * 100, "empty": b""}
+CONTENTS = {
+    "a.txt": b"alpha",
+    "dir/é ü.bin": bytes(range(256)) * 100,
+    "empty": b"",
+    "large": bytes(range(256)) * 8192,
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +39,26 @@ def s3_settings(
 
 @pytest.fixture(scope="module")
 def uri(server: ServerHandle, base_uri: str) -> str:
-    return upload(
-        server,
+    body = upload_body(
         CONTENTS,
-        base_uri=base_uri,
-        readme="über: dtool\n".encode(),
         name="read-by-dtool",
         created_at=1600000000.125,
         tags=["one", "t.wo"],
         annotations={"stars": 5},
         overlays={"length": {identifier_of(name): len(name) for name in CONTENTS}},
     )
+    begun = begin(server, body, base_uri)
+    put_items(begun, CONTENTS, "über: dtool\n".encode())
+    hashes = requests.put(begun["block_hashes_url"]["url"], object_of(CONTENTS), timeout=60)
+    done = complete(server, begun["uri"])
+    assert (hashes.status_code, done.status_code) == (200, 200), done.text
+    uri: str = begun["uri"]
+    return uri
 
 
 def test_dtool_s3_reads_the_dataset(server: ServerHandle, uri: str) -> None:
+    urls = server.get(f"/signed-urls/dataset/{encoded(uri)}").json()
+    assert requests.get(urls["block_hashes_url"], timeout=30).content == object_of(CONTENTS)
     dataset = dtoolcore.DataSet.from_uri(uri)
 
     assert dataset.name == "read-by-dtool"

@@ -65,6 +65,8 @@ ROUTES: dict[tuple[str, str], str] = {
     ("POST", "/signed-urls/upload-parts"): REGISTER,
     ("POST", "/signed-urls/upload-parts/sign"): REGISTER,
     ("POST", "/signed-urls/upload-parts/complete"): REGISTER,
+    ("POST", "/signed-urls/block-hashes/<path:uri>"): REGISTER,
+    ("POST", "/signed-urls/block-hashes-complete"): REGISTER,
     ("POST", "/signed-urls/publish/<path:uri>"): BOTH,
     ("DELETE", "/signed-urls/publish/<path:uri>"): REGISTER,
     ("GET", "/published/<token>"): ANYBODY,
@@ -122,6 +124,7 @@ def body_of(rule: str, uri: str) -> Any:
         "/signed-urls/upload-parts": {"uri": uri, "identifier": A},
         "/signed-urls/upload-parts/sign": {"uri": uri, "identifier": A, "parts": {"1": "0" * 32}},
         "/signed-urls/upload-parts/complete": {"uri": uri, "identifier": A, "etags": ["0"]},
+        "/signed-urls/block-hashes-complete": {"uri": uri},
         "/signed-urls/upload-complete": {"uri": f"{base_uri}/{new_uuid()}"},
         "/uris/<path:uri>": {
             **{"uuid": uuid, "base_uri": base_uri, "uri": uri, "name": "x", "type": "dataset"},

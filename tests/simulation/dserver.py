@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.simulation import block_hashes
+from tests.simulation.block_hashes import BlockHashes
 from tests.simulation.store import STORE, Answer, Request, Store, answer_of, content_md5
 
 API = "https://lab.sim"
@@ -96,6 +98,7 @@ class Dserver:
         self.datasets: dict[str, Registered] = {}  # by URI
         self.uploads: dict[str, Upload] = {}  # by URI
         self._store = Store(now_s)
+        self._block_hashes = BlockHashes(self._store)
         self.objects = self._store.objects  # by bucket/key
         self.changed: Callable[[Registered, str, str], None] = lambda dataset, what, who: None
         self._routes: list[tuple[str, re.Pattern[str], Callable[[Asked], Any]]] = [
@@ -124,6 +127,12 @@ class Dserver:
             ("POST", re.compile(r"/signed-urls/upload-parts/sign\Z()"), self._sign_parts),
             ("POST", re.compile(r"/signed-urls/upload-parts/complete\Z()"), self._complete_parts),
             ("POST", re.compile(r"/signed-urls/upload-complete\Z()"), self._complete),
+            ("POST", re.compile(r"/signed-urls/block-hashes/([^/]+)\Z"), self._add_block_hashes),
+            (
+                "POST",
+                re.compile(r"/signed-urls/block-hashes-complete\Z()"),
+                self._complete_block_hashes,
+            ),
         ]
 
     # The wire
@@ -144,7 +153,7 @@ class Dserver:
     def _of_server(self, request: Request) -> Answer:
         path, _, query = request.url.removeprefix(API).partition("?")
         if path == "/config/versions":
-            names = ("signed_urls", "multipart", "metadata", "publications")
+            names = ("signed_urls", "multipart", "metadata", "publications", "block_hashes")
             ours = {f"dserverfs_{name}": "0.0.1" for name in names}
             versions = {"dservercore": "0.22.0", "dserver_signed_url_plugin": "1", **ours}
             return self._answer(200, json.dumps({"versions": versions}).encode())
@@ -270,6 +279,7 @@ class Dserver:
             "manifest_url": self._store.signed("GET", f"{place}/manifest.json", READ_S),
             "readme_url": self._store.signed("GET", f"{place}/README.yml", READ_S),
             "tags": sorted(dataset.tags),
+            **self._block_hashes.signed(place, READ_S),
         }
         for kind, names in (("overlay", dataset.overlays), ("annotation", dataset.annotations)):
             body[f"{kind}_urls"] = {
@@ -326,6 +336,7 @@ class Dserver:
             urls[identifier] = {"url": url, "relpath": relpath, "headers": headers}
         readme = self._store.signed("PUT", f"{place}/uploaded/README.yml", UPLOAD_S)
         return {
+            **self._block_hashes.announced(place, items, UPLOAD_S),
             "uuid": body["uuid"],
             "uri": uri,
             "base_uri": base_uri,
@@ -386,9 +397,35 @@ class Dserver:
         if missing:
             names = ", ".join(upload.items[each]["relpath"] for each in missing)
             raise Refused(422, f"{upload.uri} cannot be completed: {names} not uploaded")
+        self._adopt_block_hashes(upload.uri, upload.items)
         self.register(upload)
         del self.uploads[upload.uri]
         return {"uri": upload.uri, "status": "registered", "name": upload.body["name"]}
+
+    def _adopt_block_hashes(self, uri: str, items: dict[str, dict[str, Any]]) -> bool:
+        try:
+            return self._block_hashes.adopt(_place(uri), items)
+        except ValueError as error:
+            raise Refused(422, str(error)) from error
+
+    def _add_block_hashes(self, asked: Asked) -> Any:
+        dataset = self._without_block_hashes(asked[0], urllib.parse.unquote(asked[1]))
+        where = self._block_hashes.place_to_put(_place(dataset.uri), UPLOAD_S)
+        return {"uri": dataset.uri, "expiry_seconds": UPLOAD_S, **where}
+
+    def _complete_block_hashes(self, asked: Asked) -> Any:
+        dataset = self._without_block_hashes(asked[0], asked[3]["uri"])
+        if not self._adopt_block_hashes(dataset.uri, dataset.manifest["items"]):
+            raise Refused(422, "its block hashes were not uploaded")
+        return {"uri": dataset.uri, "status": "stored"}
+
+    def _without_block_hashes(self, person: Person, uri: str) -> Registered:
+        dataset = self._dataset(uri, person.register)
+        if not block_hashes.are_of(dataset.manifest["items"]):
+            raise Refused(422, f"{uri} has no item of more than one block")
+        if self._block_hashes.are_stored(_place(uri)):
+            raise Refused(409, f"{uri} has block hashes already")
+        return dataset
 
     def register(self, upload: Upload) -> Registered:
         """Freeze and register an upload whose items are stored."""

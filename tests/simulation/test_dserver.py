@@ -20,6 +20,7 @@ import urllib3
 from dserverfs.base.model import identifier_of
 from tests.simulation.dserver import API, Dserver, Person
 from tests.simulation.store import Request
+from tests.support.block_hashes import object_of
 from tests.support.server_app import AppClient
 from tests.support.servers import ServerHandle, encoded, new_uuid, upload_body
 
@@ -136,7 +137,12 @@ def test_abilities_have_the_same_names(side: Side) -> None:
     names = side.ask("GET", "/config/versions").json["versions"]
 
     ours = {"dserverfs_signed_urls", "dserverfs_multipart", "dserverfs_metadata"}
-    assert {*ours, "dservercore", "dserver_signed_url_plugin"} <= names.keys()
+    assert {
+        *ours,
+        "dserverfs_block_hashes",
+        "dservercore",
+        "dserver_signed_url_plugin",
+    } <= names.keys()
 
 
 def test_user_and_rights(side: Side) -> None:
@@ -327,3 +333,47 @@ def test_large_items_go_in_parts(side: Side) -> None:
     assert {n: etag.strip('"') for n, etag in again["etags"].items()} == md5s
     assert done.json == {"stored": True}
     assert side.ask("POST", "/signed-urls/upload-parts", subject).json == {"stored": True}
+
+
+BLOCKS = {"two": bytes(range(256)) * 8192, "small": b"small"}
+
+
+def test_block_hashes_go_with_the_upload(side: Side) -> None:
+    right = object_of(BLOCKS)
+    begun = announce(side, BLOCKS)
+    put_all(side, begun, BLOCKS, b"")
+    place = begun["block_hashes_url"]
+    assert side.at("PUT", place["url"], right[:-1], **_named(place["headers"])).status == 200
+    refused = side.ask("POST", "/signed-urls/upload-complete", {"uri": begun["uri"]})
+    assert side.at("PUT", place["url"], right, **_named(place["headers"])).status == 200
+
+    done = side.ask("POST", "/signed-urls/upload-complete", {"uri": begun["uri"]})
+
+    answer = side.ask("GET", f"/signed-urls/dataset/{encoded(begun['uri'])}?items=false").json
+    part = side.at("GET", answer["block_hashes_url"], Range="bytes=64-127")
+    assert (refused.status, done.status) == (422, 200)
+    assert (part.status, part.content) == (206, right[64:128])
+    assert side.at("PUT", answer["block_hashes_url"], right).status == 403
+
+
+def test_block_hashes_are_added_once_to_what_has_large_items(side: Side) -> None:
+    begun, small = announce(side, BLOCKS), publish(side)
+    put_all(side, begun, BLOCKS, b"")
+    uri = begun["uri"]
+    side.ask("POST", "/signed-urls/upload-complete", {"uri": uri})
+    at, done = f"/signed-urls/block-hashes/{encoded(uri)}", "/signed-urls/block-hashes-complete"
+    asked = side.ask("POST", at, {})
+    early = side.ask("POST", done, {"uri": uri})
+    assert side.at("PUT", asked.json["url"], object_of(BLOCKS)).status == 200
+
+    added = side.ask("POST", done, {"uri": uri})
+
+    assert "block_hashes_url" not in announce(side, CONTENTS)
+    assert (asked.status, asked.json["headers"], early.status) == (200, {}, 422)
+    assert added.json == {"uri": uri, "status": "stored"}
+    assert [side.ask("POST", at, {}).status, side.ask("POST", done, {"uri": uri}).status] == [
+        409
+    ] * 2
+    assert side.ask("POST", f"/signed-urls/block-hashes/{encoded(small)}", {}).status == 422
+    answer = side.ask("GET", f"/signed-urls/dataset/{encoded(uri)}").json
+    assert side.at("GET", answer["block_hashes_url"]).content == object_of(BLOCKS)

@@ -214,7 +214,7 @@ def test_large_items_go_first_a_few_at_once_and_all_go_once() -> None:
 class FakeSender:
     def __init__(self, fails: dict[str, BaseException] | None = None) -> None:
         self.sent: list[str] = []
-        self.is_readme_sent = False
+        self.is_readme_sent = self.are_hashes_sent = False
         self._fails = fails or {}
         self._lock = threading.Lock()
 
@@ -228,9 +228,12 @@ class FakeSender:
     def send_readme(self) -> None:
         self.is_readme_sent = True
 
+    def send_block_hashes(self) -> None:
+        self.are_hashes_sent = self.is_readme_sent
+
 
 @pytest.mark.parametrize("count", [0, 1, 2, THREADS, 3 * THREADS])
-def test_every_item_is_sent_once_and_the_readme_after_them(count: int) -> None:
+def test_every_item_is_sent_once_and_what_is_beside_them_after(count: int) -> None:
     all_items = items(*range(count))
     taken: list[Item] = []
     sender: Any = FakeSender()
@@ -240,7 +243,7 @@ def test_every_item_is_sent_once_and_the_readme_after_them(count: int) -> None:
 
     assert sorted(sender.sent) == sorted(item.relpath for item in all_items)
     assert {item.relpath for item in taken} == set(sender.sent) - {"item1"}
-    assert sender.is_readme_sent
+    assert sender.are_hashes_sent
     assert threading.active_count() == before
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -86,7 +88,7 @@ def test_put_carries_what_is_pinned_and_no_other_header(site: Site, tmp_path: Pa
 
     site.uploader.upload(dataset, site.base_uri)
 
-    *items, readme = site.front.puts
+    *items, readme, hashes = site.front.puts
     assert len(items) == 3
     for put in items:
         assert {name.lower() for name in put.headers} == {
@@ -95,6 +97,11 @@ def test_put_carries_what_is_pinned_and_no_other_header(site: Site, tmp_path: Pa
         }
         assert put.headers["Content-Length"] == str(len(put.content))
     assert readme.content == dataset.readme
+    # No URL pins it, so that the store is told in another way what it should get.
+    assert (
+        hashes.headers["Content-MD5"]
+        == base64.b64encode(hashlib.md5(hashes.content).digest()).decode()
+    )
 
 
 def test_small_items_share_few_connections(site: Site, tmp_path: Path) -> None:
@@ -240,7 +247,7 @@ def test_link_that_is_slow_is_not_one_that_stalls(site: Site, tmp_path: Path) ->
     site.uploader.upload(dataset, site.base_uri)
 
     assert len(pieces) > 30
-    assert len(site.front.puts) == 1  # the README: the item was not sent twice
+    assert len(site.front.puts) == 2  # README, block hashes: the item was not sent twice
     assert site.stored(dataset) == LARGE
 
 

@@ -15,6 +15,7 @@ import dtoolcore
 from dserverfs.base.errors import Conflict, NotFound
 from dserverfs.base.hashes import MD5
 from dserverfs.base.model import Identifier, identifier_of
+from dserverfs.server.database import stored_block_hashes
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.database.upload_request import UploadItem
 from dserverfs.server.database.uploads import PendingUpload
@@ -90,11 +91,14 @@ def _named(relpaths: tuple[str, ...]) -> str:
 def freeze(place: Place, upload: PendingUpload, orphans: tuple[str, ...]) -> dict[str, Any]:
     """Write the dataset's metadata and return them as dservercore registers them.
 
-    Call only when all items are there. Raises UsageError for a README that is not text.
+    Call only when all items are there. Raises UsageError for a README that is not text, and
+    Conflict for block hashes that are not those of the items.
     """
     store, bucket, keys = place
     metadata = StoredMetadata(place)
     readme = metadata.adopt_readme()
+    digest = stored_block_hashes.of_announced(upload.request.items)
+    stored_block_hashes.adopt(place, digest, upload.uri)
     manifest = manifest_of(upload)
     store.delete(bucket, orphans)
     metadata.replace_all(

@@ -49,10 +49,11 @@ class StoredMetadata:
         self.put_readme(readme)
         return readme
 
-    def drop_uploaded_readme(self) -> None:
-        """Delete the README that `adopt_readme` has copied; a leftover does no harm."""
+    def drop_uploaded(self) -> None:
+        """Delete what was uploaded and copied, README and block hashes; a leftover does no harm."""
         with suppress(Unreachable):
-            self._store.delete(self._bucket, [self._keys.uploaded_readme])
+            uploaded = [self._keys.uploaded_readme, self._keys.uploaded_block_hashes]
+            self._store.delete(self._bucket, uploaded)
 
     def _read_readme(self, key: str) -> str:
         content = self._store.read(self._bucket, key, limit_in_bytes=MAX_README_BYTES + 1)

@@ -135,7 +135,7 @@ def _was_deleted_lately(uri: str) -> bool:
 
 
 def _copy(old: Place, new: Place, upload: PendingUpload) -> None:
-    """Copy the README and the items that are stored as they are announced now."""
+    """Copy the items that are stored as they are announced now, and what is beside them."""
     limit = old.store.storage.max_put_bytes  # and of S3 for one copy
     items = upload.request.items
     stored = completing.compare(old, upload).complete
@@ -145,5 +145,9 @@ def _copy(old: Place, new: Place, upload: PendingUpload) -> None:
     )
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="copy") as pool:
         list(pool.map(lambda pair: old.store.copy(old.bucket, *pair), keys))
-    with suppress(NotFound):
-        old.store.copy(old.bucket, old.keys.uploaded_readme, new.keys.uploaded_readme)
+    for key, target in (
+        (old.keys.uploaded_readme, new.keys.uploaded_readme),
+        (old.keys.uploaded_block_hashes, new.keys.uploaded_block_hashes),
+    ):
+        with suppress(NotFound):
+            old.store.copy(old.bucket, key, target)

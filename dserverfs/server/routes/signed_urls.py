@@ -12,6 +12,8 @@ This server adds, as `dserverfs_signed_urls` in `GET /config/versions` says:
 
     GET  /signed-urls/dataset/<uri>?items=false
          without `item_urls`
+    GET  /signed-urls/dataset/<uri>
+         with `block_hashes_url` if they are stored
     POST /signed-urls/items/<uri>   {"identifiers": [up to 1,000]}
          -> {"uri", "expiry_seconds", "expiry_timestamp", "item_urls": {identifier: url}}
     POST /signed-urls/upload/<base_uri>
@@ -27,6 +29,8 @@ This server adds, as `dserverfs_signed_urls` in `GET /config/versions` says:
          `stored`: the identifiers that need no upload
     DELETE /signed-urls/upload/<uri>
          forgets a pending upload and deletes its stored items
+         as `dserverfs_block_hashes` says, also `block_hashes_url`: {"url", "headers"}, if
+         an item has more than one block: see block_hashes
     POST /signed-urls/upload-complete
          answers 422 with the relpaths in `message` when items are missing or not
          as announced; the upload stays pending
@@ -48,7 +52,14 @@ from flask import request
 from marshmallow import fields
 
 from dserverfs.base.errors import Conflict, NotFound, UsageError
-from dserverfs.server.database import completing, forms, part_uploads, upload_place, uploads
+from dserverfs.server.database import (
+    completing,
+    forms,
+    part_uploads,
+    stored_block_hashes,
+    upload_place,
+    uploads,
+)
 from dserverfs.server.database.retrieve import registered
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.database.upload_place import UPLOAD_EXPIRY_SECONDS
@@ -77,7 +88,7 @@ class SignedUrls:
     def get_dataset(self, asked: Asked) -> Mapping[str, Any]:
         """Sign URLs for all there is of a dataset."""
         identifiers = registered().get_identifiers(asked.uri)
-        store, bucket, keys = self._stores.place(asked.uri)
+        store, bucket, keys = place = self._stores.place(asked.uri)
         signer = store.signer(READ_EXPIRY_SECONDS)
 
         def url(key: str) -> str:
@@ -95,6 +106,8 @@ class SignedUrls:
             "annotation_urls": {name: url(keys.annotation(name)) for name in annotations},
             "tags": store.names(bucket, keys.tags),
         }
+        if stored_block_hashes.is_stored(place, asked.uri):
+            body["block_hashes_url"] = url(keys.block_hashes)
         if request.args.get("items") != "false":
             body["item_urls"] = {name: url(keys.item(name)) for name in identifiers}
         return body
@@ -129,6 +142,11 @@ class SignedUrls:
             self._stores.ensure_bucket(base_uri)
             place = upload_place.prepare(self._stores, upload, before)
             stored = completing.compare(place, upload).complete
+            hashes_are_taken = stored_block_hashes.is_taken(
+                place, stored_block_hashes.of_announced(announced.items)
+            )
+            if before is not None and hashes_are_taken:
+                stored_block_hashes.forget_uploaded(place)  # they may be of other items
             uploads.save(upload)
             sql_db.session.commit()
         _, bucket, keys = place
@@ -145,7 +163,7 @@ class SignedUrls:
                 "headers": headers,
             }
         readme = signer.put_url(bucket, keys.uploaded_readme, {})
-        return {
+        answer = {
             "uuid": announced.uuid,
             "uri": uri,
             "base_uri": base_uri,
@@ -153,6 +171,10 @@ class SignedUrls:
             "upload_urls": {"readme": readme, "items": items},
             "stored": sorted(stored),
         }
+        if hashes_are_taken:
+            url = signer.put_url(bucket, keys.uploaded_block_hashes, {})
+            answer["block_hashes_url"] = {"url": url, "headers": {}}
+        return answer
 
     def get_uploads(self, asked: Asked) -> Mapping[str, Any]:
         """List the caller's pending uploads."""
@@ -207,8 +229,9 @@ class SignedUrls:
             dataset_info = completing.freeze(place, upload, stored.orphans)
             uploads.delete(uri)
             part_uploads.forget(place, uri)
+            stored_block_hashes.note_added(uri)
             dservercore.utils.register_dataset(dataset_info)  # commits both
-            StoredMetadata(place).drop_uploaded_readme()
+            StoredMetadata(place).drop_uploaded()
         return {"uri": uri, "status": "registered", "name": upload.request.name, "uuid": uuid}
 
 

@@ -11,6 +11,7 @@ from flask import Flask
 from dserverfs.server.database import upload_request
 from dserverfs.server.routes import (
     accounts,
+    block_hashes,
     core_views,
     metadata,
     multipart,
@@ -36,6 +37,7 @@ def routes(stores: Stores, settings: ServerSettings) -> tuple[Route, ...]:
     """Return the routes of an app, with handlers of its own."""
     signing = signed_urls.SignedUrls(stores)
     parts = multipart.Multipart(stores)
+    hashes = block_hashes.BlockHashes(stores)
     changing = metadata.Metadata(stores)
     publishing = publications.Publications(stores, settings)
     login = accounts.Accounts()
@@ -61,6 +63,13 @@ def routes(stores: Stores, settings: ServerSettings) -> tuple[Route, ...]:
         Route("POST /signed-urls/upload-parts/sign", R, parts.post_sign, multipart.SIGN),
         Route(
             "POST /signed-urls/upload-parts/complete", R, parts.post_complete, multipart.COMPLETE
+        ),
+        Route("POST /signed-urls/block-hashes/<path:uri>", R, hashes.post_block_hashes),
+        Route(
+            "POST /signed-urls/block-hashes-complete",
+            R,
+            hashes.post_block_hashes_complete,
+            block_hashes.COMPLETE,
         ),
         Route(
             "POST /signed-urls/publish/<path:uri>",

@@ -168,6 +168,12 @@ class ObjectStore:
                 content: bytes = body.read(limit_in_bytes)
                 return content
 
+    def size(self, bucket: str, key: str) -> int:
+        """Return how many bytes the object has; raises NotFound."""
+        with _reporting(f"{bucket}/{key}"):
+            size: int = self.client.head_object(Bucket=bucket, Key=key)["ContentLength"]
+            return size
+
     def metadata(self, bucket: str, key: str) -> Mapping[str, str]:
         """Return the object's user metadata, names in lower case; raises NotFound."""
         with _reporting(f"{bucket}/{key}"):

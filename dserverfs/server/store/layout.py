@@ -69,6 +69,9 @@ class DatasetKeys:
         # For the README of an upload, whose signed URL outlives the freeze. Unlike an item's,
         # that URL pins no digest. dtool-s3 looks at no such key.
         self.uploaded_readme = f"{self.all}uploaded/README.yml"
+        # The hashes of its blocks, see `base/block_hashes`; those of an upload as its README.
+        self.block_hashes = f"{self.all}block-hashes"
+        self.uploaded_block_hashes = f"{self.all}uploaded/block-hashes"
         self.readme_txt = f"{self.all}README.txt"
         self.structure = f"{self.all}structure.json"
         self.manifest = f"{self.all}manifest.json"

@@ -1,12 +1,16 @@
-"""MD5 of local files, each read once: a hash made when a file was closed holds at the freeze.
+"""Hashes of local files, each read once: one made when a file was closed holds at the freeze.
 
-Used by the freeze and the broker. A result is kept with the file's stat, and counts
+Used by the freeze and the broker. Of each file the MD5, and in the same reading the hash of
+each block of a file of more than one. A result is kept with the file's stat, and counts
 only while that is the same; a file that changes while it is read is read again.
 Thread-safe; blocking; several processes may share one file of results.
 
 On disk is one SQLite database. It holds nothing that cannot be computed again:
 one that cannot be read is replaced, and a result that was not written costs a
-second reading.
+second reading. The hashes of blocks are in a table of their own, of which version 0.1.0
+does not know; a large file that has a row in the other alone counts as not hashed. The
+store compares what is sent with an MD5, and nobody the hashes of blocks with anything, so
+those have a seal: damage of the database must not make right bytes look wrong for ever.
 """
 
 from __future__ import annotations
@@ -18,13 +22,15 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from dserverfs.base.block_hashes import HASH_BYTES, BlockHasher, block_hash, has_hashes
 from dserverfs.base.errors import Cancelled, ItemChanged
 from dserverfs.base.hashes import Hasher, hash_file, new_md5
+from dserverfs.base.items import number_of_blocks
 from dserverfs.base.limits import shown_ns
 from dserverfs.base.progress import OnProgress, Progress, unwatched
 
@@ -64,15 +70,23 @@ class Stamp(NamedTuple):
         return time.clock_gettime_ns(CLOCK_REALTIME_COARSE) > end_ns
 
 
-class Begun(NamedTuple):
-    """The MD5 of the first bytes of a file."""
+class FileHash(NamedTuple):
+    """The hashes of a file."""
 
-    md5: Hasher  # the receiver's own
+    md5: str  # 32 hex digits
+    blocks: bytes  # of each block of a file of more than one, else none
+
+
+class Begun(NamedTuple):
+    """The hashes of the first bytes of a file of more than one block."""
+
+    md5: Hasher  # the receiver's own, both
+    blocks: BlockHasher
     length: int
 
 
 class Hashes:
-    """MD5 of the files below a directory, kept in a database."""
+    """Hashes of the files below a directory, kept in a database."""
 
     def __init__(
         self,
@@ -89,7 +103,7 @@ class Hashes:
         self._begun = begun
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        self._running: dict[str, Future[str]] = {}
+        self._running: dict[str, Future[FileHash]] = {}
         self.bytes_read = 0  # statistics
 
     def open(self) -> Hashes:
@@ -124,7 +138,15 @@ class Hashes:
         One reading however many ask at once. Raises ItemChanged if the file keeps
         changing, and OSError.
         """
-        return self._of(file, lambda count: None)
+        return self._of(file, lambda count: None).md5
+
+    def known_blocks(self, file: Path, md5: str) -> bytes | None:
+        """Return the hashes of the blocks of a file that has this MD5; None if not known.
+
+        They are known if the file was hashed, and is as it was then. Raises OSError.
+        """
+        known = self._known(str(file.relative_to(self._root)), Stamp.of(os.stat(file)))
+        return known.blocks if known is not None and known.md5 == md5 else None
 
     def all_of(
         self,
@@ -165,7 +187,7 @@ class Hashes:
         def work() -> None:
             try:
                 while (file := batch.take()) is not None:
-                    batch.done(file, self._of(file, batch.advance))
+                    batch.done(file, self._of(file, batch.advance).md5)
             except BaseException as error:  # noqa: BLE001 - handed to the caller, which waits
                 batch.fail(error)
 
@@ -180,10 +202,10 @@ class Hashes:
             thread.join()
         batch.require_done()
 
-    def _of(self, file: Path, advance: Callable[[int], None]) -> str:
+    def _of(self, file: Path, advance: Callable[[int], None]) -> FileHash:
         relpath = str(file.relative_to(self._root))
         while True:
-            mine: Future[str] = Future()
+            mine: Future[FileHash] = Future()
             with self._lock:
                 other = self._running.get(relpath)
                 if other is None:
@@ -193,18 +215,18 @@ class Hashes:
             with contextlib.suppress(Exception):  # it may be done for a file that has changed since
                 other.result()
         try:
-            digest = self._known_or_read(file, relpath, advance)
+            found = self._known_or_read(file, relpath, advance)
         except BaseException as error:
             mine.set_exception(error)
             raise
         else:
-            mine.set_result(digest)
-            return digest
+            mine.set_result(found)
+            return found
         finally:
             with self._lock:
                 del self._running[relpath]
 
-    def _known_or_read(self, file: Path, relpath: str, advance: Callable[[int], None]) -> str:
+    def _known_or_read(self, file: Path, relpath: str, advance: Callable[[int], None]) -> FileHash:
         known = self._known(relpath, Stamp.of(os.stat(file)))
         if known is not None:
             advance(os.stat(file).st_size)
@@ -214,51 +236,75 @@ class Hashes:
             for _ in range(ATTEMPTS):
                 before = Stamp.of(os.fstat(descriptor))
                 settled = _settle(before)
-                begun = self._begun(before) or Begun(new_md5(), 0)
-                digest = self._read(descriptor, begun, advance)
+                begun = self._begun(before) or Begun(new_md5(), BlockHasher(), 0)
+                found = self._read(descriptor, begun, before.size, advance)
                 if Stamp.of(os.fstat(descriptor)) == before:
                     if settled:
-                        self._keep(relpath, before, digest)
-                    return digest
+                        self._keep(relpath, before, found)
+                    return found
         finally:
             os.close(descriptor)
         raise ItemChanged(f"{relpath}: is being written to while it is hashed", relpath=relpath)
 
-    def _read(self, descriptor: int, begun: Begun, advance: Callable[[int], None]) -> str:
+    def _read(
+        self, descriptor: int, begun: Begun, size: int, advance: Callable[[int], None]
+    ) -> FileHash:
         def on_piece(count: int) -> None:
             with self._lock:
                 self.bytes_read += count
             advance(count)
 
-        md5, offset = begun
+        md5, blocks, offset = begun
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         advance(offset)
-        hash_file(descriptor, md5, offset=offset, on_piece=on_piece)
-        return md5.hexdigest()
+        hashers = (md5, blocks) if has_hashes(size) else (md5,)
+        hash_file(descriptor, *hashers, offset=offset, on_piece=on_piece)
+        return FileHash(md5.hexdigest(), blocks.hashes())
 
-    def _known(self, relpath: str, stamp: Stamp) -> str | None:
+    def _known(self, relpath: str, stamp: Stamp) -> FileHash | None:
         with self._lock:
             assert self._connection is not None, "not open"
             try:
-                row = self._connection.execute(
-                    "SELECT md5 FROM hash WHERE relpath = ? AND size = ? AND mtime_ns = ?"
-                    " AND ctime_ns = ? AND inode = ?",
-                    (os.fsencode(relpath), *stamp),
-                ).fetchone()
+                row = self._select_locked("md5", "hash", relpath, stamp)
+                if row is None or not _is_md5(row[0]):
+                    return None
+                if not has_hashes(stamp.size):
+                    return FileHash(row[0], b"")
+                known = self._select_locked("blocks, seal", "block_hash", relpath, stamp)
             except sqlite3.Error as error:  # a damaged page
                 logger.debug("%s: it is not known whether it was hashed: %s", relpath, error)
                 return None
-        return row[0] if row is not None and _is_md5(row[0]) else None
+        if known is None or not isinstance(known[0], bytes):
+            return None
+        found = FileHash(row[0], known[0])
+        is_whole = len(found.blocks) == HASH_BYTES * number_of_blocks(stamp.size)
+        return found if is_whole and known[1] == _seal(found) else None
 
-    def _keep(self, relpath: str, stamp: Stamp, digest: str) -> None:
+    def _select_locked(
+        self, columns: str, table: str, relpath: str, stamp: Stamp
+    ) -> Sequence[Any] | None:
+        assert self._connection is not None
+        found: Sequence[Any] | None = self._connection.execute(
+            f"SELECT {columns} FROM {table} WHERE relpath = ? AND size = ? AND mtime_ns = ?"
+            " AND ctime_ns = ? AND inode = ?",
+            (os.fsencode(relpath), *stamp),
+        ).fetchone()
+        return found
+
+    def _keep(self, relpath: str, stamp: Stamp, found: FileHash) -> None:
         """Note a result; one that cannot be noted costs a second reading."""
         with self._lock:
             if self._connection is None:
                 return
             try:
+                if found.blocks:
+                    self._connection.execute(
+                        "INSERT OR REPLACE INTO block_hash VALUES (?, ?, ?, ?, ?, ?, ?)",
+                        (os.fsencode(relpath), *stamp, found.blocks, _seal(found)),
+                    )
                 self._connection.execute(
                     "INSERT OR REPLACE INTO hash VALUES (?, ?, ?, ?, ?, ?)",
-                    (os.fsencode(relpath), *stamp, digest),
+                    (os.fsencode(relpath), *stamp, found.md5),
                 )
             except sqlite3.Error as error:  # a full disk
                 logger.debug("%s: hash is not kept: %s", relpath, error)
@@ -337,6 +383,11 @@ def _connect(database: Path) -> sqlite3.Connection:
             " mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, inode INTEGER NOT NULL,"
             " md5 TEXT NOT NULL) WITHOUT ROWID"
         )
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS block_hash (relpath BLOB PRIMARY KEY,"
+            " size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL,"
+            " inode INTEGER NOT NULL, blocks BLOB NOT NULL, seal BLOB NOT NULL)"
+        )
     except BaseException:
         connection.close()
         raise
@@ -345,6 +396,10 @@ def _connect(database: Path) -> sqlite3.Connection:
 
 def _is_md5(value: object) -> bool:
     return isinstance(value, str) and _MD5.fullmatch(value) is not None
+
+
+def _seal(found: FileHash) -> bytes:
+    return block_hash(found.md5.encode() + found.blocks)
 
 
 def _settle(stamp: Stamp) -> bool:

@@ -1,4 +1,4 @@
-"""MD5 of large files while they are written, so that little is left to hash at the freeze.
+"""Hashes of large files while they are written, so that little is left to hash at the freeze.
 
 Used by the staged tree, which reports all that is done to the files, and by the
 sealing, which takes the hash so far and hashes the rest. A file is followed from when it
@@ -21,6 +21,7 @@ import os
 import threading
 from collections import deque
 
+from dserverfs.base.block_hashes import BlockHasher
 from dserverfs.base.hashes import PIECE_BYTES, new_md5
 from dserverfs.writing.staging.file_hashes import Begun, Stamp
 
@@ -81,7 +82,7 @@ class HashAhead:
     def take(self, stamp: Stamp) -> Begun | None:
         """Return what is hashed of the file with that stamp, and follow it no more.
 
-        None if it is not the MD5 of its first bytes. Waits for one piece at most.
+        None if these are not the hashes of its first bytes. Waits for one piece at most.
         """
         followed = self._files.pop(stamp.inode, None)
         return None if followed is None else followed.take(stamp)
@@ -116,8 +117,8 @@ class HashAhead:
 class _Followed:
     """A file to which all that was written was appended.
 
-    Invariant: unless `is_over`, its first `_hashed` bytes are those that `_md5` has seen,
-    and what `stat` says of it is `_stamp`, but while a write goes on.
+    Invariant: unless `is_over`, its first `_hashed` bytes are those that `_md5` and `_blocks`
+    have seen, and what `stat` says of it is `_stamp`, but while a write goes on.
     """
 
     def __init__(self, stamp: Stamp) -> None:
@@ -129,6 +130,7 @@ class _Followed:
         self._next_call = STEP_BYTES
         self._lock = threading.Lock()  # held while a piece is hashed; not by the writer
         self._md5 = new_md5()
+        self._blocks = BlockHasher()
         self._hashed = 0
 
     def begins(self, fd: int, offset: int) -> bool:
@@ -168,10 +170,13 @@ class _Followed:
                     self.is_over = True  # made shorter outside our writes
                     return
                 self._md5.update(piece)
+                self._blocks.update(piece)
                 self._hashed += count
 
     def take(self, stamp: Stamp) -> Begun | None:
         with self._lock:
             known = not (self.is_over or self._is_writing) and self._stamp == stamp
             self.is_over = True
-            return Begun(self._md5, self._hashed) if known and self._hashed <= stamp.size else None
+            if not known or self._hashed > stamp.size:
+                return None
+            return Begun(self._md5, self._blocks, self._hashed)

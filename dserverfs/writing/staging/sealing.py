@@ -13,6 +13,7 @@ before the state says so; `hashes`, what is known of files by inode and time.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import shutil
@@ -38,12 +39,11 @@ from dserverfs.base.limits import (
     understood,
     usable_date,
 )
-from dserverfs.base.local_dataset import LocalDataset
+from dserverfs.base.local_dataset import KnownBlocks, LocalDataset
 from dserverfs.base.model import Item, seconds_of
 from dserverfs.writing.staging import file_hashes
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.file_hashes import Hashes
-from dserverfs.writing.staging.states import Record
 from dserverfs.writing.staging.survey import Layout, Survey, survey
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def describe(
     hashes = Hashes(staged.directory / _HASHES, staged.tree, begun=staged.hash_ahead.take).open()
     try:
         with _syncing(staged.tree) as synced:
-            dataset = _describe(staged.record, found, _hash(hashes, found, stop))
+            dataset = _describe(staged, found, _hash(hashes, found, stop))
     except BaseException:
         hashes.close()
         raise
@@ -151,6 +151,7 @@ def load(staged: StagedDataset) -> LocalDataset:
                 kept["tags"],
                 kept["annotations"],
                 kept["overlays"],
+                functools.partial(_known_blocks, staged),
             )
     except (OSError, ProtocolError, sqlite3.IntegrityError) as error:
         raise ProtocolError(f"{path}: cannot be read: {error}") from error
@@ -172,7 +173,8 @@ def _entries(file: BinaryIO) -> Iterator[Any]:
     raise ProtocolError("it has no end")
 
 
-def _describe(record: Record, found: Survey, hashes: DiskDict) -> LocalDataset:
+def _describe(staged: StagedDataset, found: Survey, hashes: DiskDict) -> LocalDataset:
+    record = staged.record
     timestamps: Mapping[str, float] | None = None
     if found.admin_metadata is None or found.manifest is None:
         admin: dict[str, Any] = {
@@ -204,7 +206,15 @@ def _describe(record: Record, found: Survey, hashes: DiskDict) -> LocalDataset:
         found.tags,
         found.annotations,
         found.overlays,
+        functools.partial(_known_blocks, staged),
     )
+
+
+@contextlib.contextmanager
+def _known_blocks(staged: StagedDataset) -> Iterator[KnownBlocks]:
+    """Give the hashes of blocks that were made with the MD5, by this process or an earlier one."""
+    with Hashes(staged.directory / _HASHES, staged.tree) as hashes:
+        yield hashes.known_blocks
 
 
 def _require_admin(admin: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,17 +5,23 @@ Used by the uploader's threads. Thread-safe.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 
+from dserverfs.base.block_hashes import BlockHasher
 from dserverfs.base.disk_tables import DiskDict
+from dserverfs.base.errors import Unsupported
 from dserverfs.base.hashes import hash_file, new_md5
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import Item
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.puts import FilePart
+from dserverfs.remote.upload_urls import UploadUrl, UploadUrls
 from dserverfs.writing.staging.file_hashes import Stamp
+from dserverfs.writing.upload import block_hashes
 from dserverfs.writing.upload.azure import BlobSender, is_sas
 from dserverfs.writing.upload.multipart import PartSender
 from dserverfs.writing.upload.pieces import PieceSender, changed
@@ -77,6 +83,37 @@ class Sender:
             self._blobs.send_readme(target, self._dataset.readme)
         else:
             self._attempts.persist(target, self._dataset.readme, counted=False)
+
+    def send_block_hashes(self) -> None:
+        """Have the hashes of the items' blocks stored, if the server takes them; see `send`."""
+        if self._announcement.urls().block_hashes is None:
+            return
+        with tempfile.TemporaryFile() as file:
+            block_hashes.write(self._dataset, file, self._read_blocks)
+            file.flush()
+            md5 = new_md5()
+            length = hash_file(file.fileno(), md5)
+            content = FilePart(file.fileno(), 0, length, "the hashes of its blocks")
+            # Nothing pins it, and nobody compares these hashes with anything else.
+            header = {"Content-MD5": base64.b64encode(bytes.fromhex(md5.hexdigest())).decode()}
+
+            def choose(urls: UploadUrls) -> UploadUrl:
+                if urls.block_hashes is None:
+                    raise Unsupported(f"{urls.uri}: its block hashes are not taken any more")
+                url, headers = urls.block_hashes
+                return UploadUrl(url, {**headers, **header})
+
+            target = AnnouncedTarget(self._announcement, choose)
+            with contextlib.suppress(Unsupported):  # the server was replaced by an earlier one
+                self._attempts.persist(target, content, counted=False)
+
+    def _read_blocks(self, item: Item) -> bytes:
+        md5, blocks = new_md5(), BlockHasher()
+        with self._open(item) as descriptor:
+            hash_file(descriptor, md5, blocks, on_piece=lambda _: self._tally.check())
+        if md5.hexdigest() != item.hash:
+            raise changed(item.relpath)
+        return blocks.hashes()
 
     def _send_whole(self, item: Item, descriptor: int) -> None:
         def new_target() -> AnnouncedTarget:

@@ -179,7 +179,7 @@ def _send_all(
     items: Callable[[], Iterator[Item]],
     on_taken: Callable[[Item], None],
 ) -> None:
-    """Return when all items and the README are stored; raises the first failure."""
+    """Return when items, README and block hashes are stored; raises the first failure."""
     queue = _Queue(items)
     failures: list[BaseException] = []
 
@@ -205,6 +205,7 @@ def _send_all(
     for failure in sorted(failures, key=lambda error: isinstance(error, Cancelled)):
         raise failure
     sender.send_readme()
+    sender.send_block_hashes()
 
 
 class _Queue:
