@@ -61,6 +61,18 @@ def create_private(path: Path) -> None:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
+def make_file_private(path: Path) -> None:
+    """Let nobody but its owner use a file, which is made if there is none; OSError.
+
+    What is no regular file of this user's, such as a terminal, stays as it is.
+    """
+    create_private(path)
+    status = path.stat()
+    is_own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+    if is_own and status.st_mode & 0o777 != 0o600:
+        path.chmod(0o600)
+
+
 def open_regular(path: Path) -> IO[bytes]:
     """Return a file of a cache, open for reading; raises OSError also if it is of another kind.
 

@@ -8,6 +8,7 @@ if typed. Imports nothing of this package.
 
 from __future__ import annotations
 
+import datetime
 import logging
 from collections.abc import Iterable
 from types import TracebackType
@@ -47,7 +48,14 @@ def listed(names: Iterable[str]) -> str:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Formats records of a log so that each is one line, and so is each line of a traceback."""
+    """Formats records of a log so that each is one line, and so is each line of a traceback.
+
+    Times have their zone: a log is read elsewhere, and in the other half of the year.
+    """
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        moment = datetime.datetime.fromtimestamp(record.created).astimezone()
+        return moment.isoformat(" ", "milliseconds")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))

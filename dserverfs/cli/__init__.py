@@ -5,6 +5,7 @@ returns the exit status or raises DserverfsError. That function imports the modu
 the work, so a command needs no more than its own dependencies. Shared modules:
 
     arguments         kinds of arguments, one line of output
+    log_file          the log of a mount                      (mount)
     mount_options     what the -o of a mount say             (mount, mount-helper)
     progress          the progress line, sizes as people read them
     mounted           the daemon of a path in a mount          (freeze, discard, status, ...)

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
 import logging
-import logging.handlers
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dserverfs.base import other_user
-from dserverfs.base.errors import DserverfsError, UsageError
-from dserverfs.base.printable import PrintableFormatter
-from dserverfs.cli import mount_options
-from dserverfs.cli.arguments import Commands, say, size
+from dserverfs.base.errors import DserverfsError
+from dserverfs.cli import log_file, mount_options
+from dserverfs.cli.arguments import LEVELS, Commands, say, size
 
 if TYPE_CHECKING:
-    from io import TextIOWrapper
-
     from dserverfs.base.model import DserverURI
     from dserverfs.settings import Settings
-
-MAX_LOG_BYTES = 10 * 1024 * 1024
-MAX_LOG_NAME_BYTES = 200  # beside what is added to it, of the 255 of a file's name
 
 
 def add(commands: Commands) -> None:
@@ -87,7 +79,7 @@ def _add_logging(parser: argparse.ArgumentParser) -> None:
         "--log-level",
         type=str.lower,
         default="info",
-        choices=mount_options.LEVELS,
+        choices=LEVELS,
         help="default: info",
     )
 
@@ -120,7 +112,7 @@ def _mount(arguments: argparse.Namespace) -> int:
     if arguments.foreground:
         return _serve(arguments, uri, path, options, settings, None)
     if arguments.log_file is None:
-        arguments.log_file = settings.state_directory() / _log_name(path)
+        arguments.log_file = settings.state_directory() / log_file.name_of(path)
     before = mountinfo.find_mounted(path)
     try:
         launcher.start(lambda ready_fd: _serve(arguments, uri, path, options, settings, ready_fd))
@@ -163,7 +155,7 @@ def _serve(
 
     if not settings.allows_core_dumps():
         core_dumps.forbid()
-    _log_to(_absolute(arguments.log_file), arguments.log_level)
+    log_file.log_to(_absolute(arguments.log_file), arguments.log_level)
     options = launcher.MountOptions(
         uri,
         path,
@@ -198,42 +190,3 @@ def _serve(
 def _absolute(path: Path | None) -> Path | None:
     """Return the path as it stays good when the daemon has left the directory."""
     return None if path is None else path.absolute()
-
-
-def _log_name(path: Path) -> str:
-    name = os.fsencode(str(path).replace("/", "-"))
-    if len(name) > MAX_LOG_NAME_BYTES:  # another mount point may end alike
-        name = hashlib.sha256(name).hexdigest()[:16].encode() + name[-MAX_LOG_NAME_BYTES:]
-    # A character that was cut, and one that no text can hold, in its readable form.
-    return f"mount{os.fsdecode(name).encode('utf-8', 'replace').decode()}.log"
-
-
-class _PrivateLog(logging.handlers.RotatingFileHandler):
-    """A log that nobody else can read, whatever the umask is."""
-
-    def _open(self) -> TextIOWrapper:
-        from dserverfs.base.local_files import create_private
-
-        create_private(Path(self.baseFilename))
-        return super()._open()
-
-
-def _log_to(path: Path | None, level: str) -> None:
-    """Send the log of this process to a file, or to standard error."""
-    from dserverfs.base.local_files import make_private
-
-    handler: logging.Handler
-    if path is None:
-        handler = logging.StreamHandler()
-    else:
-        try:
-            make_private(path.parent)
-            handler = _PrivateLog(path, maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"--log-file {path}: cannot be written: {error.strerror}") from error
-    handler.setFormatter(
-        PrintableFormatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
-    )
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-    # urllib3 logs whole URLs at DEBUG; a signed URL's query is a secret.
-    logging.getLogger("urllib3").setLevel(logging.ERROR)

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dserverfs.base.errors import UsageError
-from dserverfs.cli.arguments import size
+from dserverfs.cli.arguments import LEVELS, size
 
 POLICIES = ("off", "complete", "strict")
-LEVELS = ("debug", "info", "warning", "error")
 
 # What libfuse and fusermount3 pass to the kernel.
 _KERNEL_OPTIONS = frozenset(

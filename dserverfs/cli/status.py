@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dserverfs.cli.arguments import Commands, say
+from dserverfs.cli.arguments import LEVELS, Commands, say
 
 EXIT_SILENT = 1
 
@@ -25,10 +25,18 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("path", metavar="PATH", type=Path, nargs="?")
     parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument(
+        "--log-level",
+        type=str.lower,
+        choices=LEVELS,
+        help="change what the mount of PATH logs from now on, and say where its log is",
+    )
     parser.set_defaults(command=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.log_level is not None:
+        return _set_log_level(arguments.path, arguments.log_level)
     facts = _all() if arguments.path is None else _one(arguments.path)
     if arguments.json:
         print(json.dumps(facts, indent=2))
@@ -40,6 +48,18 @@ def _run(arguments: argparse.Namespace) -> int:
                 say(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
     if arguments.path is None and not all(mount["answers"] for mount in facts["mounts"]):
         return EXIT_SILENT  # of what it has staged, only what the disk says is told
+    return 0
+
+
+def _set_log_level(path: Path | None, level: str) -> int:
+    from dserverfs.base.errors import UsageError
+    from dserverfs.cli import mounted
+
+    if path is None:
+        raise UsageError("--log-level: name a path in the mount that shall log so")
+    answer = mounted.last(mounted.find(path).ask("log", level=level))
+    say(f"log level: {answer['level']}")
+    say(f"log: {answer['file'] or 'standard error of the mount'}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The commands that a mount's daemon obeys: describe, freeze, discard, drain.
+"""The commands that a mount's daemon obeys: describe, freeze, discard, drain, log more or less.
 
 Used by the mount, behind the control socket. Requests come in threads; all work
 on the tree is done in the daemon's event loop.
@@ -6,6 +6,7 @@ on the tree is done in the daemon's event loop.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -30,6 +31,7 @@ from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.survey import Layout
 
 R = TypeVar("R")
+logger = logging.getLogger(__name__)
 
 PROGRESS_S = 0.2  # between two lines of progress
 
@@ -43,6 +45,7 @@ class _Request(NamedTuple):
     layout: Layout | None
     timeout_s: float
     asked_by: int
+    level: str
 
     @classmethod
     def of(cls, request: Mapping[str, Any]) -> _Request:
@@ -56,6 +59,7 @@ class _Request(NamedTuple):
                 Layout(layout) if layout else None,
                 float(request.get("timeout_s", 0.0)),
                 int(request.get("asked_by", 0)),
+                str(request.get("level", "")).upper(),
             )
 
 
@@ -64,6 +68,17 @@ def _inode(value: object) -> Inode:
     if not isinstance(value, int) or not size_is_usable(value):
         raise ValueError(f"{quoted(value)} is no inode")
     return Inode(value)
+
+
+def _set_log_level(level: str) -> dict[str, str | None]:
+    """Have this process log from a level on; return that level and the log's file."""
+    if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise UsageError(f"{level!r}: no such level of a log")
+    root = logging.getLogger()
+    logger.info("the level of this log is %s from now on", level.lower())
+    root.setLevel(level)
+    files = [each.baseFilename for each in root.handlers if isinstance(each, logging.FileHandler)]
+    return {"level": level.lower(), "file": files[0] if files else None}
 
 
 @dataclass(frozen=True)
@@ -82,7 +97,8 @@ class Commander:
     def __call__(self, request: dict[str, Any]) -> Iterator[Answer]:
         """Yield the answers to a request.
 
-        One of `status`, `pending`, `notes`, `unsent`, `uncached`, `freeze`, `discard` and `drain`.
+        One of `status`, `pending`, `notes`, `unsent`, `uncached`, `freeze`, `discard`, `drain`
+        and `log`.
         """
         asked = _Request.of(request)
         command = asked.command
@@ -102,6 +118,8 @@ class Commander:
             yield {"result": self._discard(asked.inode)}
         elif command == "drain":
             yield from self._drain(asked.timeout_s, asked.asked_by)
+        elif command == "log":
+            yield {"result": _set_log_level(asked.level)}
         else:
             raise UsageError(f"{command!r}: no such command; is the mount of an older dserverfs?")
 

@@ -48,7 +48,7 @@ def serve(options: ServeOptions, settings: ServerSettings) -> int:
     """Run the server until SIGINT or SIGTERM; return 0 then. Raises DserverfsError."""
     options.check(settings)
     handler = logging.StreamHandler()
-    handler.setFormatter(ServerFormatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(ServerFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in ("dservercore", "alembic"):  # they tell at INFO how they were put together
         logging.getLogger(name).setLevel(logging.WARNING)

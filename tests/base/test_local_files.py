@@ -13,6 +13,7 @@ from dserverfs.base.local_files import (
     RENAME_EXCHANGE,
     create_private,
     is_full,
+    make_file_private,
     make_private,
     remove_if_possible,
     rename,
@@ -69,6 +70,27 @@ def test_private_file_is_made_once_and_keeps_its_content(tmp_path: Path) -> None
     create_private(tmp_path / "file")
 
     assert (tmp_path / "file").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("mode", [None, 0o644, 0o666, 0o600, 0o400])
+def test_file_that_is_made_private_keeps_its_content(tmp_path: Path, mode: int | None) -> None:
+    path = tmp_path / "file"
+    if mode is not None:
+        path.write_bytes(b"kept")
+        path.chmod(0o200 | mode)
+
+    make_file_private(path)
+
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.read_bytes() == (b"kept" if mode is not None else b"")
+
+
+def test_device_stays_as_it_is() -> None:
+    before = os.stat(os.devnull).st_mode
+
+    make_file_private(Path(os.devnull))
+
+    assert os.stat(os.devnull).st_mode == before
 
 
 def test_subdirectories_are_directories_and_no_links_to_one(tmp_path: Path) -> None:

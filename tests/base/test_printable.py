@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -83,6 +84,28 @@ def test_log_line_is_one_line_and_so_is_each_of_a_traceback() -> None:
     assert first == "ERROR a\\nb\\x1b fails"
     assert others[0] == "Traceback (most recent call last):"
     assert others[-1] == "ValueError: of\\x1b]0;x\\x07\\u2028others"
+
+
+@pytest.mark.parametrize(
+    ("zone", "said"),
+    [
+        ("UTC", "2026-11-29 12:00:00.250+00:00 x"),
+        ("Europe/Berlin", "2026-11-29 13:00:00.250+01:00 x"),
+        ("Asia/Kolkata", "2026-11-29 17:30:00.250+05:30 x"),
+    ],
+)
+def test_times_of_a_log_have_their_zone(
+    monkeypatch: pytest.MonkeyPatch, zone: str, said: str
+) -> None:
+    record = logging.LogRecord("n", logging.INFO, __file__, 1, "x", (), None)
+    record.created = 1795953600.25
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", zone)
+        time.tzset()
+        text = PrintableFormatter("%(asctime)s %(message)s").format(record)
+    time.tzset()
+
+    assert text == said
 
 
 def test_what_a_command_says_prints(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,7 @@ def test_a_command_imports_no_other() -> None:
 
     assert set(said.splitlines()[-1].split()) == {
         "dserverfs.cli.arguments",
+        "dserverfs.cli.log_file",
         "dserverfs.cli.main",
         "dserverfs.cli.mount",
         "dserverfs.cli.mount_options",

@@ -137,7 +137,10 @@ def test_user_of_a_line_of_fstab_mounts_and_unmounts(
         f"{as_user} umount {place}\n! findmnt -M {place}\n"
     )
 
-    done = current_user.run(*with_helpers(helpers, fstab, script))
+    try:
+        done = current_user.run(*with_helpers(helpers, fstab, script))
+    finally:
+        token.unlink()
 
     assert done.returncode == 0, done.stderr
     uid = int(ordinary_user.run("id", "-u").stdout)
@@ -168,11 +171,13 @@ def test_root_mounts_as_another_user(
     config = json.dumps({f"DSERVER_TOKEN_{DserverURI.parse(server.base_uri).server}": server.token})
     ordinary_user.run("sh", "-c", f"umask 077; cat > {tokens}/dtool.json", input=config, check=True)
 
-    done = current_user.dserverfs(
-        *("mount", server.base_uri, users_place, "-o", f"setuid={ordinary_user.name}"),
-        env={"DSERVER_TOKEN": "one of root"},
-    )
-    (tokens / "dtool.json").unlink()
+    try:
+        done = current_user.dserverfs(
+            *("mount", server.base_uri, users_place, "-o", f"setuid={ordinary_user.name}"),
+            env={"DSERVER_TOKEN": "one of root"},
+        )
+    finally:
+        (tokens / "dtool.json").unlink()
 
     assert done.returncode == 0, done.stderr
     found = find_mounted(users_place)
@@ -245,3 +250,24 @@ def test_manager_of_services_hears_nothing_of_a_daemon(
         with mounted(current_user, server.base_uri, token, env={"NOTIFY_SOCKET": systemd.name}):
             pass
         assert systemd.is_told_nothing()
+
+
+def test_level_of_a_log_changes_while_the_mount_goes_on(
+    fuse: None, ordinary_user: Account, server: ServerHandle, token: str, tmp_path: Path
+) -> None:
+    log = ordinary_user.home / "levels.log"
+    with mounted(ordinary_user, server.base_uri, token, "--log-file", str(log)) as path:
+        for level in ("debug", "warning"):
+            done = ordinary_user.dserverfs("status", "--log-level", level, path)
+            assert done.stdout.splitlines() == [f"log level: {level}", f"log: {log}"]
+            ordinary_user.run("ls", path / "what-is-not-there")
+        refused = ordinary_user.dserverfs("status", "--log-level", "info")
+
+    said = log.read_text()
+    assert "the level of this log is debug from now on" in said
+    assert " DEBUG " in said
+    assert token not in said
+    # Nothing of the look-up after it, or of the end.
+    assert said.endswith(": the level of this log is warning from now on\n")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "name a path in the mount" in refused.stderr
