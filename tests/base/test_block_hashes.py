@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from itertools import pairwise
 
 import pytest
 from blake3 import blake3
@@ -12,7 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dserverfs.base import block_hashes
-from dserverfs.base.block_hashes import HEAD_BYTES, ManifestDigest, digest_of, require_head
+from dserverfs.base.block_hashes import (
+    HEAD_BYTES,
+    BlockHasher,
+    ManifestDigest,
+    digest_of,
+    require_head,
+)
 from dserverfs.base.errors import IntegrityError
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.base.model import Identifier
@@ -29,6 +36,7 @@ def entry(number: int, size_in_bytes: int) -> Entry:
     )
 
 
+CONTENT = memoryview(os.urandom(3 * BLOCK_SIZE))
 ITEMS = [entry(1, BLOCK_SIZE + 1), entry(2, 7), entry(3, 3 * BLOCK_SIZE), entry(4, BLOCK_SIZE)]
 
 
@@ -112,3 +120,20 @@ def test_hashes_are_split_one_by_one() -> None:
     assert block_hashes.split(b"a" * 32 + b"b" * 32) == [b"a" * 32, b"b" * 32]
     assert block_hashes.split(b"") == []
     assert block_hashes.place_of(2) == 128
+
+
+@given(
+    size=st.sampled_from([0, 1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 3 * BLOCK_SIZE]),
+    cuts=st.lists(st.integers(0, 3 * BLOCK_SIZE), max_size=6),
+)
+def test_hashes_are_those_of_blocks_in_whatever_pieces_bytes_come(
+    size: int, cuts: list[int]
+) -> None:
+    hasher = BlockHasher()
+    for start, end in pairwise([0, *sorted(cut for cut in cuts if cut < size), size]):
+        hasher.update(CONTENT[start:end])
+
+    assert block_hashes.split(hasher.hashes()) == [
+        blake3(CONTENT[start : min(start + BLOCK_SIZE, size)]).digest()
+        for start in range(0, size, BLOCK_SIZE)
+    ]

@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import pytest
 
+from dserverfs.writing.staging.file_hashes import Hashes
 from tests.compatibility import released
 from tests.compatibility.released import unfinished, with_dserverfs_of
 from tests.support.accounts import Account
 from tests.support.directory_trees import md5_of_files
 from tests.support.dtool_datasets import content_of, make_dataset
-from tests.support.mounts import mounted
+from tests.support.mounts import mounted, publish
 from tests.support.servers import ServerHandle, running_server
 from tests.support.staged_datasets import freeze
 
@@ -147,3 +148,46 @@ def test_commands_speak_to_a_mount_of_an_earlier_version(
     mounts = {mount["path"]: mount for mount in json.loads(listed.stdout)["mounts"]}
     assert mounts[str(path)]["answers"]
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_dataset_with_block_hashes_is_read_like_any(meeting: Meeting, tmp_path: Path) -> None:
+    token = meeting.server.token
+    local = make_dataset(tmp_path, "with-block-hashes", ITEMS)
+
+    (uri,) = publish(meeting.base_uri, token, tmp_path / "cache", local)
+
+    with mounted(meeting.client, meeting.base_uri, token) as path:
+        assert md5_of_files(meeting.client, path / "with-block-hashes/data") == DIGESTS
+    assert dtool(meeting, "verify", "--full", uri) == "All good :)\n"
+
+
+# By 0.1.0, with the database of hashes, the directory of the files, and the name of one.
+HASH = """
+import pathlib, sys
+from dserverfs.hashing import Hashes
+with Hashes(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])) as hashes:
+    print(hashes.of(pathlib.Path(sys.argv[2], sys.argv[3])), hashes.bytes_read)
+"""
+
+
+def test_versions_share_the_hashes_of_staged_files(
+    earlier: Path, current_user: Account, tmp_path: Path
+) -> None:
+    size = len(ITEMS["nested/large.bin"])
+    for name in ("first", "second"):
+        (tmp_path / name).write_bytes(ITEMS["nested/large.bin"])
+    right = DIGESTS["nested/large.bin"]
+
+    def hash_by_earlier(name: str) -> list[str]:
+        before = with_dserverfs_of(current_user, earlier)
+        arguments = (tmp_path / "hashes", tmp_path, name)
+        done = before.run(before.python, "-c", HASH, *arguments, check=True)
+        return done.stdout.split()
+
+    with Hashes(tmp_path / "hashes", tmp_path) as hashes:
+        hashes.of(tmp_path / "first")
+        found = [hash_by_earlier("first"), *[hash_by_earlier("second") for _ in range(2)]]
+        second = hashes.of(tmp_path / "second")
+
+    assert found == [[right, "0"], [right, f"{size}"], [right, "0"]]
+    assert (second, hashes.bytes_read) == (right, 2 * size)  # for the hashes of its blocks

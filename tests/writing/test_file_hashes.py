@@ -11,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from dserverfs.base.errors import Cancelled, ItemChanged
 from dserverfs.base.hashes import PIECE_BYTES
+from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.base.progress import Progress
 from dserverfs.writing.staging import file_hashes
 from dserverfs.writing.staging.file_hashes import Hashes, Stamp
@@ -51,6 +53,29 @@ def md5(path: Path) -> str:
 def test_hash_is_that_of_the_content(hashes: Hashes, root: Path) -> None:
     for relpath, content in CONTENTS.items():
         assert hashes.of(root / relpath) == hashlib.md5(content).hexdigest()
+
+
+def test_hashes_of_blocks_come_with_it(hashes: Hashes, root: Path) -> None:
+    for relpath, content in CONTENTS.items():
+        digest = hashes.of(root / relpath)
+        blocks = [content[:PIECE_BYTES], content[PIECE_BYTES:]] if len(content) > BLOCK_SIZE else []
+
+        expected = b"".join(blake3(block).digest() for block in blocks)
+        assert hashes.known_blocks(root / relpath, digest) == expected
+        assert hashes.known_blocks(root / relpath, "0" * 32) is None
+    assert hashes.bytes_read == sum(map(len, CONTENTS.values()))
+
+
+def test_hashes_of_blocks_are_not_known_of_a_file_that_changed_or_was_not_hashed(
+    hashes: Hashes, root: Path
+) -> None:
+    file = root / "nested/piece+1"
+    before = hashes.known_blocks(file, md5(file))
+    digest = hashes.of(file)
+    os.utime(file)
+
+    assert before is None
+    assert hashes.known_blocks(file, digest) is None
 
 
 def test_all_are_hashed_with_progress_to_the_end(hashes: Hashes, root: Path) -> None:

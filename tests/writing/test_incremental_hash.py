@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from dserverfs.base.hashes import PIECE_BYTES
+from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.writing.staging.file_hashes import Hashes, Stamp
 from dserverfs.writing.staging.incremental_hash import STEP_BYTES, HashAhead
 from tests.support.accounts import Account
@@ -66,6 +68,11 @@ def writer(path: Path) -> Iterator[Writer]:
     os.close(writer.fd)
 
 
+def hashes_of_blocks(content: bytes) -> bytes:
+    blocks = range(0, len(content), BLOCK_SIZE)
+    return b"".join(blake3(content[start : start + BLOCK_SIZE]).digest() for start in blocks)
+
+
 def join() -> None:
     """Return when everything that is due is hashed."""
     for thread in threading.enumerate():
@@ -89,6 +96,7 @@ def test_what_was_written_is_hashed_when_it_is_closed(writer: Writer, path: Path
     assert begun is not None
     assert begun.length == len(LARGE)
     assert begun.md5.hexdigest() == hashlib.md5(LARGE).hexdigest()
+    assert begun.blocks.hashes() == hashes_of_blocks(LARGE)
 
 
 def test_only_what_is_left_is_read_at_the_freeze(writer: Writer, path: Path) -> None:
@@ -99,8 +107,10 @@ def test_only_what_is_left_is_read_at_the_freeze(writer: Writer, path: Path) -> 
 
     with Hashes(path.with_name("db"), path.parent, begun=writer.ahead.take) as hashes:
         digest = hashes.of(path)
+        blocks = hashes.known_blocks(path, digest)
 
     assert digest == hashlib.md5(written).hexdigest()
+    assert blocks == hashes_of_blocks(written)
     assert hashes.bytes_read == PIECE_BYTES
 
 
