@@ -15,7 +15,7 @@
       multipart       uploads of large items in parts
       metadata        changes of README, tags, annotations, overlays, name
       publications    links by which dtool-http reads a dataset
-      accounts        POST /token, GET /config/health
+      accounts        POST /token, /auth/..., GET /config/health
         guesses         limits of guessing passwords
       core_views      answers of our own to routes of dservercore
       request_check   the check of every request before its route

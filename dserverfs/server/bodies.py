@@ -19,6 +19,7 @@ from waitress.utilities import Error, RequestEntityTooLarge
 from dserverfs.server.request_limits import WITHOUT_TOKEN_BYTES, max_body_bytes
 
 _BEARER = "Bearer "
+_OF_LOGIN = ("/token", "/auth/token")
 
 
 def limited_channel(public_key_pem: str) -> type[HTTPChannel]:
@@ -77,7 +78,7 @@ class _LimitedParser(HTTPRequestParser):  # type: ignore[misc]
             and authorization.startswith(_BEARER)
             and type(self).is_token(authorization[len(_BEARER) :])
         )
-        self._lacks_token = not has_token and self.path != "/token"
+        self._lacks_token = not has_token and self.path not in _OF_LOGIN
         limit = max_body_bytes(self.command, self.path, has_token=has_token)
         self.adj = _Settings(self.adj, limit + 1)  # waitress refuses a body that reaches it
 

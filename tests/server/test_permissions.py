@@ -31,6 +31,9 @@ ROUTES: dict[tuple[str, str], str] = {
     ("GET", "/config/health"): ANYBODY,
     ("GET", "/config/versions"): ANYBODY,
     ("POST", "/token"): ANYBODY,
+    ("POST", "/auth/token"): ANYBODY,
+    ("POST", "/auth/refresh"): KNOWN,
+    ("GET", "/auth/info"): ANYBODY,
     ("GET", "/static/<path:filename>"): ANYBODY,
     ("GET", "/config/info"): KNOWN,
     ("GET", "/me"): KNOWN,
@@ -81,6 +84,7 @@ ROUTES: dict[tuple[str, str], str] = {
     ("PUT", "/base-uris/<path:base_uri>"): ADMIN,
     ("DELETE", "/base-uris/<path:base_uri>"): ADMIN,
 }
+LOGIN = ("/token", "/auth/token")  # which refuse a wrong password as if it were a token
 USERS = ("nobody", "none", "searcher", "registrar", "both", "boss")
 SECRET = "undisclosed"  # in all that a dataset says
 
@@ -141,7 +145,7 @@ def body_of(rule: str, uri: str) -> Any:
             "users_with_search_permissions": [],
             "users_with_register_permissions": [],
         },
-        "/token": {"username": "x", "password": "x"},
+        **{rule: {"username": "x", "password": "x"} for rule in LOGIN},
     }
     return bodies.get(rule)
 
@@ -231,7 +235,7 @@ def test_route_is_for_whom_the_table_says(
     if ROUTES[method, rule] != ANYBODY:
         assert anonymous == 401
     assert {statuses[u] for u in refused} <= {401, 403}, statuses
-    if rule != "/token":
+    if rule not in LOGIN:
         assert {statuses[u] for u in may}.isdisjoint({401, 403}), statuses
     assert 500 not in statuses.values()
 
@@ -332,7 +336,7 @@ def test_who_may_not_change_anything_changes_nothing(client: AppClient, secret_u
     for (method, rule), who in ROUTES.items():
         # The others have no more rights than these.
         for username in (None, "searcher", *(["boss"] if who != ADMIN else [])):
-            if rule != "/token":
+            if rule not in LOGIN:
                 asked(client, method, rule, secret_uri, username)
 
     assert all_of(client, secret_uri) == before

@@ -6,12 +6,17 @@ are good. It is kept when the user is gone, so that another of the same name has
 none of the tokens. A token without the claim is of generation 0: so the tokens of
 version 0.1.0 stay good until they expire or the generation grows.
 
+A token that was given for a password can be exchanged for a later one of the same
+generation until SESSION_LIFE has gone by since; others, such as those of `serve token`, end
+when they were meant to.
+
 Needs an app context; the caller of a change commits.
 """
 
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +33,9 @@ SCHEMA = (
         generation INTEGER NOT NULL
     )""",
 )
+SESSION_LIFE = datetime.timedelta(days=90)
 _CLAIM = "dserverfs_generation"
+_SESSION_END = "dserverfs_renewable_until"  # in epoch seconds
 _ADVANCE = (
     "INSERT INTO dserverfs_token_generation (username, generation) VALUES (:name, 1)"
     " ON CONFLICT (username) DO UPDATE SET generation = generation + 1"
@@ -37,10 +44,31 @@ _ADVANCE = (
 
 def new_token(username: str, life: datetime.timedelta) -> str:
     """Return a token for `username`, of the present generation."""
+    return _token(username, life, {_CLAIM: _generation_of(username)})
+
+
+def new_session(username: str, life: datetime.timedelta) -> str:
+    """Return a token for `username` that can be renewed."""
+    end_s = int(time.time() + SESSION_LIFE.total_seconds())
+    return _token(username, life, {_CLAIM: _generation_of(username), _SESSION_END: end_s})
+
+
+def renewed(claims: Mapping[str, Any], life: datetime.timedelta) -> str | None:
+    """Return a token in the place of a good one that has these claims; None if it may not be.
+
+    Of the same generation: one that is revoked meanwhile has no successor.
+    """
+    end_s = claims.get(_SESSION_END)
+    if not isinstance(end_s, int) or end_s <= time.time():
+        return None
+    life = min(life, datetime.timedelta(seconds=end_s - time.time()))
+    kept = {_CLAIM: claims.get(_CLAIM, 0), _SESSION_END: end_s}
+    return _token(str(claims["sub"]), life, kept)
+
+
+def _token(username: str, life: datetime.timedelta, claims: Mapping[str, int]) -> str:
     token: str = create_access_token(
-        identity=username,
-        expires_delta=life,
-        additional_claims={_CLAIM: _generation_of(username)},
+        identity=username, expires_delta=life, additional_claims=dict(claims)
     )
     return token
 

@@ -44,6 +44,9 @@ def routes(stores: Stores, settings: ServerSettings) -> tuple[Route, ...]:
     return (
         Route("GET /config/health", N, accounts.get_health),
         Route("POST /token", N, login.post_token, accounts.LOGIN),
+        Route("POST /auth/token", N, login.post_auth_token, accounts.LOGIN),
+        Route("POST /auth/refresh", U, accounts.post_refresh),
+        Route("GET /auth/info", N, accounts.get_auth_info),
         Route("GET /signed-urls/dataset/<path:uri>", S, signing.get_dataset),
         Route("GET /signed-urls/item/<path:uri>/<identifier>", S, signing.get_item),
         Route("POST /signed-urls/items/<path:uri>", S, signing.post_items, signed_urls.ITEMS),
