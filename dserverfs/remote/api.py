@@ -303,10 +303,10 @@ class Resolver:
     def block_hashes_url(self, dataset: Dataset) -> SignedURL | None:
         """Return a signed URL of the hashes of a dataset's blocks; None if the server has none.
 
-        See `base/block_hashes` for what is there. One request a dataset until the URL
-        expires, or for an hour if there are none: others may add them. A URL that the store
-        refused is dropped by `forget_url`, with BLOCK_HASHES of `signing` as the identifier.
-        Raises NotFound if there is no such dataset.
+        See `base/block_hashes` for what is there. No request if `item_url` was answered before,
+        for the URL comes with those of items; that there are none is believed for an hour. A URL
+        that the store refused is dropped by `forget_url`, with BLOCK_HASHES of `signing` as the
+        identifier. Raises NotFound if there is no such dataset.
         """
         return self._signing.block_hashes_url(dataset)
 

@@ -42,7 +42,7 @@ class _Signed(NamedTuple):
     """The answer about a dataset's metadata."""
 
     answer: dict[str, Any]
-    block_hashes: SignedURL | None
+    block_hashes: dict[Identifier, SignedURL]  # of BLOCK_HASHES, or empty
 
 
 class Signing:
@@ -86,8 +86,7 @@ class Signing:
             return None
 
         def ask() -> dict[Identifier, SignedURL]:
-            url = self._sign_metadata(dataset).block_hashes
-            return {} if url is None else {BLOCK_HASHES: url}
+            return self._sign_metadata(dataset).block_hashes
 
         question = (dataset.uri, BLOCK_HASHES)
         try:
@@ -122,16 +121,23 @@ class Signing:
         answer = self._object(response, dataset)
         if answer.pop("item_urls", None):
             self._urls.add(dataset.uri, self._item_urls(response, dataset, before_s))
+        found = self._block_hashes_in(response, answer, dataset, before_s)
+        self._urls.add(dataset.uri, found)
+        return _Signed(answer, found)
+
+    def _block_hashes_in(
+        self, response: Answer, answer: dict[str, Any], dataset: Dataset, before_s: float
+    ) -> dict[Identifier, SignedURL]:
+        """Return the URL that an answer has; without one remember that there is none."""
         url = answer.get("block_hashes_url")
         if isinstance(url, str) and url_is_usable(url):
             self._without.pop(dataset.uri, None)
-            signed = SignedURL(url, expiry_of(url, answer, response.headers, before_s))
-            self._urls.add(dataset.uri, {BLOCK_HASHES: signed})
-            return _Signed(answer, signed)
+            good_until_s = expiry_of(url, answer, response.headers, before_s)
+            return {BLOCK_HASHES: SignedURL(url, good_until_s)}
         self._without[dataset.uri] = before_s + WITHOUT_S
         if len(self._without) > MAX_WITHOUT:
             self._without.popitem(last=False)
-        return _Signed(answer, None)
+        return {}
 
     def _sign_batch(
         self,
@@ -220,10 +226,11 @@ class Signing:
         answer = self._object(response, dataset)
         urls = string_map(answer.get("item_urls"), "item_urls")
         self._routes.note_signed(next(iter(urls.values()), ""))
-        return {
+        signed = {
             Identifier(key): SignedURL(url, expiry_of(url, answer, response.headers, before_s))
             for key, url in urls.items()
         }
+        return signed | self._block_hashes_in(response, answer, dataset, before_s)
 
     def _object(self, response: Answer, dataset: Dataset) -> dict[str, Any]:
         answer = response.json()

@@ -149,12 +149,16 @@ def test_url_of_block_hashes_is_asked_for_once_until_it_is_refused(
     assert (before, hashing.asked("/signed-urls/")) == (1, 2)
 
 
-def test_metadata_brings_the_url_of_block_hashes(
-    hashing: QuirkyServer, resolver: Resolver, dataset: Dataset
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("ask", ["metadata_urls", "item_url"])
+def test_other_answers_bring_the_url_of_block_hashes_or_say_that_there_are_none(
+    hashing: QuirkyServer, resolver: Resolver, dataset: Dataset, ask: str, is_there: bool
 ) -> None:
-    resolver.metadata_urls(dataset)
+    if not is_there:
+        hashing.quirks.odd_answer = {}
+    getattr(resolver, ask)(dataset, *([HELLO, alone] if ask == "item_url" else []))
 
-    assert resolver.block_hashes_url(dataset) is not None
+    assert (resolver.block_hashes_url(dataset) is not None) == is_there
     assert hashing.asked("/signed-urls/") == 1
 
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import urllib3
+from dservercore.extensions import sql_db
 
 from dserverfs.base.block_hashes import HEAD_BYTES
 from dserverfs.base.errors import Unreachable
 from dserverfs.base.items import BLOCK_SIZE
+from dserverfs.server.database import bucket_index, stored_block_hashes
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.store.bucket import ObjectStore
 from dserverfs.server.store.layout import DatasetKeys
@@ -81,9 +83,10 @@ def publish(client: AppClient, content: bytes | None = RIGHT) -> str:
 
 def served(client: AppClient, uri: str) -> bytes | None:
     """Return what a reader of the dataset gets; None if there is no URL."""
-    url = client.get(f"/signed-urls/dataset/{encoded(uri)}?items=false").json.get(
-        "block_hashes_url"
-    )
+    items = client.post(f"/signed-urls/items/{encoded(uri)}", {"identifiers": []}).json
+    body = client.get(f"/signed-urls/dataset/{encoded(uri)}?items=false").json
+    url = body.get("block_hashes_url")
+    assert (url is None) == ("block_hashes_url" not in items)
     return None if url is None else at("GET", url).data
 
 
@@ -318,6 +321,47 @@ def test_one_that_a_stop_half_way_left_is_served_when_it_is_added_again(
         patch.setattr(ObjectStore, "sync", sync)
         assert add(client, uri).status_code == 502
     assert served(client, uri) is None
+    put(ask_to_add(client, uri).json["url"], RIGHT)
+
+    assert add(client, uri).status_code == 200
+    assert served(client, uri) == RIGHT
+
+
+def test_index_of_a_bucket_finds_them(client: AppClient) -> None:
+    """As of a backup that was restored: the database has never heard of them."""
+    with_hashes, without = publish(client), publish(client, None)
+    small = begin(client, SMALL)["uri"]
+    assert complete(client, small).status_code == 200
+    with client.app.app_context():
+        stored_block_hashes.note(with_hashes, is_stored=False)
+        stored_block_hashes.note(without, is_stored=True)
+        sql_db.session.commit()
+
+        bucket_index.index(client.stores, client.base_uri)
+
+    assert [served(client, uri) for uri in (with_hashes, without, small)] == [RIGHT, None, None]
+
+
+def test_dataset_that_is_deleted_and_uploaded_again_has_those_of_the_last_upload(
+    client: AppClient,
+) -> None:
+    uri = publish(client)
+    body = upload_body(CONTENTS, uuid=uri.rpartition("/")[2])
+    assert client.request("DELETE", f"/uris/{encoded(uri)}").status_code == 200
+    client.store.delete(client.storage.bucket, [DatasetKeys("", body["uuid"]).block_hashes])
+
+    put_all(announce(client, body), CONTENTS, b"")
+    assert complete(client, uri).status_code == 200
+
+    assert served(client, uri) is None
+
+
+def test_those_that_the_store_lost_are_added_again(client: AppClient) -> None:
+    uri = publish(client)
+    client.store.delete(
+        client.storage.bucket, [DatasetKeys("", uri.rpartition("/")[2]).block_hashes]
+    )
+
     put(ask_to_add(client, uri).json["url"], RIGHT)
 
     assert add(client, uri).status_code == 200

@@ -296,7 +296,8 @@ class Dserver:
         if any(each not in dataset.manifest["items"] for each in wanted):
             raise Refused(404, "no such item")
         urls = self._item_urls(dataset, wanted)
-        return {"uri": dataset.uri, "expiry_seconds": READ_S, "item_urls": urls}
+        hashes = self._block_hashes.signed(_place(dataset.uri), READ_S)
+        return {"uri": dataset.uri, "expiry_seconds": READ_S, "item_urls": urls, **hashes}
 
     def _item_urls(self, dataset: Registered, wanted: Any) -> dict[str, str]:
         place = _place(dataset.uri)

@@ -17,7 +17,7 @@ from dservercore.sql_models import Dataset
 
 from dserverfs.base.errors import Conflict, DserverfsError, NotFound
 from dserverfs.base.limits import is_uuid
-from dserverfs.server.database import changes, indexing
+from dserverfs.server.database import changes, indexing, stored_block_hashes
 from dserverfs.server.store.layout import REGISTRATION_PREFIX
 from dserverfs.server.store.signing import bucket_of
 from dserverfs.server.store.stores import Stores
@@ -92,8 +92,12 @@ def _read(stores: Stores, uri: str) -> dict[str, Any]:
 def _register(stores: Stores, reading: _Reading) -> None:
     dataset_info, number = reading.dataset_info.result(), reading.number
     for _ in range(_ATTEMPTS):
-        stores.place(reading.uri).store.sync()  # as `completing.freeze` does
+        place = stores.place(reading.uri)
+        place.store.sync()  # as `completing.freeze` does
         if changes.claim(reading.uri, number):
+            digest = stored_block_hashes.of_manifest(dataset_info["manifest"])
+            has_hashes = digest.number_of_hashes > 0 and stored_block_hashes.is_right(place, digest)
+            stored_block_hashes.note(reading.uri, is_stored=has_hashes)
             indexing.register(dataset_info)  # commits
             return
         sql_db.session.rollback()

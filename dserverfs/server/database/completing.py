@@ -98,7 +98,7 @@ def freeze(place: Place, upload: PendingUpload, orphans: tuple[str, ...]) -> dic
     metadata = StoredMetadata(place)
     readme = metadata.adopt_readme()
     digest = stored_block_hashes.of_announced(upload.request.items)
-    stored_block_hashes.adopt(place, digest, upload.uri)
+    has_hashes = stored_block_hashes.adopt(place, digest, upload.uri)
     manifest = manifest_of(upload)
     store.delete(bucket, orphans)
     metadata.replace_all(
@@ -112,6 +112,7 @@ def freeze(place: Place, upload: PendingUpload, orphans: tuple[str, ...]) -> dic
     admin_metadata = admin_metadata_of(upload)
     metadata.put_admin_metadata(admin_metadata)  # last: now dtool-s3 sees a frozen dataset
     store.sync()  # once it is registered its writer may delete the only other copy
+    stored_block_hashes.note(upload.uri, is_stored=has_hashes)
     return {
         **{name: value for name, value in admin_metadata.items() if name != "dtoolcore_version"},
         "uri": upload.uri,

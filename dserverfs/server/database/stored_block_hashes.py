@@ -5,10 +5,9 @@ compared; whether the hashes are right only a reader of the items can tell. A si
 an upload is good for longer than the upload takes, so it leads to another key, from which
 the object is copied: what is under its own key nobody can put there.
 
-The state after a stop half way: a pending upload may have an object under that key that is not
-its own, for `adopt` copies before it is sure that nothing else was put meanwhile; the next
-attempt replaces or removes it. Where the dataset is frozen already the object is noted in the
-database as being added until the store has it on the disk, and not served while it is.
+The database has a row for each dataset whose object is stored, and on the disk: so no answer
+with its URL costs a request to the store. The state after a stop half way: there may be an
+object without a row, which nobody is told of, and which the next attempt replaces or removes.
 
 Needs an app context; the caller commits.
 """
@@ -26,7 +25,7 @@ from dserverfs.server.database.upload_request import UploadItem
 from dserverfs.server.store.stores import Place
 
 SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS dserverfs_adding_block_hashes (
+    """CREATE TABLE IF NOT EXISTS dserverfs_block_hashes (
         uri TEXT PRIMARY KEY
     )""",
 )
@@ -51,41 +50,37 @@ def is_taken(place: Place, digest: ManifestDigest) -> bool:
     return digest.number_of_hashes > 0 and digest.size_in_bytes <= limit
 
 
-def is_stored(place: Place, uri: str) -> bool:
-    """Return whether a frozen dataset has the object; one request."""
-    if _is_being_added(uri):
-        return False
+def is_stored(uri: str) -> bool:
+    """Return whether a dataset has the object; if it is gone since, the store says so."""
+    statement = "SELECT 1 FROM dserverfs_block_hashes WHERE uri = :uri"
+    return sql.value(statement, uri=uri) is not None
+
+
+def note(uri: str, *, is_stored: bool) -> None:
+    """Note whether a dataset has the object, once it is on the disk."""
+    if is_stored:
+        sql.replace("dserverfs_block_hashes", uri=uri)
+    else:
+        sql.execute("DELETE FROM dserverfs_block_hashes WHERE uri = :uri", uri=uri)
+
+
+def is_right(place: Place, digest: ManifestDigest) -> bool:
+    """Return whether length and head of the object are right; another one is removed."""
     try:
-        place.store.size(place.bucket, place.keys.block_hashes)
+        _require(place, place.keys.block_hashes, digest)
     except NotFound:
         return False
+    except IntegrityError:
+        place.store.delete(place.bucket, [place.keys.block_hashes])
+        return False
     return True
-
-
-def has_its_own(place: Place, digest: ManifestDigest, uri: str) -> bool:
-    """Return whether a frozen dataset has the object; one that is another's is removed."""
-    return not _is_being_added(uri) and _is_right(place, digest)
-
-
-def note_adding(uri: str) -> None:
-    """Serve no object of this dataset from now on."""
-    sql.replace("dserverfs_adding_block_hashes", uri=uri)
-
-
-def note_added(uri: str) -> None:
-    """Serve it again: there is none, or it is the dataset's own and on the disk."""
-    sql.execute("DELETE FROM dserverfs_adding_block_hashes WHERE uri = :uri", uri=uri)
-
-
-def _is_being_added(uri: str) -> bool:
-    statement = "SELECT 1 FROM dserverfs_adding_block_hashes WHERE uri = :uri"
-    return sql.value(statement, uri=uri) is not None
 
 
 def adopt(place: Place, digest: ManifestDigest, uri: str) -> bool:
     """Make what was uploaded the dataset's; return whether it has block hashes now.
 
     Without an upload those that are there stay if they are its own: of an attempt before.
+    The caller notes it when the store is synced.
     Raises Conflict, with status 422, if what was uploaded is not right.
     """
     store, bucket, keys = place
@@ -97,7 +92,7 @@ def adopt(place: Place, digest: ManifestDigest, uri: str) -> bool:
         _require(place, keys.uploaded_block_hashes, digest)
         store.copy(bucket, keys.uploaded_block_hashes, keys.block_hashes)
     except NotFound:
-        return not store.is_unsure(bucket, keys.block_hashes) and _is_right(place, digest)
+        return not store.is_unsure(bucket, keys.block_hashes) and is_right(place, digest)
     except IntegrityError as error:
         raise _refusal(uri, error) from error
     try:
@@ -111,18 +106,6 @@ def adopt(place: Place, digest: ManifestDigest, uri: str) -> bool:
 def forget_uploaded(place: Place) -> None:
     """Delete what was uploaded for an earlier announcement."""
     place.store.delete(place.bucket, [place.keys.uploaded_block_hashes])
-
-
-def _is_right(place: Place, digest: ManifestDigest) -> bool:
-    """Return whether length and head of the object are right; another one is removed."""
-    try:
-        _require(place, place.keys.block_hashes, digest)
-    except NotFound:
-        return False
-    except IntegrityError:
-        place.store.delete(place.bucket, [place.keys.block_hashes])
-        return False
-    return True
 
 
 def _require(place: Place, key: str, digest: ManifestDigest) -> None:

@@ -50,12 +50,10 @@ class BlockHashes:
         uri = asked.uri
         with self._locks.holding(uri):
             place, digest = self._lacking(uri)
-            stored_block_hashes.note_adding(uri)
-            sql_db.session.commit()
             if not stored_block_hashes.adopt(place, digest, uri):
                 raise Conflict(f"{uri}: its block hashes were not uploaded", uri=uri, status=422)
             place.store.sync()
-            stored_block_hashes.note_added(uri)
+            stored_block_hashes.note(uri, is_stored=True)
             sql_db.session.commit()
             StoredMetadata(place).drop_uploaded()
         return {"uri": uri, "status": "stored"}
@@ -70,6 +68,6 @@ class BlockHashes:
         StoredMetadata(place).admin_metadata()  # raises NotFound: it may be registered by hand
         if not stored_block_hashes.is_taken(place, digest):
             raise Conflict(f"{uri} has no item of more than one block", uri=uri, status=422)
-        if stored_block_hashes.has_its_own(place, digest, uri):
+        if stored_block_hashes.is_stored(uri) and stored_block_hashes.is_right(place, digest):
             raise Conflict(f"{uri} has block hashes already", uri=uri)
         return place, digest

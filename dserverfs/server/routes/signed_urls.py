@@ -12,8 +12,8 @@ This server adds, as `dserverfs_signed_urls` in `GET /config/versions` says:
 
     GET  /signed-urls/dataset/<uri>?items=false
          without `item_urls`
-    GET  /signed-urls/dataset/<uri>
-         with `block_hashes_url` if they are stored
+    GET  /signed-urls/dataset/<uri>, POST /signed-urls/items/<uri>
+         with `block_hashes_url` if they are stored, as `dserverfs_block_hashes` says
     POST /signed-urls/items/<uri>   {"identifiers": [up to 1,000]}
          -> {"uri", "expiry_seconds", "expiry_timestamp", "item_urls": {identifier: url}}
     POST /signed-urls/upload/<base_uri>
@@ -29,8 +29,8 @@ This server adds, as `dserverfs_signed_urls` in `GET /config/versions` says:
          `stored`: the identifiers that need no upload
     DELETE /signed-urls/upload/<uri>
          forgets a pending upload and deletes its stored items
-         as `dserverfs_block_hashes` says, also `block_hashes_url`: {"url", "headers"}, if
-         an item has more than one block: see block_hashes
+         also `block_hashes_url`: {"url", "headers"}, if an item has more than one block: see
+         block_hashes
     POST /signed-urls/upload-complete
          answers 422 with the relpaths in `message` when items are missing or not
          as announced; the upload stays pending
@@ -88,7 +88,7 @@ class SignedUrls:
     def get_dataset(self, asked: Asked) -> Mapping[str, Any]:
         """Sign URLs for all there is of a dataset."""
         identifiers = registered().get_identifiers(asked.uri)
-        store, bucket, keys = place = self._stores.place(asked.uri)
+        store, bucket, keys = self._stores.place(asked.uri)
         signer = store.signer(READ_EXPIRY_SECONDS)
 
         def url(key: str) -> str:
@@ -106,7 +106,7 @@ class SignedUrls:
             "annotation_urls": {name: url(keys.annotation(name)) for name in annotations},
             "tags": store.names(bucket, keys.tags),
         }
-        if stored_block_hashes.is_stored(place, asked.uri):
+        if stored_block_hashes.is_stored(asked.uri):
             body["block_hashes_url"] = url(keys.block_hashes)
         if request.args.get("items") != "false":
             body["item_urls"] = {name: url(keys.item(name)) for name in identifiers}
@@ -128,7 +128,10 @@ class SignedUrls:
         store, bucket, keys = self._stores.place(asked.uri)
         signer = store.signer(READ_EXPIRY_SECONDS)
         urls = {name: signer.get_url(bucket, keys.item(name)) for name in wanted}
-        return {"uri": asked.uri, **signer.expiry, "item_urls": urls}
+        answer = {"uri": asked.uri, **signer.expiry, "item_urls": urls}
+        if stored_block_hashes.is_stored(asked.uri):  # they are read beside the first of these
+            answer["block_hashes_url"] = signer.get_url(bucket, keys.block_hashes)
+        return answer
 
     def post_upload(self, asked: Asked) -> Mapping[str, Any]:
         """Begin an upload, or begin it again with the present announcement."""
@@ -229,7 +232,6 @@ class SignedUrls:
             dataset_info = completing.freeze(place, upload, stored.orphans)
             uploads.delete(uri)
             part_uploads.forget(place, uri)
-            stored_block_hashes.note_added(uri)
             dservercore.utils.register_dataset(dataset_info)  # commits both
             StoredMetadata(place).drop_uploaded()
         return {"uri": uri, "status": "registered", "name": upload.request.name, "uuid": uuid}
