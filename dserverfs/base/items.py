@@ -40,8 +40,20 @@ def leading_run(indices: Sequence[int]) -> Run:
     return Run(indices[0], length)
 
 
+class HashesPlace(NamedTuple):
+    """The place of an item's block hashes in the object that has those of its dataset."""
+
+    head: bytes  # of the object that belongs to the dataset's manifest
+    object_size: int  # in bytes
+    first: int  # the number of the hash of its first block
+
+
 def _none(place: int, limit: int) -> Sequence[ItemContent]:
     return ()
+
+
+def _no_hashes() -> HashesPlace | None:
+    return None
 
 
 def _unknown() -> str:
@@ -65,6 +77,9 @@ class ItemContent:
     place: int = 0
     items_from: Callable[[int, int], Sequence[ItemContent]] = field(default=_none, compare=False)
     is_refused: bool = False  # its entry in the manifest is not one that may be used
+    # Where its block hashes are, if there are any; None of an item of one block. Blocks, and
+    # may raise DserverfsError.
+    hashes_place: Callable[[], HashesPlace | None] = field(default=_no_hashes, compare=False)
     # Its path below `data`, for messages; asked for when there is one. May raise DserverfsError.
     relpath_of: Callable[[], str] = field(default=_unknown, compare=False)
 

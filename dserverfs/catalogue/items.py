@@ -8,12 +8,14 @@ which may raise ProtocolError. Immutable, and so thread-safe.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dserverfs.base.block_hashes import ManifestDigest, has_hashes
 from dserverfs.base.errors import IntegrityError, NotFound, ProtocolError
-from dserverfs.base.items import ItemContent, item_key
+from dserverfs.base.items import HashesPlace, ItemContent, item_key
 from dserverfs.base.limits import parse_json, quoted, size_is_usable
 from dserverfs.base.model import Dataset, DserverURI, Identifier, Item
 from dserverfs.catalogue.manifest_index import ManifestIndex, Row
@@ -45,6 +47,7 @@ class IndexedItems:
             place=row.row,
             is_refused=bool(row.refused),
             items_from=self.contents_from,
+            hashes_place=functools.partial(self.index.hashes_place, row.row),
             relpath_of=functools.partial(self.relpath, row),
         )
 
@@ -89,6 +92,8 @@ class ManifestItems:
         self._entries: Mapping[str, Any] = manifest["items"]
         self._hash_function = str(manifest.get("hash_function", ""))
         self._places = {key: place for place, key in enumerate(self.identifiers)}
+        self._lock = threading.Lock()
+        self._hashes: tuple[ManifestDigest, Mapping[Identifier, int]] | None = None
 
     def item(self, identifier: Identifier) -> Item:
         """Return what the manifest says; raises NotFound, and ProtocolError if that is no item."""
@@ -110,8 +115,28 @@ class ManifestItems:
             hash_function=self._hash_function,
             hash=item.hash,
             neighbours=functools.partial(self._nearest, self._places[item.identifier]),
+            hashes_place=functools.partial(self._hashes_place, item.identifier),
             relpath_of=lambda: item.relpath,
         )
+
+    def _hashes_place(self, identifier: Identifier) -> HashesPlace | None:
+        with self._lock:
+            if self._hashes is None:
+                self._hashes = self._numbered_hashes()
+            digest, first = self._hashes
+        if identifier not in first:
+            return None
+        return HashesPlace(digest.head, digest.size_in_bytes, first[identifier])
+
+    def _numbered_hashes(self) -> tuple[ManifestDigest, Mapping[Identifier, int]]:
+        digest = ManifestDigest()
+        first = {}
+        for identifier in sorted(self.identifiers):
+            if has_hashes(self.size(identifier)):
+                item = self.item(identifier)
+                first[identifier] = digest.number_of_hashes
+                digest.add(identifier, item.hash, item.size_in_bytes)
+        return digest, first
 
     def _entry(self, identifier: Identifier) -> Any:
         try:

@@ -20,21 +20,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dserverfs.base.errors import NotFound, ProtocolError
+from dserverfs.base.items import HashesPlace
 from dserverfs.base.model import Identifier
 from dserverfs.base.sealed_files import has_seal
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 SCHEMA = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
 CREATE TABLE about (
-    format INTEGER, hash_function TEXT, items INTEGER, size_in_bytes INTEGER, unsafe INTEGER);
+    format INTEGER, hash_function TEXT, items INTEGER, size_in_bytes INTEGER, unsafe INTEGER,
+    hashes_head BLOB, hashes_size INTEGER);
 CREATE TABLE node (
     row INTEGER PRIMARY KEY, parent INTEGER, name TEXT, identifier TEXT, size INTEGER,
     hash TEXT, mtime_ns INTEGER, refused INTEGER, first_child INTEGER, children INTEGER);
+CREATE TABLE block_hashes (row INTEGER PRIMARY KEY, first INTEGER);
 """
 NAME_INDEX = "CREATE UNIQUE INDEX node_name ON node (parent, name)"
-_ABOUT = "SELECT format, hash_function, items, size_in_bytes, unsafe FROM about"
+_ABOUT = (
+    "SELECT format, hash_function, items, size_in_bytes, unsafe, hashes_head, hashes_size"
+    " FROM about"
+)
 _COLUMNS = "row, parent, name, identifier, size, hash, mtime_ns, refused, first_child, children"
 
 
@@ -69,6 +75,8 @@ class ManifestIndex:
         self.number_of_items = 0
         self.size_in_bytes = 0
         self.unsafe = 0  # how many items have a relpath that must not be used to write files
+        self._hashes_head = b""
+        self._hashes_size = 0
         self.is_damaged = False  # found out by a look-up
 
     def open(self) -> ManifestIndex:
@@ -88,22 +96,20 @@ class ManifestIndex:
         except sqlite3.OperationalError as error:
             raise NotFound(f"{self._path}: no index") from error
         try:
-            about = connection.execute(_ABOUT).fetchone()
+            (version,) = connection.execute("SELECT format FROM about").fetchone() or (None,)
+            about = connection.execute(_ABOUT).fetchone() if version == FORMAT_VERSION else None
         except sqlite3.Error as error:
             connection.close()
             raise ProtocolError(f"{self._path}: not an index: {error}") from error
-        if about is None or about[0] != FORMAT_VERSION:
+        if about is None:
             connection.close()
-            raise ProtocolError(f"{self._path}: an index of another version")
-        _, self.hash_function, self.number_of_items, self.size_in_bytes, self.unsafe = about
-        self._hold(connection)
+            raise NotFound(f"{self._path}: an index of another version")
+        self._hold(connection, about)
         return self
 
     def adopt(self, connection: sqlite3.Connection) -> ManifestIndex:
         """Look up in an index that lies in memory; `connection` is closed with this."""
-        about = connection.execute(_ABOUT).fetchone()
-        _, self.hash_function, self.number_of_items, self.size_in_bytes, self.unsafe = about
-        self._hold(connection)
+        self._hold(connection, connection.execute(_ABOUT).fetchone())
         return self
 
     def close(self) -> None:
@@ -112,7 +118,9 @@ class ManifestIndex:
                 self._connection.close()
                 self._connection = None
 
-    def _hold(self, connection: sqlite3.Connection) -> None:
+    def _hold(self, connection: sqlite3.Connection, about: tuple[Any, ...]) -> None:
+        _, self.hash_function, self.number_of_items, self.size_in_bytes, self.unsafe = about[:5]
+        self._hashes_head, self._hashes_size = about[5:]
         # Its cache of statements refers to it: it would hold its file, and its memory, until the
         # garbage is looked through, long after this index was let go.
         weakref.finalize(self, connection.close)
@@ -172,6 +180,11 @@ class ManifestIndex:
             f"SELECT {_COLUMNS} FROM node WHERE row >= ? AND row < ? ORDER BY row",
             (row, row + limit),
         )
+
+    def hashes_place(self, row: int) -> HashesPlace | None:
+        """Return where the block hashes of an item would be; None of an item of one block."""
+        found = self._select("SELECT first FROM block_hashes WHERE row = ?", (row,))
+        return HashesPlace(self._hashes_head, self._hashes_size, found[0][0]) if found else None
 
     def _all(self, sql: str, parameters: tuple[int | str, ...]) -> list[Row]:
         return [Row._make(found) for found in self._select(sql, parameters)]

@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import IO
 
 from dserverfs.base import child_processes
+from dserverfs.base.block_hashes import ManifestDigest
 from dserverfs.base.durable_files import left_beside, sync_open, written_beside
 from dserverfs.base.errors import DserverfsError, LocalDiskError, ProtocolError
+from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.base.local_files import remove_if_possible
 from dserverfs.base.sealed_files import append_seal
 from dserverfs.catalogue.manifest_index import FORMAT_VERSION, NAME_INDEX, SCHEMA
@@ -86,17 +88,37 @@ def _parsed(pieces: Iterable[bytes]) -> tuple[ManifestStream, ManifestTree]:
 
 def _fill(connection: sqlite3.Connection, stream: ManifestStream, tree: ManifestTree) -> None:
     connection.executescript(SCHEMA)
+    connection.executemany("INSERT INTO node VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", tree.rows())
+    connection.execute(NAME_INDEX)
+    digest = ManifestDigest()
+    places = _places_of_hashes(connection, digest)
+    connection.executemany("INSERT INTO block_hashes VALUES (?, ?)", places)
     about = (
         FORMAT_VERSION,
         stream.hash_function,
         tree.number_of_items,
         tree.size_in_bytes,
         tree.unsafe,
+        digest.head,
+        digest.size_in_bytes,
     )
-    connection.execute("INSERT INTO about VALUES (?, ?, ?, ?, ?)", about)
-    connection.executemany("INSERT INTO node VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", tree.rows())
-    connection.execute(NAME_INDEX)
+    connection.execute("INSERT INTO about VALUES (?, ?, ?, ?, ?, ?, ?)", about)
     connection.commit()
+
+
+def _places_of_hashes(
+    connection: sqlite3.Connection, digest: ManifestDigest
+) -> Iterator[tuple[int, int]]:
+    """Yield row and number of the first block hash of each item that has some."""
+    last = ""
+    for row, identifier, hash, size_in_bytes in connection.execute(
+        "SELECT row, identifier, hash, size FROM node WHERE size > ? ORDER BY identifier",
+        (BLOCK_SIZE,),
+    ):
+        if identifier != last:  # a manifest may name one twice
+            yield row, digest.number_of_hashes
+            digest.add(identifier, hash, size_in_bytes)
+        last = identifier
 
 
 def pieces_of(path: Path) -> Iterator[bytes]:
