@@ -19,6 +19,7 @@ from dserverfs.catalogue.offline import KeptAnswers
 from dserverfs.catalogue.refreshed import MOUNT, Staleness
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.block_cache import BlockCache
+from dserverfs.reading.hash_objects import HashObjects
 from dserverfs.reading.hot_blocks import HotBlocks
 from dserverfs.reading.ranges import RangeFetcher
 from dserverfs.reading.stored_items import StoredItems
@@ -86,7 +87,14 @@ class Client:
         known = self._directory / "manifests"
         answers = KeptAnswers(self.resolver, known)
         self.catalogue = Catalogue(answers, server, known, staleness=staleness)
-        self.reader = BlockReader(self.resolver, self._storage, self._cache, hot, verify=verify)
+        self.reader = BlockReader(
+            self.resolver,
+            self._storage,
+            self._cache,
+            hot,
+            verify=verify,
+            block_hashes=HashObjects(self.resolver, self._storage),
+        )
         self.ranges = RangeFetcher(self.resolver, self._storage)
         self.stored = StoredItems(self.ranges)
         self.uploader = Uploader(self.resolver, self._storage)

@@ -128,6 +128,8 @@ def require_head(found: bytes, expected: bytes) -> None:
     raise IntegrityError("its block hashes are those of another manifest")
 
 
-def split(hashes: bytes) -> Sequence[bytes]:
+def split(hashes: Buffer) -> Sequence[bytes]:
     """Return the hashes of consecutive blocks one by one."""
-    return [hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES)]
+    return [
+        bytes(hashes[start : start + HASH_BYTES]) for start in range(0, len(hashes), HASH_BYTES)
+    ]

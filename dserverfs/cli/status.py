@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -87,7 +88,7 @@ def _all() -> dict[str, Any]:
     for mount in mountinfo.dserverfs_mounts():
         if mount.owner != os.geteuid():
             continue
-        entry = {"path": mount.path, "uri": mount.source, "answers": True}
+        entry: dict[str, Any] = {"path": mount.path, "uri": mount.source, "answers": True}
         address = mounted.address_of(mount)
         try:
             for known in mounted.last(control.ask(address, {"command": "pending"})):
@@ -96,6 +97,9 @@ def _all() -> dict[str, Any]:
                 unsent[change["file"]] = change
         except UsageError:
             entry["answers"] = False
+        with contextlib.suppress(UsageError):  # of an earlier version
+            if entry["answers"]:
+                entry["compared"] = mounted.last(control.ask(address, {"command": "compared"}))
         mounts.append(entry)
     directory = Settings.load().staging_directory()
     for server in servers(directory):
@@ -121,6 +125,12 @@ def _print_all(found: dict[str, Any]) -> None:
     for mount in found["mounts"]:
         silent = "" if mount["answers"] else " (does not answer)"
         say(f"mounted: {mount['uri']} at {mount['path']}{silent}")
+        counts = mount.get("compared", {})
+        if counts.get("received"):
+            say(
+                f"    {size(counts['received'])} fetched: {size(counts['by_block'])} compared block"
+                f" by block, {size(counts['as_files'])} as whole files"
+            )
     for staged in found["staged"]:
         say(
             f"{staged['state']}: {staged['base_uri']} {staged['name']}:"

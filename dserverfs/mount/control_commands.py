@@ -6,6 +6,7 @@ on the tree is done in the daemon's event loop.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,10 +15,10 @@ from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from dserverfs.base.errors import DserverfsError, UsageError
+from dserverfs.base.errors import DserverfsError, NotFound, UsageError
 from dserverfs.base.items import ItemContent
 from dserverfs.base.limits import quoted, size_is_usable, understood
-from dserverfs.base.model import DserverURI
+from dserverfs.base.model import Dataset, DserverURI
 from dserverfs.catalogue.refreshed import NotLoaded
 from dserverfs.mount.control import Answer
 from dserverfs.reading.block_reader import BlockReader
@@ -97,13 +98,15 @@ class Commander:
     def __call__(self, request: dict[str, Any]) -> Iterator[Answer]:
         """Yield the answers to a request.
 
-        One of `status`, `pending`, `notes`, `unsent`, `uncached`, `freeze`, `discard`, `drain`
-        and `log`.
+        One of `status`, `compared`, `pending`, `notes`, `unsent`, `uncached`, `freeze`,
+        `discard`, `drain` and `log`.
         """
         asked = _Request.of(request)
         command = asked.command
         if command == "status":
             yield {"result": self._status(asked.inode)}
+        elif command == "compared":
+            yield {"result": self.reader.report.counts._asdict()}
         elif command == "pending":
             yield {"result": self._pending()}
         elif command == "notes":
@@ -138,11 +141,28 @@ class Commander:
             return {"state": "directory", "uri": str(self.uri)}
 
         found = self._loaded(describe)
-        return (
-            description.of_staged(found, self.freezer)
-            if isinstance(found, StagedDataset)
-            else found
-        )
+        if isinstance(found, StagedDataset):
+            return description.of_staged(found, self.freezer)
+        if found["state"] == "frozen":
+            with contextlib.suppress(DserverfsError):  # of the server, which is away
+                found["compared"] = self._compared(inode)
+        return found
+
+    def _compared(self, inode: Inode) -> str:
+        """Return how the item is compared, or those of the dataset; asks the server."""
+
+        def locate() -> tuple[Dataset, object]:
+            frozen = self.tree.locate(inode).frozen()
+            if frozen is None:
+                raise NotFound("it is not in a frozen dataset any more")
+            tree, number = frozen
+            return tree.dataset, tree.content(number) if tree.item(number) else None
+
+        dataset, content = self._loaded(locate)
+        report = self.reader.report
+        if isinstance(content, ItemContent):
+            return report.of_item(content)
+        return report.of_dataset(dataset)
 
     def _uncached(self, inodes: Sequence[Inode]) -> list[int]:
         """Return which of the inodes are of items that the cache does not hold whole."""

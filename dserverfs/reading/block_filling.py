@@ -20,10 +20,11 @@ from dserverfs.base.errors import DserverfsError, IntegrityError, Unreachable
 from dserverfs.base.items import BLOCK_SIZE, ItemContent, Run, leading_run
 from dserverfs.base.retry import Deadline
 from dserverfs.reading.block_hashing import BlockHashing
-from dserverfs.reading.cache.block_cache import BlockKey
+from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import Block, FileBlock, MemoryBlock, read_ahead
 from dserverfs.reading.cache.write_behind import CacheWriter
-from dserverfs.reading.cache_lookup import CacheLookup
+from dserverfs.reading.cache_lookup import BlockMismatch, CacheLookup
+from dserverfs.reading.hash_pages import HashPages
 from dserverfs.reading.item_drops import ItemDrops
 from dserverfs.reading.item_hashes import ItemHashes, Verdict
 from dserverfs.reading.ranges import RangeFetcher, StaleResponse
@@ -41,7 +42,7 @@ AHEAD_THREADS = 3
 
 
 class _Unwanted(Exception):
-    """No reader wants the rest of the run: it was fetched ahead, and the item is closed."""
+    """The rest of the run is not wanted: its item is closed, or the cache has some of it."""
 
 
 class BlockParts(NamedTuple):
@@ -50,6 +51,7 @@ class BlockParts(NamedTuple):
     flight: SingleFlight
     cached: CacheLookup
     ranges: RangeFetcher
+    pages: HashPages
     hashes: ItemHashes
     hashing: BlockHashing
     writer: CacheWriter
@@ -67,6 +69,7 @@ class _Fill:
         self._content = content
         self._waiting = missing  # ascending indices; a block that arrived is taken off
         self._deadline = deadline
+        self._knew_hashes = False  # when the cache was asked
         self._begin()
 
     def run(self) -> None:
@@ -78,8 +81,18 @@ class _Fill:
             while self._waiting:
                 run = leading_run([each.block_index for each in self._waiting])
                 wanted = _bytes_of(content, run)
-                with contextlib.suppress(_Unwanted):
+                self._parts.hashing.expect(content, run)
+                try:
                     self._parts.ranges.fetch(content, wanted, self, self.receive, self._deadline)
+                except _Unwanted:
+                    pass
+                except BlockMismatch as error:
+                    self._lose_block(error)
+                except IntegrityError:
+                    raise
+                except DserverfsError:
+                    if not self._finds_by_hashes():
+                        raise
         except IntegrityError as error:
             # Nothing of it may be mixed with what the next reader fetches.
             self._parts.drops.drop(content)
@@ -100,10 +113,15 @@ class _Fill:
 
     def expected(self) -> str | None:
         self._begin()
+        if self._parts.hashing.has_hashes(self._content):
+            return None  # each block is compared, of whatever version it is
         return self._parts.flight.etag(self._content)
 
     def check(self, etag: str) -> None:
-        self._parts.flight.check_etag(self._content, self._blocks, etag)
+        if not self._parts.hashing.has_hashes(self._content):
+            self._parts.flight.check_etag(self._content, self._blocks, etag)
+        elif self._blocks.is_dropped:
+            raise StaleResponse
 
     def receive(self, data: bytes) -> None:
         """Check, hand out and cache the next block from the store."""
@@ -112,13 +130,30 @@ class _Fill:
         content, missing = self._content, self._waiting[0]
         block = MemoryBlock(data)
         index = missing.block_index
-        verdict = self._parts.hashing.check(content, index, block, self._deadline)
+        verdict, stored_as = self._parts.hashing.check(content, index, block, self._deadline)
         self._hand_out(missing, block, verdict)
-        is_verified = verdict is Verdict.VERIFIED
-        stored_as = content.content_key if is_verified else content.key
-        self._parts.writer.put(BlockKey(content.key, index), block, BlockKey(stored_as, index))
+        self._parts.writer.put(BlockKey(content.key, index), block, stored_as)
         if self._has_unwanted():
             raise _Unwanted
+        if stored_as.names_content and self._finds_by_hashes():
+            raise _Unwanted
+
+    def _finds_by_hashes(self) -> bool:
+        """Take blocks from the cache by hashes that were not known before; return if there are."""
+        if self._knew_hashes or not self._waiting:
+            return False
+        before = len(self._waiting)
+        if self._parts.pages.obtain(self._content, self._waiting[0].block_index) is not None:
+            self._fill_from_cache()
+        return len(self._waiting) < before
+
+    def _lose_block(self, error: BlockMismatch) -> None:
+        """Let the readers of the next block fail; it came twice, and was wrong."""
+        lost = self._waiting[:1]
+        self._waiting = self._waiting[1:]
+        self._parts.pages.forget(self._content, lost[0].block_index)
+        self._parts.flight.forget_version(self._content)
+        self._parts.flight.abandon(self._content, lost, error)
 
     def _begin(self) -> None:
         """Begin an attempt; what it brings is stale if the item is dropped before it arrives."""
@@ -126,6 +161,7 @@ class _Fill:
 
     def _fill_from_cache(self) -> None:
         indices = [each.block_index for each in self._waiting]
+        self._knew_hashes = self._parts.hashing.has_hashes(self._content)
         found = self._parts.cached.find_many(self._content, indices)
         for missing, cached in zip(list(self._waiting), found, strict=True):
             if cached is None:

@@ -1,61 +1,108 @@
-"""Hashing items of several blocks, in order, while they are read.
+"""Comparing the blocks that arrive: with their own hashes, or as a part of their item.
 
-Used for every block that arrives, and for the verdict before an item's last block is
-handed out. As many items are hashed at a time as there are cores (MD5 takes 1.1 ms a block
-and leaves the interpreter to others), each by one thread, because each block's MD5 goes on
-from that of the block before: one item has one core of MD5, 900 MB/s. A block that arrived
-out of order is read back when its turn comes. Thread-safe.
+Used for every block that arrives. A block that has a hash is compared at once. Items of
+several blocks without hashes are hashed in order while they are read, for the verdict
+before the last block is handed out: as many items at a time as there are cores (MD5 takes
+1.1 ms a block and leaves the interpreter to others), each by one thread, because each
+block's MD5 goes on from that of the block before: one item has one core of MD5, 900 MB/s.
+A block that arrived out of order is read back when its turn comes. Thread-safe.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
+from dserverfs.base.block_hashes import block_hash
 from dserverfs.base.errors import DeadlineExceeded
 from dserverfs.base.hashes import Policy
-from dserverfs.base.items import ItemContent, Run
+from dserverfs.base.items import ItemContent, Run, block_length
 from dserverfs.base.retry import Deadline
+from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import Block, DamagedBlock
 from dserverfs.reading.cache.write_behind import CacheWriter
-from dserverfs.reading.cache_lookup import check_whole, mismatch
+from dserverfs.reading.cache_lookup import BlockMismatch, check_whole, mismatch
+from dserverfs.reading.comparison_report import Counting
+from dserverfs.reading.hash_pages import HashPages
 from dserverfs.reading.item_drops import ItemDrops
 from dserverfs.reading.item_hashes import Hashing, ItemHashes, Verdict
 from dserverfs.reading.single_flight import SingleFlight
+
+logger = logging.getLogger(__name__)
 
 _WAIT_S = 1.0
 THREADS = len(os.sched_getaffinity(0))  # the cores that this process may use
 
 
+class Checked(NamedTuple):
+    """The verdict on a block's bytes, and the name under which they may be kept."""
+
+    verdict: Verdict
+    stored_as: BlockKey
+
+
 class BlockHashing:
-    """Hashes the blocks that arrive."""
+    """Compares the blocks that arrive."""
 
     def __init__(
-        self, hashes: ItemHashes, flight: SingleFlight, writer: CacheWriter, drops: ItemDrops
+        self,
+        hashes: ItemHashes,
+        pages: HashPages,
+        flight: SingleFlight,
+        writer: CacheWriter,
+        drops: ItemDrops,
     ) -> None:
         self._hashes = hashes
+        self._pages = pages
         self._flight = flight
         self._writer = writer
         self._drops = drops
+        self.counting = Counting()
+        pages.on_late = self._compare_late
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="verify")
         self._lock = threading.Lock()
         # The items that a thread hashes or will; True if a block came since it began to look.
         self._advancing: dict[Hashing, bool] = {}
 
-    def check(self, content: ItemContent, index: int, block: Block, deadline: Deadline) -> Verdict:
-        """Return the verdict on an item, given a block that came from the store.
+    def expect(self, content: ItemContent, run: Run) -> None:
+        """Have the hashes of these blocks fetched beside them, if they are not here."""
+        if self._hashes.policy is not Policy.OFF:
+            for index in (run.first, run.first + run.length - 1):
+                self._pages.request(content, index)
 
-        Raises IntegrityError if the item is wrong. An item of one block is compared, and so
-        is one of several of which this is the last block. A reader of that one got wrong
-        bytes before and must fail; nothing of the item stays, and the next reader has it
-        fetched anew.
+    def check(self, content: ItemContent, index: int, block: Block, deadline: Deadline) -> Checked:
+        """Return the verdict on a block that came from the store, or on its item.
+
+        Raises BlockMismatch if the block does not have its hash, and IntegrityError if the
+        item is wrong. An item of one block is compared, and so is one of several, without
+        hashes, of which this is the last block. A reader of that one got wrong bytes before
+        and must fail; nothing of the item stays, and the next reader has it fetched anew.
         """
+        own = BlockKey(content.key, index)
+        length = block_length(content.size_in_bytes, index)
+        self.counting.add(received=length)
         if self._hashes.policy is Policy.OFF:
-            return Verdict.UNKNOWN
+            return Checked(Verdict.UNKNOWN, own)
+        expected = self._pages.obtain(content, index)
+        if expected is not None:
+            if block_hash(block.read(0, content.size_in_bytes)) != expected:
+                raise BlockMismatch(f"{content.label}: block {index} does not have its hash")
+            self.counting.add(by_block=length)
+            return Checked(Verdict.VERIFIED, BlockKey.of_hash(expected))
+        verdict = self._check_item(content, index, block, deadline)
+        is_verified = verdict is Verdict.VERIFIED
+        return Checked(verdict, BlockKey(content.content_key, index) if is_verified else own)
+
+    def _check_item(
+        self, content: ItemContent, index: int, block: Block, deadline: Deadline
+    ) -> Verdict:
         if content.number_of_blocks == 1:
             is_compared = check_whole(content, block.read(0, content.size_in_bytes))
+            self.counting.add(as_files=content.size_in_bytes if is_compared else 0)
             return Verdict.VERIFIED if is_compared else Verdict.UNKNOWN
         if index < content.number_of_blocks - 1 or self._hashes.recognises(content, index, block):
             return Verdict.UNKNOWN
@@ -88,7 +135,13 @@ class BlockHashing:
             return Verdict.VERIFIED if is_right else Verdict.CORRUPT
         if verdict is Verdict.VERIFIED:
             self._writer.enter_verified(content.key, content.content_key, hashing.serials)
+            self._pages.learn(content, hashing.block_hashes)
+            self.counting.add(as_files=content.size_in_bytes)
         return verdict
+
+    def has_hashes(self, content: ItemContent) -> bool:
+        """Return True if each block is compared with its own hash; never blocks."""
+        return self._pages.has_some(content)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -118,6 +171,21 @@ class BlockHashing:
             if hashing.next == final:
                 hashing.feed(last, content)
         return self.conclude(content, hashing)
+
+    def _compare_late(self, content: ItemContent, indices: range) -> None:
+        """Compare the blocks that were handed out before their hashes came."""
+        if not self._hashes.is_unverified(content):
+            return
+        for index, expected in zip(indices, self._pages.find(content, indices), strict=True):
+            block = self._flight.find_uncompared(content, index)
+            try:
+                if block is None or block_hash(block.read(0, content.size_in_bytes)) == expected:
+                    continue
+            except DamagedBlock:
+                continue
+            logger.warning("%s: block %d was read and does not have its hash", content.label, index)
+            self._drops.drop(content)
+            return
 
     def _advance_soon(self, content: ItemContent, hashing: Hashing) -> None:
         with self._lock:

@@ -5,10 +5,11 @@ Used by open items, and by all who ask what is cached. Each part knows only thos
     ItemPrefetch, Verification   the next items; what is compared before bytes are served
     Claims
     BlockFiller                  missing blocks, from the cache or by ranges from the store
-    BlockHashing                 hashes items while their blocks arrive
+    BlockHashing                 compares blocks, hashes items while their blocks arrive
     ItemDrops                    forgets what is wrong
     ItemHashes, SingleFlight     what is verified; what is hot or under way
     CacheLookup, CacheWriter     the disk cache, read and written behind
+    HashPages                    the hashes of blocks
     HotBlocks, RangeFetcher      memory and open files; the store
 
 Requests answer at once with blocks or futures, so that no thread of a caller waits for a
@@ -27,6 +28,8 @@ from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.cache.write_behind import CacheWriter
 from dserverfs.reading.cache_lookup import CacheLookup
 from dserverfs.reading.claims import Claims
+from dserverfs.reading.comparison_report import ComparisonReport
+from dserverfs.reading.hash_pages import HashPages, HashSource, NoHashes
 from dserverfs.reading.hot_blocks import HotBlocks
 from dserverfs.reading.item_drops import ItemDrops
 from dserverfs.reading.item_hashes import STRICT_LIMIT_BYTES, ItemHashes
@@ -57,6 +60,7 @@ class BlockReader:
         failure_kept_s: float = FAILURE_KEPT_S,
         max_named_large: int = MAX_NAMED_LARGE,
         make_hasher: Callable[[str], Hasher | None] = hasher_of,
+        block_hashes: HashSource | None = None,
     ) -> None:
         """`cache` closes what it removed by `hot.close_removed`."""
         self.read_timeout_s = read_timeout_s
@@ -64,15 +68,17 @@ class BlockReader:
             verify, strict_limit_in_bytes=strict_limit_in_bytes, make_hasher=make_hasher
         )
         self._writer = writer = CacheWriter(cache, hot.attach_file)
-        self.cached = cached = CacheLookup(cache, verify, writer)
+        self.pages = pages = HashPages(cache, block_hashes or NoHashes())
+        self.cached = cached = CacheLookup(cache, verify, writer, pages)
         pending = PendingBlocks()
         self.flight = flight = SingleFlight(
             hot, pending, cache, writer, cached, failure_kept_s=failure_kept_s
         )
         self.drops = drops = ItemDrops(hashes, flight, writer, cached)
-        hashing = BlockHashing(hashes, flight, writer, drops)
+        hashing = BlockHashing(hashes, pages, flight, writer, drops)
         ranges = RangeFetcher(urls, storage)
-        parts = BlockParts(flight, cached, ranges, hashes, hashing, writer, drops)
+        self.report = ComparisonReport(hashes, pages, hashing.counting)
+        parts = BlockParts(flight, cached, ranges, pages, hashes, hashing, writer, drops)
         self.filler = filler = BlockFiller(parts, read_timeout_s=read_timeout_s)
         self.verification = Verification(parts, filler, max_named_large=max_named_large)
         claims = Claims(hot, pending, writer, filler)
@@ -85,6 +91,7 @@ class BlockReader:
         self.filler.close()
         self.prefetch.close()
         self.verification.close()
+        self.pages.close()
         self._writer.close()
         self.flight.clear()
 

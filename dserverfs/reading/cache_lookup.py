@@ -1,20 +1,27 @@
 """The block cache's part in reading: blocks of an item, or of another with the same content.
 
-The only module that knows what a block's two keys stand for: its item's, and its
-content's once that was verified. Thread-safe; blocks on the disk.
+The only module that knows what a block's three keys stand for: that of its own hash, if
+it has one; its item's; and its content's once all of that was verified. Thread-safe;
+blocks on the disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
+from dserverfs.base.block_hashes import block_hash
 from dserverfs.base.errors import IntegrityError
 from dserverfs.base.hashes import Policy, digest
 from dserverfs.base.items import ItemContent, block_length
-from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
+from dserverfs.reading.cache.block_cache import BlockCache
+from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import Block, DamagedBlock
 from dserverfs.reading.cache.write_behind import CacheWriter
+from dserverfs.reading.hash_pages import HashPages
+
+_LOOKED_FOR_AT_ONCE = 512
 
 
 class Cached(NamedTuple):
@@ -39,6 +46,10 @@ def check_whole(content: ItemContent, data: bytes | memoryview) -> bool:
     return found is not None
 
 
+class BlockMismatch(HashMismatch):
+    """A block came, and does not have its hash; the others may be right."""
+
+
 def mismatch(content: ItemContent) -> IntegrityError:
     """Return the error for readers of an item of several blocks that is not the manifest's."""
     return IntegrityError(
@@ -50,10 +61,13 @@ def mismatch(content: ItemContent) -> IntegrityError:
 class CacheLookup:
     """Items on disk."""
 
-    def __init__(self, cache: BlockCache, policy: Policy, writer: CacheWriter) -> None:
+    def __init__(
+        self, cache: BlockCache, policy: Policy, writer: CacheWriter, hashes: HashPages
+    ) -> None:
         self._cache = cache
         self._policy = policy
         self._writer = writer
+        self._hashes = hashes
 
     def find(self, content: ItemContent, index: int) -> Cached | None:
         """Return the block if it is on disk and not known to be wrong."""
@@ -61,22 +75,52 @@ class CacheLookup:
 
     def find_many(self, content: ItemContent, indices: Sequence[int]) -> list[Cached | None]:
         """As `find`, for several blocks with one question to the database."""
-        lengths = [block_length(content.size_in_bytes, index) for index in indices]
-        found = self._cache.load_many(
-            [
-                (BlockKey(key, index), length)
-                for key in (content.content_key, content.key)
-                for index, length in zip(indices, lengths, strict=True)
-            ]
-        )
+        hashes = self._hashes.find(content, indices)
+        wanted = [
+            (key, block_length(content.size_in_bytes, index))
+            for index, hash in zip(indices, hashes, strict=True)
+            for key in self._keys(content, index, hash)
+        ]
+        found = iter(self._cache.load_many(wanted))
         return [
-            Cached(verified, True) if verified is not None else self._unverified(content, own)
-            for verified, own in zip(found[: len(indices)], found[len(indices) :], strict=True)
+            self._best(content, index, hash, list(islice(found, 2 if hash is None else 3)))
+            for index, hash in zip(indices, hashes, strict=True)
         ]
 
-    def _unverified(self, content: ItemContent, block: Block | None) -> Cached | None:
-        if block is None:
+    def _keys(self, content: ItemContent, index: int, hash: bytes | None) -> list[BlockKey]:
+        """Return the keys that a block may have, the unverified one last."""
+        keys = [BlockKey(content.content_key, index), BlockKey(content.key, index)]
+        return keys if hash is None else [BlockKey.of_hash(hash), *keys]
+
+    def _best(
+        self, content: ItemContent, index: int, hash: bytes | None, found: Sequence[Block | None]
+    ) -> Cached | None:
+        *verified, own = found
+        for block in verified:
+            if block is not None:
+                return Cached(block, True)
+        if own is None:
             return None
+        if hash is not None and self._policy is not Policy.OFF:
+            return self._compared(content, index, hash, own)
+        return self._unverified(content, own)
+
+    def _compared(
+        self, content: ItemContent, index: int, hash: bytes, block: Block
+    ) -> Cached | None:
+        """Return a block that was kept without its hash, if it has it."""
+        own = BlockKey(content.key, index)
+        try:
+            is_right = block_hash(block.read(0, content.size_in_bytes)) == hash
+        except DamagedBlock:
+            is_right = False
+        if not is_right:
+            self._cache.drop([own])
+            return None
+        self._writer.move(own, BlockKey.of_hash(hash), block.serial)
+        return Cached(block, True)
+
+    def _unverified(self, content: ItemContent, block: Block) -> Cached | None:
         if self._policy is Policy.OFF:
             return Cached(block, True)
         if content.number_of_blocks > 1:
@@ -88,6 +132,11 @@ class CacheLookup:
             self._cache.drop([BlockKey(content.key, 0)])
             return None
         return Cached(block, True)
+
+    def find_uncompared(self, content: ItemContent, index: int) -> Block | None:
+        """Return a block of an item that was kept without being compared."""
+        length = block_length(content.size_in_bytes, index)
+        return self._cache.load(BlockKey(content.key, index), length)
 
     def find_small(self, contents: Sequence[ItemContent]) -> list[Block | None]:
         """Return for each item of one block its bytes if no comparison is needed."""
@@ -105,17 +154,43 @@ class CacheLookup:
     def has_all(self, content: ItemContent) -> bool:
         """Return True if the whole item is on disk, compared or not."""
         keys = (content.content_key, content.key)
-        return any(self._cache.count(key) == content.number_of_blocks for key in keys)
+        return any(
+            self._cache.count(key) == content.number_of_blocks for key in keys
+        ) or self._has_each(content, lambda keys: keys)
 
     def has_all_verified(self, content: ItemContent) -> bool:
-        return self._cache.count(content.content_key) == content.number_of_blocks
+        """Return True if the whole item is on disk, compared."""
+        if self._cache.count(content.content_key) == content.number_of_blocks:
+            return True
+        return self._has_each(content, lambda keys: keys[:-1])
+
+    def _has_each(
+        self, content: ItemContent, chosen: Callable[[list[BlockKey]], list[BlockKey]]
+    ) -> bool:
+        """Return True if each block is on disk by one of the keys that `chosen` returns."""
+        number = content.number_of_blocks
+        if number < 2:
+            return number == 0
+        for first in range(0, number, _LOOKED_FOR_AT_ONCE):
+            indices = range(first, min(number, first + _LOOKED_FOR_AT_ONCE))
+            hashes = self._hashes.find(content, indices)
+            keys = [
+                chosen(self._keys(content, *pair)) for pair in zip(indices, hashes, strict=True)
+            ]
+            found = iter(self._cache.present([key for each in keys for key in each]))
+            if not all([any([next(found) for _ in each]) for each in keys]):
+                return False
+        return True
 
     def drop(self, content: ItemContent) -> None:
-        """Forget every block of the item, and of those like it."""
+        """Forget every block of the item, and of those like it, and their hashes."""
         for item in (content.key, content.content_key):
             self._cache.drop_item(item)
+        self._hashes.forget_item(content)
 
     def drop_damaged(self, content: ItemContent, index: int) -> None:
         """Forget a block that is not what was stored."""
-        self._cache.drop_damaged(BlockKey(content.content_key, index))
-        self._cache.drop([BlockKey(content.key, index)])
+        (hash,) = self._hashes.find(content, [index])
+        first, *others = self._keys(content, index, hash)
+        self._cache.drop_damaged(first)
+        self._cache.drop(others)

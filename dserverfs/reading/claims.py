@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dserverfs.base.items import ItemContent
 from dserverfs.reading.block_filling import BlockFiller
-from dserverfs.reading.cache.block_cache import BlockKey
+from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import Block
 from dserverfs.reading.cache.write_behind import CacheWriter
 from dserverfs.reading.hot_blocks import HotBlocks

@@ -1,9 +1,8 @@
 """The state of the comparison of items with their manifest's hash. Does no work by itself.
 
 An item is verified (compared here, or all its blocks came verified from the cache),
-unverified (an unverified block of it was handed out), or neither. A block that is fetched
-again, of an item that was verified, is as unverified as the first one was; `strict`
-keeps a digest of each block, so that it need not compare the whole item again.
+unverified (an unverified block of it was handed out), or neither. The hashes of the blocks
+of an item that is verified are handed on, so that one that is fetched again can be compared.
 
 Used by `block_hashing`, which hashes, and by those who ask or tell what is known.
 Thread-safe. Everything here is bounded.
@@ -11,23 +10,22 @@ Thread-safe. Everything here is bounded.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from typing import NamedTuple
 
+from dserverfs.base.block_hashes import block_hash
 from dserverfs.base.hashes import Hasher, Policy, hasher_of
 from dserverfs.base.items import ItemContent
-from dserverfs.reading.cache.blocks import Block, DamagedBlock
+from dserverfs.reading.cache.blocks import Block
 
 logger = logging.getLogger(__name__)
 
 MAX_HASHING = 256  # items being hashed; the one fed longest ago is given up
-MAX_KNOWN_BLOCKS = 1024 * 1024  # of verified items; 8 bytes each, 90 with a digest
+MAX_KNOWN_BLOCKS = 1024 * 1024  # of verified items; 8 bytes each
 # Unverified items, at some 300 bytes: 30 MB. Beyond it every item counts as unverified
 # until it is verified, so that none is taken for a good one because it was forgotten;
 # each is then hashed once more when it is read whole.
@@ -44,26 +42,19 @@ class Verdict(Enum):
     UNKNOWN = auto()
 
 
-class _Known(NamedTuple):
-    """The marks by which the blocks of a verified item are recognised."""
-
-    serials: Sequence[int]  # empty: came verified from the cache
-    digests: Sequence[bytes]  # empty: a block that is fetched again is unverified
-
-
-_CAME_VERIFIED = _Known((), ())
+_CAME_VERIFIED: Sequence[int] = ()
 
 
 class Hashing:
     """An item that is being hashed, block after block."""
 
-    def __init__(self, hasher: Hasher, *, keeps_digests: bool) -> None:
+    def __init__(self, hasher: Hasher) -> None:
         self.changed = threading.Condition()
         self.lock = threading.Lock()  # held by the thread that hashes
         self.hasher = hasher
         self.next = 0  # Invariant: blocks before this one are in the hash, no other
         self.serials = array("Q")  # of these blocks
-        self.digests: list[bytes] | None = [] if keeps_digests else None
+        self.block_hashes = bytearray()
         self.is_given_up = False  # a block before the end will not come
 
     def feed(self, block: Block, content: ItemContent) -> None:
@@ -71,8 +62,7 @@ class Hashing:
         data = block.read(0, content.size_in_bytes)
         self.hasher.update(data)
         self.serials.append(block.serial)
-        if self.digests is not None:
-            self.digests.append(_digest(data))
+        self.block_hashes += block_hash(data)
         with self.changed:
             self.next += 1
             self.changed.notify_all()
@@ -100,7 +90,8 @@ class ItemHashes:
         self._max_unverified = max_unverified
         self._lock = threading.Lock()
         self._hashing: OrderedDict[str, Hashing] = OrderedDict()
-        self._verified: OrderedDict[str, _Known] = OrderedDict()
+        # The serials of their blocks, by which these are recognised.
+        self._verified: OrderedDict[str, Sequence[int]] = OrderedDict()
         self._verified_blocks = 0
         self._unverified: set[str] = set()
         self._has_forgotten = False  # some unverified item, for want of room
@@ -125,19 +116,14 @@ class ItemHashes:
         is_forgotten = self._has_forgotten and content.number_of_blocks > 1
         return is_forgotten and content.key not in self._verified
 
+    def is_marked_unverified(self, content: ItemContent) -> bool:
+        """Return True if a byte of it is known to have been handed out that was not compared."""
+        return content.key in self._unverified
+
     def recognises(self, content: ItemContent, index: int, block: Block) -> bool:
         """Return True if the block was part of the item when it was verified here."""
-        known = self._verified.get(content.key)
-        if known is None or not known.serials:
-            return False
-        if block.serial and known.serials[index] == block.serial:
-            return True
-        try:
-            return bool(known.digests) and known.digests[index] == _digest(
-                block.read(0, content.size_in_bytes)
-            )
-        except DamagedBlock:
-            return False
+        serials = self._verified.get(content.key)
+        return bool(serials and block.serial and serials[index] == block.serial)
 
     def mark_unverified(self, content: ItemContent) -> None:
         """Note that an unverified block is about to be handed out."""
@@ -165,7 +151,7 @@ class ItemHashes:
                 hasher = self._make_hasher(content.hash_function)
                 if hasher is None:
                     return None
-                hashing = Hashing(hasher, keeps_digests=self.is_strict_with(content))
+                hashing = Hashing(hasher)
                 self._hashing[content.key] = hashing
                 if len(self._hashing) > MAX_HASHING:
                     self._hashing.popitem(last=False)
@@ -185,7 +171,7 @@ class ItemHashes:
         if hashing.hasher.hexdigest() != content.hash:
             logger.warning("%s was read whole and does not have the manifest's hash", content.label)
             return Verdict.CORRUPT
-        self._note_verified(content, _Known(hashing.serials, hashing.digests or ()))
+        self._note_verified(content, hashing.serials)
         return Verdict.VERIFIED
 
     def give_up(self, content: ItemContent) -> None:
@@ -209,22 +195,17 @@ class ItemHashes:
         for hashing in given_up:
             hashing.give_up()
 
-    def _note_verified(self, content: ItemContent, known: _Known) -> None:
+    def _note_verified(self, content: ItemContent, serials: Sequence[int]) -> None:
         with self._lock:
             self._unverified.discard(content.key)
             self._unmark_locked(content)
-            self._verified[content.key] = known
-            self._verified_blocks += len(known.serials)
+            self._verified[content.key] = serials
+            self._verified_blocks += len(serials)
             while (
                 self._verified_blocks > MAX_KNOWN_BLOCKS or len(self._verified) > MAX_KNOWN_BLOCKS
             ):
                 _, dropped = self._verified.popitem(last=False)
-                self._verified_blocks -= len(dropped.serials)
+                self._verified_blocks -= len(dropped)
 
     def _unmark_locked(self, content: ItemContent) -> None:
-        known = self._verified.pop(content.key, _CAME_VERIFIED)
-        self._verified_blocks -= len(known.serials)
-
-
-def _digest(data: bytes | memoryview) -> bytes:
-    return hashlib.sha256(data).digest()
+        self._verified_blocks -= len(self._verified.pop(content.key, _CAME_VERIFIED))

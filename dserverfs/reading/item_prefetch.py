@@ -17,7 +17,7 @@ from dserverfs.base.errors import DserverfsError
 from dserverfs.base.hashes import Policy
 from dserverfs.base.items import BLOCK_SIZE, ItemContent, Run
 from dserverfs.reading.block_filling import BlockFiller
-from dserverfs.reading.cache.block_cache import BlockKey
+from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import Block, MemoryBlock
 from dserverfs.reading.cache.write_behind import CacheWriter, Put
 from dserverfs.reading.cache_lookup import CacheLookup, HashMismatch, check_whole

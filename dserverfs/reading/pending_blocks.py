@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 from dserverfs.base.errors import DeadlineExceeded
-from dserverfs.reading.cache.block_cache import BlockKey
+from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import Block
 
 # The kernel asks again at once for a read that failed: for so long it gets the same

@@ -89,11 +89,12 @@ class RangeFetcher:
         retries = Retries(deadline, what=f"item {content.identifier}", first_stall_s=FIRST_STALL_S)
 
         def receive(data: bytes) -> None:
-            nonlocal offset
+            nonlocal offset, has_mismatched
             deadline.restart()
             retries.progressed()
             on_block(data)
             offset += len(data)
+            has_mismatched = False
 
         def attempt(url: str, limit: Deadline) -> None:
             self._storage.read_range(

@@ -16,7 +16,8 @@ from typing import NamedTuple, TypeVar
 from dserverfs.base.errors import DeadlineExceeded
 from dserverfs.base.items import ItemContent, Run
 from dserverfs.base.retry import Deadline
-from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
+from dserverfs.reading.cache.block_cache import BlockCache
+from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import Block, MemoryBlock
 from dserverfs.reading.cache.write_behind import CacheWriter
 from dserverfs.reading.cache_lookup import CacheLookup
@@ -92,6 +93,13 @@ class SingleFlight:
             block = None if cached is None else cached.block
         return block
 
+    def find_uncompared(self, content: ItemContent, index: int) -> Block | None:
+        """Return a block that may have been handed out without being compared; may block."""
+        key = BlockKey(content.key, index)
+        with self._lock:
+            block = self._hot.get(key) or self._writer.waiting(key)
+        return self._cached.find_uncompared(content, index) if block is None else block
+
     def is_coming(self, content: ItemContent, index: int) -> bool:
         """Return True if a block was fetched or is under way; may block on a disk."""
         key = BlockKey(content.key, index)
@@ -154,6 +162,11 @@ class SingleFlight:
             is_same = self._versions.is_same(content.key, etag)
         if not is_same:
             raise changed(content)
+
+    def forget_version(self, content: ItemContent) -> None:
+        """Take any version of the item's object from now on: a wrong one may be mended."""
+        with self._lock:
+            self._versions.forget(content.key)
 
     def still_wanted(self, content: ItemContent, missing: Sequence[Missing]) -> list[Missing]:
         """Return those that were not dropped since they were asked for."""

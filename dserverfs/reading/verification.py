@@ -52,6 +52,8 @@ class Verification:
         """
         if self._policy is Policy.OFF or content.number_of_blocks == 0:
             return None
+        if self._is_compared_by_block(content):
+            return None
         if self._hashes.is_strict_with(content):
             if not self._hashes.can_hash(content):
                 raise IntegrityError(
@@ -70,8 +72,14 @@ class Verification:
     def needs_no_verification(self, content: ItemContent, *, whole: bool) -> bool:
         """Return True if `verification_pending` is certain to return None; cheap."""
         if self._policy is Policy.STRICT:
-            return False
+            return self._is_compared_by_block(content)
         return not whole or self._policy is Policy.OFF or not self._hashes.is_unverified(content)
+
+    def _is_compared_by_block(self, content: ItemContent) -> bool:
+        """Return True if each block of it that was handed out had been compared with its hash."""
+        return self._parts.hashing.has_hashes(content) and not self._hashes.is_marked_unverified(
+            content
+        )
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

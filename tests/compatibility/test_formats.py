@@ -17,7 +17,7 @@ import pytest
 from dserverfs.base.errors import UsageError
 from dserverfs.base.model import BackendURI, Dataset
 from dserverfs.catalogue import manifest_index, offline
-from dserverfs.reading.cache import block_cache, maintenance
+from dserverfs.reading.cache import block_keys, maintenance
 from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.cache.blocks import MemoryBlock
 from dserverfs.server import datadir
@@ -101,8 +101,8 @@ def cache(directory: Path, server: ServerHandle) -> tuple[object, object]:
     blocks = BlockCache(directory / "blocks")
     blocks.open()
     blocks.close()
-    return block_cache.FORMAT_VERSION, {
-        "key": block_cache.prefix_of("ITEM"),
+    return block_keys.FORMAT_VERSION, {
+        "key": block_keys.prefix_of("ITEM"),
         "tables": tables(directory / "blocks/cache.db"),
     }
 
@@ -200,10 +200,10 @@ def test_blocks_of_a_newer_version_are_neither_read_nor_dropped(tmp_path: Path) 
     tmp_path.chmod(0o700)
     blocks = BlockCache(tmp_path / "blocks")
     blocks.open()
-    key, content = block_cache.BlockKey("item", 0), b"of a newer version"
+    key, content = block_keys.BlockKey("item", 0), b"of a newer version"
     blocks.store([(key, MemoryBlock(content))])
-    of_newer = key.as_text().replace(f"{block_cache.FORMAT_VERSION}:", f"{NEWER}:", 1)
-    of_older = key.as_text().replace(f"{block_cache.FORMAT_VERSION}:", "1:", 1)
+    of_newer = key.as_text().replace(f"{block_keys.FORMAT_VERSION}:", f"{NEWER}:", 1)
+    of_older = key.as_text().replace(f"{block_keys.FORMAT_VERSION}:", "1:", 1)
     blocks.close()
     database = sqlite3.connect(tmp_path / "blocks/cache.db")
     try:

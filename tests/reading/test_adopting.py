@@ -12,7 +12,8 @@ from dserverfs.base.items import BLOCK_SIZE, content_key
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import BackendURI, DserverURI
 from dserverfs.reading.cache.adopting import adopt
-from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
+from dserverfs.reading.cache.block_cache import BlockCache
+from dserverfs.reading.cache.block_keys import BlockKey
 from tests.support.local_uploads import local_dataset
 
 pytest_plugins = ["tests.support.cache_fixtures"]

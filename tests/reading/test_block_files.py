@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from dserverfs.reading.cache import maintenance
-from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
+from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.cache.block_files import MAX_BLOCKS_IN_FILE, MIN_FILE_SIZE, files_in
+from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import MemoryBlock
 
 pytest_plugins = ["tests.support.cache_fixtures"]

@@ -17,8 +17,9 @@ import pytest
 
 from dserverfs.base.disk_space import AS_IT_IS
 from dserverfs.reading.cache import block_table, maintenance
-from dserverfs.reading.cache.block_cache import BlockCache, BlockKey, CacheTuning
+from dserverfs.reading.cache.block_cache import BlockCache, CacheTuning
 from dserverfs.reading.cache.block_files import files_in, size_on_disk
+from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.block_table import MAX_LOG_BYTES
 from dserverfs.reading.cache.blocks import MemoryBlock
 from dserverfs.reading.hot_blocks import HotBlocks
@@ -350,7 +351,8 @@ READ_ONLY = """
 import logging, sys
 from pathlib import Path
 from dserverfs.reading.cache.blocks import MemoryBlock
-from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
+from dserverfs.reading.cache.block_cache import BlockCache
+from dserverfs.reading.cache.block_keys import BlockKey
 logging.basicConfig()
 cache = BlockCache(Path(sys.argv[1]))
 cache.open()

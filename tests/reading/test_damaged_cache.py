@@ -14,7 +14,8 @@ import pytest
 from dserverfs.base.damage import DAMAGES
 from dserverfs.base.errors import UsageError
 from dserverfs.base.sealed_files import write_sealed
-from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
+from dserverfs.reading.cache.block_cache import BlockCache
+from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import MemoryBlock
 from tests.support.cache_worker import BLOCKS
 from tests.support.damaged_caches import (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from dataclasses import replace
 
 import pytest
 
+from dserverfs.base.block_hashes import block_hash, split
 from dserverfs.base.hashes import Policy
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.model import Identifier
@@ -91,12 +91,27 @@ def test_hashing_that_is_given_up_is_begun_anew() -> None:
     assert hashes.begin_hashing(ITEM) is not hashing
 
 
-@pytest.mark.parametrize("policy", [Policy.COMPLETE, Policy.STRICT])
-def test_block_fetched_again_is_recognised_by_its_digest_if_strict(policy: Policy) -> None:
-    hashes = ItemHashes(policy)
-    verify(hashes, ITEM)
+def test_hashes_of_the_blocks_come_with_that_of_the_item() -> None:
+    hashes = ItemHashes(Policy.COMPLETE)
+    hashing = hashes.begin_hashing(ITEM)
+    assert hashing is not None
+    for data in BLOCKS:
+        hashing.feed(MemoryBlock(data), ITEM)
 
-    same, other = MemoryBlock(BLOCKS[0]), MemoryBlock(b"1" * BLOCK_SIZE)
+    assert split(hashing.block_hashes) == [block_hash(data) for data in BLOCKS]
 
-    assert hashes.recognises(ITEM, 0, same) is (policy is Policy.STRICT)
-    assert not any(hashes.recognises(ITEM, *pair) for pair in itertools.product((0, 1), (other,)))
+
+def test_blocks_that_were_hashed_are_recognised_and_no_others() -> None:
+    hashes = ItemHashes(Policy.COMPLETE)
+    hashing = hashes.begin_hashing(ITEM)
+    assert hashing is not None
+    blocks = [MemoryBlock(data) for data in BLOCKS]
+    for block in blocks:
+        hashing.feed(block, ITEM)
+    assert not hashes.recognises(ITEM, 0, blocks[0])
+
+    hashes.finish(ITEM, hashing)
+
+    assert [hashes.recognises(ITEM, index, block) for index, block in enumerate(blocks)] == [1, 1]
+    same_bytes = MemoryBlock(BLOCKS[0])
+    assert not hashes.recognises(ITEM, 0, same_bytes), "it arrived another time"

@@ -43,6 +43,8 @@ class Bench:
         self.dropped: list[str] = []
         self.entered: list[str] = []
         self.is_all_verified = False
+        self.has_hashes = False
+        self.learned: list[bytes] = []
         self.failure: BaseException | None = None
         self.may_go_on = threading.Event()
         self.may_go_on.set()
@@ -57,9 +59,13 @@ class Bench:
             drop=lambda content: self.dropped.append(content.key),
             drop_damaged=lambda content, run: self.hot.pop(run.first),
         )
+        pages: Any = SimpleNamespace(
+            has_some=lambda content: self.has_hashes,
+            learn=lambda content, hashes: self.learned.append(bytes(hashes)),
+        )
         parts: Any = SimpleNamespace(
             hashes=self.hashes,
-            hashing=BlockHashing(self.hashes, flight, writer, drops),
+            hashing=BlockHashing(self.hashes, pages, flight, writer, drops),
             flight=flight,
             drops=drops,
             cached=SimpleNamespace(has_all_verified=lambda content: self.is_all_verified),

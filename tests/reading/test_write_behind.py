@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
+from dserverfs.reading.cache.block_cache import BlockCache
+from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import Block, FileBlock, MemoryBlock
 from dserverfs.reading.cache.write_behind import MAX_WAITING, CacheWriter
 

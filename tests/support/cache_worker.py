@@ -15,7 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
+from dserverfs.reading.cache.block_cache import BlockCache
+from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import DamagedBlock, MemoryBlock
 
 ITEMS = 40

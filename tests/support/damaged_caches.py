@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dserverfs.base.damage import DAMAGES
-from dserverfs.reading.cache.block_cache import BlockCache, BlockKey, CacheTuning
+from dserverfs.reading.cache.block_cache import BlockCache, CacheTuning
+from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import MemoryBlock
 from tests.support.cache_worker import BLOCKS, bytes_of, check
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dserverfs.base.block_hashes import HASH_BYTES, block_hash
+from dserverfs.base.errors import DserverfsError
 from dserverfs.base.hashes import Policy
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.model import UUID, BackendURI, Dataset, Identifier
@@ -43,6 +46,33 @@ class OneUrl:
 
     def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
         self.forgotten += 1
+
+
+class Hashes:
+    """Gives the block hashes of one content, when it may."""
+
+    def __init__(self, content: bytes) -> None:
+        self.hashes = b"".join(
+            block_hash(content[start : start + BLOCK_SIZE])
+            for start in range(0, len(content), BLOCK_SIZE)
+        )
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.asked = 0
+        self.failure: DserverfsError | None = None
+        self.are_there = True
+
+    def has(self, dataset: Dataset) -> bool:
+        return self.are_there
+
+    def fetch(self, content: ItemContent, first: int, count: int) -> bytes | None:
+        self.asked += 1
+        assert self.may_answer.wait(30)
+        if self.failure is not None:
+            raise self.failure
+        if not self.are_there:
+            return None
+        return self.hashes[first * HASH_BYTES : (first + count) * HASH_BYTES]
 
 
 class World:

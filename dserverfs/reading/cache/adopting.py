@@ -12,7 +12,8 @@ import threading
 from dserverfs.base.items import BLOCK_SIZE, block_length, content_key, item_key, number_of_blocks
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import DserverURI, Item
-from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
+from dserverfs.reading.cache.block_cache import BlockCache
+from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import MemoryBlock
 from dserverfs.reading.cache.write_behind import CacheWriter, Put
 

@@ -20,10 +20,8 @@ Thread-safe.
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,11 +32,11 @@ from dserverfs.base import disk_space
 from dserverfs.base.directories import CannotBeMade, private_directory
 from dserverfs.base.disk_troubles import RETRY_AFTER_FAILURE_S, CacheTroubles, means_corrupt
 from dserverfs.base.errors import UsageError
-from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.base.local_files import SharedFile, is_full
 from dserverfs.base.locks import locked_within
 from dserverfs.reading.cache import eviction, layout
-from dserverfs.reading.cache.block_files import MIN_FILE_SIZE, StoredFile, Value
+from dserverfs.reading.cache.block_files import MIN_FILE_SIZE, Value
+from dserverfs.reading.cache.block_keys import BlockKey, range_of
 from dserverfs.reading.cache.block_table import (
     BUSY_TIMEOUT_S,
     FAILURES,
@@ -47,25 +45,17 @@ from dserverfs.reading.cache.block_table import (
     open_table,
     throw_away,
 )
-from dserverfs.reading.cache.blocks import (
-    CRC_BYTES,
-    Block,
-    FileBlock,
-    MemoryBlock,
-    checksums,
-    number_of_chunks,
-)
+from dserverfs.reading.cache.blocks import Block, FileBlock, MemoryBlock
+from dserverfs.reading.cache.row_blocks import RowBlocks
 from dserverfs.reading.cache.watch import WATCH_S, CacheWatch
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FORMAT_VERSION = 4
 OPEN_TIMEOUT_S = 10.0
 # For so long other processes may take to close what was evicted.
 OTHERS_CLOSE_S = 3 * WATCH_S
-MAX_CHECKED = 200_000  # blocks whose compared checksum chunks are remembered; 150 bytes each
 _NOTES_PER_BATCH = 256
 _ROWS_PER_TRANSACTION = 512
 
@@ -80,27 +70,7 @@ class CacheTuning(NamedTuple):
 
 
 _AS_MEASURED = CacheTuning()
-
-
-class BlockKey(NamedTuple):
-    """A block of an item in a dataset on a server, or of a content that many items may have."""
-
-    item: str  # ItemContent.key, or its content_key
-    block: int
-
-    def as_text(self) -> str:
-        return f"{prefix_of(self.item)}{self.block}"
-
-
-def prefix_of(item: str) -> str:
-    """Return the prefix of the keys of an item's blocks, which no other item's have."""
-    return f"{FORMAT_VERSION}:{BLOCK_SIZE}:{item}:"
-
-
-def _range_of(item: str) -> tuple[str, str]:
-    """Return the two keys between which those of an item's blocks lie."""
-    prefix = prefix_of(item)
-    return prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)
+_AS_NAMED: Mapping[BlockKey, BlockKey] = {}
 
 
 class BlockCache:
@@ -129,7 +99,7 @@ class BlockCache:
         self._watch = CacheWatch(directory, self._look)
         self._lock = threading.Lock()
         self._used: dict[int, float] = {}  # row numbers; when each was used last
-        self._checked: dict[str, bytearray] = {}  # by file: its compared checksum chunks
+        self._blocks = RowBlocks()
         self._space_checked_s = 0.0
         self._space_left = True
         self._must_reopen = False
@@ -204,7 +174,7 @@ class BlockCache:
         self, table: BlockTable, row: Row, key: BlockKey, length: int, opened: dict[str, SharedFile]
     ) -> Block | None:
         try:
-            block = self._block(table, row, length, opened)
+            block = self._blocks.of_row(table, row, length, opened)
         except FileNotFoundError:  # evicted just now
             return None
         except OSError as error:
@@ -218,49 +188,30 @@ class BlockCache:
         self.note_use(block)
         return block
 
-    def _block(
-        self, table: BlockTable, row: Row, length: int, opened: dict[str, SharedFile]
-    ) -> Block | None:
-        """Return the block of a row, None if it cannot be that; raises FileNotFoundError."""
-        sums = row.checksums
-        if sums is None or len(sums) != number_of_chunks(length) * CRC_BYTES:
-            return None
-        try:
-            stored = table.disk.fetch_among(opened, row.mode, row.filename, row.value)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EIO):
-                raise
-            return None
-        if isinstance(stored, bytes):
-            whole = len(stored) == length and checksums(stored) == sums
-            return MemoryBlock(stored, row.number, row.serial) if whole else None
-        checked = self._checked_chunks(stored, length)
-        block = FileBlock(stored.file, stored.start, length, sums, checked, row.number, row.serial)
-        return block if os.fstat(stored.file.fd).st_size >= stored.start + length else None
-
-    def _checked_chunks(self, stored: StoredFile, length: int) -> bytearray:
-        """Return the live marks of those checksum chunks of the file that were compared."""
-        if len(self._checked) > MAX_CHECKED:
-            self._checked = {}
-        return self._checked.setdefault(stored.name, bytearray(number_of_chunks(length)))
-
-    def store(self, blocks: Sequence[tuple[BlockKey, MemoryBlock]]) -> Mapping[BlockKey, Block]:
+    def store(
+        self,
+        blocks: Sequence[tuple[BlockKey, MemoryBlock]],
+        origins: Mapping[BlockKey, BlockKey] = _AS_NAMED,
+    ) -> Mapping[BlockKey, Block]:
         """Keep the blocks; return those that are in files now, the large ones of an item in one.
 
-        If the disk is full or failing, do nothing, and say so in the log once a while.
+        `origins` has the item and block that a block was read as, if that is not its key. If
+        the disk is full or failing, do nothing, and say so in the log once a while.
         """
         table = self._writable()
         if table is None or not self._has_space(table):
             return {}
         small = [(k.as_text(), block) for k, block in blocks if len(block.data) < MIN_FILE_SIZE]
-        large = [block for block in blocks if len(block[1].data) >= MIN_FILE_SIZE]
-        large.sort(key=lambda block: block[0])
+        distinct = {key: block for key, block in blocks if len(block.data) >= MIN_FILE_SIZE}
         values: list[Value] = []
         removed = table.disk.times_removed
         try:
-            for _, group in itertools.groupby(large, lambda block: block[0].item):
+            kept = self._kept(table, distinct)
+            large = [(key, block) for key, block in distinct.items() if key not in kept]
+            large.sort(key=lambda block: origins.get(block[0], block[0]))
+            for _, group in itertools.groupby(
+                large, lambda block: origins.get(block[0], block[0]).item
+            ):
                 values += table.disk.prepare([block.data for _, block in group])
             rows = table.store(
                 small,
@@ -279,16 +230,27 @@ class BlockCache:
         self._troubles.is_over()
         self._watch.start()
         self._write_notes(at_least=_NOTES_PER_BATCH)
-        return {
-            key: self._stored(block, value.file, row)
+        stored = {
+            key: self._blocks.stored(block, value.file, row)
             for (key, block), value, row in zip(large, values, rows, strict=True)
             if value.file is not None
         }
+        return {**kept, **stored}
 
-    def _stored(self, block: MemoryBlock, file: StoredFile, row: int) -> FileBlock:
-        length = len(block.data)
-        checked = self._checked_chunks(file, length)
-        return FileBlock(file.file, file.start, length, block.checksums, checked, row, block.serial)
+    def _kept(
+        self, table: BlockTable, blocks: Mapping[BlockKey, MemoryBlock]
+    ) -> dict[BlockKey, Block]:
+        """Return the blocks that are here already: those named by their own hashes often are."""
+        rows = table.find([key.as_text() for key in blocks if key.names_content])
+        kept = {}
+        for key, block in blocks.items():
+            row = rows.get(key.as_text())
+            if row is not None and row.checksums == block.checksums:
+                with contextlib.suppress(OSError):
+                    found = self._blocks.of_row(table, row, len(block.data), {})
+                    if found is not None:
+                        kept[key] = found
+        return kept
 
     def enter_verified(self, item: str, content: str, serials: Sequence[int]) -> None:
         """Move the blocks of `item` to `content`, where every item like it finds them.
@@ -310,9 +272,24 @@ class BlockCache:
         except FAILURES as error:
             self._fail_writing(table, error)
 
+    def move(self, old: BlockKey, new: BlockKey, serial: int) -> None:
+        """Give a block another key, if it is still the one with that serial."""
+        table = self._writable()
+        if table is not None and serial:
+            try:
+                table.move([(old.as_text(), new.as_text(), serial)])
+            except FAILURES as error:
+                self._fail_writing(table, error)
+
+    def present(self, keys: Sequence[BlockKey]) -> list[bool]:
+        """Return of each block whether it is here, as far as the database knows."""
+        texts = [key.as_text() for key in keys]
+        found = self._asked(lambda table: table.present(texts), set[str]())
+        return [text in found for text in texts]
+
     def count(self, item: str) -> int:
         """Return how many blocks of an item, or of a content, are here."""
-        return self._asked(lambda table: table.count(*_range_of(item)), 0)
+        return self._asked(lambda table: table.count(*range_of(item)), 0)
 
     def drop(self, keys: Sequence[BlockKey]) -> None:
         """Forget these blocks."""
@@ -320,7 +297,7 @@ class BlockCache:
 
     def drop_item(self, item: str) -> None:
         """Forget every block of an item, or of a content, that is here; it may have 2**63 bytes."""
-        self._asked(lambda table: table.delete_between(*_range_of(item)), None)
+        self._asked(lambda table: table.delete_between(*range_of(item)), None)
 
     def tell_removed(self) -> None:
         """Let every process close files of the cache that were removed past this class."""

@@ -180,6 +180,14 @@ class BlockTable:
         }
 
     @_of_values
+    def present(self, keys: Sequence[str]) -> set[str]:
+        """Return those keys that have a row; its block may turn out to be gone."""
+        statement = (
+            "SELECT key FROM Cache WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
+        )
+        return {key for (key,) in self._sql(statement, (json.dumps(keys),)).fetchall()}
+
+    @_of_values
     def store(
         self,
         small: Sequence[tuple[str, MemoryBlock]],

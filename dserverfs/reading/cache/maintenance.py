@@ -14,15 +14,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dserverfs.base.block_hashes import split
 from dserverfs.base.disk_space import AS_IT_IS
 from dserverfs.base.disk_troubles import said_of
 from dserverfs.base.errors import DserverfsError
 from dserverfs.base.items import BLOCK_SIZE, number_of_blocks
 from dserverfs.reading.cache import eviction
-from dserverfs.reading.cache.block_cache import FORMAT_VERSION, BlockCache, prefix_of
+from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.cache.block_files import StoredFile, size_on_disk
+from dserverfs.reading.cache.block_keys import (
+    BLAKE3,
+    FORMAT_VERSION,
+    HASHES,
+    BlockKey,
+    length_of_page,
+    prefix_of,
+)
 from dserverfs.reading.cache.block_table import FAILURES, BlockTable, StoredRow
-from dserverfs.reading.cache.blocks import checksums
+from dserverfs.reading.cache.blocks import DamagedBlock, checksums
 
 # A younger file may belong to a process that is about to enter it.
 _NEW_S = 60.0
@@ -66,19 +75,66 @@ class CheckResult(NamedTuple):
 def facts(cache: BlockCache) -> CacheFacts:
     """Return the numbers of blocks, items and bytes in the cache."""
     with _usable(cache) as table:
+        held = _Held()
         prefix = prefix_of("")[:-1]
-        blocks = Counter[str]()
         for key in table.all_keys():
             if isinstance(key, str) and key.startswith(prefix):
-                blocks[key.removeprefix(prefix).rpartition(":")[0]] += 1
+                held.add(key.removeprefix(prefix))
+        items, whole = held.items(cache)
         return CacheFacts(
             directory=str(cache.directory),
             size_in_bytes=size_on_disk(cache.directory),
             limit_in_bytes=table.size_limit,
-            blocks=sum(blocks.values()),
-            items=len(blocks),
-            verified_items=sum(_is_whole(item, count) for item, count in blocks.items()),
+            blocks=len(held.named_by_hash) + sum(map(len, held.blocks.values())),
+            items=len(items),
+            verified_items=len(whole),
         )
+
+
+class _Held:
+    """The keys of a cache, by what they stand for."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[str, set[str]] = {}  # their indices, by item or content
+        self.named_by_hash: set[str] = set()
+        self._pages: Counter[str] = Counter()  # of hashes, by the size and key of their item
+
+    def add(self, key: str) -> None:
+        item, _, index = key.rpartition(":")
+        if item.startswith(BLAKE3):
+            self.named_by_hash.add(item.removeprefix(BLAKE3))
+        elif item.startswith(HASHES):
+            self._pages[item.removeprefix(HASHES)] += 1
+        else:
+            self.blocks.setdefault(item, set()).add(index)
+
+    def items(self, cache: BlockCache) -> tuple[set[str], set[str]]:
+        """Return the items, or contents, of which a block is here, and those that are whole."""
+        items = {*self.blocks}
+        whole = {item for item, indices in self.blocks.items() if _is_whole(item, len(indices))}
+        for described, pages in self._pages.items():
+            size, _, item = described.partition(":")
+            hashes = _hashes(cache, item, int(size), pages)
+            if not self.named_by_hash.isdisjoint(hashes):
+                items.add(item)
+            compared = self.blocks.get(item, set()) if item.startswith("=") else set[str]()
+            if len(hashes) == number_of_blocks(int(size)) and all(
+                hash in self.named_by_hash or f"{index}" in compared
+                for index, hash in enumerate(hashes)
+            ):
+                whole.add(item)
+        return items, whole
+
+
+def _hashes(cache: BlockCache, item: str, size_in_bytes: int, pages: int) -> list[str]:
+    """Return the hashes of an item's blocks that are here, in hexadecimal digits."""
+    found: list[bytes] = []
+    for page in range(pages):
+        length = length_of_page(size_in_bytes, page)
+        block = cache.load(BlockKey.of_hashes(item, size_in_bytes, page), length)
+        with contextlib.suppress(DamagedBlock):
+            found += [] if block is None else split(block.read(0, length))
+    return [hash.hex() for hash in found]
 
 
 def clear(cache: BlockCache) -> CacheFacts:
@@ -97,7 +153,7 @@ def check(cache: BlockCache, progress: Progress) -> CheckResult:
     Blocks of an earlier version, which nobody reads any more, go as well; those of a newer
     version, which shares the directory, stay.
     """
-    damaged = outdated = missing = read_bytes = done = 0
+    damaged = outdated = missing = read_bytes = done = pages = 0
     with _usable(cache) as table:
         total = len(table)
         for row in table.rows():
@@ -118,9 +174,10 @@ def check(cache: BlockCache, progress: Progress) -> CheckResult:
                 table.delete_unless_replaced(row)
             read_bytes += size or 0
             done += 1
+            pages += isinstance(row.key, str) and row.key.startswith(prefix_of(HASHES)[:-1])
             progress(done, total)
         orphaned = eviction.sweep(table, cache.directory, eviction.ORPHANED_AFTER_S)
-    return CheckResult(done, read_bytes, damaged, outdated, missing, orphaned)
+    return CheckResult(done - pages, read_bytes, damaged, outdated, missing, orphaned)
 
 
 @contextlib.contextmanager

@@ -6,13 +6,15 @@ transactions in SQLite (a third of the time of a cold read). Thread-safe.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from dserverfs.reading.cache.block_cache import BlockCache, BlockKey
+from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.cache.block_files import MAX_BLOCKS_IN_FILE
+from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import Block, MemoryBlock
 
 MAX_WAITING = 32  # blocks or batches of small ones, so at most 32 MiB
@@ -39,6 +41,12 @@ class _Enter(NamedTuple):
     serials: Sequence[int]
 
 
+class _Move(NamedTuple):
+    old: BlockKey
+    new: BlockKey
+    serial: int
+
+
 class CacheWriter:
     """Takes blocks and writes them; until a block is written, `waiting` returns it."""
 
@@ -50,7 +58,7 @@ class CacheWriter:
         """`on_file` is told, in the writing thread, of each block that can be had from a file."""
         self._cache = cache
         self._on_file = on_file
-        self._queue: queue.Queue[list[Put] | _Enter | None] = queue.Queue(MAX_WAITING)
+        self._queue: queue.Queue[list[Put] | _Enter | _Move | None] = queue.Queue(MAX_WAITING)
         self._lock = threading.Lock()
         self._waiting: dict[BlockKey, MemoryBlock] = {}
         self._storing = threading.Lock()  # held while a batch is written
@@ -85,13 +93,18 @@ class CacheWriter:
 
     def enter_verified(self, item: str, content: str, serials: Sequence[int]) -> None:
         """As `BlockCache.enter_verified`, after the blocks that were put before."""
+        self._rename(_Enter(item, content, serials))
+
+    def move(self, old: BlockKey, new: BlockKey, serial: int) -> None:
+        """As `BlockCache.move`, after the blocks that were put before."""
+        self._rename(_Move(old, new, serial))
+
+    def _rename(self, entry: _Enter | _Move) -> None:
         with self._lock:
             if not self._start_locked():
                 return
-        try:
-            self._queue.put(_Enter(item, content, serials), timeout=PATIENCE_S)
-        except queue.Full:
-            pass  # it is compared again another time
+        with contextlib.suppress(queue.Full):  # it is compared again another time
+            self._queue.put(entry, timeout=PATIENCE_S)
 
     def waiting(self, key: BlockKey) -> Block | None:
         """Return a block that is not on the disk yet."""
@@ -141,6 +154,8 @@ class CacheWriter:
                 last = batch[-1]
                 if isinstance(last, _Enter):
                     self._cache.enter_verified(last.item, last.content, last.serials)
+                elif isinstance(last, _Move):
+                    self._cache.move(*last)
             finally:
                 self._forget([put.key for put in puts])
                 for _ in batch:
@@ -154,7 +169,8 @@ class CacheWriter:
             if not wanted:
                 return
             files: Mapping[BlockKey, Block] = self._cache.store(
-                [(put.stored_as, put.block) for put in wanted]
+                [(put.stored_as, put.block) for put in wanted],
+                {put.stored_as: put.key for put in wanted},
             )
             for put in wanted:
                 if put.stored_as in files and self._waiting.get(put.key) is put.block:

@@ -1,0 +1,175 @@
+"""Hashes out of the object of a dataset, which has to be that of its manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from dserverfs.base.block_hashes import HASH_BYTES, HEAD_BYTES, digest_of
+from dserverfs.base.errors import DserverfsError, IntegrityError
+from dserverfs.base.items import BLOCK_SIZE, HashesPlace, ItemContent
+from dserverfs.base.model import Dataset, Identifier
+from dserverfs.reading import hash_objects
+from dserverfs.reading.hash_objects import HashObjects
+from dserverfs.remote.objects import Storage
+from dserverfs.remote.signed_urls import SignedURL
+from tests.support.faulty_store import FaultyStore, faulty_store, refuse
+from tests.support.reading_world import DATASET
+
+BLOCKS = 40
+ITEMS = [
+    (Identifier(hashlib.sha1(bytes([n])).hexdigest()), f"{n:032x}", BLOCKS * BLOCK_SIZE)
+    for n in range(5)
+]
+DIGEST = digest_of(ITEMS)
+HASHES = random.Random(1).randbytes(DIGEST.number_of_hashes * HASH_BYTES)
+OBJECT = DIGEST.head + HASHES
+
+
+class Urls:
+    """Signs the one object, or says that there is none."""
+
+    def __init__(self, store: FaultyStore) -> None:
+        self.store = store
+        self.is_there = True
+        self.forgotten = 0
+
+    def item_url(
+        self,
+        dataset: Dataset,
+        identifier: Identifier,
+        neighbours: Callable[[int], Sequence[Identifier]],
+    ) -> SignedURL:
+        return SignedURL(self.store.url, float("inf"))
+
+    def block_hashes_url(self, dataset: Dataset) -> SignedURL | None:
+        return SignedURL(self.store.url, float("inf")) if self.is_there else None
+
+    def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
+        self.forgotten += 1
+
+
+@pytest.fixture
+def store() -> Iterator[FaultyStore]:
+    with faulty_store(OBJECT) as store:
+        yield store
+
+
+@pytest.fixture
+def urls(store: FaultyStore) -> Urls:
+    return Urls(store)
+
+
+@pytest.fixture
+def objects(urls: Urls) -> Iterator[HashObjects]:
+    storage = Storage()
+    yield HashObjects(urls, storage)
+    storage.close()
+
+
+def item(number: int, **other: Any) -> ItemContent:
+    """Return the item with that number in the order of the object."""
+    identifier, hash, size_in_bytes = sorted(ITEMS)[number]
+    place = HashesPlace(DIGEST.head, DIGEST.size_in_bytes, number * BLOCKS)
+    content = ItemContent(
+        key="item",
+        dataset=DATASET,
+        identifier=identifier,
+        size_in_bytes=size_in_bytes,
+        hash_function="md5sum_hexdigest",
+        hash=hash,
+        neighbours=lambda limit: [],
+        hashes_place=lambda: place,
+    )
+    return dataclasses.replace(content, **other)
+
+
+def hashes_of(number: int, first: int, count: int) -> bytes:
+    start = (number * BLOCKS + first) * HASH_BYTES
+    return HASHES[start : start + count * HASH_BYTES]
+
+
+def ranges(store: FaultyStore) -> list[str]:
+    return [request["Range"].removeprefix("bytes=") for request in store.requests]
+
+
+@pytest.mark.parametrize("near_bytes", [256 * 1024, 100])
+def test_hashes_of_any_item_are_a_range(
+    store: FaultyStore, objects: HashObjects, monkeypatch: pytest.MonkeyPatch, near_bytes: int
+) -> None:
+    monkeypatch.setattr(hash_objects, "NEAR_BYTES", near_bytes)
+
+    for number, first, count in [(3, 0, BLOCKS), (0, 0, 1), (4, 7, 20)]:
+        assert objects.fetch(item(number), first, count) == hashes_of(number, first, count)
+
+    requests = 3 if near_bytes > len(OBJECT) else 4
+    assert len(store.requests) == requests, "the head comes once, with the first if it is near"
+
+
+def test_what_has_none_is_not_asked_for(
+    store: FaultyStore, objects: HashObjects, urls: Urls
+) -> None:
+    assert objects.fetch(item(0, hashes_place=lambda: None), 0, 1) is None
+    urls.is_there = False
+    assert objects.fetch(item(0), 0, 1) is None
+    assert store.requests == []
+
+
+WRONG: dict[str, Callable[[FaultyStore], None]] = {
+    "short": lambda store: setattr(store, "content", OBJECT[:-1]),
+    "only a head": lambda store: setattr(store, "content", OBJECT[:HEAD_BYTES]),
+    "empty": lambda store: setattr(store, "content", b""),
+    "longer": lambda store: setattr(store, "content", OBJECT + bytes(32)),
+    "of no kind": lambda store: setattr(store, "content", bytes(len(OBJECT))),
+    "of another manifest": lambda store: setattr(
+        store, "content", OBJECT[:32] + bytes(32) + OBJECT[HEAD_BYTES:]
+    ),
+    "of another block size": lambda store: setattr(
+        store, "content", OBJECT[:20] + (4096).to_bytes(4, "big") + OBJECT[24:]
+    ),
+}
+
+
+@pytest.mark.parametrize("make_wrong", WRONG.values(), ids=WRONG)
+def test_object_that_is_not_the_manifests_gives_no_hashes(
+    store: FaultyStore, objects: HashObjects, make_wrong: Callable[[FaultyStore], None]
+) -> None:
+    make_wrong(store)
+
+    with pytest.raises(DserverfsError):
+        objects.fetch(item(1), 0, 5)
+
+    store.content, store.etag = OBJECT, '"another"'
+    assert objects.fetch(item(1), 0, 5) == hashes_of(1, 0, 5), "nothing of it is remembered"
+
+
+def test_object_that_is_replaced_is_looked_at_anew(
+    store: FaultyStore, objects: HashObjects
+) -> None:
+    assert objects.fetch(item(1), 0, 5) == hashes_of(1, 0, 5)
+    store.content, store.etag = OBJECT[:32] + bytes(len(OBJECT) - 32), '"another"'
+
+    for _ in range(2):
+        with pytest.raises(IntegrityError):
+            objects.fetch(item(1), 5, 5)
+
+
+def test_object_that_is_gone_gives_none(store: FaultyStore, objects: HashObjects) -> None:
+    store.faults.append(refuse(404, "NoSuchKey"))
+
+    assert objects.fetch(item(1), 0, 5) is None
+
+
+def test_url_that_has_expired_is_asked_for_anew(
+    store: FaultyStore, objects: HashObjects, urls: Urls
+) -> None:
+    store.faults.append(refuse(403, "AccessDenied"))
+
+    assert objects.fetch(item(1), 0, 5) == hashes_of(1, 0, 5)
+
+    assert urls.forgotten == 1
