@@ -171,7 +171,7 @@ def test_items_go_over_tls(server: ServerHandle, tmp_path: Path) -> None:
         Uploader(client.resolver, storage).upload(dataset, server.backend_uri)
         storage.close()
 
-        assert len(front.puts) == len(contents) + 1
+        assert len(front.puts) == len(contents) + 2  # README, block hashes
         assert stored(client, dataset, server.backend_uri) == contents
 
 
