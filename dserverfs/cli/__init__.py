@@ -9,9 +9,10 @@ the work, so a command needs no more than its own dependencies. Shared modules:
     mount_options     what the -o of a mount say             (mount, mount-helper)
     progress          the progress line, sizes as people read them
     mounted           the daemon of a path in a mount          (freeze, discard, status, ...)
-    whole_items       work on many items, with progress        (warm, verify)
+    whole_items       work on many items, with progress        (warm, verify, prove)
       remote_items      items of a server
       local_items       items of a directory
+    proofs            whole datasets compared, and their block hashes (prove)
     serve_management  the table of `serve user add` and the other actions
       server_actions    their functions
     demo_mount        the demonstration, in processes of its own
@@ -39,6 +40,7 @@ NAMES = (
     "status",
     "warm",
     "verify",
+    "prove",
     "cache",
     "login",
     "whoami",

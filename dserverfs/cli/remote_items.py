@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dserverfs.base.errors import IntegrityError
+from dserverfs.base.hashes import Taker
 from dserverfs.base.items import ItemContent
 from dserverfs.base.model import SCHEME, Dataset, DserverURI
 from dserverfs.cli.whole_items import WholeItem
@@ -57,13 +58,13 @@ def warm(client: Client, item: RemoteItem) -> None:
         OpenItem(client.reader, item.content).load()
 
 
-def compare(client: Client, item: RemoteItem) -> None:
-    """Read the object and raise IntegrityError unless it is the item."""
+def compare(client: Client, item: RemoteItem, *others: Taker) -> None:
+    """Read the object and raise IntegrityError unless it is the item; `others` get its bytes."""
     _require_not_refused(item)
     content = item.content
     if content.size_in_bytes == 0 and client.stored.size(content) is None:
         raise IntegrityError("is not stored")
-    found = client.stored.digest(content, content.size_in_bytes)
+    found = client.stored.digest(content, content.size_in_bytes, *others)
     if found != content.hash:
         raise IntegrityError(f"has hash {found}, the manifest says {content.hash}")
 

@@ -1,6 +1,6 @@
 """Work on many whole items: several at a time, a progress line, a line for each failure.
 
-Used by `warm` and `verify`. Blocking.
+Used by `warm`, `verify` and `prove`. Blocking.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Summary:
                     self.fail(item.name, str(error))
                 line.show(f"{self.items} items, {size(self.size_in_bytes)}")
 
-            _for_each(items, done)
+            for_each(items, done)
 
     def fail(self, name: str, reason: str) -> None:
         """Count an item that could not be done, and print a line for it."""
@@ -64,7 +64,7 @@ class Summary:
         return f"{self.items} items, {size(self.size_in_bytes)}: {all_well}"
 
 
-def _for_each(
+def for_each(
     items: Iterable[WholeItem], done: Callable[[WholeItem, DserverfsError | None], None]
 ) -> None:
     """Do the work of all, several at a time; tell `done` the outcome, one after the other.

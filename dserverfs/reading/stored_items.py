@@ -7,7 +7,7 @@ through signed URLs cannot be asked for others. Blocking and thread-safe.
 from __future__ import annotations
 
 from dserverfs.base.errors import IntegrityError, NotFound, NotStored
-from dserverfs.base.hashes import MD5, known_hasher
+from dserverfs.base.hashes import MD5, Taker, known_hasher
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.retry import Deadline
 from dserverfs.reading.ranges import FirstVersion, RangeFetcher
@@ -53,15 +53,21 @@ class StoredItems:
         except (NotFound, NotStored):
             return None
 
-    def digest(self, content: ItemContent, size_in_bytes: int) -> str:
+    def digest(self, content: ItemContent, size_in_bytes: int, *others: Taker) -> str:
         """Return the hash, by the manifest's function, of the `size_in_bytes` that are stored.
 
-        Raises IntegrityError if the object changes while it is read.
+        `others` get the same bytes. Raises IntegrityError if the object changes while it is
+        read.
         """
         hasher = known_hasher(content.hash_function)
+
+        def take(data: bytes) -> None:
+            for taker in (hasher, *others):
+                taker.update(data)
+
         version = FirstVersion(content)
         for start in range(0, size_in_bytes, RANGE_BYTES):
             wanted = ByteRange(start, min(RANGE_BYTES, size_in_bytes - start), size_in_bytes)
             deadline = Deadline(RANGE_TIMEOUT_S)
-            self._ranges.fetch(content, wanted, version, hasher.update, deadline)
+            self._ranges.fetch(content, wanted, version, take, deadline)
         return hasher.hexdigest()

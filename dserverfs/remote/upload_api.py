@@ -169,6 +169,29 @@ class UploadRoutes:
             raise ProtocolError(f"{self.server_url}: says nothing of parts", uri=uri)
         return answer
 
+    def takes_block_hashes(self) -> bool:
+        """Return whether the server keeps those of datasets that are registered."""
+        return self._routes.capabilities().block_hashes
+
+    def place_of_block_hashes(self, uri: str) -> UploadUrl:
+        """Return where to PUT the block hashes of a registered dataset.
+
+        Raises Conflict if it has some, ProtocolError if it has no item of more than one block.
+        """
+        path = f"/signed-urls/block-hashes/{quote(uri)}"
+        answer = self._routes.transport.request("POST", path, json={}).json()
+        with understood(f"{self.server_url}: the answer with the URL of block hashes of {uri}"):
+            return UploadUrl(_url(answer["url"]), _headers(answer))
+
+    def complete_block_hashes(self, uri: str) -> None:
+        """Have what was PUT there taken; raises Conflict if the dataset has some by now.
+
+        ProtocolError is raised if they are not those of its manifest.
+        """
+        self._routes.transport.request(
+            "POST", "/signed-urls/block-hashes-complete", json={"uri": uri}
+        )
+
     def complete(self, uri: str, number_of_items: int) -> None:
         """Register the dataset whose README and items are stored.
 

@@ -26,7 +26,6 @@ import requests
 from dserverfs.base.errors import ItemChanged, ProtocolError
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import Item
-from dserverfs.base.progress import unwatched
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.upload_urls import UploadUrl
 from dserverfs.writing.upload.azure import BlobSender, is_sas
@@ -133,7 +132,7 @@ def send(dataset: LocalDataset, path: Path, target: Fixed) -> None:
     """Send the only item of a dataset."""
     (item,) = dataset.items.values()
     storage = Storage(stall_timeout_s=10)
-    tally = Tally(dataset, unwatched, None)
+    tally = Tally([item.size_in_bytes])
     attempts = Attempts(storage, tally)
     pieces = PieceSender(attempts, tally)
     sender = BlobSender(attempts, pieces, max_put_bytes=LIMIT, block_bytes=BLOCK)

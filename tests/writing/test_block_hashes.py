@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import tempfile
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import urllib3
 
-from dserverfs.base.errors import Cancelled, ItemChanged
+from dserverfs.base.errors import Cancelled, ItemChanged, NotFound, ProtocolError, Unsupported
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import UUID, Dataset
 from dserverfs.client import Client
+from dserverfs.remote.routes import Capabilities, Routes
 from dserverfs.writing.staging import sealing
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.upload import item_upload
@@ -134,8 +137,75 @@ def test_file_that_is_not_the_announced_one_any_more_is_told(
     assert not site.is_registered(dataset)
 
 
+@contextlib.contextmanager
+def file_of(content: bytes) -> Iterator[BinaryIO]:
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        yield file
+
+
 def cancel() -> None:
     raise Cancelled("the mount ends")
+
+
+# Of a dataset that is registered without them
+
+
+def frozen_without(
+    site: Site, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[LocalDataset, str]:
+    dataset = local_dataset(directory, CONTENTS)
+    with monkeypatch.context() as patch:
+        patch.setattr(item_upload.Sender, "send_block_hashes", lambda sender: None)
+        return dataset, site.uploader.upload(dataset, site.base_uri)
+
+
+@pytest.mark.parametrize("fault", [None, spoil, refuse(403, "Expired")])
+def test_they_are_added_to_what_is_registered(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault | None
+) -> None:
+    dataset, uri = frozen_without(site, tmp_path / "items", monkeypatch)
+    site.front.faults = [fault]
+
+    for _ in range(2):  # that they are there already is success
+        with file_of(object_of(CONTENTS)) as file:
+            site.uploader.add_block_hashes(uri, file)
+
+    assert of_site(site, dataset) == object_of(CONTENTS)
+
+
+def test_answer_that_is_lost_when_they_were_added_is_success(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, uri = frozen_without(site, tmp_path / "items", monkeypatch)
+    complete = site.client.resolver.uploads.complete_block_hashes
+
+    def complete_twice(uri: str) -> None:
+        complete(uri)
+        complete(uri)
+
+    monkeypatch.setattr(site.client.resolver.uploads, "complete_block_hashes", complete_twice)
+    with file_of(object_of(CONTENTS)) as file:
+        site.uploader.add_block_hashes(uri, file)
+
+    assert of_site(site, dataset) == object_of(CONTENTS)
+
+
+def test_what_cannot_be_added_is_told(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, uri = frozen_without(site, tmp_path / "items", monkeypatch)
+
+    with (
+        pytest.raises(ProtocolError, match="its block hashes have"),
+        file_of(object_of(SMALL)) as file,
+    ):
+        site.uploader.add_block_hashes(uri, file)
+    with pytest.raises(NotFound), file_of(object_of(CONTENTS)) as file:
+        site.uploader.add_block_hashes(f"{uri[:-8]}00000000", file)
+    monkeypatch.setattr(Routes, "capabilities", lambda routes: Capabilities(True, True))
+    with pytest.raises(Unsupported), file_of(object_of(CONTENTS)) as file:
+        site.uploader.add_block_hashes(uri, file)
 
 
 # Of what is staged, by those who hash it

@@ -5,7 +5,6 @@ Used by the uploader's threads. Thread-safe.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
 import tempfile
@@ -19,7 +18,6 @@ from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import Item
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.puts import FilePart
-from dserverfs.remote.upload_urls import UploadUrl, UploadUrls
 from dserverfs.writing.staging.file_hashes import Stamp
 from dserverfs.writing.upload import block_hashes
 from dserverfs.writing.upload.azure import BlobSender, is_sas
@@ -90,22 +88,8 @@ class Sender:
             return
         with tempfile.TemporaryFile() as file:
             block_hashes.write(self._dataset, file, self._read_blocks)
-            file.flush()
-            md5 = new_md5()
-            length = hash_file(file.fileno(), md5)
-            content = FilePart(file.fileno(), 0, length, "the hashes of its blocks")
-            # Nothing pins it, and nobody compares these hashes with anything else.
-            header = {"Content-MD5": base64.b64encode(bytes.fromhex(md5.hexdigest())).decode()}
-
-            def choose(urls: UploadUrls) -> UploadUrl:
-                if urls.block_hashes is None:
-                    raise Unsupported(f"{urls.uri}: its block hashes are not taken any more")
-                url, headers = urls.block_hashes
-                return UploadUrl(url, {**headers, **header})
-
-            target = AnnouncedTarget(self._announcement, choose)
             with contextlib.suppress(Unsupported):  # the server was replaced by an earlier one
-                self._attempts.persist(target, content, counted=False)
+                block_hashes.send(self._attempts, block_hashes.announced(self._announcement), file)
 
     def _read_blocks(self, item: Item) -> bytes:
         md5, blocks = new_md5(), BlockHasher()

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from dserverfs.base.errors import Cancelled, Garbled, StorageRefused, Unreachable
-from dserverfs.base.local_dataset import LocalDataset
-from dserverfs.base.progress import OnProgress, Progress
+from dserverfs.base.progress import OnProgress, Progress, unwatched
 from dserverfs.base.retry import AWAY, STALL_S, Deadline, Retries
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.puts import FilePart
@@ -65,18 +64,20 @@ class Tally:
 
     def __init__(
         self,
-        dataset: LocalDataset,
-        on_progress: OnProgress,
-        stop: threading.Event | None,
+        sizes: Iterable[int],
+        on_progress: OnProgress = unwatched,
+        stop: threading.Event | None = None,
     ) -> None:
+        """`sizes` are those of all items, in bytes."""
         self._on_progress = on_progress
         self._stop = stop or threading.Event()
         self._broken = threading.Event()
         self._lock = threading.Lock()
-        self._bytes = 0
-        self._items = 0
-        self._all_bytes = sum(item.size_in_bytes for item in dataset.items.values())
-        self._all_items = len(dataset.items)
+        self._bytes = self._all_bytes = 0
+        self._items = self._all_items = 0
+        for size in sizes:
+            self._all_bytes += size
+            self._all_items += 1
 
     def add_sent(self, count: int) -> None:
         """Count bytes that were sent; raises Cancelled."""

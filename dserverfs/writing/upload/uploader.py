@@ -13,9 +13,9 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
-from dserverfs.base.errors import Cancelled, Conflict, NotFound, TooLarge
+from dserverfs.base.errors import Cancelled, Conflict, NotFound, TooLarge, Unsupported
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import Dataset, Identifier, Item
 from dserverfs.base.progress import OnProgress, unwatched
@@ -23,9 +23,10 @@ from dserverfs.remote.api import Resolver
 from dserverfs.remote.manifest_parsing import ManifestStream
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.upload_urls import UploadUrls
+from dserverfs.writing.upload import block_hashes
 from dserverfs.writing.upload.azure import MAX_BLOB_BYTES
 from dserverfs.writing.upload.item_upload import Sender
-from dserverfs.writing.upload.put_retry import Tally
+from dserverfs.writing.upload.put_retry import Attempts, Tally
 from dserverfs.writing.upload.url_source import Announcement
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ class Uploader:
         raises ends the upload.
         """
         self._require_sizes(dataset, base_uri)
-        tally = Tally(dataset, on_progress, stop)
+        sizes = (item.size_in_bytes for item in dataset.items.values())
+        tally = Tally(sizes, on_progress, stop)
         announcement = Announcement(self._routes, dataset, base_uri)
         sender = Sender(self._storage, announcement, dataset, tally)
         sender.note_files()
@@ -101,6 +103,20 @@ class Uploader:
         before_complete()
         self._routes.complete(urls.uri, len(dataset.items))
         return urls.uri
+
+    def add_block_hashes(self, uri: str, file: BinaryIO) -> None:
+        """Have the server keep block hashes of a dataset that is registered.
+
+        `file` has the object, see `base/block_hashes`. That the dataset has them already is
+        success. Raises Unsupported, PermissionDenied, NotFound, Unreachable, and ProtocolError
+        if they are not those of its manifest.
+        """
+        if not self._routes.takes_block_hashes():
+            raise Unsupported(f"{self._routes.server_url}: keeps no block hashes")
+        attempts = Attempts(self._storage, Tally(()))
+        with contextlib.suppress(Conflict):
+            block_hashes.send(attempts, block_hashes.PlaceOfFrozen(self._routes, uri), file)
+            self._routes.complete_block_hashes(uri)
 
     def is_registered(self, dataset: LocalDataset, uri: str) -> bool:
         """Return whether the server has this very dataset.
