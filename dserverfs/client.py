@@ -164,11 +164,17 @@ def whoami(server: str, settings: Settings) -> User:
         transport.close()
 
 
+def token_source(server: str, settings: Settings) -> TokenSource:
+    """Return where the token for `server` comes from; asks nobody yet."""
+    setting = settings.token(server)
+    if setting is None:
+        return TokenSource(None, None)
+    return TokenSource(setting.token, setting.file)
+
+
 def _transport(server: str, settings: Settings, trust: Trust) -> ServerTransport:
     setting = settings.token(server)
-    tokens = (
-        TokenSource(None, None) if setting is None else TokenSource(setting.token, setting.file)
-    )
+    tokens = token_source(server, settings)
     _tell_whose_token_is_sent(server, settings, setting)
     if not trust.verify:
         logger.warning("%s: certificates are not verified", server)

@@ -8,7 +8,8 @@ before what is set for all.
     DSERVER_URL_<SERVER>         base URL, if it is not PROTOCOL://SERVER:
                                  https://data.example.org/lookup
     DSERVER_URL                  the same, if SERVER is the host of this URL
-    DSERVER_PROTOCOL             http (default) or https
+    DSERVER_PROTOCOL             http (default) or https; counts less than the address that
+                                 `dserverfs login https://SERVER/...` has kept
     DSERVER_TOKEN[_<SERVER>]     the token itself
     DSERVER_TOKEN_FILE[_<SERVER>]  a file with it, read again when it changes; of dtool.json
                                  those for all servers count less than what `dserverfs
@@ -131,9 +132,12 @@ class Settings:
         key, value = f"{URL}_{server}", self.get(f"{URL}_{server}")
         if value is None:
             common = self.get(URL)
-            if common is None or _split(URL, common).netloc != server:
+            if common is not None and _split(URL, common).netloc == server:
+                key, value = URL, common
+            elif (kept := self._kept_address(server)) is not None:
+                key, value = str(self.kept_address_file(server)), kept
+            else:
                 return f"{self.protocol()}://{server}"
-            key, value = URL, common
         parts = _split(key, value)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(f"{key}={public_url(value)}: must be http://... or https://...")
@@ -177,8 +181,21 @@ class Settings:
 
     def kept_token_file(self, server: str) -> Path:
         """Return where `login` keeps the token for `server`."""
-        name = urllib.parse.quote(server, safe="[]:")
-        return (_config_home(self._environment) / "dserverfs" / "tokens" / name).absolute()
+        tokens = _config_home(self._environment) / "dserverfs" / "tokens"
+        return (tokens / _file_name(server)).absolute()
+
+    def kept_address_file(self, server: str) -> Path:
+        """Return where `login` keeps the address that it was given for `server`."""
+        return self.kept_token_file(server).parent.with_name("addresses") / _file_name(server)
+
+    def _kept_address(self, server: str) -> str | None:
+        try:
+            return self.kept_address_file(server).read_text("ascii").strip() or None
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            path = self.kept_address_file(server)
+            raise UsageError(f"{path}: cannot be read: {error}") from error
 
     def token_generator_url(self, server: str) -> str | None:
         """Return where passwords are exchanged for tokens, if not at the dserver itself."""
@@ -312,6 +329,10 @@ def _tokens_in(
         elif value:
             path = Path(str(value)).expanduser().absolute()
             yield TokenSetting(name, None, path, bound_to)
+
+
+def _file_name(server: str) -> str:
+    return urllib.parse.quote(server, safe="[]:")
 
 
 def _origin(url: str) -> str:

@@ -84,9 +84,11 @@ def test_whoami_of_the_real_server(
     for name in (address, f"dserver://{address}"):
         assert main(["whoami", name]) == 0
 
-        user, admin, *base_uris = capsys.readouterr().out.splitlines()
+        user, admin, expires, token, *base_uris = capsys.readouterr().out.splitlines()
         assert user.startswith("user: ")
         assert admin == "admin: yes"
+        assert expires.endswith(" days)")
+        assert token == f"token: the token in {server.token_file}"
         assert f"rw {server.base_uri}" in base_uris
 
 
@@ -99,7 +101,8 @@ def test_whoami_tells_reading_from_writing(
     assert main(["whoami", address]) == 0
 
     assert capsys.readouterr().out == (
-        f"user: grumpy\nadmin: no\nr- dserver://{address}/s3/bucket\n"
+        "user: grumpy\nadmin: no\nexpires: never, or the token does not say\n"
+        f"token: the token in DSERVER_TOKEN\nr- dserver://{address}/s3/bucket\n"
     )
 
 

@@ -166,3 +166,41 @@ def test_settings_of_a_mount_count_before_all_others() -> None:
     assert settings.base_url(SERVER) == f"https://{SERVER}"
     assert settings.trust(SERVER).ca_file == Path("/ca")
     assert settings.trust("another").ca_file == Path("/file")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        (None, "", "https://kept.example/lookup"),
+        ("DSERVER_PROTOCOL", "http", "https://kept.example/lookup"),
+        ("DSERVER_URL", f"http://{SERVER}/here", f"http://{SERVER}/here"),
+        ("DSERVER_URL", "http://another/here", "https://kept.example/lookup"),
+        (f"DSERVER_URL_{SERVER}", "http://there", "http://there"),
+    ],
+)
+def test_address_of_the_login_counts_after_those_that_are_set(
+    tmp_path: Path, name: str | None, value: str, expected: str
+) -> None:
+    environment = {"XDG_CONFIG_HOME": str(tmp_path)}
+    kept = Settings(environment, {}).kept_address_file(SERVER)
+    kept.parent.mkdir(parents=True)
+    kept.write_text("https://kept.example/lookup\n")
+    if name is not None:
+        environment[name] = value
+
+    assert Settings(environment, {}).base_url(SERVER) == expected
+    assert Settings(environment, {}).base_url("another") in (
+        "http://another",
+        "http://another/here",
+    )
+
+
+@pytest.mark.parametrize("content", ["\xff", "no address", "ftp://x"])
+def test_kept_address_that_is_none_is_told_with_its_file(tmp_path: Path, content: str) -> None:
+    settings = Settings({"XDG_CONFIG_HOME": str(tmp_path)}, {})
+    kept = settings.kept_address_file(SERVER)
+    kept.parent.mkdir(parents=True)
+    kept.write_text(content, "latin-1")
+
+    with pytest.raises(UsageError, match=str(kept)):
+        settings.base_url(SERVER)

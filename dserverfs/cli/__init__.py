@@ -43,6 +43,7 @@ NAMES = (
     "prove",
     "cache",
     "login",
+    "logout",
     "whoami",
     "help",
 )

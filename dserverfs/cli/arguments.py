@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import getpass
 import re
 import sys
+import termios
+import time
+import urllib.parse
 from typing import TextIO, TypeAlias
 
 from dserverfs.base.errors import UsageError
 from dserverfs.base.model import SCHEME, DserverURI
-from dserverfs.base.printable import printable
+from dserverfs.base.printable import printable, public_url
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 LEVELS = ("debug", "info", "warning", "error")  # of a log
 
+MAX_PASTED_LETTERS = 64 * 1024
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
 
 
@@ -41,8 +46,53 @@ def size(text: str) -> int:
 
 
 def server_of(text: str) -> str:
-    """Return HOST[:PORT] of an argument that is that or a dserver URI."""
+    """Return HOST[:PORT] of an argument that is that, a dserver URI or a web address."""
+    if is_web_address(text):
+        try:
+            text = urllib.parse.urlsplit(text).netloc.rpartition("@")[2]
+        except ValueError as error:
+            raise UsageError(f"{public_url(text)}: {error}") from error
     return DserverURI.parse(text if "://" in text else f"{SCHEME}://{text}").server
+
+
+def is_web_address(text: str) -> bool:
+    return text.startswith(("https://", "http://"))
+
+
+def moment(moment_s: float | None, now_s: float | None = None) -> str:
+    """Return the moment, and how long it is until then, for people."""
+    if moment_s is None:
+        return "never, or the token does not say"
+    left_s = moment_s - (time.time() if now_s is None else now_s)
+    date = datetime.datetime.fromtimestamp(moment_s, datetime.timezone.utc)
+    unit, length_s = ("days", 86400) if abs(left_s) >= 2 * 86400 else ("hours", 3600)
+    if abs(left_s) < 2 * 3600:
+        unit, length_s = "minutes", 60
+    count = int(abs(left_s) // length_s)
+    told = f"in {count} {unit}" if left_s > 0 else f"{count} {unit} ago"
+    return f"{date:%Y-%m-%d %H:%M} UTC ({told})"
+
+
+def read_pasted(prompt: str) -> str:
+    """Return what is pasted on a terminal, unseen, or all of standard input.
+
+    A page's JSON may be of several lines. `getpass` would drop all but the first.
+    """
+    if not sys.stdin.isatty():
+        return sys.stdin.read(MAX_PASTED_LETTERS)
+    before = termios.tcgetattr(sys.stdin)
+    unseen = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    try:
+        termios.tcsetattr(sys.stdin, termios.TCSAFLUSH, unseen)
+        print(prompt, end="", flush=True)
+        text = line = sys.stdin.readline(MAX_PASTED_LETTERS)
+        while text.lstrip()[:1] == "{" and "}" not in text and line.strip():
+            line = sys.stdin.readline(MAX_PASTED_LETTERS)
+            text += line
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        print()
+    return text
 
 
 def read_new_password(prompt: str) -> str:

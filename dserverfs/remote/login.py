@@ -1,9 +1,16 @@
-"""Getting a token for a password, and keeping it.
+"""Getting a token for a password or by a browser, and keeping it.
 
 Used by `dserverfs login`. Knows the routes by which servers give tokens:
 
     POST /token             ours; token-generator-ldap, which is a server of its own
     POST /auth/ldap/token   dserver's plugin-ldap
+    POST /auth/token        ours; of the plugin-oauth2 it takes no passwords
+    GET  /auth/info         whether the plugin-oauth2 is there, and has a provider
+    GET  /auth/login?next=  the page where a browser is sent to the provider and back
+    GET  /auth/token        the token of the browser's session
+
+A newer plugin-oauth2 has the last three below /auth/oauth2. After the approval it sends a
+browser to its own pages only, so the token is shown there, and pasted into the terminal.
 
 Token generators answer 200 to a wrong password, without a token. A password goes
 nowhere but to the addresses it is given, and never unencrypted to another
@@ -25,19 +32,24 @@ from dserverfs.base.errors import (
     DserverfsError,
     NotAuthenticated,
     NotFound,
+    PermissionDenied,
     ProtocolError,
     Unreachable,
     Unsupported,
     UsageError,
 )
+from dserverfs.base.limits import parse_json
 from dserverfs.base.local_files import make_private
 from dserverfs.base.model import User
+from dserverfs.base.printable import one_line
 from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.routes import FIRST_ATTEMPTS
 from dserverfs.remote.tokens import TokenSource
 from dserverfs.remote.trust import Trust, is_loopback
 
-_ROUTES = ("/token", "/auth/ldap/token")
+_ROUTES = ("/token", "/auth/ldap/token", "/auth/token")
+_TOKEN_OF_OAUTH2 = "/auth/token"
+_BROWSER_ROUTES = ("/auth", "/auth/oauth2")
 
 
 class Credentials(NamedTuple):
@@ -50,12 +62,19 @@ class Credentials(NamedTuple):
         return f"Credentials({self.username!r}, ...)"
 
 
-def require_private_way(url: str) -> None:
-    """Raise UsageError if a password sent to `url` could be read on the way."""
+class Approval(NamedTuple):
+    """A page where a user approves in a browser."""
+
+    url: str
+    provider: str
+
+
+def require_private_way(url: str, what: str = "password") -> None:
+    """Raise UsageError if a password or token sent to `url` could be read on the way."""
     parts = urllib.parse.urlsplit(url)
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise UsageError(
-            f"{url}: your password would be sent unencrypted; set DSERVER_PROTOCOL=https,"
+            f"{url}: your {what} would be sent unencrypted; set DSERVER_PROTOCOL=https,"
             " or say --insecure"
         )
 
@@ -77,12 +96,60 @@ def fetch_token(
             # From a proxy or from the server itself: there is no such route.
             if error.status not in (404, 405):
                 raise
+        except (NotAuthenticated, Unsupported) as error:
+            # The plugin-oauth2 wants a key of its operator's there.
+            if (
+                generator_url
+                or not url.endswith(_TOKEN_OF_OAUTH2)
+                or error.status not in (400, 501)
+            ):
+                raise
     hint = "" if generator_url else "; a token generator elsewhere is named by"
     hint += "" if generator_url else " DSERVER_TOKEN_GENERATOR_URL"
     raise Unsupported(
         f"{generator_url or base_url} gives no tokens for passwords: get one the way this"
         f" server's operator says, and name its file by DSERVER_TOKEN_FILE{hint}"
     )
+
+
+def approval_page(base_url: str, trust: Trust) -> Approval | None:
+    """Return where a user approves in a browser; None if the dserver has no such page.
+
+    Of the server's answer only that it has one counts, and the provider's name: a server
+    behind a proxy does not know its own address, and another's page gets no token of it.
+    """
+    for prefix in _BROWSER_ROUTES:
+        info = _get(f"{base_url}{prefix}/info", trust)
+        if isinstance(info, Mapping) and info.get("configured") is True:
+            path = urllib.parse.urlsplit(base_url).path
+            back = urllib.parse.quote(f"{path}{prefix}/token", safe="/")
+            provider = one_line(str(info.get("provider") or "its provider"), 60)
+            return Approval(f"{base_url}{prefix}/login?next={back}", provider)
+    return None
+
+
+def token_in(pasted: str) -> str:
+    """Return the token in what a user copied: itself, a page's JSON, or an address with it.
+
+    Raises UsageError, which does not show it.
+    """
+    text = pasted.strip()
+    try:
+        found = parse_json(text.encode("utf-8", "replace"), "it") if text[:1] == "{" else None
+    except ProtocolError:
+        found = None
+    if isinstance(found, Mapping):
+        text = str(found.get("token") or "")
+    elif "://" in text:
+        parts = urllib.parse.urlsplit(text)
+        named = urllib.parse.parse_qs(f"{parts.query}&{parts.fragment}")
+        text = named.get("token", [""])[0]
+    text = text.strip().strip('"')
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise UsageError(
+            "there is no token in what was given: copy the token, or all that the page shows"
+        )
+    return text
 
 
 def user_of(base_url: str, token: str, trust: Trust) -> User:
@@ -106,6 +173,41 @@ def keep_token(path: Path, token: str) -> None:
         write_durably(path, f"{token}\n".encode())
     except OSError as error:
         raise UsageError(f"the token cannot be kept in {path}: {error.strerror}") from error
+
+
+def keep_address(path: Path, base_url: str) -> None:
+    """Write to `path` where the routes of a server begin; raises UsageError if that cannot be."""
+    try:
+        make_private(path.parent)
+        write_durably(path, f"{base_url}\n".encode())
+    except OSError as error:
+        raise UsageError(f"the address cannot be kept in {path}: {error.strerror}") from error
+
+
+def forget(path: Path) -> bool:
+    """Delete the token or address kept in `path`; return whether there was one. UsageError."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be deleted: {error.strerror}") from error
+    return True
+
+
+def _get(url: str, trust: Trust) -> Any:
+    """Return the JSON that `url` answers without a token; None if there is no such route."""
+    transport = ServerTransport(url, TokenSource(None, None), trust=trust)
+    try:
+        return transport.request("GET", "", authenticated=False, attempts=FIRST_ATTEMPTS).json()
+    except (NotFound, PermissionDenied, ProtocolError):  # or a page for all addresses
+        return None
+    except Unreachable as error:
+        if error.status in (401, 403, 404, 405):  # of a proxy
+            return None
+        raise
+    finally:
+        transport.close()
 
 
 def _post(url: str, credentials: Credentials, trust: Trust) -> str:

@@ -2,57 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import os
+import re
 import stat
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import jwt
 import pytest
 
-from dserverfs.cli.main import main
+from dserverfs.cli.arguments import moment
 from dserverfs.remote.login import Credentials
 from tests.support.accounts import Account
+from tests.support.logins import (
+    PASSWORD,
+    TOKEN,
+    Elsewhere,
+    Run,
+    host_of,
+    login_at,
+    on_terminal,
+    password_of,
+)
 from tests.support.servers import ServerHandle
+from tests.support.web_front import front
 
-Run = Callable[..., tuple[int, str, str]]
-PASSWORD = "correct horse"
-TOKEN = jwt.encode({"sub": "grumpy", "exp": 2_000_000_000}, "x" * 32)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs `dserverfs`, with a configuration directory of its own and no settings."""
-    for name in [name for name in os.environ if name.startswith("DSERVER_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-
-    def run(*arguments: str, stdin: str = PASSWORD + "\n", **settings: str) -> Any:
-        with monkeypatch.context() as patch:
-            for name, value in settings.items():
-                patch.setenv(name, value)
-            patch.setattr("sys.stdin", io.StringIO(stdin))
-            status = main(arguments)
-        return (status, *capsys.readouterr())
-
-    return run
-
-
-def password_of(server: ServerHandle) -> str:
-    return (server.data / "password").read_text()
-
-
-def host_of(server: ServerHandle) -> str:
-    return server.url.removeprefix("http://")
-
+pytest_plugins = ["tests.support.login_fixtures"]
 
 # Ours
 
@@ -115,90 +89,116 @@ def test_username_comes_from_the_settings(server: ServerHandle, run: Run) -> Non
 def test_password_is_asked_without_echo(
     server: ServerHandle, current_user: Account, tmp_path: Path
 ) -> None:
-    ours, theirs = os.openpty()
     login = ("login", host_of(server), "--username", server.username)
-    command = ["setsid", "--ctty", "--wait", sys.executable, "-m", "dserverfs", *login]
-    with subprocess.Popen(
-        current_user.command(*command),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env={**current_user.environment, "XDG_CONFIG_HOME": str(tmp_path)},
-    ) as process:
-        os.close(theirs)
-        shown = b""
-        with contextlib.suppress(OSError):  # EIO: the other side has ended
-            while part := os.read(ours, 1000):
-                shown += part
-                if shown.endswith(b": ") and b"Password" in shown and b"user:" not in shown:
-                    os.write(ours, password_of(server).encode())
-        os.close(ours)
 
-    assert process.returncode == 0, shown
-    assert b"user: " in shown
-    assert password_of(server).strip().encode() not in shown
+    status, shown = on_terminal(
+        current_user, password_of(server).strip(), *login, XDG_CONFIG_HOME=str(tmp_path)
+    )
+
+    assert status == 0, shown
+    assert "user: " in shown
+    assert password_of(server).strip() not in shown
+
+
+def test_token_is_taken_from_standard_input(server: ServerHandle, run: Run, tmp_path: Path) -> None:
+    status, out, err = run("login", host_of(server), "--token-stdin", stdin=f"{server.token}\n")
+
+    kept = tmp_path / "config/dserverfs/tokens" / host_of(server)
+    assert (status, err) == (0, "")
+    assert f"user: {server.username}" in out
+    assert server.token not in out
+    assert kept.read_text() == f"{server.token}\n"
+
+
+@pytest.mark.parametrize("given", ["", "\n", "two words", "x.y.z", '{"token": 5, "secret": "s"}'])
+def test_what_is_no_token_is_told_and_not_kept(
+    server: ServerHandle, run: Run, tmp_path: Path, given: str
+) -> None:
+    status, out, err = run("login", host_of(server), "--token-stdin", stdin=given)
+
+    assert (status, out) == (1, "")
+    assert err.count("\n") == 1
+    assert not given.strip() or given.strip() not in err
+    assert not (tmp_path / "config").exists()
+
+
+def test_address_is_kept_and_used_by_all_commands(
+    server: ServerHandle, run: Run, tmp_path: Path
+) -> None:
+    with front(server.url, "/lookup") as proxy:
+        host = proxy.url.removeprefix("http://").removesuffix("/lookup")
+        login = ("login", f"{proxy.url}/", "--username", server.username)
+
+        status, _, err = run(*login, stdin=password_of(server))
+
+        assert (status, err) == (0, "")
+        assert run("whoami", host)[1].startswith(f"user: {server.username}\n")
+        kept = tmp_path / "config/dserverfs/addresses" / host
+        assert kept.read_text() == f"{proxy.url}\n"
+        run("logout", host)
+        assert not kept.exists()
+
+
+def test_address_that_is_the_usual_one_is_not_kept(
+    server: ServerHandle, run: Run, tmp_path: Path
+) -> None:
+    login = ("login", server.url, "--username", server.username)
+
+    assert run(*login, stdin=password_of(server))[0] == 0
+
+    assert os.listdir(tmp_path / "config/dserverfs") == ["tokens"]
+
+
+@pytest.mark.parametrize("address", ["https://", "https://[", "http://u:secret@h/", "ftp://h"])
+def test_address_that_is_none_is_told_without_its_secrets(run: Run, address: str) -> None:
+    status, _, err = run("login", address)
+
+    assert status == 1
+    assert err.count("\n") == 1
+    assert "secret" not in err
+
+
+def test_logout_deletes_the_token(server: ServerHandle, run: Run, tmp_path: Path) -> None:
+    host = host_of(server)
+    run("login", host, "--username", server.username, stdin=password_of(server))
+    kept = tmp_path / "config/dserverfs/tokens" / host
+
+    first, second = run("logout", host), run("logout", server.base_uri)
+
+    assert first == (0, f"{kept} is deleted\n", "")
+    assert second == (0, f"no token is kept for {host}\n", "")
+    assert not kept.exists()
+    assert run("whoami", host)[0] == 1
+    told = run("logout", host, DSERVER_TOKEN="other")[2]
+    assert told == "dserverfs: DSERVER_TOKEN is set, and still has a token\n"
+
+
+def test_whoami_says_when_the_token_ends_and_where_it_is(server: ServerHandle, run: Run) -> None:
+    run("login", host_of(server), "--username", server.username, stdin=password_of(server))
+
+    out = run("whoami", host_of(server))[1]
+
+    assert re.search(r"^expires: 20[0-9-]+ [0-9:]+ UTC \(in 6 days\)$", out, re.MULTILINE)
+    assert re.search(r"^token: the token in /.*/tokens/", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("left_s", "told"),
+    [
+        (90, "(in 1 minutes)"),
+        (7190, "(in 119 minutes)"),
+        (7200, "(in 2 hours)"),
+        (86400 * 2 - 1, "(in 47 hours)"),
+        (86400 * 2, "(in 2 days)"),
+        (-60, "(1 minutes ago)"),
+        (-86400 * 3, "(3 days ago)"),
+    ],
+)
+def test_moments_are_told_for_people(left_s: float, told: str) -> None:
+    assert moment(2_000_000_000 + left_s, 2_000_000_000).endswith(told)
 
 
 # Elsewhere
-
-
-class Elsewhere:
-    """A web server that answers as its table says, and notes what it was asked."""
-
-    def __init__(self) -> None:
-        self.url = ""
-        self.answers: dict[str, tuple[int, Any]] = {}
-        self.asked: list[tuple[str, Any]] = []
-
-    @property
-    def host(self) -> str:
-        return self.url.removeprefix("http://")
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[Elsewhere]:
-    state = Elsewhere()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            length = int(self.headers.get("Content-Length", 0))
-            state.asked.append((self.path, json.loads(self.rfile.read(length) or b"null")))
-            status, body = state.answers.get(self.path, (404, {"code": 404}))
-            if self.path == "/me" and self.headers["Authorization"] != f"Bearer {TOKEN}":
-                status, body = 401, {"msg": "Missing Authorization Header"}
-            content = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_POST = do_GET
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
-        state.url = f"http://127.0.0.1:{web.server_address[1]}"
-        state.answers["/me"] = (
-            200,
-            {
-                "username": "grumpy",
-                "is_admin": False,
-                "search_permissions_on_base_uris": [],
-                "register_permissions_on_base_uris": [],
-            },
-        )
-        thread = threading.Thread(target=web.serve_forever, args=(0.05,))
-        thread.start()
-        yield state
-        web.shutdown()
-        thread.join()
-
-
-def login_at(elsewhere: Elsewhere, run: Run, **settings: str) -> tuple[int, str, str]:
-    return run("login", elsewhere.host, "--username", "grumpy", **settings)
 
 
 def test_plugin_ldap_gives_a_token(elsewhere: Elsewhere, run: Run) -> None:
@@ -208,7 +208,7 @@ def test_plugin_ldap_gives_a_token(elsewhere: Elsewhere, run: Run) -> None:
     status, out, _ = login_at(elsewhere, run)
 
     assert status == 0
-    assert out.splitlines()[:2] == ["user: grumpy", "expires: 2033-05-18 03:33 UTC"]
+    assert out.startswith("user: grumpy\nexpires: 2033-05-18 03:33 UTC (in ")
     sent = {"username": "grumpy", "password": PASSWORD}
     assert elsewhere.asked == [("/token", sent), ("/auth/ldap/token", sent), ("/me", None)]
 
@@ -262,6 +262,16 @@ def test_server_without_passwords_is_told(elsewhere: Elsewhere, run: Run) -> Non
     assert status == 1
     assert "gives no tokens for passwords" in err
     assert err.count("\n") == 1
+
+
+def test_token_of_an_operator_s_key_is_no_password(elsewhere: Elsewhere, run: Run) -> None:
+    """The plugin for OAuth2 has a route of that name, which takes no passwords."""
+    elsewhere.answers["/auth/token"] = (400, {"error": "Missing api_key or username"})
+
+    status, _, err = login_at(elsewhere, run)
+
+    assert status == 1
+    assert "gives no tokens for passwords" in err
 
 
 @pytest.mark.parametrize("answer", [{}, [], "token", {"token": 5}])

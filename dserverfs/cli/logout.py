@@ -1,0 +1,35 @@
+"""`dserverfs logout`: deletes the token that `login` has kept."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from dserverfs.cli.arguments import Commands, say, server_of
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser("logout", help="delete the token that login has kept")
+    parser.description = (
+        "Delete the token, and the address, that login has kept for SERVER. Copies of the token"
+        " stay good until they expire, and mounts go on with it until they read their token again."
+    )
+    parser.add_argument(
+        "server", metavar="SERVER", help="HOST[:PORT], dserver://HOST[:PORT] or https://..."
+    )
+    parser.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dserverfs.remote import login
+    from dserverfs.settings import Settings
+
+    settings, server = Settings.load(), server_of(arguments.server)
+    path = settings.kept_token_file(server)
+    was_there = login.forget(path)
+    login.forget(settings.kept_address_file(server))
+    say(f"{path} is deleted" if was_there else f"no token is kept for {server}")
+    setting = settings.token(server)
+    if setting is not None:
+        say(f"dserverfs: {setting.name} is set, and still has a token", file=sys.stderr)
+    return 0
