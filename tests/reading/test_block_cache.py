@@ -51,6 +51,24 @@ def test_small_block_is_a_row_and_large_one_a_file(cache: BlockCache, tmp_path: 
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_block_that_is_stored_again_or_twice_at_once_takes_up_space_once(
+    cache: BlockCache, tmp_path: Path
+) -> None:
+    beside = BlockKey(KEY.item, 1)
+    cache.store([(KEY, MemoryBlock(LARGE)), (beside, MemoryBlock(LARGE))])
+    again = {KEY: MemoryBlock(LARGE[::-1])}
+
+    stored = cache.store([*again.items(), *again.items()])
+
+    assert bytes(stored[KEY].read(0, len(LARGE))) == LARGE[::-1]
+    for key, data in ((KEY, LARGE[::-1]), (beside, LARGE)):
+        block = cache.load(key, len(LARGE))
+        assert block is not None
+        assert bytes(block.read(0, len(LARGE))) == data
+    assert len(files(tmp_path)) == 2
+    assert cache.count(KEY.item) == 2
+
+
 def test_block_survives_reopening(cache: BlockCache, tmp_path: Path) -> None:
     cache.store([(KEY, MemoryBlock(LARGE))])
     cache.close()

@@ -77,6 +77,14 @@ _INSERT = (
     "INSERT OR IGNORE INTO Cache (key, raw, store_time, access_time, access_count, tag, size,"
     f" mode, value) VALUES (?, 1, ?, ?, ?, ?, 0, {diskcache.core.MODE_RAW}, ?)"
 )
+# A file's blocks replace those of the same keys, which may be lost.
+_FILES_OF = "SELECT filename FROM Cache WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
+_DELETE = "DELETE FROM Cache WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
+_INSERT_FILE = (
+    "INSERT INTO Cache (key, raw, store_time, access_time, access_count, tag, size, mode,"
+    " filename, value) VALUES (?, 1, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_NUMBERS = "SELECT key, rowid FROM Cache WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
 # All blocks of a file, which takes up space until the last of them is gone. They were
 # stored in one transaction, one after the other.
 _OF_SAME_FILE = (
@@ -200,7 +208,7 @@ class BlockTable:
         with self._transaction():
             if small:
                 self._insert(small)
-            return [self._set(key, block, value) for key, block, value in large]
+            return self._replace(large) if large else []
 
     def _insert(self, blocks: Sequence[tuple[str, MemoryBlock]]) -> None:
         now_s = time.time()
@@ -212,14 +220,31 @@ class BlockTable:
             self._cache._con.executemany(_INSERT, rows)
             self._cache._cull(now_s, sql, cleanup, len(rows) + self._cache.cull_limit)
 
-    def _set(self, key: str, block: MemoryBlock, value: Value) -> int:
-        mode, filename = (_RAW, None) if value.file is None else (_FILE, value.file.name)
-        self._cache.set(key, value, tag=_tag(key, mode, filename, block))
-        row = self.find([key]).get(key)
-        if row is None:
-            return 0
-        self._sql("UPDATE Cache SET access_count = ? WHERE rowid = ?", (block.serial, row.number))
-        return row.number
+    def _replace(self, blocks: Sequence[tuple[str, MemoryBlock, Value]]) -> list[int]:
+        now_s = time.time()
+        rows: dict[str, tuple[Any, ...]] = {}
+        superfluous = []  # files of items that have a block in common
+        for key, block, value in blocks:
+            size, mode, filename, inline = self.disk.store(value, read=False)
+            if key in rows:
+                superfluous.append(filename)
+                continue
+            tag = _tag(key, mode, filename, block)
+            rows[key] = (key, now_s, now_s, block.serial, tag, size, mode, filename, inline)
+        keys = json.dumps([*rows])
+        with self._cache._transact(False) as (sql, cleanup):
+            for (filename,) in sql(_FILES_OF, (keys,)).fetchall():
+                cleanup(filename)
+            sql(_DELETE, (keys,))
+            self._cache._con.executemany(_INSERT_FILE, rows.values())
+            for _ in rows:
+                if self.excess_in_bytes() < 0:
+                    break
+                self._cache._cull(now_s, sql, cleanup)
+            for filename in superfluous:
+                cleanup(filename)
+            numbers = dict(sql(_NUMBERS, (keys,)).fetchall())
+        return [numbers.get(key, 0) for key, _, _ in blocks]
 
     @_of_values
     def move(self, moves: Sequence[tuple[str, str, int]]) -> None:

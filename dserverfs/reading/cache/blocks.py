@@ -79,8 +79,11 @@ class MemoryBlock:
 
     @property
     def checksums(self) -> bytes:
-        if self._checksums is None:
-            self._checksums = checksums(self._view)
+        return self._checksums or self.compute_checksums()
+
+    def compute_checksums(self) -> bytes:
+        """Return its checksums, which are kept for later."""
+        self._checksums = checksums(self._view)
         return self._checksums
 
     def read_nowait(

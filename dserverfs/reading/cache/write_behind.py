@@ -73,6 +73,8 @@ class CacheWriter:
 
     def put(self, key: BlockKey, block: MemoryBlock, stored_as: BlockKey) -> None:
         """Write an announced block soon; blocks while the disk is far behind."""
+        # Here, where it just came and is still in the core's cache, and before any transaction.
+        block.compute_checksums()
         self._enqueue([Put(key, stored_as, block)])
 
     def put_many(self, puts: list[Put]) -> None:
