@@ -26,6 +26,17 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
         done += os.pwrite(fd, data[done:], offset + done)
 
 
+def reserve(fd: int, size_in_bytes: int) -> None:
+    """Give a new file that size, and space for it where a file system can; OSError if it is full.
+
+    Not by `os.posix_fallocate`: where the file system cannot, libc writes to every block.
+    """
+    if _libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size_in_bytes)) != 0:
+        error = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        if is_full(error):
+            raise error
+
+
 def with_own_descriptor(fd: int, call: Callable[[int], R]) -> Callable[[], R]:
     """Return `call`, for another thread, with a copy of `fd` that is closed after it.
 

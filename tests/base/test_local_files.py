@@ -17,10 +17,12 @@ from dserverfs.base.local_files import (
     make_private,
     remove_if_possible,
     rename,
+    reserve,
     subdirectories,
     with_own_descriptor,
     write_all,
 )
+from tests.support.small_disk import MIB, small_disk
 
 
 def test_disk_that_takes_a_part_at_a_time_gets_all(
@@ -35,6 +37,23 @@ def test_disk_that_takes_a_part_at_a_time_gets_all(
         os.close(fd)
 
     assert (tmp_path / "file").read_bytes() == b"\0\x000123456789"
+
+
+def test_space_is_reserved_where_it_can_be(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        reserve(file.fileno(), 3 * MIB)
+    assert (tmp_path / "file").stat().st_size == 3 * MIB
+    assert (tmp_path / "file").stat().st_blocks * 512 >= 3 * MIB
+
+    for end in (ends := os.pipe()):
+        reserve(end, MIB)
+    for end in ends:
+        os.close(end)
+
+    with small_disk(tmp_path / "disk", 2 * MIB) as disk, (disk / "file").open("wb") as file:
+        with pytest.raises(OSError, match="No space left") as caught:
+            reserve(file.fileno(), 3 * MIB)
+        assert is_full(caught.value)
 
 
 def test_call_has_a_descriptor_of_its_own_that_is_closed_after_it(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import diskcache
 import diskcache.core
 
-from dserverfs.base.local_files import SharedFile, write_all
+from dserverfs.base.local_files import SharedFile, reserve, write_all
 
 SUFFIX = ".blk"
 _NAME = re.compile(r"[0-9a-f]/[0-9a-f]{31}-([0-9a-f]{1,8})\.blk\Z")
@@ -116,6 +116,8 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             file = SharedFile(os.open(path, flags, 0o600))
         try:
+            # ext4 then needs not look for space, nor count it, at each write.
+            reserve(file.fd, starts[-1])
             for data, start in zip(pieces, starts, strict=False):
                 for at in range(0, len(data), WRITE_BYTES):
                     write_all(file.fd, data[at : at + WRITE_BYTES], start + at)
