@@ -16,11 +16,13 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from tests.support import accounts, fuse_device, leftovers, pace
 from tests.support.accounts import Account
 from tests.support.dtool_commands import warm_dtool
+from tests.support.names import Names
 from tests.support.servers import ServerHandle, running_server
 from tests.support.unexpected_log import WarningCollector, complaint
 
 _RUN = pytest.StashKey[leftovers.Run]()
 _FOUND = pytest.StashKey[list[str]]()
+_NAMES = pytest.StashKey[Names]()
 _WARNINGS = pytest.StashKey[WarningCollector]()
 
 
@@ -33,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal_number, signal.default_int_handler)  # fixtures end as on Ctrl-C
     for left in leftovers.clean_dead_runs():
         print(f"left by an earlier run, now removed: {left}")
+    config.stash[_NAMES] = Names()
     run = config.stash[_RUN] = leftovers.Run.start()
     os.environ[leftovers.ROOT_VARIABLE] = str(run.root)
     set_hypothesis_home_dir(run.root / "hypothesis")  # else it makes a directory in the checkout
@@ -86,13 +89,26 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, Any, Any]:
     records = item.config.stash[_WARNINGS].records
     records.clear()  # those of the call were judged there
     result = yield
-    if wrong := complaint(records, []) or accounts.logged_in(item.config.stash[_RUN].root):
+    root = item.config.stash[_RUN].root
+    wrong = complaint(records, []) or accounts.logged_in(root)
+    if nextitem is None or nextitem.path != item.path:
+        names, file = item.config.stash[_NAMES], item.nodeid.partition("::")[0]
+        wrong = wrong or names.taken_twice(_registry(item.config), root / "server", file)
+    if wrong:
         pytest.fail(wrong, pytrace=False)
     return result
+
+
+def _registry(config: pytest.Config) -> Path:
+    """Return the directory of names that all processes of the run have."""
+    base: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+    return (base.parent if hasattr(config, "workerinput") else base) / "names"
 
 
 @pytest.fixture(scope="session")

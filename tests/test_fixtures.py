@@ -9,11 +9,13 @@ import pwd
 import select
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from tests.support import accounts, child_processes, fuse_device, leftovers, pac
 from tests.support.accounts import Account
 from tests.support.child_processes import spawn
 from tests.support.dtool_commands import dtool_of
+from tests.support.names import Names
 from tests.support.recorded_disk import recorded_disk
 from tests.support.unexpected_log import complaint
 
@@ -415,3 +418,30 @@ def test_warm_dtool_is_as_a_process_of_its_own(tmp_path: Path, command: list[str
         cold.stderr,
     )
     assert warm.stdout == "/of/this/home\n" or warm.returncode != 0
+
+
+def test_name_that_two_files_of_tests_make_is_told_in_whichever_comes_second(
+    tmp_path: Path,
+) -> None:
+    def make(server: Path, *named: str) -> None:
+        server.mkdir(exist_ok=True)
+        with sqlite3.connect(server / "dserver.sqlite") as database:
+            database.execute("CREATE TABLE IF NOT EXISTS dataset (uri TEXT, name TEXT)")
+            database.executemany(
+                "INSERT INTO dataset VALUES (?, ?)", [(f"{uuid.uuid4()}", name) for name in named]
+            )
+
+    registry, here, there = tmp_path / "names", tmp_path / "here", tmp_path / "there"
+    ours, theirs = Names(), Names()
+    assert ours.taken_twice(registry, here, "none.py") == "", "there is no server yet"
+
+    make(here, "one", "two", "a-dataset")
+    assert ours.taken_twice(registry, here, "first.py") == ""
+    make(here, "one")
+    assert ours.taken_twice(registry, here, "first.py") == ""
+    make(there, "three", "a-dataset")
+    assert theirs.taken_twice(registry, there, "second.py") == ""
+    make(there, "two")
+    assert "two (first.py)" in theirs.taken_twice(registry, there, "second.py")
+    make(here, "three")
+    assert "three (second.py)" in ours.taken_twice(registry, here, "third.py")

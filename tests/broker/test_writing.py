@@ -274,7 +274,7 @@ def test_server_away_at_the_freeze_loses_nothing(
 ) -> None:
     with front(server.url) as passing:
         host = passing.url.partition("://")[2]
-        uri = make(dtool, base.replace(base.split("/")[2], host), "kept")
+        uri = make(dtool, base.replace(base.split("/")[2], host), "kept-by-broker")
 
     line = dtool.refusal("freeze", uri)  # nobody listens there any more
 
@@ -401,18 +401,18 @@ def test_server_that_cannot_change_says_so(
 def test_published_dataset_is_read_by_its_link_until_that_expires(
     dtool: Dtool, base: str, tmp_path: Path
 ) -> None:
-    local = make_varied_dataset(tmp_path, "published")
+    local = make_varied_dataset(tmp_path, "published-by-broker")
     uri = dtool.output("cp", "-q", local, base).strip()
 
     link = dtool.output("publish", "-q", uri).strip()
     brief = dtool.run("publish", "-q", uri, env={"DTOOL_S3_PUBLISH_EXPIRY": "1"}).stdout.strip()
 
     anybody = dtool_of(tmp_path, "")
-    assert anybody.output("name", link) == "published\n"
+    assert anybody.output("name", link) == "published-by-broker\n"
     assert anybody.output("tag", "ls", link) == "testing\n"
     (tmp_path / "copies").mkdir()
     anybody.output("cp", "-q", link, "copies")
-    assert anybody.output("diff", "--full", local, tmp_path / "copies/published")
+    assert anybody.output("diff", "--full", local, tmp_path / "copies/published-by-broker")
     assert dtool.run("publish", uri, env={"DTOOL_S3_PUBLISH_EXPIRY": "x"}).returncode == 1
     deadline = time.monotonic() + 30
     while anybody.run("name", brief).returncode == 0:

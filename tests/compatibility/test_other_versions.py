@@ -98,7 +98,7 @@ def test_dtool_makes_reads_and_changes_datasets(meeting: Meeting) -> None:
     copies = home / f"copies-{meeting.base_uri.rpartition('/')[2]}"
     copies.mkdir()
 
-    uri = dtool(meeting, "create", "-q", "by-dtool", meeting.base_uri).strip()
+    uri = dtool(meeting, "create", "-q", "by-dtool-of-another-version", meeting.base_uri).strip()
     dtool(meeting, "add", "item", "one.txt", uri, "nested/one.txt")
     dtool(meeting, "freeze", uri)
     dtool(meeting, "tag", "set", uri, "by-dtool")

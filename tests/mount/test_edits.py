@@ -245,18 +245,18 @@ def test_dtool_changes_the_dataset_as_one_on_a_disk(
     template = dtool.output("overlays", "template", "glob", dataset, "text", "*.txt")
     (tmp_path / "overlays.csv").write_text(template)
     dtool.output("overlays", "write", dataset, tmp_path / "overlays.csv")
-    dtool.output("name", dataset, "by-dtool")
+    dtool.output("name", dataset, "renamed-by-dtool")
 
     assert dtool.output("readme", "show", dataset) == "---\ndescription: by dtool\n\n"
     assert dtool.output("tag", "ls", dataset) == "kept\n"
     assert dtool.output("annotation", "get", dataset, "stars") == "5\n"
     assert dtool.output("overlays", "show", dataset) == template
-    assert dtool.output("name", dataset) == "by-dtool\n"
+    assert dtool.output("name", dataset) == "renamed-by-dtool\n"
     assert "All good" in dtool.output("verify", "--full", dataset)
     wait_for(lambda: len(server.get(f"/uuids/{dataset.name}").json()), 1)
     with s3_access(server, tmp_path / "cache"):
         stored = stored_dataset(dataset.name, server.backend_uri.removeprefix("s3://"))
-        assert stored.name == "by-dtool"
+        assert stored.name == "renamed-by-dtool"
         assert stored.get_readme_content() == "---\ndescription: by dtool\n"
         assert stored.list_tags() == ["kept"]
         assert stored.get_annotation("stars") == 5

@@ -113,7 +113,7 @@ def test_strict_mount_gives_no_byte_of_a_damaged_item(
 def test_content_that_was_verified_is_read_in_another_dataset_without_its_object(
     mount: Mount, server: ServerHandle, token: str, uri: str, tmp_path: Path
 ) -> None:
-    twin = make_dataset(tmp_path, "twin", {"of/large": content_of("large", LARGE)})
+    twin = make_dataset(tmp_path, "twin-content", {"of/large": content_of("large", LARGE)})
     twin_uri = publish(server.base_uri, token, tmp_path / "publishing", twin)[0]
     StoredItems.of(server, twin_uri).delete("of/large")
     with mount(uri) as path:

@@ -145,9 +145,9 @@ def test_overlay_is_put_and_taken(own_side: Side) -> None:
 
 
 def test_dataset_is_renamed(own_side: Side) -> None:
-    own_side.writes.rename(own_side.dataset, "another-name")
+    own_side.writes.rename(own_side.dataset, "another-name-of-it")
 
-    assert own_side.dataset.name == "another-name"
+    assert own_side.dataset.name == "another-name-of-it"
 
 
 def test_dataset_that_is_gone_is_not_found(side: Side) -> None:

@@ -108,4 +108,4 @@ def _fill(directory: Path, count: int) -> None:
         os.close(os.open(directory / str(number), os.O_CREAT | os.O_WRONLY))
 
 
-PART = Part("many_files", "10,000 open files, 100,000 inodes, directories that go away", run)
+PART = Part("many-files", "10,000 open files, 100,000 inodes, directories that go away", run)

@@ -206,4 +206,4 @@ def _figures(name: str, samples: Sequence[Held]) -> dict[str, int | float]:
     }
 
 
-PART = Part("many_programs", "fifty programs at once on one mount; leaks", run, share=2.0)
+PART = Part("many-programs", "fifty programs at once on one mount; leaks", run, share=2.0)

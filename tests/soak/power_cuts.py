@@ -49,7 +49,8 @@ def run(turn: Turn) -> Figures:
         records[kind] += 1
         if turn.is_over():
             break
-    return {**{f"{kind} records": count for kind, count in records.items()}, **+figures}
+    made = {f"{kind} records": count for kind, count in records.items() if count}
+    return {**made, **+figures}
 
 
 class Session:

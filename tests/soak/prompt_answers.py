@@ -131,7 +131,7 @@ def _freeze(path: Path, name: str) -> None:
 
 
 PART = Part(
-    "prompt_answers",
+    "prompt-answers",
     "the slowest answer about what is known, beside cold reads, uploads and freezes",
     run,
     is_alone=True,

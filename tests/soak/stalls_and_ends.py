@@ -216,5 +216,5 @@ STOPPED = ("store", "both", "server")
 ENDS = (nothing_ends, told_twice, killed, detached, in_use, stopped_itself, nothing_ends)
 
 PART = Part(
-    "stalls_and_ends", "readers of a stopped store or server; mounts that end meanwhile", run
+    "stalls-and-ends", "readers of a stopped store or server; mounts that end meanwhile", run
 )

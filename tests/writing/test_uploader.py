@@ -66,7 +66,7 @@ def started(site: Site, monkeypatch: pytest.MonkeyPatch) -> list[UploadUrls]:
 
 
 def test_every_byte_and_all_metadata_arrive(site: Site, tmp_path: Path) -> None:
-    dataset = LocalDataset.read(make_varied_dataset(tmp_path, "varied"))
+    dataset = LocalDataset.read(make_varied_dataset(tmp_path, "varied-upload"))
     seen: list[Progress] = []
 
     uri = site.client.uploader.upload(dataset, site.base_uri, on_progress=seen.append)
