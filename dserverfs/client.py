@@ -28,7 +28,8 @@ from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.metadata_api import MetadataWrites
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.routes import Routes
-from dserverfs.remote.tokens import TokenSource
+from dserverfs.remote.token_renewal import Renewal
+from dserverfs.remote.tokens import LastDay, TokenSource
 from dserverfs.remote.trust import Trust, is_loopback
 from dserverfs.settings import Settings, TokenSetting
 from dserverfs.writing.edits import journal
@@ -51,6 +52,7 @@ class Client:
     metadata_writes  changes of a frozen dataset on the server, as dtool's commands make them
     edits            changes of frozen datasets in a mount, which wait for the server
     staging          datasets under construction; freezer, uploader: on their way to the server
+    tokens           where the token comes from
     resolver         the server itself, past all that is kept; for tests and benchmarks
     """
 
@@ -75,7 +77,8 @@ class Client:
         """
         self._directory = local_directory(cache_directory or settings.cache_directory())
         trust = settings.trust(server)
-        self._transport = _transport(server, settings, trust)
+        self.tokens = token_source(server, settings)
+        self._transport = _transport(server, settings, trust, self.tokens)
         self._storage = Storage(trust)
         hot = HotBlocks()
         self._cache = BlockCache(
@@ -154,7 +157,8 @@ class Client:
 def whoami(server: str, settings: Settings) -> User:
     """Return the user of the token for `server`; blocks. Raises the server's refusal."""
     trust = settings.trust(server)
-    transport, storage = _transport(server, settings, trust), Storage(trust)
+    transport = _transport(server, settings, trust, token_source(server, settings))
+    storage = Storage(trust)
     try:
         resolver = Resolver(transport, storage)
         resolver.capabilities()
@@ -169,12 +173,20 @@ def token_source(server: str, settings: Settings) -> TokenSource:
     setting = settings.token(server)
     if setting is None:
         return TokenSource(None, None)
-    return TokenSource(setting.token, setting.file)
+    renew = None
+    if setting.name is None and setting.file is not None:  # no other file is ours to change
+        renew = Renewal(settings.base_url(server), setting.file, settings.trust(server))
+    # A command has its own ways to a later one.
+    tell_end = None if setting.command else LastDay()
+    return TokenSource(
+        setting.token, setting.file, command=setting.command, renew=renew, tell_end=tell_end
+    )
 
 
-def _transport(server: str, settings: Settings, trust: Trust) -> ServerTransport:
+def _transport(
+    server: str, settings: Settings, trust: Trust, tokens: TokenSource
+) -> ServerTransport:
     setting = settings.token(server)
-    tokens = token_source(server, settings)
     _tell_whose_token_is_sent(server, settings, setting)
     if not trust.verify:
         logger.warning("%s: certificates are not verified", server)

@@ -15,6 +15,7 @@ before what is set for all.
                                  those for all servers count less than what `dserverfs
                                  login` has kept, and where DSERVER_URL is set beside one
                                  for all, only its host gets the token
+    DSERVER_TOKEN_COMMAND[_<SERVER>]  a command that prints it, run without a shell
     DSERVER_USERNAME[_<SERVER>]  whom `dserverfs login` logs in
     DSERVER_TOKEN_GENERATOR_URL[_<SERVER>]  where it does so, if not at the dserver
     DSERVER_CA_FILE[_<SERVER>]   certificate authority to trust beside the machine's,
@@ -39,6 +40,7 @@ NAME=VALUE command` or dtool.json take it.
 from __future__ import annotations
 
 import os
+import shlex
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -51,6 +53,7 @@ from dserverfs.remote.trust import Trust
 
 TOKEN = "DSERVER_TOKEN"
 TOKEN_FILE = "DSERVER_TOKEN_FILE"
+TOKEN_COMMAND = "DSERVER_TOKEN_COMMAND"
 PROTOCOL = "DSERVER_PROTOCOL"
 URL = "DSERVER_URL"
 TOKEN_GENERATOR_URL = "DSERVER_TOKEN_GENERATOR_URL"
@@ -73,11 +76,12 @@ class TokenSetting(NamedTuple):
     token: str | None
     file: Path | None
     bound_to: str | None  # HOST:PORT of the only server that may get it
+    command: tuple[str, ...] | None = None  # that prints it
 
     @property
     def goes_anywhere(self) -> bool:
         """Whether it is sent to any server that a URI names."""
-        return self.name in (TOKEN, TOKEN_FILE) and self.bound_to is None
+        return self.name in (TOKEN, TOKEN_FILE, TOKEN_COMMAND) and self.bound_to is None
 
 
 class Settings:
@@ -109,7 +113,7 @@ class Settings:
         if not values:
             return self
         environment = {**self._environment}
-        if TOKEN_FILE in values:
+        if TOKEN_FILE in values:  # which the token itself would go before
             environment.pop(f"{TOKEN}_{server}", None)
         for key, value in values.items():
             environment[key if key == PROTOCOL else f"{key}_{server}"] = value
@@ -321,11 +325,13 @@ def _tokens_in(
     """Yield the tokens that one place has: for all servers, or for this one."""
     url = str(values.get(URL) or "")
     bound_to = _origin(url) if is_for_all and url else None
-    for kind in (TOKEN, TOKEN_FILE):
+    for kind in (TOKEN, TOKEN_FILE, TOKEN_COMMAND):
         name = kind if is_for_all else f"{kind}_{server}"
         value = values.get(name)
         if value and kind == TOKEN:
             yield TokenSetting(name, str(value), None, bound_to)
+        elif value and kind == TOKEN_COMMAND:
+            yield TokenSetting(name, None, None, bound_to, _words(name, str(value)))
         elif value:
             path = Path(str(value)).expanduser().absolute()
             yield TokenSetting(name, None, path, bound_to)
@@ -333,6 +339,17 @@ def _tokens_in(
 
 def _file_name(server: str) -> str:
     return urllib.parse.quote(server, safe="[]:")
+
+
+def _words(name: str, command: str) -> tuple[str, ...]:
+    """Return the words of a command, split as a shell does; no shell runs it."""
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from error
+    if not words:
+        raise UsageError(f"{name}: has no command")
+    return words
 
 
 def _origin(url: str) -> str:

@@ -17,13 +17,17 @@ SERVER = "data.example:5000"
 PLACES = [
     ("environment", f"DSERVER_TOKEN_{SERVER}"),
     ("environment", f"DSERVER_TOKEN_FILE_{SERVER}"),
+    ("environment", f"DSERVER_TOKEN_COMMAND_{SERVER}"),
     ("environment", "DSERVER_TOKEN"),
     ("environment", "DSERVER_TOKEN_FILE"),
+    ("environment", "DSERVER_TOKEN_COMMAND"),
     ("dtool.json", f"DSERVER_TOKEN_{SERVER}"),
     ("dtool.json", f"DSERVER_TOKEN_FILE_{SERVER}"),
+    ("dtool.json", f"DSERVER_TOKEN_COMMAND_{SERVER}"),
     ("login", ""),
     ("dtool.json", "DSERVER_TOKEN"),
     ("dtool.json", "DSERVER_TOKEN_FILE"),
+    ("dtool.json", "DSERVER_TOKEN_COMMAND"),
 ]
 
 
@@ -55,7 +59,7 @@ def test_token_of_the_earlier_place_counts(
     place, name = first
     assert found.name == (name or None)
     expected = f"/{place}/{name}" if name else str(settings.kept_token_file(SERVER))
-    assert (found.token or str(found.file)) == expected
+    assert (found.token or (found.command or [str(found.file)])[0]) == expected
 
 
 @pytest.mark.parametrize(

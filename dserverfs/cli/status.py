@@ -7,9 +7,12 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dserverfs.cli.arguments import LEVELS, Commands, say
+from dserverfs.cli.arguments import LEVELS, Commands, moment, say
+
+if TYPE_CHECKING:
+    from dserverfs.mount.control import Address
 
 EXIT_SILENT = 1
 
@@ -95,6 +98,7 @@ def _all() -> dict[str, Any]:
                 staged[known["directory"]] = known
             for change in mounted.last(control.ask(address, {"command": "unsent"})):
                 unsent[change["file"]] = change
+            entry["token"] = _token_of(address)
         except UsageError:
             entry["answers"] = False
         with contextlib.suppress(UsageError):  # of an earlier version
@@ -119,12 +123,30 @@ def _all() -> dict[str, Any]:
     }
 
 
+def _token_of(address: Address) -> dict[str, Any] | None:
+    """Return what a daemon says of its token; None if it is of an older dserverfs."""
+    from dserverfs.base.errors import DaemonSilent, UsageError
+    from dserverfs.cli import mounted
+    from dserverfs.mount import control
+
+    try:
+        found: dict[str, Any] = mounted.last(control.ask(address, {"command": "token"}))
+    except DaemonSilent:
+        raise
+    except UsageError:
+        return None
+    return found
+
+
 def _print_all(found: dict[str, Any]) -> None:
     from dserverfs.cli.progress import size
 
     for mount in found["mounts"]:
         silent = "" if mount["answers"] else " (does not answer)"
         say(f"mounted: {mount['uri']} at {mount['path']}{silent}")
+        if token := mount.get("token"):
+            until = f"expires {moment(token['expires_at'])}" if "expires_at" in token else ""
+            say(f"    {token['source']}: {until or token['reason']}")
         counts = mount.get("compared", {})
         if counts.get("received"):
             say(

@@ -22,6 +22,7 @@ from dserverfs.base.model import Dataset, DserverURI
 from dserverfs.catalogue.refreshed import NotLoaded
 from dserverfs.mount.control import Answer
 from dserverfs.reading.block_reader import BlockReader
+from dserverfs.remote.tokens import TokenSource, expires_at
 from dserverfs.tree import description
 from dserverfs.tree.mount_tree import InFrozen, Inode, Tree
 from dserverfs.writing.edits.edits import DatasetEdits
@@ -92,6 +93,7 @@ class Commander:
     freezer: Freezer
     edits: DatasetEdits
     reader: BlockReader
+    tokens: TokenSource
     in_loop: Callable[[Callable[[], Any]], Any]  # calls a function in the event loop; blocks
     forget_name: Callable[[Inode, str], None]  # has the kernel forget an entry of a directory
 
@@ -121,10 +123,21 @@ class Commander:
             yield {"result": self._discard(asked.inode)}
         elif command == "drain":
             yield from self._drain(asked.timeout_s, asked.asked_by)
+        elif command == "token":
+            yield {"result": self._token()}
         elif command == "log":
             yield {"result": _set_log_level(asked.level)}
         else:
             raise UsageError(f"{command!r}: no such command; is the mount of an older dserverfs?")
+
+    def _token(self) -> dict[str, Any]:
+        """Return where the token comes from, and when it ends or why there is none."""
+        found: dict[str, Any] = {"source": self.tokens.describe()}
+        try:
+            found["expires_at"] = expires_at(self.tokens.token())
+        except DserverfsError as error:
+            found["reason"] = str(error)
+        return found
 
     def _status(self, inode: Inode) -> dict[str, Any]:
         def describe() -> dict[str, Any] | StagedDataset:

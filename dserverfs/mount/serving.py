@@ -22,7 +22,7 @@ import pyfuse3
 import trio
 
 from dserverfs.base import service_manager
-from dserverfs.base.errors import LocalDiskError, UsageError
+from dserverfs.base.errors import DserverfsError, LocalDiskError, UsageError
 from dserverfs.base.model import Dataset, DserverURI
 from dserverfs.client import Client
 from dserverfs.mount import allocator, mountpoint
@@ -33,6 +33,7 @@ from dserverfs.mount.operations import Operations
 from dserverfs.mount.replies import Ownership
 from dserverfs.mount.stalls import stalls_logged
 from dserverfs.reading.block_reader import BlockReader
+from dserverfs.remote.tokens import TokenSource
 from dserverfs.settings import Settings
 from dserverfs.tree import description
 from dserverfs.tree.filesystem import FileSystem
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 GRACE_S = 2.0
 # Requests answered at a time; at pyfuse3's 99, so many stalled reads stop `ls`.
 MAX_REQUESTS = 10_000
+TOKEN_CHECK_S = 600.0  # a token that lasts a day is renewed after half of it
 # Reads that the kernel sends before the first is answered; its default is 12.
 MAX_BACKGROUND = 256
 # The kernel asks for at most that much at once; 1 MiB reads are 1.2 times as fast
@@ -98,6 +100,7 @@ class _Parts(NamedTuple):
     freezer: Freezer
     edits: DatasetEdits
     reader: BlockReader
+    tokens: TokenSource
     signals: list[int]  # that told it to end
 
     @classmethod
@@ -124,7 +127,7 @@ class _Parts(NamedTuple):
         )
         ownership = Ownership(options.uid, options.gid, options.umask)
         operations = Operations(file_system, client.reader, ownership)
-        return cls(operations, tree, staging, freezer, edits, client.reader, [])
+        return cls(operations, tree, staging, freezer, edits, client.reader, client.tokens, [])
 
 
 def _open_staging(client: Client) -> Staging:
@@ -171,10 +174,21 @@ async def _serve_requests(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_on_signal, nursery.cancel_scope, parts.signals)
         nursery.start_soon(_tell_ready, options, parts, control_directory, ready_fd)
+        nursery.start_soon(keep_token, parts.tokens)
         await pyfuse3.main(max_tasks=MAX_REQUESTS)
         if ready_fd is None:
             service_manager.stopping(f"{options.path} is unmounted")
         nursery.cancel_scope.cancel()
+
+
+async def keep_token(tokens: TokenSource) -> None:
+    """Have the token renewed also when nobody uses the mount, for as long as this is run."""
+    while True:
+        await trio.sleep(TOKEN_CHECK_S)
+        try:
+            await trio.to_thread.run_sync(tokens.token, abandon_on_cancel=True)
+        except DserverfsError as error:
+            logger.debug("the token was looked at: %s", error)
 
 
 async def _end_on_signal(scope: trio.CancelScope, seen: list[int]) -> None:
@@ -203,6 +217,7 @@ async def _tell_ready(
         parts.freezer,
         parts.edits,
         parts.reader,
+        parts.tokens,
         lambda call: trio.from_thread.run_sync(call, trio_token=token),
         _forget_name,
     )

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dserverfs.cli.main import main
-from tests.support.logins import PASSWORD, TOKEN, Elsewhere, Run
+from tests.support.logins import PASSWORD, Elsewhere, Run
 
 
 @pytest.fixture
@@ -46,7 +46,9 @@ def elsewhere() -> Iterator[Elsewhere]:
             length = int(self.headers.get("Content-Length", 0))
             state.asked.append((self.path, json.loads(self.rfile.read(length) or b"null")))
             status, body = state.answers.get(self.path, (404, {"code": 404}))
-            if self.path == "/me" and self.headers["Authorization"] != f"Bearer {TOKEN}":
+            if self.path == "/me" and (
+                self.headers["Authorization"].removeprefix("Bearer ") not in state.tokens
+            ):
                 status, body = 401, {"msg": "Missing Authorization Header"}
             content = json.dumps(body).encode()
             self.send_response(status)

@@ -58,6 +58,7 @@ class Elsewhere:
         self.url = ""
         self.answers: dict[str, tuple[int, Any]] = {}
         self.asked: list[tuple[str, Any]] = []
+        self.tokens = {TOKEN}  # that it takes
 
     @property
     def host(self) -> str:
