@@ -143,9 +143,12 @@ class Hashes:
     def known_blocks(self, file: Path, md5: str) -> bytes | None:
         """Return the hashes of the blocks of a file that has this MD5; None if not known.
 
-        They are known if the file was hashed, and is as it was then. Raises OSError.
+        They are known if the file was hashed, and is as it was then.
         """
-        known = self._known(str(file.relative_to(self._root)), Stamp.of(os.stat(file)))
+        try:
+            known = self._known(str(file.relative_to(self._root)), Stamp.of(os.stat(file)))
+        except OSError:
+            return None
         return known.blocks if known is not None and known.md5 == md5 else None
 
     def all_of(
