@@ -243,6 +243,20 @@ def test_what_was_put_before_a_power_cut_counts_as_missing(
     assert served(client, begun["uri"]) is None
 
 
+def test_they_go_along_when_an_upload_moves(client: AppClient) -> None:
+    """As after a power cut that took its registration key."""
+    begun = begin(client)
+    put(begun["block_hashes_url"]["url"], RIGHT)
+    uuid = begun["uri"].rpartition("/")[2]
+    client.store.delete(client.storage.bucket, [DatasetKeys("", uuid).registration])
+    client.stores.forget(begun["uri"])
+
+    done = complete(client, begun["uri"])
+
+    assert done.status_code == 200, done.text
+    assert served(client, begun["uri"]) == RIGHT
+
+
 # Of a dataset that is frozen already
 
 
