@@ -74,7 +74,12 @@ def define(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_logging(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--log-file", type=Path, metavar="FILE", help="default: standard error")
+    parser.add_argument(
+        "--log-file",
+        type=Path,
+        metavar="FILE",
+        help="default: below ~/.local/state/dserverfs; with -f, standard error",
+    )
     parser.add_argument(
         "--log-level",
         type=str.lower,

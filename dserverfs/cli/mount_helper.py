@@ -12,6 +12,7 @@ import argparse
 import os
 import shlex
 import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,9 @@ def add(commands: Commands) -> None:
     mounting.add_argument("source", metavar="URI")
     mounting.add_argument("directory", metavar="DIRECTORY")
     mounting.add_argument("-o", dest="options", action="append", default=[], metavar="OPT,...")
-    mounting.add_argument("-s", dest="is_sloppy", action="store_true", help="pass unknown ones")
+    mounting.add_argument(
+        "-s", dest="is_sloppy", action="store_true", help="pass over unknown options"
+    )
     mounting.add_argument("-f", dest="is_fake", action="store_true", help="do not mount")
     _add_ignored(mounting, "-n", "-v")
     mounting.add_argument("-t", help=argparse.SUPPRESS)
@@ -72,6 +75,7 @@ def _install(arguments: argparse.Namespace) -> int:
     python, package = Path(sys.executable), Path(dserverfs.__file__).parent
     for path in (python, package):
         require_roots_own(path)
+    _require_found(python)
     for action in ACTIONS:
         path = _script(arguments.directory, action)
         _require_ours(path)
@@ -139,6 +143,23 @@ def require_roots_own(path: Path) -> None:
                 f"{each}: others than root can change it, and root would run it: install dserverfs"
                 " as root into a place of root's, such as `python3 -m venv /opt/dserverfs`"
             )
+
+
+def _require_found(python: Path) -> None:
+    """Raise UsageError unless this Python finds dserverfs without a user's own modules."""
+    from dserverfs.base import child_processes
+
+    done = subprocess.run(
+        [str(python), "-I", "-c", "import dserverfs.cli.mount_helper"],
+        cwd="/",
+        env=child_processes.environment(),
+        capture_output=True,
+    )
+    if done.returncode != 0:
+        raise UsageError(
+            f"{python} -I does not find dserverfs: install it into this Python's own directory,"
+            " not for one user, and without PYTHONPATH"
+        )
 
 
 def _on_the_way(path: Path) -> Iterator[Path]:

@@ -90,8 +90,8 @@ def test_log_line_is_one_line_and_so_is_each_of_a_traceback() -> None:
     ("zone", "said"),
     [
         ("UTC", "2026-11-29 12:00:00.250+00:00 x"),
-        ("Europe/Berlin", "2026-11-29 13:00:00.250+01:00 x"),
-        ("Asia/Kolkata", "2026-11-29 17:30:00.250+05:30 x"),
+        ("CET-1", "2026-11-29 13:00:00.250+01:00 x"),
+        ("IST-5:30", "2026-11-29 17:30:00.250+05:30 x"),
     ],
 )
 def test_times_of_a_log_have_their_zone(

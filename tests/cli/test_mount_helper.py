@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import dserverfs
 from dserverfs.base.errors import UsageError
 from dserverfs.cli import mount_helper
 from dserverfs.cli.main import main
@@ -75,6 +76,24 @@ def test_directory_that_cannot_be_written_is_told(
     said = capsys.readouterr().err
     assert str(tmp_path / place / SCRIPTS[0]) in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="the only Python has it installed")
+def test_python_that_does_not_find_dserverfs_is_told(
+    trusting: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One that has it by PYTHONPATH, or in the home of a user, has not when root runs it."""
+    bare = Path(os.path.realpath(sys.executable))
+    monkeypatch.setattr(sys, "executable", str(bare))  # without the packages of its environment
+    monkeypatch.setenv("PYTHONPATH", str(Path(dserverfs.__file__).parents[1]))
+
+    assert helper("install", tmp_path) == 1
+
+    assert f"{bare} -I does not find dserverfs" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
 
 
 @as_root

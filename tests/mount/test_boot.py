@@ -46,6 +46,8 @@ def with_helpers(helpers: Path, fstab: Path, script: str) -> list[str]:
 
     In a mount namespace of its own, whose mounts go with its last process.
     """
+    if not Path("/etc/fstab").exists():
+        pytest.skip("there is no /etc/fstab to mount another over")
     binds = f"mount --bind {helpers} /usr/sbin && mount --bind {fstab} /etc/fstab"
     return ["unshare", "--mount", "sh", "-ec", f"{binds}\n{script}"]
 

@@ -81,6 +81,7 @@ def test_secrets_are_nowhere_after_all_kinds_of_work(
         user.run("sh", "-c", f"echo new > {path}/of-secrets/item", check=True)
         note(user.dserverfs("freeze", path / "of-secrets"))
         note(user.dserverfs("status"))
+        note(user.dserverfs("status", "--log-level", "debug", path))
         note(user.dserverfs("verify", path / "secrets"))
         titles = b"".join(
             (process / "cmdline").read_bytes()
@@ -91,6 +92,14 @@ def test_secrets_are_nowhere_after_all_kinds_of_work(
     note(user.dserverfs("whoami", server.base_uri.split("/")[2], env=environment))
     note(user.dserverfs("warm", uri, env=environment))
     login = ["login", server.base_uri.split("/")[2]]
+    pasted = user.run(
+        user.python,
+        *("-m", "dserverfs", *login, "--token-stdin"),
+        env={"XDG_CONFIG_HOME": str(user.home / "config")},
+        input=server.token,
+    )
+    assert pasted.returncode == 0, pasted.stderr
+    note(pasted)
     login_done = user.run(
         user.python,
         *("-m", "dserverfs", *login),
