@@ -48,6 +48,7 @@ class Client:
 
     catalogue        which datasets there are, and what they are, also while the server is away
     reader, stored   bytes of items: through the cache, and past it
+    block_hashes     those that the server has of datasets' blocks
     editable_files,
     metadata_writes  changes of a frozen dataset on the server, as dtool's commands make them
     edits            changes of frozen datasets in a mount, which wait for the server
@@ -90,13 +91,14 @@ class Client:
         known = self._directory / "manifests"
         answers = KeptAnswers(self.resolver, known)
         self.catalogue = Catalogue(answers, server, known, staleness=staleness)
+        self.block_hashes = HashObjects(self.resolver, self._storage)
         self.reader = BlockReader(
             self.resolver,
             self._storage,
             self._cache,
             hot,
             verify=verify,
-            block_hashes=HashObjects(self.resolver, self._storage),
+            block_hashes=self.block_hashes,
         )
         self.ranges = RangeFetcher(self.resolver, self._storage)
         self.stored = StoredItems(self.ranges)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import BinaryIO
 
-from dserverfs.base.block_hashes import BlockHasher, digest_of, has_hashes, place_of
+from dserverfs.base.block_hashes import BlockHasher, has_hashes, place_of
 from dserverfs.base.errors import (
     DserverfsError,
     IntegrityError,
@@ -23,8 +23,7 @@ from dserverfs.base.errors import (
     Unsupported,
     UsageError,
 )
-from dserverfs.base.items import number_of_blocks
-from dserverfs.base.model import Dataset, DserverURI, Identifier
+from dserverfs.base.model import Dataset, DserverURI
 from dserverfs.base.retry import AWAY
 from dserverfs.cli import remote_items
 from dserverfs.cli.arguments import say
@@ -94,9 +93,10 @@ class _Proof:
         self._items = self._bytes = 0
         self._wrong = 0
         self._first_wrong = ""  # with its reason
+        self._has_hashes = False
 
     def has_block_hashes(self) -> bool:
-        return self._client.resolver.block_hashes_url(self._dataset) is not None
+        return self._client.block_hashes.has(self._dataset)
 
     def has_large_items(self) -> bool:
         return any(has_hashes(item.content.size_in_bytes) for item in self._all())
@@ -104,6 +104,7 @@ class _Proof:
     def run(self, summary: Summary) -> None:
         """Compare all items, add the hashes of their blocks, and print a line on the outcome."""
         try:
+            self._has_hashes = self.has_block_hashes()
             with tempfile.TemporaryFile() as file:
                 for_each(self._work(file), self._done)
                 fault = self._fault
@@ -124,29 +125,26 @@ class _Proof:
             yield RemoteItem(relpath, content)
 
     def _work(self, file: BinaryIO) -> Iterator[WholeItem]:
-        large = sorted(
-            (content.identifier, content.hash, content.size_in_bytes)
-            for _, content in self._all()
-            if has_hashes(content.size_in_bytes)
-        )
-        os.pwrite(file.fileno(), digest_of(large).head, 0)
-        places: dict[Identifier, int] = {}
-        number = 0
-        for identifier, _, size_in_bytes in large:
-            places[identifier] = place_of(number)
-            number += number_of_blocks(size_in_bytes)
         for item in self._all():
-            place = places.get(item.content.identifier)
-            work = partial(self._compare, item, file, place)
+            work = partial(self._compare, item, file)
             yield WholeItem(item.name, item.content.size_in_bytes, work)
 
-    def _compare(self, item: RemoteItem, file: BinaryIO, place: int | None) -> None:
+    def _compare(self, item: RemoteItem, file: BinaryIO) -> None:
+        """Compare an item, and its block hashes with those that there are, or write them."""
+        place = item.content.hashes_place()
         if place is None:
             remote_items.compare(self._client, item)
             return
         blocks = BlockHasher()
         remote_items.compare(self._client, item, blocks)
-        os.pwrite(file.fileno(), blocks.hashes(), place)
+        hashes = blocks.hashes()
+        if self._has_hashes:
+            number = item.content.number_of_blocks
+            if self._client.block_hashes.fetch(item.content, 0, number) != hashes:
+                raise IntegrityError("its block hashes are wrong, and its content is right")
+            return
+        os.pwrite(file.fileno(), place.head, 0)
+        os.pwrite(file.fileno(), hashes, place_of(place.first))
 
     def _done(self, item: WholeItem, error: DserverfsError | None) -> None:
         if error is not None:
@@ -167,7 +165,7 @@ class _Proof:
         """Add the hashes of its blocks; return what became of them."""
         if not self.has_large_items():
             return "it needs no block hashes"
-        if self.has_block_hashes():
+        if self._has_hashes:
             return "it has block hashes"
         if not self._client.resolver.capabilities().block_hashes:
             return "this server keeps no block hashes"

@@ -113,6 +113,24 @@ def test_wrong_dataset_is_told_in_one_line_and_gets_nothing(
     assert prover.served(uri) is None
 
 
+def test_wrong_block_hashes_of_right_items_are_told(prover: Prover, server: ServerHandle) -> None:
+    uri = prover.upload(LARGE)
+    prover.prove(uri)
+    right = object_of(LARGE)
+    stored = StoredItems.of(server, uri)
+    key = {"Bucket": stored.bucket, "Key": f"{stored.uuid}/block-hashes"}
+    stored.client.put_object(**key, Body=right[:-1] + bytes([right[-1] ^ 1]))
+
+    (wrong,) = prover.prove(uri, status=1)
+    stored.client.delete_object(**key)
+    (added,) = prover.prove(uri)
+
+    assert wrong.startswith(f"wrong: {uri}: 1 of 4 items; ")
+    assert wrong.endswith("its block hashes are wrong, and its content is right")
+    assert added.endswith("block hashes added")
+    assert prover.served(uri) == right
+
+
 def test_what_may_not_be_registered_is_proven_all_the_same(
     prover: Prover, server: ServerHandle
 ) -> None:
