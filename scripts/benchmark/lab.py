@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from benchmark.content import make_dataset
 from dserverfs.base.local_dataset import LocalDataset
@@ -26,6 +27,7 @@ from dserverfs.server.store import die_with_parent
 from dserverfs.server.store.layout import DatasetKeys
 from dserverfs.server.store.signing import Signer, Storage
 from dserverfs.settings import TOKEN_FILE, Settings
+from dserverfs.writing.upload.item_upload import Sender
 
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 15
@@ -76,6 +78,11 @@ class Lab:
     def large(self) -> Published:
         """One large item."""
         return self._dataset("large", lambda: {"large.bin": self.sizes.large_bytes})
+
+    def foreign(self) -> Published:
+        """One large item of a dataset that has no block hashes, as dtool makes it."""
+        with mock.patch.object(Sender, "send_block_hashes", return_value=None):
+            return self._dataset("foreign", lambda: {"foreign.bin": self.sizes.large_bytes})
 
     def listed(self) -> Published:
         """Many items in one directory, to be listed."""

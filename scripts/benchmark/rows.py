@@ -31,6 +31,9 @@ WARM_READS_PER_COLD = 20  # they take that much less time
 COLD = "sequential-cold"
 SEQUENTIAL = (COLD, "first-byte", "sequential-disk", "sequential-again")
 UNVERIFIED = "sequential-off"  # dserverfs with --verify off
+# Of a dataset that dtool made: no hash of a block tells dserverfs that it is right.
+FOREIGN = "sequential-foreign"
+CERTAIN = "sequential-certain"  # the others, and md5sum behind them
 
 
 class Bench:
@@ -93,10 +96,10 @@ def forget_pages_of(path: Path) -> None:
 
 
 def sequential(bench: Bench, peer: Peer) -> Iterator[Measurement]:
-    """Cold, again from the peer's cache, and again from memory; and cold with nothing compared.
+    """Cold, again from the peer's cache, and again from memory; and cold, compared otherwise.
 
     Only dserverfs compares what it reads with the manifest, so that one cold reading of
-    another is in both rows, with and without.
+    another is in all of these rows. Its user has to read it once more for the same certainty.
     """
     dataset = bench.lab.large()
     if not isinstance(peer, Dserverfs):
@@ -104,6 +107,7 @@ def sequential(bench: Bench, peer: Peer) -> Iterator[Measurement]:
             yield measurement
             if measurement.row == COLD:
                 yield dataclasses.replace(measurement, row=UNVERIFIED)
+                yield dataclasses.replace(measurement, row=FOREIGN)
         return
     if bench.wants(*SEQUENTIAL):
         yield from _sequentially(bench, peer, dataset)
@@ -111,6 +115,13 @@ def sequential(bench: Bench, peer: Peer) -> Iterator[Measurement]:
         with peer.unverified().mounted(bench.lab, bench.mounts, dataset) as mount:
             bench.make_cold()
             yield _whole(UNVERIFIED, bench, mount, dataset)[0]
+    if bench.wants(FOREIGN, CERTAIN):
+        foreign = bench.lab.foreign()
+        with peer.mounted(bench.lab, bench.mounts, foreign) as mount:
+            bench.make_cold()
+            cold, _ = _whole(FOREIGN, bench, mount, foreign)
+            yield cold
+            yield dataclasses.replace(cold, row=CERTAIN)
 
 
 def _sequentially(bench: Bench, peer: Peer, dataset: Published) -> Iterator[Measurement]:
@@ -119,12 +130,30 @@ def _sequentially(bench: Bench, peer: Peer, dataset: Published) -> Iterator[Meas
         cold, first_byte_s = _whole(COLD, bench, mount, dataset)
         yield cold
         yield Measurement("first-byte", first_byte_s)
+        if bench.wants(CERTAIN) and not isinstance(peer, Dserverfs):
+            yield _with_md5sum(cold, mount, dataset)
         if not bench.wants("sequential-disk", "sequential-again"):
             return
         bench.forget_pages(mount)
         yield _whole("sequential-disk", bench, mount, dataset)[0]
         if bench.wants("sequential-again"):
             yield _whole("sequential-again", bench, mount, dataset)[0]
+
+
+def _with_md5sum(cold: Measurement, mount: Mount, dataset: Published) -> Measurement:
+    """Return a cold reading with the run of md5sum that says that it is right."""
+    item = only_item(dataset)
+    again, said = measure(
+        CERTAIN, mount.processes, lambda: measuring.output_of("md5sum", mount.path_of(item))
+    )
+    if said.split()[0].decode() != item.hash:
+        raise WrongAnswer(f"md5sum says {said!r}")
+    cpu_s = None
+    if cold.cpu_seconds is not None and again.cpu_seconds is not None:
+        cpu_s = cold.cpu_seconds + again.cpu_seconds
+    return dataclasses.replace(
+        cold, row=CERTAIN, seconds=cold.seconds + again.seconds, cpu_seconds=cpu_s
+    )
 
 
 def _whole(row: str, bench: Bench, mount: Mount, dataset: Published) -> tuple[Measurement, float]:

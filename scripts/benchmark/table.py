@@ -7,7 +7,11 @@ from benchmark.lab import Sizes
 from benchmark.rows import MIB, WARM_READS_PER_COLD, Scenario
 
 SCENARIOS = (
-    Scenario((*rows.SEQUENTIAL, rows.UNVERIFIED), rows.sequential, rows.download),
+    Scenario(
+        (*rows.SEQUENTIAL, rows.UNVERIFIED, rows.FOREIGN, rows.CERTAIN),
+        rows.sequential,
+        rows.download,
+    ),
     Scenario(("four-cold",), rows.four_readers),
     Scenario(("random-cold-1", "random-cold-16"), rows.random_cold),
     Scenario(("random-warm-1", "random-warm-16"), rows.random_warm),
@@ -39,6 +43,8 @@ def titles(sizes: Sizes) -> dict[str, str]:
         "sequential-disk": f"{large}, disk cache",
         "sequential-again": f"{large}, page cache",
         "sequential-off": f"{large}, cold, --verify off",
+        "sequential-foreign": f"{large}, cold, no block hashes",
+        "sequential-certain": f"{large}, cold, and md5sum",
         "four-cold": "4 readers of a quarter each, cold",
         "random-cold-1": f"{cold:,} random 4 KiB, cold, 1 reader",
         "random-cold-16": f"{cold:,} random 4 KiB, cold, 16 readers",

@@ -52,18 +52,19 @@ def test_bench_measures_one_row(fuse: None, tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_bench_reads_without_verification_beside_those_who_never_verify(
+def test_bench_reads_compared_otherwise_beside_those_who_never_compare(
     fuse: None, tmp_path: Path
 ) -> None:
     path = tmp_path / "result.json"
     options = ["--size", "4M", "--repeat", "1", "--only", "dserverfs", "--only", "local"]
-    rows = ["--row", "sequential-cold", "--row", "sequential-off"]
+    names = [f"sequential-{name}" for name in ("cold", "off", "foreign", "certain")]
+    rows = [word for name in names for word in ("--row", name)]
 
     done = bench(*options, *rows, "--directory", tmp_path, "--json", path)
 
     assert done.returncode == 0, done.stderr
     found = rows_of(path)
-    assert list(found) == ["sequential-cold", "sequential-off"]
+    assert list(found) == names
     seconds = {
         (row, column): found[row][column]["seconds"]
         for row in found
@@ -72,6 +73,9 @@ def test_bench_reads_without_verification_beside_those_who_never_verify(
     assert all(len(each) == 1 for each in seconds.values())
     assert seconds["sequential-off", "local"] == seconds["sequential-cold", "local"]
     assert seconds["sequential-off", "dserverfs"] != seconds["sequential-cold", "dserverfs"]
+    assert seconds["sequential-foreign", "local"] == seconds["sequential-cold", "local"]
+    assert seconds["sequential-certain", "local"] > seconds["sequential-cold", "local"]
+    assert seconds["sequential-certain", "dserverfs"] == seconds["sequential-foreign", "dserverfs"]
 
 
 def test_bench_measures_one_row_of_a_distant_store_without_the_other(
