@@ -1,17 +1,18 @@
 """The hashes of an item's blocks, from the object that has those of its dataset.
 
 Used by the pages of hashes. Such an object is trusted if its head is the one that follows
-from the manifest: it comes from the same server with the same right. The head is read with
-the first hashes of a dataset, or before them where they lie far behind it; later ranges
-have to be of the same object. Blocking and thread-safe.
+from the manifest: it comes from the same server with the same right. It is read in chunks,
+so that the items of a directory do not cost a request each; the head comes with the first
+of them, or before it, and all others have to be of the same object. Blocking and
+thread-safe.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
 from dserverfs.base.block_hashes import HASH_BYTES, HEAD_BYTES, place_of, require_head
@@ -28,11 +29,9 @@ from dserverfs.remote.objects import ByteRange, Storage
 from dserverfs.remote.signed_urls import SignedURL
 from dserverfs.remote.signing import BLOCK_HASHES
 
-logger = logging.getLogger(__name__)
-
 FETCH_TIMEOUT_S = 60.0
-# Hashes so far behind the head come in one request with it.
-NEAR_BYTES = 256 * 1024
+CHUNK_BYTES = 256 * 1024  # the hashes of 8 GiB
+MAX_CHUNKS = 32  # in memory
 MAX_KNOWN = 10_000  # datasets whose objects were looked at; 300 bytes each
 
 
@@ -59,6 +58,11 @@ class _Answer(NamedTuple):
     etag: str | None
 
 
+class _ChunkKey(NamedTuple):
+    dataset: BackendURI
+    number: int
+
+
 class HashObjects:
     """Hashes from one server."""
 
@@ -67,6 +71,8 @@ class HashObjects:
         self._storage = storage
         self._lock = threading.Lock()
         self._good: OrderedDict[BackendURI, str | None] = OrderedDict()  # their ETags
+        self._chunks: OrderedDict[_ChunkKey, bytes] = OrderedDict()
+        self._coming: dict[_ChunkKey, Future[bytes | None]] = {}
 
     def fetch(self, content: ItemContent, first: int, count: int) -> bytes | None:
         """Return hashes [first, first+count) of an item's blocks; None if there are none.
@@ -77,16 +83,24 @@ class HashObjects:
         place = content.hashes_place()
         if place is None:
             return None
+        start = place_of(place.first + first)
+        end = start + count * HASH_BYTES
         try:
             # The reader asks for it at the same time, and there is one request for both.
             self._urls.item_url(content.dataset, content.identifier, content.neighbours)
-            return self._fetch(content.dataset, place, place.first + first, count)
+            chunks = []
+            for number in range(start // CHUNK_BYTES, (end - 1) // CHUNK_BYTES + 1):
+                chunk = self._chunk(content.dataset, place, number)
+                if chunk is None:
+                    return None
+                chunks.append(chunk)
         except (NotFound, NotStored):
             return None
         except IntegrityError:
-            with self._lock:
-                self._good.pop(content.dataset.uri, None)
+            self.forget(content.dataset)
             raise
+        offset = start // CHUNK_BYTES * CHUNK_BYTES
+        return b"".join(chunks)[start - offset : end - offset]
 
     def has(self, dataset: Dataset) -> bool:
         """Return whether the server has hashes of a dataset's blocks; raises what it says."""
@@ -98,17 +112,57 @@ class HashObjects:
         except (NotFound, NotStored):
             return False
 
-    def _fetch(self, dataset: Dataset, place: HashesPlace, first: int, count: int) -> bytes | None:
-        start, length = place_of(first), count * HASH_BYTES
+    def forget(self, dataset: Dataset) -> None:
+        """Read the object anew, from its head on."""
+        with self._lock:
+            self._good.pop(dataset.uri, None)
+            for key in [key for key in self._chunks if key.dataset == dataset.uri]:
+                del self._chunks[key]
+
+    def _chunk(self, dataset: Dataset, place: HashesPlace, number: int) -> bytes | None:
+        """Return a chunk, fetched once for all who ask for it."""
+        key = _ChunkKey(dataset.uri, number)
+        with self._lock:
+            chunk = self._chunks.get(key)
+            if chunk is not None:
+                self._chunks.move_to_end(key)
+                return chunk
+            coming = self._coming.get(key)
+            if coming is None:
+                mine = self._coming[key] = Future()
+        if coming is not None:
+            return coming.result()
+        try:
+            chunk = self._fetch_chunk(dataset, place, number)
+        except BaseException as error:
+            with self._lock:
+                del self._coming[key]
+            mine.set_exception(error)
+            raise
+        with self._lock:
+            del self._coming[key]
+            if chunk is not None:
+                self._chunks[key] = chunk
+                if len(self._chunks) > MAX_CHUNKS:
+                    self._chunks.popitem(last=False)
+        mine.set_result(chunk)
+        return chunk
+
+    def _fetch_chunk(self, dataset: Dataset, place: HashesPlace, number: int) -> bytes | None:
         with self._lock:
             is_known = dataset.uri in self._good
-        if is_known:
-            found = self._range(dataset, place, start, length)
-            return None if found is None else found.content
-        if start + length <= NEAR_BYTES:
-            found = self._range(dataset, place, 0, start + length)
-        else:
-            found = self._range(dataset, place, 0, HEAD_BYTES)
+        if number and not is_known and self._beginning(dataset, place, HEAD_BYTES) is None:
+            return None
+        start = number * CHUNK_BYTES
+        length = min(CHUNK_BYTES, place.object_size - start)
+        if not number and not is_known:
+            return self._beginning(dataset, place, length)
+        found = self._range(dataset, place, start, length)
+        return None if found is None else found.content
+
+    def _beginning(self, dataset: Dataset, place: HashesPlace, length: int) -> bytes | None:
+        """Return the first bytes of the object if it is the manifest's; None if there is none."""
+        found = self._range(dataset, place, 0, length)
         if found is None:
             return None
         require_head(found.content[:HEAD_BYTES], place.head)
@@ -116,10 +170,7 @@ class HashObjects:
             self._good[dataset.uri] = found.etag
             if len(self._good) > MAX_KNOWN:
                 self._good.popitem(last=False)
-        if start + length <= NEAR_BYTES:
-            return found.content[start:]
-        found = self._range(dataset, place, start, length)
-        return None if found is None else found.content
+        return found.content
 
     def _range(
         self, dataset: Dataset, place: HashesPlace, start: int, length: int

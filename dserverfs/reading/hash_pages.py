@@ -46,6 +46,9 @@ class HashSource(Protocol):
     def has(self, dataset: Dataset) -> bool:
         """Return whether there are hashes of a dataset's items. Blocks."""
 
+    def forget(self, dataset: Dataset) -> None:
+        """Ask anew for those of a dataset."""
+
 
 class NoHashes:
     """The origin of no hashes."""
@@ -55,6 +58,9 @@ class NoHashes:
 
     def has(self, dataset: Dataset) -> bool:
         return False
+
+    def forget(self, dataset: Dataset) -> None:
+        """Do nothing."""
 
 
 class _PageKey(NamedTuple):
@@ -133,8 +139,11 @@ class HashPages:
         key = _PageKey(content.key, index // PAGE)
         with self._lock:
             coming = self._coming.get(key)
-        if coming is not None:
-            coming.answered.wait(max(0.0, coming.begun_s + WAIT_S - self._clock_s()))
+            may_wait = self._clock_s() >= self._not_before_s.get(_slow(content), 0.0)
+        if coming is not None and may_wait:
+            left_s = max(0.0, coming.begun_s + WAIT_S - self._clock_s())
+            if not coming.answered.wait(left_s):
+                self._note(_slow(content), RETRY_S)  # or each item would wait
         return _in_page(self._in_memory(key), index)
 
     def are_there(self, content: ItemContent) -> bool:
@@ -162,6 +171,7 @@ class HashPages:
         page = index // PAGE
         with self._lock:
             self._drop_locked(_PageKey(content.key, page))
+        self._source.forget(content.dataset)
         self._cache.drop([_of_item(content, page), _of_content(content, page)])
 
     def forget_item(self, content: ItemContent) -> None:
@@ -286,6 +296,11 @@ class HashPages:
 
 
 _NO_PAGES: dict[int, bytes] = {}
+
+
+def _slow(content: ItemContent) -> tuple[str, str]:
+    """Return what is noted of a dataset whose hashes did not come in time."""
+    return "slow", content.dataset.uri
 
 
 def _size(page: bytes) -> int:

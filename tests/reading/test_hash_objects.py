@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from dserverfs.reading import hash_objects
 from dserverfs.reading.hash_objects import HashObjects
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.signed_urls import SignedURL
-from tests.support.faulty_store import FaultyStore, faulty_store, refuse
+from tests.support.faulty_store import FaultyStore, Handler, faulty_store, refuse
 from tests.support.reading_world import DATASET
 
 BLOCKS = 40
@@ -98,17 +99,38 @@ def ranges(store: FaultyStore) -> list[str]:
     return [request["Range"].removeprefix("bytes=") for request in store.requests]
 
 
-@pytest.mark.parametrize("near_bytes", [256 * 1024, 100])
-def test_hashes_of_any_item_are_a_range(
-    store: FaultyStore, objects: HashObjects, monkeypatch: pytest.MonkeyPatch, near_bytes: int
-) -> None:
-    monkeypatch.setattr(hash_objects, "NEAR_BYTES", near_bytes)
+ALL = [(3, 0, BLOCKS), (0, 0, 1), (4, 7, 20), (1, 39, 1), (2, 0, BLOCKS)]
 
-    for number, first, count in [(3, 0, BLOCKS), (0, 0, 1), (4, 7, 20)]:
+
+@pytest.mark.parametrize("chunk_bytes", [256 * 1024, 128, 1000, 2048])
+def test_hashes_of_any_item_are_a_range(
+    store: FaultyStore, objects: HashObjects, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(hash_objects, "CHUNK_BYTES", chunk_bytes)
+
+    for number, first, count in ALL:
         assert objects.fetch(item(number), first, count) == hashes_of(number, first, count)
 
-    requests = 3 if near_bytes > len(OBJECT) else 4
-    assert len(store.requests) == requests, "the head comes once, with the first if it is near"
+    asked = [int(range.partition("-")[0]) for range in ranges(store)]
+    assert len(asked) <= len({*asked}) + 1, "a chunk is fetched once, beside the head"
+    if chunk_bytes > len(OBJECT):
+        assert len(asked) == 1, "a small object is fetched once, whole"
+
+
+def test_chunk_is_fetched_once_for_all_who_ask_at_once(
+    store: FaultyStore, objects: HashObjects
+) -> None:
+    def late(handler: Handler) -> None:
+        assert store.released.wait(30)
+        handler.serve()
+
+    store.faults.append(late)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(objects.fetch, item(number % 5), 0, 1) for number in range(8)]
+        store.released.set()
+
+        assert [each.result() for each in asked] == [hashes_of(n % 5, 0, 1) for n in range(8)]
+    assert len(store.requests) == 1
 
 
 def test_what_has_none_is_not_asked_for(
@@ -149,14 +171,15 @@ def test_object_that_is_not_the_manifests_gives_no_hashes(
 
 
 def test_object_that_is_replaced_is_looked_at_anew(
-    store: FaultyStore, objects: HashObjects
+    store: FaultyStore, objects: HashObjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(hash_objects, "CHUNK_BYTES", 1024)
     assert objects.fetch(item(1), 0, 5) == hashes_of(1, 0, 5)
     store.content, store.etag = OBJECT[:32] + bytes(len(OBJECT) - 32), '"another"'
 
     for _ in range(2):
         with pytest.raises(IntegrityError):
-            objects.fetch(item(1), 5, 5)
+            objects.fetch(item(4), 30, 5)
 
 
 def test_object_that_is_gone_gives_none(store: FaultyStore, objects: HashObjects) -> None:

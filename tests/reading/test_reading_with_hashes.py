@@ -188,6 +188,21 @@ def test_blocks_with_the_same_bytes_are_stored_once(tmp_path: Path) -> None:
         world.close()
 
 
+def test_only_the_first_item_waits_for_hashes_that_are_slow(
+    store: FaultyStore, tmp_path: Path, hashes: Hashes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = HashedWorld(store, tmp_path / "blocks", hashes)
+    hashes.may_answer.clear()
+    monkeypatch.setattr(hash_pages, "WAIT_S", 0.05)
+    assert world.open("first").read(0, 10) == CONTENT[:10]
+
+    monkeypatch.setattr(hash_pages, "WAIT_S", 1000.0)
+
+    assert world.open("second").read(0, 10) == CONTENT[:10]
+    hashes.may_answer.set()
+    world.close()
+
+
 def test_hashes_that_are_slow_hold_nobody_up_and_are_compared_with_later(
     store: FaultyStore, tmp_path: Path, hashes: Hashes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

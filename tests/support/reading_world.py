@@ -65,6 +65,9 @@ class Hashes:
     def has(self, dataset: Dataset) -> bool:
         return self.are_there
 
+    def forget(self, dataset: Dataset) -> None:
+        """Remember nothing anyway."""
+
     def fetch(self, content: ItemContent, first: int, count: int) -> bytes | None:
         self.asked += 1
         assert self.may_answer.wait(30)
