@@ -151,8 +151,7 @@ class _Fill:
         """Let the readers of the next block fail; it came twice, and was wrong."""
         lost = self._waiting[:1]
         self._waiting = self._waiting[1:]
-        self._parts.pages.forget(self._content, lost[0].block_index)
-        self._parts.flight.forget_version(self._content)
+        self._parts.pages.renew(self._content, lost[0].block_index)
         self._parts.flight.abandon(self._content, lost, error)
 
     def _begin(self) -> None:

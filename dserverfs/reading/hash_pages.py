@@ -119,14 +119,37 @@ class HashPages:
         key = _PageKey(content.key, index // PAGE)
         if content.number_of_blocks < 2 or self._page(content, key.page) is not None:
             return
-        now_s = self._clock_s()
         with self._lock:
-            if key in self._coming or self._in_memory(key) is not None:
+            is_wanted = self._in_memory(key) is None and not (
+                self._is_noted_locked(key) or self._is_noted_locked(content.dataset.uri)
+            )
+            coming = self._begin_locked(key) if is_wanted else None
+        if coming is not None:
+            self._submit(content, key, coming)
+
+    def renew(self, content: ItemContent, index: int) -> None:
+        """Have the hashes around a block that does not have its own fetched anew.
+
+        They may be what is wrong. Until others come, these count.
+        """
+        key = _PageKey(content.key, index // PAGE)
+        with self._lock:
+            if self._is_noted_locked(_renewed(key)):
                 return
-            for noted in (key, content.dataset.uri):
-                if now_s < self._not_before_s.get(noted, 0.0):
-                    return
-            coming = self._coming[key] = _Coming(threading.Event(), now_s)
+            self._note_locked(_renewed(key), RETRY_S)
+            coming = self._begin_locked(key)
+        if coming is not None:
+            self._source.forget(content.dataset)
+            self._submit(content, key, coming)
+
+    def _begin_locked(self, key: _PageKey) -> _Coming | None:
+        """Return what is to come; None if it is coming already."""
+        if key in self._coming:
+            return None
+        coming = self._coming[key] = _Coming(threading.Event(), self._clock_s())
+        return coming
+
+    def _submit(self, content: ItemContent, key: _PageKey, coming: _Coming) -> None:
         try:
             self._pool.submit(self._come, content, key, coming)
         except RuntimeError:  # shut down
@@ -137,14 +160,17 @@ class HashPages:
         if content.number_of_blocks < 2:
             return None
         key = _PageKey(content.key, index // PAGE)
-        with self._lock:
-            coming = self._coming.get(key)
-            may_wait = self._clock_s() >= self._not_before_s.get(_slow(content), 0.0)
-        if coming is not None and may_wait:
-            left_s = max(0.0, coming.begun_s + WAIT_S - self._clock_s())
-            if not coming.answered.wait(left_s):
-                self._note(_slow(content), RETRY_S)  # or each item would wait
-        return _in_page(self._in_memory(key), index)
+        page = self._in_memory(key)
+        if page is None:
+            with self._lock:
+                coming = self._coming.get(key)
+                may_wait = not self._is_noted_locked(_slow(content))
+            if coming is not None and may_wait:
+                left_s = max(0.0, coming.begun_s + WAIT_S - self._clock_s())
+                if not coming.answered.wait(left_s):
+                    self._note(_slow(content), RETRY_S)  # or each item would wait
+            page = self._page(content, key.page)
+        return _in_page(page, index)
 
     def are_there(self, content: ItemContent) -> bool:
         """Return whether there are hashes of an item's blocks; waits as `obtain`."""
@@ -165,14 +191,6 @@ class HashPages:
             part = bytes(hashes[start : start + PAGE * HASH_BYTES])
             self._remember(_PageKey(content.key, page), part)
             self._cache.store([(_of_content(content, page), MemoryBlock(part))])
-
-    def forget(self, content: ItemContent, index: int) -> None:
-        """Drop the hashes around a block that does not have its own: they may be what is wrong."""
-        page = index // PAGE
-        with self._lock:
-            self._drop_locked(_PageKey(content.key, page))
-        self._source.forget(content.dataset)
-        self._cache.drop([_of_item(content, page), _of_content(content, page)])
 
     def forget_item(self, content: ItemContent) -> None:
         """Drop all hashes of an item that turned out to be wrong."""
@@ -269,9 +287,15 @@ class HashPages:
 
     def _note(self, what: object, seconds: float) -> None:
         with self._lock:
-            self._not_before_s[what] = self._clock_s() + seconds
-            if len(self._not_before_s) > MAX_NOTED:
-                self._not_before_s.popitem(last=False)
+            self._note_locked(what, seconds)
+
+    def _note_locked(self, what: object, seconds: float) -> None:
+        self._not_before_s[what] = self._clock_s() + seconds
+        if len(self._not_before_s) > MAX_NOTED:
+            self._not_before_s.popitem(last=False)
+
+    def _is_noted_locked(self, what: object) -> bool:
+        return self._clock_s() < self._not_before_s.get(what, 0.0)
 
     def _remember(self, key: _PageKey, page: bytes) -> None:
         with self._lock:
@@ -296,6 +320,11 @@ class HashPages:
 
 
 _NO_PAGES: dict[int, bytes] = {}
+
+
+def _renewed(key: _PageKey) -> tuple[str, _PageKey]:
+    """Return what is noted of a page that was fetched anew."""
+    return "renewed", key
 
 
 def _slow(content: ItemContent) -> tuple[str, str]:

@@ -163,11 +163,6 @@ class SingleFlight:
         if not is_same:
             raise changed(content)
 
-    def forget_version(self, content: ItemContent) -> None:
-        """Take any version of the item's object from now on: a wrong one may be mended."""
-        with self._lock:
-            self._versions.forget(content.key)
-
     def still_wanted(self, content: ItemContent, missing: Sequence[Missing]) -> list[Missing]:
         """Return those that were not dropped since they were asked for."""
         with self._lock:

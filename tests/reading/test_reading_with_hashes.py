@@ -334,12 +334,49 @@ def test_hashes_that_are_wrong_themselves_are_asked_for_anew(
     right = hashes.hashes
     hashes.hashes = bytes(32) + right[32:]
     world = HashedWorld(store, tmp_path / "blocks", hashes)
+    world.open().read(BLOCK_SIZE, 10)
+    hashes.hashes = right
     with pytest.raises(IntegrityError):
         world.open().read(0, 10)
-
-    hashes.hashes = right
+    world.reader.pages.wait()
 
     assert world.open().read(0, 10) == CONTENT[:10]
+    assert hashes.asked == 2
+    world.close()
+
+
+@wrong_block
+def test_hashes_of_a_block_that_is_wrong_for_good_are_asked_for_once_a_while(
+    store: FaultyStore, tmp_path: Path, hashes: Hashes
+) -> None:
+    world = HashedWorld(store, tmp_path / "blocks", hashes)
+    item = world.open()
+    flip(store, 0)
+    for _ in range(5):
+        with pytest.raises(IntegrityError):
+            item.read(0, 10)
+        world.reader.pages.wait()
+
+    assert hashes.asked == 2
+    world.close()
+
+
+@wrong_block
+def test_hashes_count_while_they_are_asked_for_anew(
+    store: FaultyStore, tmp_path: Path, hashes: Hashes
+) -> None:
+    """No block is handed out uncompared because another one was wrong."""
+    world = HashedWorld(store, tmp_path / "blocks", hashes)
+    item = world.open()
+    item.read(2 * BLOCK_SIZE, 10)
+    store.content = bytes(byte ^ 1 for byte in CONTENT)
+    hashes.may_answer.clear()
+
+    for block in (0, 1, 4):
+        with pytest.raises(IntegrityError, match=f"block {block} "):
+            item.read(block * BLOCK_SIZE, 10)
+
+    hashes.may_answer.set()
     world.close()
 
 
