@@ -79,7 +79,10 @@ UPLOAD_BODY = {
     "annotations": {"a": {"b": [1]}},
     "overlays": {"o": dict.fromkeys(IDENTIFIERS, 1)},
 }
-OURS = {"dservercore": "0.22.0", "dserverfs.server.signed_urls": "1"}
+OURS = {
+    **{"dservercore": "0.22.0", "dserverfs.server.signed_urls": "1"},
+    "dserverfs_block_hashes": "1",
+}
 UPSTREAM = {"dservercore": "0.22.0", "dserver_signed_url_plugin": None}
 
 
@@ -190,11 +193,12 @@ ANSWERS = {
             "annotation_urls": {"a": URL},
             "tags": ["t"],
             "item_urls": {FIRST: URL},
+            "block_hashes_url": URL,
         },
-        lambda r: r.metadata_urls(DATASET),
+        lambda r: [r.block_hashes_url(DATASET), r.metadata_urls(DATASET)],
     ),
     "signed items": Answers(
-        {**SIGNED_TO, "item_urls": dict.fromkeys(IDENTIFIERS, URL)},
+        {**SIGNED_TO, "item_urls": dict.fromkeys(IDENTIFIERS, URL), "block_hashes_url": URL},
         lambda r: r.item_url(DATASET, FIRST, lambda count: IDENTIFIERS),
     ),
     "signed dataset": Answers(
@@ -217,8 +221,13 @@ ANSWERS = {
                 "items": {**dict.fromkeys(IDENTIFIERS, UPLOAD_URL), "f" * 40: {"in_parts": True}},
             },
             "stored": [FIRST],
+            "block_hashes_url": {"url": URL, "headers": {"a": "b"}},
         },
         upload,
+    ),
+    "place of block hashes": Answers(
+        {**SIGNED_TO, "uri": URI, "url": URL, "headers": {}},
+        lambda r: r.uploads.place_of_block_hashes(URI),
     ),
     "parts": Answers(
         {"stored": False, "part_bytes": 5 << 20, "etags": {"1": "e"}},
