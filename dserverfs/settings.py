@@ -188,6 +188,19 @@ class Settings:
         tokens = _config_home(self._environment) / "dserverfs" / "tokens"
         return (tokens / _file_name(server)).absolute()
 
+    def kept_token_files(self) -> dict[str, Path]:
+        """Return where `login` has kept tokens, by server."""
+        directory = self.kept_token_file("any").parent
+        try:
+            names = os.listdir(directory)
+        except OSError:
+            return {}
+        return {
+            urllib.parse.unquote(name): directory / name
+            for name in sorted(names)
+            if not name.startswith(".")
+        }
+
     def kept_address_file(self, server: str) -> Path:
         """Return where `login` keeps the address that it was given for `server`."""
         return self.kept_token_file(server).parent.with_name("addresses") / _file_name(server)

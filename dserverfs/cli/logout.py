@@ -11,8 +11,9 @@ from dserverfs.cli.arguments import Commands, say, server_of
 def add(commands: Commands) -> None:
     parser = commands.add_parser("logout", help="delete the token that login has kept")
     parser.description = (
-        "Delete the token, and the address, that login has kept for SERVER. Copies of the token"
-        " stay good until they expire, and mounts go on with it until they read their token again."
+        "Delete the token, and the address, that login has kept for SERVER. Mounts that use the"
+        " token have none from then on, until the next login. A copy of it stays good until it"
+        " expires."
     )
     parser.add_argument(
         "server", metavar="SERVER", help="HOST[:PORT], dserver://HOST[:PORT] or https://..."

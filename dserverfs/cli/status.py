@@ -13,6 +13,7 @@ from dserverfs.cli.arguments import LEVELS, Commands, moment, say
 
 if TYPE_CHECKING:
     from dserverfs.mount.control import Address
+    from dserverfs.settings import Settings
 
 EXIT_SILENT = 1
 
@@ -24,8 +25,8 @@ def add(commands: Commands) -> None:
     parser.description = (
         "Describe PATH: a frozen dataset, an item of one, or a staged dataset with its state."
         " Without PATH: list this user's mounts, the datasets that are not frozen, and the"
-        " changes of frozen datasets that are not sent, each with the reason. Exits with 1 if a"
-        " mount does not answer."
+        " changes of frozen datasets that are not sent, each with the reason, and when tokens"
+        " expire. Exits with 1 if a mount does not answer."
     )
     parser.add_argument("path", metavar="PATH", type=Path, nargs="?")
     parser.add_argument("--json", action="store_true", help="as JSON")
@@ -105,7 +106,8 @@ def _all() -> dict[str, Any]:
             if entry["answers"]:
                 entry["compared"] = mounted.last(control.ask(address, {"command": "compared"}))
         mounts.append(entry)
-    directory = Settings.load().staging_directory()
+    settings = Settings.load()
+    directory = settings.staging_directory()
     for server in servers(directory):
         staging = Staging(directory, server)
         for base_uri in staging.base_uris():
@@ -117,10 +119,27 @@ def _all() -> dict[str, Any]:
     for server, change in journal.all_unsent(directory):
         unsent.setdefault(str(change.local), description.of_unsent(change, server))
     return {
+        "logins": _logins(settings),
         "mounts": mounts,
         "staged": sorted(staged.values(), key=lambda one: one["created_at"]),
         "unsent": sorted(unsent.values(), key=lambda one: one["changed_at"]),
     }
+
+
+def _logins(settings: Settings) -> list[dict[str, Any]]:
+    """Return the servers that `login` has kept a token for, and when each expires."""
+    from dserverfs.base.errors import NotAuthenticated
+    from dserverfs.remote.tokens import TokenSource, expires_at
+
+    found = []
+    for server, path in settings.kept_token_files().items():
+        login: dict[str, Any] = {"server": server, "file": str(path)}
+        try:
+            login["expires_at"] = expires_at(TokenSource(None, path).token())
+        except NotAuthenticated as error:
+            login["reason"] = str(error)
+        found.append(login)
+    return found
 
 
 def _token_of(address: Address) -> dict[str, Any] | None:
@@ -145,8 +164,7 @@ def _print_all(found: dict[str, Any]) -> None:
         silent = "" if mount["answers"] else " (does not answer)"
         say(f"mounted: {mount['uri']} at {mount['path']}{silent}")
         if token := mount.get("token"):
-            until = f"expires {moment(token['expires_at'])}" if "expires_at" in token else ""
-            say(f"    {token['source']}: {until or token['reason']}")
+            say(f"    {token['source']}: {_until(token)}")
         counts = mount.get("compared", {})
         if counts.get("received"):
             say(
@@ -169,5 +187,13 @@ def _print_all(found: dict[str, Any]) -> None:
         say(f"not sent: {where}: {change['path']}, in {change['file']}")
         if change["reason"]:
             say(f"    {change['reason']}")
+    for login in found["logins"]:
+        say(f"logged in: {login['server']}: {_until(login)}")
     if not found["mounts"]:
         say("nothing is mounted")
+
+
+def _until(token: dict[str, Any]) -> str:
+    if "reason" in token:
+        return str(token["reason"])
+    return f"expires {moment(token['expires_at'])}"

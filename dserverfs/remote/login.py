@@ -74,8 +74,8 @@ def require_private_way(url: str, what: str = "password") -> None:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise UsageError(
-            f"{url}: your {what} would be sent unencrypted; set DSERVER_PROTOCOL=https,"
-            " or say --insecure"
+            f"{url}: your {what} would be sent unencrypted; name the server as https://..., set"
+            " DSERVER_PROTOCOL=https, or say --insecure"
         )
 
 

@@ -182,6 +182,22 @@ def test_whoami_says_when_the_token_ends_and_where_it_is(server: ServerHandle, r
     assert re.search(r"^token: the token in /.*/tokens/", out, re.MULTILINE)
 
 
+def test_status_tells_to_which_servers_one_is_logged_in(
+    server: ServerHandle, run: Run, tmp_path: Path
+) -> None:
+    run("login", host_of(server), "--username", server.username, stdin=password_of(server))
+    (tmp_path / "config/dserverfs/tokens/[::1]:5000").write_text("")
+
+    status, out, err = run("status", XDG_DATA_HOME=str(tmp_path / "data"))
+
+    assert (status, err) == (0, "")
+    told = [line for line in out.splitlines() if line.startswith("logged in: ")]
+    assert len(told) == 2
+    assert re.fullmatch(rf"logged in: {host_of(server)}: expires .* \(in 6 days\)", told[0])
+    assert told[1].startswith("logged in: [::1]:5000: token file /")
+    assert "is empty" in told[1]
+
+
 @pytest.mark.parametrize(
     ("left_s", "told"),
     [
@@ -294,7 +310,7 @@ def test_password_is_not_sent_unencrypted_to_another_machine(
 
     assert status == 1
     assert "192.0.2.1" in err
-    assert "would be sent unencrypted; set DSERVER_PROTOCOL=https, or say --insecure" in err
+    assert "would be sent unencrypted; name the server as https://" in err
 
 
 def test_password_that_is_empty_is_told(server: ServerHandle, run: Run) -> None:
