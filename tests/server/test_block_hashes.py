@@ -368,6 +368,20 @@ def test_dataset_that_is_deleted_and_uploaded_again_has_those_of_the_last_upload
     assert served(client, uri) is None
 
 
+def test_dataset_that_is_deleted_and_uploaded_again_keeps_those_that_it_has(
+    client: AppClient,
+) -> None:
+    uri = publish(client)
+    body = upload_body(CONTENTS, uuid=uri.rpartition("/")[2])
+    assert client.request("DELETE", f"/uris/{encoded(uri)}").status_code == 200
+
+    begun = announce(client, body)
+    put(begun["block_hashes_url"]["url"], RIGHT[:HEAD_BYTES] + bytes(len(RIGHT) - HEAD_BYTES))
+    assert complete(client, uri).status_code == 200
+
+    assert served(client, uri) == RIGHT
+
+
 def test_those_that_the_store_lost_are_added_again(client: AppClient) -> None:
     uri = publish(client)
     client.store.delete(

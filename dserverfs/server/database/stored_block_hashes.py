@@ -79,20 +79,22 @@ def is_right(place: Place, digest: ManifestDigest) -> bool:
 def adopt(place: Place, digest: ManifestDigest, uri: str) -> bool:
     """Make what was uploaded the dataset's; return whether it has block hashes now.
 
-    Without an upload those that are there stay if they are its own: of an attempt before.
-    The caller notes it when the store is synced.
-    Raises Conflict, with status 422, if what was uploaded is not right.
+    Its own that are there stay: of an attempt before, or of a dataset that was deleted from the
+    index and is uploaded again. The caller notes it when the store is synced. Raises Conflict,
+    with status 422, if what was uploaded is not right.
     """
     store, bucket, keys = place
     if not is_taken(place, digest):
         return False
+    if is_right(place, digest) and not store.is_unsure(bucket, keys.block_hashes):
+        return True
     try:
         if store.is_unsure(bucket, keys.uploaded_block_hashes):
             raise NotFound("a power cut may have taken what was uploaded")
         _require(place, keys.uploaded_block_hashes, digest)
         store.copy(bucket, keys.uploaded_block_hashes, keys.block_hashes)
     except NotFound:
-        return not store.is_unsure(bucket, keys.block_hashes) and is_right(place, digest)
+        return False
     except IntegrityError as error:
         raise _refusal(uri, error) from error
     try:

@@ -50,6 +50,7 @@ Structural metadata describing the data items: $UUID/manifest.json
 Per item descriptive metadata prefixed by: $UUID/overlays/
 Dataset key/value pairs metadata prefixed by: $UUID/annotations/
 Dataset tags metadata: $UUID/tags/
+Hashes of the blocks of large items (of dserverfs): $UUID/block-hashes
 """
 
 
