@@ -58,8 +58,15 @@ class _Answer(NamedTuple):
     etag: str | None
 
 
-class _ChunkKey(NamedTuple):
+class _ObjectKey(NamedTuple):
+    """An object; a dataset that was deleted and made again with its uuid has another."""
+
     dataset: BackendURI
+    head: bytes
+
+
+class _ChunkKey(NamedTuple):
+    object: _ObjectKey
     number: int
 
 
@@ -70,7 +77,8 @@ class HashObjects:
         self._urls = urls
         self._storage = storage
         self._lock = threading.Lock()
-        self._good: OrderedDict[BackendURI, str | None] = OrderedDict()  # their ETags
+        # The ETags of those that had the right head.
+        self._good: OrderedDict[_ObjectKey, str | None] = OrderedDict()
         self._chunks: OrderedDict[_ChunkKey, bytes] = OrderedDict()
         self._coming: dict[_ChunkKey, Future[bytes | None]] = {}
 
@@ -115,13 +123,14 @@ class HashObjects:
     def forget(self, dataset: Dataset) -> None:
         """Read the object anew, from its head on."""
         with self._lock:
-            self._good.pop(dataset.uri, None)
-            for key in [key for key in self._chunks if key.dataset == dataset.uri]:
-                del self._chunks[key]
+            for key in [key for key in self._good if key.dataset == dataset.uri]:
+                del self._good[key]
+            for chunk in [key for key in self._chunks if key.object.dataset == dataset.uri]:
+                del self._chunks[chunk]
 
     def _chunk(self, dataset: Dataset, place: HashesPlace, number: int) -> bytes | None:
         """Return a chunk, fetched once for all who ask for it."""
-        key = _ChunkKey(dataset.uri, number)
+        key = _ChunkKey(_ObjectKey(dataset.uri, place.head), number)
         with self._lock:
             chunk = self._chunks.get(key)
             if chunk is not None:
@@ -150,7 +159,7 @@ class HashObjects:
 
     def _fetch_chunk(self, dataset: Dataset, place: HashesPlace, number: int) -> bytes | None:
         with self._lock:
-            is_known = dataset.uri in self._good
+            is_known = _ObjectKey(dataset.uri, place.head) in self._good
         if number and not is_known and self._beginning(dataset, place, HEAD_BYTES) is None:
             return None
         start = number * CHUNK_BYTES
@@ -167,7 +176,7 @@ class HashObjects:
             return None
         require_head(found.content[:HEAD_BYTES], place.head)
         with self._lock:
-            self._good[dataset.uri] = found.etag
+            self._good[_ObjectKey(dataset.uri, place.head)] = found.etag
             if len(self._good) > MAX_KNOWN:
                 self._good.popitem(last=False)
         return found.content
@@ -177,7 +186,7 @@ class HashObjects:
     ) -> _Answer | None:
         wanted = ByteRange(start, length, place.object_size)
         with self._lock:
-            expected = self._good.get(dataset.uri)
+            expected = self._good.get(_ObjectKey(dataset.uri, place.head))
 
         def attempt(limit: Deadline) -> _Answer | None:
             url = self._urls.block_hashes_url(dataset)

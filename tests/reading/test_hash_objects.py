@@ -182,6 +182,20 @@ def test_object_that_is_replaced_is_looked_at_anew(
             objects.fetch(item(4), 30, 5)
 
 
+def test_dataset_that_is_made_again_with_its_uuid_has_other_hashes(
+    store: FaultyStore, objects: HashObjects
+) -> None:
+    assert objects.fetch(item(1), 0, 5) == hashes_of(1, 0, 5)
+    others = digest_of([(identifier, f"{size:032x}", size) for identifier, _, size in ITEMS])
+    place = HashesPlace(others.head, others.size_in_bytes, BLOCKS)
+
+    with pytest.raises(IntegrityError, match="another manifest"):
+        objects.fetch(item(1, hashes_place=lambda: place), 0, 5)
+
+    store.content, store.etag = others.head + bytes(len(HASHES)), '"another"'
+    assert objects.fetch(item(1, hashes_place=lambda: place), 0, 5) == bytes(5 * HASH_BYTES)
+
+
 def test_object_that_is_gone_gives_none(store: FaultyStore, objects: HashObjects) -> None:
     store.faults.append(refuse(404, "NoSuchKey"))
 
