@@ -8,6 +8,10 @@ from dserverfs.base.items import BLOCK_SIZE, Run
 # fill 1 Gbit/s at 100 ms (12 MiB) with room to spare, and two such readers'
 # windows stay in the reader's memory until they are read.
 MAX_WINDOW = 32
+# The end of a full window is a multiple of so many blocks. Stores keep objects in pieces (of 4
+# or 8 MiB, a multipart upload's often of 16), and read a piece twice for two requests: with
+# ranges that begin anywhere, SeaweedFS takes 1.25 s of processor time for 1 GiB, else 1.1 s.
+ALIGNMENT = 16
 # Bytes asked for ahead for each that was read in order, before rounding down to a power of
 # two of blocks: so `head` and `file` have little fetched for nothing, and the full
 # window is there after 11 MiB. With 2 it takes 16 MiB, with 4 `head -c 1M` has 5 fetched.
@@ -48,6 +52,8 @@ class ReadAhead:
         window = min(MAX_WINDOW, 1 << blocks.bit_length() >> 1)
         start = max(self._asked, last + 1)
         end = min(total, self._next + window)
+        if window == MAX_WINDOW and end < total:
+            end -= end % ALIGNMENT
         # Wait until half a window is due, so that requests are few and large.
         if end - start < max(1, window // 2) and (end < total or not window):
             return Run(start, 0)

@@ -18,7 +18,7 @@ from dserverfs.reading.cache.blocks import (
     checksums,
     number_of_chunks,
 )
-from dserverfs.reading.read_ahead import MAX_WINDOW, ReadAhead
+from dserverfs.reading.read_ahead import ALIGNMENT, MAX_WINDOW, ReadAhead
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,18 @@ def test_read_ahead_window_grows_and_stays_within_its_limit() -> None:
         furthest = max(furthest, run.first + run.length - block)
 
     assert MAX_WINDOW // 2 < furthest <= MAX_WINDOW + 1
+
+
+@pytest.mark.parametrize("first", [0, 5, 1003])
+def test_read_ahead_of_a_long_reader_ends_where_stores_divide_objects(first: int) -> None:
+    ahead = ReadAhead()
+    total = first + 505
+
+    runs = [ahead.plan(block * BLOCK_SIZE, BLOCK_SIZE, total) for block in range(first, total)]
+
+    ends = [run.first + run.length for run in runs if run.length >= MAX_WINDOW // 2]
+    assert len(ends) > 20
+    assert not any(end % ALIGNMENT for end in ends if end < total)
 
 
 def test_read_ahead_asks_for_nothing_when_reads_jump() -> None:
