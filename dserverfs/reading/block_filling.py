@@ -10,8 +10,10 @@ Invariant: the future of a missing block becomes done, unless the block was drop
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -197,7 +199,7 @@ class BlockFiller:
         self._flight = parts.flight
         self._read_timeout_s = read_timeout_s
         self._idle = threading.Condition()
-        self._filling = 0  # threads
+        self._filling = 0  # requests that are queued or under way
         self._demand = ThreadPoolExecutor(DEMAND_THREADS, thread_name_prefix="demand")
         self._ahead = ThreadPoolExecutor(AHEAD_THREADS, thread_name_prefix="ahead")
 
@@ -216,8 +218,9 @@ class BlockFiller:
         for first in range(run.first, run.first + run.length, MAX_RUN):
             count = min(MAX_RUN, run.first + run.length - first)
             requested = self._flight.request_ahead(content, Run(first, count))
-            if requested.missing:
-                self._submit(self._ahead, content, requested.missing)
+            if missing := requested.missing:
+                submit = functools.partial(self._submit, self._ahead, content, missing)
+                self._parts.hashing.when_near(content, missing[0].block_index, submit)
             self._read_ahead_on_disk(requested)
 
     def obtain(self, content: ItemContent, index: int, deadline: Deadline) -> Block:
@@ -249,19 +252,21 @@ class BlockFiller:
         self, pool: ThreadPoolExecutor, content: ItemContent, missing: list[Missing]
     ) -> None:
         deadline = Deadline(self._read_timeout_s)
-        pools.submit(
-            pool,
-            lambda: self._fill(content, missing, deadline),
-            dropped=lambda: _Fill(self._parts, content, missing, deadline).abandon(
-                reading_is_over()
-            ),
-        )
 
-    def _fill(self, content: ItemContent, missing: list[Missing], deadline: Deadline) -> None:
+        def new() -> _Fill:
+            return _Fill(self._parts, content, missing, deadline)
+
         with self._idle:
             self._filling += 1
+        pools.submit(
+            pool,
+            lambda: self._to_its_end(lambda: new().run()),
+            dropped=lambda: self._to_its_end(lambda: new().abandon(reading_is_over())),
+        )
+
+    def _to_its_end(self, fill: Callable[[], None]) -> None:
         try:
-            _Fill(self._parts, content, missing, deadline).run()
+            fill()
         finally:
             with self._idle:
                 self._filling -= 1

@@ -5,15 +5,17 @@ several blocks without hashes are hashed in order while they are read, for the v
 before the last block is handed out: as many items at a time as there are cores (MD5 takes
 1.1 ms a block and leaves the interpreter to others), each by one thread, because each
 block's MD5 goes on from that of the block before: one item has one core of MD5, 900 MB/s.
-A block that arrived out of order is read back when its turn comes. Thread-safe.
+A block that arrived out of order is read back when its turn comes. What is fetched ahead
+keeps near to what is hashed: else fetching takes the cores from hashing, which then ends
+long after it, and reads most blocks back from the disk. Thread-safe.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -36,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 _WAIT_S = 1.0
 THREADS = len(os.sched_getaffinity(0))  # the cores that this process may use
+TURN = 16  # blocks of one item before those of others that wait
+# Blocks from the one that is hashed to the first of a run, at which the run is fetched.
+MAX_LAG = 16
 
 
 class Checked(NamedTuple):
@@ -67,6 +72,8 @@ class BlockHashing:
         self._lock = threading.Lock()
         # The items that a thread hashes or will; True if a block came since it began to look.
         self._advancing: dict[Hashing, bool] = {}
+        # Of these items alone: runs to fetch later, and the first block of each.
+        self._put_off: dict[Hashing, list[tuple[int, Callable[[], None]]]] = {}
 
     def expect(self, content: ItemContent, run: Run) -> None:
         """Have the hashes of these blocks fetched beside them, if they are not here."""
@@ -127,6 +134,19 @@ class BlockHashing:
         if hashing is not None and hashing.next <= index:
             self._advance_soon(content, hashing)
 
+    def when_near(self, content: ItemContent, first: int, fetch: Callable[[], None]) -> None:
+        """Have blocks from `first` on fetched when hashing is near to them, or has none to hash."""
+        hashing = self._hashes.hashing(content)
+        with self._lock:
+            if (
+                hashing is not None
+                and hashing in self._advancing
+                and first - hashing.next > MAX_LAG
+            ):
+                self._put_off.setdefault(hashing, []).append((first, fetch))
+                return
+        fetch()
+
     def conclude(self, content: ItemContent, hashing: Hashing) -> Verdict:
         """Return the verdict on an item that is hashed to its end; if verified, enter it."""
         verdict = self._hashes.finish(content, hashing)
@@ -145,6 +165,8 @@ class BlockHashing:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        for hashing in list(self._advancing):
+            self._end(hashing)
         self._hashes.close()
 
     def _verdict(self, content: ItemContent, last: Block, deadline: Deadline) -> Verdict:
@@ -192,43 +214,78 @@ class BlockHashing:
             is_under_way = hashing in self._advancing
             self._advancing[hashing] = is_under_way
         if not is_under_way:
-            with contextlib.suppress(RuntimeError):  # shut down: no reader gets an answer any more
-                self._pool.submit(self._advance_until_quiet, content, hashing)
+            self._take_turn(content, hashing)
 
-    def _advance_until_quiet(self, content: ItemContent, hashing: Hashing) -> None:
-        """Hash what is there, until no block came meanwhile: no second thread waits for this."""
+    def _take_turn(self, content: ItemContent, hashing: Hashing) -> None:
         try:
-            while True:
-                self._advance(content, hashing)
-                with self._lock:
-                    if not self._advancing[hashing]:
-                        del self._advancing[hashing]
-                        return
-                    self._advancing[hashing] = False
-        except BaseException:
-            with self._lock:
-                del self._advancing[hashing]
-            raise
+            self._pool.submit(self._advance_for_a_turn, content, hashing)
+        except RuntimeError:  # shut down: no reader gets an answer any more
+            self._end(hashing)
 
-    def _advance(self, content: ItemContent, hashing: Hashing) -> None:
-        """Hash block after block while the next one is hot; the last if it was handed out."""
-        while True:
+    def _advance_for_a_turn(self, content: ItemContent, hashing: Hashing) -> None:
+        """Hash what is there; queue for another turn if that was not all, or a block came since."""
+        try:
+            has_more = self._advance(content, hashing)
+        except BaseException:
+            self._end(hashing)
+            raise
+        with self._lock:
+            has_more = self._advancing.get(hashing, False) or has_more
+            if has_more:
+                self._advancing[hashing] = False
+        if has_more:
+            self._take_turn(content, hashing)
+        else:
+            self._end(hashing)
+
+    def _end(self, hashing: Hashing) -> None:
+        """Hash no more of an item until a block of it comes; nothing waits for that."""
+        with self._lock:
+            self._advancing.pop(hashing, None)
+            put_off = self._put_off.pop(hashing, [])
+        for _, fetch in put_off:
+            fetch()
+
+    def _fetch_near(self, hashing: Hashing) -> None:
+        """Have those runs fetched that hashing has come near to."""
+        if hashing not in self._put_off:
+            return
+        with self._lock:
+            put_off = self._put_off.pop(hashing, [])
+            far = [run for run in put_off if run[0] - hashing.next > MAX_LAG]
+            if far:
+                self._put_off[hashing] = far
+        for first, fetch in put_off:
+            if (first, fetch) not in far:
+                fetch()
+
+    def _advance(self, content: ItemContent, hashing: Hashing) -> bool:
+        """Hash block after block while the next one is hot; the last if it was handed out.
+
+        Returns True if there may be more of them after this turn.
+        """
+        for _ in range(TURN):
             with hashing.lock:
                 if hashing.next == content.number_of_blocks:
                     break
                 index = hashing.next
                 block = self._flight.find(content, index)
                 if block is None:
-                    return
+                    return False
                 try:
                     hashing.feed(block, content)
-                    continue
+                    is_damaged = False
                 except DamagedBlock:
-                    pass
-            # Else all who wait for this hash take it for one that is coming.
-            self._drops.drop_damaged(content, Run(index, 1))
-            return
+                    is_damaged = True
+            if is_damaged:
+                # Else all who wait for this hash take it for one that is coming.
+                self._drops.drop_damaged(content, Run(index, 1))
+                return False
+            self._fetch_near(hashing)
+        else:
+            return True
         if not self._hashes.is_current(content, hashing):
-            return  # another thread has concluded
+            return False  # another thread has concluded
         if self.conclude(content, hashing) is Verdict.CORRUPT:
             self._drops.drop(content)
+        return False
