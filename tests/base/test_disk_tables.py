@@ -78,3 +78,15 @@ def test_memory_does_not_grow_with_the_items() -> None:
         tracemalloc.stop()
 
     assert held[1] - held[0] < 200_000
+
+
+def test_larger_items_come_in_the_order_of_their_identifiers_however_many_there_are() -> None:
+    items = ItemTable()
+    for number in range(2500):
+        items.add(f"item {number}", number % 7, "0" * 32, 0, 0.0)
+
+    found = [item.identifier for item in items.larger_than(3)]
+
+    assert found == sorted(item.identifier for item in items.values() if item.size_in_bytes > 3)
+    assert len(found) > 1000
+    assert list(items.larger_than(6)) == []
