@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
@@ -128,7 +129,19 @@ def _mount(arguments: argparse.Namespace) -> int:
             mountpoint.detach(path)
         raise
     say(f"{uri} is mounted at {path}; its log is {arguments.log_file.absolute()}")
+    _tell_end_of_token(settings, uri.server)
     return 0
+
+
+def _tell_end_of_token(settings: Settings, server: str) -> None:
+    """Say it here if the token is about to end: the daemon says so in its log alone."""
+    from dserverfs.base.errors import NotAuthenticated
+    from dserverfs.remote.tokens import LastDay, TokenSource
+
+    setting = settings.token(server)
+    if setting is not None and setting.command is None:
+        with contextlib.suppress(NotAuthenticated):
+            TokenSource(setting.token, setting.file, tell_end=LastDay()).token()
 
 
 def _own_files(

@@ -14,8 +14,11 @@ from dserverfs.base.errors import NotAuthenticated
 from dserverfs.mount.serving import TOKEN_CHECK_S, keep_token
 from dserverfs.remote.tokens import TokenSource
 from tests.support.accounts import Account
+from tests.support.mount_daemons import Remountable
 from tests.support.mounts import mounted
 from tests.support.servers import ServerHandle
+
+pytest_plugins = ["tests.support.mount_fixtures"]
 
 
 def test_status_tells_where_the_token_is_and_when_it_ends(
@@ -52,6 +55,23 @@ def test_status_tells_why_there_is_no_token(
     lines = said.splitlines()
     line = lines[lines.index(f"mounted: {server.base_uri} at {path}") + 1]
     assert line.startswith(f"    the token in {file}: token file {file}: cannot be read: ")
+
+
+def test_mount_says_on_the_terminal_that_its_token_is_about_to_end(
+    mount: Remountable, server: ServerHandle, tmp_path: Path
+) -> None:
+    now = int(time.time())
+    file = tmp_path / "token"
+    file.write_text(server.token_for(server.username, iat=now - 86_400, exp=now + 3600))
+
+    done = mount.account.dserverfs(
+        "mount", server.base_uri, mount.path, env={"DSERVER_TOKEN_FILE": str(file)}
+    )
+
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"the token in {file} ends 20")
+    assert done.stderr.count("\n") == 1
+    assert mount.account.dserverfs("umount", mount.path).returncode == 0
 
 
 class Watched(TokenSource):
