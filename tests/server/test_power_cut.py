@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+from dserverfs.base.block_hashes import HEAD_BYTES
 from dserverfs.base.model import DserverURI
 from dserverfs.catalogue.refreshed import loaded
+from tests.support.block_hashes import object_of
 from tests.support.dtool_datasets import README, content_of, make_dataset
 from tests.support.ext4_disk import MIB, after_power_cut, ext4_disk
 from tests.support.mounts import client_of, publish
@@ -47,4 +49,7 @@ def assert_has_all(data: Path, uri: str, cache: Path, readme: str) -> None:
             assert set(contents) == set(ITEMS)
             for relpath, content in contents.items():
                 assert client.stored.digest(content, content.size_in_bytes) == content.hash, relpath
+            large = contents["large"]
+            hashes = client.block_hashes.fetch(large, 0, large.number_of_blocks)
+            assert hashes == object_of(ITEMS)[HEAD_BYTES:]
             assert loaded(lambda: client.catalogue.readme(dataset)).decode() == readme
