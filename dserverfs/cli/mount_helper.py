@@ -135,14 +135,24 @@ def require_roots_own(path: Path) -> None:
     Or put another in its place: all directories and links on the way to it count.
     """
     for each in _on_the_way(path):
-        status = each.lstat()
-        # In a directory with the sticky bit, such as /tmp, others cannot replace what is root's.
-        is_closed = not status.st_mode & 0o022 or status.st_mode & stat.S_ISVTX
-        if status.st_uid != 0 or not (is_closed or stat.S_ISLNK(status.st_mode)):
+        if _is_open(each.lstat()):
             raise UsageError(
                 f"{each}: others than root can change it, and root would run it: install dserverfs"
                 " as root into a place of root's, such as `python3 -m venv /opt/dserverfs`"
             )
+
+
+def _is_open(status: os.stat_result) -> bool:
+    """Return whether others than root can change what has this status, or what is in it."""
+    mode = status.st_mode
+    if status.st_uid != 0:
+        return True
+    if stat.S_ISLNK(mode):  # whose mode counts for nothing
+        return False
+    # In a directory with the sticky bit, such as /tmp, others cannot replace what is root's.
+    if stat.S_ISDIR(mode) and mode & stat.S_ISVTX:
+        return False
+    return bool(mode & 0o002 or (mode & 0o020 and status.st_gid != 0))
 
 
 def _require_found(python: Path) -> None:

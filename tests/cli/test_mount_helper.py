@@ -100,6 +100,7 @@ def test_python_that_does_not_find_dserverfs_is_told(
 def test_roots_own_is_trusted(tmp_path: Path) -> None:
     (tmp_path / "python").touch(0o755)
     (tmp_path / "link").symlink_to("python")
+    (tmp_path / "python").chmod(0o775)  # of the group root
 
     mount_helper.require_roots_own(tmp_path / "link")
 
@@ -113,6 +114,11 @@ def _others_directory(path: Path) -> None:
 
 
 def _writable_file(path: Path) -> None:
+    (path / "bin/python").chmod(0o1757)
+
+
+def _group_s_file(path: Path) -> None:
+    os.chown(path / "bin/python", 0, 12345)
     (path / "bin/python").chmod(0o775)
 
 
@@ -139,6 +145,7 @@ def _by_way_of_others(path: Path) -> None:
     "change",
     [
         *(_others_file, _others_directory, _writable_file, _writable_directory),
+        _group_s_file,
         *(_others_link, _by_way_of_others),
     ],
 )
