@@ -68,13 +68,16 @@ class Client:
         staging_directory: Path | None = None,
         freeze_delay_s: float | None = None,
         adopt: bool = True,
+        cache_patience_s: float | None = None,
         staleness: Staleness = MOUNT,
     ) -> None:
         """`server` is HOST[:PORT]; `cache_size` is in bytes.
 
         `freeze_delay_s` is for how long a staged dataset is unchanged before it is
         frozen by itself, None for never. With `adopt` the bytes of what is frozen
-        here are taken over into the cache. `staleness` is that of the catalogue's answers.
+        here are taken over into the cache. `cache_patience_s` is how long a block waits for a
+        disk that is slower than the network, before it is read uncached. `staleness` is that
+        of the catalogue's answers.
         """
         self._directory = local_directory(cache_directory or settings.cache_directory())
         trust = settings.trust(server)
@@ -99,6 +102,7 @@ class Client:
             hot,
             verify=verify,
             block_hashes=self.block_hashes,
+            cache_patience_s=cache_patience_s,
         )
         self.ranges = RangeFetcher(self.resolver, self._storage)
         self.stored = StoredItems(self.ranges)

@@ -20,6 +20,8 @@ from dserverfs.client import Client
 from dserverfs.reading.open_item import OpenItem
 from dserverfs.settings import Settings
 
+CACHE_PATIENCE_S = 120.0
+
 
 class RemoteItem(NamedTuple):
     name: str  # for messages
@@ -31,9 +33,17 @@ def is_uri(target: str) -> bool:
 
 
 def client_of(uri: DserverURI, cache_directory: Path | None) -> Client:
-    """Return a client for the server of a URI, to be used as a context manager."""
+    """Return a client for the server of a URI, to be used as a context manager.
+
+    It waits for a slow disk: what is fetched is to be in the cache at the end.
+    """
     directory = cache_directory.absolute() if cache_directory else None
-    return Client(uri.server, Settings.load(), cache_directory=directory)
+    return Client(
+        uri.server,
+        Settings.load(),
+        cache_directory=directory,
+        cache_patience_s=CACHE_PATIENCE_S,
+    )
 
 
 def items_of(client: Client, datasets: Iterable[Dataset]) -> Iterator[RemoteItem]:

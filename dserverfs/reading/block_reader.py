@@ -25,7 +25,7 @@ from dserverfs.base.items import ItemContent
 from dserverfs.reading.block_filling import BlockFiller, BlockParts
 from dserverfs.reading.block_hashing import BlockHashing
 from dserverfs.reading.cache.block_cache import BlockCache
-from dserverfs.reading.cache.write_behind import CacheWriter
+from dserverfs.reading.cache.write_behind import PATIENCE_S, CacheWriter
 from dserverfs.reading.cache_lookup import CacheLookup
 from dserverfs.reading.claims import Claims
 from dserverfs.reading.comparison_report import ComparisonReport
@@ -61,13 +61,21 @@ class BlockReader:
         max_named_large: int = MAX_NAMED_LARGE,
         make_hasher: Callable[[str], Hasher | None] = hasher_of,
         block_hashes: HashSource | None = None,
+        cache_patience_s: float | None = None,
     ) -> None:
-        """`cache` closes what it removed by `hot.close_removed`."""
+        """`cache` closes what it removed by `hot.close_removed`.
+
+        A block waits for `cache_patience_s` for a disk that is slower than the network.
+        """
         self.read_timeout_s = read_timeout_s
         self.hashes = hashes = ItemHashes(
             verify, strict_limit_in_bytes=strict_limit_in_bytes, make_hasher=make_hasher
         )
-        self._writer = writer = CacheWriter(cache, hot.attach_file)
+        self._writer = writer = CacheWriter(
+            cache,
+            hot.attach_file,
+            patience_s=PATIENCE_S if cache_patience_s is None else cache_patience_s,
+        )
         self.pages = pages = HashPages(cache, block_hashes or NoHashes())
         self.cached = cached = CacheLookup(cache, verify, writer, pages)
         pending = PendingBlocks()

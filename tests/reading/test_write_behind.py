@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
+import pytest
+
 from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import Block, FileBlock, MemoryBlock
@@ -101,3 +106,27 @@ def test_verified_item_is_entered_behind_its_blocks(cache: BlockCache) -> None:
 
     assert cache.count("=content") == 3
     assert cache.count("item") == 0
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 60.0])
+def test_block_waits_for_a_slow_disk_as_long_as_the_writer_has_patience(
+    cache: BlockCache, monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    may_write = threading.Event()
+    store = cache.store
+
+    def slow(*arguments: Any) -> Any:
+        assert may_write.wait(60)
+        return store(*arguments)
+
+    monkeypatch.setattr(cache, "store", slow)
+    writer = CacheWriter(cache, patience_s=patience_s)
+    putting = threading.Thread(target=lambda: [put(writer, key) for key in KEYS])
+    putting.start()
+    if not patience_s:
+        putting.join()
+    may_write.set()
+    putting.join()
+    writer.close()
+
+    assert (held(cache, KEYS) == KEYS) is bool(patience_s)

@@ -54,10 +54,16 @@ class CacheWriter:
         self,
         cache: BlockCache,
         on_file: Callable[[BlockKey, Block], None] = lambda key, block: None,
+        *,
+        patience_s: float = PATIENCE_S,
     ) -> None:
-        """`on_file` is told, in the writing thread, of each block that can be had from a file."""
+        """`on_file` is told, in the writing thread, of each block that can be had from a file.
+
+        While the disk is far behind, a `put` waits for `patience_s`; then the block goes uncached.
+        """
         self._cache = cache
         self._on_file = on_file
+        self._patience_s = patience_s
         self._queue: queue.Queue[list[Put] | _Enter | _Move | None] = queue.Queue(MAX_WAITING)
         self._lock = threading.Lock()
         self._waiting: dict[BlockKey, MemoryBlock] = {}
@@ -89,7 +95,7 @@ class CacheWriter:
             if not self._start_locked():
                 return
         try:
-            self._queue.put(puts, timeout=PATIENCE_S)
+            self._queue.put(puts, timeout=self._patience_s)
         except queue.Full:
             self._forget([put.key for put in puts])
 
@@ -106,7 +112,7 @@ class CacheWriter:
             if not self._start_locked():
                 return
         with contextlib.suppress(queue.Full):  # it is compared again another time
-            self._queue.put(entry, timeout=PATIENCE_S)
+            self._queue.put(entry, timeout=self._patience_s)
 
     def waiting(self, key: BlockKey) -> Block | None:
         """Return a block that is not on the disk yet."""
