@@ -41,6 +41,9 @@ THREADS = len(os.sched_getaffinity(0))  # the cores that this process may use
 TURN = 16  # blocks of one item before those of others that wait
 # Blocks from the one that is hashed to the first of a run, at which the run is fetched.
 MAX_LAG = 16
+# Whoever reads so many blocks farther on is not the reader that hashing follows: it would wait
+# for all between. Twice what one reader has asked for and not hashed.
+FAR = 128
 
 
 class Checked(NamedTuple):
@@ -135,13 +138,15 @@ class BlockHashing:
             self._advance_soon(content, hashing)
 
     def when_near(self, content: ItemContent, first: int, fetch: Callable[[], None]) -> None:
-        """Have blocks from `first` on fetched when hashing is near to them, or has none to hash."""
+        """Have blocks from `first` on fetched, but later if hashing is on its way to them."""
         hashing = self._hashes.hashing(content)
         with self._lock:
+            # In order: the thread that has an item's last block waits for all before it.
             if (
                 hashing is not None
                 and hashing in self._advancing
-                and first - hashing.next > MAX_LAG
+                and (hashing in self._put_off or first - hashing.next > MAX_LAG)
+                and first - hashing.next <= FAR
             ):
                 self._put_off.setdefault(hashing, []).append((first, fetch))
                 return

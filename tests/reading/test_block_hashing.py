@@ -92,6 +92,31 @@ def test_no_more_is_fetched_ahead_than_can_be_hashed(
         world.close()
 
 
+def test_reader_far_from_what_is_hashed_does_not_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_hashing, "MAX_LAG", 1)
+    monkeypatch.setattr(block_hashing, "FAR", 6)
+    may_begin = threading.Event()
+    hasher = _HeldHasher(may_begin, [])
+    content = CONTENT * 3
+
+    with faulty_store(content) as store:
+        world = World(store, tmp_path / "blocks", read_timeout_s=5.0, make_hasher=lambda _: hasher)
+        near, far = (OpenItem(world.reader, world.content(len(content))) for _ in range(2))
+        near.read(0, BLOCK_SIZE)
+        assert hasher.has_begun.wait(20)
+        near.read(BLOCK_SIZE, BLOCK_SIZE)
+        place = 8 * BLOCK_SIZE
+
+        pieces = [far.read(at, BLOCK_SIZE // 2) for at in (place, place + BLOCK_SIZE // 2)]
+        pieces.append(far.read(place + BLOCK_SIZE, BLOCK_SIZE))
+
+        assert b"".join(pieces) == content[place : place + 2 * BLOCK_SIZE]
+        may_begin.set()
+        world.close()
+
+
 def test_readers_whose_blocks_are_put_off_fail_when_the_mount_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
