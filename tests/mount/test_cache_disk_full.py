@@ -84,7 +84,8 @@ def test_what_was_not_visited_before_is_read_whatever_becomes_of_the_cache(
             with WAYS[way](directory):
                 read_all(base, "unvisited")
                 read_all(base, "visited")
-                said = warnings_of(current_user)
+                # A file that was overwritten may be looked at again meanwhile, which is told.
+                said = [line for line in warnings_of(current_user) if "made anew" not in line]
                 assert len(said) <= 2, "one line for blocks, one for manifests"
             if way == "gone":
                 assert [*directory.glob("manifests/*.index")], "it is made anew"

@@ -165,8 +165,8 @@ def test_a_stopped_daemon_is_told_in_bounded_time_and_stays_mounted(
     mount: Remountable, current_user: Account
 ) -> None:
     mount.mount()
-    (mount.path / "kept").mkdir()
-    (mount.path / "kept/file").write_text("content")
+    (mount.path / "kept-while-stopped").mkdir()
+    (mount.path / "kept-while-stopped/file").write_text("content")
 
     with stopped(mount.daemon()):
         ended = failed(current_user.dserverfs("umount", "--timeout", "1", mount.path, timeout_s=30))
@@ -176,8 +176,8 @@ def test_a_stopped_daemon_is_told_in_bounded_time_and_stays_mounted(
     assert "fusermount3" in ended
     assert asked.returncode == 1  # of what it has staged only the disk could be asked
     assert f"{mount.path} (does not answer)" in asked.stdout
-    assert (mount.path / "kept/file").read_text() == "content"
-    assert current_user.dserverfs("discard", mount.path / "kept").returncode == 0
+    assert (mount.path / "kept-while-stopped/file").read_text() == "content"
+    assert current_user.dserverfs("discard", mount.path / "kept-while-stopped").returncode == 0
 
 
 def test_umount_returns_when_the_daemon_has_ended(mount: Remountable, server: ServerHandle) -> None:

@@ -287,7 +287,7 @@ def test_an_unfrozen_dataset_can_be_renamed(
 
 
 def test_an_empty_dataset_is_frozen_by_command_only(eager: Path, current_user: Account) -> None:
-    dataset = eager / "empty"
+    dataset = eager / "empty-dataset"
     job(current_user, 'mkdir "$1"', dataset)
     found = wait_until(current_user, dataset, state="open", reason=EMPTY)
     assert found["number_of_items"] == 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import random
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -14,6 +17,7 @@ import pytest
 from dserverfs.base.damage import DAMAGES
 from dserverfs.base.errors import UsageError
 from dserverfs.base.sealed_files import write_sealed
+from dserverfs.reading.cache import opening
 from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import MemoryBlock
@@ -143,6 +147,40 @@ def test_schema_that_is_no_utf_8_is_found(tmp_path: Path, text: bytes) -> None:
         database.write_bytes(damaged)
 
         require_right(tmp_path / "blocks", f"{text!r} {place}")
+
+        for log in ("-wal", "-shm"):
+            database.with_name(f"cache.db{log}").unlink(missing_ok=True)
+
+
+def test_schema_is_the_one_that_is_expected(tmp_path: Path) -> None:
+    """Else every cache would be made anew whenever it is opened."""
+    opened(tmp_path / "blocks").close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "blocks/cache.db")) as database:
+        found = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+
+    assert found == opening.SCHEMA.keys()
+
+
+def test_any_bit_of_the_schema_may_flip(tmp_path: Path) -> None:
+    """SQLite makes do with what it can read: rows without numbers, sizes that are not counted."""
+    cache = opened(tmp_path / "blocks")
+    fill(cache)
+    cache.close()
+    database = tmp_path / "blocks/cache.db"
+    content = database.read_bytes()
+    primary = content.index(b"PRIMARY KEY, key BLOB") + 5
+    texts = [match.span() for match in re.finditer(rb"CREATE [A-Z]+ [ -~]*", content)]
+    chance = random.Random(5)
+    flips = [(primary, 1)]
+    while len(flips) < 25:
+        flips.append((chance.randrange(*chance.choice(texts)), 1 << chance.randrange(7)))
+    for place, bit in flips:
+        damaged = bytearray(content)
+        damaged[place] ^= bit
+        database.write_bytes(damaged)
+
+        about = content[place - 20 : place + 20]
+        require_right(tmp_path / "blocks", f"bit {bit} in the middle of {about!r}")
 
         for log in ("-wal", "-shm"):
             database.with_name(f"cache.db{log}").unlink(missing_ok=True)

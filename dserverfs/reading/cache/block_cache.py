@@ -42,10 +42,9 @@ from dserverfs.reading.cache.block_table import (
     FAILURES,
     BlockTable,
     Row,
-    open_table,
-    throw_away,
 )
 from dserverfs.reading.cache.blocks import Block, FileBlock, MemoryBlock
+from dserverfs.reading.cache.opening import open_table, throw_away
 from dserverfs.reading.cache.row_blocks import RowBlocks
 from dserverfs.reading.cache.watch import WATCH_S, CacheWatch
 

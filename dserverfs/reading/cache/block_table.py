@@ -15,8 +15,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,22 +25,15 @@ import diskcache
 import diskcache.core
 from zlib_ng import zlib_ng
 
-from dserverfs.base import disk_space
-from dserverfs.base.disk_troubles import means_corrupt
-from dserverfs.base.local_files import create_private
 from dserverfs.reading.cache.block_files import (
     MAX_BLOCKS_IN_FILE,
-    MIN_FILE_SIZE,
     STEM_CHARACTERS,
     BytesDisk,
     Value,
-    files_in,
     is_name,
 )
 from dserverfs.reading.cache.blocks import MemoryBlock
 from dserverfs.reading.cache.layout import DATABASE
-
-logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -59,9 +50,9 @@ _ROWS_AT_A_TIME = 100
 _RAW, _FILE = diskcache.core.MODE_RAW, diskcache.core.MODE_BINARY
 # diskcache's least-recently-used writes to the database at every hit (36 us against
 # 16 us): the order of use is noted in memory instead and written in batches.
-_POLICY = "dserverfs-noted"
+POLICY = "dserverfs-noted"
 
-diskcache.core.EVICTION_POLICY[_POLICY] = {
+diskcache.core.EVICTION_POLICY[POLICY] = {
     "init": "CREATE INDEX IF NOT EXISTS Cache_access_time ON Cache (access_time)",
     "get": None,
     "cull": "SELECT {fields} FROM Cache ORDER BY access_time LIMIT ?",
@@ -98,9 +89,6 @@ _IN_RANGE = "FROM Cache WHERE key > ? AND key < ? AND raw = 1"
 _SIZES = (
     "SELECT (SELECT coalesce(sum(size), 0) FROM Cache) - value FROM Settings WHERE key = 'size'"
 )
-# What diskcache takes from a database, and sets its own attributes by.
-_SETTINGS = {*diskcache.core.DEFAULT_SETTINGS, *diskcache.core.METADATA}
-_TEXTS = {"eviction_policy", "sqlite_journal_mode"}
 
 
 class Row(NamedTuple):
@@ -134,7 +122,7 @@ class OldRow(NamedTuple):
     inline_bytes: int
 
 
-def _of_values(method: Callable[..., R]) -> Callable[..., R]:
+def of_values(method: Callable[..., R]) -> Callable[..., R]:
     """Have values that no cache wrote, which Python stumbles over, told as a corrupt database."""
 
     @functools.wraps(method)
@@ -164,7 +152,7 @@ class BlockTable:
     def size_limit(self) -> int:
         return int(self._cache.size_limit)
 
-    @_of_values
+    @of_values
     def excess_in_bytes(self) -> int:
         """Return by how much the cache is larger than its limit; negative if it is not."""
         return int(self._cache.volume()) - self.size_limit
@@ -176,7 +164,7 @@ class BlockTable:
         """Close this thread's connection."""
         self._cache.close()
 
-    @_of_values
+    @of_values
     def find(self, keys: Sequence[str]) -> dict[str, Row]:
         """Return the row of each key that is there."""
         rows = self._cache._sql(_SELECT, (json.dumps(keys),)).fetchall()
@@ -187,7 +175,7 @@ class BlockTable:
             for key, row, mode, filename, value, tag, serial in rows
         }
 
-    @_of_values
+    @of_values
     def present(self, keys: Sequence[str]) -> set[str]:
         """Return those keys that have a row; its block may turn out to be gone."""
         statement = (
@@ -195,7 +183,7 @@ class BlockTable:
         )
         return {key for (key,) in self._sql(statement, (json.dumps(keys),)).fetchall()}
 
-    @_of_values
+    @of_values
     def store(
         self,
         small: Sequence[tuple[str, MemoryBlock]],
@@ -246,7 +234,7 @@ class BlockTable:
             numbers = dict(sql(_NUMBERS, (keys,)).fetchall())
         return [numbers.get(key, 0) for key, _, _ in blocks]
 
-    @_of_values
+    @of_values
     def move(self, moves: Sequence[tuple[str, str, int]]) -> None:
         """Give blocks another key: (old, new, serial) each, if that is the block's serial.
 
@@ -275,29 +263,29 @@ class BlockTable:
         if row is not None and (row.checksums is None or not self.disk.has(row.filename)):
             self._cache.delete(key)
 
-    @_of_values
+    @of_values
     def count(self, low: str, high: str) -> int:
         """Return how many keys lie between these two."""
         return int(self._sql(f"SELECT count(*) {_IN_RANGE}", (low, high)).fetchall()[0][0])
 
-    @_of_values
+    @of_values
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
             self._cache.delete(key)
 
-    @_of_values
+    @of_values
     def delete_between(self, low: str, high: str) -> None:
         rows = self._sql(f"SELECT key {_IN_RANGE}", (low, high)).fetchall()
         self.delete(key for (key,) in rows)
 
-    @_of_values
+    @of_values
     def delete_rows(self, numbers: Iterable[int]) -> None:
         """Delete rows whose files were removed; one transaction."""
         with self._transaction():
             for number in numbers:
                 self._sql("DELETE FROM Cache WHERE rowid = ?", (number,))
 
-    @_of_values
+    @of_values
     def delete_unless_replaced(self, row: StoredRow) -> None:
         """Delete a row, and its file, unless it was replaced since; waits while busy."""
         with self._cache.transact(retry=True):
@@ -308,12 +296,12 @@ class BlockTable:
         if row.filename is not None:
             self.disk.remove(row.filename)
 
-    @_of_values
+    @of_values
     def clear(self) -> None:
         """Delete every row; waits while busy."""
         self._cache.clear(retry=True)
 
-    @_of_values
+    @of_values
     def recount(self) -> None:
         """Take the size of all blocks from the rows; what diskcache has added up may be wrong.
 
@@ -323,14 +311,14 @@ class BlockTable:
             if lacking:
                 self._sql("UPDATE Settings SET value = value + ? WHERE key = 'size'", (lacking,))
 
-    @_of_values
+    @of_values
     def note_uses(self, uses: Iterable[tuple[int, float]]) -> None:
         """Note when rows were used, and by that all blocks of their files; one transaction."""
         with self._transaction():
             for row, moment_s in uses:
                 self._sql(_NOTE, {**_about(row), "moment": moment_s})
 
-    @_of_values
+    @of_values
     def least_recently_used(self, count: int) -> list[OldRow]:
         rows = self._sql(
             "SELECT rowid, filename, coalesce(length(value), 0) FROM Cache"
@@ -339,13 +327,13 @@ class BlockTable:
         ).fetchall()
         return [OldRow(row, name if is_name(name) else None, length) for row, name, length in rows]
 
-    @_of_values
+    @of_values
     def of_same_file(self, row: int) -> dict[int, str | None]:
         """Return the names of all blocks in the file of a row, by their rows."""
         rows = self._sql(_SAME_FILE, _about(row)).fetchall()
         return {row: name if is_name(name) else None for row, name in rows}
 
-    @_of_values
+    @of_values
     def filenames(self) -> set[str]:
         rows = self._sql("SELECT filename FROM Cache WHERE filename IS NOT NULL").fetchall()
         return {name for (name,) in rows}
@@ -394,80 +382,9 @@ class BlockTable:
         if not is_busy:
             self._log_limit = MAX_LOG_BYTES
 
-    @_of_values
+    @of_values
     def _sql(self, statement: str, values: Any = ()) -> Any:
         return self._cache._sql(statement, values)
-
-
-def open_table(directory: Path, size_limit: int | None, busy_timeout_s: float) -> BlockTable:
-    """Open or make the table; a corrupt one is thrown away, with one line in the log.
-
-    For the holder of the directory's lock. `size_limit` as of a BlockCache.
-    """
-    try:
-        return _open(directory, size_limit, busy_timeout_s)
-    except sqlite3.DatabaseError as error:
-        if not means_corrupt(error) and not _takes_no_writes(directory, error):
-            raise
-        throw_away(directory, error)
-        return _open(directory, size_limit, busy_timeout_s)
-
-
-def throw_away(directory: Path, error: Exception) -> None:
-    """Delete a corrupt database and all block files; for the holder of the directory's lock."""
-    logger.warning("cache %s is corrupt and is made anew: %s", directory, error)
-    for name in [*(path.name for path in directory.glob(f"{DATABASE}*")), *files_in(directory)]:
-        with contextlib.suppress(IsADirectoryError):
-            (directory / name).unlink(missing_ok=True)
-
-
-@_of_values
-def _open(directory: Path, size_limit: int | None, busy_timeout_s: float) -> BlockTable:
-    is_new = not (directory / DATABASE).exists()
-    create_private(directory / DATABASE)  # SQLite makes its others like it
-    _require_settings(directory / DATABASE, busy_timeout_s)
-    cache = diskcache.Cache(
-        str(directory),
-        timeout=busy_timeout_s,
-        disk=BytesDisk,
-        eviction_policy=_POLICY,
-        cull_limit=16,
-        disk_min_file_size=MIN_FILE_SIZE,
-        statistics=0,
-        sqlite_cache_size=2048,
-        sqlite_mmap_size=0,  # a database that is cut short would be SIGBUS
-    )
-    if size_limit is None or (is_new and size_limit <= 0):
-        cache.reset("size_limit", disk_space.default_limit(directory, cache.volume()))
-    elif size_limit > 0:
-        cache.reset("size_limit", size_limit)
-    return BlockTable(cache)
-
-
-def _require_settings(database: Path, busy_timeout_s: float) -> None:
-    """Raise DatabaseError for settings that diskcache did not write: it believes any."""
-    with contextlib.closing(sqlite3.connect(database, timeout=busy_timeout_s)) as connection:
-        if not connection.execute(
-            "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'Settings'"
-        ).fetchall():
-            return
-        for key, value in connection.execute("SELECT key, value FROM Settings"):
-            is_known = isinstance(key, str) and key in _SETTINGS
-            if not is_known or not isinstance(value, str if key in _TEXTS else int):
-                raise sqlite3.DatabaseError(f"its setting {str(key)[:40]!r} is none of a cache")
-            if isinstance(value, int) and key in diskcache.core.METADATA and value < 0:
-                raise sqlite3.DatabaseError(f"its {key} is below zero")
-
-
-def _takes_no_writes(directory: Path, error: sqlite3.DatabaseError) -> bool:
-    """Return whether a database says that it cannot be written, and its file can."""
-    if "readonly" not in str(error):
-        return False
-    try:
-        os.close(os.open(directory / DATABASE, os.O_RDWR | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return os.access(directory, os.W_OK)
 
 
 def _tag(key: str, mode: int, filename: str | None, block: MemoryBlock) -> bytes:
