@@ -19,7 +19,7 @@ from tests.support.staged_datasets import freeze, job, leave, status, wait_until
 pytest_plugins = ["tests.support.mount_fixtures"]
 
 DEEP = "shared/sub/deep"
-EMPTY = "empty: is empty; dserverfs freeze does it all the same"
+EMPTY = "empty-dataset: is empty; dserverfs freeze does it all the same"
 
 
 @pytest.fixture
