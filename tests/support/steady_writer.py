@@ -31,6 +31,7 @@ from tests.support.promises import Notes
 from tests.support.synced_files import WAYS
 
 KEPT_OPEN = "kept-open"
+MADE_BY = "the process that made a dataset"
 README = "README.yml"
 FREEZE = "user.dserverfs.freeze"
 MOUNT_IS_DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
@@ -156,8 +157,11 @@ def main() -> None:
             os.setsid()
             make(options.mountpoint, f"{options.prefix}-{number:03}", notes, options)
             sys.exit()
-        if os.waitpid(child, 0)[1] != 0:
-            sys.exit("the process that made a dataset failed, and said why")
+        status = os.waitpid(child, 0)[1]
+        if os.WIFSIGNALED(status):  # SIGBUS: it wrote to a file by way of its memory
+            sys.exit(f"{MADE_BY} was ended by {signal.Signals(os.WTERMSIG(status)).name}")
+        if status != 0:
+            sys.exit(f"{MADE_BY} failed, and said why")
 
 
 if __name__ == "__main__":
