@@ -70,7 +70,7 @@ class BlockHashing:
         self._writer = writer
         self._drops = drops
         self.counting = Counting()
-        pages.on_late = self._compare_late
+        pages.on_come = self._compare_late
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="verify")
         self._lock = threading.Lock()
         # The items that a thread hashes or will; True if a block came since it began to look.

@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 MAX_MEMORY_BYTES = 32 * 1024 * 1024
 MAX_NOTED = 10_000  # datasets without hashes, and pages that did not come
-# A server that gives them more slowly does not hold readers up.
+# A reader waits for them no longer, once it has its block: they were asked for before that, so
+# on a busy machine they are late only if the block is.
 WAIT_S = 1.0
 # Until they are asked for again: of a dataset that has none, and after a failure.
 ABSENT_S = 600.0
@@ -68,11 +69,6 @@ class _PageKey(NamedTuple):
     page: int
 
 
-class _Coming(NamedTuple):
-    answered: threading.Event  # with the hashes, or without
-    begun_s: float
-
-
 class HashPages:
     """Hashes of blocks, by item and index."""
 
@@ -83,7 +79,7 @@ class HashPages:
         *,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.on_late: Callable[[ItemContent, range], None] = lambda content, indices: None
+        self.on_come: Callable[[ItemContent, range], None] = lambda content, indices: None
         self._cache = cache
         self._source = source
         self._clock_s = clock_s
@@ -92,7 +88,7 @@ class HashPages:
         self._keeping = 0  # pages that have come
         self._pages: OrderedDict[str, dict[int, bytes]] = OrderedDict()  # by item
         self._bytes = 0
-        self._coming: dict[_PageKey, _Coming] = {}
+        self._coming: dict[_PageKey, threading.Event] = {}  # set with the hashes, or without
         self._not_before_s: OrderedDict[object, float] = OrderedDict()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="hashes")
 
@@ -101,7 +97,7 @@ class HashPages:
         self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             for coming in self._coming.values():
-                coming.answered.set()
+                coming.set()
 
     def has_some(self, content: ItemContent) -> bool:
         """Return True if hashes of the item are in memory; never blocks."""
@@ -142,14 +138,14 @@ class HashPages:
             self._source.forget(content.dataset)
             self._submit(content, key, coming)
 
-    def _begin_locked(self, key: _PageKey) -> _Coming | None:
+    def _begin_locked(self, key: _PageKey) -> threading.Event | None:
         """Return what is to come; None if it is coming already."""
         if key in self._coming:
             return None
-        coming = self._coming[key] = _Coming(threading.Event(), self._clock_s())
+        coming = self._coming[key] = threading.Event()
         return coming
 
-    def _submit(self, content: ItemContent, key: _PageKey, coming: _Coming) -> None:
+    def _submit(self, content: ItemContent, key: _PageKey, coming: threading.Event) -> None:
         try:
             self._pool.submit(self._come, content, key, coming)
         except RuntimeError:  # shut down
@@ -165,10 +161,8 @@ class HashPages:
             with self._lock:
                 coming = self._coming.get(key)
                 may_wait = not self._is_noted_locked(_slow(content))
-            if coming is not None and may_wait:
-                left_s = max(0.0, coming.begun_s + WAIT_S - self._clock_s())
-                if not coming.answered.wait(left_s):
-                    self._note(_slow(content), RETRY_S)  # or each item would wait
+            if coming is not None and may_wait and not coming.wait(WAIT_S):
+                self._note(_slow(content), RETRY_S)  # or each item would wait
             page = self._page(content, key.page)
         return _in_page(page, index)
 
@@ -236,7 +230,7 @@ class HashPages:
                 return found
         return None
 
-    def _come(self, content: ItemContent, key: _PageKey, coming: _Coming) -> None:
+    def _come(self, content: ItemContent, key: _PageKey, coming: threading.Event) -> None:
         """Fetch a page, tell those who wait for it, and keep it."""
         page = None
         try:
@@ -244,28 +238,26 @@ class HashPages:
         except Exception:
             self._note(key, RETRY_S)
             logger.exception("%s: a fault of ours with block hashes", content.dataset.uri)
-        is_late = self._clock_s() > coming.begun_s + WAIT_S
         self._answer(key, coming, page)
         if page is None:
             return
         try:
             self._cache.store([(_of_item(content, key.page), MemoryBlock(page))])
-            if is_late:
-                first = key.page * PAGE
-                self.on_late(content, range(first, first + len(page) // HASH_BYTES))
+            first = key.page * PAGE
+            self.on_come(content, range(first, first + len(page) // HASH_BYTES))
         finally:
             with self._idle:
                 self._keeping -= 1
                 self._idle.notify_all()
 
-    def _answer(self, key: _PageKey, coming: _Coming, page: bytes | None) -> None:
+    def _answer(self, key: _PageKey, coming: threading.Event, page: bytes | None) -> None:
         with self._idle:
             del self._coming[key]
             if page is not None:
                 self._keeping += 1
                 self._remember_locked(key, page)
             self._idle.notify_all()
-        coming.answered.set()
+        coming.set()
 
     def _fetch(self, content: ItemContent, key: _PageKey) -> bytes | None:
         """Return a page; None if there is none now, which is noted."""
