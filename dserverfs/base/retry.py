@@ -57,6 +57,8 @@ MIN_BYTES_PER_S = 4096
 _SHARE = 1 / 3
 # Failures that say nothing of what was asked for: no answer, and answers of proxies and faults.
 # What is kept serves in their place, and what was to be sent is sent later.
+# Of our own: a program that has the module's give the same numbers again is not disturbed.
+chance = random.Random()
 AWAY: tuple[type[DserverfsError], ...] = (Unreachable, UnusableAnswer)
 AWAY_OR_EXPIRED: tuple[type[DserverfsError], ...] = (*AWAY, NotAuthenticated)
 # Of servers that are up and cannot now, and of proxies before servers that are down.
@@ -177,7 +179,7 @@ def stall_s(first_s: float, failures: int) -> float:
 
 def pause_s(last_s: float, least_s: float, most_s: float) -> float:
     """Return the pause after one of `last_s`, for work in the background that must succeed."""
-    return min(max(2 * last_s, least_s), most_s) * random.uniform(0.8, 1.0)
+    return min(max(2 * last_s, least_s), most_s) * chance.uniform(0.8, 1.0)
 
 
 class Retries:
@@ -229,7 +231,7 @@ class Retries:
                 raise ProtocolError(f"{error}, for a URL signed just now", uri=error.uri) from error
             self._refused = True
             return
-        jitter = random.uniform(0.5, 1.5)
+        jitter = chance.uniform(0.5, 1.5)
         wait = wait_s(
             error,
             self.failures,

@@ -18,7 +18,6 @@ it again. Blocking and thread-safe.
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -27,6 +26,7 @@ from dserverfs.base.errors import ProtocolError, Unsupported, UsageError
 from dserverfs.base.limits import MAX_WHOLE_MANIFEST_BYTES, parse_json
 from dserverfs.base.model import Dataset
 from dserverfs.base.printable import listed
+from dserverfs.base.retry import chance
 from dserverfs.remote.api import Resolver
 from dserverfs.remote.routes import Routes
 
@@ -106,7 +106,7 @@ class ComparedWrites:
             if wanted == before:
                 return
             written = kind.send(dataset, wanted, name)
-            self._pause(random.uniform(SETTLE_S, 1.5 * SETTLE_S))
+            self._pause(chance.uniform(SETTLE_S, 1.5 * SETTLE_S))
             now = kind.read(dataset)
             # An entry that was written and is gone was taken away by another client since.
             vanished = {

@@ -32,7 +32,11 @@ def use(scheduler: Scheduler) -> None:
     """Have everything go on by this one from now on."""
     global _scheduler
     _scheduler = scheduler
-    random.seed(scheduler.rng.getrandbits(64))
+    from dserverfs.base import retry
+
+    seed = scheduler.rng.getrandbits(64)
+    random.seed(seed)
+    retry.chance.seed(seed)
 
 
 class Busy(BaseException):
