@@ -94,15 +94,16 @@ class BlockHashing:
         """
         own = BlockKey(content.key, index)
         length = block_length(content.size_in_bytes, index)
-        self.counting.add(received=length)
         if self._hashes.policy is Policy.OFF:
+            self.counting.add(received=length)
             return Checked(Verdict.UNKNOWN, own)
         expected = self._pages.obtain(content, index)
         if expected is not None:
             if block_hash(block.read(0, content.size_in_bytes)) != expected:
                 raise BlockMismatch(f"{content.label}: block {index} does not have its hash")
-            self.counting.add(by_block=length)
+            self.counting.add(received=length, by_block=length)
             return Checked(Verdict.VERIFIED, BlockKey.of_hash(expected))
+        self.counting.add(received=length)
         verdict = self._check_item(content, index, block, deadline)
         is_verified = verdict is Verdict.VERIFIED
         return Checked(verdict, BlockKey(content.content_key, index) if is_verified else own)
@@ -238,18 +239,25 @@ class BlockHashing:
             has_more = self._advancing.get(hashing, False) or has_more
             if has_more:
                 self._advancing[hashing] = False
+                put_off = []
+            else:  # under the same lock: a block that comes after it begins a turn of its own
+                put_off = self._end_locked(hashing)
+        for _, fetch in put_off:
+            fetch()
         if has_more:
             self._take_turn(content, hashing)
-        else:
-            self._end(hashing)
 
     def _end(self, hashing: Hashing) -> None:
         """Hash no more of an item until a block of it comes; nothing waits for that."""
         with self._lock:
-            self._advancing.pop(hashing, None)
-            put_off = self._put_off.pop(hashing, [])
+            put_off = self._end_locked(hashing)
         for _, fetch in put_off:
             fetch()
+
+    def _end_locked(self, hashing: Hashing) -> list[tuple[int, Callable[[], None]]]:
+        """Forget the turns of an item; return the runs that were put off, to be fetched."""
+        self._advancing.pop(hashing, None)
+        return self._put_off.pop(hashing, [])
 
     def _fetch_near(self, hashing: Hashing) -> None:
         """Have those runs fetched that hashing has come near to."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -13,7 +16,7 @@ from dserverfs.base.errors import Unreachable
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.reading import block_hashing
 from dserverfs.reading.open_item import OpenItem
-from tests.support.faulty_store import faulty_store
+from tests.support.faulty_store import FaultyStore, faulty_store
 from tests.support.reading_world import CONTENT, World
 
 IN_ORDER = list(range(0, len(CONTENT), BLOCK_SIZE))
@@ -39,6 +42,32 @@ class _HeldHasher:
 
     def hexdigest(self) -> str:
         return self._md5.hexdigest()
+
+
+class Held(NamedTuple):
+    """A reader of which the first block is being hashed, until `may_begin` is set."""
+
+    store: FaultyStore
+    world: World
+    item: OpenItem
+    first: bytes
+    hasher: _HeldHasher
+    may_begin: threading.Event
+
+
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    monkeypatch.setattr(block_hashing, "MAX_LAG", 1)
+    may_begin = threading.Event()
+    hasher = _HeldHasher(may_begin, [])
+    with faulty_store(CONTENT) as store:
+        world = World(store, tmp_path / "blocks", read_timeout_s=5.0, make_hasher=lambda _: hasher)
+        item = OpenItem(world.reader, world.content())
+        first = item.read(0, BLOCK_SIZE)
+        assert hasher.has_begun.wait(20)
+        yield Held(store, world, item, first, hasher, may_begin)
+        may_begin.set()
+        world.close()
 
 
 def test_item_is_hashed_while_another_one_is(
@@ -68,28 +97,16 @@ def test_item_is_hashed_while_another_one_is(
         world.close()
 
 
-def test_no_more_is_fetched_ahead_than_can_be_hashed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(block_hashing, "MAX_LAG", 1)
-    may_begin = threading.Event()
-    hasher = _HeldHasher(may_begin, [])
+def test_no_more_is_fetched_ahead_than_can_be_hashed(held: Held) -> None:
+    pieces = [held.first, held.item.read(BLOCK_SIZE, BLOCK_SIZE)]
+    held.world.reader.flush()
+    last = [int(request["Range"].partition("-")[2]) for request in held.store.requests]
+    assert max(last) < 3 * BLOCK_SIZE
 
-    with faulty_store(CONTENT) as store:
-        world = World(store, tmp_path / "blocks", read_timeout_s=5.0, make_hasher=lambda _: hasher)
-        item = OpenItem(world.reader, world.content())
-        pieces = [item.read(0, BLOCK_SIZE)]
-        assert hasher.has_begun.wait(20)
-        pieces.append(item.read(BLOCK_SIZE, BLOCK_SIZE))
-        world.reader.flush()
-        last = [int(request["Range"].partition("-")[2]) for request in store.requests]
-        assert max(last) < 3 * BLOCK_SIZE
-
-        may_begin.set()
-        pieces += [item.read(start, BLOCK_SIZE) for start in IN_ORDER[2:]]
-        assert b"".join(pieces) == CONTENT
-        assert "compare" not in hasher.threads
-        world.close()
+    held.may_begin.set()
+    pieces += [held.item.read(start, BLOCK_SIZE) for start in IN_ORDER[2:]]
+    assert b"".join(pieces) == CONTENT
+    assert "compare" not in held.hasher.threads
 
 
 def test_reader_far_from_what_is_hashed_does_not_wait_for_it(
@@ -117,28 +134,56 @@ def test_reader_far_from_what_is_hashed_does_not_wait_for_it(
         world.close()
 
 
-def test_readers_whose_blocks_are_put_off_fail_when_the_mount_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(block_hashing, "MAX_LAG", 1)
-    may_begin = threading.Event()
-    hasher = _HeldHasher(may_begin, [])
+def test_readers_whose_blocks_are_put_off_fail_when_the_mount_ends(held: Held) -> None:
+    held.item.read(BLOCK_SIZE, BLOCK_SIZE)
+    (awaited,) = held.item.request_blocks(3 * BLOCK_SIZE, 1)
+    assert isinstance(awaited, Future)
+    assert not awaited.done()
 
+    held.world.reader.close()
+
+    with pytest.raises(Unreachable):
+        awaited.result(20)
+
+
+class _Switching:
+    """A lock; when a thread that hashes gives it back, another one goes on first."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self._lock = threading.Lock()
+        self._meanwhile = meanwhile
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+        if threading.current_thread().name.startswith("verify"):
+            self._meanwhile()
+
+
+def test_block_that_comes_at_the_end_of_a_turn_is_hashed(tmp_path: Path) -> None:
+    """Else whoever waits for the verdict waits as long as a read may take."""
     with faulty_store(CONTENT) as store:
-        world = World(store, tmp_path / "blocks", read_timeout_s=5.0, make_hasher=lambda _: hasher)
-        item = OpenItem(world.reader, world.content())
-        item.read(0, BLOCK_SIZE)
-        assert hasher.has_begun.wait(20)
-        item.read(BLOCK_SIZE, BLOCK_SIZE)
-        (awaited,) = item.request_blocks(3 * BLOCK_SIZE, 1)
-        assert isinstance(awaited, Future)
-        assert not awaited.done()
+        world = World(store, tmp_path / "blocks")
+        content = world.content()
+        item = OpenItem(world.reader, content)
+        came: list[bytes] = []
 
-        world.reader.close()
+        def next_comes() -> None:
+            if not came:
+                came.append(item.read(BLOCK_SIZE, BLOCK_SIZE))
+                world.reader.filler.flush()  # until its arrival is noted
 
-        with pytest.raises(Unreachable):
-            awaited.result(20)
-        may_begin.set()
+        comparing: Any = world.reader.verification._parts.hashing
+        comparing._lock = _Switching(next_comes)
+        item.read(0, 10)
+
+        end_s = time.monotonic() + 20
+        while (hashing := world.reader.hashes.hashing(content)) is None or hashing.next < 2:
+            assert time.monotonic() < end_s, "a block was forgotten"
+            time.sleep(0.01)
+        assert came
         world.close()
 
 
