@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
@@ -23,10 +22,10 @@ from dserverfs.base.errors import (
     StorageRefused,
 )
 from dserverfs.base.items import BLOCK_SIZE, HashesPlace, ItemContent
-from dserverfs.base.model import BackendURI, Dataset, Identifier
+from dserverfs.base.model import BackendURI, Dataset
 from dserverfs.base.retry import Deadline, Retries
 from dserverfs.remote.objects import ByteRange, Storage
-from dserverfs.remote.signed_urls import SignedURL
+from dserverfs.remote.signed_urls import SignedURL, UrlSource
 from dserverfs.remote.signing import BLOCK_HASHES
 
 FETCH_TIMEOUT_S = 60.0
@@ -35,22 +34,15 @@ MAX_CHUNKS = 32  # in memory
 MAX_KNOWN = 10_000  # datasets whose objects were looked at; 300 bytes each
 
 
-class HashUrls(Protocol):
-    """A source of signed URLs of datasets' block hashes: the resolver."""
-
-    def item_url(
-        self,
-        dataset: Dataset,
-        identifier: Identifier,
-        neighbours: Callable[[int], Sequence[Identifier]],
-    ) -> SignedURL:
-        """Return a good URL for the item; it comes with that of the hashes. Blocks."""
+class HashUrls(UrlSource, Protocol):
+    """A source of signed URLs of datasets' block hashes, too: the resolver."""
 
     def block_hashes_url(self, dataset: Dataset) -> SignedURL | None:
-        """Return a good URL; None if the server has no block hashes of it. Blocks."""
+        """Return a good URL; None if the server has no block hashes of it. Blocks.
 
-    def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
-        """Drop a URL that the store refused; the identifier is BLOCK_HASHES."""
+        It comes with those of items. One that the store refused is dropped by `forget_url`,
+        with BLOCK_HASHES as the identifier.
+        """
 
 
 class _Answer(NamedTuple):

@@ -217,6 +217,9 @@ class HashPages:
         found = self._in_memory(key)
         if found is not None:
             return found
+        with self._lock:
+            if self._is_noted_locked(_not_here(key)):
+                return None  # so that no block of an item without hashes costs a question
         length = length_of_page(content.size_in_bytes, page)
         for block in self._cache.load_many(
             [(_of_content(content, page), length), (_of_item(content, page), length)]
@@ -228,6 +231,7 @@ class HashPages:
                     continue
                 self._remember(key, found)
                 return found
+        self._note(_not_here(key), RETRY_S)
         return None
 
     def _come(self, content: ItemContent, key: _PageKey, coming: threading.Event) -> None:
@@ -294,6 +298,7 @@ class HashPages:
             self._remember_locked(key, page)
 
     def _remember_locked(self, key: _PageKey, page: bytes) -> None:
+        self._not_before_s.pop(_not_here(key), None)  # it is, or will be
         self._drop_locked(key)
         self._pages.setdefault(key.item, {})[key.page] = page
         self._pages.move_to_end(key.item)
@@ -317,6 +322,11 @@ _NO_PAGES: dict[int, bytes] = {}
 def _renewed(key: _PageKey) -> tuple[str, _PageKey]:
     """Return what is noted of a page that was fetched anew."""
     return "renewed", key
+
+
+def _not_here(key: _PageKey) -> tuple[str, _PageKey]:
+    """Return what is noted of a page that the cache does not have."""
+    return "not here", key
 
 
 def _slow(content: ItemContent) -> tuple[str, str]:

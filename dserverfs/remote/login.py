@@ -168,20 +168,20 @@ def user_of(base_url: str, token: str, trust: Trust) -> User:
 
 def keep_token(path: Path, token: str) -> None:
     """Write the token to `path`, for its owner alone; raises UsageError if that cannot be."""
-    try:
-        make_private(path.parent)
-        write_durably(path, f"{token}\n".encode())
-    except OSError as error:
-        raise UsageError(f"the token cannot be kept in {path}: {error.strerror}") from error
+    _keep("token", path, token)
 
 
 def keep_address(path: Path, base_url: str) -> None:
     """Write to `path` where the routes of a server begin; raises UsageError if that cannot be."""
+    _keep("address", path, base_url)
+
+
+def _keep(what: str, path: Path, line: str) -> None:
     try:
         make_private(path.parent)
-        write_durably(path, f"{base_url}\n".encode())
+        write_durably(path, f"{line}\n".encode())
     except OSError as error:
-        raise UsageError(f"the address cannot be kept in {path}: {error.strerror}") from error
+        raise UsageError(f"the {what} cannot be kept in {path}: {error.strerror}") from error
 
 
 def forget(path: Path) -> bool:

@@ -27,12 +27,17 @@ def test_manager_is_told(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", [None, "", "vsock:2:1", "@", "/no/such/socket", "/" + "x" * 200])
-def test_without_a_manager_nothing_fails(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_manager_nothing_fails(
+    name: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     if name is not None:
         monkeypatch.setenv("NOTIFY_SOCKET", name)
 
     service_manager.ready("up")
+
+    is_a_socket = name is not None and name.startswith(("/", "@"))
+    assert ("the manager of services is not told" in caplog.text) is is_a_socket
 
 
 def test_manager_that_does_not_read_is_given_up(

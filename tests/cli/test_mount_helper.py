@@ -103,6 +103,9 @@ def test_roots_own_is_trusted(tmp_path: Path) -> None:
     (tmp_path / "python").chmod(0o775)  # of the group root
 
     mount_helper.require_roots_own(tmp_path / "link")
+    (tmp_path / "python").chmod(0o777)
+    with pytest.raises(UsageError):
+        mount_helper.require_roots_own(tmp_path / "link")
 
 
 def _others_file(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,7 +20,7 @@ from dserverfs.reading.hash_objects import HashObjects
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.signed_urls import SignedURL
 from tests.support.faulty_store import FaultyStore, Handler, faulty_store, refuse
-from tests.support.reading_world import DATASET
+from tests.support.reading_world import DATASET, OneUrl
 
 BLOCKS = 40
 ITEMS = [
@@ -32,27 +32,13 @@ HASHES = random.Random(1).randbytes(DIGEST.number_of_hashes * HASH_BYTES)
 OBJECT = DIGEST.head + HASHES
 
 
-class Urls:
+class Urls(OneUrl):
     """Signs the one object, or says that there is none."""
 
-    def __init__(self, store: FaultyStore) -> None:
-        self.store = store
-        self.is_there = True
-        self.forgotten = 0
-
-    def item_url(
-        self,
-        dataset: Dataset,
-        identifier: Identifier,
-        neighbours: Callable[[int], Sequence[Identifier]],
-    ) -> SignedURL:
-        return SignedURL(self.store.url, float("inf"))
+    is_there = True
 
     def block_hashes_url(self, dataset: Dataset) -> SignedURL | None:
-        return SignedURL(self.store.url, float("inf")) if self.is_there else None
-
-    def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
-        self.forgotten += 1
+        return self.signed() if self.is_there else None
 
 
 @pytest.fixture

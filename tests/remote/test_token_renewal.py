@@ -191,5 +191,11 @@ def test_last_day_of_a_token_is_told_once(
         {},
     ],
 )
-def test_end_that_is_far_or_past_is_not_told(claims: dict[str, float]) -> None:
-    tokens.TokenSource(unsigned(**claims), None, tell_end=tokens.LastDay()).token()
+def test_end_that_is_far_or_past_is_not_told(
+    claims: dict[str, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    token = unsigned(**claims)
+
+    assert tokens.TokenSource(token, None, tell_end=tokens.LastDay()).token() == token
+
+    assert " ends " not in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -10,15 +11,24 @@ import pytest
 
 from tests.soak.parts import PARTS
 from tests.soak.turns import Part
+from tests.support.child_processes import spawn
+
+TURN_TIMEOUT_S = 250.0
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
 def test_part_has_a_short_turn(part: Part) -> None:
-    command = [sys.executable, "-m", "tests.soak.turn", part.name, "1", "0"]
+    command = [sys.executable, "-X", "faulthandler"]
+    command += ["-m", "tests.soak.turn", part.name, "1", "0"]
 
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    with spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as turn:
+        try:
+            out, err = turn.communicate(timeout=TURN_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            turn.send_signal(signal.SIGABRT)  # it prints what each of its threads does
+            out, err = turn.communicate()
 
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    figures = json.loads(ended.stdout.splitlines()[-1])
+    assert turn.returncode == 0, (out + err).decode()
+    figures = json.loads(out.splitlines()[-1])
     assert figures
     assert all(figures.values()), f"nothing was done: {figures}"

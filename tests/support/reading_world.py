@@ -39,6 +39,9 @@ class OneUrl:
         identifier: Identifier,
         neighbours: Callable[[int], Sequence[Identifier]],
     ) -> SignedURL:
+        return self.signed()
+
+    def signed(self) -> SignedURL:
         return SignedURL(self._store.url, float("inf"))
 
     def forget_host(self, url: SignedURL) -> None:

@@ -240,9 +240,10 @@ class BlockCache:
         self, table: BlockTable, blocks: Mapping[BlockKey, MemoryBlock]
     ) -> dict[BlockKey, Block]:
         """Return the blocks that are here already: those named by their own hashes often are."""
-        rows = table.find([key.as_text() for key in blocks if key.names_content])
+        named = {key: block for key, block in blocks.items() if key.names_content}
+        rows = table.find([key.as_text() for key in named]) if named else {}
         kept = {}
-        for key, block in blocks.items():
+        for key, block in named.items():
             row = rows.get(key.as_text())
             if row is not None and row.checksums == block.checksums:
                 with contextlib.suppress(OSError):

@@ -58,24 +58,19 @@ diskcache.core.EVICTION_POLICY[POLICY] = {
     "cull": "SELECT {fields} FROM Cache ORDER BY access_time LIMIT ?",
 }
 
-_SELECT = (
-    "SELECT key, rowid, mode, filename, value, tag, access_count FROM Cache"
-    " WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
-)
+_OF_KEYS = "FROM Cache WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
+_SELECT = f"SELECT key, rowid, mode, filename, value, tag, access_count {_OF_KEYS}"
+_PRESENT = f"SELECT key, rowid, filename {_OF_KEYS}"
 # A row that is there already is the same: a block never changes. diskcache counts accesses
 # for one of its policies only, which is not ours: the column has the block's serial.
 _INSERT = (
     "INSERT OR IGNORE INTO Cache (key, raw, store_time, access_time, access_count, tag, size,"
     f" mode, value) VALUES (?, 1, ?, ?, ?, ?, 0, {diskcache.core.MODE_RAW}, ?)"
 )
-# A file's blocks replace those of the same keys, which may be lost.
-_FILES_OF = "SELECT filename FROM Cache WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
-_DELETE = "DELETE FROM Cache WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
 _INSERT_FILE = (
     "INSERT INTO Cache (key, raw, store_time, access_time, access_count, tag, size, mode,"
     " filename, value) VALUES (?, 1, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-_NUMBERS = "SELECT key, rowid FROM Cache WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
 # All blocks of a file, which takes up space until the last of them is gone. They were
 # stored in one transaction, one after the other.
 _OF_SAME_FILE = (
@@ -178,10 +173,7 @@ class BlockTable:
     @of_values
     def present(self, keys: Sequence[str]) -> set[str]:
         """Return those keys that have a row; its block may turn out to be gone."""
-        statement = (
-            "SELECT key FROM Cache WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
-        )
-        return {key for (key,) in self._sql(statement, (json.dumps(keys),)).fetchall()}
+        return {key for key, _, _ in self._sql(_PRESENT, (json.dumps(keys),)).fetchall()}
 
     @of_values
     def store(
@@ -191,7 +183,8 @@ class BlockTable:
     ) -> list[int]:
         """Enter blocks, evicting others if the cache is full; return the rows of large ones.
 
-        A row is 0 if it was evicted at once. One transaction.
+        No two large ones have the same key. A row is 0 if it was evicted at once. One
+        transaction.
         """
         with self._transaction():
             if small:
@@ -209,29 +202,24 @@ class BlockTable:
             self._cache._cull(now_s, sql, cleanup, len(rows) + self._cache.cull_limit)
 
     def _replace(self, blocks: Sequence[tuple[str, MemoryBlock, Value]]) -> list[int]:
+        """Enter blocks in the place of those of the same keys, which may be lost."""
         now_s = time.time()
-        rows: dict[str, tuple[Any, ...]] = {}
-        superfluous = []  # files of items that have a block in common
+        rows = []
         for key, block, value in blocks:
             size, mode, filename, inline = self.disk.store(value, read=False)
-            if key in rows:
-                superfluous.append(filename)
-                continue
             tag = _tag(key, mode, filename, block)
-            rows[key] = (key, now_s, now_s, block.serial, tag, size, mode, filename, inline)
-        keys = json.dumps([*rows])
+            rows.append((key, now_s, now_s, block.serial, tag, size, mode, filename, inline))
+        keys = json.dumps([key for key, _, _ in blocks])
         with self._cache._transact(False) as (sql, cleanup):
-            for (filename,) in sql(_FILES_OF, (keys,)).fetchall():
+            for _, _, filename in sql(_PRESENT, (keys,)).fetchall():
                 cleanup(filename)
-            sql(_DELETE, (keys,))
-            self._cache._con.executemany(_INSERT_FILE, rows.values())
+            sql(f"DELETE {_OF_KEYS}", (keys,))
+            self._cache._con.executemany(_INSERT_FILE, rows)
             for _ in rows:
                 if self.excess_in_bytes() < 0:
                     break
                 self._cache._cull(now_s, sql, cleanup)
-            for filename in superfluous:
-                cleanup(filename)
-            numbers = dict(sql(_NUMBERS, (keys,)).fetchall())
+            numbers = {key: row for key, row, _ in sql(_PRESENT, (keys,)).fetchall()}
         return [numbers.get(key, 0) for key, _, _ in blocks]
 
     @of_values
