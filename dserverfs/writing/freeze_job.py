@@ -158,7 +158,7 @@ class FreezeJob:
         def seal() -> None:
             try:
                 described.keep()
-                self.staged.move(Move.UPLOAD)
+                self._move(Move.UPLOAD)
             except BaseException:
                 self.stop.set()  # what is sent is sent in vain
                 raise
@@ -183,7 +183,7 @@ class FreezeJob:
             taken = local.items.keys()
             return self._registry.registered(local, staged.record.base_uri, taken, self._ending)
         if staged.record.state is not State.COMPLETING:
-            staged.move(Move.UPLOAD)
+            self._move(Move.UPLOAD)
         return self._upload(local, self._before_complete)
 
     def _upload(self, local: LocalDataset, before_complete: Callable[[], None]) -> Dataset:
@@ -211,8 +211,20 @@ class FreezeJob:
     def _before_complete(self) -> None:
         """Rule out writes from now on, unless there was one."""
         if self.stop.is_set():
-            raise Cancelled(f"{self.staged.record.name}: was written to, or the mount is ending")
-        self.staged.move(Move.COMPLETE)
+            raise self._stopped()
+        self._move(Move.COMPLETE)
+
+    def _move(self, move: Move) -> None:
+        """Change the state; raises Cancelled if a write came first, which sets `stop`."""
+        try:
+            self.staged.move(move)
+        except UsageError:
+            if self.stop.is_set():
+                raise self._stopped() from None
+            raise
+
+    def _stopped(self) -> Cancelled:
+        return Cancelled(f"{self.staged.record.name}: was written to, or the mount is ending")
 
     def _note_progress(self, progress: Progress) -> None:
         self.progress = progress

@@ -353,7 +353,10 @@ class Freezer:
                 staged.fail(reason)
                 self._say(logging.ERROR, "%s: could not be frozen: %s", staged, reason)
         except (OSError, DserverfsError) as second:
-            logger.error("%s: its state cannot be kept: %s", staged, second)
+            if state is not State.OPEN and staged.record.state is State.OPEN:
+                logger.info("%s: not frozen: it is written to again", name)
+            else:
+                logger.error("%s: its state cannot be kept: %s", staged, second)
 
     def _say(self, level: int, message: str, *details: object) -> None:
         """Log what went wrong; where nothing is frozen by itself, the waiting caller is told."""

@@ -43,9 +43,19 @@ def started(*options: str) -> subprocess.Popen[str]:
     )
 
 
+def output_of(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Return what a simulation printed by its end; fails if that does not come."""
+    try:
+        return process.communicate(timeout=280)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, wrong = process.communicate()
+        pytest.fail(f"{process.args!r} does not end: {wrong}")
+
+
 def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
     """Return what a simulation counted; fails with how to replay it."""
-    said, wrong = process.communicate(timeout=280)
+    said, wrong = output_of(process)
     assert process.returncode == 0, wrong
     counts: dict[str, Any] = json.loads(said.splitlines()[-1])
     return counts
@@ -85,7 +95,7 @@ def test_a_run_that_failed_once_keeps_every_promise(seed: int, steps: int) -> No
 def test_a_planted_fault_is_found(fault: str) -> None:
     process = started("--seed", "1", "--plant", fault, "--runs", "60", "--run-steps", "10000")
 
-    said, wrong = process.communicate(timeout=280)
+    said, wrong = output_of(process)
 
     assert process.returncode == 1, said
     assert "again: python -m tests.simulation --seed" in wrong

@@ -32,11 +32,7 @@ def use(scheduler: Scheduler) -> None:
     """Have everything go on by this one from now on."""
     global _scheduler
     _scheduler = scheduler
-    from dserverfs.base import retry
-
-    seed = scheduler.rng.getrandbits(64)
-    random.seed(seed)
-    retry.chance.seed(seed)
+    random.seed(scheduler.rng.getrandbits(64))
 
 
 class Busy(BaseException):
@@ -345,6 +341,7 @@ _real_monotonic = time.monotonic
 
 def install() -> None:
     """Replace the standard library's threads and clocks in this process, for good."""
+    assert "dserverfs" not in sys.modules, "it has the real clocks by now"
     use(Scheduler(0))
     stolen: Any = threading
     stolen.Lock = stolen._allocate_lock = Lock
@@ -353,6 +350,7 @@ def install() -> None:
     stolen.get_ident = lambda: id(_scheduler.current)
     stolen.current_thread = lambda: _scheduler.current or _MAIN
     stolen.local = Local
+    stolen._shutdown = lambda: None  # no thread is to be joined, least of all by who fails here
     pools: Any = concurrent.futures
     pools.ThreadPoolExecutor = pools.thread.ThreadPoolExecutor = Pool
     clocks: Any = time
@@ -366,7 +364,6 @@ def install() -> None:
     queues: Any = queue
     queues.SimpleQueue = queues._PySimpleQueue
     stolen._time = queue.time = clocks.monotonic  # type: ignore[attr-defined]
-    assert "dserverfs" not in sys.modules, "it has the real clocks by now"
 
 
 def _clock_ns(which: int) -> int:

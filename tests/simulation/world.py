@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dserverfs.base import items
+from dserverfs.base import items, retry
 from dserverfs.base.errors import DserverfsError
 from dserverfs.base.hashes import Policy
 from tests.simulation import actors, disk_seams, network, setup, threads
@@ -57,6 +57,7 @@ class Run:
         self.scheduler = Scheduler(seed)
         threads.use(self.scheduler)
         self.rng = self.scheduler.rng
+        retry.chance.seed(self.rng.getrandbits(64))
         self._root = tempfile.mkdtemp(prefix="simulation-", dir=_memory())
         self.machine = Path(self._root, "machine")
         self.machine.mkdir()

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -309,6 +310,68 @@ def test_one_that_is_written_to_while_it_is_sent_stays_open_and_armed(bench: Fre
     assert bench.staged.record.reason is None
     assert "complete" not in bench.server.names_of_steps()
     assert (bench.staged.tree / "file").read_bytes() == b"other"
+    bench.server.plans.clear()
+    assert bench.freeze() is None
+
+
+@pytest.mark.parametrize("move", [Move.UPLOAD, Move.COMPLETE], ids=lambda move: move.value)
+@pytest.mark.parametrize("was_sealed", [False, True], ids=["open", "sealed before"])
+def test_write_just_before_a_move_is_told_as_a_write(
+    bench: FreezeBench, monkeypatch: pytest.MonkeyPatch, move: Move, was_sealed: bool
+) -> None:
+    if was_sealed:
+        bench.server.plans["announce"] = AWAY
+        bench.freeze()
+        bench.server.plans.clear()
+        assert bench.staged.record.state is State.SEALED
+    staged, moved = bench.staged, bench.staged.move
+    is_planned = True
+
+    def written_first(to: Move, **options: Any) -> None:
+        nonlocal is_planned
+        if to is move and is_planned:
+            is_planned = False
+            bench.write()
+        moved(to, **options)
+
+    monkeypatch.setattr(staged, "move", written_first)
+
+    failure = bench.freeze()
+
+    assert isinstance(failure, Cancelled)
+    assert "was written to" in str(failure)
+    assert (staged.record.state, staged.record.armed) == (State.OPEN, True)
+    assert (staged.tree / "file").read_bytes() == b"other"
+    assert bench.freeze() is None
+
+
+@pytest.mark.parametrize(
+    ("move", "error"), [(Move.POSTPONE, AWAY), (Move.FAIL, NO_RIGHT)], ids=["away", "refused"]
+)
+def test_write_just_before_a_failure_is_noted_reopens_it(
+    bench: FreezeBench,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    move: Move,
+    error: Exception,
+) -> None:
+    staged, moved = bench.staged, bench.staged.move
+
+    def written_first(to: Move, **options: Any) -> None:
+        if to is move:
+            bench.write()
+        moved(to, **options)
+
+    def refused() -> None:
+        wait_for(lambda: bench.staged.record.state is State.UPLOADING, "it is sealed")
+        raise error
+
+    monkeypatch.setattr(staged, "move", written_first)
+    bench.server.plans["send"] = refused
+
+    assert bench.freeze() is error
+    assert (staged.record.state, staged.record.armed) == (State.OPEN, True)
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
     bench.server.plans.clear()
     assert bench.freeze() is None
 
