@@ -44,7 +44,8 @@ from dserverfs.catalogue.refreshed import (
     Staleness,
     loaded,
 )
-from dserverfs.remote.api import Metadata, dtoolcore_version_in
+from dserverfs.remote.api import Metadata
+from dserverfs.remote.manifest_parsing import dtoolcore_version_in
 from dserverfs.remote.signing import is_asked_whole
 
 logger = logging.getLogger(__name__)

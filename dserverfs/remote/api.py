@@ -8,12 +8,10 @@ that are worth keeping longer. Blocking and thread-safe.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
-import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -30,9 +28,11 @@ from dserverfs.base.errors import (
 from dserverfs.base.limits import component_is_usable, is_text, understood, url_is_usable
 from dserverfs.base.model import UUID, Dataset, Identifier, User, split_base_uri
 from dserverfs.base.printable import listed, public_url
-from dserverfs.base.retry import MIN_BYTES_PER_S, Deadline, Retries, refused_url
+from dserverfs.base.retry import Deadline, Retries, refused_url
+from dserverfs.remote import manifest_transfer
 from dserverfs.remote.dserver_http import METADATA_TIMEOUT_S, ServerTransport, may_be_json
 from dserverfs.remote.listings import Listings
+from dserverfs.remote.manifest_parsing import dtoolcore_version_in
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.routes import Capabilities, Routes, string_map
 from dserverfs.remote.signed_urls import SignedURL
@@ -42,13 +42,6 @@ from dserverfs.remote.upload_api import UploadRoutes
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-MANIFEST_TOTAL_S = 3600.0
-# The server reads and writes it before the first byte comes. Guess: ten times what ours takes.
-MANIFEST_S_PER_ITEM = 0.0002
-# A manifest's keys come sorted, its version before its items.
-_MANIFEST_HEAD_BYTES = 64 * 1024
-_DTOOLCORE_VERSION = re.compile(rb'"dtoolcore_version"\s*:\s*"([0-9A-Za-z.+-]{1,40})"')
 
 
 @dataclass(frozen=True)
@@ -152,51 +145,8 @@ class Resolver:
         return Dataset.from_json(self._routes.core("uris", uri).json())
 
     def manifest_pieces(self, dataset: Dataset) -> Generator[bytes, None, None]:
-        """Yield the manifest's JSON, as the server sends it.
-
-        Takes up to MANIFEST_TOTAL_S while it comes faster than MIN_BYTES_PER_S: a million
-        items are 60 MB, compressed. A manifest that breaks off is fetched again, and goes
-        on where it broke off if it is the same.
-        """
-        over = Deadline(MANIFEST_TOTAL_S)
-        deadline = Deadline(_manifest_timeout_s(dataset))
-        retries = Retries(deadline, what=f"manifest of {dataset.uri}")
-        had = _Prefix()
-        while True:
-            try:
-                for piece in self._manifest_after(had, dataset, retries.limit()):
-                    over.remaining_s()
-                    yield piece
-                return
-            except DserverfsError as error:
-                retries.again(error)
-
-    def _manifest_after(self, had: _Prefix, dataset: Dataset, limit: Deadline) -> Iterator[bytes]:
-        """Yield the manifest after its prefix `had`, in one attempt, and add it to that."""
-        response = self._routes.core_stream("manifests", dataset.uri, limit)
-        again = _Prefix()
-        max_bytes = limits.MAX_MANIFEST_BYTES
-        for piece in self._transport.read_pieces(response, limit, max_bytes=max_bytes):
-            limit.extend(len(piece) / MIN_BYTES_PER_S)
-            if not again.count and not piece.lstrip().startswith(b"{"):
-                raise UnusableAnswer(
-                    f"{self.server_url}: what came as the manifest of {dataset.uri} is none",
-                    uri=dataset.uri,
-                )
-            known = piece[: had.count - again.count]
-            if known:
-                again.add(known)
-                if again.count == had.count and not again.is_same(had):
-                    break
-            if len(known) < len(piece):
-                had.add(piece[len(known) :])
-                again = had
-                yield piece[len(known) :]
-        if again is not had and not again.is_same(had):
-            raise ProtocolError(
-                f"{self.server_url}: the manifest of {dataset.uri} changed while it was fetched",
-                uri=dataset.uri,
-            )
+        """Yield the manifest's JSON, as the server sends it; see `manifest_transfer`."""
+        return manifest_transfer.pieces(self._routes, self._transport, dataset)
 
     def readme(self, dataset: Dataset) -> bytes:
         """Return the content of README.yml: the store's where the server may show an older one."""
@@ -416,38 +366,6 @@ class Resolver:
         if message not in self._warned and len(self._warned) < MAX_REMEMBERED:
             self._warned.add(message)
             logger.warning("%s", message)
-
-
-def dtoolcore_version_in(pieces: Iterable[bytes]) -> str | None:
-    """Return the version that the beginning of a manifest names; no more of it is taken."""
-    head = b""
-    for piece in pieces:
-        head += piece
-        if len(head) >= _MANIFEST_HEAD_BYTES or b'"items"' in head:
-            break
-    match = _DTOOLCORE_VERSION.search(head)
-    return match[1].decode("ascii") if match else None
-
-
-class _Prefix:
-    """The part of a manifest that came before it broke off."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._hash = hashlib.sha256()
-
-    def add(self, piece: bytes) -> None:
-        self.count += len(piece)
-        self._hash.update(piece)
-
-    def is_same(self, other: _Prefix) -> bool:
-        return self.count == other.count and self._hash.digest() == other._hash.digest()
-
-
-def _manifest_timeout_s(dataset: Dataset) -> float:
-    """Return how long the server may take before the next bytes of a manifest."""
-    expected_s = METADATA_TIMEOUT_S + MANIFEST_S_PER_ITEM * (dataset.number_of_items or 0)
-    return min(expected_s, MANIFEST_TOTAL_S)
 
 
 class _Room:

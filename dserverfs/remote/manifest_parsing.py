@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dserverfs.base import limits
@@ -22,6 +22,9 @@ PART_BYTES = 1024 * 1024
 MAX_PART_BYTES = 16 * 1024 * 1024
 # An end that is not found so far before the end of a part is not looked for.
 _SEARCHED_BYTES = 64 * 1024
+# A manifest's keys come sorted, its version before its items.
+_HEAD_BYTES = 64 * 1024
+_DTOOLCORE_VERSION = re.compile(rb'"dtoolcore_version"\s*:\s*"([0-9A-Za-z.+-]{1,40})"')
 _START = re.compile(rb'"items"\s*:\s*\{')
 _END_OF_ITEM = re.compile(rb'\}\s*(,)\s*"[0-9a-f]{40}"\s*:\s*\{')
 
@@ -148,3 +151,14 @@ class ManifestStream:
         if not limits.is_text(name):
             raise ProtocolError(f"the manifest's hash_function is {limits.quoted(name)}")
         self.hash_function = name
+
+
+def dtoolcore_version_in(pieces: Iterable[bytes]) -> str | None:
+    """Return the version that the beginning of a manifest names; no more of it is taken."""
+    head = b""
+    for piece in pieces:
+        head += piece
+        if len(head) >= _HEAD_BYTES or b'"items"' in head:
+            break
+    match = _DTOOLCORE_VERSION.search(head)
+    return match[1].decode("ascii") if match else None
