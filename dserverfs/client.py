@@ -20,6 +20,7 @@ from dserverfs.catalogue.refreshed import MOUNT, Staleness
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.hash_objects import HashObjects
+from dserverfs.reading.hash_overlays import FirstOf, HashOverlays
 from dserverfs.reading.hot_blocks import HotBlocks
 from dserverfs.reading.ranges import RangeFetcher
 from dserverfs.reading.stored_items import StoredItems
@@ -94,7 +95,9 @@ class Client:
         known = self._directory / "manifests"
         answers = KeptAnswers(self.resolver, known)
         self.catalogue = Catalogue(answers, server, known, staleness=staleness)
-        self.block_hashes = HashObjects(self.resolver, self._storage)
+        self.block_hashes = FirstOf(
+            [HashObjects(self.resolver, self._storage), HashOverlays(self.resolver)]
+        )
         self.reader = BlockReader(
             self.resolver,
             self._storage,
@@ -106,7 +109,9 @@ class Client:
         )
         self.ranges = RangeFetcher(self.resolver, self._storage)
         self.stored = StoredItems(self.ranges)
-        self.uploader = Uploader(self.resolver, self._storage)
+        self.uploader = Uploader(
+            self.resolver, self._storage, hash_overlay=settings.writes_hash_overlay(server)
+        )
         staged = staging_directory or settings.staging_directory()
         self._staging_directory = staged
         self.staging = Staging(staged, server)

@@ -29,6 +29,8 @@ before what is set for all.
     DTOOL_CACHE_DIRECTORY        where dtool's commands get whole items (default ~/.cache/dtool)
     DTOOL_S3_PUBLISH_EXPIRY      for how many seconds `dtool publish` lets others read
     DSERVER_STAGING_DIR          where datasets are until they are frozen
+    DSERVER_BLOCK_HASHES[_<SERVER>]  overlay: where the server keeps no block hashes, a freeze
+                                 writes them as an overlay; none: it does not (default)
     DSERVER_CORE_DUMPS           true: the memory of the daemon and of `serve`, which has tokens
                                  and keys, may be read by debuggers (default false)
     DSERVER_LOG_STALLS_MS        a mount logs what holds it up for longer than that
@@ -65,6 +67,7 @@ CACHE_DIR = "DSERVER_CACHE_DIR"
 DTOOL_CACHE_DIR = "DTOOL_CACHE_DIRECTORY"
 PUBLISH_EXPIRY = "DTOOL_S3_PUBLISH_EXPIRY"
 STAGING_DIR = "DSERVER_STAGING_DIR"
+BLOCK_HASHES = "DSERVER_BLOCK_HASHES"
 CORE_DUMPS = "DSERVER_CORE_DUMPS"
 STALL_MS = "DSERVER_LOG_STALLS_MS"
 
@@ -289,6 +292,13 @@ class Settings:
         if value:
             return Path(value).expanduser().absolute()
         return self.data_directory() / "staging"
+
+    def writes_hash_overlay(self, server: str) -> bool:
+        """Return whether hashes are an overlay where `server` has no other place for them."""
+        value = self._for(BLOCK_HASHES, server) or "none"
+        if value not in ("overlay", "none"):
+            raise UsageError(f"{BLOCK_HASHES}={value}: must be overlay or none")
+        return value == "overlay"
 
     def state_directory(self) -> Path:
         """Return where logs go that the user did not name a file for."""

@@ -41,8 +41,8 @@ SUB_ROOMS = {
 SHOWN = {
     "remote": "api dserver_http login manifest_parsing many_gets metadata_api objects puts"
     " routes signed_urls signing token_renewal tokens trust upload_api upload_urls",
-    "reading": "block_reader hash_objects hot_blocks open_item ranges stored_items whole_item"
-    " cache.adopting cache.block_cache cache.blocks cache.maintenance",
+    "reading": "block_reader hash_objects hash_overlays hot_blocks open_item ranges stored_items"
+    " whole_item cache.adopting cache.block_cache cache.blocks cache.maintenance",
     "catalogue": "catalogue items manifest_index names offline refreshed",
     "writing": "freeze_job freezer registry staging.area staging.dataset staging.file_hashes"
     " staging.staged_files staging.states staging.survey upload.uploader edits.edits edits.editable"

@@ -44,6 +44,9 @@ class HashUrls(UrlSource, Protocol):
         with BLOCK_HASHES as the identifier.
         """
 
+    def knows_block_hashes(self, dataset: Dataset) -> bool:
+        """Return True if `block_hashes_url` would ask nobody."""
+
 
 class _Answer(NamedTuple):
     content: bytes
@@ -86,8 +89,9 @@ class HashObjects:
         start = place_of(place.first + first)
         end = start + count * HASH_BYTES
         try:
-            # The reader asks for it at the same time, and there is one request for both.
-            self._urls.item_url(content.dataset, content.identifier, content.neighbours)
+            if not self._urls.knows_block_hashes(content.dataset):
+                # The reader asks for it at the same time, and there is one request for both.
+                self._urls.item_url(content.dataset, content.identifier, content.neighbours)
             chunks = []
             for number in range(start // CHUNK_BYTES, (end - 1) // CHUNK_BYTES + 1):
                 chunk = self._chunk(content.dataset, place, number)

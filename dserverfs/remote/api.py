@@ -23,6 +23,7 @@ from dserverfs.base.errors import (
     NotStored,
     PermissionDenied,
     ProtocolError,
+    StorageRefused,
     UnusableAnswer,
 )
 from dserverfs.base.limits import component_is_usable, is_text, understood, url_is_usable
@@ -36,7 +37,7 @@ from dserverfs.remote.manifest_parsing import dtoolcore_version_in
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.routes import Capabilities, Routes, string_map
 from dserverfs.remote.signed_urls import SignedURL
-from dserverfs.remote.signing import MAX_REMEMBERED, Signing, is_asked_whole
+from dserverfs.remote.signing import HASH_OVERLAY, MAX_REMEMBERED, Signing, is_asked_whole
 from dserverfs.remote.upload_api import UploadRoutes
 
 logger = logging.getLogger(__name__)
@@ -259,6 +260,30 @@ class Resolver:
         identifier. Raises NotFound if there is no such dataset.
         """
         return self._signing.block_hashes_url(dataset)
+
+    def knows_block_hashes(self, dataset: Dataset) -> bool:
+        """Return True if `block_hashes_url` would make no request; never blocks."""
+        return self._signing.knows_block_hashes(dataset)
+
+    def hash_overlay(self, dataset: Dataset) -> bytes | None:
+        """Return the overlay that has the hashes of a dataset's blocks; see `base/hash_overlay`.
+
+        None if there is none, and on servers that keep them as an object. No request to the server
+        if `item_url` was answered before.
+        """
+
+        def attempt(limit: Deadline) -> bytes | None:
+            url = self._signing.hash_overlay_url(dataset)
+            if url is None:
+                return None
+            try:
+                return self._storage.read_object(url.url, limit)
+            except StorageRefused:
+                self._signing.forget(dataset, HASH_OVERLAY, url)
+                raise
+
+        what = f"block hashes of {dataset.uri}"
+        return Retries(Deadline(METADATA_TIMEOUT_S), what=what).run(attempt)
 
     def forget_url(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
         """Drop `url`, which the store refused, unless it was already replaced."""

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
+from dserverfs.base import hash_overlay
 from dserverfs.base.clock import boottime_s
 from dserverfs.base.errors import NotFound, ProtocolError
 from dserverfs.base.limits import max_urls_bytes, url_is_usable
@@ -31,6 +32,8 @@ MAX_REACH = 12_800
 MAX_REMEMBERED = 1000
 # In place of an identifier: the URL by which a dataset's block hashes are read.
 BLOCK_HASHES = Identifier("block hashes")
+# And in place of another: that of the overlay that has them instead, see `base/hash_overlay`.
+HASH_OVERLAY = Identifier("overlay of block hashes")
 # Others may add them to a dataset that had none.
 WITHOUT_S = 3600.0
 MAX_WITHOUT = 10_000
@@ -42,7 +45,7 @@ class _Signed(NamedTuple):
     """The answer about a dataset's metadata."""
 
     answer: dict[str, Any]
-    block_hashes: dict[Identifier, SignedURL]  # of BLOCK_HASHES, or empty
+    hashes: dict[Identifier, SignedURL]  # of BLOCK_HASHES and HASH_OVERLAY, as far as there
 
 
 class Signing:
@@ -54,8 +57,9 @@ class Signing:
         self._batch_size = BATCH_SIZE
         # Datasets of which the server does not know every item that we do.
         self._disputed: OrderedDict[BackendURI, None] = OrderedDict()
-        # Datasets that have no block hashes, and until when (CLOCK_BOOTTIME) that is believed.
-        self._without: OrderedDict[BackendURI, float] = OrderedDict()
+        # Datasets that lack BLOCK_HASHES or HASH_OVERLAY, and until when (CLOCK_BOOTTIME) that is
+        # believed.
+        self._without: OrderedDict[tuple[BackendURI, Identifier], float] = OrderedDict()
 
     def item_url(
         self,
@@ -82,19 +86,35 @@ class Signing:
         """Return a signed URL, or None; see `Resolver.block_hashes_url`."""
         if not self._routes.capabilities().block_hashes:
             return None
-        if boottime_s() < self._without.get(dataset.uri, 0.0):
+        return self._url_of_hashes(dataset, BLOCK_HASHES)
+
+    def knows_block_hashes(self, dataset: Dataset) -> bool:
+        """Return True if `block_hashes_url` would make no request."""
+        is_known = not self._urls.lacking(dataset.uri, [BLOCK_HASHES])
+        return is_known or self._is_without(dataset, BLOCK_HASHES)
+
+    def hash_overlay_url(self, dataset: Dataset) -> SignedURL | None:
+        """Return a signed URL; None if there is no such overlay, or finding out is not cheap."""
+        if self._routes.capabilities().extended or not is_asked_whole(dataset):
+            return None
+        return self._url_of_hashes(dataset, HASH_OVERLAY)
+
+    def _url_of_hashes(self, dataset: Dataset, which: Identifier) -> SignedURL | None:
+        if self._is_without(dataset, which):
             return None
 
         def ask() -> dict[Identifier, SignedURL]:
-            return self._sign_metadata(dataset).block_hashes
+            return self._sign_metadata(dataset).hashes
 
-        question = (dataset.uri, BLOCK_HASHES)
         try:
-            return self._urls.get(dataset.uri, BLOCK_HASHES, ask, question=question)
+            return self._urls.get(dataset.uri, which, ask, question=(dataset.uri, BLOCK_HASHES))
         except NotFound as error:
             if error.status is None:  # the answer lacks it
                 return None
             raise
+
+    def _is_without(self, dataset: Dataset, which: Identifier) -> bool:
+        return boottime_s() < self._without.get((dataset.uri, which), 0.0)
 
     def forget(self, dataset: Dataset, identifier: Identifier, url: SignedURL) -> None:
         """Drop `url`, which the store refused, unless it was already replaced."""
@@ -121,23 +141,29 @@ class Signing:
         answer = self._object(response, dataset)
         if answer.pop("item_urls", None):
             self._urls.add(dataset.uri, self._item_urls(response, dataset, before_s))
-        found = self._block_hashes_in(response, answer, dataset, before_s)
+        found = self._hashes_in(response, answer, dataset, before_s)
         self._urls.add(dataset.uri, found)
         return _Signed(answer, found)
 
-    def _block_hashes_in(
+    def _hashes_in(
         self, response: Answer, answer: dict[str, Any], dataset: Dataset, before_s: float
     ) -> dict[Identifier, SignedURL]:
-        """Return the URL that an answer has; without one remember that there is none."""
-        url = answer.get("block_hashes_url")
-        if isinstance(url, str) and url_is_usable(url):
-            self._without.pop(dataset.uri, None)
-            good_until_s = expiry_of(url, answer, response.headers, before_s)
-            return {BLOCK_HASHES: SignedURL(url, good_until_s)}
-        self._without[dataset.uri] = before_s + WITHOUT_S
-        if len(self._without) > MAX_WITHOUT:
+        """Return the URLs of hashes that an answer has; of the others remember that it has none."""
+        overlays = answer.get("overlay_urls")
+        urls = {
+            BLOCK_HASHES: answer.get("block_hashes_url"),
+            HASH_OVERLAY: overlays.get(hash_overlay.NAME) if isinstance(overlays, dict) else None,
+        }
+        found = {}
+        for which, url in urls.items():
+            if isinstance(url, str) and url_is_usable(url):
+                self._without.pop((dataset.uri, which), None)
+                found[which] = SignedURL(url, expiry_of(url, answer, response.headers, before_s))
+            else:
+                self._without[dataset.uri, which] = before_s + WITHOUT_S
+        while len(self._without) > MAX_WITHOUT:
             self._without.popitem(last=False)
-        return {}
+        return found
 
     def _sign_batch(
         self,
@@ -230,7 +256,7 @@ class Signing:
             Identifier(key): SignedURL(url, expiry_of(url, answer, response.headers, before_s))
             for key, url in urls.items()
         }
-        return signed | self._block_hashes_in(response, answer, dataset, before_s)
+        return signed | self._hashes_in(response, answer, dataset, before_s)
 
     def _object(self, response: Answer, dataset: Dataset) -> dict[str, Any]:
         answer = response.json()

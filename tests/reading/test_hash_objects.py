@@ -36,9 +36,13 @@ class Urls(OneUrl):
     """Signs the one object, or says that there is none."""
 
     is_there = True
+    is_known = False
 
     def block_hashes_url(self, dataset: Dataset) -> SignedURL | None:
         return self.signed() if self.is_there else None
+
+    def knows_block_hashes(self, dataset: Dataset) -> bool:
+        return self.is_known
 
 
 @pytest.fixture
@@ -101,6 +105,19 @@ def test_hashes_of_any_item_are_a_range(
     assert len(asked) <= len({*asked}) + 1, "a chunk is fetched once, beside the head"
     if chunk_bytes > len(OBJECT):
         assert len(asked) == 1, "a small object is fetched once, whole"
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_url_that_is_known_waits_for_no_other(
+    objects: HashObjects, urls: Urls, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    asked = []
+    monkeypatch.setattr(urls, "item_url", lambda *question: asked.append(question))
+    urls.is_known = is_known
+
+    assert objects.fetch(item(0), 0, 1) == hashes_of(0, 0, 1)
+
+    assert len(asked) == (0 if is_known else 1)
 
 
 def test_chunk_is_fetched_once_for_all_who_ask_at_once(

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import uuid as uuid_module
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from dserverfs.base import hash_overlay
 from dserverfs.base.errors import NotFound
-from dserverfs.base.model import BackendURI, Dataset, identifier_of
+from dserverfs.base.model import UUID, BackendURI, Dataset, identifier_of
 from dserverfs.remote import signing
 from dserverfs.remote.api import Resolver
-from tests.support.quirky_server import CONTENTS, HELLO, QuirkyServer, alone, only_hello
+from tests.support.quirky_server import (
+    BASE_URI,
+    CONTENTS,
+    HELLO,
+    OTHERS,
+    QuirkyServer,
+    alone,
+    only_hello,
+    says,
+)
 
 pytest_plugins = ["tests.support.resolver_fixtures"]
 
@@ -156,8 +167,10 @@ def test_other_answers_bring_the_url_of_block_hashes_or_say_that_there_are_none(
 ) -> None:
     if not is_there:
         hashing.quirks.odd_answer = {}
+    assert not resolver.knows_block_hashes(dataset)
     getattr(resolver, ask)(dataset, *([HELLO, alone] if ask == "item_url" else []))
 
+    assert resolver.knows_block_hashes(dataset)
     assert (resolver.block_hashes_url(dataset) is not None) == is_there
     assert hashing.asked("/signed-urls/") == 1
 
@@ -175,6 +188,45 @@ def test_dataset_without_block_hashes_is_asked_about_once_an_hour(
     assert resolver.block_hashes_url(dataset) is None
 
     assert (asked, hashing.asked("/signed-urls/")) == (1, 2)
+
+
+def test_overlay_with_hashes_costs_upstream_no_request_of_its_own(
+    upstream: QuirkyServer, resolver: Resolver
+) -> None:
+    overlays = {hash_overlay.NAME: {HELLO: "md5:hashes"}}
+    with_it, without = (str(uuid_module.uuid4()) for _ in range(2))
+    upstream.add(with_it, CONTENTS, **{**OTHERS, "overlays": overlays})
+    upstream.add(without, CONTENTS, **OTHERS)
+    found = []
+    for uuid in (with_it, without):
+        dataset = resolver.dataset_by_uuid(UUID(uuid), BASE_URI)
+        resolver.item_url(dataset, HELLO, alone)
+        found += [resolver.hash_overlay(dataset) for _ in range(2)]
+
+    assert found[0] is not None
+    assert json.loads(found[0]) == overlays[hash_overlay.NAME]
+    assert found[1:] == [found[0], None, None]
+    assert upstream.asked("/signed-urls/") == 2
+
+
+def test_url_of_the_overlay_that_the_store_refused_is_asked_for_anew(
+    upstream: QuirkyServer, resolver: Resolver, no_waits: None
+) -> None:
+    uuid = str(uuid_module.uuid4())
+    upstream.add(uuid, CONTENTS, **{**OTHERS, "overlays": {hash_overlay.NAME: {}}})
+    dataset = resolver.dataset_by_uuid(UUID(uuid), BASE_URI)
+    resolver.item_url(dataset, HELLO, alone)
+    upstream.store_faults = [says(403, b"<Error><Code>AccessDenied</Code></Error>")]
+
+    assert resolver.hash_overlay(dataset) == b"{}"
+    assert upstream.asked("/signed-urls/") == 2
+
+
+def test_server_that_has_hashes_as_an_object_is_not_asked_for_an_overlay(
+    hashing: QuirkyServer, resolver: Resolver, dataset: Dataset
+) -> None:
+    assert resolver.hash_overlay(dataset) is None
+    assert hashing.asked("/signed-urls/") == 0
 
 
 def test_what_is_known_of_datasets_without_block_hashes_is_bounded(

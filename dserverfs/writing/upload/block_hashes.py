@@ -12,6 +12,7 @@ import base64
 from collections.abc import Callable
 from typing import BinaryIO
 
+from dserverfs.base import hash_overlay
 from dserverfs.base.block_hashes import ManifestDigest
 from dserverfs.base.errors import Unsupported
 from dserverfs.base.hashes import hash_file, new_md5
@@ -35,6 +36,17 @@ def write(dataset: LocalDataset, file: BinaryIO, read: Callable[[Item], bytes]) 
         for item in dataset.items.larger_than(BLOCK_SIZE):
             blocks = known(dataset.path_of(item), item.hash)
             file.write(read(item) if blocks is None else blocks)
+
+
+def with_overlay(dataset: LocalDataset) -> LocalDataset:
+    """Return the dataset with its hashes as an overlay, as far as they are known."""
+    with dataset.known_blocks() as known:
+        overlay = hash_overlay.overlay_of(
+            dataset.items, lambda item: known(dataset.path_of(item), item.hash)
+        )
+    if overlay is None:
+        return dataset
+    return dataset._replace(overlays={**dataset.overlays, hash_overlay.NAME: overlay})
 
 
 def announced(announcement: Announcement) -> AnnouncedTarget:

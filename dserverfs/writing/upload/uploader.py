@@ -45,8 +45,10 @@ MAX_OBJECT_BYTES = 5 * 1024**4  # of S3, in parts
 class Uploader:
     """Puts datasets on one server."""
 
-    def __init__(self, resolver: Resolver, storage: Storage) -> None:
+    def __init__(self, resolver: Resolver, storage: Storage, *, hash_overlay: bool = False) -> None:
+        """`hash_overlay`: block hashes are an overlay where the server keeps no object of them."""
         self._resolver = resolver
+        self._hash_overlay = hash_overlay
         self._routes = resolver.uploads
         self._storage = storage
 
@@ -79,6 +81,8 @@ class Uploader:
         raises ends the upload.
         """
         self._require_sizes(dataset, base_uri)
+        if self._hash_overlay and not self._routes.takes_block_hashes():
+            dataset = block_hashes.with_overlay(dataset)
         sizes = (item.size_in_bytes for item in dataset.items.values())
         tally = Tally(sizes, on_progress, stop)
         announcement = Announcement(self._routes, dataset, base_uri)
