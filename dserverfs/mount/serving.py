@@ -69,7 +69,6 @@ def run(
     where to say that the mount answers; it is closed.
     """
     allocator.keep_freed_memory()
-    mountpoint.require_fuse()
     if options.allow_other:
         mountpoint.require_allow_other()
     mountpoint.prepare(options.path)
