@@ -84,6 +84,7 @@ def _all() -> dict[str, Any]:
     from dserverfs.settings import Settings
     from dserverfs.tree import description
     from dserverfs.writing.edits import journal
+    from dserverfs.writing.staging import left_over
     from dserverfs.writing.staging.area import Staging, servers
 
     mounts = []
@@ -109,7 +110,7 @@ def _all() -> dict[str, Any]:
     settings = Settings.load()
     directory = settings.staging_directory()
     for server in servers(directory):
-        staging = Staging(directory, server)
+        staging = Staging(directory, server, excluded=settings.excluded())
         for base_uri in staging.base_uris():
             for dataset in staging.datasets(base_uri):
                 staged.setdefault(str(dataset.directory), description.of_staged(dataset, None))
@@ -123,6 +124,10 @@ def _all() -> dict[str, Any]:
         "mounts": mounts,
         "staged": sorted(staged.values(), key=lambda one: one["created_at"]),
         "unsent": sorted(unsent.values(), key=lambda one: one["changed_at"]),
+        "kept": [
+            {**kept._asdict(), "directory": str(kept.directory)}
+            for kept in left_over.all_kept(directory)
+        ],
     }
 
 
@@ -182,6 +187,13 @@ def _print_all(found: dict[str, Any]) -> None:
         for why in (staged["reason"], staged["waits_for"]):
             if why:
                 say(f"    {why}")
+        if staged.get("excluded"):  # not of a mount of an earlier version
+            say(f"    excluded: {staged['excluded']}")
+    for kept in found["kept"]:
+        say(
+            f"left out of a frozen dataset, and kept until you delete it: {kept['directory']}:"
+            f" {kept['number_of_files']} files, {size(kept['size_in_bytes'])}"
+        )
     for change in found["unsent"]:
         where = f"{change['dataset']} ({change['name']})"
         say(f"not sent: {where}: {change['path']}, in {change['file']}")

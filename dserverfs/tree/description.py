@@ -71,8 +71,7 @@ def of_staged(
         "directory": str(staged.directory),
         "open_files": staged.writers,
     }
-    number_of_items, size_in_bytes = _amount(staged)
-    facts |= {"number_of_items": number_of_items, "size_in_bytes": size_in_bytes}
+    facts |= _amount(staged)
     progress = freezer.progress(staged) if freezer else None
     if progress is not None:
         facts["progress"] = progress._asdict()
@@ -119,15 +118,23 @@ def attributes(tree: DatasetTree, number: int, server: str) -> dict[str, str]:
     }
 
 
-def _amount(staged: StagedDataset) -> tuple[int, int]:
-    """Return the number of files and their bytes; where the layout is unclear, of all files."""
+def _amount(staged: StagedDataset) -> dict[str, Any]:
+    """Return the number of items and their bytes; where the layout is unclear, of all files."""
+    number_of_items = size_in_bytes = 0
+    excluded = None
     try:
-        found = survey(staged.tree)
+        found = survey(staged.tree, excluded=staged.excluded)
+        number_of_items, size_in_bytes = len(found.items), found.size_in_bytes
+        excluded = str(found.excluded) or None
     except (UsageError, NotFound):
-        return _amount_of_files(staged.tree)
+        number_of_items, size_in_bytes = _amount_of_files(staged.tree)
     except (OSError, ValueError):
-        return 0, 0
-    return len(found.items), found.size_in_bytes
+        pass
+    return {
+        "number_of_items": number_of_items,
+        "size_in_bytes": size_in_bytes,
+        "excluded": excluded,
+    }
 
 
 def _amount_of_files(tree: Path) -> tuple[int, int]:

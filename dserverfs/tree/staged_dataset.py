@@ -113,7 +113,10 @@ class StagedTree:
         if name != DATA or number != self.ROOT or not self._has_link or self.frozen() is not None:
             return False
         names = os.listdir(self.staged.tree)
-        return DATA not in names and any(map(is_item_at_the_top, names))
+        excluded = self.staged.excluded
+        return DATA not in names and any(
+            is_item_at_the_top(name) and name not in excluded for name in names
+        )
 
     def data_link(self) -> Attributes:
         """Return the attributes of that link, but for what makes it one."""

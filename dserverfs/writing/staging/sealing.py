@@ -16,7 +16,6 @@ import contextlib
 import functools
 import json
 import logging
-import shutil
 import sqlite3
 import threading
 import time
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from dserverfs.base.disk_tables import DiskDict, ItemTable
-from dserverfs.base.dtool_layout import AT_THE_TOP, DATA
+from dserverfs.base.dtool_layout import DATA
 from dserverfs.base.durable_files import replacing, sync_file_system
 from dserverfs.base.errors import IntegrityError, ItemChanged, ProtocolError, UsageError
 from dserverfs.base.hashes import MD5
@@ -75,7 +74,7 @@ def describe(
     IntegrityError if a dataset frozen elsewhere is not what its manifest says.
     """
     changes = staged.changes
-    found = survey(staged.tree, layout, by_itself=by_itself)
+    found = survey(staged.tree, layout, excluded=staged.excluded, by_itself=by_itself)
     if by_itself and not found.items and found.manifest is None:
         return None
     # SQLite waits for the disk when it makes a database and when it closes one: before the
@@ -107,26 +106,10 @@ def forget_hashes(staged: StagedDataset) -> None:
     file_hashes.forget(staged.directory / _HASHES)
 
 
-def left_over_directory(staged: StagedDataset) -> Path:
-    """Return where files go that are no part of the dataset when it is frozen."""
-    return staged.directory.with_name(f".kept-{staged.id}")
-
-
 def has_dtool_layout(staged: StagedDataset, local: LocalDataset) -> bool:
     """Return whether the items are in `data/`, by what was sealed."""
     item = next(iter(local.items.values()), None)  # none: of an empty dataset of dtool's
     return item is None or local.path_of(item) == staged.tree / DATA / item.relpath
-
-
-def keep_left_over(staged: StagedDataset, local: LocalDataset) -> None:
-    """Move what is no part of the dataset out of what is about to be deleted."""
-    if not has_dtool_layout(staged, local):
-        return  # every file is a part of it
-    for path in sorted(staged.tree.iterdir()):
-        if path.name not in AT_THE_TOP:
-            kept = left_over_directory(staged)
-            kept.mkdir(mode=0o700, exist_ok=True)
-            shutil.move(str(path), kept / path.name)
 
 
 def load(staged: StagedDataset) -> LocalDataset:
@@ -279,7 +262,11 @@ def _notes(found: Survey, staged: StagedDataset) -> list[str]:
         notes.append(losses)
     if found.left_over:
         names = ", ".join(found.left_over)
-        notes.append(f"left out, and kept in {left_over_directory(staged)}: {names}")
+        notes.append(f"left out, and kept in {staged.kept_directory}: {names}")
+    if found.excluded.count:
+        notes.append(
+            f"DSERVER_EXCLUDE left out, and kept in {staged.kept_directory}: {found.excluded}"
+        )
     return notes
 
 
