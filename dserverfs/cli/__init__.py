@@ -35,6 +35,7 @@ NAMES = (
     "umount",
     "mount-helper",
     "unit",
+    "diff",
     "freeze",
     "discard",
     "status",

@@ -57,25 +57,26 @@ def of_staged(
 
     `asked_by` is a process for which nothing waits.
     """
-    record = staged.record
-    facts: dict[str, Any] = {
-        "state": record.shown_state,
-        "armed": record.armed and not record.manual,
-        "reason": record.reason or staged.problem,
+    facts = {
+        **_in_short(staged),
         "waits_for": freezer.waits_for(staged, asked_by=asked_by) if freezer else None,
-        "name": record.name,
-        "base_uri": str(DserverURI(record.server, record.base_uri)),
-        "uuid": record.uuid or record.id,
-        "creator_username": record.creator_username,
-        "created_at": record.created_at,
-        "directory": str(staged.directory),
-        "open_files": staged.writers,
+        "creator_username": staged.record.creator_username,
+        "created_at": staged.record.created_at,
     }
     facts |= _amount(staged)
     progress = freezer.progress(staged) if freezer else None
     if progress is not None:
         facts["progress"] = progress._asdict()
     return facts
+
+
+def to_be_read(staged: StagedDataset, freezer: Freezer) -> dict[str, Any]:
+    """Return the facts that one needs who reads the files of a staged dataset; reads nothing."""
+    return {
+        **_in_short(staged),
+        "exclude": staged.excluded.patterns,
+        "max_item_bytes": freezer.max_item_bytes,
+    }
 
 
 def of_unusable(directory: Path, base_uri: DserverURI, reason: str) -> dict[str, Any]:
@@ -115,6 +116,20 @@ def attributes(tree: DatasetTree, number: int, server: str) -> dict[str, str]:
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in of_frozen(tree, number, server).items()
         if name in ATTRIBUTES or name.startswith(OVERLAY)
+    }
+
+
+def _in_short(staged: StagedDataset) -> dict[str, Any]:
+    record = staged.record
+    return {
+        "state": record.shown_state,
+        "armed": record.armed and not record.manual,
+        "reason": record.reason or staged.problem,
+        "name": record.name,
+        "base_uri": str(DserverURI(record.server, record.base_uri)),
+        "uuid": record.uuid or record.id,
+        "directory": str(staged.directory),
+        "open_files": staged.writers,
     }
 
 

@@ -27,20 +27,12 @@ from typing import Any, BinaryIO, NamedTuple
 from dserverfs.base.disk_tables import DiskDict, ItemTable
 from dserverfs.base.dtool_layout import DATA
 from dserverfs.base.durable_files import replacing, sync_file_system
-from dserverfs.base.errors import IntegrityError, ItemChanged, ProtocolError, UsageError
+from dserverfs.base.errors import ItemChanged, ProtocolError
 from dserverfs.base.hashes import MD5
-from dserverfs.base.limits import (
-    is_uuid,
-    name_is_valid,
-    parse_json,
-    parse_timestamp,
-    relpath_is_usable,
-    understood,
-    usable_date,
-)
+from dserverfs.base.limits import parse_json, relpath_is_usable, understood, usable_date
 from dserverfs.base.local_dataset import KnownBlocks, LocalDataset
-from dserverfs.base.model import Item, seconds_of
-from dserverfs.writing.staging import file_hashes
+from dserverfs.base.model import seconds_of
+from dserverfs.writing.staging import file_hashes, frozen_elsewhere
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.file_hashes import Hashes
 from dserverfs.writing.staging.survey import Layout, Survey, survey
@@ -50,7 +42,6 @@ logger = logging.getLogger(__name__)
 _SEALED = "sealed"
 _HASHES = "hashes"
 _ITEMS = ', "items": ['  # ends the first line; each item has one of its own
-_EDITED = "; if it was edited on purpose, rm -r its .dtool makes a new dataset of it"
 
 
 class Described(NamedTuple):
@@ -169,8 +160,10 @@ def _describe(staged: StagedDataset, found: Survey, hashes: DiskDict) -> LocalDa
             "frozen_at": time.time(),
         }
     else:
-        admin = _require_admin(found.admin_metadata)
-        timestamps = _require_same(found, found.manifest, hashes)
+        admin = frozen_elsewhere.require_admin(found.admin_metadata)
+        timestamps = frozen_elsewhere.require_same(
+            found, found.manifest, lambda file: str(hashes[str(file.path)])
+        )
     items = ItemTable()
     for relpath, file in found.items.items():
         if timestamps is None:
@@ -198,49 +191,6 @@ def _known_blocks(staged: StagedDataset) -> Iterator[KnownBlocks]:
     """Give the hashes of blocks that were made with the MD5, by this process or an earlier one."""
     with Hashes(staged.directory / _HASHES, staged.tree) as hashes:
         yield hashes.known_blocks
-
-
-def _require_admin(admin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the admin metadata of a dataset frozen elsewhere; raises UsageError if it is none."""
-    uuid, name = admin.get("uuid"), admin.get("name")
-    if not isinstance(uuid, str) or not is_uuid(uuid):
-        raise UsageError(f".dtool/dtool: {uuid!r} is not a uuid")
-    if not isinstance(name, str) or not name_is_valid(name):
-        raise UsageError(f".dtool/dtool: {name!r} is not a dataset's name")
-    for key in ("creator_username", "frozen_at"):
-        if key not in admin:
-            raise UsageError(f".dtool/dtool: has no {key}")
-    dates = {key: _date(key, admin[key]) for key in ("frozen_at", "created_at") if key in admin}
-    return {**admin, **dates}
-
-
-def _date(key: str, value: object) -> float:
-    try:
-        return parse_timestamp(value)
-    except ProtocolError as error:
-        raise UsageError(f".dtool/dtool: {key}: {error}") from error
-
-
-def _require_same(found: Survey, manifest: Mapping[str, Any], hashes: DiskDict) -> dict[str, float]:
-    """Return the manifest's timestamps by relpath; raises IntegrityError where files differ."""
-    if manifest.get("hash_function") != MD5:
-        raise UsageError(f"its hash function {manifest.get('hash_function')!r} is not MD5")
-    timestamps: dict[str, float] = {}
-    items = manifest.get("items", {})
-    if not isinstance(items, dict):
-        raise UsageError(".dtool/manifest.json: its items are no object")
-    for identifier, entry in items.items():
-        item = Item.from_json(identifier, entry)
-        file = found.items.get(item.relpath)
-        if file is None:
-            raise IntegrityError(f"{item.relpath}: is in the manifest, but not there{_EDITED}")
-        if file.size_in_bytes != item.size_in_bytes or hashes[str(file.path)] != item.hash:
-            raise IntegrityError(f"{item.relpath}: is not what the manifest says{_EDITED}")
-        timestamps[item.relpath] = parse_timestamp(entry.get("utc_timestamp", 0.0))
-    extra = found.items.keys() - timestamps.keys()
-    if extra:
-        raise IntegrityError(f"{min(extra)}: is there, but not in the manifest{_EDITED}")
-    return timestamps
 
 
 def _hash(hashes: Hashes, found: Survey, stop: threading.Event) -> DiskDict:

@@ -44,6 +44,7 @@ from dserverfs.base.limits import MAX_README_BYTES
 
 _REPLACED = f"{README}-"  # what dtool's disk broker calls a README that it replaced
 NAMED = 5  # of what is lost
+REMEMBERED = 1000
 
 
 def is_item_at_the_top(name: str) -> bool:
@@ -73,12 +74,12 @@ class Lost:
 
     def add(self, relpath: str) -> None:
         self.count += 1
-        if len(self.first) < NAMED:
+        if len(self.first) < REMEMBERED:
             self.first.append(relpath)
 
     def __str__(self) -> str:
-        more = f" and {self.count - len(self.first)} more" if self.count > len(self.first) else ""
-        return f"{', '.join(self.first)}{more}"
+        more = f" and {self.count - NAMED} more" if self.count > NAMED else ""
+        return f"{', '.join(self.first[:NAMED])}{more}"
 
 
 @dataclass(frozen=True)
