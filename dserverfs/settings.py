@@ -33,6 +33,8 @@ before what is set for all.
                                  writes them as an overlay; none: it does not (default)
     DSERVER_EXCLUDE              patterns of names that never become items, as a shell's words, or
                                  a list in dtool.json; set to nothing: every file is an item
+    DTOOL_README_TEMPLATE_FPATH  what README.yml begins as in an editor, a template of dtool's
+    DTOOL_USER_FULL_NAME, DTOOL_USER_EMAIL  are filled into it
     DSERVER_CORE_DUMPS           true: the memory of the daemon and of `serve`, which has tokens
                                  and keys, may be read by debuggers (default false)
     DSERVER_LOG_STALLS_MS        a mount logs what holds it up for longer than that
@@ -73,6 +75,9 @@ PUBLISH_EXPIRY = "DTOOL_S3_PUBLISH_EXPIRY"
 STAGING_DIR = "DSERVER_STAGING_DIR"
 BLOCK_HASHES = "DSERVER_BLOCK_HASHES"
 EXCLUDE = "DSERVER_EXCLUDE"
+README_TEMPLATE = "DTOOL_README_TEMPLATE_FPATH"
+USER_FULL_NAME = "DTOOL_USER_FULL_NAME"
+USER_EMAIL = "DTOOL_USER_EMAIL"
 CORE_DUMPS = "DSERVER_CORE_DUMPS"
 STALL_MS = "DSERVER_LOG_STALLS_MS"
 
@@ -317,6 +322,17 @@ class Settings:
                     f"{EXCLUDE}: {pattern!r} cannot be a name's pattern: it is text without /"
                 )
         return Excluded(patterns)
+
+    def readme_template(self) -> Path | None:
+        """Return the file with the user's template of README.yml, if there is one."""
+        value = self.get(README_TEMPLATE)
+        return Path(value).expanduser().absolute() if value else None
+
+    def user_full_name(self) -> str:
+        return self.get(USER_FULL_NAME) or "Your Name"
+
+    def user_email(self) -> str:
+        return self.get(USER_EMAIL) or "you@example.com"
 
     def state_directory(self) -> Path:
         """Return where logs go that the user did not name a file for."""

@@ -7,6 +7,7 @@ the work, so a command needs no more than its own dependencies. Shared modules:
     arguments         kinds of arguments, one line of output
     log_file          the log of a mount                      (mount)
     mount_options     what the -o of a mount say             (mount, mount-helper)
+    readme            README.yml of a message, or in an editor (freeze)
     progress          the progress line, sizes as people read them
     mounted           the daemon of a path in a mount          (freeze, discard, status, ...)
     whole_items       work on many items, with progress        (warm, verify, prove)

@@ -131,3 +131,25 @@ def test_diff_of_what_can_be_read_both_ways_says_so(dataset: Path, current_user:
     assert [item["relpath"] for item in as_dtool["items"]] == ["item"]
     assert as_dtool["left_out"] == ["beside"]
     assert diff(current_user, dataset, "--layout", "items")["number_of_items"] == 2
+
+
+def test_message_is_the_description_of_the_dataset(dataset: Path, current_user: Account) -> None:
+    (dataset / "item").write_text("item")
+
+    freeze(current_user, dataset, "--message", "first: run")
+    again = current_user.dserverfs("freeze", dataset, "--message", "second")
+
+    assert (dataset / "README.yml").read_text() == '---\ndescription: "first: run"\n'
+    assert again.returncode == 1
+    assert f"{dataset.name}: is frozen" in again.stderr
+
+
+def test_message_beside_a_readme_freezes_nothing(dataset: Path, current_user: Account) -> None:
+    (dataset / "README.yml").write_text("description: mine\n")
+
+    done = current_user.dserverfs("freeze", dataset, "--message", "other")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "README.yml: is there, and stays as it is" in done.stderr
+    assert (dataset / "README.yml").read_text() == "description: mine\n"
+    assert status(current_user, dataset)["state"] == "open"
