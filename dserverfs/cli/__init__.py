@@ -4,6 +4,7 @@
 returns the exit status or raises DserverfsError. That function imports the modules that do
 the work, so a command needs no more than its own dependencies. Shared modules:
 
+    parser            all of them together: messages, hints, form of the help
     arguments         kinds of arguments, one line of output
     log_file          the log of a mount                      (mount)
     mount_options     what the -o of a mount say             (mount, mount-helper)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dserverfs.cli.arguments import Commands, say
+from dserverfs.cli.arguments import Commands, example, say
 
 if TYPE_CHECKING:
     from dserverfs.base.disk_tables import DiskDict
@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
         "Show the items that `dserverfs freeze DIR` would make, what it would leave out, and the"
         " metadata. Changes nothing. Exits with 1 if DIR could not be frozen."
     )
-    parser.add_argument("directory", metavar="DIR", type=Path)
+    parser.add_argument("directory", metavar="DIR", type=Path, help="the dataset, in a mount")
     parser.add_argument(
         "--layout", choices=["items", "dtool"], help="read DIR as freeze does with this option"
     )
@@ -32,6 +32,7 @@ def add(commands: Commands) -> None:
         "--hash", action="store_true", help="read all files, and show the MD5 of each"
     )
     parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.epilog = example("dserverfs diff ~/lab/my-results")
     parser.set_defaults(command=_run)
 
 

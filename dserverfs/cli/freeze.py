@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dserverfs.cli.arguments import Commands, say
+from dserverfs.cli.arguments import Commands, example, say
 
 if TYPE_CHECKING:
     from dserverfs.cli.mounted import MountedPath
@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
         " registered. Prints its URI. A dataset that cannot be frozen stays staged; freeze can be"
         " tried again. What it would make is shown by `dserverfs diff DIR`."
     )
-    parser.add_argument("directory", metavar="DIR", type=Path)
+    parser.add_argument("directory", metavar="DIR", type=Path, help="the dataset, in a mount")
     parser.add_argument(
         "--layout",
         choices=["items", "dtool"],
@@ -37,6 +37,10 @@ def add(commands: Commands) -> None:
         "--edit",
         action="store_true",
         help="write README.yml in $EDITOR first; a new one begins as dtool's template",
+    )
+    parser.epilog = example(
+        "dserverfs freeze ~/lab/my-results",
+        "dserverfs freeze ~/lab/my-results --message 'Growth of line 7, May 2026'",
     )
     parser.set_defaults(command=_run)
 

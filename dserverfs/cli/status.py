@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dserverfs.cli.arguments import LEVELS, Commands, moment, say
+from dserverfs.cli.arguments import LEVELS, Commands, example, moment, say
 
 if TYPE_CHECKING:
     from dserverfs.mount.control import Address
@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
         " changes of frozen datasets that are not sent, each with the reason, and when tokens"
         " expire. Exits with 1 if a mount does not answer."
     )
-    parser.add_argument("path", metavar="PATH", type=Path, nargs="?")
+    parser.add_argument("path", metavar="PATH", type=Path, nargs="?", help="anything in a mount")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument(
         "--log-level",
@@ -36,6 +36,7 @@ def add(commands: Commands) -> None:
         choices=LEVELS,
         help="change what the mount of PATH logs from now on, and say where its log is",
     )
+    parser.epilog = example("dserverfs status", "dserverfs status ~/lab/my-results")
     parser.set_defaults(command=_run)
 
 
