@@ -214,6 +214,12 @@ class Settings:
             if not name.startswith(".")
         }
 
+    def servers(self) -> list[str]:
+        """Return the servers that are known: that of DSERVER_URL, and those with a kept token."""
+        url = self.get(URL)
+        named = [] if url is None else [_split(URL, url).netloc]
+        return list(dict.fromkeys([*named, *self.kept_token_files()]))
+
     def kept_address_file(self, server: str) -> Path:
         """Return where `login` keeps the address that it was given for `server`."""
         return self.kept_token_file(server).parent.with_name("addresses") / _file_name(server)

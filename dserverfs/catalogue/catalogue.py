@@ -28,8 +28,9 @@ from dserverfs.base.errors import (
     UsageError,
 )
 from dserverfs.base.items import ItemContent
-from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI, User
+from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI, User, is_below
 from dserverfs.base.printable import listed
+from dserverfs.catalogue.finding import Finder
 from dserverfs.catalogue.items import IndexedItems, parse_manifest
 from dserverfs.catalogue.manifest_index import ManifestIndex
 from dserverfs.catalogue.manifest_indexing import pieces_of
@@ -88,6 +89,7 @@ class Catalogue:
         self._readmes: OrderedDict[BackendURI, RefreshedValue[bytes]] = OrderedDict()
         self._metadata: OrderedDict[BackendURI, RefreshedValue[Metadata]] = OrderedDict()
         self._manifests = Manifests(answers, server, directory, explain=self._explained)
+        self.finder = Finder(answers, self._present_user, self.items)
         # Datasets registered by us, each with the time until which it is listed even if the
         # server's answer, which may be older, lacks it.
         self._learned: dict[BackendURI, tuple[Dataset, float]] = {}
@@ -263,7 +265,7 @@ class Catalogue:
                 return None
             found = self.base_uris_of(uri.uuid) & set(user.search_base_uris)
             uri = replace(uri, base_uri=only_base_uri(uri, found, f"user {user.username}"))
-        elif not any(_is_below(known, uri.base_uri) for known in user.search_base_uris):
+        elif not any(is_below(known, uri.base_uri) for known in user.search_base_uris):
             raise PermissionDenied(
                 f"{uri}: user {user.username} has no search permission on {uri.base_uri},"
                 f" or the server does not have it; permitted: {listed(user.search_base_uris)}"
@@ -283,7 +285,7 @@ class Catalogue:
         return [
             dataset
             for base_uri in self._user.at_hand().search_base_uris
-            if _is_below(base_uri, uri.base_uri)
+            if is_below(base_uri, uri.base_uri)
             for dataset in self.listed(base_uri)
         ]
 
@@ -314,6 +316,11 @@ class Catalogue:
     def registering_user(self) -> User:
         """Return the token's user with the rights of now; raises Unreachable."""
         return self._answers.present_user()
+
+    def _present_user(self) -> User:
+        user = self._answers.present_user()
+        self.learn_user(user)
+        return user
 
     def _note(self, datasets: list[Dataset]) -> list[Dataset]:
         with self._lock:
@@ -403,8 +410,3 @@ def only_base_uri(uri: DserverURI, found: Collection[str], user: str) -> str:
         full = sorted(str(replace(uri, base_uri=base_uri)) for base_uri in found)
         raise UsageError(f"{uri}: is in several base URIs; use one of {listed(full)}")
     return next(iter(found))
-
-
-def _is_below(base_uri: str, other: str | None) -> bool:
-    """Return whether `base_uri` is `other` or in it; None has all."""
-    return other is None or base_uri == other or base_uri.startswith(f"{other}/")

@@ -15,6 +15,7 @@ the work, so a command needs no more than its own dependencies. Shared modules:
       remote_items      items of a server
       local_items       items of a directory
     proofs            whole datasets compared, and their block hashes (prove)
+    found_datasets    what is found, as JSON and as a table     (find)
     serve_management  the table of `serve user add` and the other actions
       server_actions    their functions
     demo_mount        the demonstration, in processes of its own
@@ -41,6 +42,7 @@ NAMES = (
     "freeze",
     "discard",
     "status",
+    "find",
     "warm",
     "verify",
     "prove",
