@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dserverfs.base.clock import boottime_s
+from dserverfs.base.conditions import Conditions
 from dserverfs.base.errors import (
     DserverfsError,
     NotFound,
@@ -59,6 +60,7 @@ RENEW_S = 2.0  # a younger listing is not asked for again because a name is not 
 REFRESH_THREADS = 4
 MAX_DATASETS = 10_000  # whose README and metadata are in memory: guess
 UUID_DIRECTORY = ".uuid"
+FIND_DIRECTORY = ".find"
 
 
 class Catalogue:
@@ -121,7 +123,9 @@ class Catalogue:
         with self._lock:
             listing = self._listings.get(base_uri)
             if listing is None:
-                names = self._names.setdefault(base_uri, DatasetNames(reserved | {UUID_DIRECTORY}))
+                names = self._names.setdefault(
+                    base_uri, DatasetNames(reserved | {UUID_DIRECTORY, FIND_DIRECTORY})
+                )
                 listing = self._listings[base_uri] = self._refreshed(
                     lambda: names.bind(self._with_learned(base_uri))
                 )
@@ -168,6 +172,12 @@ class Catalogue:
             listing = self._listings.get(base_uri)
         if listing is not None:
             listing.forget()
+
+    def fetch_listing(self, base_uri: str) -> None:
+        """Fetch a listing that was asked for before anew; blocks. Raises what fetching raises."""
+        with self._lock:
+            listing = self._listings[base_uri]
+        listing.renewed()
 
     def forget(self, dataset: Dataset) -> None:
         """Drop what can change of a dataset: its own user has changed it.
@@ -313,6 +323,15 @@ class Catalogue:
         found = self._note(self._answers.accepted_datasets_by_uuid(uuid))
         return {dataset.base_uri for dataset in found}
 
+    def search(
+        self, uri: DserverURI, conditions: Conditions
+    ) -> RefreshedValue[tuple[DserverURI, ...]]:
+        """Return what `finder` finds at or below `uri`, the oldest first; the caller keeps it.
+
+        Raises ProtocolError, when it is loaded, if one of the datasets cannot be looked into.
+        """
+        return self._refreshed(lambda: self._found(uri, conditions))
+
     def registering_user(self) -> User:
         """Return the token's user with the rights of now; raises Unreachable."""
         return self._answers.present_user()
@@ -321,6 +340,12 @@ class Catalogue:
         user = self._answers.present_user()
         self.learn_user(user)
         return user
+
+    def _found(self, uri: DserverURI, conditions: Conditions) -> tuple[DserverURI, ...]:
+        findings = self.finder.find(uri, conditions)
+        for dataset, error in findings.failed:
+            raise ProtocolError(f"{dataset.uri}: cannot be looked into: {error}") from error
+        return tuple(self.uri_of(found.dataset) for found in reversed(findings.found))
 
     def _note(self, datasets: list[Dataset]) -> list[Dataset]:
         with self._lock:
