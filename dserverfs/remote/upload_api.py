@@ -19,12 +19,12 @@ from dserverfs.base.errors import (
     Unreachable,
     UnusableAnswer,
 )
+from dserverfs.base.item_stream import ItemStream
 from dserverfs.base.limits import understood
 from dserverfs.base.model import Identifier
 from dserverfs.base.retry import AWAY_OR_EXPIRED, Deadline, Retries
 from dserverfs.remote.answers import Answer
 from dserverfs.remote.json_body import Items, JsonBody
-from dserverfs.remote.manifest_parsing import ItemStream
 from dserverfs.remote.routes import Routes, quote
 from dserverfs.remote.signed_urls import expiry_of
 from dserverfs.remote.upload_urls import UploadUrl, UploadUrls, UrlTable

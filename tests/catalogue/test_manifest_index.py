@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dserverfs.base import limits
+from dserverfs.base import item_stream, limits
 from dserverfs.base.errors import NotFound, ProtocolError
 from dserverfs.base.model import identifier_of
 from dserverfs.catalogue import manifest_indexing
@@ -173,7 +173,7 @@ def test_index_does_not_depend_on_where_the_manifest_is_cut(tmp_path: Path) -> N
 def test_parts_of_a_manifest_are_the_whole(
     monkeypatch: pytest.MonkeyPatch, indent: int | None, keys: tuple[str, str]
 ) -> None:
-    monkeypatch.setattr(manifest_parsing, "PART_BYTES", 300)
+    monkeypatch.setattr(item_stream, "PART_BYTES", 300)
     tricky = {"0" * 40: {"relpath": "x"}, "1" * 40: {"relpath": "y"}}
     items = {
         identifier_of(str(number)): {
@@ -281,7 +281,7 @@ def test_endless_manifest_without_items_is_given_up(start: bytes) -> None:
     stream.feed(start)
 
     with pytest.raises(ProtocolError, match="no item in"):
-        stream.feed(b"x" * (manifest_parsing.MAX_PART_BYTES + 1))
+        stream.feed(b"x" * (item_stream.MAX_PART_BYTES + 1))
 
 
 @pytest.mark.parametrize("name", [None, 5, ["md5"], "x" * 10_000, "\ud800"])

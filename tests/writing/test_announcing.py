@@ -10,12 +10,12 @@ from typing import Any, cast
 import pytest
 
 from dserverfs.base.errors import ProtocolError, UsageError
+from dserverfs.base.item_stream import PART_BYTES, ItemStream
 from dserverfs.base.model import identifier_of
 from dserverfs.base.retry import Deadline
 from dserverfs.remote.answers import Answer
 from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.json_body import JsonBody
-from dserverfs.remote.manifest_parsing import PART_BYTES, ItemStream
 from dserverfs.remote.routes import Routes
 from dserverfs.remote.upload_api import UploadRoutes
 from dserverfs.remote.upload_urls import UploadUrl, UrlTable
