@@ -16,10 +16,17 @@
       metadata        changes of README, tags, annotations, overlays, name
       publications    links by which dtool-http reads a dataset
       accounts        POST /token, /auth/..., GET /config/health
+      logins          passwords checked, for these and for the pages
         guesses         limits of guessing passwords
       core_views      answers of our own to routes of dservercore
       request_check   the check of every request before its route
       answers         JSON, and the answer to each error
+
+    pages/          HTML for a browser
+      views           the pages, and their rows of the table of rights
+      page_routing    from a row to a view: session, right, handler
+      rendering       templates, in which all is escaped (pure)
+      readme          a README's YAML as a tree (pure)
 
     database/       datasets and users, in dservercore's database and in buckets
       search          search plugin (SQLite FTS5)
@@ -35,7 +42,8 @@
         stored_metadata the changeable metadata in the bucket
       indexing        from a dataset in a bucket to the database
         bucket_index    all datasets of a bucket
-      passwords, tokens, links   of users
+      item_pages      items of a dataset, so many at a time
+      passwords, tokens, sessions, links   of users
       sql             statements in the session of dservercore
       forms           forms of bodies, and their refusal (pure)
       item_rules      rules for items, as tables (pure)

@@ -26,6 +26,7 @@ from dserverfs.server.database import (
     passwords,
     retrieve,
     search,
+    sessions,
     sql,
     stored_block_hashes,
     tokens,
@@ -33,8 +34,10 @@ from dserverfs.server.database import (
     uploads,
 )
 from dserverfs.server.datadir import DataDirectory
+from dserverfs.server.pages import views
 from dserverfs.server.routes import answers, table
 from dserverfs.server.routes.answers import answer
+from dserverfs.server.routes.logins import Logins
 from dserverfs.server.routes.request_check import RequestCheck
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.stores import Stores
@@ -46,7 +49,7 @@ _PLUGINS = {
 }
 _MODULES_WITH_TABLES = (
     *(search, retrieve, uploads, upload_place, part_uploads),
-    *(changes, passwords, tokens, links, stored_block_hashes),
+    *(changes, passwords, tokens, links, sessions, stored_block_hashes),
 )
 _SECRETS = ["JWT_PRIVATE_KEY", "SECRET_KEY", "SQLALCHEMY_DATABASE_URI"]
 
@@ -65,7 +68,9 @@ def create(directory: DataDirectory, stores: Stores, settings: ServerSettings) -
     # It logs the headers of each request at DEBUG, tokens and all.
     app.logger.setLevel(max(logging.INFO, app.logger.getEffectiveLevel()))
     app.view_functions["config.server_versions"] = _versions
-    table.install(app, stores, settings)
+    logins = Logins()
+    table.install(app, stores, settings, logins)
+    views.install(app, stores, logins)
     RequestCheck(stores).install(app)
     answers.install(app)
     with app.app_context():

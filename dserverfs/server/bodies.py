@@ -19,7 +19,7 @@ from waitress.utilities import Error, RequestEntityTooLarge
 from dserverfs.server.request_limits import WITHOUT_TOKEN_BYTES, max_body_bytes
 
 _BEARER = "Bearer "
-_OF_LOGIN = ("/token", "/auth/token")
+_OF_LOGIN = ("/token", "/auth/token", "/browse/login")
 
 
 def limited_channel(public_key_pem: str) -> type[HTTPChannel]:

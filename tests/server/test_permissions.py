@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from dserverfs.base.model import identifier_of
+from dserverfs.server.pages import views as pages
 from dserverfs.server.routes import table
+from dserverfs.server.routes.logins import Logins
 from dserverfs.server.routes.routing import Right
 from tests.support.server_app import AppClient
 from tests.support.servers import ServerHandle, encoded, new_uuid, upload_body
@@ -83,6 +85,16 @@ ROUTES: dict[tuple[str, str], str] = {
     ("GET", "/base-uris/<path:base_uri>"): ADMIN,
     ("PUT", "/base-uris/<path:base_uri>"): ADMIN,
     ("DELETE", "/base-uris/<path:base_uri>"): ADMIN,
+}
+# Pages know their user by a cookie; their tests are in test_pages.
+PAGES: dict[tuple[str, str], str] = {
+    ("GET", "/"): KNOWN,
+    ("GET", "/browse/dataset/<path:uri>"): SEARCH,
+    ("GET", "/browse/item/<path:uri>"): SEARCH,
+    ("GET", "/browse/login"): ANYBODY,
+    ("POST", "/browse/login"): ANYBODY,
+    ("POST", "/browse/logout"): ANYBODY,
+    ("GET", "/browse/style.css"): ANYBODY,
 }
 LOGIN = ("/token", "/auth/token")  # which refuse a wrong password as if it were a token
 USERS = ("nobody", "none", "searcher", "registrar", "both", "boss")
@@ -177,7 +189,7 @@ def test_every_route_is_in_the_table(client: AppClient) -> None:
         if method not in ("HEAD", "OPTIONS")
     }
 
-    assert routes == set(ROUTES)
+    assert routes == {*ROUTES, *PAGES}
 
 
 def test_our_routes_need_the_rights_of_the_table(client: AppClient) -> None:
@@ -189,11 +201,16 @@ def test_our_routes_need_the_rights_of_the_table(client: AppClient) -> None:
         Right.REGISTER: REGISTER,
         Right.SEARCH | Right.REGISTER: BOTH,
     }
-    ours = (*table.REPLACED.values(), *table.routes(client.stores, client.settings))
+    logins = Logins()
+    ours = (
+        *table.REPLACED.values(),
+        *table.routes(client.stores, client.settings, logins),
+        *pages.routes(client.stores, logins),
+    )
 
     assert len(ours) > 20
     for route in ours:
-        assert ROUTES[route.method, route.rule] == needed[route.right], route.address
+        assert {**ROUTES, **PAGES}[route.method, route.rule] == needed[route.right], route.address
         views = {
             client.app.view_functions[rule.endpoint]
             for rule in client.app.url_map.iter_rules()

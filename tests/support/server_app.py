@@ -14,8 +14,9 @@ import urllib3
 from flask import Flask
 
 from dserverfs.server import app, management
-from dserverfs.server.database import tokens
+from dserverfs.server.database import sessions, tokens
 from dserverfs.server.datadir import DataDirectory
+from dserverfs.server.pages.page_routing import cookie_name
 from dserverfs.server.store.bucket import ObjectStore
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.stores import Stores
@@ -48,6 +49,7 @@ class AppClient:
         self.stores = _SwitchedStores(self.store, lambda bucket: None)
         self.requests: Counter[str] = Counter()
         self._tokens: dict[str, str] = {}
+        self._sessions: dict[str, str] = {}
         self.store.client.meta.events.register("before-call.s3", self._count)
         self.settings = ServerSettings(lambda key: None)
         self.app: Flask = app.create(data, self.stores, self.settings)
@@ -93,6 +95,32 @@ class AppClient:
         if username is not None:
             sent["Authorization"] = f"Bearer {self.token(username)}"
         return self._client.open(path, method=method, json=body, headers=sent)
+
+    def session(self, username: str) -> str:
+        """Return the cookie of a browser in which that user has logged in."""
+        if username not in self._sessions:
+            with self.app.app_context():
+                secret = sessions.begin(username, TOKEN_LIFE)
+                dservercore.sql_db.session.commit()
+                self._sessions[username] = f"{cookie_name()}={secret}"
+        return self._sessions[username]
+
+    def browse(
+        self,
+        path: str,
+        form: Mapping[str, str] | None = None,
+        *,
+        username: str | None = "grumpy",
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Ask for a page, or send a form, as that user's browser, or one of nobody's."""
+        cookie = {} if username is None else {"Cookie": self.session(username)}
+        return self.app.test_client(use_cookies=False).open(
+            path,
+            method="GET" if form is None else "POST",
+            data=form,
+            headers={"Accept": "text/html,*/*;q=0.8", **cookie, **(headers or {})},
+        )
 
     def post(self, path: str, body: Any) -> Any:
         return self.request("POST", path, body)

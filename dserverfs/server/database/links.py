@@ -34,13 +34,13 @@ class Link(NamedTuple):
 def add(token: str, link: Link) -> None:
     """Keep a link, and delete those that have expired."""
     sql.execute("DELETE FROM dserverfs_publication WHERE expires_at < :now", now=time.time())
-    sql.insert("dserverfs_publication", token_hash=_hash(token), **link._asdict())
+    sql.insert("dserverfs_publication", token_hash=hash_of(token), **link._asdict())
 
 
 def find(token: str) -> Link | None:
     row = sql.execute(
         "SELECT uri, username, expires_at FROM dserverfs_publication WHERE token_hash = :hash",
-        hash=_hash(token),
+        hash=hash_of(token),
     ).first()
     return None if row is None else Link(*row)
 
@@ -60,5 +60,6 @@ def _delete_links(_mapper: object, connection: Connection, user: User) -> None:
     )
 
 
-def _hash(token: str) -> str:
+def hash_of(token: str) -> str:
+    """Return what is kept in place of a random text that opens something."""
     return hashlib.sha256(token.encode()).hexdigest()

@@ -44,13 +44,13 @@ _ADVANCE = (
 
 def new_token(username: str, life: datetime.timedelta) -> str:
     """Return a token for `username`, of the present generation."""
-    return _token(username, life, {_CLAIM: _generation_of(username)})
+    return _token(username, life, {_CLAIM: generation_of(username)})
 
 
 def new_session(username: str, life: datetime.timedelta) -> str:
     """Return a token for `username` that can be renewed."""
     end_s = int(time.time() + SESSION_LIFE.total_seconds())
-    return _token(username, life, {_CLAIM: _generation_of(username), _SESSION_END: end_s})
+    return _token(username, life, {_CLAIM: generation_of(username), _SESSION_END: end_s})
 
 
 def renewed(claims: Mapping[str, Any], life: datetime.timedelta) -> str | None:
@@ -81,7 +81,7 @@ def revoke(username: str) -> None:
 @jwt.token_in_blocklist_loader  # type: ignore[untyped-decorator]
 def _is_revoked(_header: Mapping[str, Any], claims: Mapping[str, Any]) -> bool:
     """Return whether a token, whose signature is good, is of an earlier generation."""
-    return bool(claims.get(_CLAIM, 0) != _generation_of(str(claims.get("sub"))))
+    return bool(claims.get(_CLAIM, 0) != generation_of(str(claims.get("sub"))))
 
 
 @event.listens_for(User, "after_delete")
@@ -90,7 +90,8 @@ def _revoke_all(_mapper: object, connection: Connection, user: User) -> None:
     connection.execute(text(_ADVANCE), {"name": user.username})
 
 
-def _generation_of(username: str) -> int:
+def generation_of(username: str) -> int:
+    """Return the number that all good tokens of the user have."""
     statement = "SELECT generation FROM dserverfs_token_generation WHERE username = :username"
     found: int | None = sql.value(statement, username=username)
     return found or 0

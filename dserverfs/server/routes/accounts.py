@@ -12,20 +12,17 @@ After too many wrong passwords the answer is 429 with Retry-After.
 from __future__ import annotations
 
 import datetime
-import math
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any
 
-from flask import Response, request
+from flask import Response
 from flask_jwt_extended import get_jwt
 from marshmallow import fields
 
 from dserverfs.base.errors import UsageError
-from dserverfs.base.limits import is_text
-from dserverfs.server.database import forms, passwords, tokens
+from dserverfs.server.database import forms, tokens
 from dserverfs.server.routes.answers import error_answer
-from dserverfs.server.routes.guesses import Guesses
+from dserverfs.server.routes.logins import Logins
 from dserverfs.server.routes.routing import Asked
 
 LOGIN_TOKEN_LIFE = datetime.timedelta(days=7)
@@ -37,26 +34,17 @@ LOGIN = forms.form(username=fields.String(required=True), password=fields.String
 class Accounts:
     """The handlers of one app."""
 
-    def __init__(self) -> None:
-        self._guesses = Guesses()
+    def __init__(self, logins: Logins) -> None:
+        self._logins = logins
 
     def post_token(self, asked: Asked) -> Mapping[str, Any] | Response:
         """Exchange a username and a password for a token."""
         username, password = asked.body["username"], asked.body["password"]
-        forms.require(
-            is_text(username + password), "username or password has text that UTF-8 cannot hold"
-        )
-        address = request.remote_addr or ""
-        if wait_s := self._guesses.begin(username, address):
-            refused = error_answer(
-                HTTPStatus.TOO_MANY_REQUESTS,
-                f"too many wrong passwords; try again in {math.ceil(wait_s)} s",
-            )
-            refused.headers["Retry-After"] = str(math.ceil(wait_s))
+        if refusal := self._logins.refusal(username, password):
+            refused = error_answer(refusal.status, refusal.message)
+            if refusal.wait_s:
+                refused.headers["Retry-After"] = str(refusal.wait_s)
             return refused
-        if not passwords.is_right(username, password):
-            return error_answer(HTTPStatus.UNAUTHORIZED, "wrong username or password")
-        self._guesses.was_right(username, address)
         token = tokens.new_session(username, LOGIN_TOKEN_LIFE)
         return {"token": token, "username": username, "token_type": "Bearer", "status": "success"}
 

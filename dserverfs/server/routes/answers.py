@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 from dservercore import UnknownURIError
 from dservercore.extensions import sql_db
@@ -38,6 +38,7 @@ _STATUS: tuple[tuple[type[DserverfsError], HTTPStatus], ...] = (
 )
 # Input that nothing has refused raises these in Python and SQLite.
 _OF_INPUT = (RecursionError, UnicodeError, OverflowError)
+HANDLED = (DserverfsError, UnknownURIError, DatabaseIntegrityError, *_OF_INPUT)
 
 
 def answer(body: Mapping[str, Any], status: HTTPStatus = HTTPStatus.OK) -> Response:
@@ -49,35 +50,36 @@ def error_answer(status: HTTPStatus, message: str) -> Response:
     return answer({"code": int(status), "status": status.phrase, "message": message}, status)
 
 
+class Told(NamedTuple):
+    """What is said of an error."""
+
+    status: HTTPStatus
+    message: str
+
+
+def told(error: Exception) -> Told:
+    """Return how an error that is HANDLED is answered, and roll back what it broke off."""
+    sql_db.session.rollback()
+    if isinstance(error, DserverfsError):
+        return Told(_status_of(error), str(error))
+    if isinstance(error, UnknownURIError):
+        return Told(HTTPStatus.NOT_FOUND, f"{error} is not registered")
+    if isinstance(error, DatabaseIntegrityError):
+        return Told(HTTPStatus.CONFLICT, "it exists already, or something else needs it")
+    return Told(HTTPStatus.BAD_REQUEST, "a value is too large, too deep, or no text")
+
+
 def install(app: Flask) -> None:
     """Answer the errors of all routes, dservercore's included."""
-    app.register_error_handler(DserverfsError, _report)
-    app.register_error_handler(UnknownURIError, _unknown)
-    app.register_error_handler(DatabaseIntegrityError, _conflict)
-    for error in _OF_INPUT:
-        app.register_error_handler(error, _refused)
+    for kind in HANDLED:
+        app.register_error_handler(kind, lambda error: error_answer(*told(error)))
 
 
-def _report(error: DserverfsError) -> Response:
-    """Answer with the error's own status, else that of its class."""
-    sql_db.session.rollback()
+def _status_of(error: DserverfsError) -> HTTPStatus:
+    """Return the error's own status, else that of its class."""
     if error.status is not None:
-        return error_answer(HTTPStatus(error.status), str(error))
+        return HTTPStatus(error.status)
     for cls, status in _STATUS:
         if isinstance(error, cls):
-            return error_answer(status, str(error))
-    return error_answer(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
-
-
-def _unknown(error: Exception) -> Response:
-    return error_answer(HTTPStatus.NOT_FOUND, f"{error} is not registered")
-
-
-def _refused(error: Exception) -> Response:
-    sql_db.session.rollback()
-    return error_answer(HTTPStatus.BAD_REQUEST, "a value is too large, too deep, or no text")
-
-
-def _conflict(error: Exception) -> Response:
-    sql_db.session.rollback()
-    return error_answer(HTTPStatus.CONFLICT, "it exists already, or something else needs it")
+            return status
+    return HTTPStatus.INTERNAL_SERVER_ERROR

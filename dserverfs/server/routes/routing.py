@@ -74,7 +74,7 @@ def view_of(route: Route) -> Callable[..., Response]:
     def view(**named: str) -> Response:
         if route.right:
             verify_jwt_in_request()
-        about = _uri_in_address(route, named)
+        about = uri_in_address(route, named)
         body = _body(route.form) if about is None else None
         if about is None:
             about = "" if body is None else str(body.get("uri", ""))
@@ -95,16 +95,21 @@ def require(right: Right, base_uri: str) -> str:
     PermissionDenied without a right on the base URI.
     """
     username: str = utils_auth.get_jwt_identity()
+    require_of(username, right, base_uri)
+    return username
+
+
+def require_of(username: str, right: Right, base_uri: str) -> None:
+    """Raise as `require` unless the user has the right."""
     if Right.USER in right and not utils_auth.user_exists(username):
         raise NotAuthenticated(f"there is no user {username}", status=401)
     if Right.REGISTER in right and not utils_auth.may_register(username, base_uri):
         raise PermissionDenied(f"no permission to register in {base_uri}", uri=base_uri)
     if Right.SEARCH in right and not utils_auth.may_search(username, base_uri):
         raise PermissionDenied(f"no permission to search {base_uri}", uri=base_uri)
-    return username
 
 
-def _uri_in_address(route: Route, named: dict[str, str]) -> str | None:
+def uri_in_address(route: Route, named: dict[str, str]) -> str | None:
     """Take the URI out of the parts of the address; None if it has none."""
     if "base_uri" in named:
         return named.pop("base_uri")

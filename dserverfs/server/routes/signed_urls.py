@@ -52,6 +52,7 @@ from flask import request
 from marshmallow import fields
 
 from dserverfs.base.errors import Conflict, NotFound, UsageError
+from dserverfs.base.model import identifier_of
 from dserverfs.server.database import (
     completing,
     forms,
@@ -119,6 +120,14 @@ class SignedUrls:
         signer = store.signer(READ_EXPIRY_SECONDS)
         url = signer.get_url(bucket, keys.item(identifier))
         return {"uri": asked.uri, "identifier": identifier, **signer.expiry, "url": url}
+
+    def download_url(self, uri: str, relpath: str) -> str:
+        """Return a URL from which a browser saves an item as a file; raises NotFound."""
+        identifier = identifier_of(relpath)
+        _require_items(uri, [identifier])
+        store, bucket, keys = self._stores.place(uri)
+        signer = store.signer(READ_EXPIRY_SECONDS)
+        return signer.download_url(bucket, keys.item(identifier), relpath.rpartition("/")[2])
 
     def post_items(self, asked: Asked) -> Mapping[str, Any]:
         """Sign URLs for some items."""

@@ -18,6 +18,7 @@ from dserverfs.server.routes import (
     publications,
     signed_urls,
 )
+from dserverfs.server.routes.logins import Logins
 from dserverfs.server.routes.routing import Right, Route, view_of
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.stores import Stores
@@ -33,14 +34,14 @@ REPLACED = {
 }
 
 
-def routes(stores: Stores, settings: ServerSettings) -> tuple[Route, ...]:
+def routes(stores: Stores, settings: ServerSettings, logins: Logins) -> tuple[Route, ...]:
     """Return the routes of an app, with handlers of its own."""
     signing = signed_urls.SignedUrls(stores)
     parts = multipart.Multipart(stores)
     hashes = block_hashes.BlockHashes(stores)
     changing = metadata.Metadata(stores)
     publishing = publications.Publications(stores, settings)
-    login = accounts.Accounts()
+    login = accounts.Accounts(logins)
     return (
         Route("GET /config/health", N, accounts.get_health),
         Route("POST /token", N, login.post_token, accounts.LOGIN),
@@ -95,10 +96,10 @@ def routes(stores: Stores, settings: ServerSettings) -> tuple[Route, ...]:
     )
 
 
-def install(app: Flask, stores: Stores, settings: ServerSettings) -> None:
+def install(app: Flask, stores: Stores, settings: ServerSettings, logins: Logins) -> None:
     """Give dservercore's app our routes."""
     for endpoint, route in REPLACED.items():
         app.view_functions[endpoint] = view_of(route)
-    for route in routes(stores, settings):
+    for route in routes(stores, settings, logins):
         endpoint = route.handler.__name__
         app.add_url_rule(route.rule, endpoint, view_of(route), methods=[route.method])

@@ -84,6 +84,12 @@ class Signer:
         """Return a URL from which `key` can be read, with any Range."""
         return self._signed("GET", bucket, key, {})
 
+    def download_url(self, bucket: str, key: str, file_name: str) -> str:
+        """Return a URL from which a browser saves `key` under this name, and shows nothing."""
+        disposition = f"attachment; filename*=UTF-8''{quote(file_name, safe=_UNRESERVED)}"
+        query = f"&response-content-disposition={quote(disposition, safe=_UNRESERVED)}"
+        return self._signed("GET", bucket, key, {}, query)
+
     def put_url(self, bucket: str, key: str, headers: Mapping[str, str]) -> str:
         """Return a URL to which `key` can be put, with exactly these `headers`."""
         return self._signed("PUT", bucket, key, headers)
