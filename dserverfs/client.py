@@ -114,7 +114,7 @@ class Client:
         )
         staged = staging_directory or settings.staging_directory()
         self._staging_directory = staged
-        self.staging = Staging(staged, server)
+        self.staging = Staging(staged, server, excluded=settings.excluded())
         self.editable_files = EditableFiles(self.metadata_writes, self.catalogue)
         self.edits = DatasetEdits(journal.root_of(staged, server), self.editable_files)
         registration = Registration(

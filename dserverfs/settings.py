@@ -31,6 +31,10 @@ before what is set for all.
     DSERVER_STAGING_DIR          where datasets are until they are frozen
     DSERVER_BLOCK_HASHES[_<SERVER>]  overlay: where the server keeps no block hashes, a freeze
                                  writes them as an overlay; none: it does not (default)
+    DSERVER_EXCLUDE              patterns of names that never become items, as a shell's words, or
+                                 a list in dtool.json; set to nothing: every file is an item
+    DTOOL_README_TEMPLATE_FPATH  what README.yml begins as in an editor, a template of dtool's
+    DTOOL_USER_FULL_NAME, DTOOL_USER_EMAIL  are filled into it
     DSERVER_CORE_DUMPS           true: the memory of the daemon and of `serve`, which has tokens
                                  and keys, may be read by debuggers (default false)
     DSERVER_LOG_STALLS_MS        a mount logs what holds it up for longer than that
@@ -48,7 +52,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from dserverfs.base import excluded
 from dserverfs.base.errors import ProtocolError, UsageError
+from dserverfs.base.excluded import Excluded
 from dserverfs.base.limits import parse_json
 from dserverfs.base.printable import public_url
 from dserverfs.remote.trust import Trust
@@ -68,6 +74,10 @@ DTOOL_CACHE_DIR = "DTOOL_CACHE_DIRECTORY"
 PUBLISH_EXPIRY = "DTOOL_S3_PUBLISH_EXPIRY"
 STAGING_DIR = "DSERVER_STAGING_DIR"
 BLOCK_HASHES = "DSERVER_BLOCK_HASHES"
+EXCLUDE = "DSERVER_EXCLUDE"
+README_TEMPLATE = "DTOOL_README_TEMPLATE_FPATH"
+USER_FULL_NAME = "DTOOL_USER_FULL_NAME"
+USER_EMAIL = "DTOOL_USER_EMAIL"
 CORE_DUMPS = "DSERVER_CORE_DUMPS"
 STALL_MS = "DSERVER_LOG_STALLS_MS"
 
@@ -204,6 +214,12 @@ class Settings:
             if not name.startswith(".")
         }
 
+    def servers(self) -> list[str]:
+        """Return the servers that are known: that of DSERVER_URL, and those with a kept token."""
+        url = self.get(URL)
+        named = [] if url is None else [_split(URL, url).netloc]
+        return list(dict.fromkeys([*named, *self.kept_token_files()]))
+
     def kept_address_file(self, server: str) -> Path:
         """Return where `login` keeps the address that it was given for `server`."""
         return self.kept_token_file(server).parent.with_name("addresses") / _file_name(server)
@@ -300,6 +316,30 @@ class Settings:
             raise UsageError(f"{BLOCK_HASHES}={value}: must be overlay or none")
         return value == "overlay"
 
+    def excluded(self) -> Excluded:
+        """Return the names that never become items; raises UsageError for what is no pattern."""
+        value = self._environment.get(EXCLUDE, self._file_values.get(EXCLUDE))
+        if value is None:
+            return Excluded(excluded.DEFAULT)
+        patterns = value if isinstance(value, list) else _words(EXCLUDE, str(value))
+        for pattern in patterns:
+            if not isinstance(pattern, str) or not pattern or "/" in pattern:
+                raise UsageError(
+                    f"{EXCLUDE}: {pattern!r} cannot be a name's pattern: it is text without /"
+                )
+        return Excluded(patterns)
+
+    def readme_template(self) -> Path | None:
+        """Return the file with the user's template of README.yml, if there is one."""
+        value = self.get(README_TEMPLATE)
+        return Path(value).expanduser().absolute() if value else None
+
+    def user_full_name(self) -> str:
+        return self.get(USER_FULL_NAME) or "Your Name"
+
+    def user_email(self) -> str:
+        return self.get(USER_EMAIL) or "you@example.com"
+
     def state_directory(self) -> Path:
         """Return where logs go that the user did not name a file for."""
         home = self._environment.get("XDG_STATE_HOME") or "~/.local/state"
@@ -354,7 +394,10 @@ def _tokens_in(
         if value and kind == TOKEN:
             yield TokenSetting(name, str(value), None, bound_to)
         elif value and kind == TOKEN_COMMAND:
-            yield TokenSetting(name, None, None, bound_to, _words(name, str(value)))
+            words = _words(name, str(value))
+            if not words:
+                raise UsageError(f"{name}: has no command")
+            yield TokenSetting(name, None, None, bound_to, words)
         elif value:
             path = Path(str(value)).expanduser().absolute()
             yield TokenSetting(name, None, path, bound_to)
@@ -364,15 +407,12 @@ def _file_name(server: str) -> str:
     return urllib.parse.quote(server, safe="[]:")
 
 
-def _words(name: str, command: str) -> tuple[str, ...]:
-    """Return the words of a command, split as a shell does; no shell runs it."""
+def _words(name: str, text: str) -> tuple[str, ...]:
+    """Return the words of a text, split as a shell does; no shell runs it."""
     try:
-        words = tuple(shlex.split(command))
+        return tuple(shlex.split(text))
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from error
-    if not words:
-        raise UsageError(f"{name}: has no command")
-    return words
 
 
 def _origin(url: str) -> str:

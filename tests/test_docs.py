@@ -103,7 +103,7 @@ def test_commands_that_a_page_names_are_there(path: Path) -> None:
             faults.append(f"dserverfs {line}: no such command")
         elif unknown := set(OPTION.findall(line)) - set(OPTION.findall(told)):
             faults.append(f"dserverfs {line}: {unknown}")
-        topics = {"TOPIC", *(topic.stem for topic in TOPICS)}
+        topics = {"TOPIC", "COMMAND", *(topic.stem for topic in TOPICS)}
         if words[0] == "help" and not set(words[1:]) <= topics:
             faults.append(f"dserverfs {line}: no such page")
     assert faults == []
@@ -219,8 +219,8 @@ def test_settings_that_a_page_names_are_there(path: Path) -> None:
 def test_help_lists_the_pages(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["help"]) == 0
 
-    told = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert told == [path.stem for path in TOPICS]
+    pages, _, _ = capsys.readouterr().out.partition("\n\n")
+    assert [line.split()[0] for line in pages.splitlines()] == [path.stem for path in TOPICS]
 
 
 @pytest.mark.parametrize("path", TOPICS, ids=lambda path: path.name)
@@ -237,7 +237,7 @@ def test_help_shows_a_page_without_the_names_of_tests(
 def test_unknown_topic_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["help", "nothing"]) == 1
 
-    assert f"there are: {TOPICS[0].stem}" in capsys.readouterr().err
+    assert f"topics are {TOPICS[0].stem}, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

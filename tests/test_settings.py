@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dserverfs.base.errors import DserverfsError, NotAuthenticated, Unreachable, UsageError
+from dserverfs.base.excluded import DEFAULT
 from dserverfs.client import whoami
 from dserverfs.settings import Settings
 from tests.support.quirky_server import TOKEN, quirky_server
@@ -208,3 +209,28 @@ def test_kept_address_that_is_none_is_told_with_its_file(tmp_path: Path, content
 
     with pytest.raises(UsageError, match=str(kept)):
         settings.base_url(SERVER)
+
+
+@pytest.mark.parametrize(
+    ("environment", "file_values", "patterns"),
+    [
+        ({}, {}, DEFAULT),
+        ({"DSERVER_EXCLUDE": "*.tmp 'a b' .x"}, {}, ("*.tmp", "a b", ".x")),
+        ({"DSERVER_EXCLUDE": ""}, {}, ()),
+        ({"DSERVER_EXCLUDE": ""}, {"DSERVER_EXCLUDE": "*.tmp"}, ()),
+        ({}, {"DSERVER_EXCLUDE": "*.tmp .x"}, ("*.tmp", ".x")),
+        ({}, {"DSERVER_EXCLUDE": ["*.tmp", "a b"]}, ("*.tmp", "a b")),
+        ({}, {"DSERVER_EXCLUDE": []}, ()),
+        ({}, {"DSERVER_EXCLUDE": ""}, ()),
+    ],
+)
+def test_patterns_of_what_is_excluded_are_words_or_a_list(
+    environment: dict[str, str], file_values: dict[str, object], patterns: tuple[str, ...]
+) -> None:
+    assert Settings(environment, file_values).excluded().patterns == patterns
+
+
+@pytest.mark.parametrize("value", ["a/b", "/a", "'", "''", ["a", 1], [""], ["a/"]])
+def test_what_cannot_be_the_pattern_of_a_name_is_refused(value: object) -> None:
+    with pytest.raises(UsageError, match="DSERVER_EXCLUDE: "):
+        Settings({}, {"DSERVER_EXCLUDE": value}).excluded()

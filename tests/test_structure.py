@@ -39,14 +39,15 @@ SUB_ROOMS = {
 }
 # What a room shows the others; of base that is all.
 SHOWN = {
-    "remote": "api dserver_http login manifest_parsing many_gets metadata_api objects puts"
-    " routes signed_urls signing token_renewal tokens trust upload_api upload_urls",
+    "remote": "api dserver_http listings login manifest_parsing many_gets metadata_api objects"
+    " puts routes server_index signed_urls signing token_renewal tokens trust upload_api"
+    " upload_urls",
     "reading": "block_reader hash_objects hash_overlays hot_blocks open_item ranges stored_items"
     " whole_item cache.adopting cache.block_cache cache.blocks cache.maintenance",
     "catalogue": "catalogue items manifest_index names offline refreshed",
     "writing": "freeze_job freezer registry staging.area staging.dataset staging.file_hashes"
-    " staging.staged_files staging.states staging.survey upload.uploader edits.edits edits.editable"
-    " edits.journal edits.local_file",
+    " staging.frozen_elsewhere staging.left_over staging.staged_files staging.states"
+    " staging.survey upload.uploader edits.edits edits.editable edits.journal edits.local_file",
     "tree": "attributes description filesystem listing mount_tree open_files refusals steps"
     " upper_directories",
     "mount": "control daemon launcher mountpoint",
@@ -86,18 +87,34 @@ def sub_room_of(name: str) -> str:
 def imported(source: str) -> Iterator[str]:
     """Yield the modules of dserverfs that a file imports, at whatever place in it."""
     for node in ast.walk(ast.parse(source)):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, "imports are absolute"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            name = name.removeprefix("dserverfs.") if name.startswith("dserverfs.") else ""
-            while name and name not in NAMES:
-                name = name.rpartition(".")[0]
-            if name:
-                yield name
+        for name in names_in(node):
+            if ours := module_of(name):
+                yield ours
+
+
+def imported_first(source: str) -> Iterator[str]:
+    """Yield what a file imports when it is imported: modules of ours, packages of others."""
+    for node in ast.parse(source).body:
+        for name in names_in(node):
+            yield module_of(name) or name.partition(".")[0]
+
+
+def names_in(node: ast.AST) -> list[str]:
+    """Return what an import statement names; nothing for another statement."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert not node.level, "imports are absolute"
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def module_of(name: str) -> str:
+    """Return the module of dserverfs that has what is named; empty if it is of others."""
+    name = name.removeprefix("dserverfs.") if name.startswith("dserverfs.") else ""
+    while name and name not in NAMES:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def may_import(name: str, other: str) -> bool:
@@ -140,6 +157,19 @@ def test_a_room_shows_only_what_another_asks_for() -> None:
     shown = {f"{room}.{name}" for room, names in SHOWN.items() for name in names.split()}
 
     assert shown == {name for name in asked if room_of(name) != "base"}
+
+
+def test_one_function_alone_imports_what_needs_the_packages_of_mounts() -> None:
+    """Everything else works where pyfuse3 and trio are not installed."""
+    first = {name_of(path): set(imported_first(path.read_text())) for path in MODULES}
+
+    needs = {name for name, others in first.items() if others & {"pyfuse3", "trio"}}
+    while more := {name for name, others in first.items() if others & needs} - needs:
+        needs |= more
+    users = {name_of(path) for path in MODULES if set(imported(path.read_text())) & needs}
+
+    assert {room_of(name) for name in needs} == {"mount"}
+    assert users - needs == {"mount.daemon"}
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

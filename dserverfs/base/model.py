@@ -91,6 +91,11 @@ def split_base_uri(base_uri: str) -> list[str]:
     return parts
 
 
+def is_below(base_uri: str, other: str | None) -> bool:
+    """Return whether `base_uri` is `other` or in it; None has all."""
+    return other is None or base_uri == other or base_uri.startswith(f"{other}/")
+
+
 def _decoded(part: str, text: str) -> str:
     """Return a component of the URI `text` without its percent-encoding."""
     try:

@@ -41,6 +41,7 @@ from dserverfs.base.dtool_layout import (
 )
 from dserverfs.base.durable_files import written_beside
 from dserverfs.base.errors import CannotHold, NameTaken, NameTooLong, NotFound, NotUTF8, UsageError
+from dserverfs.base.excluded import NOTHING, Excluded
 from dserverfs.base.limits import (
     MAX_COMPONENT_BYTES,
     MAX_NAME_LENGTH,
@@ -192,6 +193,12 @@ class ProtoDataset:
     def put_item(self, source: Path, relpath: str) -> None:
         """Copy a file, with its time; a file that is replaced is so at once."""
         target = self._item_path(relpath)
+        excluded = self._excluded()
+        if any(part in excluded for part in relpath.split("/")):
+            raise UsageError(
+                f"{self.staged.record.name}: was made in a mount, where DSERVER_EXCLUDE says that"
+                f" {relpath!r} is no item"
+            )
         with self._changing():
             try:
                 with self._incoming() as (file, incoming), source.open("rb") as content:
@@ -210,12 +217,13 @@ class ProtoDataset:
 
     def handles(self) -> list[str]:
         """Return the relpaths of all items, sorted."""
-        root = self._items_root()
+        root, excluded = self._items_root(), self._excluded()
         found = []
-        for directory, _, names in os.walk(root):
+        for directory, directories, names in os.walk(root):
             prefix = os.path.relpath(directory, root)
             prefix = "" if prefix == "." else f"{prefix}/"
-            found += [prefix + name for name in names]
+            directories[:] = [name for name in directories if name not in excluded]
+            found += [prefix + name for name in names if name not in excluded]
         if root == self._tree:
             found = [r for r in found if r != README and not r.startswith(f"{METADATA}/")]
         for relpath in found:
@@ -309,6 +317,10 @@ class ProtoDataset:
 
     def _items_root(self) -> Path:
         return self._tree / DATA if self._is_of_dtool_layout() else self._tree
+
+    def _excluded(self) -> Excluded:
+        """Return the names that are no items: of what dtool made, all files are named by users."""
+        return NOTHING if _kept_admin_metadata(self.staged) else self.staged.excluded
 
     def _item_path(self, relpath: str) -> Path:
         """Return where an item of that relpath goes; raises UsageError if it cannot be one's."""

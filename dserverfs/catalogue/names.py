@@ -50,6 +50,10 @@ class DatasetNames:
             self._names[frozen] = name
             self._taken[name] = frozen
 
+    def name_of(self, uuid: UUID) -> str | None:
+        """Return the name that a dataset is shown under, None if it never was."""
+        return self._names.get(uuid)
+
     def is_taken(self, name: str) -> bool:
         return name in self._taken
 

@@ -38,6 +38,7 @@ from dserverfs.base.model import UUID, Dataset, User
 from dserverfs.base.retry import AWAY, AWAY_OR_EXPIRED
 from dserverfs.base.sealed_files import sealed_content, write_sealed
 from dserverfs.remote.api import Metadata, Resolver
+from dserverfs.remote.server_index import ServerIndex
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +106,17 @@ class KeptAnswers:
         """Return what `datasets` does; an expired token is refused."""
         return self._listed(_listing(base_uri), lambda: self._resolver.datasets(base_uri), AWAY)
 
+    def present_datasets(self, base_uri: str) -> list[Dataset]:
+        """Return what `datasets` does, as the server knows it now; raises Unreachable."""
+        return self._listed(_listing(base_uri), lambda: self._resolver.datasets(base_uri), ())
+
     def accepted_datasets_by_uuid(self, uuid: UUID) -> list[Dataset]:
         """Return the datasets of that uuid in all base URIs; an expired token is refused."""
         return self._listed(_of_uuid(uuid), lambda: self._resolver.datasets_by_uuid(uuid), AWAY)
+
+    def present_datasets_by_uuid(self, uuid: UUID) -> list[Dataset]:
+        """Return what the server knows now; raises Unreachable."""
+        return self._listed(_of_uuid(uuid), lambda: self._resolver.datasets_by_uuid(uuid), ())
 
     def dataset(self, uuid: UUID, base_uri: str) -> Dataset:
         """Return one dataset; an expired token is refused.
@@ -154,6 +163,10 @@ class KeptAnswers:
             _metadata_to_json,
             _metadata_from_json,
         )
+
+    def index(self) -> ServerIndex:
+        """Return what answers as the server's index is now; nothing of it is kept."""
+        return self._resolver.index
 
     def forget(self, dataset: Dataset) -> None:
         """Drop what was kept of the README and metadata of a dataset that its user has changed.

@@ -4,15 +4,18 @@
 returns the exit status or raises DserverfsError. That function imports the modules that do
 the work, so a command needs no more than its own dependencies. Shared modules:
 
+    parser            all of them together: messages, hints, form of the help
     arguments         kinds of arguments, one line of output
     log_file          the log of a mount                      (mount)
     mount_options     what the -o of a mount say             (mount, mount-helper)
+    readme            README.yml of a message, or in an editor (freeze)
     progress          the progress line, sizes as people read them
     mounted           the daemon of a path in a mount          (freeze, discard, status, ...)
     whole_items       work on many items, with progress        (warm, verify, prove)
       remote_items      items of a server
       local_items       items of a directory
     proofs            whole datasets compared, and their block hashes (prove)
+    found_datasets    what is found, as JSON and as a table     (find)
     serve_management  the table of `serve user add` and the other actions
       server_actions    their functions
     demo_mount        the demonstration, in processes of its own
@@ -35,9 +38,11 @@ NAMES = (
     "umount",
     "mount-helper",
     "unit",
+    "diff",
     "freeze",
     "discard",
     "status",
+    "find",
     "warm",
     "verify",
     "prove",

@@ -29,6 +29,16 @@ def say(text: str, *, file: TextIO | None = None) -> None:
     print(printable(text), file=file, flush=True)
 
 
+def sentence(text: str) -> str:
+    """Return the description that says no more than the line in the list of commands."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def example(*lines: str) -> str:
+    """Return the end of a command's help: command lines to begin with."""
+    return "\n  ".join(["example:", *lines])
+
+
 def missing_extra(extra: str, error: ModuleNotFoundError) -> Exception:
     """Return what to raise when a module of an optional extra is not installed."""
     if error.name is None or error.name.partition(".")[0] == "dserverfs":

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dserverfs.cli.arguments import Commands
+from dserverfs.cli.arguments import Commands, example, sentence
 
 if TYPE_CHECKING:
     from dserverfs.reading.cache.block_cache import BlockCache
@@ -20,13 +20,14 @@ EXIT_DAMAGED = 1
 def add(commands: Commands) -> None:
     parser = commands.add_parser("cache", help="show, empty or check the cache")
     parser.description = "Show, empty or check the cache of items, also while mounts use it."
+    parser.epilog = example("dserverfs cache info")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     for name, run, text in (
         ("info", _info, "show its size, its limit and its number of items"),
         ("clear", _clear, "delete all blocks of items; mounts stay usable"),
         ("verify", _verify, "read every block, and delete damaged ones"),
     ):
-        action = actions.add_parser(name, help=text, description=text)
+        action = actions.add_parser(name, help=text, description=sentence(text))
         action.add_argument("--cache-dir", type=Path, metavar="DIR", help="default: as for mount")
         action.add_argument("--json", action="store_true", help="as JSON")
         action.set_defaults(command=run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dserverfs.cli.arguments import Commands, missing_extra
+from dserverfs.cli.arguments import Commands, example, missing_extra
 
 
 def add(commands: Commands) -> None:
@@ -19,6 +19,7 @@ def add(commands: Commands) -> None:
         help="default: a new temporary directory",
     )
     command.add_argument("--once", action="store_true", help="show the datasets and end")
+    command.epilog = example("dserverfs demo --once")
     command.set_defaults(command=_run)
 
 

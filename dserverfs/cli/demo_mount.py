@@ -43,7 +43,7 @@ def run(path: Path | None, data: Path, *, once: bool) -> None:
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_ended_by_sigterm())
-        mountpoint.require_fuse()
+        mountpoint.require_fuse("demo")
         if path is None:
             path = Path(stack.enter_context(_temporary_directory())) / "datasets"
         path.mkdir(exist_ok=True)

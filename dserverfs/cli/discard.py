@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dserverfs.cli.arguments import Commands
+from dserverfs.cli.arguments import Commands, example
 
 
 def add(commands: Commands) -> None:
@@ -16,7 +16,8 @@ def add(commands: Commands) -> None:
         "Delete, for good, the staged dataset at PATH and everything in it; or the unsent change"
         " of PATH, a file of a frozen dataset."
     )
-    parser.add_argument("path", metavar="PATH", type=Path)
+    parser.add_argument("path", metavar="PATH", type=Path, help="a dataset or a file, in a mount")
+    parser.epilog = example("dserverfs discard ~/lab/my-results")
     parser.set_defaults(command=_run)
 
 

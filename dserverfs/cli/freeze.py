@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dserverfs.cli.arguments import Commands, say
+from dserverfs.cli.arguments import Commands, example, say
+
+if TYPE_CHECKING:
+    from dserverfs.cli.mounted import MountedPath
 
 
 def add(commands: Commands) -> None:
@@ -13,13 +17,30 @@ def add(commands: Commands) -> None:
     parser.description = (
         "Freeze the dataset at DIR at once, armed or not, and wait until it is uploaded and"
         " registered. Prints its URI. A dataset that cannot be frozen stays staged; freeze can be"
-        " tried again."
+        " tried again. What it would make is shown by `dserverfs diff DIR`."
     )
-    parser.add_argument("directory", metavar="DIR", type=Path)
+    parser.add_argument("directory", metavar="DIR", type=Path, help="the dataset, in a mount")
     parser.add_argument(
         "--layout",
         choices=["items", "dtool"],
         help="how to read DIR where both are possible: every file an item, or dtool's layout",
+    )
+    readme = parser.add_mutually_exclusive_group()
+    readme.add_argument(
+        "-m",
+        "--message",
+        metavar="TEXT",
+        help="describe the dataset in README.yml, which must not be there yet",
+    )
+    readme.add_argument(
+        "-e",
+        "--edit",
+        action="store_true",
+        help="write README.yml in $EDITOR first; a new one begins as dtool's template",
+    )
+    parser.epilog = example(
+        "dserverfs freeze ~/lab/my-results",
+        "dserverfs freeze ~/lab/my-results --message 'Growth of line 7, May 2026'",
     )
     parser.set_defaults(command=_run)
 
@@ -30,6 +51,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from dserverfs.cli.progress import ProgressLine, text_of
 
     place = mounted.find(arguments.directory)
+    if arguments.message is not None or arguments.edit:
+        _write_readme(place, arguments.message)
     with ProgressLine() as line:
         line.show("hashing")
         for answer in place.ask("freeze", layout=arguments.layout):
@@ -40,3 +63,15 @@ def _run(arguments: argparse.Namespace) -> int:
     for note in result["notes"]:
         say(f"note: {note}")
     return 0
+
+
+def _write_readme(place: MountedPath, message: str | None) -> None:
+    """Write the README of what is staged there; raises UsageError where nothing is."""
+    from dserverfs.cli import mounted, readme
+    from dserverfs.settings import Settings
+
+    mounted.last(place.ask("staged"))
+    if message is None:
+        readme.edit(place.path, Settings.load())
+    else:
+        readme.describe(place.path, message)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from dserverfs.base.errors import UsageError
 from dserverfs.cli.arguments import (
     Commands,
+    example,
     is_web_address,
     moment,
     read_password,
@@ -51,6 +52,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--insecure", action="store_true", help="send the password to another machine unencrypted"
     )
+    parser.epilog = example("dserverfs login https://data.example.org")
     parser.set_defaults(command=_run)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from dserverfs.cli.arguments import Commands, say, server_of
+from dserverfs.cli.arguments import Commands, example, say, server_of
 
 
 def add(commands: Commands) -> None:
@@ -18,6 +18,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "server", metavar="SERVER", help="HOST[:PORT], dserver://HOST[:PORT] or https://..."
     )
+    parser.epilog = example("dserverfs logout data.example.org")
     parser.set_defaults(command=_run)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import logging
@@ -11,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from dserverfs import __version__, cli
 from dserverfs.base.errors import DserverfsError
 from dserverfs.base.model import SCHEME
 from dserverfs.base.printable import PrintableFormatter
+from dserverfs.cli import parser
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
@@ -79,21 +78,13 @@ class _Output(io.TextIOBase):
         return self._stream.isatty()
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dserverfs", description="Use the datasets of a dserver as files."
-    )
-    parser.add_argument("--version", action="version", version=f"dserverfs {__version__}")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in cli.named(argv):
-        command.add(subparsers)
-    return parser
-
-
 def _run(argv: Sequence[str]) -> int:
     if argv and argv[0].startswith(f"{SCHEME}://"):  # mount.fuse3(8), where there is no helper
         argv = ["mount", *argv]
-    arguments = _parser(argv).parse_args(argv)
+    if not argv:  # as git does
+        parser.of(argv).print_help()
+        return EXIT_FAILED
+    arguments = parser.of(argv).parse_args(argv)
     try:
         status: int = arguments.command(arguments)
     except DserverfsError as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dserverfs.base import other_user
 from dserverfs.base.errors import DserverfsError
 from dserverfs.cli import log_file, mount_options
-from dserverfs.cli.arguments import LEVELS, Commands, say, size
+from dserverfs.cli.arguments import LEVELS, Commands, example, say, size
 
 if TYPE_CHECKING:
     from dserverfs.base.model import DserverURI
@@ -27,6 +27,11 @@ def add(commands: Commands) -> None:
 
 def define(parser: argparse.ArgumentParser) -> None:
     """Give a parser the arguments of `mount`."""
+    parser.description = (
+        "Show the datasets of a server, those of a base URI, or a single one, as a directory tree."
+        " Returns when the mount answers; a daemon then serves it until dserverfs umount"
+        " MOUNTPOINT. Datasets are made and frozen in it, and frozen ones are read and annotated."
+    )
     parser.add_argument("uri", metavar="URI", help="dserver://HOST[:PORT][/BACKEND/BUCKET[/UUID]]")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, help="an empty directory")
     parser.add_argument("-f", "--foreground", action="store_true", help="do not become a daemon")
@@ -71,6 +76,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--allow-other", action="store_true", help="let other users read")
     _add_logging(parser)
+    parser.epilog = example("dserverfs mount dserver://data.example.org/s3/lab ~/lab")
     parser.set_defaults(command=_run)
 
 

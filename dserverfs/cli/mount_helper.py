@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dserverfs.base.errors import DserverfsError, UsageError
-from dserverfs.cli.arguments import Commands, say
+from dserverfs.cli.arguments import Commands, example, say, sentence
 
 DIRECTORY = Path("/sbin")  # where mount(8) looks first
 ACTIONS = ("mount", "umount")
@@ -34,20 +34,29 @@ def add(commands: Commands) -> None:
         "With the helper, `mount -t fuse.dserverfs URI DIRECTORY -o OPTIONS`, lines of fstab and"
         " mount units of systemd work; `umount` freezes and sends first, as dserverfs umount does."
     )
+    parser.epilog = example("sudo dserverfs mount-helper install")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     for name, said, command in (
         ("install", "write mount.fuse.dserverfs and umount.fuse.dserverfs", _install),
         ("remove", "delete them", _remove),
     ):
-        action = actions.add_parser(name, help=said)
+        action = actions.add_parser(name, help=said, description=sentence(said))
         action.add_argument(
             "--directory", type=Path, default=DIRECTORY, help=f"default: {DIRECTORY}"
         )
         action.set_defaults(command=command)
-    mounting = actions.add_parser("mount", help="what mount(8) runs")
-    mounting.add_argument("source", metavar="URI")
-    mounting.add_argument("directory", metavar="DIRECTORY")
-    mounting.add_argument("-o", dest="options", action="append", default=[], metavar="OPT,...")
+    said = "what mount(8) runs"
+    mounting = actions.add_parser("mount", help=said, description=sentence(said))
+    mounting.add_argument("source", metavar="URI", help="what to mount")
+    mounting.add_argument("directory", metavar="DIRECTORY", help="where")
+    mounting.add_argument(
+        "-o",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="OPT,...",
+        help="as dserverfs mount has them",
+    )
     mounting.add_argument(
         "-s", dest="is_sloppy", action="store_true", help="pass over unknown options"
     )
@@ -55,8 +64,9 @@ def add(commands: Commands) -> None:
     _add_ignored(mounting, "-n", "-v")
     mounting.add_argument("-t", help=argparse.SUPPRESS)
     mounting.set_defaults(command=_mount)
-    unmounting = actions.add_parser("umount", help="what umount(8) runs")
-    unmounting.add_argument("directory", metavar="DIRECTORY")
+    said = "what umount(8) runs"
+    unmounting = actions.add_parser("umount", help=said, description=sentence(said))
+    unmounting.add_argument("directory", metavar="DIRECTORY", help="what to unmount")
     unmounting.add_argument("-l", dest="is_lazy", action="store_true", help="at once, when in use")
     unmounting.add_argument("-f", dest="is_forced", action="store_true", help="at once")
     _add_ignored(unmounting, "-n", "-v", "-r")

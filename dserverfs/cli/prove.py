@@ -7,7 +7,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dserverfs.cli.arguments import Commands
+from dserverfs.cli.arguments import Commands, example
 
 if TYPE_CHECKING:
     from dserverfs.base.model import DserverURI
@@ -30,6 +30,10 @@ def add(commands: Commands) -> None:
         "--all",
         action="store_true",
         help="every dataset of a base URI or server that has no block hashes yet",
+    )
+    parser.epilog = example(
+        "dserverfs prove ~/lab/my-dataset",
+        "dserverfs prove --all dserver://data.example.org/s3/lab",
     )
     parser.set_defaults(command=_run)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dserverfs.cli import serve_management
-from dserverfs.cli.arguments import Commands, missing_extra
+from dserverfs.cli.arguments import Commands, example, missing_extra
 
 
 def add(commands: Commands) -> None:
@@ -33,6 +33,7 @@ def add(commands: Commands) -> None:
         help="bucket of the base URI s3://NAME (default: %(default)s);"
         " on another S3 server if DTOOL_S3_ENDPOINT_NAME is set",
     )
+    command.epilog = example("dserverfs serve --port 5000", "dserverfs serve user add alice")
     command.set_defaults(command=_run)
     serve_management.add(command.add_subparsers(metavar="ACTION"))
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dserverfs.cli.arguments import Commands, missing_extra
+from dserverfs.cli.arguments import Commands, missing_extra, sentence
 
 
 class Argument(NamedTuple):
@@ -27,13 +27,15 @@ def _flag(name: str, text: str) -> Argument:
     return _argument(name, action="store_true", help=text)
 
 
-_NAME = _argument("name", metavar="NAME")
-_BASE_URI = _argument("base_uri", metavar="s3://NAME")
+_NAME = _argument("name", metavar="NAME", help="the user")
+_BASE_URI = _argument("base_uri", metavar="s3://NAME", help="the base URI: a bucket")
 _RIGHTS = (
     _flag("--search", "list and read datasets"),
     _flag("--register", "make and change datasets"),
 )
-_DAYS = _argument("--days", type=int, default=30, metavar="N", help="default: %(default)s")
+_DAYS = _argument(
+    "--days", type=int, default=30, metavar="N", help="how long it is good (default: %(default)s)"
+)
 _OUTPUT = _argument(
     "--output", type=Path, metavar="FILE", help="write the token there, for its owner only"
 )
@@ -80,9 +82,13 @@ def add(commands: Commands) -> None:
     for action in ACTIONS:
         group, _, name = action.words.rpartition(" ")
         if group and group not in groups:
-            parser = commands.add_parser(group, help=GROUPS[group])
+            parser = commands.add_parser(
+                group, help=GROUPS[group], description=sentence(GROUPS[group])
+            )
             groups[group] = parser.add_subparsers(metavar="ACTION", required=True)
-        parser = groups.get(group, commands).add_parser(name, help=action.help)
+        parser = groups.get(group, commands).add_parser(
+            name, help=action.help, description=sentence(action.help)
+        )
         for argument in action.arguments:
             parser.add_argument(argument.name, **argument.options)
         # No default: it would replace what was given before the action.

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dserverfs.cli.arguments import LEVELS, Commands, moment, say
+from dserverfs.cli.arguments import LEVELS, Commands, example, moment, say
 
 if TYPE_CHECKING:
     from dserverfs.mount.control import Address
@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
         " changes of frozen datasets that are not sent, each with the reason, and when tokens"
         " expire. Exits with 1 if a mount does not answer."
     )
-    parser.add_argument("path", metavar="PATH", type=Path, nargs="?")
+    parser.add_argument("path", metavar="PATH", type=Path, nargs="?", help="anything in a mount")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument(
         "--log-level",
@@ -36,6 +36,7 @@ def add(commands: Commands) -> None:
         choices=LEVELS,
         help="change what the mount of PATH logs from now on, and say where its log is",
     )
+    parser.epilog = example("dserverfs status", "dserverfs status ~/lab/my-results")
     parser.set_defaults(command=_run)
 
 
@@ -84,6 +85,7 @@ def _all() -> dict[str, Any]:
     from dserverfs.settings import Settings
     from dserverfs.tree import description
     from dserverfs.writing.edits import journal
+    from dserverfs.writing.staging import left_over
     from dserverfs.writing.staging.area import Staging, servers
 
     mounts = []
@@ -109,7 +111,7 @@ def _all() -> dict[str, Any]:
     settings = Settings.load()
     directory = settings.staging_directory()
     for server in servers(directory):
-        staging = Staging(directory, server)
+        staging = Staging(directory, server, excluded=settings.excluded())
         for base_uri in staging.base_uris():
             for dataset in staging.datasets(base_uri):
                 staged.setdefault(str(dataset.directory), description.of_staged(dataset, None))
@@ -123,6 +125,10 @@ def _all() -> dict[str, Any]:
         "mounts": mounts,
         "staged": sorted(staged.values(), key=lambda one: one["created_at"]),
         "unsent": sorted(unsent.values(), key=lambda one: one["changed_at"]),
+        "kept": [
+            {**kept._asdict(), "directory": str(kept.directory)}
+            for kept in left_over.all_kept(directory)
+        ],
     }
 
 
@@ -182,6 +188,13 @@ def _print_all(found: dict[str, Any]) -> None:
         for why in (staged["reason"], staged["waits_for"]):
             if why:
                 say(f"    {why}")
+        if staged.get("excluded"):  # not of a mount of an earlier version
+            say(f"    excluded: {staged['excluded']}")
+    for kept in found["kept"]:
+        say(
+            f"left out of a frozen dataset, and kept until you delete it: {kept['directory']}:"
+            f" {kept['number_of_files']} files, {size(kept['size_in_bytes'])}"
+        )
     for change in found["unsent"]:
         where = f"{change['dataset']} ({change['name']})"
         say(f"not sent: {where}: {change['path']}, in {change['file']}")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dserverfs.cli.arguments import Commands, say
+from dserverfs.cli.arguments import Commands, example, say
 
 if TYPE_CHECKING:
     from dserverfs.mount.control import Address
@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
         " waiting and unmounts. Exits with 1, unmounted or not, if a dataset that was to be"
         " frozen or a change that was to be sent is not on the server."
     )
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, help="what to unmount")
     parser.add_argument(
         "--timeout",
         type=float,
@@ -34,6 +34,7 @@ def add(commands: Commands) -> None:
         metavar="SECONDS",
         help="how long to wait for uploads, and then for the daemon; default: 60",
     )
+    parser.epilog = example("dserverfs umount ~/lab")
     parser.set_defaults(command=_run)
 
 

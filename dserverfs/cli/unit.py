@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from dserverfs.base.errors import UsageError
-from dserverfs.cli.arguments import Commands, say
+from dserverfs.cli.arguments import Commands, example, say
 
 DIRECTORY = Path(__file__).parents[1] / "units"
 _COMMAND = "@DSERVERFS@"  # stands in the files for the path of this program
@@ -22,20 +22,26 @@ def add(commands: Commands) -> None:
         " file it is to be, the next ones how it is used. Without NAME: list them."
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="user, system, mount, ...")
+    parser.epilog = example("dserverfs unit user")
     parser.set_defaults(command=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    units = {path.stem: path for path in DIRECTORY.iterdir()}
+    found = units()
     if arguments.name is None:
-        for name, path in sorted(units.items()):
+        for name, path in found.items():
             first = path.read_text().partition("\n")[0]
             say(f"{name:10} {re.split('[ :,]', first)[1]}")
         return 0
-    if arguments.name not in units:
-        raise UsageError(f"no unit {arguments.name}; there are: {', '.join(sorted(units))}")
-    print(units[arguments.name].read_text().replace(_COMMAND, _command()), end="")
+    if arguments.name not in found:
+        raise UsageError(f"no unit {arguments.name}; there are: {', '.join(found)}")
+    print(found[arguments.name].read_text().replace(_COMMAND, _command()), end="")
     return 0
+
+
+def units() -> dict[str, Path]:
+    """Return the files by the names of the units, in alphabetical order."""
+    return {path.stem: path for path in sorted(DIRECTORY.iterdir())}
 
 
 def _command() -> str:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dserverfs.cli.arguments import Commands
+from dserverfs.cli.arguments import Commands, example
 
 if TYPE_CHECKING:
     from dserverfs.cli.whole_items import Summary
@@ -23,6 +23,10 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "targets", metavar="PATH | dserver://URI", nargs="+", help="several may be given"
+    )
+    parser.epilog = example(
+        "dserverfs verify ~/lab/my-dataset",
+        "dserverfs verify dserver://data.example.org/s3/lab",
     )
     parser.set_defaults(command=_run)
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dserverfs.cli.arguments import Commands, say
+from dserverfs.cli.arguments import Commands, example, say
 
 if TYPE_CHECKING:
     from dserverfs.base.model import Dataset, DserverURI
@@ -33,6 +33,10 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--cache-dir", type=Path, metavar="DIR", help="for URIs; default: as for mount"
+    )
+    parser.epilog = example(
+        "dserverfs warm ~/lab/my-dataset",
+        "dserverfs warm dserver://data.example.org/s3/lab",
     )
     parser.set_defaults(command=_run)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dserverfs.cli.arguments import Commands, is_web_address, moment, say, server_of
+from dserverfs.cli.arguments import Commands, example, is_web_address, moment, say, server_of
 
 
 def add(commands: Commands) -> None:
@@ -14,6 +14,7 @@ def add(commands: Commands) -> None:
         " (may read) and w (may write)."
     )
     parser.add_argument("server", metavar="SERVER", help="HOST[:PORT] or dserver://HOST[:PORT]")
+    parser.epilog = example("dserverfs whoami data.example.org")
     parser.set_defaults(command=_run)
 
 

@@ -100,13 +100,15 @@ class Commander:
     def __call__(self, request: dict[str, Any]) -> Iterator[Answer]:
         """Yield the answers to a request.
 
-        One of `status`, `compared`, `pending`, `notes`, `unsent`, `uncached`, `freeze`,
-        `discard`, `drain` and `log`.
+        One of `status`, `staged`, `compared`, `pending`, `notes`, `unsent`, `uncached`,
+        `freeze`, `discard`, `drain` and `log`.
         """
         asked = _Request.of(request)
         command = asked.command
         if command == "status":
             yield {"result": self._status(asked.inode)}
+        elif command == "staged":
+            yield {"result": description.to_be_read(self._staged(asked.inode), self.freezer)}
         elif command == "compared":
             yield {"result": self.reader.report.counts._asdict()}
         elif command == "pending":

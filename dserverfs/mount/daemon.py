@@ -16,6 +16,7 @@ from dserverfs.base.model import Dataset, DserverURI, split_base_uri
 from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.refreshed import loaded
 from dserverfs.client import Client
+from dserverfs.mount import mountpoint
 from dserverfs.mount.launcher import MountOptions
 from dserverfs.settings import Settings
 from dserverfs.tree.upper_directories import directories_below, parts_of
@@ -28,6 +29,7 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
 
     `ready_fd` is where to say that the mount answers; it is closed.
     """
+    mountpoint.require_fuse()
     descriptors.raise_limit()  # the client's cache keeps files open by it
     client = Client(
         options.uri.server,

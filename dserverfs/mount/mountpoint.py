@@ -8,6 +8,7 @@ can be killed, or in a thread that is left behind.
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import queue
 import shutil
@@ -23,6 +24,7 @@ from dserverfs.base import child_processes, mountinfo
 from dserverfs.base.errors import UsageError
 
 ANSWER_TIMEOUT_S = 10.0
+_PACKAGES = ("pyfuse3", "trio")
 _FUSE_DEVICE = Path("/dev/fuse")
 _MAX_LINKS = 40  # as the kernel follows in a path
 
@@ -102,8 +104,17 @@ def refuse_own_files(path: Path, own: Mapping[str, Path | None]) -> None:
             )
 
 
-def require_fuse() -> None:
-    """Raise UsageError unless this user can mount with FUSE here."""
+def require_fuse(extra: str = "mount") -> None:
+    """Raise UsageError unless this user can mount with FUSE here.
+
+    `extra` is the one of this package that has what is needed.
+    """
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"mounts need {' and '.join(missing)}: install fuse3, libfuse3-dev, pkg-config, gcc"
+            f" and python3-dev (Debian's names), then run: pip install 'dserverfs[{extra}]'"
+        )
     if not _FUSE_DEVICE.exists():
         raise UsageError(
             f"{_FUSE_DEVICE} does not exist: load the kernel's fuse module (modprobe fuse),"

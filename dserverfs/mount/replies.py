@@ -10,7 +10,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FileNameT, InodeT, ModeT, Readdir
 
 from dserverfs.base.limits import MAX_COMPONENT_BYTES, MAX_SIZE_BYTES
 from dserverfs.tree.attributes import Attributes
-from dserverfs.tree.filesystem import Space, is_link
+from dserverfs.tree.filesystem import Space
 
 _DIRECTORY, _FILE = stat.S_IFDIR, stat.S_IFREG
 _BLOCK = 4096
@@ -31,8 +31,6 @@ class Ownership(NamedTuple):
         """Return the attributes of an entry."""
         entry = self.blank_entry()
         fill(entry, attributes, self.umask)
-        if is_link(attributes.number):
-            entry.st_mode = ModeT(stat.S_IFLNK | 0o777)
         return entry
 
     def blank_entry(self) -> EntryAttributes:

@@ -23,7 +23,7 @@ import trio
 
 from dserverfs.base import service_manager
 from dserverfs.base.errors import DserverfsError, LocalDiskError, UsageError
-from dserverfs.base.model import Dataset, DserverURI
+from dserverfs.base.model import Dataset, DserverURI, is_below
 from dserverfs.client import Client
 from dserverfs.mount import allocator, mountpoint
 from dserverfs.mount.control import Address, Server
@@ -69,7 +69,6 @@ def run(
     where to say that the mount answers; it is closed.
     """
     allocator.keep_freed_memory()
-    mountpoint.require_fuse()
     if options.allow_other:
         mountpoint.require_allow_other()
     mountpoint.prepare(options.path)
@@ -147,8 +146,7 @@ def _is_shown(dataset: Dataset, uri: DserverURI, only: Dataset | None) -> bool:
     """Return whether a mount of `uri` shows that dataset, if its user may see it."""
     if only is not None:
         return dataset.uri == only.uri
-    base_uri = uri.base_uri
-    return base_uri is None or f"{dataset.base_uri}/".startswith(f"{base_uri}/")
+    return is_below(dataset.base_uri, uri.base_uri)
 
 
 def _fuse_options(options: MountOptions) -> set[str]:

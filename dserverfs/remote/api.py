@@ -26,7 +26,7 @@ from dserverfs.base.errors import (
     StorageRefused,
     UnusableAnswer,
 )
-from dserverfs.base.limits import component_is_usable, is_text, understood, url_is_usable
+from dserverfs.base.limits import component_is_usable, url_is_usable
 from dserverfs.base.model import UUID, Dataset, Identifier, User, split_base_uri
 from dserverfs.base.printable import listed, public_url
 from dserverfs.base.retry import Deadline, Retries, refused_url
@@ -36,6 +36,7 @@ from dserverfs.remote.listings import Listings
 from dserverfs.remote.manifest_parsing import dtoolcore_version_in
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.routes import Capabilities, Routes, string_map
+from dserverfs.remote.server_index import ServerIndex, sorted_texts
 from dserverfs.remote.signed_urls import SignedURL
 from dserverfs.remote.signing import HASH_OVERLAY, MAX_REMEMBERED, Signing, is_asked_whole
 from dserverfs.remote.upload_api import UploadRoutes
@@ -75,6 +76,7 @@ class Resolver:
         self._storage = storage
         self._routes = routes or Routes(transport)
         self._listings = Listings(self._routes)
+        self.index = ServerIndex(self._routes, self._listings)
         self._signing = Signing(self._routes)
         self.uploads = UploadRoutes(self._routes)
         self._warned: set[str] = set()  # each is said once
@@ -156,19 +158,7 @@ class Resolver:
                 return self.stored_readme(dataset)
             except NotStored as error:
                 logger.debug("%s: the index's README is shown: %s", dataset.uri, error)
-        return self._indexed_readme(dataset)
-
-    def _indexed_readme(self, dataset: Dataset) -> bytes:
-        answer = self._routes.core(
-            "readmes", dataset.uri, max_bytes=limits.MAX_README_ANSWER_BYTES
-        ).json()
-        readme = answer.get("readme") if isinstance(answer, dict) else None
-        if isinstance(readme, str):
-            with understood(f"{self.server_url}: the README of {dataset.uri}"):
-                return readme.encode("utf-8")
-        if isinstance(readme, dict):  # old servers keep it parsed; JSON is YAML
-            return json.dumps(readme, indent=2).encode("utf-8")
-        raise ProtocolError(f"{self.server_url}: the README of {dataset.uri} is no text")
+        return self.index.readme(dataset)
 
     def stored_readme(self, dataset: Dataset) -> bytes:
         """Return the store's README, which may be newer than that of the server's index.
@@ -176,7 +166,7 @@ class Resolver:
         Return the index's if the store cannot be asked for it.
         """
         if not self._routes.capabilities().signed_urls or not is_asked_whole(dataset):
-            return self._indexed_readme(dataset)
+            return self.index.readme(dataset)
         deadline = Deadline(METADATA_TIMEOUT_S)
         return self._signed_anew(lambda limit: self._stored_readme(dataset, limit), deadline)
 
@@ -236,7 +226,7 @@ class Resolver:
         if not url_is_usable(admin_url) or not isinstance(tags, list):
             raise ProtocolError(f"{self.server_url}: signed URLs of {dataset.uri} are incomplete")
         self._routes.note_signed(str(admin_url))
-        return MetadataUrls(str(admin_url), overlays, annotations, _sorted_texts(tags))
+        return MetadataUrls(str(admin_url), overlays, annotations, sorted_texts(tags))
 
     def item_url(
         self,
@@ -353,14 +343,7 @@ class Resolver:
         return Retries(deadline, what=public_url(url), repeatable=is_repeatable).run(attempt)
 
     def _indexed_metadata(self, dataset: Dataset) -> Metadata:
-        tags = self._routes.core("tags", dataset.uri).json()
-        annotations = self._routes.core(
-            "annotations", dataset.uri, max_bytes=limits.MAX_ANNOTATIONS_BYTES
-        ).json()
-        with understood(f"{self.server_url}: what it knows of {dataset.uri}"):
-            tag_names, values = tags["tags"], dict(annotations["annotations"])
-            if not isinstance(tag_names, list):
-                raise TypeError("tags is no list")
+        tags, annotations = self.index.tags(dataset), self.index.annotations(dataset)
         self._warn_once(
             f"{dataset.uri}: its overlays are not shown: {self.server_url} cannot sign them"
             f" without the URLs of {dataset.number_of_items} items"
@@ -377,9 +360,9 @@ class Resolver:
             admin["dtoolcore_version"] = version
         return Metadata(
             json.dumps(admin).encode(),
-            _sorted_texts(tag_names),
+            tags,
             {},
-            {str(name): json.dumps(value, indent=2).encode() for name, value in values.items()},
+            {name: json.dumps(value, indent=2).encode() for name, value in annotations.items()},
         )
 
     def dtoolcore_version(self, dataset: Dataset) -> str | None:
@@ -411,11 +394,6 @@ class _Room:
         """Raise ProtocolError if too much has come."""
         if self._left < 0:
             raise ProtocolError(self._message)
-
-
-def _sorted_texts(tags: list[Any]) -> tuple[str, ...]:
-    """Return the tags, sorted, without values that are no text."""
-    return tuple(sorted(tag for tag in tags if is_text(tag)))
 
 
 def _require_metadata(dataset: Dataset, metadata: Metadata) -> None:

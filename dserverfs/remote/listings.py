@@ -1,4 +1,4 @@
-"""Listings of a dserver's datasets, below a base URI or with a uuid: all pages of them.
+"""Listings of a dserver's datasets: of a base URI, of a uuid, of a search; all pages of them.
 
 Used by the resolver. A listing is no snapshot, and servers differ in what they
 say about its length; so every page is judged by what it brings. Blocking and
@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 from dserverfs.base.errors import NotFound, ProtocolError, Unreachable
@@ -34,6 +35,29 @@ PAGE_SIZE = 100  # the largest a dserver gives
 PARALLEL_PAGES = 4
 PAGES_AHEAD = 16
 SORT = "frozen_at,uuid"  # what is registered while we ask comes last
+
+
+class SearchQuery(NamedTuple):
+    """What a dserver's search can be asked; what is empty is not asked.
+
+    A dataset has all of the tags and, of `free_text`, any word, as a stem, or all phrases in
+    double quotes; where it looks for these is the server's. `base_uris` has one of its own.
+    """
+
+    base_uris: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    creator: str | None = None
+    free_text: str | None = None
+
+    def body(self) -> dict[str, Any]:
+        """Return the body of POST /uris."""
+        asked = {
+            "base_uris": list(self.base_uris),
+            "tags": list(self.tags),
+            "creator_usernames": [] if self.creator is None else [self.creator],
+        }
+        body: dict[str, Any] = {key: values for key, values in asked.items() if values}
+        return body if self.free_text is None else {**body, "free_text": self.free_text}
 
 
 class _Page(NamedTuple):
@@ -116,21 +140,13 @@ class Listings:
         server says there are, because what is not listed counts as deleted, and
         ProtocolError for a listing without an end.
         """
-        pages = self._pages(base_uri)
-        if pages.missing():
-            pages = self._pages(base_uri)
-        elif pages.shrunk:
-            # A deletion moves later entries to the end of a page that was read already.
-            before, pages = pages, self._pages(base_uri)
-            pages.add_all(before)
-        if (said := pages.missing()) is not None:
-            raise Unreachable(
-                f"{self._routes.server_url}: the listing of {base_uri} is incomplete: {said}"
-            )
-        datasets = {
-            dataset.uuid: dataset for dataset in pages.datasets() if dataset.base_uri == base_uri
-        }
+        listed = self._complete(base_uri, SearchQuery(base_uris=(base_uri,)))
+        datasets = {dataset.uuid: dataset for dataset in listed if dataset.base_uri == base_uri}
         return sorted(datasets.values(), key=lambda dataset: (dataset.frozen_at, dataset.uuid))
+
+    def found(self, query: SearchQuery) -> list[Dataset]:
+        """Return every dataset that the server's search finds; raises what `datasets` does."""
+        return self._complete("what was searched for", query)
 
     def datasets_by_uuid(self, uuid: UUID) -> list[Dataset]:
         """Return the datasets of that uuid in every base URI the user may search."""
@@ -148,10 +164,25 @@ class Listings:
                 return [dataset for dataset in found if dataset.uuid == uuid]
         return []
 
-    def _pages(self, base_uri: str) -> _Pages:
+    def _complete(self, what: str, query: SearchQuery) -> list[Dataset]:
+        """Return all datasets of a listing, `what` in messages."""
+        pages = self._pages(what, query)
+        if pages.missing():
+            pages = self._pages(what, query)
+        elif pages.shrunk:
+            # A deletion moves later entries to the end of a page that was read already.
+            before, pages = pages, self._pages(what, query)
+            pages.add_all(before)
+        if (said := pages.missing()) is not None:
+            raise Unreachable(
+                f"{self._routes.server_url}: the listing of {what} is incomplete: {said}"
+            )
+        return pages.datasets()
+
+    def _pages(self, what: str, query: SearchQuery) -> _Pages:
         """Return every page there is."""
-        first = self._page(base_uri, 1)
-        found = _Pages(f"{self._routes.server_url}, {base_uri},")
+        first = self._page(what, query, 1)
+        found = _Pages(f"{self._routes.server_url}, {what},")
         found.add(first)
         page_size = len(first.entries)  # some give fewer than they are asked for
         if page_size == 0 or page_size == first.total:
@@ -163,19 +194,19 @@ class Listings:
             while is_new and page < pages:
                 wanted = range(page + 1, min(page + PAGES_AHEAD, pages) + 1)
                 is_new = False
-                for last in pool.map(lambda number: self._page(base_uri, number), wanted):
+                for last in pool.map(partial(self._page, what, query), wanted):
                     is_new = found.add(last) or is_new
                 page = wanted[-1]
         # Entries registered since, or those of a server that tells no total; a page that
         # brings nothing new ends it, as some servers give the last page again.
         while len(last.entries) >= page_size:
             page += 1
-            last = self._page(base_uri, page)
+            last = self._page(what, query, page)
             if not found.add(last):
                 break
         return found
 
-    def _page(self, base_uri: str, page: int) -> _Page:
+    def _page(self, what: str, query: SearchQuery, page: int) -> _Page:
         params: dict[str, Any] = {"page": page, "page_size": PAGE_SIZE}
         sort = self._sort
         if sort is not None:
@@ -185,13 +216,13 @@ class Listings:
                 "POST",
                 "/uris",
                 params=params,
-                json={"base_uris": [base_uri]},
+                json=query.body(),
                 max_bytes=MAX_LISTING_PAGE_BYTES,
             )
         except NotFound as error:
             if page == 1:  # it lists nothing: that is not to say that there is nothing
                 raise ProtocolError(
-                    f"{self._routes.server_url} cannot list {base_uri}: {error}",
+                    f"{self._routes.server_url} cannot list {what}: {error}",
                     status=error.status,
                 ) from error
             return _Page([], None, 0)  # beyond the last page, on some servers
@@ -200,7 +231,7 @@ class Listings:
                 raise
             logger.debug("%s: does not sort: %s", self._routes.server_url, error)
             self._sort = None
-            return self._page(base_uri, page)
+            return self._page(what, query, page)
         return _page_of(response)
 
 

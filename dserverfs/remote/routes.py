@@ -54,6 +54,7 @@ class Capabilities:
     changes_metadata: bool = False
     publishes: bool = False
     block_hashes: bool = False  # takes, keeps and signs those of a dataset's blocks
+    searches: bool = False
     core_version: str = "of unknown version"
 
     @property
@@ -255,6 +256,8 @@ class Routes:
             changes_metadata=wire_names.METADATA in names,
             publishes=wire_names.PUBLICATIONS in names,
             block_hashes=wire_names.BLOCK_HASHES in names,
+            # dservercore does not start without a plugin for it.
+            searches=any("search" in name for name in names),
             core_version=_version_of(versions),
         )
 

@@ -6,10 +6,13 @@ the mount unpacks them; by name it took a third of the time of a listing.
 
 from __future__ import annotations
 
+import stat
 from typing import NamedTuple
 
 FROZEN_S = 365.0 * 24 * 3600  # how long the kernel may believe what never changes
 MUTABLE_S = 1.0  # beside the catalogue's own freshness, so that both do not add up
+# In place of a link's permissions: the bit of a plain file, which the mount adds, is one of these.
+LINK_MODE = stat.S_IFLNK | 0o777
 EDITABLE_S = 0.0  # what can be renamed here: another file may have its name the next moment
 
 

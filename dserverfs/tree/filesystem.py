@@ -22,7 +22,7 @@ from dserverfs.tree.frozen_changes import FrozenChanges
 from dserverfs.tree.frozen_dataset import DatasetTree
 from dserverfs.tree.incomplete import is_tried_only
 from dserverfs.tree.listing import OpenDirectory
-from dserverfs.tree.mount_tree import NUMBER_MASK, Inode, Totals, Tree
+from dserverfs.tree.mount_tree import Inode, Totals, Tree
 from dserverfs.tree.names import looked_up, utf8
 from dserverfs.tree.open_files import OpenFile, OpenStagedFile, opened
 from dserverfs.tree.refusals import (
@@ -110,9 +110,13 @@ class FileSystem:
         self._tree.forget(inode, times)
 
     def readlink(self, inode: Inode) -> bytes:
-        if is_link(inode) and self._tree.locate(inode).staged is not None:
+        place = self._tree.locate(inode)
+        if place.number == LINK and place.staged is not None:
             return DATA_LINK
-        raise Invalid(f"inode {inode} is no link")
+        target = self._tree.link_target(inode)
+        if target is None:
+            raise Invalid(f"inode {inode} is no link")
+        return target
 
     def opendir(self, inode: Inode) -> OpenDirectory:
         """Return a directory to be listed, with its first entries loaded."""
@@ -342,8 +346,3 @@ class FileSystem:
 
     def _base_uri(self, inode: Inode) -> Steps[str | None]:
         return loaded(lambda: self._tree.base_uri_at(inode))
-
-
-def is_link(inode: int) -> bool:
-    """Return whether an inode is of the link `data` in a staged dataset."""
-    return inode & NUMBER_MASK == LINK

@@ -28,8 +28,8 @@ class OpenDirectory:
         self._held: list[Entry] = []  # what `_entries` begin with after all
         self._place: int | None = None  # the cookie that both go on behind
         self._begun_s: float | None = None  # when what is held first was
-        # Of a staged dataset, as they were when it was opened or rewound: cookies stay good
-        # while it changes.
+        # Of a directory that changes, as they were when it was opened or rewound: cookies stay
+        # good.
         self._names: list[str] | None = None
 
     def begin(self) -> None:
@@ -39,6 +39,8 @@ class OpenDirectory:
         """
         place = self._tree.locate(self.inode)
         if place.staged is not None and place.staged.require_listable(place.number):
+            return
+        if self._tree.names(self.inode) is not None:
             return
         first = next(self._entries_behind(0), None)
         self._held = [] if first is None else [first]
@@ -50,8 +52,7 @@ class OpenDirectory:
         To ask for the next is to say that the kernel took the one before.
         """
         if cookie == 0 or self._names is None:
-            place = self._tree.locate(self.inode)
-            names = place.staged.names(place.number) if place.staged is not None else None
+            names = self._tree.names(self.inode)
             if names is not None:
                 self._names = names
         if self._names is None:

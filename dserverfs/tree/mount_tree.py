@@ -1,7 +1,7 @@
 """One mount as a tree: backends, buckets, prefixes, datasets and what is in them.
 
 Used by the operations. Inode numbers are stable for the life of the mount:
-slot << 36 | number, where slot 0 holds the directories above the datasets and
+slot << 36 | number, where slot 0 holds the directories above the datasets, and searches, and
 every dataset, and every alias of one below `.uuid`, has a slot of its own (the
 kernel allows a directory one place only). A staged dataset keeps its slot when it
 is frozen. No I/O but for the local staging area: raises NotLoaded where something
@@ -11,16 +11,17 @@ loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple, NewType
 
 from dserverfs.base.errors import Frozen, NameTaken, NotFound, PermissionDenied
 from dserverfs.base.limits import is_uuid
 from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI
-from dserverfs.catalogue.catalogue import UUID_DIRECTORY, Catalogue
+from dserverfs.catalogue.catalogue import FIND_DIRECTORY, UUID_DIRECTORY, Catalogue
 from dserverfs.catalogue.names import DatasetNames
 from dserverfs.tree.attributes import Attributes, Entry
 from dserverfs.tree.frozen_dataset import OWN, Content, DatasetTree
+from dserverfs.tree.searches import FIRST_SEARCH, Searches
 from dserverfs.tree.staged_dataset import StagedTree
 from dserverfs.tree.upper_directories import TOP, Path, UpperDirectories
 from dserverfs.writing.edits.edits import DatasetEdits
@@ -103,7 +104,8 @@ class Tree:
         self._slots: dict[tuple[BackendURI, bool], int] = {}  # (dataset, is an alias) -> slot
         self._staged_slots: dict[StagedDataset, int] = {}
         self._staged_trees: list[tuple[StagedTree, int]] = []  # with their slots
-        self._upper = UpperDirectories(uri, catalogue, mounted_ns)  # slot 0
+        self._upper = UpperDirectories(uri, catalogue, mounted_ns)  # slot 0, and so are
+        self._searches = Searches(uri, catalogue, self._upper, mounted_ns)
         self._shows_one = False
         # By base URI, slots: what was shown as staged last, and what is that no more but
         # may still have its name.
@@ -125,6 +127,8 @@ class Tree:
         slot, number = self._split(inode)
         if slot:
             return self._renumber(slot, self._datasets[slot - 1].attributes(number))
+        if number >= FIRST_SEARCH:
+            return self._searches.attributes(number)
         return self._upper.attributes(self._upper.path(number))
 
     def lookup(self, inode: Inode, name: str) -> Attributes:
@@ -132,11 +136,15 @@ class Tree:
         slot, number = self._split(inode)
         if slot:
             return self._renumber(slot, self._datasets[slot - 1].lookup(number, name))
+        if number >= FIRST_SEARCH:
+            return self._searches.lookup(number, name)
         path = self._upper.path(number)
         if path and path[-1] == UUID_DIRECTORY:
             return self._lookup_uuid(path, name)
         if name in self._upper.below(path):
             return self._upper.attributes((*path, name))
+        if not path and name == FIND_DIRECTORY:
+            return self._searches.top()
         if self._upper.is_base_uri(path):
             if name == UUID_DIRECTORY:
                 return self._upper.attributes((*path, name))
@@ -172,6 +180,19 @@ class Tree:
                 if behind > cookie:
                     yield Entry(name, self._root_of(slot), behind)
 
+    def names(self, inode: Inode) -> list[str] | None:
+        """Return what a directory that changes now holds; None of one that has `children`."""
+        slot, number = self._split(inode)
+        if not slot:
+            return self._searches.names(number) if number >= FIRST_SEARCH else None
+        dataset = self._datasets[slot - 1]
+        return dataset.names(number) if isinstance(dataset, StagedTree) else None
+
+    def link_target(self, inode: Inode) -> bytes | None:
+        """Return where a link to a dataset leads; None of what is no such link."""
+        slot, number = self._split(inode)
+        return self._searches.target(number) if number >= FIRST_SEARCH and not slot else None
+
     def content(self, inode: Inode) -> Content:
         """Return what a file holds; raises NotFound and IntegrityError."""
         slot, number = self._split(inode)
@@ -200,17 +221,21 @@ class Tree:
         tree, number = self.locate(inode)
         if isinstance(tree, StagedTree):
             tree.kernel_learned(number)
+        elif tree is None and number >= FIRST_SEARCH:
+            self._searches.kernel_learned(number)
 
     def forget(self, inode: Inode, times: int) -> None:
         """Note that the kernel forgot an inode."""
         tree, number = self.locate(inode)
         if isinstance(tree, StagedTree):
             tree.forget(number, times)
+        elif tree is None and number >= FIRST_SEARCH:
+            self._searches.forget(number, times)
 
     def base_uri_at(self, inode: Inode) -> str | None:
         """Return the base URI whose directory an inode is, if it is one."""
         slot, number = self._split(inode)
-        if slot or self._shows_one:
+        if slot or self._shows_one or number >= FIRST_SEARCH:
             return None
         path = self._upper.path(number)
         return self._upper.base_uri(path) if self._upper.is_base_uri(path) else None
@@ -252,7 +277,12 @@ class Tree:
         self._catalogue.names(base_uri).place(UUID(staged.id), new)
 
     def staged_named(self, base_uri: str, name: str) -> StagedDataset | None:
-        """Return the staged dataset of that name; None if it is frozen. Raises NotFound."""
+        """Return the staged dataset of that name; None if it is frozen, or no dataset.
+
+        Raises NotFound.
+        """
+        if name in (UUID_DIRECTORY, FIND_DIRECTORY):
+            return None
         path = self._upper.path_of(base_uri)
         slot = self._slots_in(path).get(name)
         if slot is not None:
@@ -264,10 +294,10 @@ class Tree:
 
     def _slots_in(self, path: Path) -> dict[str, int]:
         """Return the slots of all datasets in a base URI, staged or frozen, by name."""
-        self._listed(path)
+        self._upper.listed(path)
         staged = self._staged(path)
         # Again: what is staged no more made the listing be fetched anew.
-        listed = self._listed(path)
+        listed = self._upper.listed(path)
         slots = {name: self._slot(dataset, alias=False) for name, dataset in listed.items()}
         return {**slots, **staged}
 
@@ -294,7 +324,7 @@ class Tree:
     def _let_names_go(self, path: Path, names: DatasetNames) -> None:
         """Free the names of what was discarded; what was frozen instead is listed by now."""
         slots = self._over.pop(self._upper.base_uri(path), [])
-        listed = {dataset.uuid for dataset in self._listed(path).values()} if slots else set()
+        listed = {dataset.uuid for dataset in self._upper.listed(path).values()} if slots else set()
         for slot in slots:
             tree = self._datasets[slot - 1]
             assert isinstance(tree, StagedTree)
@@ -311,16 +341,9 @@ class Tree:
             self._staged_trees.append((tree, slot))
         return slot
 
-    def _listed(self, path: Path) -> Mapping[str, Dataset]:
-        """Return the datasets the server has in a base URI; raises PermissionDenied."""
-        base_uri, user = self._upper.base_uri(path), self._catalogue.user()
-        if base_uri not in user.search_base_uris:
-            raise PermissionDenied(f"{base_uri}: user {user.username} may not search it any more")
-        return self._catalogue.datasets(base_uri, frozenset(self._upper.below(path)))
-
     def _lookup_uuid(self, path: Path, name: str) -> Attributes:
         if is_uuid(name):
-            for dataset in self._listed(path[:-1]).values():
+            for dataset in self._upper.listed(path[:-1]).values():
                 if dataset.uuid == name:
                     return self._dataset_root(dataset, alias=True)
             self._catalogue.renew_listing(self._upper.base_uri(path[:-1]))

@@ -27,7 +27,7 @@ from dserverfs.base.limits import (
 from dserverfs.base.local_files import RENAME_EXCHANGE
 from dserverfs.base.model import Dataset
 from dserverfs.tree.afterlife import FIRST_NODE, LINK, Afterlife
-from dserverfs.tree.attributes import MUTABLE_S, Attributes, Changes, Entry
+from dserverfs.tree.attributes import LINK_MODE, MUTABLE_S, Attributes, Changes, Entry
 from dserverfs.tree.frozen_dataset import OWN, Content, DatasetTree
 from dserverfs.tree.inode_numbers import Node, Nodes
 from dserverfs.writing.staging.dataset import StagedDataset
@@ -113,12 +113,15 @@ class StagedTree:
         if name != DATA or number != self.ROOT or not self._has_link or self.frozen() is not None:
             return False
         names = os.listdir(self.staged.tree)
-        return DATA not in names and any(map(is_item_at_the_top, names))
+        excluded = self.staged.excluded
+        return DATA not in names and any(
+            is_item_at_the_top(name) and name not in excluded for name in names
+        )
 
     def data_link(self) -> Attributes:
-        """Return the attributes of that link, but for what makes it one."""
+        """Return the attributes of that link."""
         mtime_ns = os.stat(self.staged.tree).st_mtime_ns
-        return Attributes(LINK, False, 0o777, len(DATA_LINK), mtime_ns, 0.0)
+        return Attributes(LINK, False, LINK_MODE, len(DATA_LINK), mtime_ns, 0.0)
 
     def children(self, number: int, cookie: int) -> Iterator[Entry]:
         """Yield the entries of a directory of the frozen dataset behind `cookie`."""

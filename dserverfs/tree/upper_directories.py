@@ -7,10 +7,10 @@ the catalogue does. For one thread at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from dserverfs.base.errors import NotFound
-from dserverfs.base.model import DserverURI, split_base_uri
+from dserverfs.base.errors import NotFound, PermissionDenied
+from dserverfs.base.model import Dataset, DserverURI, split_base_uri
 from dserverfs.catalogue.catalogue import UUID_DIRECTORY, Catalogue
 from dserverfs.tree.attributes import MUTABLE_S, Attributes
 
@@ -78,6 +78,13 @@ class UpperDirectories:
         if path and path[-1] == UUID_DIRECTORY:
             return []
         return directories_below((*self._top, *path), self._base_uris())
+
+    def listed(self, path: Path) -> Mapping[str, Dataset]:
+        """Return the datasets the server has in a base URI; raises PermissionDenied."""
+        base_uri, user = self.base_uri(path), self._catalogue.user()
+        if base_uri not in user.search_base_uris:
+            raise PermissionDenied(f"{base_uri}: user {user.username} may not search it any more")
+        return self._catalogue.datasets(base_uri, frozenset(self.below(path)))
 
     def attributes(self, path: Path) -> Attributes:
         writable = self.base_uri(path) in self._catalogue.user().register_base_uris

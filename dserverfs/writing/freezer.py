@@ -33,7 +33,7 @@ from dserverfs.base.progress import Progress
 from dserverfs.base.retry import AWAY_OR_EXPIRED
 from dserverfs.writing.freeze_job import FreezeJob, FreezeResult, Noted, Registry, told
 from dserverfs.writing.freeze_schedule import LOOK_AGAIN_S, Schedule, is_sealed
-from dserverfs.writing.staging import sealing
+from dserverfs.writing.staging import left_over, sealing
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.states import Move, State
 from dserverfs.writing.staging.survey import Ambiguous, Layout
@@ -306,7 +306,7 @@ class Freezer:
         job.future.set_result(FreezeResult(dataset.uri, job.notes))
         try:
             self._registry.adopt(dataset, local, self._ending)
-            sealing.keep_left_over(staged, local)
+            left_over.keep(staged, local)
             staged.delete()
         except OSError as error:
             logger.warning(

@@ -33,6 +33,7 @@ NAMES = {
     "names/100%25.txt": b"percent",
     "names/-rf": b"option",
     "names/" + "long" * 60: b"long",
+    "names/.DS_Store": b"named by a user, so not excluded",
     "empty": b"",
 }
 
@@ -462,6 +463,9 @@ def test_dataset_left_staged_by_a_mount_is_frozen_by_dtool(
     with mounted(current_user, base, server.token) as mountpoint:
         (mountpoint / "left").mkdir()
         (mountpoint / "left/file").write_text("from a mount")
+        (mountpoint / "left/.DS_Store").write_text("excluded")
+        (mountpoint / "left/__pycache__").mkdir()
+        (mountpoint / "left/__pycache__/x").write_text("excluded")
         (mountpoint / "left/README.yml").write_text("made: in a mount\n")
         detach(mountpoint)
     lines = iter(dtool.output("ls", base).splitlines())
@@ -469,10 +473,12 @@ def test_dataset_left_staged_by_a_mount_is_frozen_by_dtool(
     (current_user.home / "more").write_text("by dtool")
 
     added = dtool.run("add", "item", "more", uri)
+    refused = dtool.run("add", "item", "more", uri, "__pycache__/more")
     dtool.output("freeze", uri)
 
     assert added.returncode == 0
     assert "will be frozen only by command" in added.stderr
+    assert "DSERVER_EXCLUDE says that '__pycache__/more' is no item" in refused.stderr
     dataset = stored(uri)
     assert dataset.name == "left"
     assert dataset.get_readme_content() == "made: in a mount\n"

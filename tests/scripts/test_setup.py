@@ -42,6 +42,7 @@ def pins() -> Iterator[Requirement]:
 def wanted_distributions() -> dict[str, str]:
     """Return name and version of everything that dserverfs and its extras install."""
     found: dict[str, str] = {}
+    seen: set[str] = set()
     pending = [Requirement(f"dserverfs[{','.join(EXTRAS)}]")]
     while pending:
         requirement = pending.pop()
@@ -52,7 +53,9 @@ def wanted_distributions() -> dict[str, str]:
             extras = requirement.extras or {""}
             if child.marker and not any(child.marker.evaluate({"extra": e}) for e in extras):
                 continue
-            if normalised(child.name) not in found:
+            child.marker = None
+            if str(child) not in seen:  # of one package, several extras may be wanted
+                seen.add(str(child))
                 pending.append(child)
     del found["dserverfs"]
     return found

@@ -35,10 +35,3 @@ def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"dserverfs {__version__}\n"
-
-
-def test_no_command_is_an_error_of_usage() -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([])
-
-    assert caught.value.code == 2

@@ -164,14 +164,14 @@ def copy_client(target: Path) -> Path:
 def _requirements_of(
     distribution: importlib.metadata.Distribution,
 ) -> list[importlib.metadata.Distribution]:
-    """Return what `distribution` requires without extras, and what that requires."""
+    """Return what `distribution` requires to mount, and what that requires."""
     found: dict[str, importlib.metadata.Distribution] = {}
     pending = [distribution]
     while pending:
         for requirement in pending.pop().requires or []:
             name, _, condition = requirement.partition(";")
             name = re.split(r"[^\w.-]", name.strip())[0].lower()
-            if name in found or "extra ==" in condition:
+            if name in found or ("extra ==" in condition and '"mount"' not in condition):
                 continue
             try:
                 found[name] = importlib.metadata.distribution(name)

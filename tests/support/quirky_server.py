@@ -20,6 +20,7 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+from dserverfs.base.conditions import has_words
 from dserverfs.base.model import Identifier, identifier_of
 from tests.support import quirky_changes
 from tests.support.local_web import serving
@@ -123,7 +124,8 @@ class QuirkyServer:
             "uri": uri,
             "uuid": uuid,
         }
-        entry.update({key: others[key] for key in ("frozen_at", "name") if key in others})
+        given = ("frozen_at", "name", "creator_username")
+        entry.update({key: others[key] for key in given if key in others})
         self.entries.append(entry)
         manifest = {
             "dtoolcore_version": "3.19.0",
@@ -281,7 +283,11 @@ class Handler(BaseHTTPRequestHandler):
         if not wanted:
             self.answer(200, [])
             return
-        found = [entry for entry in state.entries if entry["base_uri"] in wanted]
+        found = [
+            entry
+            for entry in state.entries
+            if entry["base_uri"] in wanted and self._is_searched_for(entry)
+        ]
         found.sort(key=lambda entry: str(entry["frozen_at"]))
         size = quirks.page_size or int(self.query.get("page_size", 10))
         page = int(self.query.get("page", 1))
@@ -297,6 +303,19 @@ class Handler(BaseHTTPRequestHandler):
             pagination = {"total": total, "total_pages": pages}
             headers["X-Pagination"] = json.dumps(pagination)
         self.answer(200, found[(page - 1) * size : page * size], headers)
+
+    def _is_searched_for(self, entry: dict[str, Any]) -> bool:
+        if set(self.body) <= {"base_uris"}:  # then entries may be of any form
+            return True
+        described = self.server_state.described[entry["uri"]]
+        creators = self.body.get("creator_usernames", [entry["creator_username"]])
+        if entry["creator_username"] not in creators:
+            return False
+        if not set(self.body.get("tags", [])) <= set(described["tags"]):
+            return False
+        free_text = self.body.get("free_text")
+        texts = [described["readme"], json.dumps([entry, described["annotations"]])]
+        return free_text is None or has_words(free_text, texts)
 
     def _uri(self, text: str, *, takes_suffix: bool) -> str | None:
         """Return the URI in a path if it may be read; answers otherwise."""

@@ -350,7 +350,7 @@ def test_what_is_no_part_of_the_dataset_outlasts_it(bench: FreezeBench, elsewher
     (elsewhere / "notes").mkdir()
     (elsewhere / "notes" / "x").write_bytes(b"kept")
     (elsewhere / "more").write_bytes(b"kept, too")
-    kept = sealing.left_over_directory(bench.staged)
+    kept = bench.staged.kept_directory
 
     result = bench.freezer.freeze(bench.staged, Layout.DTOOL).result(WAIT_S)
     bench.settle()
@@ -370,7 +370,7 @@ def test_of_a_directory_of_items_nothing_is_beside_it(bench: FreezeBench) -> Non
     bench.freezer.freeze(bench.staged).result(WAIT_S)
     bench.settle()
 
-    assert not sealing.left_over_directory(bench.staged).exists()
+    assert not bench.staged.kept_directory.exists()
 
 
 def test_losses_are_told(bench: FreezeBench) -> None:

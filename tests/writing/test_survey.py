@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dserverfs.base.errors import CannotHold, NotUTF8, UsageError
+from dserverfs.base.excluded import DEFAULT, Excluded
 from dserverfs.base.limits import MAX_README_BYTES
 from dserverfs.writing.staging.survey import Ambiguous, Layout, StillProto, survey
 from tests.support.dtool_datasets import make_dataset
@@ -196,3 +197,61 @@ def test_links_and_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
         survey(tmp_path / "one")
     with pytest.raises(NotUTF8):
         survey(tmp_path / "two")
+
+
+LEFT = (".DS_Store", "sub/.DS_Store", "sub/__pycache__/a.pyc", "only/.DS_Store")
+
+
+@pytest.mark.parametrize("below", ["", "data/"])
+def test_leavings_are_no_items(tmp_path: Path, below: str) -> None:
+    write(tmp_path, *(f"{below}{relpath}" for relpath in ("a", "sub/b", *LEFT)))
+
+    found = survey(tmp_path, excluded=Excluded(DEFAULT))
+
+    assert sorted(found.items) == ["a", "sub/b"]
+    assert found.excluded.count == 4
+    assert sorted(found.excluded.first) == sorted(
+        [".DS_Store", "only/.DS_Store", "sub/.DS_Store", "sub/__pycache__/"]
+    )
+    assert str(found.empty_directories) == "only"
+    assert len(survey(tmp_path).items) == 6
+
+
+def test_leavings_beside_data_leave_the_layout_dtools(tmp_path: Path) -> None:
+    write(tmp_path, "data/a", ".DS_Store", ".Trash-1000/files/x")
+
+    found = survey(tmp_path, excluded=Excluded(DEFAULT), by_itself=True)
+
+    assert (found.layout, sorted(found.items)) == (Layout.DTOOL, ["a"])
+    assert str(found.excluded) == ".DS_Store, .Trash-1000/"
+    assert found.left_over == []
+
+
+def test_pattern_that_matches_the_layout_itself_changes_nothing_of_it(tmp_path: Path) -> None:
+    write(tmp_path, "data/a.yml", "README.yml", "data/.hidden")
+
+    found = survey(tmp_path, excluded=Excluded([".*", "*.yml", "data"]))
+
+    assert found.layout is Layout.DTOOL
+    assert (found.readme, sorted(found.items)) == (b"README.yml", [])
+    assert str(found.excluded) == ".hidden, a.yml"
+
+
+def test_what_a_manifest_names_is_an_item_whatever_its_name(tmp_path: Path) -> None:
+    named = {"a": b"1", ".DS_Store": b"2", "__pycache__/x": b"3"}
+    directory = make_dataset(tmp_path, "frozen", named)
+    write(directory, "data/sub/.DS_Store", "data/__pycache__/y")
+    (directory / "data/.ipynb_checkpoints").mkdir()
+
+    found = survey(directory, excluded=Excluded(DEFAULT), by_itself=True)
+
+    assert sorted(found.items) == sorted(named)
+    assert sorted(found.excluded.first) == ["__pycache__/y", "sub/.DS_Store"]
+    assert str(found.empty_directories) == "sub"
+
+
+def test_link_with_an_excluded_name_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    write(tmp_path, "a")
+    (tmp_path / ".#a").symlink_to("me@here.1:2")
+
+    assert sorted(survey(tmp_path, excluded=Excluded(DEFAULT)).items) == ["a"]

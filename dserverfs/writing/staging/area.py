@@ -30,6 +30,7 @@ from pathlib import Path
 from dserverfs.base.directories import private_directory
 from dserverfs.base.durable_files import sync_directory
 from dserverfs.base.errors import Conflict, DserverfsError, LocalDiskError, NameTaken, UsageError
+from dserverfs.base.excluded import NOTHING, Excluded
 from dserverfs.base.limits import name_is_valid
 from dserverfs.base.local_files import make_private, subdirectories
 from dserverfs.base.locks import locked
@@ -54,9 +55,16 @@ class Staging:
     """The staged datasets of one server."""
 
     def __init__(
-        self, directory: Path, server: str, *, clock_s: Callable[[], float] = time.monotonic
+        self,
+        directory: Path,
+        server: str,
+        *,
+        excluded: Excluded = NOTHING,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`excluded` are names that do not become items."""
         self.directory = directory
+        self._excluded = excluded
         self._clock_s = clock_s
         self._root = directory / urllib.parse.quote(server, safe="")
         self._server = server
@@ -111,7 +119,7 @@ class Staging:
                 self._unusable.pop(path, None)
                 try:
                     if staged is None:
-                        staged = StagedDataset(path, read_record(path), self._clock_s)
+                        staged = self._dataset(path, read_record(path))
                         self._known[path] = staged
                     staged.reload()
                 except (OSError, DserverfsError) as error:
@@ -166,7 +174,7 @@ class Staging:
                 raise Conflict(f"{base_uri}/{record.id}: is staged already in {path}")
             make_private(new / TREE)
             write_record(new, record)
-            staged = StagedDataset(path, record, self._clock_s)
+            staged = self._dataset(path, record)
             with self._lock:  # listings from now on have this one, and it owned
                 new.rename(path)
                 staged._owner.acquire()
@@ -189,6 +197,9 @@ class Staging:
                 raise NameTaken(
                     f"{base_uri}/{name}: a dataset of that name is staged in {staged.directory}"
                 )
+
+    def _dataset(self, path: Path, record: Record) -> StagedDataset:
+        return StagedDataset(path, record, self._clock_s, excluded=self._excluded)
 
     def _base(self, base_uri: str) -> Path:
         return self._root / urllib.parse.quote(base_uri, safe="")

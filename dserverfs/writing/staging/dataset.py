@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from dserverfs.base.durable_files import write_durably
 from dserverfs.base.errors import Conflict, Frozen, ProtocolError
+from dserverfs.base.excluded import NOTHING, Excluded
 from dserverfs.base.local_files import is_full
 from dserverfs.base.locks import OwnerLock
 from dserverfs.base.model import UUID, Dataset
@@ -33,6 +34,7 @@ _STATE = "state"
 _LOCK = "lock"
 TREE = "tree"
 GONE = ".gone-"
+KEPT = ".kept-"
 MAX_STATE_BYTES = 1 << 20  # a reason may quote a path of 4 KiB
 PAUSES = 4.0  # a job may take that many times its longest pause so far
 ORPHANED = "it was open when its mount ended; nobody knows whether it was complete"
@@ -42,9 +44,15 @@ class StagedDataset:
     """One proto dataset."""
 
     def __init__(
-        self, directory: Path, record: Record, clock_s: Callable[[], float] = time.monotonic
+        self,
+        directory: Path,
+        record: Record,
+        clock_s: Callable[[], float] = time.monotonic,
+        *,
+        excluded: Excluded = NOTHING,
     ) -> None:
         self.directory = directory
+        self.excluded = excluded  # names that do not become items
         self.tree = directory / TREE
         self._record = record
         self._lock = threading.RLock()
@@ -96,6 +104,11 @@ class StagedDataset:
     def uuid(self) -> UUID:
         """The uuid of the dataset it becomes, as far as that is known."""
         return UUID(self._record.uuid or self._record.id)
+
+    @property
+    def kept_directory(self) -> Path:
+        """Where files go that are no part of the dataset when it is frozen."""
+        return self.directory.with_name(f"{KEPT}{self.id}")
 
     @property
     def changes(self) -> int:

@@ -16,7 +16,6 @@ import contextlib
 import functools
 import json
 import logging
-import shutil
 import sqlite3
 import threading
 import time
@@ -26,22 +25,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from dserverfs.base.disk_tables import DiskDict, ItemTable
-from dserverfs.base.dtool_layout import AT_THE_TOP, DATA
+from dserverfs.base.dtool_layout import DATA
 from dserverfs.base.durable_files import replacing, sync_file_system
-from dserverfs.base.errors import IntegrityError, ItemChanged, ProtocolError, UsageError
+from dserverfs.base.errors import ItemChanged, ProtocolError
 from dserverfs.base.hashes import MD5
-from dserverfs.base.limits import (
-    is_uuid,
-    name_is_valid,
-    parse_json,
-    parse_timestamp,
-    relpath_is_usable,
-    understood,
-    usable_date,
-)
+from dserverfs.base.limits import parse_json, relpath_is_usable, understood, usable_date
 from dserverfs.base.local_dataset import KnownBlocks, LocalDataset
-from dserverfs.base.model import Item, seconds_of
-from dserverfs.writing.staging import file_hashes
+from dserverfs.base.model import seconds_of
+from dserverfs.writing.staging import file_hashes, frozen_elsewhere
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.file_hashes import Hashes
 from dserverfs.writing.staging.survey import Layout, Survey, survey
@@ -51,7 +42,6 @@ logger = logging.getLogger(__name__)
 _SEALED = "sealed"
 _HASHES = "hashes"
 _ITEMS = ', "items": ['  # ends the first line; each item has one of its own
-_EDITED = "; if it was edited on purpose, rm -r its .dtool makes a new dataset of it"
 
 
 class Described(NamedTuple):
@@ -75,7 +65,7 @@ def describe(
     IntegrityError if a dataset frozen elsewhere is not what its manifest says.
     """
     changes = staged.changes
-    found = survey(staged.tree, layout, by_itself=by_itself)
+    found = survey(staged.tree, layout, excluded=staged.excluded, by_itself=by_itself)
     if by_itself and not found.items and found.manifest is None:
         return None
     # SQLite waits for the disk when it makes a database and when it closes one: before the
@@ -107,26 +97,10 @@ def forget_hashes(staged: StagedDataset) -> None:
     file_hashes.forget(staged.directory / _HASHES)
 
 
-def left_over_directory(staged: StagedDataset) -> Path:
-    """Return where files go that are no part of the dataset when it is frozen."""
-    return staged.directory.with_name(f".kept-{staged.id}")
-
-
 def has_dtool_layout(staged: StagedDataset, local: LocalDataset) -> bool:
     """Return whether the items are in `data/`, by what was sealed."""
     item = next(iter(local.items.values()), None)  # none: of an empty dataset of dtool's
     return item is None or local.path_of(item) == staged.tree / DATA / item.relpath
-
-
-def keep_left_over(staged: StagedDataset, local: LocalDataset) -> None:
-    """Move what is no part of the dataset out of what is about to be deleted."""
-    if not has_dtool_layout(staged, local):
-        return  # every file is a part of it
-    for path in sorted(staged.tree.iterdir()):
-        if path.name not in AT_THE_TOP:
-            kept = left_over_directory(staged)
-            kept.mkdir(mode=0o700, exist_ok=True)
-            shutil.move(str(path), kept / path.name)
 
 
 def load(staged: StagedDataset) -> LocalDataset:
@@ -186,8 +160,10 @@ def _describe(staged: StagedDataset, found: Survey, hashes: DiskDict) -> LocalDa
             "frozen_at": time.time(),
         }
     else:
-        admin = _require_admin(found.admin_metadata)
-        timestamps = _require_same(found, found.manifest, hashes)
+        admin = frozen_elsewhere.require_admin(found.admin_metadata)
+        timestamps = frozen_elsewhere.require_same(
+            found, found.manifest, lambda file: str(hashes[str(file.path)])
+        )
     items = ItemTable()
     for relpath, file in found.items.items():
         if timestamps is None:
@@ -217,49 +193,6 @@ def _known_blocks(staged: StagedDataset) -> Iterator[KnownBlocks]:
         yield hashes.known_blocks
 
 
-def _require_admin(admin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the admin metadata of a dataset frozen elsewhere; raises UsageError if it is none."""
-    uuid, name = admin.get("uuid"), admin.get("name")
-    if not isinstance(uuid, str) or not is_uuid(uuid):
-        raise UsageError(f".dtool/dtool: {uuid!r} is not a uuid")
-    if not isinstance(name, str) or not name_is_valid(name):
-        raise UsageError(f".dtool/dtool: {name!r} is not a dataset's name")
-    for key in ("creator_username", "frozen_at"):
-        if key not in admin:
-            raise UsageError(f".dtool/dtool: has no {key}")
-    dates = {key: _date(key, admin[key]) for key in ("frozen_at", "created_at") if key in admin}
-    return {**admin, **dates}
-
-
-def _date(key: str, value: object) -> float:
-    try:
-        return parse_timestamp(value)
-    except ProtocolError as error:
-        raise UsageError(f".dtool/dtool: {key}: {error}") from error
-
-
-def _require_same(found: Survey, manifest: Mapping[str, Any], hashes: DiskDict) -> dict[str, float]:
-    """Return the manifest's timestamps by relpath; raises IntegrityError where files differ."""
-    if manifest.get("hash_function") != MD5:
-        raise UsageError(f"its hash function {manifest.get('hash_function')!r} is not MD5")
-    timestamps: dict[str, float] = {}
-    items = manifest.get("items", {})
-    if not isinstance(items, dict):
-        raise UsageError(".dtool/manifest.json: its items are no object")
-    for identifier, entry in items.items():
-        item = Item.from_json(identifier, entry)
-        file = found.items.get(item.relpath)
-        if file is None:
-            raise IntegrityError(f"{item.relpath}: is in the manifest, but not there{_EDITED}")
-        if file.size_in_bytes != item.size_in_bytes or hashes[str(file.path)] != item.hash:
-            raise IntegrityError(f"{item.relpath}: is not what the manifest says{_EDITED}")
-        timestamps[item.relpath] = parse_timestamp(entry.get("utc_timestamp", 0.0))
-    extra = found.items.keys() - timestamps.keys()
-    if extra:
-        raise IntegrityError(f"{min(extra)}: is there, but not in the manifest{_EDITED}")
-    return timestamps
-
-
 def _hash(hashes: Hashes, found: Survey, stop: threading.Event) -> DiskDict:
     """Return the MD5 of each item by path; what was hashed before and is unchanged is kept."""
     digests = DiskDict()
@@ -279,7 +212,11 @@ def _notes(found: Survey, staged: StagedDataset) -> list[str]:
         notes.append(losses)
     if found.left_over:
         names = ", ".join(found.left_over)
-        notes.append(f"left out, and kept in {left_over_directory(staged)}: {names}")
+        notes.append(f"left out, and kept in {staged.kept_directory}: {names}")
+    if found.excluded.count:
+        notes.append(
+            f"DSERVER_EXCLUDE left out, and kept in {staged.kept_directory}: {found.excluded}"
+        )
     return notes
 
 

@@ -9,6 +9,9 @@ Used by sealing. Reads names and small metadata files, no items. Two layouts:
 `data/` or `.dtool/` beside anything else is ambiguous, and only a person can decide. With
 `.dtool/dtool` it is dtool's layout; files beside it, but for READMEs that dtool replaced
 (`README.yml-<timestamp>`), are left out if a person says so by the command.
+
+Files with an excluded name are no items, and count for no layout; what is in the manifest of a
+dataset that was frozen elsewhere is an item whatever its name.
 """
 
 from __future__ import annotations
@@ -36,10 +39,12 @@ from dserverfs.base.dtool_layout import (
     read_tags,
 )
 from dserverfs.base.errors import CannotHold, NotUTF8, UsageError
+from dserverfs.base.excluded import NOTHING, Excluded
 from dserverfs.base.limits import MAX_README_BYTES
 
 _REPLACED = f"{README}-"  # what dtool's disk broker calls a README that it replaced
 NAMED = 5  # of what is lost
+REMEMBERED = 1000
 
 
 def is_item_at_the_top(name: str) -> bool:
@@ -62,19 +67,19 @@ class StillProto(UsageError):
 
 @dataclass
 class Lost:
-    """Files that a dataset cannot keep: their number, and the first of them."""
+    """Files that are not kept in a dataset: their number, and the first of them."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
 
     def add(self, relpath: str) -> None:
         self.count += 1
-        if len(self.first) < NAMED:
+        if len(self.first) < REMEMBERED:
             self.first.append(relpath)
 
     def __str__(self) -> str:
-        more = f" and {self.count - len(self.first)} more" if self.count > len(self.first) else ""
-        return f"{', '.join(self.first)}{more}"
+        more = f" and {self.count - NAMED} more" if self.count > NAMED else ""
+        return f"{', '.join(self.first[:NAMED])}{more}"
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ class Survey:
     left_over: list[str] = field(default_factory=list)  # names at the top that are no part of it
     empty_directories: Lost = field(default_factory=Lost)
     executables: Lost = field(default_factory=Lost)
+    excluded: Lost = field(default_factory=Lost)  # directories end in /, and count as one
 
     @property
     def size_in_bytes(self) -> int:
@@ -107,19 +113,26 @@ class Survey:
         return f"not kept in the dataset: {'; '.join(lost)}" if lost else None
 
 
-def survey(tree: Path, wanted: Layout | None = None, *, by_itself: bool = False) -> Survey:
+def survey(
+    tree: Path,
+    wanted: Layout | None = None,
+    *,
+    excluded: Excluded = NOTHING,
+    by_itself: bool = False,
+) -> Survey:
     """Look at what there is. Raises Ambiguous, StillProto, UsageError for what cannot be frozen.
 
     `wanted` decides where the layout is ambiguous. With `by_itself` no user is there to
     say that something may be left out. Raises OSError as the disk does.
     """
-    top = sorted(os.listdir(tree))
+    names = os.listdir(tree)
+    top = sorted(name for name in names if name in AT_THE_TOP or name not in excluded)
     is_dtools = (tree / ADMIN_METADATA).is_file()
     layout = wanted or _layout(top, is_dtools=is_dtools, by_itself=by_itself)
     if layout is Layout.DTOOL and not (tree / DATA).is_dir():
         raise Ambiguous(f"{DATA} is a file: say what it is with dserverfs freeze --layout items")
     if layout is Layout.ITEMS:
-        found = _Found(tree)
+        found = _Found(tree, excluded)
         found.walk(tree, skip=README)
         return Survey(
             layout,
@@ -133,26 +146,31 @@ def survey(tree: Path, wanted: Layout | None = None, *, by_itself: bool = False)
             [],
             found.empty_directories,
             found.executables,
+            found.excluded,
         )
-    found = _Found(tree / DATA)
-    found.walk(tree / DATA)
     admin = read_json(tree / ADMIN_METADATA) if (tree / ADMIN_METADATA).exists() else None
     if admin is not None and admin.get("type") != "dataset":
         raise StillProto(
             "it is a proto dataset that dtool made: freeze it with dtool freeze, or remove .dtool"
         )
+    manifest = None if admin is None else read_json(tree / MANIFEST)
+    found = _Found(tree / DATA, excluded, _relpaths(manifest))
+    found.walk(tree / DATA)
+    for name in sorted(set(names).difference(top)):
+        found.excluded.add(f"{name}/" if (tree / name).is_dir() else name)
     return Survey(
         layout,
         found.items,
         _readme(tree),
         admin,
-        None if admin is None else read_json(tree / MANIFEST),
+        manifest,
         read_tags(tree),
         read_json_files(tree / ANNOTATIONS),
         read_json_files(tree / OVERLAYS),
         [name for name in top if name not in AT_THE_TOP],
         found.empty_directories,
         found.executables,
+        found.excluded,
     )
 
 
@@ -173,35 +191,50 @@ def _layout(top: list[str], *, is_dtools: bool, by_itself: bool) -> Layout:
     return Layout.DTOOL
 
 
+def _relpaths(manifest: Mapping[str, Any] | None) -> frozenset[str]:
+    """Return the paths that a manifest has; whether it is a good one is found out later."""
+    items = (manifest or {}).get("items")
+    entries = items.values() if isinstance(items, dict) else ()
+    return frozenset(str(each.get("relpath")) for each in entries if isinstance(each, dict))
+
+
 class _Found:
     """The files found by a walk through a directory."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = str(root)
+    def __init__(self, root: Path, excluded: Excluded, named: frozenset[str] = frozenset()) -> None:
+        """Those that are `named` are items whatever is excluded."""
+        self._excluded = excluded
+        self._named = named
         self.items = FileTable(root)
         self.empty_directories = Lost()
         self.executables = Lost()
+        self.excluded = Lost()
 
     def walk(self, root: Path, *, skip: str | None = None) -> None:
         """Collect every file but `skip` at the top."""
-        pending = [(str(root), "")]
+        pending = [(str(root), "", False)]
         while pending:
-            directory, prefix = pending.pop()
-            entries = 0
+            directory, prefix, is_excluded = pending.pop()
+            is_empty = True
             for entry in _sorted_entries(directory):
-                entries += 1
                 if not prefix and entry.name == skip:
                     continue
                 relpath = prefix + entry.name
                 _require_text(relpath)
                 status = entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
-                    pending.append((entry.path, f"{relpath}/"))
+                is_directory = stat.S_ISDIR(status.st_mode)
+                no_item = is_excluded or entry.name in self._excluded
+                if no_item and (not self._named if is_directory else relpath not in self._named):
+                    self.excluded.add(f"{relpath}/" if is_directory else relpath)
+                    continue
+                is_empty = False
+                if is_directory:
+                    pending.append((entry.path, f"{relpath}/", no_item))
                 elif stat.S_ISREG(status.st_mode):
                     self._add(relpath, status)
                 else:
                     raise CannotHold(f"{relpath}: is neither a file nor a directory")
-            if not entries and prefix:
+            if is_empty and prefix and not is_excluded:
                 self.empty_directories.add(prefix.rstrip("/"))
 
     def _add(self, relpath: str, status: os.stat_result) -> None:

@@ -1,0 +1,182 @@
+"""Finding datasets of one server: by its search where it has one, else in what it lists.
+
+Used by the catalogue, for the tree and the command line. The server is asked each time; its
+answers of before do not count while it is away, for "nothing" would not be true. What no
+search answers is asked of each dataset that fits so far: annotations, tags and words where
+there is no search, and hashes, for which its manifest is loaded and kept as for a mount.
+Blocking and thread-safe.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from dserverfs.base.conditions import Conditions, Findings, Found, has_words
+from dserverfs.base.errors import DserverfsError, NotAuthenticated, PermissionDenied, Unreachable
+from dserverfs.base.model import BackendURI, Dataset, DserverURI, User, is_below
+from dserverfs.base.printable import listed
+from dserverfs.catalogue.items import IndexedItems
+from dserverfs.catalogue.offline import KeptAnswers
+from dserverfs.catalogue.refreshed import loaded
+from dserverfs.remote.listings import SearchQuery
+
+THREADS = 8  # as many manifests are loaded at once
+MAX_RELPATHS = 100  # that are told of one dataset and hash
+AT_A_TIME = 1000  # datasets that wait for a thread
+
+OnLookedInto = Callable[[int, int], None]  # how many datasets, of how many
+
+
+def unwatched(done: int, total: int) -> None:
+    """Ignore the progress."""
+
+
+class Finder:
+    """Finds datasets of one server."""
+
+    def __init__(
+        self,
+        answers: KeptAnswers,
+        user: Callable[[], User],
+        items: Callable[[Dataset], IndexedItems],
+    ) -> None:
+        """`user` asks the server who that is; `items` returns a dataset's, or raises NotLoaded."""
+        self._answers = answers
+        self._user = user
+        self._items = items
+
+    def find(
+        self, uri: DserverURI, conditions: Conditions, on_looked_into: OnLookedInto = unwatched
+    ) -> Findings:
+        """Return the datasets at or below `uri` that fit, the newest first.
+
+        Raises Unreachable, and PermissionDenied for a base URI that the user may not search.
+        A dataset that cannot be looked into does not keep the others from being found.
+        """
+        if uri.uuid is not None:
+            conditions = replace(conditions, uuids=(*conditions.uuids, uri.uuid))
+        base_uris = self._base_uris(uri)
+        candidates = [
+            dataset
+            for dataset in self._candidates(uri.base_uri, base_uris, conditions)
+            if dataset.base_uri in base_uris and conditions.fit_listed(dataset)
+        ]
+        candidates.sort(key=lambda dataset: (dataset.frozen_at, dataset.uri), reverse=True)
+        if not self._has_to_look(conditions):
+            return Findings([Found(dataset) for dataset in candidates], [])
+        return _each(candidates, lambda one: self._look_into(one, conditions), on_looked_into)
+
+    def _base_uris(self, uri: DserverURI) -> frozenset[str]:
+        """Return those at or below `uri` that the user may search."""
+        user = self._user()
+        found = frozenset(each for each in user.search_base_uris if is_below(each, uri.base_uri))
+        if uri.base_uri is not None and not found:
+            raise PermissionDenied(
+                f"{uri}: user {user.username} has no search permission on {uri.base_uri}, or the"
+                f" server does not have it; permitted: {listed(user.search_base_uris)}"
+            )
+        return found
+
+    def _candidates(
+        self, below: str | None, base_uris: frozenset[str], conditions: Conditions
+    ) -> Iterable[Dataset]:
+        """Return datasets, among them all that fit, by as few requests as there can be."""
+        if self._is_searched_for(conditions):
+            wanted = SearchQuery(
+                () if below is None else tuple(sorted(base_uris)),
+                conditions.tags,
+                next(iter(conditions.creators), None),
+            )
+            return self._found_by_all(
+                [wanted._replace(free_text=text) for text in conditions.texts] or [wanted]
+            )
+        if conditions.uuids:
+            return self._answers.present_datasets_by_uuid(conditions.uuids[0])
+        return itertools.chain.from_iterable(map(self._answers.present_datasets, sorted(base_uris)))
+
+    def _is_searched_for(self, conditions: Conditions) -> bool:
+        by_search = conditions.tags or conditions.creators or conditions.texts
+        return bool(by_search) and self._answers.index().is_searched()
+
+    def _found_by_all(self, queries: list[SearchQuery]) -> Iterator[Dataset]:
+        """Yield what every one of several searches finds: a search has one free text."""
+        index = self._answers.index()
+        found = {dataset.uri: dataset for dataset in index.search(queries[0])}
+        for query in queries[1:]:
+            also: set[BackendURI] = {dataset.uri for dataset in index.search(query)}
+            found = {uri: dataset for uri, dataset in found.items() if uri in also}
+        yield from found.values()
+
+    def _has_to_look(self, conditions: Conditions) -> bool:
+        """Return whether each dataset has to be asked about."""
+        if conditions.annotations or conditions.hashes:
+            return True
+        return bool(conditions.tags or conditions.texts) and not self._is_searched_for(conditions)
+
+    def _look_into(self, dataset: Dataset, conditions: Conditions) -> Found | None:
+        """Return the dataset if all holds that has to be asked of itself; the cheapest first."""
+        index = self._answers.index()
+        if not self._is_searched_for(conditions):
+            if conditions.tags and not set(conditions.tags) <= set(index.tags(dataset)):
+                return None
+            if conditions.texts and not self._has_texts(dataset, conditions.texts):
+                return None
+        if conditions.annotations:
+            annotations = index.annotations(dataset)
+            if not all(condition.holds(annotations) for condition in conditions.annotations):
+                return None
+        relpaths: list[str] = []
+        for hash in conditions.hashes:
+            items = loaded(lambda: self._items(dataset))
+            with_hash = items.relpaths_with_hash(hash, MAX_RELPATHS)
+            if not with_hash:
+                return None
+            relpaths += with_hash
+        return Found(dataset, tuple(relpaths))
+
+    def _has_texts(self, dataset: Dataset, texts: Iterable[str]) -> bool:
+        """Return whether all free texts are in what people gave the dataset, but for its paths."""
+        index = self._answers.index()
+        content = [
+            *(dataset.name, dataset.uri, dataset.uuid, dataset.creator_username),
+            index.readme(dataset).decode("utf-8", "replace"),
+            json.dumps(index.annotations(dataset), ensure_ascii=False),
+            *index.tags(dataset),
+        ]
+        return all(has_words(text, content) for text in texts)
+
+
+def _each(
+    datasets: list[Dataset], look_into: Callable[[Dataset], Found | None], told: OnLookedInto
+) -> Findings:
+    """Look into the datasets, several at a time."""
+
+    def attempt(dataset: Dataset) -> Found | DserverfsError | None:
+        try:
+            return look_into(dataset)
+        except NotAuthenticated:
+            raise
+        except DserverfsError as error:
+            return error
+
+    findings, away = Findings([], []), 0
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="find")
+    try:
+        for start in range(0, len(datasets), AT_A_TIME):
+            some = datasets[start : start + AT_A_TIME]
+            for place, outcome in enumerate(pool.map(attempt, some)):
+                if isinstance(outcome, Found):
+                    findings.found.append(outcome)
+                elif outcome is not None:
+                    away += isinstance(outcome, Unreachable)
+                    if away >= THREADS:  # it is not about these datasets
+                        raise outcome
+                    findings.failed.append((some[place], outcome))
+                told(start + place + 1, len(datasets))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return findings

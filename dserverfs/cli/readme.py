@@ -1,0 +1,143 @@
+"""README.yml of a staged dataset, before it is frozen: of one sentence, or from an editor.
+
+Used by `freeze`. It is written through the mount, as by any program, so a command that fails
+later leaves it there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import getpass
+import json
+import os
+import re
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from dserverfs.base import child_processes
+from dserverfs.base.dtool_layout import README
+from dserverfs.base.errors import UsageError
+from dserverfs.settings import Settings
+
+# A JSON text is one of YAML, but for these, which YAML takes for line ends or for no letters.
+_UNLIKE_JSON = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+
+
+def describe(directory: Path, text: str) -> None:
+    """Write a README of a description, where there is none; raises UsageError if there is one."""
+    content = described(text)
+    if _known(directory) not in (content, ""):
+        raise UsageError(
+            f"{directory / README}: is there, and stays as it is: freeze without --message, or"
+            " write it there"
+        )
+    _write(directory, content)
+
+
+def described(text: str) -> str:
+    """Return a README as dtool's are, in YAML, with this description; raises UsageError."""
+    if not text.strip():
+        raise UsageError("--message: is empty")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError("--message: is not UTF-8") from None
+    quoted = json.dumps(text, ensure_ascii=False)
+    quoted = _UNLIKE_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)
+    return f"---\ndescription: {quoted}\n"
+
+
+def edit(directory: Path, settings: Settings) -> None:
+    """Have the user's editor change the README, made of dtool's template where there is none.
+
+    Raises UsageError if the editor fails, or leaves the template as it was: then nothing is
+    written. The editor gets a copy elsewhere, lest its own files become items.
+    """
+    known = _known(directory)
+    template = known or from_template(settings)
+    with tempfile.TemporaryDirectory(prefix="dserverfs-") as scratch:
+        path = Path(scratch) / README
+        path.write_text(template, "utf-8")
+        _run_editor(path)
+        try:
+            edited = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{README}: what the editor left cannot be read: {error}") from error
+    if not edited.strip() or (edited == template and not known):
+        raise UsageError(f"{README}: nothing was written into it, so nothing is frozen")
+    _write(directory, edited)
+
+
+def from_template(settings: Settings) -> str:
+    """Return dtool's template with its names filled in; raises UsageError."""
+    path = settings.readme_template()
+    names = {
+        "username": getpass.getuser(),
+        "DTOOL_USER_FULL_NAME": settings.user_full_name(),
+        "DTOOL_USER_EMAIL": settings.user_email(),
+        "date": datetime.date.today().isoformat(),
+    }
+    try:
+        text = _TEMPLATE if path is None else path.read_text("utf-8")
+        return text.format(**names)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: the template of README.yml cannot be read: {error}") from error
+    except (LookupError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"{path}: is no template of README.yml: {error}; names in braces are"
+            f" {', '.join(names)}, and a brace is written twice"
+        ) from error
+
+
+_TEMPLATE = """---
+description:
+project:
+confidential: False
+personally_identifiable_information: False
+owners:
+  - name: {DTOOL_USER_FULL_NAME}
+    email: {DTOOL_USER_EMAIL}
+    username: {username}
+creation_date: {date}
+"""
+
+
+def _known(directory: Path) -> str:
+    """Return the README that is there; nothing if it is blank. Raises UsageError."""
+    with _told(directory / README):
+        try:
+            text = (directory / README).read_text("utf-8")
+        except FileNotFoundError:
+            return ""
+    return text if text.strip() else ""
+
+
+def _write(directory: Path, content: str) -> None:
+    if _known(directory) != content:
+        with _told(directory / README):
+            (directory / README).write_text(content, "utf-8")
+
+
+def _run_editor(path: Path) -> None:
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    try:
+        command = [*shlex.split(editor), str(path)]
+        status = subprocess.run(command, env=child_processes.environment(), check=False).returncode
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{editor}: cannot be started to edit {README}: {error}") from error
+    if status:
+        raise UsageError(f"{editor}: ended with status {status}, so nothing is written or frozen")
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is no text in UTF-8: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error

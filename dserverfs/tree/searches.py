@@ -1,0 +1,286 @@
+"""The directory `.find` at the top of a mount: searches, as directories with links to datasets.
+
+`.find/tag/<tag>`, `.find/creator/<name>` and `.find/text/<words>` hold a link to each dataset
+that is found, `.find/uuid/<uuid>` is one. Any name in the first three is a search, which is
+made when it is listed or looked into; no listing shows it, nor `.find`. Percent signs in a
+name are those of URIs: `%2F` is a slash.
+
+Used by the tree, in whose slot 0 the numbers from FIRST_SEARCH on are these. A number belongs
+to a path for as long as the kernel knows it, and is not given again. What is found is kept
+for the searches that were used last. No I/O: raises NotLoaded as the catalogue does. For one
+thread at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import urllib.parse
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+from dserverfs.base.conditions import Conditions
+from dserverfs.base.errors import NotFound, UsageError
+from dserverfs.base.limits import component_is_usable, is_uuid
+from dserverfs.base.model import UUID, Dataset, DserverURI
+from dserverfs.base.printable import listed
+from dserverfs.catalogue.catalogue import FIND_DIRECTORY, RENEW_S, Catalogue
+from dserverfs.catalogue.refreshed import NotLoaded, RefreshedValue
+from dserverfs.tree.attributes import LINK_MODE, MUTABLE_S, Attributes
+from dserverfs.tree.upper_directories import Path, UpperDirectories
+
+FIRST_SEARCH = 1 << 35
+# What is kept, but for the search that was used last.
+MAX_SEARCHES = 1000
+MAX_LINKS = 200_000  # of all searches; guess: 300 bytes each
+
+UUIDS = "uuid"
+_CONDITIONS = {
+    "tag": lambda text: Conditions(tags=(text,)),
+    "creator": lambda text: Conditions(creators=(text,)),
+    "text": lambda text: Conditions(texts=(text,)),
+}
+KINDS = (*_CONDITIONS, UUIDS)
+
+
+class _Node:
+    """A directory or a link that the kernel may know."""
+
+    __slots__ = ("lookups", "number", "path", "target")
+
+    def __init__(self, number: int, path: Path) -> None:
+        self.number = number
+        self.path = path  # below `.find`
+        self.target: bytes | None = None  # of a link
+        self.lookups = 0  # how many times the kernel was told of it and did not forget
+
+
+class _Search:
+    """A search, and the links that were made of its result."""
+
+    def __init__(self, value: RefreshedValue[tuple[DserverURI, ...]]) -> None:
+        self.value = value
+        self.found: tuple[DserverURI, ...] = ()
+        self.base_uris: list[str] = []  # that have what was found
+        # By base URI, listings that lacked some of it: another is there by now, or is fetched.
+        self.lacking: dict[str, Mapping[str, Dataset]] = {}
+        # By name, where each leads to from the top; of what is found in these listings.
+        self.links: dict[str, str] = {}
+        self.listings: list[Mapping[str, Dataset]] | None = None
+
+
+class Searches:
+    """The `.find` of one mount."""
+
+    def __init__(
+        self, uri: DserverURI, catalogue: Catalogue, upper: UpperDirectories, mounted_ns: int
+    ) -> None:
+        """`uri` is what is mounted, `mounted_ns` the mtime of everything here."""
+        self._uri = uri
+        self._catalogue = catalogue
+        self._upper = upper
+        self._mounted_ns = mounted_ns
+        self._names = _LinkNames()
+        self._searches: OrderedDict[Path, _Search] = OrderedDict()
+        self._next = FIRST_SEARCH
+        self._nodes: dict[int, _Node] = {}
+        self._by_path: dict[Path, _Node] = {}
+        self._untold: _Node | None = None  # of whom the kernel was not told yet
+
+    # As the tree's
+
+    def top(self) -> Attributes:
+        """Return the attributes of `.find`."""
+        return self._attributes(self._node(()))
+
+    def attributes(self, number: int) -> Attributes:
+        return self._attributes(self._at(number))
+
+    def lookup(self, number: int, name: str) -> Attributes:
+        """Return the attributes of an entry; raises NotFound. `kernel_learned` is the caller's."""
+        directory = self._at(number).path
+        node = None
+        if not directory and name in KINDS:
+            node = self._node((name,))
+        elif directory == (UUIDS,):
+            node = self._link((*directory, name), self._only(name))
+        elif len(directory) == 1:
+            _conditions_of(directory[0], name)
+            node = self._node((*directory, name))
+        elif len(directory) == 2:
+            node = self._link((*directory, name), self._found_as(directory, name))
+        if node is None:
+            raise NotFound(f"{self._uri}: nothing named {name!r} in {_text(directory)}")
+        return self._attributes(node)
+
+    def names(self, number: int) -> list[str]:
+        """Return what a directory lists now."""
+        directory = self._at(number).path
+        if not directory:
+            return list(KINDS)
+        return list(self._links(directory)) if len(directory) == 2 else []
+
+    def target(self, number: int) -> bytes | None:
+        """Return where a link leads to; None of a directory."""
+        return self._at(number).target
+
+    def kernel_learned(self, number: int) -> None:
+        """Note that the kernel was told of a number that `lookup` gave."""
+        self._at(number).lookups += 1
+        self._untold = None
+
+    def forget(self, number: int, times: int) -> None:
+        """Note that the kernel forgot a number."""
+        node = self._at(number)
+        node.lookups -= times
+        self._let_go(node)
+
+    # Numbers
+
+    def _at(self, number: int) -> _Node:
+        try:
+            return self._nodes[number]
+        except KeyError:
+            raise NotFound(f"{self._uri}: no inode {number}") from None
+
+    def _node(self, path: Path) -> _Node:
+        node = self._by_path.get(path)
+        if node is None:
+            if self._untold is not None:
+                self._let_go(self._untold)
+            node = self._untold = _Node(self._next, path)
+            self._by_path[path] = self._nodes[self._next] = node
+            self._next += 1
+        return node
+
+    def _link(self, path: Path, target: str | None) -> _Node | None:
+        """Return the node of a link that leads to `target` from the top of the mount."""
+        if target is None:
+            return None
+        node = self._node(path)
+        up = "../" * len(path)  # out of the directories that it is in, and `.find`
+        node.target = f"{up}{target}".encode()
+        return node
+
+    def _let_go(self, node: _Node) -> None:
+        if node.lookups <= 0:
+            del self._nodes[node.number], self._by_path[node.path]
+
+    def _attributes(self, node: _Node) -> Attributes:
+        is_directory = node.target is None
+        permissions = 0o555 if is_directory else LINK_MODE
+        size = len(node.target or b"")
+        return Attributes(node.number, is_directory, permissions, size, self._mounted_ns, MUTABLE_S)
+
+    # What is found
+
+    def _only(self, name: str) -> str | None:
+        """Return where the one dataset of a uuid is; raises UsageError if there are several."""
+        links = self._links((UUIDS, name)) if is_uuid(name) else {}
+        if len(links) > 1:
+            raise UsageError(f"{name}: several base URIs have it: {listed(links.values())}")
+        if is_uuid(name) and not links:
+            self._searches[UUIDS, name].value.renew(RENEW_S)
+        return next(iter(links.values()), None)
+
+    def _found_as(self, directory: Path, name: str) -> str | None:
+        target = self._links(directory).get(name)
+        if target is None:
+            self._searches[directory].value.renew(RENEW_S)
+        return target
+
+    def _links(self, path: Path) -> Mapping[str, str]:
+        """Return what a search finds: by the name of a link, the path below the top."""
+        search = self._search(path)
+        found = search.value.get()
+        if found is not search.found:
+            search.found, search.listings, search.lacking = found, None, {}
+            search.base_uris = sorted({uri.base_uri for uri in found if uri.base_uri is not None})
+        listings = [self._upper.listed(self._upper.path_of(each)) for each in search.base_uris]
+        if search.listings is None or not _are_same(listings, search.listings):
+            search.links = self._linked(search, dict(zip(search.base_uris, listings, strict=True)))
+            search.listings = listings
+            self._drop_old()
+        return search.links
+
+    def _search(self, path: Path) -> _Search:
+        search = self._searches.get(path)
+        if search is None:
+            value = self._catalogue.search(self._uri, _conditions_of(*path))
+            search = self._searches[path] = _Search(value)
+            self._drop_old()
+        self._searches.move_to_end(path)
+        return search
+
+    def _linked(
+        self, search: _Search, listings: Mapping[str, Mapping[str, Dataset]]
+    ) -> dict[str, str]:
+        links = {}
+        for uri in search.found:
+            assert uri.base_uri is not None
+            assert uri.uuid is not None
+            name = self._catalogue.names(uri.base_uri).name_of(uri.uuid)
+            listing = listings[uri.base_uri]
+            if name is None or name not in listing:
+                if search.lacking.setdefault(uri.base_uri, listing) is listing:
+                    raise NotLoaded(partial(self._catalogue.fetch_listing, uri.base_uri))
+                continue  # a server's search may find what is not there any more
+            path = (*self._upper.path_of(uri.base_uri), name)
+            links[self._names.name_of(uri, name)] = "/".join(path)
+        return links
+
+    def _drop_old(self) -> None:
+        """Forget what the searches found that were used the longest ago."""
+        kept = sum(len(search.links) for search in self._searches.values())
+        while len(self._searches) > MAX_SEARCHES or (kept > MAX_LINKS and len(self._searches) > 1):
+            _, dropped = self._searches.popitem(last=False)
+            kept -= len(dropped.links)
+
+
+class _LinkNames:
+    """The names of links; a name that was shown for a dataset stays that dataset's."""
+
+    def __init__(self) -> None:
+        self._names: dict[DserverURI, str] = {}
+        self._taken: set[str] = set()
+
+    def name_of(self, uri: DserverURI, shown: str) -> str:
+        """Return the name for a dataset, if possible the one that it is shown under."""
+        name = self._names.get(uri)
+        if name is None:
+            name = self._names[uri] = next(
+                each
+                for each in _candidates(shown, str(uri.uuid))
+                if each not in self._taken and component_is_usable(each)
+            )
+            self._taken.add(name)
+        return name
+
+
+def _candidates(shown: str, uuid: str) -> Iterable[str]:
+    """Yield names for a dataset: base URIs may have datasets of one name, and of one uuid."""
+    yield from (shown, f"{shown}~{uuid[:8]}", f"{shown}~{uuid}")
+    yield from (f"{uuid}~{number}" for number in itertools.count(2))
+
+
+def _conditions_of(kind: str, name: str) -> Conditions:
+    """Return what a name in a directory stands for; raises NotFound if that is nothing."""
+    if kind == UUIDS:
+        return Conditions(uuids=(UUID(name),))
+    try:
+        text = urllib.parse.unquote(name, errors="strict")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise NotFound(f"{name!r} cannot be searched for")
+    return _CONDITIONS[kind](text)
+
+
+def _are_same(some: list[Mapping[str, Dataset]], others: list[Mapping[str, Dataset]]) -> bool:
+    """Return whether listings are the same objects: one that was refreshed is another."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
+
+
+def _text(path: Path) -> str:
+    return "/".join((FIND_DIRECTORY, *path))

@@ -1,0 +1,74 @@
+"""Files that were staged with a dataset and are no part of it: they outlast the freeze.
+
+Used by the freezer, before it deletes what was staged. They are moved to the staged dataset's
+`kept_directory`, with their paths. A crash in between leaves each file in one of the two
+places, and the next mount moves the rest. Blocking on the local disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from dserverfs.base.dtool_layout import DATA, METADATA, README
+from dserverfs.base.local_dataset import LocalDataset
+from dserverfs.base.local_files import make_private
+from dserverfs.base.model import identifier_of
+from dserverfs.writing.staging.dataset import KEPT, StagedDataset
+from dserverfs.writing.staging.sealing import has_dtool_layout
+
+
+class Kept(NamedTuple):
+    """The files that one freeze left over."""
+
+    directory: Path
+    number_of_files: int
+    size_in_bytes: int
+
+
+def keep(staged: StagedDataset, local: LocalDataset) -> None:
+    """Move what is no part of the dataset out of what is about to be deleted; raises OSError."""
+    has_metadata = has_dtool_layout(staged, local)
+    root = f"{DATA}/" if has_metadata else ""
+    for relpath in _files(staged.tree):
+        if relpath == README or (has_metadata and relpath.startswith(f"{METADATA}/")):
+            continue
+        if relpath.startswith(root) and _is_item(relpath[len(root) :], local):
+            continue
+        kept = staged.kept_directory / relpath
+        make_private(kept.parent)
+        os.rename(staged.tree / relpath, kept)
+
+
+def all_kept(directory: Path) -> list[Kept]:
+    """Return what the freezes of a staging directory left over, and nobody deleted."""
+    found = []
+    for path in sorted(directory.glob(f"*/*/{KEPT}*")):
+        with contextlib.suppress(OSError):  # it is deleted just now
+            sizes = [(path / relpath).lstat().st_size for relpath in _files(path)]
+            found.append(Kept(path, len(sizes), sum(sizes)))
+    return found
+
+
+def _is_item(relpath: str, local: LocalDataset) -> bool:
+    try:
+        return identifier_of(relpath) in local.items
+    except UnicodeEncodeError:  # below an excluded directory, where nobody looked
+        return False
+
+
+def _files(root: Path) -> Iterator[str]:
+    """Yield the path of all below a directory but the directories; raises OSError."""
+    pending = [""]
+    while pending:
+        prefix = pending.pop()
+        with os.scandir(root / prefix) as entries:
+            found = list(entries)
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(f"{prefix}{entry.name}/")
+            else:
+                yield prefix + entry.name
