@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dserverfs.base.limits import is_uuid
-from dserverfs.cli.arguments import Commands, is_web_address, say, server_of
+from dserverfs.cli.arguments import Commands, example, is_web_address, say, server_of
 
 if TYPE_CHECKING:
     from dserverfs.base.conditions import AnnotationIs, Conditions, Findings
@@ -69,6 +69,7 @@ def add(commands: Commands) -> None:
     output.add_argument(
         "-0", "--null", action="store_true", help="URIs, each with a NUL behind it, for xargs -0"
     )
+    parser.epilog = example("dserverfs find ~/lab --tag wheat --newer 2026-01-31")
     parser.set_defaults(command=_run)
 
 
