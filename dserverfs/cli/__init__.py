@@ -10,6 +10,7 @@ the work, so a command needs no more than its own dependencies. Shared modules:
     mount_options     what the -o of a mount say             (mount, mount-helper)
     readme            README.yml of a message, or in an editor (freeze)
     progress          the progress line, sizes as people read them
+    made_files        man page and completions, made of the parser (completion)
     mounted           the daemon of a path in a mount          (freeze, discard, status, ...)
     whole_items       work on many items, with progress        (warm, verify, prove)
       remote_items      items of a server
@@ -50,6 +51,7 @@ NAMES = (
     "login",
     "logout",
     "whoami",
+    "completion",
     "help",
 )
 

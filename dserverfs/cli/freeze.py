@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
     )
     parser.epilog = example(
         "dserverfs freeze ~/lab/my-results",
-        "dserverfs freeze ~/lab/my-results --message 'Growth of line 7, May 2026'",
+        "dserverfs freeze ~/lab/my-results --message 'Growth of line 7'",
     )
     parser.set_defaults(command=_run)
 
