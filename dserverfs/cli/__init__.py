@@ -8,7 +8,7 @@ the work, so a command needs no more than its own dependencies. Shared modules:
     arguments         kinds of arguments, one line of output
     log_file          the log of a mount                      (mount)
     mount_options     what the -o of a mount say             (mount, mount-helper)
-    readme            README.yml of a message, or in an editor (freeze)
+    readme            README.yml of a message, or in an editor (freeze, derive)
     progress          the progress line, sizes as people read them
     made_files        man page and completions, made of the parser (completion)
     mounted           the daemon of a path in a mount          (freeze, discard, status, ...)
@@ -39,6 +39,7 @@ NAMES = (
     "umount",
     "mount-helper",
     "unit",
+    "derive",
     "diff",
     "freeze",
     "discard",

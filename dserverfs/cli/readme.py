@@ -27,10 +27,24 @@ from dserverfs.settings import Settings
 _UNLIKE_JSON = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
+# What `derive` writes, to which nothing was added.
+_OF_DERIVE = re.compile('---\nderived_from: "[^"\n]*"\n')
+
+
+def derived(uri: str) -> str:
+    """Return a README that says which dataset another one was derived from."""
+    return f"---\nderived_from: {json.dumps(uri)}\n"
+
+
 def describe(directory: Path, text: str) -> None:
-    """Write a README of a description, where there is none; raises UsageError if there is one."""
-    content = described(text)
-    if _known(directory) not in (content, ""):
+    """Write a README of a description, where there is none; raises UsageError if there is one.
+
+    What `derive` has written stays before the description.
+    """
+    content, known = described(text), _known(directory)
+    if (begun := _OF_DERIVE.match(known)) is not None:
+        content = begun[0] + content.removeprefix("---\n")
+    if known not in (content, begun[0] if begun else ""):
         raise UsageError(
             f"{directory / README}: is there, and stays as it is: freeze without --message, or"
             " write it there"

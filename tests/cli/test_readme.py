@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,23 @@ def test_description_takes_the_place_of_nothing_or_of_itself(
     readme.describe(tmp_path, "mine")
 
     assert (tmp_path / "README.yml").read_text() == readme.described("mine")
+
+
+def test_description_follows_what_derive_has_written(tmp_path: Path) -> None:
+    path = tmp_path / "README.yml"
+    path.write_text(readme.derived("dserver://here/s3/b/u"))
+
+    readme.describe(tmp_path, "mine")
+    os.utime(path, ns=(0, 0))
+    readme.describe(tmp_path, "mine")
+
+    assert parsed(path.read_text()) == {
+        "derived_from": "dserver://here/s3/b/u",
+        "description": "mine",
+    }
+    assert path.stat().st_mtime_ns == 0  # it is not written again
+    with pytest.raises(UsageError, match="is there, and stays as it is"):
+        readme.describe(tmp_path, "other")
 
 
 @pytest.mark.parametrize("before", [b"description: other\n", b"x", b"\xff"])

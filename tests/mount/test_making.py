@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dtoolcore
 import pytest
+from ruamel.yaml import YAML
 
+from dserverfs.base import disk_space
+from dserverfs.base.model import identifier_of
+from dserverfs.cli.main import main
 from tests.support.accounts import Account
 from tests.support.dtool_datasets import make_dataset
 from tests.support.staged_datasets import freeze, status, wait_until_gone
@@ -52,14 +58,24 @@ def test_leavings_are_told_and_kept_by_a_mount(dataset: Path, current_user: Acco
     shutil.rmtree(kept)
 
 
-def diff(account: Account, path: Path, *options: str, status: int = 0) -> dict[str, Any]:
-    done = account.dserverfs("diff", path, "--json", *options)
-    assert done.returncode == status, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+Diff = Callable[..., dict[str, Any]]
 
 
-def test_diff_shows_what_the_freeze_then_makes(dataset: Path, current_user: Account) -> None:
+@pytest.fixture
+def diff(base: Path, capsys: pytest.CaptureFixture[str]) -> Diff:
+    """Runs the command; returns what it says as JSON."""
+
+    def run(path: Path, *options: str, status: int = 0) -> dict[str, Any]:
+        assert main(["diff", str(path), "--json", *options]) == status
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    return run
+
+
+def test_diff_shows_what_the_freeze_then_makes(
+    dataset: Path, diff: Diff, current_user: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
     (dataset / "README.yml").write_text("description: mine\n")
     (dataset / "sub").mkdir()
     for name in ("a", "sub/b", ".DS_Store", "ünïcödé \x1b[31m"):
@@ -67,15 +83,15 @@ def test_diff_shows_what_the_freeze_then_makes(dataset: Path, current_user: Acco
     (dataset / "a").chmod(0o755)
     (dataset / "empty").mkdir()
 
-    told = current_user.dserverfs("diff", dataset, "--hash")
-    found = diff(current_user, dataset, "--hash")
-    again = diff(current_user, dataset)
+    assert main(["diff", str(dataset), "--hash"]) == 0
+    told = capsys.readouterr().out
+    found = diff(dataset, "--hash")
+    again = diff(dataset)
 
-    assert told.returncode == 0, told.stderr
-    assert f"{hashlib.md5(b'sub/b').hexdigest()}         5 B  sub/b\n" in told.stdout
-    assert "\nREADME.yml: 18 B\nexcluded: .DS_Store\n" in told.stdout
-    assert "empty directories: empty; executable bits: a\n" in told.stdout
-    assert "\x1b" not in told.stdout
+    assert f"{hashlib.md5(b'sub/b').hexdigest()}         5 B  sub/b\n" in told
+    assert "\nREADME.yml: 18 B\nexcluded: .DS_Store\n" in told
+    assert "empty directories: empty; executable bits: a\n" in told
+    assert "\x1b" not in told
     assert all("hash" not in item for item in again.pop("items"))
     items = {item["relpath"]: item for item in found.pop("items")}
     assert found == again
@@ -87,25 +103,25 @@ def test_diff_shows_what_the_freeze_then_makes(dataset: Path, current_user: Acco
     assert {(one["relpath"], one["size_in_bytes"], one["hash"]) for one in made} == {
         (relpath, one["size_in_bytes"], one["hash"]) for relpath, one in items.items()
     }
-    refused = current_user.dserverfs("diff", dataset)
-    assert (refused.returncode, refused.stdout) == (1, "")
-    assert f"{dataset.name}: is frozen" in refused.stderr
+    assert main(["diff", str(dataset)]) == 1
+    assert f"{dataset.name}: is frozen" in capsys.readouterr().err
 
 
 def test_diff_names_what_keeps_it_from_being_frozen(
-    dataset: Path, tmp_path: Path, current_user: Account
+    dataset: Path, tmp_path: Path, diff: Diff, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = make_dataset(tmp_path, "elsewhere", {"a": b"first", "b": b"second", "c": b"third"})
     shutil.copytree(made, dataset, dirs_exist_ok=True)
-    assert diff(current_user, dataset, "--hash")["cannot_be_frozen"] == []
+    assert diff(dataset, "--hash")["cannot_be_frozen"] == []
     (dataset / "data/a").write_bytes(b"other")
     (dataset / "data/b").write_bytes(b"longer than that")
     (dataset / "data/c").unlink()
     (dataset / "data/d").write_bytes(b"more")
 
-    unread = diff(current_user, dataset, status=1)["cannot_be_frozen"]
-    read = diff(current_user, dataset, "--hash", status=1)["cannot_be_frozen"]
-    told = current_user.dserverfs("diff", dataset)
+    unread = diff(dataset, status=1)["cannot_be_frozen"]
+    read = diff(dataset, "--hash", status=1)["cannot_be_frozen"]
+    assert main(["diff", str(dataset)]) == 1
+    told = capsys.readouterr().out
 
     rest = [
         "b: is not what the manifest says",
@@ -114,23 +130,25 @@ def test_diff_names_what_keeps_it_from_being_frozen(
     ]
     assert sorted(unread) == rest
     assert sorted(read) == ["a: is not what the manifest says", *rest]
-    assert told.returncode == 1
-    assert told.stdout.count("cannot be frozen: ") == 3
+    assert told.count("cannot be frozen: ") == 3
 
 
-def test_diff_of_what_can_be_read_both_ways_says_so(dataset: Path, current_user: Account) -> None:
+def test_diff_of_what_can_be_read_both_ways_says_so(
+    dataset: Path, diff: Diff, capsys: pytest.CaptureFixture[str]
+) -> None:
     (dataset / "data").mkdir()
     (dataset / "data/item").write_text("item")
     (dataset / "beside").write_text("beside")
 
-    done = current_user.dserverfs("diff", dataset)
-    as_dtool = diff(current_user, dataset, "--layout", "dtool")
+    assert main(["diff", str(dataset)]) == 1
+    said = capsys.readouterr()
+    as_dtool = diff(dataset, "--layout", "dtool")
 
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "cannot be frozen: data/ is there beside beside: say what it is" in done.stderr
+    assert said.out == ""
+    assert "cannot be frozen: data/ is there beside beside: say what it is" in said.err
     assert [item["relpath"] for item in as_dtool["items"]] == ["item"]
     assert as_dtool["left_out"] == ["beside"]
-    assert diff(current_user, dataset, "--layout", "items")["number_of_items"] == 2
+    assert diff(dataset, "--layout", "items")["number_of_items"] == 2
 
 
 def test_message_is_the_description_of_the_dataset(dataset: Path, current_user: Account) -> None:
@@ -153,3 +171,99 @@ def test_message_beside_a_readme_freezes_nothing(dataset: Path, current_user: Ac
     assert "README.yml: is there, and stays as it is" in done.stderr
     assert (dataset / "README.yml").read_text() == "description: mine\n"
     assert status(current_user, dataset)["state"] == "open"
+
+
+@pytest.fixture(scope="module")
+def parent(base: Path, current_user: Account) -> Path:
+    """A frozen dataset of two items."""
+    path = base / "parent"
+    (path / "sub").mkdir(parents=True)
+    (path / "same").write_text("same")
+    (path / "sub/large").write_bytes(b"large" * 1000)
+    os.utime(path / "same", ns=(0, 1_500_000_000_250_000_000))
+    freeze(current_user, path)
+    return path
+
+
+def test_derived_dataset_has_the_items_and_says_of_which_dataset(
+    base: Path, parent: Path, current_user: Account
+) -> None:
+    of = status(current_user, parent)
+    derived = base / "derived"
+
+    done = current_user.dserverfs("derive", of["uri"], derived)
+
+    assert done.returncode == 0, done.stderr
+    assert status(current_user, derived)["armed"] is False
+    assert (derived / "data/sub/large").read_bytes() == b"large" * 1000
+    (derived / "data/sub/large").write_text("changed")
+    freeze(current_user, derived, "--message", "changed one")
+    dataset = dtoolcore.DataSet.from_uri(str(derived))
+    before = dtoolcore.DataSet.from_uri(str(parent))
+    same = identifier_of("same")
+    assert dataset.item_properties(same) == before.item_properties(same)
+    assert (derived / "data/sub/large").read_text() == "changed"
+    assert {name: dataset.get_annotation(name) for name in dataset.list_annotation_names()} == {
+        f"source_dataset_{key}": of[key] for key in ("name", "uri", "uuid")
+    }
+    assert YAML(typ="safe").load(dataset.get_readme_content()) == {
+        "derived_from": of["uri"],
+        "description": "changed one",
+    }
+
+
+def test_dataset_that_is_derived_by_half_is_told_and_not_frozen_by_itself(
+    base: Path, parent: Path, current_user: Account
+) -> None:
+    derived = base / "derived-by-half"
+    command = 'ulimit -f 2; exec "$@"'  # KiB, of a file
+
+    done = current_user.run(
+        *("sh", "-c", command, "sh", current_user.python, "-m", "dserverfs"),
+        *("derive", parent, derived),
+    )
+
+    assert done.returncode == 1
+    assert "bad: sub/large: " in done.stdout
+    assert "File too large\n1 of 2 items could not be copied\n" in done.stdout
+    assert f"{derived}: is incomplete: dserverfs discard {derived}" in done.stdout
+    assert status(current_user, derived)["armed"] is False
+    assert current_user.dserverfs("discard", derived).returncode == 0
+
+
+def test_what_cannot_be_derived_is_refused_and_makes_nothing(
+    base: Path,
+    parent: Path,
+    dataset: Path,
+    tmp_path: Path,
+    current_user: Account,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    uuid = status(current_user, parent)["uuid"]
+    for source, target, said in (
+        (parent, parent, "parent: File exists"),
+        (parent / "data", base / "new", "parent/data: is not a frozen dataset"),
+        (dataset, base / "new", f"{dataset.name}: is not a frozen dataset"),
+        (base, base / "new", "is not a frozen dataset"),
+        (tmp_path, base / "new", "is not in a mount of dserverfs"),
+        (parent, tmp_path / "new", "is not in a mount of dserverfs"),
+        (parent, dataset / "new", "new: is not where datasets are"),
+        (parent, base / ".new", ".new: Invalid argument"),
+        (f"dserver://elsewhere/s3/bucket/{uuid}", base / "new", "is not a dataset in"),
+        ("dserver://elsewhere/s3/bucket", base / "new", "is not a dataset in"),
+    ):
+        assert main(["derive", str(source), str(target)]) == 1
+        assert said in capsys.readouterr().err
+    assert not (base / "new").exists()
+    assert os.listdir(dataset) == os.listdir(tmp_path) == []
+
+
+def test_dataset_that_has_no_room_is_not_derived(
+    base: Path, parent: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(disk_space, "free_in_bytes", lambda directory: 5003)
+
+    assert main(["derive", str(parent), str(base / "no-room")]) == 1
+
+    assert "has 4.9 KiB, and the disk for new datasets has 4.9 KiB free" in capsys.readouterr().err
+    assert not (base / "no-room").exists()
