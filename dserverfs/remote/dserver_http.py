@@ -14,6 +14,7 @@ import contextlib
 import http.client
 import json as json_text
 import logging
+import re
 import urllib.parse
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
@@ -57,6 +58,10 @@ logger = logging.getLogger(__name__)
 METADATA_TIMEOUT_S = 30.0
 # Of a dserver they say what it has and who may see it; of a proxy before it, nothing.
 _ABOUT_WHAT_WAS_ASKED = frozenset({403, 404, 405, 410})
+# What nginx, Apache, and servers in Go say to plain HTTP on their port for https.
+_PLAIN_TO_TLS = re.compile(
+    "HTTP request was sent to HTTPS|speaking plain HTTP to an SSL|HTTP request to an HTTPS server"
+)
 _PIECE_BYTES = 64 * 1024
 USER_AGENT = f"dserverfs/{__version__}"
 _HEADERS = {
@@ -305,7 +310,7 @@ class ServerTransport:
             return Unsupported(what, status=status)
         if status in BUSY_STATUSES:
             return Busy(what, status=status, retry_after_s=retry_after_s(response.headers))
-        if "HTTP request was sent to HTTPS" in response.text:
+        if _PLAIN_TO_TLS.search(response.text):
             return UsageError(f"{self.base_url} speaks https: set DSERVER_PROTOCOL=https")
         if status >= 500:
             return UnusableAnswer(what, status=status)
@@ -352,9 +357,10 @@ class ServerTransport:
                 hint = "; if it speaks plain http, set DSERVER_PROTOCOL=http"
             return Stalled(f"{self.base_url} does not answer in time{way}{hint}")
         kind = NotConnected if is_new else Unreachable
-        return kind(
-            f"{self.base_url} cannot be reached{way}: {reason}; is the server running there?"
-        )
+        question = "is the server running there?"
+        if not is_new and self.base_url.startswith("http:"):  # something listens
+            question = "is a dserver there? If it speaks https, set DSERVER_PROTOCOL=https"
+        return kind(f"{self.base_url} cannot be reached{way}: {reason}; {question}")
 
 
 def _require_json(response: Answer) -> None:

@@ -60,8 +60,10 @@ def root_cause(error: BaseException) -> str:
     Not by `__context__`: that is any error this thread was handling.
     """
     seen: BaseException = error
-    while (inner := _cause(seen)) is not None:
+    followed = {id(seen)}
+    while (inner := _cause(seen)) is not None and id(inner) not in followed:
         seen = inner
+        followed.add(id(seen))
     if isinstance(seen, OSError) and seen.strerror:
         return seen.strerror
     return one_line(str(seen)) or type(seen).__name__
@@ -69,8 +71,8 @@ def root_cause(error: BaseException) -> str:
 
 def _cause(error: BaseException) -> BaseException | None:
     """Return the cause that an exception names itself."""
-    # urllib3 names it as `reason`, or hands it to its own as the first argument.
-    for named in (getattr(error, "reason", None), error.__cause__, *error.args[:1]):
+    # urllib3 names it as `reason`, or hands it to its own among the arguments.
+    for named in (getattr(error, "reason", None), error.__cause__, *error.args):
         if isinstance(named, BaseException) and named is not error:
             return named
     return None

@@ -28,6 +28,7 @@ from dserverfs.base.errors import (
     Unreachable,
     Unsupported,
     UnusableAnswer,
+    UsageError,
 )
 from dserverfs.base.limits import MAX_SMALL_ANSWER_BYTES
 from dserverfs.base.retry import ATTEMPTS, Deadline
@@ -134,6 +135,24 @@ def test_redirect_says_what_to_set(
 
     assert said in str(refusal.value)
     assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"<title>400 The plain HTTP request was sent to HTTPS port</title>",
+        b"Reason: You're speaking plain HTTP to an SSL-enabled server port.<br />",
+        b"Client sent an HTTP request to an HTTPS server.",
+    ],
+    ids=["nginx", "Apache", "Go"],
+)
+def test_server_that_wants_https_is_named(
+    quirky: QuirkyServer, transport: ServerTransport, page: bytes
+) -> None:
+    quirky.faults = [says(400, page)] * ATTEMPTS
+
+    with pytest.raises(UsageError, match="speaks https: set DSERVER_PROTOCOL=https"):
+        transport.get("/me")
 
 
 def test_answer_that_trickles_ends_at_the_deadline(
@@ -261,7 +280,7 @@ def test_what_was_handled_meanwhile_is_not_taken_for_the_reason(
     with pytest.raises(Unreachable) as refusal:
         ask_while_handling_another()
 
-    assert "Connection aborted" in str(refusal.value)
+    assert "cannot be reached: reset;" in str(refusal.value)
     assert "database" not in str(refusal.value)
 
 

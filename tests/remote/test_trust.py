@@ -11,7 +11,9 @@ import pytest
 from dserverfs.base.errors import DserverfsError, UsageError
 from dserverfs.base.retry import Deadline
 from dserverfs.client import whoami
+from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.objects import Storage
+from dserverfs.remote.tokens import TokenSource
 from dserverfs.remote.trust import Trust, is_loopback, pool_manager, proxy_for
 from dserverfs.settings import Settings
 from tests.support.local_web import Certificates
@@ -103,6 +105,23 @@ def test_store_behind_the_private_certificate_is_read(
             storage_with(Trust()).read_object(url, Deadline(20))
     assert "certificate" in str(refusal.value)
     assert "secret" not in str(refusal.value)
+
+
+def test_wrong_scheme_is_named_with_what_to_set(
+    server: ServerHandle, certificates: Certificates
+) -> None:
+    with front(server.url, "", certificates) as before:
+        for url, right in (
+            (before.url.replace("https:", "http:"), "https"),
+            (server.url.replace("http:", "https:"), "http"),
+        ):
+            transport = ServerTransport(url, TokenSource(None, None))
+            with pytest.raises(DserverfsError) as refusal:
+                transport.request("GET", "/me", attempts=1, authenticated=False)
+            transport.close()
+
+            assert url in str(refusal.value)
+            assert str(refusal.value).endswith(f"set DSERVER_PROTOCOL={right}")
 
 
 def test_certificate_file_that_is_none_is_named(tmp_path: Path) -> None:
