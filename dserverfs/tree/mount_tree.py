@@ -265,7 +265,10 @@ class Tree:
         """Return the attributes of a staged dataset's directory."""
         names = self._catalogue.names(staged.record.base_uri)
         names.place(UUID(staged.id), staged.record.name)
-        return self._root_of(self._staged_slot(staged))
+        slot = self._staged_slot(staged)
+        # It may be discarded before the next listing, and its name is to be free then.
+        self._shown_staged.setdefault(staged.record.base_uri, set()).add(slot)
+        return self._root_of(slot)
 
     def rename_dataset(self, base_uri: str, old: str, new: str) -> None:
         """Rename a staged dataset; raises Frozen for a frozen one, and as `require_free`."""

@@ -372,6 +372,13 @@ def test_discard_takes_everything(base: Path, dataset: Path, current_user: Accou
     assert dataset.name not in os.listdir(base)
 
 
+def test_name_of_what_was_discarded_is_free(dataset: Path, current_user: Account) -> None:
+    """Also if nothing was listed while it was there."""
+    for _ in range(2):
+        current_user.dserverfs("discard", dataset, check=True)
+        dataset.mkdir()
+
+
 def test_setfattr_freezes(dataset: Path, current_user: Account) -> None:
     (dataset / "file").write_text("x")
 
