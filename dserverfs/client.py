@@ -18,7 +18,7 @@ from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.offline import KeptAnswers
 from dserverfs.catalogue.refreshed import MOUNT, Staleness
 from dserverfs.reading.block_reader import BlockReader
-from dserverfs.reading.cache.block_cache import BlockCache
+from dserverfs.reading.cache.block_cache import BlockCache, CacheUsage
 from dserverfs.reading.hash_objects import HashObjects
 from dserverfs.reading.hash_overlays import FirstOf, HashOverlays
 from dserverfs.reading.hot_blocks import HotBlocks
@@ -39,6 +39,7 @@ from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.freezer import Freezer
 from dserverfs.writing.registry import Registration
 from dserverfs.writing.staging.area import Staging
+from dserverfs.writing.staging.used_directories import UsedDirectories
 from dserverfs.writing.upload.uploader import Uploader
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ class Client:
         )
         staged = staging_directory or settings.staging_directory()
         self._staging_directory = staged
+        self._used_directories = UsedDirectories(settings.used_staging_directories())
         self.staging = Staging(staged, server, excluded=settings.excluded())
         self.editable_files = EditableFiles(self.metadata_writes, self.catalogue)
         self.edits = DatasetEdits(journal.root_of(staged, server), self.editable_files)
@@ -138,6 +140,10 @@ class Client:
         self._cache.open()
         return self
 
+    def note_staging_directory(self) -> None:
+        """Have `dserverfs status` look into the staging directory from now on."""
+        self._used_directories.note(self._staging_directory)
+
     def close(self) -> None:
         self.edits.close()
         self.freezer.close()
@@ -157,6 +163,10 @@ class Client:
     def require_signed_urls(self) -> None:
         """Raise Unsupported if the server cannot sign URLs, without which no item is fetched."""
         self.resolver.require_signed_urls()
+
+    def cache_usage(self) -> CacheUsage | None:
+        """Return how full the cache is; None if it cannot be asked."""
+        return self._cache.usage()
 
     def give_way(self, size_in_bytes: int) -> bool:
         """Have the cache give that many bytes to the staging area; return whether it could."""

@@ -340,6 +340,10 @@ class Settings:
     def user_email(self) -> str:
         return self.get(USER_EMAIL) or "you@example.com"
 
+    def used_staging_directories(self) -> Path:
+        """Return where it is kept which staging directories were ever used."""
+        return self.data_directory() / "staging-directories"
+
     def state_directory(self) -> Path:
         """Return where logs go that the user did not name a file for."""
         home = self._environment.get("XDG_STATE_HOME") or "~/.local/state"

@@ -46,8 +46,9 @@ SHOWN = {
     " whole_item cache.adopting cache.block_cache cache.blocks cache.maintenance",
     "catalogue": "catalogue items manifest_index names offline refreshed",
     "writing": "freeze_job freezer registry staging.area staging.dataset staging.file_hashes"
-    " staging.frozen_elsewhere staging.left_over staging.staged_files staging.states"
-    " staging.survey upload.uploader edits.edits edits.editable edits.journal edits.local_file",
+    " staging.frozen_elsewhere staging.left_over staging.refused_files staging.staged_files"
+    " staging.states staging.survey staging.used_directories upload.uploader edits.edits"
+    " edits.editable edits.journal edits.local_file",
     "tree": "attributes description filesystem listing mount_tree open_files refusals steps"
     " upper_directories",
     "mount": "control daemon launcher mountpoint",

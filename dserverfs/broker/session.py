@@ -134,6 +134,7 @@ class Session:
         """Make an empty proto dataset; raises UsageError, Conflict."""
         assert uri.base_uri is not None
         assert uri.uuid is not None
+        self.client.note_staging_directory()
         staging = self.client.staging.open()
         with self._lock:
             self._located.pop(uri.uuid, None)

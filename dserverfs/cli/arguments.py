@@ -39,6 +39,17 @@ def example(*lines: str) -> str:
     return "\n  ".join(["example:", *lines])
 
 
+def has_terminal() -> bool:
+    """Return whether there is somebody to be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def says_yes(question: str) -> bool:
+    """Ask whoever is at the terminal; anything but yes is no."""
+    print(f"{printable(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline(100).strip().lower() in ("y", "yes")
+
+
 def missing_extra(extra: str, error: ModuleNotFoundError) -> Exception:
     """Return what to raise when a module of an optional extra is not installed."""
     if error.name is None or error.name.partition(".")[0] == "dserverfs":
@@ -70,17 +81,25 @@ def is_web_address(text: str) -> bool:
 
 
 def moment(moment_s: float | None, now_s: float | None = None) -> str:
-    """Return the moment, and how long it is until then, for people."""
+    """Return the moment, on the clock of this machine, and how long it is until then."""
     if moment_s is None:
         return "never, or the token does not say"
     left_s = moment_s - (time.time() if now_s is None else now_s)
-    date = datetime.datetime.fromtimestamp(moment_s, datetime.timezone.utc)
-    unit, length_s = ("days", 86400) if abs(left_s) >= 2 * 86400 else ("hours", 3600)
-    if abs(left_s) < 2 * 3600:
-        unit, length_s = "minutes", 60
-    count = int(abs(left_s) // length_s)
-    told = f"in {count} {unit}" if left_s > 0 else f"{count} {unit} ago"
-    return f"{date:%Y-%m-%d %H:%M} UTC ({told})"
+    date = datetime.datetime.fromtimestamp(moment_s).astimezone()
+    told = f"in {duration(left_s)}" if left_s > 0 else f"{duration(-left_s)} ago"
+    if -1 < left_s <= 0:
+        told = "just now"
+    return f"{date:%Y-%m-%d %H:%M %Z} ({told})"
+
+
+def duration(length_s: float) -> str:
+    """Return a length of time as people say it, cut to one unit."""
+    unit, unit_s = "day", 86400
+    for smaller, smaller_s in (("hour", 3600), ("minute", 60), ("second", 1)):
+        if length_s < 2 * unit_s:
+            unit, unit_s = smaller, smaller_s
+    count = int(length_s // unit_s)
+    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
 
 
 def read_pasted(prompt: str) -> str:

@@ -80,7 +80,7 @@ def _corrupt(arguments: argparse.Namespace) -> int:
             Path(own),
             seed=seed,
             rounds=arguments.rounds,
-            progress=lambda done: line.show(f"{done} of {arguments.rounds} rounds"),
+            progress=lambda done: line.count("damaging", done, arguments.rounds, "rounds"),
         )
     print(
         f"seed {seed}: {arguments.rounds} rounds on {result.items} items,"
@@ -134,7 +134,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     with _cache(arguments) as cache, ProgressLine() as line:
         result = maintenance.check(
-            cache, lambda done, total: line.show(f"{done} of {total} blocks")
+            cache, lambda done, total: line.count("reading", done, total, "blocks")
         )
     if arguments.json:
         print(json.dumps(result._asdict(), indent=2))

@@ -49,8 +49,11 @@ def _run(arguments: argparse.Namespace) -> int:
     incomplete = f"{directory}: is incomplete: dserverfs discard {directory}, and derive it again"
     try:
         summary.run(
-            WholeItem(relpath, size, partial(_copy, items / relpath, copies / relpath))
-            for relpath, size in _files(items)
+            "copying",
+            (
+                WholeItem(relpath, size, partial(_copy, items / relpath, copies / relpath))
+                for relpath, size in _files(items)
+            ),
         )
     except KeyboardInterrupt:
         say(incomplete, file=sys.stderr)

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ def _surveyed(staged: dict[str, Any], layout: str | None) -> Survey:
 def _hashed(staged: dict[str, Any], found: Survey) -> DiskDict:
     """Return the MD5 of each item by its path. What is hashed here the freeze need not hash."""
     from dserverfs.base.disk_tables import DiskDict
-    from dserverfs.cli.progress import ProgressLine, text_of
+    from dserverfs.cli.progress import ProgressLine
     from dserverfs.writing.staging.file_hashes import Hashes
 
     hashed = DiskDict()
@@ -83,7 +84,7 @@ def _hashed(staged: dict[str, Any], found: Survey) -> DiskDict:
             found.items.largest_first(),
             lambda path, md5: hashed.__setitem__(str(path), md5),
             totals=(found.size_in_bytes, len(found.items)),
-            on_progress=lambda progress: line.show(text_of(progress)),
+            on_progress=partial(line.progress, "hashing"),
         )
     return hashed
 

@@ -152,7 +152,7 @@ def _find(place: _Place, conditions: Conditions) -> Findings:
         return client.catalogue.finder.find(
             place.uri,
             conditions,
-            lambda done, total: line.show(f"looked into {done} of {total} datasets"),
+            lambda done, total: line.count("looking into", done, total, "datasets"),
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,16 +50,24 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from dserverfs.base.progress import Progress
     from dserverfs.cli import mounted
-    from dserverfs.cli.progress import ProgressLine, text_of
+    from dserverfs.cli.progress import ProgressLine
 
     place = mounted.find(arguments.directory)
     if arguments.message is not None or arguments.edit:
         _write_readme(place, arguments.message)
-    with ProgressLine() as line:
-        line.show("hashing")
-        for answer in place.ask("freeze", layout=arguments.layout):
-            if progress := answer.get("progress"):
-                line.show(text_of(Progress(**progress)))
+    try:
+        with ProgressLine() as line:
+            for answer in place.ask("freeze", layout=arguments.layout):
+                if progress := answer.get("progress"):
+                    line.progress(answer.get("phase", "uploading"), Progress(**progress))
+    except KeyboardInterrupt:
+        directory = shlex.quote(str(arguments.directory))
+        say(
+            f"the mount goes on with the freeze: dserverfs status {directory} says how far it is;"
+            f" a change of a file in it, or dserverfs discard {directory}, stops it",
+            file=sys.stderr,
+        )
+        raise
     result = answer["result"]
     say(result["uri"])
     for note in result["notes"]:

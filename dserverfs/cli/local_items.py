@@ -16,6 +16,8 @@ from dserverfs.base.errors import IntegrityError, Unsupported, UsageError
 from dserverfs.base.hashes import Hasher, hash_file, hasher_of
 from dserverfs.base.limits import relpath_is_usable
 from dserverfs.base.model import Item
+from dserverfs.cli.mounted import problem_of
+from dserverfs.cli.whole_items import Totals
 
 
 class LocalItem(NamedTuple):
@@ -40,7 +42,7 @@ def items_of(path: Path) -> Iterator[LocalItem]:
     try:
         path.lstat()
     except OSError as error:
-        raise UsageError(f"{path}: cannot be looked at: {error.strerror}") from error
+        raise UsageError(f"{path}: cannot be looked at: {problem_of(path, error)}") from error
     for directory in (path, *path.parents):
         if _is_dataset(directory):
             yield from _items(directory, path)
@@ -54,6 +56,15 @@ def items_of(path: Path) -> Iterator[LocalItem]:
         directories.sort()
     if not found:
         raise UsageError(f"{path}: there is no dataset at, above or below it")
+
+
+def totals_of(path: Path) -> Totals:
+    """Return how many items are at or below `path`, and of how many bytes; raises as `items_of`."""
+    number = size_in_bytes = 0
+    for local in items_of(path):
+        number += 1
+        size_in_bytes += local.size_in_bytes
+    return Totals(number, size_in_bytes)
 
 
 def _items(directory: Path, path: Path) -> Iterator[LocalItem]:

@@ -24,6 +24,7 @@ from dserverfs.base.errors import (
     UsageError,
 )
 from dserverfs.base.model import Dataset, DserverURI
+from dserverfs.base.progress import Progress
 from dserverfs.base.retry import AWAY
 from dserverfs.cli import remote_items
 from dserverfs.cli.arguments import say
@@ -71,7 +72,7 @@ def prove_all(client: Client, uri: DserverURI, summary: Summary) -> None:
     datasets = client.catalogue.datasets_below(uri)
     with ProgressLine() as line:
         for number, dataset in enumerate(datasets, 1):
-            line.show(f"dataset {number} of {len(datasets)}")
+            line.count("looking for block hashes", number, len(datasets), "datasets")
             proof = _Proof(client, dataset, line, f"dataset {number} of {len(datasets)}, ")
             if proof.has_block_hashes() or not proof.has_large_items():
                 summary.passed_over += 1
@@ -112,7 +113,7 @@ class _Proof:
         except DserverfsError as error:
             _raise_unless_wrong(error)
             fault = str(error)
-        self._line.show("")
+        self._line.clear()
         if fault is not None:
             summary.wrong += 1
             say(f"wrong: {self._name}: {fault}")
@@ -153,7 +154,15 @@ class _Proof:
             self._wrong += 1
         self._items += 1
         self._bytes += item.size_in_bytes
-        self._line.show(f"{self._where}{self._items} items, {size(self._bytes)}")
+        self._line.progress(
+            f"{self._where}proving",
+            Progress(
+                self._bytes,
+                self._dataset.size_in_bytes or 0,
+                self._items,
+                self._dataset.number_of_items or 0,
+            ),
+        )
 
     @property
     def _fault(self) -> str | None:

@@ -15,7 +15,7 @@ from dserverfs.base.errors import IntegrityError
 from dserverfs.base.hashes import Taker
 from dserverfs.base.items import ItemContent
 from dserverfs.base.model import SCHEME, Dataset, DserverURI
-from dserverfs.cli.whole_items import WholeItem
+from dserverfs.cli.whole_items import Totals, WholeItem
 from dserverfs.client import Client
 from dserverfs.reading.open_item import OpenItem
 from dserverfs.settings import Settings
@@ -52,6 +52,17 @@ def items_of(client: Client, datasets: Iterable[Dataset]) -> Iterator[RemoteItem
         where = client.catalogue.uri_of(dataset)
         for relpath, content in client.catalogue.contents(dataset):
             yield RemoteItem(f"{where} {relpath}", content)
+
+
+def totals_of(datasets: Iterable[Dataset]) -> Totals:
+    """Return how many items the datasets have, and of how many bytes, as the server lists them."""
+    items = size_in_bytes = 0
+    for dataset in datasets:
+        if dataset.number_of_items is None or dataset.size_in_bytes is None:
+            return Totals(0, 0)
+        items += dataset.number_of_items
+        size_in_bytes += dataset.size_in_bytes
+    return Totals(items, size_in_bytes)
 
 
 def with_work(

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from dserverfs.base.errors import UsageError
 from dserverfs.cli.arguments import read_new_password, say
+from dserverfs.cli.progress import ProgressLine
 from dserverfs.server import management
 from dserverfs.server.datadir import DataDirectory, write_private
 from dserverfs.server.store.settings import ServerSettings
@@ -117,7 +118,13 @@ def s3(server: Server, arguments: argparse.Namespace) -> None:
 
 
 def index(server: Server, arguments: argparse.Namespace) -> int:
-    result = management.index(server.directory, server.stores, arguments.base_uri)
+    with ProgressLine() as line:
+        result = management.index(
+            server.directory,
+            server.stores,
+            arguments.base_uri,
+            lambda now: line.count("indexing", now.items_done, now.items_total, "datasets"),
+        )
     for reason in result.left_out:
         say(f"dserverfs: left out: {reason}", file=sys.stderr)
     for uri in result.missing:

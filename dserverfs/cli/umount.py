@@ -58,11 +58,14 @@ def unmount(path: Path, timeout_s: float) -> int:
     answer_timeout_s = min(timeout_s, mountpoint.ANSWER_TIMEOUT_S)
     with contextlib.ExitStack() as stack:
         daemon = None
-        if (
-            mounted is not None
-            and mounted.fstype == mountinfo.FSTYPE
-            and not mountpoint.is_dead(path, answer_timeout_s)
-        ):
+        is_ours = mounted is not None and mounted.fstype == mountinfo.FSTYPE
+        if is_ours and mountpoint.is_dead(path, answer_timeout_s):
+            say(
+                f"{path}: its daemon had died; what was staged is kept, and dserverfs status says"
+                " where",
+                file=sys.stderr,
+            )
+        elif mounted is not None and is_ours:
             try:
                 address = address_of(mounted)
                 daemon = stack.enter_context(control.process_of(address, answer_timeout_s))
@@ -101,6 +104,7 @@ def _drain(
     Raises DaemonSilent.
     """
     from dserverfs.base.errors import DaemonSilent, UsageError
+    from dserverfs.base.progress import Progress
     from dserverfs.cli import mounted
     from dserverfs.cli.progress import ProgressLine
     from dserverfs.mount import control
@@ -113,11 +117,17 @@ def _drain(
         with ProgressLine() as line:
             for answer in ask("drain", timeout_s=timeout_s):
                 if progress := answer.get("progress"):
-                    total = progress["datasets_total"]
-                    line.show(f"freezing: {progress['datasets_done']} of {total} datasets")
+                    what = f"{progress['datasets_done']} of {progress['datasets_total']} frozen"
+                    uploads = answer.get("uploads") or (0, 0, 0, 0)
+                    line.progress(what, Progress(*uploads))
                 else:
                     staged = answer["result"]
     except KeyboardInterrupt:
+        say(
+            "interrupted: unmounts now; what is not frozen stays staged, and the next mount goes"
+            " on with it",
+            file=sys.stderr,
+        )
         staged = mounted.last(ask("pending"))
     try:
         notes = mounted.last(ask("notes"))

@@ -51,15 +51,21 @@ def _verify_uri(target: str, summary: Summary) -> None:
 
     uri = DserverURI.parse(target)
     with remote_items.client_of(uri, None) as client:
-        items = remote_items.items_of(client, client.catalogue.datasets_below(uri))
-        summary.run(remote_items.with_work(client, items, remote_items.compare))
+        datasets = client.catalogue.datasets_below(uri)
+        items = remote_items.items_of(client, datasets)
+        summary.run(
+            "verifying",
+            remote_items.with_work(client, items, remote_items.compare),
+            partial(remote_items.totals_of, datasets),
+        )
 
 
 def _verify_path(path: Path, summary: Summary) -> None:
     from dserverfs.cli import local_items
     from dserverfs.cli.whole_items import WholeItem
 
-    summary.run(
+    items = (
         WholeItem(local.name, local.size_in_bytes, partial(local_items.compare, local))
         for local in local_items.items_of(path)
     )
+    summary.run("verifying", items, partial(local_items.totals_of, path))

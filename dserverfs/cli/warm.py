@@ -74,7 +74,11 @@ def _warm_uri(client: Client, uri: DserverURI, summary: Summary) -> Callable[[],
 
     datasets: list[Dataset] = client.catalogue.datasets_below(uri)
     items = remote_items.items_of(client, datasets)
-    summary.run(remote_items.with_work(client, items, remote_items.warm))
+    summary.run(
+        "warming",
+        remote_items.with_work(client, items, remote_items.warm),
+        partial(remote_items.totals_of, datasets),
+    )
 
     def missing() -> int:
         client.reader.flush()
@@ -99,7 +103,11 @@ def _warm_path(path: Path, summary: Summary) -> Callable[[], int]:
         summary.fail(str(error.filename), f"cannot be listed: {error.strerror}")
 
     summary.run(
-        WholeItem(str(file), _size(file), partial(read, file)) for file in _files(path, cannot_list)
+        "warming",
+        (
+            WholeItem(str(file), _size(file), partial(read, file))
+            for file in _files(path, cannot_list)
+        ),
     )
 
     def missing() -> int:

@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 from dserverfs.base.errors import DserverfsError
+from dserverfs.base.progress import Progress
 from dserverfs.cli.arguments import say
 from dserverfs.cli.progress import ProgressLine, size
 
@@ -26,6 +27,13 @@ class WholeItem(NamedTuple):
     work: Callable[[], None]  # raises DserverfsError
 
 
+class Totals(NamedTuple):
+    """What is going to be done; 0 is what is not known."""
+
+    items: int
+    size_in_bytes: int
+
+
 class Summary:
     """How many items were done, and how large they are."""
 
@@ -35,18 +43,26 @@ class Summary:
         self.bad: set[str] = set()  # the names of what failed
         self.size_in_bytes = 0
 
-    def run(self, items: Iterable[WholeItem]) -> None:
-        """Do the work of all, with progress; print a line for each that fails."""
+    def run(
+        self, what: str, items: Iterable[WholeItem], totals: Callable[[], Totals] | None = None
+    ) -> None:
+        """Do the work of all, with progress; print a line for each that fails.
+
+        `what` is the work; `totals` are asked for if somebody looks on.
+        """
         with ProgressLine() as line:
+            begun, begun_bytes = self.items, self.size_in_bytes
+            number, size_in_bytes = totals() if totals and line.is_terminal else (0, 0)
 
             def done(item: WholeItem, error: DserverfsError | None) -> None:
                 self.size_in_bytes += item.size_in_bytes
                 if error is None:
                     self.items += 1
                 else:
-                    line.show("")
+                    line.clear()
                     self.fail(item.name, str(error))
-                line.show(f"{self.items} items, {size(self.size_in_bytes)}")
+                bytes_done, items_done = self.size_in_bytes - begun_bytes, self.items - begun
+                line.progress(what, Progress(bytes_done, size_in_bytes, items_done, number))
 
             for_each(items, done)
 

@@ -19,9 +19,12 @@ from dserverfs.base.errors import DserverfsError, NotFound, UsageError
 from dserverfs.base.items import ItemContent
 from dserverfs.base.limits import quoted, size_is_usable, understood
 from dserverfs.base.model import Dataset, DserverURI
+from dserverfs.base.progress import Progress
 from dserverfs.catalogue.refreshed import NotLoaded
 from dserverfs.mount.control import Answer
+from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.reading.block_reader import BlockReader
+from dserverfs.reading.cache.block_cache import CacheUsage
 from dserverfs.remote.tokens import TokenSource, expires_at
 from dserverfs.tree import description
 from dserverfs.tree.mount_tree import InFrozen, Inode, Tree
@@ -48,6 +51,7 @@ class _Request(NamedTuple):
     timeout_s: float
     asked_by: int
     level: str
+    below: str  # a path below the inode
 
     @classmethod
     def of(cls, request: Mapping[str, Any]) -> _Request:
@@ -62,6 +66,7 @@ class _Request(NamedTuple):
                 float(request.get("timeout_s", 0.0)),
                 int(request.get("asked_by", 0)),
                 str(request.get("level", "")).upper(),
+                str(request.get("below", "")),
             )
 
 
@@ -94,14 +99,16 @@ class Commander:
     edits: DatasetEdits
     reader: BlockReader
     tokens: TokenSource
+    recent_errors: RecentErrors
+    cache_usage: Callable[[], CacheUsage | None]
     in_loop: Callable[[Callable[[], Any]], Any]  # calls a function in the event loop; blocks
     forget_name: Callable[[Inode, str], None]  # has the kernel forget an entry of a directory
 
     def __call__(self, request: dict[str, Any]) -> Iterator[Answer]:
         """Yield the answers to a request.
 
-        One of `status`, `staged`, `compared`, `pending`, `notes`, `unsent`, `uncached`,
-        `freeze`, `discard`, `drain` and `log`.
+        One of `status`, `staged`, `errors`, `compared`, `reading`, `pending`, `notes`, `unsent`,
+        `uncached`, `freeze`, `discard`, `drain`, `token` and `log`.
         """
         asked = _Request.of(request)
         command = asked.command
@@ -109,8 +116,12 @@ class Commander:
             yield {"result": self._status(asked.inode)}
         elif command == "staged":
             yield {"result": description.to_be_read(self._staged(asked.inode), self.freezer)}
+        elif command == "errors":
+            yield {"result": self._errors(asked.inode, asked.below)}
         elif command == "compared":
             yield {"result": self.reader.report.counts._asdict()}
+        elif command == "reading":
+            yield {"result": self._reading()}
         elif command == "pending":
             yield {"result": self._pending()}
         elif command == "notes":
@@ -141,6 +152,14 @@ class Commander:
             found["reason"] = str(error)
         return found
 
+    def _reading(self) -> dict[str, Any]:
+        """Return how full the cache is, and what comes from the store."""
+        usage = self.cache_usage()
+        return {
+            "cache": None if usage is None else usage._asdict(),
+            "bytes_per_s": self.reader.report.bytes_per_s(),
+        }
+
     def _status(self, inode: Inode) -> dict[str, Any]:
         def describe() -> dict[str, Any] | StagedDataset:
             place = self.tree.locate(inode)
@@ -162,6 +181,11 @@ class Commander:
             with contextlib.suppress(DserverfsError):  # of the server, which is away
                 found["compared"] = self._compared(inode)
         return found
+
+    def _errors(self, inode: Inode, below: str) -> list[dict[str, Any]]:
+        """Return the last errors at or below a path, which leads on from an inode by `below`."""
+        top = self.in_loop(lambda: self.tree.describe(inode))
+        return [error._asdict() for error in self.recent_errors.below(top, below)]
 
     def _compared(self, inode: Inode) -> str:
         """Return how the item is compared, or those of the dataset; asks the server."""
@@ -231,9 +255,16 @@ class Commander:
         """Freeze what may be frozen; the result is what stays staged."""
         end_s = time.monotonic() + timeout_s
         jobs = self.freezer.drain(asked_by=asked_by)
+        uploads: dict[StagedDataset, Progress] = {}
         while time.monotonic() < end_s:
             done, going = wait_for([job for _, job in jobs], timeout=PROGRESS_S)
-            yield {"progress": {"datasets_done": len(done), "datasets_total": len(jobs)}}
+            for staged, _ in jobs:
+                if (progress := self.freezer.progress(staged)) is not None:
+                    uploads[staged] = progress
+            yield {
+                "progress": {"datasets_done": len(done), "datasets_total": len(jobs)},
+                "uploads": [sum(numbers) for numbers in zip(*uploads.values(), strict=True)],
+            }
             if not going:
                 break
         self.edits.flush(max(end_s - time.monotonic(), 0.0))
@@ -242,9 +273,10 @@ class Commander:
     def _progress(self, staged: StagedDataset, job: Future[Any]) -> Iterator[Answer]:
         while not job.done():
             wait_for([job], timeout=PROGRESS_S)
-            progress = self.freezer.progress(staged)
-            if progress is not None:
-                yield {"progress": progress._asdict()}
+            doing = self.freezer.doing(staged)
+            if doing is not None:
+                # Commands of 0.1.0 know the fields of `progress`, and no other.
+                yield {"progress": doing.progress._asdict(), "phase": doing.phase}
 
     def _staged(self, inode: Inode) -> StagedDataset:
         def find() -> StagedDataset:

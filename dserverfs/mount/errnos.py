@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import logging
+import os
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import trio
 from pyfuse3 import FUSEError
@@ -64,6 +66,23 @@ _OF_OPEN = frozenset(
     {"readdir", "releasedir", "fsyncdir", "read", "write", "release", "fsync", "statfs"}
 )
 
+# Answers that every file system gives, and programs go on after.
+_ORDINARY = (
+    refusals.AcrossDatasets,
+    refusals.Invalid,
+    refusals.NoAttribute,
+    refusals.NoAttributes,
+    refusals.NotADirectory,
+    refusals.NotEmpty,
+    refusals.NotOpenForWriting,
+    refusals.NotSettable,
+    refusals.OnlyTried,
+    refusals.StillGoingOn,
+    errors.NameTaken,
+)
+# Requests whose answer the kernel gives to no program.
+_UNHEARD = frozenset({"forget", "release", "releasedir"})
+
 # The errnos of the local disk that a user is told who changes a staged dataset, by request.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _OF_NEW_NAME = _FULL | {errno.EEXIST, errno.ENAMETOOLONG}
@@ -94,50 +113,80 @@ def errno_of(error: Exception) -> int:
     return errno.EIO
 
 
+class Told(NamedTuple):
+    """What a program is told in place of an answer."""
+
+    number: int
+    reason: str | None = None  # None: an ordinary answer, of which nobody asks why
+    error: Exception | None = None  # that is the reason
+
+
+class Handlers(Protocol):
+    """Those of one mount."""
+
+    def remember(self, request: str, arguments: Mapping[str, Any], told: Told) -> None:
+        """Keep the reason for whoever asks what went wrong; must not raise."""
+
+
+H = TypeVar("H", bound=Handlers)
+
+
 def guarded(
-    handler: Callable[P, Coroutine[Any, Any, R]],
-) -> Callable[P, Coroutine[Any, Any, R]]:
+    handler: Callable[Concatenate[H, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[H, P], Coroutine[Any, Any, R]]:
     """Turn all that a handler raises into an errno; faults of ours are logged and give EIO."""
     name = handler.__name__
+    parameters = list(inspect.signature(handler).parameters)[1:]
 
     @functools.wraps(handler)
-    async def answer(*args: P.args, **kwargs: P.kwargs) -> R:
+    async def answer(self: H, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return await handler(*args, **kwargs)
-        except (trio.TooSlowError, TookTooLong):
-            logger.warning("%s took too long", name)
-            raise FUSEError(errno.ETIMEDOUT) from None
-        except errors.NotFound as error:
-            raise FUSEError(_missing(name, error)) from None
-        except (refusals.Refused, errors.Frozen, errors.NameTaken) as error:
-            logger.debug("%s: %s", name, error)
-            raise FUSEError(errno_of(error)) from None
-        except errors.DserverfsError as error:
-            logger.warning("%s: %s", name, error)
-            raise FUSEError(errno_of(error)) from None
-        except OSError as error:
-            raise FUSEError(_of_disk(name, error)) from None
-        except Exception:
-            logger.exception("%s: a fault of ours", name)
-            raise FUSEError(errno.EIO) from None
+            return await handler(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - told to the program
+            told = _told(name, error)
+            if told.reason is not None and name not in _UNHEARD:
+                self.remember(name, {**dict(zip(parameters, args, strict=False)), **kwargs}, told)
+            raise FUSEError(told.number) from None
 
     return answer
 
 
-def _missing(request: str, error: errors.NotFound) -> int:
-    """Return the errno of a name or a file that is missing."""
+def _told(request: str, error: Exception) -> Told:
+    """Return what a program is told of an error, which is logged."""
+    if isinstance(error, (trio.TooSlowError, TookTooLong)):
+        logger.warning("%s took too long", request)
+        return Told(errno.ETIMEDOUT, "it took too long", error)
+    if isinstance(error, errors.NotFound):
+        return _missing(request, error)
+    number = errno_of(error)
+    if isinstance(error, (refusals.Refused, errors.Frozen, errors.NameTaken)):
+        logger.debug("%s: %s", request, error)
+        return Told(number) if isinstance(error, _ORDINARY) else Told(number, str(error), error)
+    if isinstance(error, errors.DserverfsError):
+        logger.warning("%s: %s", request, error)
+        return Told(number, str(error), error)
+    if isinstance(error, OSError):
+        return _of_disk(request, error)
+    logger.error("%s: a fault of ours", request, exc_info=error)
+    return Told(number, "a fault of dserverfs, whose log says more", error)
+
+
+def _missing(request: str, error: errors.NotFound) -> Told:
+    """Return what is told of a name or a file that is missing."""
     if request in _OF_OPEN:
         logger.warning("%s: gone while it is open: %s", request, error)
-        return errno.EIO
+        return Told(errno.EIO, f"gone while it is open: {error}", error)
     logger.debug("%s: %s", request, error)
-    return errno.ENOENT
+    return Told(errno.ENOENT)
 
 
-def _of_disk(request: str, error: OSError) -> int:
-    """Return the errno of an error of the local disk."""
+def _of_disk(request: str, error: OSError) -> Told:
+    """Return what is told of an error of the local disk."""
     if error.errno is not None and error.errno in _HONEST.get(request, ()):
-        level = logging.WARNING if error.errno in _FULL else logging.DEBUG
-        logger.log(level, "%s: %s", request, error)
-        return error.errno
+        if error.errno in _FULL:
+            logger.warning("%s: %s", request, error)
+            return Told(error.errno, os.strerror(error.errno), error)
+        logger.debug("%s: %s", request, error)
+        return Told(error.errno)
     logger.warning("%s: a file of dserverfs itself cannot be used: %s", request, error)
-    return errno.EIO
+    return Told(errno.EIO, f"a file of dserverfs itself cannot be used: {error}", error)

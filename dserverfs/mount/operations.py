@@ -13,9 +13,11 @@ the user wants them.
 from __future__ import annotations
 
 import logging
+import os
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyfuse3
 from pyfuse3 import (
@@ -35,7 +37,8 @@ from pyfuse3 import (
 
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.mount import replies
-from dserverfs.mount.errnos import guarded
+from dserverfs.mount.errnos import Told, guarded
+from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.replies import Ownership
 from dserverfs.mount.waiting import Waiting
 from dserverfs.reading.block_reader import BlockReader
@@ -48,6 +51,13 @@ from dserverfs.tree.open_files import OpenFile
 
 logger = logging.getLogger(__name__)
 
+# The arguments that have a directory and a name in it, in the order in which they count.
+_ENTRIES = (
+    ("new_parent_inode", "new_name"),
+    ("parent_inode_old", "name_old"),
+    ("parent_inode", "name"),
+)
+
 
 class Operations(pyfuse3.Operations):
     """The requests of one mount."""
@@ -55,14 +65,22 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, file_system: FileSystem, reader: BlockReader, ownership: Ownership) -> None:
+    def __init__(
+        self,
+        file_system: FileSystem,
+        reader: BlockReader,
+        ownership: Ownership,
+        recent_errors: RecentErrors,
+    ) -> None:
         super().__init__()
         self._fs = file_system
+        self._errors = recent_errors
         self._reader = reader
         self._ownership = ownership
         waiting = Waiting()
         self._answer, self._finish, self._read = waiting.answer, waiting.finish, waiting.read
         self._handles: dict[FileHandleT, OpenItem | OpenFile] = {}
+        self._inodes: dict[FileHandleT, InodeT] = {}  # of what they have open
         self._directories: dict[FileHandleT, OpenDirectory] = {}
         self._last_handle = 0
         self._listed = ownership.blank_entry()
@@ -174,8 +192,8 @@ class Operations(pyfuse3.Operations):
         found = await self._finish(self._fs.open(Inode(inode), flags, ctx.pid))
         if isinstance(found, ItemContent):
             item = OpenItem(self._reader, found, lambda: _forget_pages(found, inode))
-            return replies.opened(self._keep(item), keeps_pages=True)
-        return replies.opened(self._keep(found), keeps_pages=found.keeps_pages)
+            return replies.opened(self._keep(item, inode), keeps_pages=True)
+        return replies.opened(self._keep(found, inode), keeps_pages=found.keeps_pages)
 
     @guarded
     async def create(
@@ -189,7 +207,8 @@ class Operations(pyfuse3.Operations):
         file, attributes = await self._finish(
             self._fs.create(Inode(parent_inode), name, mode, flags, ctx.pid)
         )
-        info = replies.opened(self._keep(file), keeps_pages=file.keeps_pages)
+        handle = self._keep(file, InodeT(attributes.number))
+        info = replies.opened(handle, keeps_pages=file.keeps_pages)
         return info, self._ownership.entry(attributes)
 
     @guarded
@@ -213,6 +232,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def release(self, fh: FileHandleT) -> None:
+        del self._inodes[fh]
         self._handles.pop(fh).close()
 
     # Making and removing names
@@ -268,15 +288,36 @@ class Operations(pyfuse3.Operations):
         old, new = Inode(parent_inode_old), Inode(parent_inode_new)
         await self._finish(self._fs.rename(old, name_old, new, name_new, flags, ctx.pid))
 
+    # Errors
+
+    def remember(self, request: str, arguments: Mapping[str, Any], told: Told) -> None:
+        try:
+            self._errors.note(request, self._path(arguments), told)
+        except Exception:  # nothing but FUSEError may leave a handler
+            logger.exception("a fault of ours: an error is not remembered")
+
+    def _path(self, arguments: Mapping[str, Any]) -> str:
+        """Return the path that a request is about."""
+        for parent, name in _ENTRIES:
+            if parent in arguments:
+                above = self._fs.describe(Inode(arguments[parent]))
+                return f"{above}/{os.fsdecode(arguments[name])}".lstrip("/")
+        inode = arguments.get("inode")
+        if inode is None and (handle := arguments.get("fh")) is not None:
+            directory = self._directories.get(handle)
+            inode = directory.inode if directory is not None else self._inodes.get(handle)
+        return self._fs.describe(Inode(inode or pyfuse3.ROOT_INODE))
+
     # Helpers
 
     def _new_handle(self) -> FileHandleT:
         self._last_handle += 1
         return FileHandleT(self._last_handle)
 
-    def _keep(self, opened: OpenItem | OpenFile) -> FileHandleT:
+    def _keep(self, opened: OpenItem | OpenFile, inode: InodeT) -> FileHandleT:
         handle = self._new_handle()
         self._handles[handle] = opened
+        self._inodes[handle] = inode
         return handle
 
     def _file(self, handle: FileHandleT) -> OpenFile:

@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
@@ -30,9 +31,11 @@ from dserverfs.mount.control import Address, Server
 from dserverfs.mount.control_commands import Commander
 from dserverfs.mount.launcher import READY, MountOptions
 from dserverfs.mount.operations import Operations
+from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.replies import Ownership
 from dserverfs.mount.stalls import stalls_logged
 from dserverfs.reading.block_reader import BlockReader
+from dserverfs.reading.cache.block_cache import CacheUsage
 from dserverfs.remote.tokens import TokenSource
 from dserverfs.settings import Settings
 from dserverfs.tree import description
@@ -100,6 +103,8 @@ class _Parts(NamedTuple):
     edits: DatasetEdits
     reader: BlockReader
     tokens: TokenSource
+    recent_errors: RecentErrors
+    cache_usage: Callable[[], CacheUsage | None]
     signals: list[int]  # that told it to end
 
     @classmethod
@@ -107,6 +112,7 @@ class _Parts(NamedTuple):
         freezer, edits = client.freezer, client.edits
         staging = None
         if not options.read_only:
+            client.note_staging_directory()
             edits.open(lambda dataset: _is_shown(dataset, options.uri, only))
             if only is None:
                 staging = _open_staging(client)
@@ -125,8 +131,20 @@ class _Parts(NamedTuple):
             attributes_of=attributes if options.xattr else None,
         )
         ownership = Ownership(options.uid, options.gid, options.umask)
-        operations = Operations(file_system, client.reader, ownership)
-        return cls(operations, tree, staging, freezer, edits, client.reader, client.tokens, [])
+        recent_errors = RecentErrors(options.uri.server)
+        operations = Operations(file_system, client.reader, ownership, recent_errors)
+        return cls(
+            operations,
+            tree,
+            staging,
+            freezer,
+            edits,
+            client.reader,
+            client.tokens,
+            recent_errors,
+            client.cache_usage,
+            [],
+        )
 
 
 def _open_staging(client: Client) -> Staging:
@@ -216,6 +234,8 @@ async def _tell_ready(
         parts.edits,
         parts.reader,
         parts.tokens,
+        parts.recent_errors,
+        parts.cache_usage,
         lambda call: trio.from_thread.run_sync(call, trio_token=token),
         _forget_name,
     )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from dserverfs.base.hashes import Policy
 from dserverfs.base.items import ItemContent
 from dserverfs.base.model import Dataset
+from dserverfs.base.progress import Meter
 from dserverfs.reading.hash_pages import HashPages
 from dserverfs.reading.item_hashes import ItemHashes
 
@@ -36,6 +37,7 @@ class Counting:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts = ByteCounts(0, 0, 0)
+        self._meter = Meter()
 
     def add(self, *, received: int = 0, by_block: int = 0, as_files: int = 0) -> None:
         with self._lock:
@@ -43,10 +45,16 @@ class Counting:
             self._counts = ByteCounts(
                 counts.received + received, counts.by_block + by_block, counts.as_files + as_files
             )
+            self._meter.note(self._counts.received)
 
     @property
     def counts(self) -> ByteCounts:
         return self._counts
+
+    def bytes_per_s(self) -> float | None:
+        """Return how many bytes come just now; None if that is not known yet."""
+        with self._lock:
+            return self._meter.per_s()
 
 
 class ComparisonReport:
@@ -60,6 +68,9 @@ class ComparisonReport:
     @property
     def counts(self) -> ByteCounts:
         return self._counting.counts
+
+    def bytes_per_s(self) -> float | None:
+        return self._counting.bytes_per_s()
 
     def of_item(self, content: ItemContent) -> str:
         """Return how an item is compared when it is read; may ask the server, for a second."""

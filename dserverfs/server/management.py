@@ -20,6 +20,7 @@ from dservercore.sql_models import BaseURI, User
 from flask import Flask
 
 from dserverfs.base.errors import Conflict, NotFound, Unreachable, UsageError
+from dserverfs.base.progress import OnProgress, unwatched
 from dserverfs.server import app
 from dserverfs.server.database import bucket_index, passwords, tokens, uploads
 from dserverfs.server.database.bucket_index import Indexed
@@ -195,7 +196,12 @@ def s3_access(directory: DataDirectory, stores: Stores) -> S3Access:
     )
 
 
-def index(directory: DataDirectory, stores: Stores, base_uri: str) -> Indexed:
+def index(
+    directory: DataDirectory,
+    stores: Stores,
+    base_uri: str,
+    on_progress: OnProgress = unwatched,
+) -> Indexed:
     """Register the datasets in the bucket of a base URI; reads those anew that are registered.
 
     Raises UsageError if the bucket is of the embedded store and that does not run.
@@ -205,7 +211,7 @@ def index(directory: DataDirectory, stores: Stores, base_uri: str) -> Indexed:
         bucket = bucket_of(base_uri)
         storage = SeaweedFS(directory.store, bucket=bucket).storage_of_running()
         stores = Stores(ObjectStore(storage), lambda bucket: None)
-    return bucket_index.index(stores, base_uri)
+    return bucket_index.index(stores, base_uri, on_progress)
 
 
 def rights() -> list[Rights]:

@@ -15,6 +15,7 @@ from dserverfs.base.model import DserverURI
 from dserverfs.tree.frozen_dataset import DatasetTree
 from dserverfs.writing.edits.journal import UnsentEdit
 from dserverfs.writing.freezer import Freezer
+from dserverfs.writing.staging import refused_files
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.survey import survey
 
@@ -63,10 +64,19 @@ def of_staged(
         "creator_username": staged.record.creator_username,
         "created_at": staged.record.created_at,
     }
+    if refused := staged.refused.missing():
+        facts["refused"] = [each._asdict() for each in refused]
+        facts["notes"] = refused_files.told(refused)
     facts |= _amount(staged)
-    progress = freezer.progress(staged) if freezer else None
-    if progress is not None:
-        facts["progress"] = progress._asdict()
+    doing = freezer.doing(staged) if freezer else None
+    if doing is not None:
+        phase, progress, bytes_per_s, left_s = doing
+        facts["progress"] = {
+            "phase": phase,
+            **progress._asdict(),
+            "bytes_per_s": bytes_per_s,
+            "left_s": left_s,
+        }
     return facts
 
 

@@ -33,6 +33,7 @@ from dserverfs.tree.refusals import (
     NotADirectory,
     NotPermitted,
     NotSettable,
+    OnlyTried,
 )
 from dserverfs.tree.staged_changes import StagedChanges
 from dserverfs.tree.staged_dataset import DATA_LINK, StagedTree, is_for_writing
@@ -40,6 +41,7 @@ from dserverfs.tree.steps import Steps, loaded
 from dserverfs.tree.write_latency import WriteLatency
 from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.freezer import Freezer
+from dserverfs.writing.staging import refused_files
 from dserverfs.writing.staging.area import Staging
 
 XATTR_PREFIX = b"user.dtool."
@@ -102,6 +104,9 @@ class FileSystem:
         attributes = self._tree.lookup(parent, looked_up(name))
         self._tree.kernel_learned(Inode(attributes.number))
         return attributes
+
+    def describe(self, inode: Inode) -> str:
+        return self._tree.describe(inode)
 
     def getattr(self, inode: Inode) -> Attributes:
         return self._tree.attributes(inode)
@@ -202,7 +207,7 @@ class FileSystem:
         tree, number, text = yield from self._parent(parent, name)
         if not stat.S_ISREG(mode):
             path = tree.describe_entry(number, text)
-            yield from self._staged.refuse(tree, f"{path} is a device, a pipe or a socket", thread)
+            yield from self._staged.refuse(tree, path, refused_files.SPECIAL, thread)
         made = yield from self._staged.change(
             tree, f"mknod {text}", lambda: tree.make_file(number, text, mode), thread
         )
@@ -215,9 +220,9 @@ class FileSystem:
             yield from self._frozen.refuse_link(frozen, name)
         tree, number, text = yield from self._parent(parent, name)
         if is_tried_only(text, target):
-            raise NotPermitted(f"{text}: a dataset holds no links")
+            raise OnlyTried(f"{text}: a dataset holds no links")
         path = tree.describe_entry(number, text)
-        yield from self._staged.refuse(tree, f"{path} is a symbolic link", thread)
+        yield from self._staged.refuse(tree, path, refused_files.LINK, thread)
 
     def link(
         self, inode: Inode, new_parent: Inode, new_name: bytes, thread: int
@@ -341,7 +346,8 @@ class FileSystem:
         try:
             return _Directory(tree, place.number, utf8(name))
         except NotUTF8 as error:
-            yield from self._staged.note(tree, "a name", error)
+            path = tree.describe_entry(place.number, os.fsdecode(name))
+            yield from self._staged.refuse_name(tree, path, error)
             raise
 
     def _base_uri(self, inode: Inode) -> Steps[str | None]:

@@ -17,7 +17,7 @@ from dserverfs.tree.attributes import Changes
 from dserverfs.tree.mount_tree import InFrozen
 from dserverfs.tree.names import utf8
 from dserverfs.tree.open_files import OpenBytes, OpenEdit, OpenFile, opened
-from dserverfs.tree.refusals import AcrossDatasets, NotPermitted
+from dserverfs.tree.refusals import AcrossDatasets, OnlyTried
 from dserverfs.tree.staged_dataset import is_for_writing
 from dserverfs.tree.steps import Limit, Steps, blocking, loaded
 from dserverfs.writing.edits.editable import Kind, target_of
@@ -110,10 +110,10 @@ class FrozenChanges:
         yield from blocking(lambda: edits.rename(dataset, old, new, flags, reader), Limit.EDIT)
 
     def refuse_link(self, parent: InFrozen, name: bytes) -> Steps[NoReturn]:
-        """Raise NotPermitted, by which an editor knows that it can have no links here."""
+        """Raise OnlyTried, by which an editor knows that it can have no links here."""
         path = _entry_path(parent, name)
         yield from self._require(parent.tree.dataset, path)
-        raise NotPermitted(f"{parent.tree.dataset.uri}: {path} cannot be a link")
+        raise OnlyTried(f"{parent.tree.dataset.uri}: {path} cannot be a link")
 
     def _require(self, dataset: Dataset, path: str) -> Steps[DatasetEdits]:
         """Return the edits, which may change a path; raises as they do, and Frozen without."""

@@ -157,6 +157,14 @@ class DatasetTree:
         """Return the path of what is outside `data`; None for items and their directories."""
         return None if number < OWN else self._path(number)
 
+    def describe(self, number: int) -> str:
+        """Return the relative path of a number, for messages; the root's is empty."""
+        if number >= OWN:
+            return self._path(number)
+        items = self._catalogue.items(self.dataset)
+        path = items.relpath(items.index.row(number & ~ALIAS))
+        return path if number & ALIAS else path_of_entry(dtool_layout.DATA, path).rstrip("/")
+
     def local_file(self, number: int) -> LocalFile | None:
         """Return the file on the local disk that a number is of just now."""
         if self._edits is None or number < OWN:

@@ -11,14 +11,16 @@ loop.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple, NewType
 
-from dserverfs.base.errors import Frozen, NameTaken, NotFound, PermissionDenied
+from dserverfs.base.errors import DserverfsError, Frozen, NameTaken, NotFound, PermissionDenied
 from dserverfs.base.limits import is_uuid
 from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI
 from dserverfs.catalogue.catalogue import FIND_DIRECTORY, UUID_DIRECTORY, Catalogue
 from dserverfs.catalogue.names import DatasetNames
+from dserverfs.catalogue.refreshed import NotLoaded
 from dserverfs.tree.attributes import Attributes, Entry
 from dserverfs.tree.frozen_dataset import OWN, Content, DatasetTree
 from dserverfs.tree.searches import FIRST_SEARCH, Searches
@@ -231,6 +233,35 @@ class Tree:
             tree.forget(number, times)
         elif tree is None and number >= FIRST_SEARCH:
             self._searches.forget(number, times)
+
+    def describe(self, inode: Inode) -> str:
+        """Return the path of an inode below the mount point, for messages; loads nothing.
+
+        Of what is in a dataset whose index is not loaded, the dataset's.
+        """
+        try:
+            place = self.locate(inode)
+            if place.tree is None:
+                return "/".join(self._upper.path(place.number))
+            if (staged := place.staged) is not None:
+                within = staged.describe(place.number).strip("/")
+                return self._below(staged.staged.record.base_uri, UUID(staged.staged.id), within)
+            frozen = place.frozen()
+        except (DserverfsError, NotLoaded):
+            return ""
+        assert frozen is not None
+        dataset = frozen.tree.dataset
+        within = ""
+        with contextlib.suppress(DserverfsError, NotLoaded):
+            within = frozen.tree.describe(frozen.number)
+        return self._below(dataset.base_uri, dataset.uuid, within)
+
+    def _below(self, base_uri: str, uuid: UUID, within: str) -> str:
+        """Return the path of what is `within` a dataset that was looked up."""
+        if self._shows_one:
+            return within
+        name = self._catalogue.names(base_uri).name_of(uuid) or uuid
+        return "/".join((*self._upper.path_of(base_uri), name, within)).rstrip("/")
 
     def base_uri_at(self, inode: Inode) -> str | None:
         """Return the base URI whose directory an inode is, if it is one."""

@@ -24,6 +24,10 @@ class NotPermitted(Refused):
     """No file of that kind can be made there."""
 
 
+class OnlyTried(NotPermitted):
+    """A program sees whether it can have a link, and goes on without."""
+
+
 class AcrossDatasets(Refused):
     """A name cannot move to another dataset; programs copy then."""
 

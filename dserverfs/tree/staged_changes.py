@@ -24,6 +24,7 @@ from dserverfs.tree.write_latency import WriteLatency
 from dserverfs.writing.freezer import Freezer
 from dserverfs.writing.staging.area import Staging
 from dserverfs.writing.staging.dataset import StagedDataset
+from dserverfs.writing.staging.refused_files import NOT_UTF8
 from dserverfs.writing.staging.states import State
 
 R = TypeVar("R")
@@ -73,13 +74,19 @@ class StagedChanges:
             yield from self.note(tree, what, error)
             raise
 
-    def refuse(self, tree: StagedTree, what: str, thread: int) -> Steps[NoReturn]:
+    def refuse(self, tree: StagedTree, path: str, what: str, thread: int) -> Steps[NoReturn]:
         """Raise CannotHold; what is refused counts as a write, for more of it may follow."""
 
         def refused() -> NoReturn:
-            raise errors.CannotHold(f"{what}: a dataset cannot hold that")
+            tree.staged.refused.note(path, what)
+            raise errors.CannotHold(f"{path} is a {what}: a dataset cannot hold that")
 
         return self.change(tree, "refused", refused, thread)
+
+    def refuse_name(self, tree: StagedTree, path: str, error: errors.NotUTF8) -> Steps[None]:
+        """Note that a file was refused for its name."""
+        tree.staged.refused.note(path, NOT_UTF8)
+        return self.note(tree, "a name", error)
 
     def note(self, tree: StagedTree, what: str, error: Exception) -> Steps[None]:
         """Disarm the dataset if after that error it may be incomplete."""

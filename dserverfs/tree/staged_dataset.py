@@ -31,6 +31,7 @@ from dserverfs.tree.attributes import LINK_MODE, MUTABLE_S, Attributes, Changes,
 from dserverfs.tree.frozen_dataset import OWN, Content, DatasetTree
 from dserverfs.tree.inode_numbers import Node, Nodes
 from dserverfs.writing.staging.dataset import StagedDataset
+from dserverfs.writing.staging.refused_files import TOO_LONG
 from dserverfs.writing.staging.staged_files import StagedFiles, Target
 from dserverfs.writing.staging.survey import is_item_at_the_top
 
@@ -308,6 +309,7 @@ class StagedTree:
         directory, path = self._old_path(number, name)
         relpath = f"{self._nodes.path(directory)}/{name}"
         if not relpath_can_be_stored(relpath):
+            self.staged.refused.note(relpath.lstrip("/"), TOO_LONG)
             raise NameTooLong(
                 f"{relpath!r} is longer than {MAX_STORED_RELPATH_BYTES} bytes,"
                 f" or below more than {MAX_RELPATH_COMPONENTS} directories"

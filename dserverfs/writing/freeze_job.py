@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from dserverfs.base.disk_tables import DiskDict
@@ -19,7 +20,7 @@ from dserverfs.base.errors import Cancelled, LocalDiskError, UsageError
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.local_files import is_full
 from dserverfs.base.model import UUID, Dataset
-from dserverfs.base.progress import Progress
+from dserverfs.base.progress import Doing, Phases, Progress
 from dserverfs.writing.staging import sealing
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.sealing import Described
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # RELEASE comes after close(2) has returned, so what was just closed may look open.
 LATE_CLOSE_S = 2.0
+
+HASHING, UPLOADING, REGISTERING = "hashing", "uploading", "registering"
 
 
 class FreezeResult(NamedTuple):
@@ -91,13 +94,18 @@ class FreezeJob:
         self.by_itself = by_itself
         self.future: Future[FreezeResult] = Future()
         self.stop = threading.Event()
-        self.progress: Progress | None = None
+        self.progress: Progress | None = None  # of the upload
+        self._phases = Phases()
         self.notes: list[str] = []
         self.changes = staged.changes
         self._layout = layout
         self._uploader = uploader
         self._registry = registry
         self._ending = ending
+
+    def doing(self) -> Doing | None:
+        """Return what it does just now; None before it hashes."""
+        return self._phases.doing()
 
     def run(self) -> tuple[Dataset, LocalDataset]:
         """Freeze it; return what it became, and as what of it was staged."""
@@ -140,7 +148,13 @@ class FreezeJob:
                     f"{staged.record.name}: {staged.writers} files in it are open for writing"
                 )
             self.stop.wait(0.02)
-        described = sealing.describe(staged, self._layout, self.stop, by_itself=self.by_itself)
+        described = sealing.describe(
+            staged,
+            self._layout,
+            self.stop,
+            by_itself=self.by_itself,
+            on_progress=partial(self._phases.note, HASHING),
+        )
         if described is None:
             raise UsageError(
                 f"{staged.record.name}: is empty; dserverfs freeze does it all the same"
@@ -213,6 +227,8 @@ class FreezeJob:
         if self.stop.is_set():
             raise self._stopped()
         self._move(Move.COMPLETE)
+        if self.progress is not None:
+            self._phases.note(REGISTERING, self.progress)
 
     def _move(self, move: Move) -> None:
         """Change the state; raises Cancelled if a write came first, which sets `stop`."""
@@ -228,6 +244,7 @@ class FreezeJob:
 
     def _note_progress(self, progress: Progress) -> None:
         self.progress = progress
+        self._phases.note(UPLOADING, progress)
 
 
 def told(error: BaseException, staged: StagedDataset) -> BaseException:

@@ -29,7 +29,7 @@ from dserverfs.base.errors import (
     LocalDiskError,
     UsageError,
 )
-from dserverfs.base.progress import Progress
+from dserverfs.base.progress import Doing, Progress
 from dserverfs.base.retry import AWAY_OR_EXPIRED
 from dserverfs.writing.freeze_job import FreezeJob, FreezeResult, Noted, Registry, told
 from dserverfs.writing.freeze_schedule import LOOK_AGAIN_S, Schedule, is_sealed
@@ -176,6 +176,11 @@ class Freezer:
         """Return how far its upload is, if there is one."""
         job = self._jobs.get(staged.directory)
         return job.progress if job else None
+
+    def doing(self, staged: StagedDataset) -> Doing | None:
+        """Return what its freeze does just now, if there is one."""
+        job = self._jobs.get(staged.directory)
+        return job.doing() if job else None
 
     def drain(self, *, asked_by: int = 0) -> list[tuple[StagedDataset, Future[FreezeResult]]]:
         """Begin to freeze what is armed, or sealed, without waiting for its time.

@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import pytest
 from pyfuse3 import FUSEError
 
 from dserverfs.base import errors
-from dserverfs.mount.errnos import guarded
+from dserverfs.mount.errnos import Told, guarded
 from dserverfs.mount.operations import Operations
+from dserverfs.tree import refusals
+from dserverfs.tree.steps import TookTooLong
 
 REQUESTS = sorted(
     name for name, handler in vars(Operations).items() if hasattr(handler, "__wrapped__")
@@ -26,14 +28,29 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def errno_for(request: str, error: Exception) -> int:
     """Return what a program is told when a handler of that name raises `error`."""
 
-    async def handler() -> None:
+    return told(request, error)[0]
+
+
+def told(request: str, error: Exception) -> tuple[int, list[Told]]:
+    """Return what a program is told, and what is remembered of it."""
+
+    class World:
+        def __init__(self) -> None:
+            self.remembered: list[Told] = []
+
+        def remember(self, request: str, arguments: Mapping[str, Any], told: Told) -> None:
+            assert arguments == {"inode": 7}
+            self.remembered.append(told)
+
+    async def handler(world: World, inode: int) -> None:
         raise error
 
     handler.__name__ = request
-    call: Callable[[], Coroutine[Any, Any, None]] = guarded(handler)
-    with pytest.raises(FUSEError) as told:
-        call().send(None)  # it waits for nothing
-    return int(told.value.errno)
+    call: Callable[[World, int], Coroutine[Any, Any, None]] = guarded(handler)
+    world = World()
+    with pytest.raises(FUSEError) as raised:
+        call(world, 7).send(None)  # it waits for nothing
+    return int(raised.value.errno), world.remembered
 
 
 @pytest.fixture(autouse=True)
@@ -83,3 +100,55 @@ def test_missing_is_told_of_names_and_not_of_what_is_open(request_name: str) -> 
 )
 def test_what_is_lost_elsewhere_is_never_missing(error: errors.DserverfsError) -> None:
     assert {errno_for(request, error) for request in REQUESTS} == {errno.EIO}
+
+
+ANSWERS = [
+    errors.NotFound("no such name"),
+    errors.NameTaken("there is one"),
+    refusals.NotEmpty("is not empty"),
+    refusals.NoAttribute("has none"),
+    refusals.NoAttributes("has none"),
+    refusals.NotSettable("has none"),
+    refusals.AcrossDatasets("copy it"),
+    refusals.NotADirectory("is a file"),
+    refusals.OnlyTried("holds no links"),
+    refusals.StillGoingOn("goes on"),
+    *(
+        OSError(number, os.strerror(number))
+        for number in (errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR)
+    ),
+]
+TROUBLES = [
+    errors.CannotHold("is a symbolic link"),
+    errors.Frozen("is frozen"),
+    errors.NotAuthenticated("the token expired"),
+    errors.Stalled("does not answer"),
+    errors.IntegrityError("is wrong"),
+    errors.LocalDiskError("cannot be read"),
+    errors.UsageError("cannot be a name"),
+    refusals.NotPermitted("not beside datasets"),
+    TookTooLong("too long"),
+    OSError(errno.ENOSPC, "full"),
+    OSError(errno.EACCES, "a file of ours"),
+    ValueError("a fault"),
+]
+
+
+@pytest.mark.parametrize("error", ANSWERS, ids=str)
+def test_answers_that_every_file_system_gives_are_not_remembered(error: Exception) -> None:
+    assert told("rename", error)[1] == []
+
+
+@pytest.mark.parametrize("error", TROUBLES, ids=str)
+@pytest.mark.parametrize("request_name", REQUESTS)
+def test_what_a_program_is_refused_with_a_reason_is_remembered(
+    request_name: str, error: Exception
+) -> None:
+    number, remembered = told(request_name, error)
+
+    if request_name in ("forget", "release", "releasedir"):  # which nobody waits for
+        assert remembered == []
+        return
+    (one,) = remembered
+    assert one.number == number
+    assert one.reason

@@ -201,12 +201,15 @@ def test_status_tells_to_which_servers_one_is_logged_in(
 @pytest.mark.parametrize(
     ("left_s", "told"),
     [
-        (90, "(in 1 minutes)"),
+        (1, "(in 1 second)"),
+        (90, "(in 90 seconds)"),
+        (120, "(in 2 minutes)"),
         (7190, "(in 119 minutes)"),
         (7200, "(in 2 hours)"),
         (86400 * 2 - 1, "(in 47 hours)"),
         (86400 * 2, "(in 2 days)"),
-        (-60, "(1 minutes ago)"),
+        (-0.5, "(just now)"),
+        (-60, "(60 seconds ago)"),
         (-86400 * 3, "(3 days ago)"),
     ],
 )

@@ -23,6 +23,7 @@ from dserverfs.base.model import DserverURI
 from dserverfs.catalogue.refreshed import loaded
 from dserverfs.client import Client
 from dserverfs.mount.operations import Operations
+from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.replies import Ownership
 from dserverfs.remote.signing import Signing
 from dserverfs.tree import description
@@ -72,7 +73,8 @@ class Walker:
             attributes_of=attributes_of,
         )
         ownership = Ownership(os.getuid(), os.getgid(), 0)
-        self.operations = Operations(file_system, client.reader, ownership)
+        recent_errors = RecentErrors(uri.server)
+        self.operations = Operations(file_system, client.reader, ownership, recent_errors)
         self.inodes: dict[str, int] = {"": ROOT}
 
     def explore(self) -> Answers:

@@ -72,6 +72,14 @@ _AS_MEASURED = CacheTuning()
 _AS_NAMED: Mapping[BlockKey, BlockKey] = {}
 
 
+class CacheUsage(NamedTuple):
+    """How full a cache is."""
+
+    directory: str
+    size_in_bytes: int
+    limit_in_bytes: int
+
+
 class BlockCache:
     """Blocks on disk. `open` first; `close` when done."""
 
@@ -112,6 +120,15 @@ class BlockCache:
     def table(self) -> BlockTable | None:
         """The table of blocks, for `maintenance`; None if it cannot be used."""
         return self._readable()
+
+    def usage(self) -> CacheUsage | None:
+        """Return how full it is; None if the disk cannot be asked."""
+
+        def ask(table: BlockTable) -> CacheUsage | None:
+            held = table.excess_in_bytes() + table.size_limit
+            return CacheUsage(str(self._directory), held, table.size_limit)
+
+        return self._asked(ask, None)
 
     def open(self) -> None:
         """Open or make the cache; a corrupt one is thrown away, with one line in the log.

@@ -17,6 +17,7 @@ from dservercore.sql_models import Dataset
 
 from dserverfs.base.errors import Conflict, DserverfsError, NotFound
 from dserverfs.base.limits import is_uuid
+from dserverfs.base.progress import OnProgress, Progress, unwatched
 from dserverfs.server.database import changes, indexing, stored_block_hashes
 from dserverfs.server.store.layout import REGISTRATION_PREFIX
 from dserverfs.server.store.signing import bucket_of
@@ -39,15 +40,18 @@ class _Reading(NamedTuple):
     dataset_info: Future[dict[str, Any]]
 
 
-def index(stores: Stores, base_uri: str) -> Indexed:
+def index(stores: Stores, base_uri: str, on_progress: OnProgress = unwatched) -> Indexed:
     """Register every frozen dataset of a bucket; read those anew that are registered.
 
     Needs an app context. Proto datasets are passed over; a dataset that cannot
     be read is left out, with the reason.
     """
-    registered, left_out, seen = 0, [], set()
+    registered, left_out = 0, []
+    seen: set[str] = set()
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
-        for reading in _readings(stores, base_uri, pool):
+        uris = list(_uris(stores, base_uri))
+        for reading in _readings(stores, iter(uris), pool):
+            on_progress(Progress(0, 0, len(seen), len(uris)))
             seen.add(reading.uri)
             try:
                 _register(stores, reading)
@@ -64,9 +68,8 @@ def index(stores: Stores, base_uri: str) -> Indexed:
     return Indexed(registered, left_out, missing)
 
 
-def _readings(stores: Stores, base_uri: str, pool: ThreadPoolExecutor) -> Iterator[_Reading]:
+def _readings(stores: Stores, uris: Iterator[str], pool: ThreadPoolExecutor) -> Iterator[_Reading]:
     """Yield the datasets that are being read, a few of them ahead."""
-    uris = _uris(stores, base_uri)
     begun = [_begin(stores, uri, pool) for uri in islice(uris, _AHEAD)]
     while begun:
         yield begun.pop(0)

@@ -25,6 +25,7 @@ from dserverfs.base.local_files import is_full
 from dserverfs.base.locks import OwnerLock
 from dserverfs.base.model import UUID, Dataset
 from dserverfs.writing.staging.incremental_hash import HashAhead
+from dserverfs.writing.staging.refused_files import RefusedFiles
 from dserverfs.writing.staging.states import Move, Record, State, next_state
 from dserverfs.writing.staging.writers import Writers
 
@@ -75,6 +76,7 @@ class StagedDataset:
         self.frozen_below: str | None = None
         self._stopped_by_writes: threading.Event | None = None
         self.problem: str | None = None  # with a file of ours, that keeps it from being used
+        self.refused = RefusedFiles(directory, self.tree)
         self.hash_ahead = HashAhead()  # told by all writers to `tree`
 
     @property

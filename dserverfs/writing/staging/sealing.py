@@ -32,7 +32,8 @@ from dserverfs.base.hashes import MD5
 from dserverfs.base.limits import parse_json, relpath_is_usable, understood, usable_date
 from dserverfs.base.local_dataset import KnownBlocks, LocalDataset
 from dserverfs.base.model import seconds_of
-from dserverfs.writing.staging import file_hashes, frozen_elsewhere
+from dserverfs.base.progress import OnProgress, unwatched
+from dserverfs.writing.staging import file_hashes, frozen_elsewhere, refused_files
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.file_hashes import Hashes
 from dserverfs.writing.staging.survey import Layout, Survey, survey
@@ -55,7 +56,12 @@ class Described(NamedTuple):
 
 
 def describe(
-    staged: StagedDataset, layout: Layout | None, stop: threading.Event, *, by_itself: bool = False
+    staged: StagedDataset,
+    layout: Layout | None,
+    stop: threading.Event,
+    *,
+    by_itself: bool = False,
+    on_progress: OnProgress = unwatched,
 ) -> Described | None:
     """Describe and hash what is staged, on its way to the disk.
 
@@ -73,7 +79,7 @@ def describe(
     hashes = Hashes(staged.directory / _HASHES, staged.tree, begun=staged.hash_ahead.take).open()
     try:
         with _syncing(staged.tree) as synced:
-            dataset = _describe(staged, found, _hash(hashes, found, stop))
+            dataset = _describe(staged, found, _hash(hashes, found, stop, on_progress))
     except BaseException:
         hashes.close()
         raise
@@ -193,13 +199,16 @@ def _known_blocks(staged: StagedDataset) -> Iterator[KnownBlocks]:
         yield hashes.known_blocks
 
 
-def _hash(hashes: Hashes, found: Survey, stop: threading.Event) -> DiskDict:
+def _hash(
+    hashes: Hashes, found: Survey, stop: threading.Event, on_progress: OnProgress
+) -> DiskDict:
     """Return the MD5 of each item by path; what was hashed before and is unchanged is kept."""
     digests = DiskDict()
     hashes.each(
         found.items.largest_first(),
         lambda path, md5: digests.__setitem__(str(path), md5),
         totals=(found.size_in_bytes, len(found.items)),
+        on_progress=on_progress,
         stop=stop,
     )
     logger.debug("%d bytes were left to be hashed", hashes.bytes_read)
@@ -207,7 +216,7 @@ def _hash(hashes: Hashes, found: Survey, stop: threading.Event) -> DiskDict:
 
 
 def _notes(found: Survey, staged: StagedDataset) -> list[str]:
-    notes = []
+    notes = refused_files.told(staged.refused.missing())
     if losses := found.losses():
         notes.append(losses)
     if found.left_over:

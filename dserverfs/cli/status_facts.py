@@ -1,0 +1,157 @@
+"""What `dserverfs status` knows: gathered from the daemons of mounts, and from the disk.
+
+The keys of what it returns are documented, with `--json`, and stay.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dserverfs.base import mountinfo
+from dserverfs.base.errors import DserverfsError, NotAuthenticated, UsageError
+from dserverfs.base.excluded import Excluded
+from dserverfs.base.model import DserverURI
+from dserverfs.base.mountinfo import Mounted
+from dserverfs.cli import mounted
+from dserverfs.mount import control, mountpoint
+from dserverfs.remote.tokens import TokenSource, expires_at
+from dserverfs.settings import Settings
+from dserverfs.tree import description
+from dserverfs.writing.edits import journal
+from dserverfs.writing.staging import left_over
+from dserverfs.writing.staging.area import Staging, servers
+from dserverfs.writing.staging.used_directories import Presence, UsedDirectories
+
+DEAD_TIMEOUT_S = 2.0  # a daemon that is dead is known at once; this one was asked before
+_ROOT_INODE = 1  # FUSE: the number of a mount point
+
+
+def of_path(path: Path) -> dict[str, Any]:
+    """Return the facts of a path in a mount, and the last errors at or below it.
+
+    Raises UsageError for one that is in no mount, or not there and never was refused.
+    """
+    nearest = mounted.nearest(path)
+    errors = nearest.errors()
+    if nearest.below and not errors:
+        raise UsageError(f"{path}: {nearest.problem}")
+    facts: dict[str, Any] = {}
+    if not nearest.below:
+        facts = mounted.last(nearest.place.ask("status"))
+    return {**facts, "errors": [_shown(error, nearest.place.mountpoint) for error in errors]}
+
+
+def of_all() -> dict[str, Any]:
+    """Return the facts of all that this user has mounted, staged and changed."""
+    settings = Settings.load()
+    found = _Found(settings.excluded())
+    mounts = [found.take_mount(mount) for mount in mountinfo.dserverfs_mounts() if _is_own(mount)]
+    directories = [found.take_directory(settings.staging_directory())]
+    used = UsedDirectories(settings.used_staging_directories())
+    for known in used.all():
+        if known.presence is Presence.THERE:
+            if all(not known.path.samefile(one["path"]) for one in directories if one["there"]):
+                directories.append(found.take_directory(known.path))
+        else:
+            problem = f"{known.mount} is not mounted now; what is staged there is kept"
+            if known.presence is Presence.GONE:
+                problem = "was deleted or renamed; it is forgotten from now on"
+                used.forget(known.path)
+            directories.append({"path": str(known.path), "there": False, "problem": problem})
+    return {
+        "logins": _logins(settings),
+        "mounts": mounts,
+        "staging_directories": directories,
+        "staged": sorted(found.staged.values(), key=lambda one: one["created_at"]),
+        "unsent": sorted(found.unsent.values(), key=lambda one: one["changed_at"]),
+        "kept": found.kept,
+    }
+
+
+class _Found:
+    """What is staged and not sent, by its place on the disk; daemons know more than the disk."""
+
+    def __init__(self, excluded: Excluded) -> None:
+        self._excluded = excluded
+        self.staged: dict[str, dict[str, Any]] = {}
+        self.unsent: dict[str, dict[str, Any]] = {}
+        self.kept: list[dict[str, Any]] = []  # left out of frozen datasets
+
+    def take_mount(self, mount: Mounted) -> dict[str, Any]:
+        """Return what the daemon of a mount says of it."""
+        entry: dict[str, Any] = {"path": mount.path, "uri": mount.source, "answers": True}
+        address = mounted.address_of(mount)
+
+        def ask(command: str, **arguments: object) -> Iterator[control.Answer]:
+            return control.ask(address, {"command": command, **arguments})
+
+        try:
+            for known in mounted.last(ask("pending")):
+                self.staged[known["directory"]] = known
+            for change in mounted.last(ask("unsent")):
+                self.unsent[change["file"]] = change
+            for command in ("token", "compared", "reading"):
+                entry[command] = mounted.newer(ask(command))
+            errors = mounted.newer(ask("errors", inode=_ROOT_INODE)) or []
+            entry["errors"] = [_shown(error, mount.path) for error in errors]
+        except UsageError as error:
+            entry |= {"answers": False, "problem": _problem(mount.path, error)}
+        return entry
+
+    def take_directory(self, directory: Path) -> dict[str, Any]:
+        """Return how it is with a staging directory."""
+        try:
+            for server in servers(directory):
+                staging = Staging(directory, server, excluded=self._excluded)
+                self._take_staging(staging, server)
+            for server, change in journal.all_unsent(directory):
+                facts = description.of_unsent(change, server)
+                self.unsent.setdefault(facts["file"], facts)
+            for kept in left_over.all_kept(directory):
+                self.kept.append({**kept._asdict(), "directory": str(kept.directory)})
+        except (OSError, DserverfsError) as error:
+            return {"path": str(directory), "there": True, "problem": f"cannot be read: {error}"}
+        return {"path": str(directory), "there": directory.is_dir(), "problem": None}
+
+    def _take_staging(self, staging: Staging, server: str) -> None:
+        for base_uri in staging.base_uris():
+            for dataset in staging.datasets(base_uri):
+                if str(dataset.directory) not in self.staged:
+                    self.staged[str(dataset.directory)] = description.of_staged(dataset, None)
+            uri = DserverURI(server, base_uri)
+            for path, reason in staging.unusable(base_uri).items():
+                self.staged.setdefault(str(path), description.of_unusable(path, uri, reason))
+
+
+def _is_own(mount: Mounted) -> bool:
+    return mount.owner == os.geteuid()
+
+
+def _shown(error: dict[str, Any], mountpoint: str) -> dict[str, Any]:
+    """Return an error of a mount with its path as users name it."""
+    return {**error, "path": os.path.join(mountpoint, error["path"]).rstrip("/")}
+
+
+def _problem(path: str, error: DserverfsError) -> str:
+    """Return why a mount does not answer."""
+    try:
+        is_dead = mountpoint.is_dead(Path(path), DEAD_TIMEOUT_S)
+    except UsageError as hangs:
+        return str(hangs)
+    return mounted.has_died(path) if is_dead else str(error)
+
+
+def _logins(settings: Settings) -> list[dict[str, Any]]:
+    """Return the servers that `login` has kept a token for, and when each expires."""
+    found = []
+    for server, path in settings.kept_token_files().items():
+        login: dict[str, Any] = {"server": server, "file": str(path)}
+        try:
+            login["expires_at"] = expires_at(TokenSource(None, path).token())
+        except NotAuthenticated as error:
+            login["reason"] = str(error)
+        found.append(login)
+    return found
