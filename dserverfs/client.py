@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from dserverfs.base.directories import CannotBeMade, local_directory, private_directory, share_space
 from dserverfs.base.hashes import Policy
@@ -175,18 +177,33 @@ class Client:
         return self._cache.evict(size_in_bytes)
 
 
-def whoami(server: str, settings: Settings) -> User:
-    """Return the user of the token for `server`; blocks. Raises the server's refusal."""
+class Remote(NamedTuple):
+    """A server and its store, past all that is kept."""
+
+    tokens: TokenSource
+    transport: ServerTransport
+    storage: Storage
+    resolver: Resolver
+
+
+@contextlib.contextmanager
+def remote(server: str, settings: Settings) -> Iterator[Remote]:
+    """Yield what asks `server`; no request is sent yet."""
     trust = settings.trust(server)
-    transport = _transport(server, settings, trust, token_source(server, settings))
-    storage = Storage(trust)
+    tokens = token_source(server, settings)
+    transport, storage = _transport(server, settings, trust, tokens), Storage(trust)
     try:
-        resolver = Resolver(transport, storage)
-        resolver.capabilities()
-        return resolver.user()
+        yield Remote(tokens, transport, storage, Resolver(transport, storage))
     finally:
         storage.close()
         transport.close()
+
+
+def whoami(server: str, settings: Settings) -> User:
+    """Return the user of the token for `server`; blocks. Raises the server's refusal."""
+    with remote(server, settings) as asked:
+        asked.resolver.capabilities()
+        return asked.resolver.user()
 
 
 def token_source(server: str, settings: Settings) -> TokenSource:

@@ -10,6 +10,9 @@ the work, so a command needs no more than its own dependencies. Shared modules:
     mount_options     what the -o of a mount say             (mount, mount-helper)
     readme            README.yml of a message, or in an editor (freeze, derive)
     progress          the progress line, sizes as people read them
+    findings          a check, and what it found in its time (doctor)
+      machine_checks    those of this machine
+      server_checks     those of a server
     made_files        man page and completions, made of the parser (completion)
     mounted           the daemon of a path in a mount          (freeze, discard, status, ...)
     whole_items       work on many items, with progress        (warm, verify, prove)
@@ -52,6 +55,7 @@ NAMES = (
     "login",
     "logout",
     "whoami",
+    "doctor",
     "completion",
     "help",
 )

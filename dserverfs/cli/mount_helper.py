@@ -109,6 +109,16 @@ def _remove(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def installed() -> Path | None:
+    """Return the Python that mount(8) runs dserverfs with; None if there is no helper of ours."""
+    try:
+        text = _script(DIRECTORY, "mount").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    command = text.partition("\nexec ")[2]
+    return Path(shlex.split(command)[0]) if _MARK in text and command else None
+
+
 def _script(directory: Path, action: str) -> Path:
     return directory / f"{action}.fuse.dserverfs"
 

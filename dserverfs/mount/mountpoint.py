@@ -10,22 +10,19 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
-import queue
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from dserverfs.base import child_processes, mountinfo
+from dserverfs.base import bounded_calls, child_processes, mountinfo
 from dserverfs.base.errors import UsageError
 
 ANSWER_TIMEOUT_S = 10.0
-_PACKAGES = ("pyfuse3", "trio")
-_FUSE_DEVICE = Path("/dev/fuse")
+PACKAGES = ("pyfuse3", "trio")
+DEVICE = Path("/dev/fuse")
 _MAX_LINKS = 40  # as the kernel follows in a path
 
 R = TypeVar("R")
@@ -61,23 +58,12 @@ def within(timeout_s: float, path: Path, call: Callable[[], R]) -> R:
     Raises UsageError after `timeout_s`, and what `call` raises. Its thread is left behind then:
     the kernel lets go of it when the daemon answers, or when this process ends.
     """
-    done: queue.SimpleQueue[Future[R]] = queue.SimpleQueue()
-
-    def run() -> None:
-        future: Future[R] = Future()
-        try:
-            future.set_result(call())
-        except Exception as error:  # noqa: BLE001  # raised in the thread that waits
-            future.set_exception(error)
-        done.put(future)
-
-    threading.Thread(target=run, name="may hang", daemon=True).start()
     try:
-        return done.get(timeout=timeout_s).result()
-    except queue.Empty:
+        return bounded_calls.within(timeout_s, call)
+    except bounded_calls.GivenUp as error:
         raise UsageError(
-            f"{path}: no answer within {timeout_s:.0f} s: the daemon of its mount is stopped or"
-            f" hangs; fusermount3 -uz MOUNTPOINT takes the mount away, and what is staged is kept"
+            f"{path}: {error}: the daemon of its mount is stopped or hangs; fusermount3 -uz"
+            " MOUNTPOINT takes the mount away, and what is staged is kept"
         ) from None
 
 
@@ -109,25 +95,35 @@ def require_fuse(extra: str = "mount") -> None:
 
     `extra` is the one of this package that has what is needed.
     """
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    require_packages(extra)
+    require_device()
+    if shutil.which("fusermount3") is None:
+        raise UsageError("fusermount3 is not installed: install the package fuse3")
+
+
+def require_packages(extra: str = "mount") -> None:
+    """Raise UsageError unless what only mounts need is installed."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
             f"mounts need {' and '.join(missing)}: install fuse3, libfuse3-dev, pkg-config, gcc"
             f" and python3-dev (Debian's names), then run: pip install 'dserverfs[{extra}]'"
         )
-    if not _FUSE_DEVICE.exists():
+
+
+def require_device() -> None:
+    """Raise UsageError unless this user may open the kernel's side of FUSE."""
+    if not DEVICE.exists():
         raise UsageError(
-            f"{_FUSE_DEVICE} does not exist: load the kernel's fuse module (modprobe fuse),"
+            f"{DEVICE} does not exist: load the kernel's fuse module (modprobe fuse),"
             " or start the container with --device /dev/fuse"
         )
-    if not os.access(_FUSE_DEVICE, os.R_OK | os.W_OK):
-        mode = _FUSE_DEVICE.stat().st_mode & 0o7777
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        mode = DEVICE.stat().st_mode & 0o7777
         raise UsageError(
-            f"{_FUSE_DEVICE} has mode {mode:04o} and is not open to you: "
-            f"an administrator has to run chmod 0666 {_FUSE_DEVICE}"
+            f"{DEVICE} has mode {mode:04o} and is not open to you: "
+            f"an administrator has to run chmod 0666 {DEVICE}"
         )
-    if shutil.which("fusermount3") is None:
-        raise UsageError("fusermount3 is not installed: install the package fuse3")
 
 
 def require_allow_other() -> None:

@@ -129,6 +129,10 @@ class Resolver:
                 )
         return datasets
 
+    def some_datasets(self, base_uri: str) -> list[Dataset]:
+        """Return the first datasets of `base_uri`; none where the user may not search."""
+        return self._listings.some_datasets(base_uri)
+
     def datasets_by_uuid(self, uuid: UUID) -> list[Dataset]:
         """Return the datasets of that uuid, one for each base URI that holds it; none: empty."""
         return self._listings.datasets_by_uuid(uuid)

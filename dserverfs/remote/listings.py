@@ -148,6 +148,12 @@ class Listings:
         """Return every dataset that the server's search finds; raises what `datasets` does."""
         return self._complete("what was searched for", query)
 
+    def some_datasets(self, base_uri: str) -> list[Dataset]:
+        """Return the first datasets of `base_uri`: one request."""
+        pages = _Pages(f"{self._routes.server_url}, {base_uri},")
+        pages.add(self._page(base_uri, SearchQuery(base_uris=(base_uri,)), 1))
+        return pages.datasets()
+
     def datasets_by_uuid(self, uuid: UUID) -> list[Dataset]:
         """Return the datasets of that uuid in every base URI the user may search."""
         for spelling in (uuid, uuid.upper()):  # some servers compare letter by letter
