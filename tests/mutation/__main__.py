@@ -105,7 +105,8 @@ class _Run:
         def run(attempt: Callable[[Task], None]) -> None:
             fates.extend(self._tried(tasks, attempt))
 
-        pytest.main([*_PYTEST, *self._tests], plugins=[Trials(run)])
+        modules = [ROOT / path for path in self._modules]
+        pytest.main([*_PYTEST, *self._tests], plugins=[Trials(run, modules)])
         return fates
 
     def _try_anew(self, tasks: list[Task]) -> list[tuple[Path, Mutant, Fate]]:

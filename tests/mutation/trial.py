@@ -58,14 +58,20 @@ class Task(NamedTuple):
 class Trials:
     """The plugin that makes the trials of faults in functions in place of running the tests."""
 
-    def __init__(self, run: Callable[[Callable[[Task], None]], None]) -> None:
+    def __init__(
+        self, run: Callable[[Callable[[Task], None]], None], modules: Iterable[Path]
+    ) -> None:
+        """`modules` are the files of those that have faults."""
         self._run = run
+        self._modules = modules
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}
+        # Here once: in each fork it would have all objects copied.
+        functions = _functions_of(self._modules)
 
         def attempt(task: Task) -> None:
-            _put_in(task)
+            _put_in(task, functions[task.path])
             for test in task.tests:
                 _ends_after(test.seconds)
                 _now_at().write_text(test.name)
@@ -213,8 +219,8 @@ def _require_pass(session: pytest.Session, item: pytest.Item) -> None:
         os._exit(_KILLED)
 
 
-def _put_in(task: Task) -> None:
-    """Give every function that the mutant is in its code with the fault."""
+def _put_in(task: Task, functions: Iterable[FunctionType]) -> None:
+    """Give every function that the mutant is in its code with the fault; `functions` are all."""
     names = task.mutant.function
     olds = _codes(compile(task.original, str(task.path), "exec"), names)
     news = _codes(compile(task.mutant.source, str(task.path), "exec"), names)
@@ -224,7 +230,7 @@ def _put_in(task: Task) -> None:
         if old != new
     }
     found = 0
-    for function in _functions(task.path):
+    for function in functions:
         code = function.__code__
         if new := changed.get((code.co_name, code.co_firstlineno)):
             function.__code__ = new
@@ -232,11 +238,14 @@ def _put_in(task: Task) -> None:
     assert found, f"{task.name}: {names} is not there"
 
 
-def _functions(path: Path) -> Iterator[FunctionType]:
-    gc.unfreeze()
+def _functions_of(modules: Iterable[Path]) -> dict[Path, list[FunctionType]]:
+    """Return the functions that there are of each module."""
+    found: dict[Path, list[FunctionType]] = {path: [] for path in modules}
+    of_file = {str(path): functions for path, functions in found.items()}
     for thing in gc.get_objects():
-        if type(thing) is FunctionType and thing.__code__.co_filename == str(path):
-            yield thing
+        if type(thing) is FunctionType and thing.__code__.co_filename in of_file:
+            of_file[thing.__code__.co_filename].append(thing)
+    return found
 
 
 def _codes(code: CodeType, names: tuple[str, ...]) -> list[CodeType]:
