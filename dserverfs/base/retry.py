@@ -155,7 +155,7 @@ def wait_s(
     """
     if isinstance(error, (NotTheServer, UnusableAnswer)):
         attempts = max(min(2, attempts), attempts - 1)
-    if left_s <= 0 or failures + 1 >= attempts or not _may_pass(error):
+    if failures + 1 >= attempts or not _may_pass(error):
         return None
     wait = min(FIRST_WAIT_S * 4.0**failures * jitter, MAX_WAIT_S)
     if isinstance(error, Busy):

@@ -86,6 +86,14 @@ def test_any_change_of_an_item_with_hashes_is_another_head(
     assert digest_of([*items[:place], other, *items[place + 1 :]]).head != head
 
 
+def test_items_of_one_block_leave_no_trace() -> None:
+    digest = ManifestDigest()
+    for item in sorted(ITEMS):
+        digest.add(*item)
+
+    assert digest.head == digest_of(ITEMS).head
+
+
 def test_items_are_added_in_ascending_order() -> None:
     digest = ManifestDigest()
     first, second = sorted(item for item in ITEMS if item[2] > BLOCK_SIZE)

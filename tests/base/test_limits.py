@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NewType
 
@@ -71,6 +73,10 @@ def test_component_with_a_slash_is_not_usable() -> None:
     assert not component_is_usable("a/b")
 
 
+def test_component_that_utf_8_cannot_hold_is_not_usable() -> None:
+    assert not component_is_usable("\ud800")
+
+
 @pytest.mark.parametrize(
     ("just_inside", "just_outside"),
     [
@@ -78,8 +84,9 @@ def test_component_with_a_slash_is_not_usable() -> None:
         ("ä" * 127, "ä" * 128),
         ("x/" * 499 + "x", "x/" * 500 + "x"),
         ("/".join(["x" * 255] * 15 + ["x" * 255]), "/".join(["x" * 255] * 15 + ["x" * 254, "y"])),
+        ("é" + "/x" * 499, "/".join(["é" * 127] * 15 + ["é" * 127, "é" * 8])),
     ],
-    ids=["component", "component in bytes", "depth", "length"],
+    ids=["component", "component in bytes", "depth", "length", "length in bytes"],
 )
 def test_relpath_has_limits(just_inside: str, just_outside: str) -> None:
     assert relpath_is_usable(just_inside)
@@ -220,3 +227,179 @@ def test_a_record_is_made_of_values_of_its_types(values: dict[str, object]) -> N
 def test_a_record_is_not_made_of_others(values: dict[str, object]) -> None:
     with pytest.raises(TypeError):
         limits.record_of(Sample, values)
+
+
+@pytest.mark.parametrize(
+    ("url", "is_usable"),
+    [
+        *((url, True) for url in ("http://host", "https://host:443/a?b", "http://[::1]:80")),
+        *((url, False) for url in (None, 5, "", "host", "ftp://host", "http://", "https://:80")),
+        *((url, False) for url in ("http://host:0", "http://host:x", "http://[::1", "//host")),
+        ("http://" + "a" * (limits.MAX_TEXT_LENGTH - 7), True),
+        ("http://" + "a" * (limits.MAX_TEXT_LENGTH - 6), False),
+        ("http://\ud800", False),
+    ],
+)
+def test_url_is_usable_if_it_is_of_a_host_by_http(url: object, is_usable: bool) -> None:
+    assert limits.url_is_usable(url) is is_usable
+
+
+@pytest.mark.parametrize(
+    ("hash", "is_usable"),
+    [
+        *((hash, True) for hash in ("a" * 128, "0", "AbC")),
+        *((hash, False) for hash in ("a" * 129, "é", "a\n", 5, None, b"a")),
+    ],
+)
+def test_hash_is_short_and_plain(hash: object, is_usable: bool) -> None:
+    assert limits.hash_is_usable(hash) is is_usable
+
+
+@pytest.mark.parametrize(
+    ("text", "is_usable"),
+    [
+        *((text, True) for text in ("", "é", "a" * 8000, "é" * 8000)),
+        *((text, False) for text in ("a" * 8001, "\ud800", 5, None, b"a")),
+    ],
+)
+def test_text_is_short_and_utf_8_can_hold_it(text: object, is_usable: bool) -> None:
+    assert limits.is_text(text) is is_usable
+
+
+@pytest.mark.parametrize(
+    ("relpath", "is_kept"),
+    [
+        *(("a" * 1400, True), ("a" * 1401, False), ("é" * 700, True), ("é" * 701, False)),
+        *(("/".join("x" * 500), True), ("/".join("x" * 501), False)),
+    ],
+)
+def test_relpath_that_a_store_can_keep_has_limits_too(relpath: str, is_kept: bool) -> None:
+    assert limits.relpath_can_be_stored(relpath) is is_kept
+
+
+@pytest.mark.parametrize("letter", ["0", "f"])
+def test_uuid_is_as_dtoolcore_writes_it(letter: str) -> None:
+    uuid = "-".join(letter * length for length in (8, 4, 4, 4, 12))
+
+    assert limits.is_uuid(uuid)
+    for other in (uuid + "\n", uuid[:-1], uuid.replace("-", ""), uuid.replace(letter, "F")):
+        assert not limits.is_uuid(other)
+
+
+@pytest.mark.parametrize(
+    ("count", "is_usable"),
+    [(0, True), (2**32 - 1, True), (2**32, False), (-1, False), (True, False), (1.0, False)],
+)
+def test_number_of_items_has_limits(count: object, is_usable: bool) -> None:
+    assert limits.count_is_usable(count) is is_usable
+
+
+def test_date_beyond_the_range_becomes_its_end() -> None:
+    assert limits.usable_date(5.5) == 5.5
+    assert limits.usable_date(-1e300) == limits.FIRST_DATE_S
+    assert limits.usable_date(1e300) == limits.LAST_DATE_S
+
+
+@pytest.mark.parametrize(
+    ("kind", "real_bytes"),
+    [
+        ("MAX_SMALL_ANSWER_BYTES", 40_000 * 100),
+        ("MAX_LISTING_PAGE_BYTES", 50_000 * 600),
+        ("MAX_LISTING_BYTES", limits.MAX_LISTED_DATASETS * 1000),
+        ("MAX_README_BYTES", 10**6),
+        ("MAX_README_ANSWER_BYTES", 3 * limits.MAX_README_BYTES),
+        ("MAX_ANNOTATIONS_BYTES", 10**7),
+        ("MAX_METADATA_BYTES", 60 * 10**6),
+        ("MAX_MANIFEST_BYTES", 12 * 10**6 * 170),
+        ("MAX_WHOLE_MANIFEST_BYTES", 10**6 * 170),
+        ("MAX_ERROR_BYTES", 10_000),
+    ],
+)
+def test_real_answers_are_within_their_limits(kind: str, real_bytes: int) -> None:
+    assert real_bytes <= getattr(limits, kind) < 20 * real_bytes
+
+
+def test_answer_with_urls_has_room_for_each() -> None:
+    assert limits.max_urls_bytes(0) == limits.MAX_SMALL_ANSWER_BYTES
+    assert limits.max_urls_bytes(1000) - limits.max_urls_bytes(0) >= 1000 * 700
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        *(("a", "'a'"), (5, "5"), (1.5, "1.5"), (True, "True"), (None, "None")),
+        *(([1], "a list"), ({}, "a dict"), (b"a", "a bytes")),
+        *(([10**5000], "a list"), ("a" * 200, "'" + "a" * 99)),
+    ],
+    ids=range(10),
+)
+def test_value_of_others_is_quoted_in_short(value: object, said: str) -> None:
+    assert limits.quoted(value) == said
+    assert limits.quoted(10**5000) == "a number of thousands of digits"
+
+
+@pytest.mark.parametrize("value", ["1", "[]", "{}"])
+@pytest.mark.parametrize("encode", [str, str.encode])
+def test_json_of_very_many_short_values_is_refused(
+    monkeypatch: pytest.MonkeyPatch, value: str, encode: Callable[[str], str | bytes]
+) -> None:
+    monkeypatch.setattr(limits, "MAX_SHORT_VALUES", 10)
+    short = [encode(f"[{','.join([value] * number)}]") for number in range(1, 30)]
+    counted = [(1 if value == "1" else 2) * number for number in range(1, 30)]
+    longer = encode(f"[{','.join([value.ljust(32)] * 29)}]")
+
+    assert len(limits.parse_json(longer, "it")) == 29, "each has its bytes"
+    for text, values in zip(short, counted, strict=True):
+        if values <= 10 + len(text) // 16:
+            limits.parse_json(text, "it")
+        else:
+            with pytest.raises(ProtocolError, match="more values than it may have"):
+                limits.parse_json(text, "it")
+
+
+@pytest.mark.parametrize("form", [('{"a":', "}"), ("[", "]")])
+def test_depth_of_lists_and_objects_is_counted(form: tuple[str, str]) -> None:
+    begin, end = form
+    for depth in (1, 98, 99):
+        limits.parse_json(begin * (depth - 1) + "[1, {}, 2]" + end * (depth - 1), "it")
+    with pytest.raises(ProtocolError, match="more than 100 deep"):
+        limits.parse_json(begin * 100 + "[]" + end * 100, "it")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(ZeroDivisionError(), AttributeError(), KeyError("k"), IndexError(), RecursionError()),
+        *(TypeError(), ValueError(), UnicodeDecodeError("utf-8", b"", 0, 1, "")),
+    ],
+)
+def test_value_that_cannot_be_taken_apart_is_one_error(error: Exception) -> None:
+    with pytest.raises(ProtocolError, match=r"^the answer cannot be read: "), understood():
+        raise error
+
+
+@pytest.mark.parametrize("error", [OSError(), MemoryError(), KeyboardInterrupt()])
+def test_other_errors_are_not_the_answers(error: BaseException) -> None:
+    with pytest.raises(type(error)), understood():
+        raise error
+
+
+def understood() -> contextlib.AbstractContextManager[None]:
+    return limits.understood("the answer")
+
+
+@dataclass
+class Dated:
+    moment_s: float
+
+
+@pytest.mark.parametrize(
+    ("value", "is_taken"),
+    [
+        *((5, True), (5.5, True), (limits.LAST_DATE_S, True)),
+        *((math.nan, False), (1e300, False), (True, False), ("5", False), (None, False)),
+    ],
+)
+def test_a_record_s_moment_is_a_usable_date(value: object, is_taken: bool) -> None:
+    with contextlib.nullcontext() if is_taken else pytest.raises(TypeError, match="moment_s"):
+        assert limits.record_of(Dated, {"moment_s": value}).moment_s == value

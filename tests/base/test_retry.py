@@ -26,7 +26,14 @@ from dserverfs.base.errors import (
     UnusableAnswer,
     UsageError,
 )
-from dserverfs.base.retry import ATTEMPTS, Deadline, Retries, retry_after_s, wait_s
+from dserverfs.base.retry import (
+    ATTEMPTS,
+    MIN_BYTES_PER_S,
+    Deadline,
+    Retries,
+    retry_after_s,
+    wait_s,
+)
 
 
 class Clock:
@@ -153,6 +160,7 @@ def test_what_gets_on_is_not_given_up(clock: Clock) -> None:
         retries.again(Unreachable("cut off"))
         retries.again(StorageRefused("403"))
         retries.progressed()
+        assert retries.failures == 0
 
     retries.again(StorageRefused("403"))
     with pytest.raises(ProtocolError, match="signed just now"):  # there was no progress between
@@ -164,6 +172,7 @@ def test_deadline_of_an_attempt_is_that_of_its_operation(clock: Clock) -> None:
     attempt = deadline.of_attempt(stall_s=5.0)
 
     assert attempt.wait_s() == 5.0
+    assert Retries(attempt).limit().stall_s == 10.0, "it may be that of attempts itself"
     clock.now_s += 27.0
     assert attempt.wait_s() == 3.0
     attempt.extend(10.0)
@@ -211,3 +220,105 @@ def test_pauses_of_what_is_tried_for_ever_grow_up_to_a_limit() -> None:
 
     assert 4.0 <= pauses[0] <= 5.0
     assert 480.0 <= pauses[-1] <= 600.0
+
+
+def test_connection_over_which_too_little_comes_has_stalled(clock: Clock) -> None:
+    deadline = Deadline(1000.0, stall_s=10.0, clock_s=clock)
+    waits = []
+    for seconds, count in [(0.0, 0), (4.0, 0), (2.0, MIN_BYTES_PER_S), (1.0, 10**9)]:
+        deadline.waited(seconds, count)
+        waits.append(deadline.wait_s())
+    assert waits == [10.0, 6.0, 5.0, 10.0]
+
+    deadline.waited(9.5, 0)
+    assert deadline.wait_s() == 0.5
+    deadline.waited(0.5, 0)
+
+    with pytest.raises(Stalled):
+        deadline.wait_s()
+    deadline.begin()
+    assert deadline.wait_s() == 10.0
+
+
+def test_time_is_over_at_its_end(clock: Clock) -> None:
+    deadline = Deadline(5.0, clock_s=clock)
+    clock.now_s += 4.75
+    assert (deadline.left_s(), deadline.remaining_s()) == (0.25, 0.25)
+
+    clock.now_s += 0.25
+
+    assert deadline.left_s() == 0
+    for ask in (deadline.remaining_s, deadline.wait_s, Retries(deadline).limit):
+        with pytest.raises(DeadlineExceeded):
+            ask()
+
+
+def test_no_wait_lasts_to_the_end_of_the_time() -> None:
+    error = NotConnected("refused")
+
+    assert wait_s(error, 0, 0.2, attempts=4, jitter=1.0) is None
+    assert wait_s(error, 0, 0.21, attempts=4, jitter=1.0) == 0.2
+    assert wait_s(error, 1, 9.0, attempts=4, jitter=1.5) == pytest.approx(1.2)
+
+
+@pytest.mark.parametrize("error", [UnusableAnswer("half"), NotTheServer("302")])
+@pytest.mark.parametrize(("attempts", "made"), [(1, 1), (2, 2), (3, 2), (4, 3)])
+def test_useless_answer_is_asked_for_less_often_but_once_more(
+    clock: Clock, error: DserverfsError, attempts: int, made: int
+) -> None:
+    retries = Retries(Deadline(1000.0, clock_s=clock), attempts=attempts, sleep=clock.sleep)
+
+    for _ in range(made - 1):
+        retries.again(error)
+    with pytest.raises(type(error)):
+        retries.again(error)
+
+
+def test_what_must_not_be_repeated_is_not(clock: Clock) -> None:
+    deadline = Deadline(1000.0, clock_s=clock)
+    retries = Retries(deadline, repeatable=retry.refused_url, sleep=clock.sleep)
+
+    with pytest.raises(Unreachable):
+        retries.again(Unreachable("cut off"))
+
+    retries.again(StorageRefused("403"))
+    assert clock.waits == []
+
+
+def test_refused_url_is_renewed_again_after_another_failure(clock: Clock) -> None:
+    retries = Retries(Deadline(1000.0, clock_s=clock), sleep=clock.sleep)
+
+    for _ in range(2):
+        retries.again(StorageRefused("403"))
+        retries.again(Unreachable("cut off"))
+
+    assert retries.failures == 2
+
+
+def test_attempts_have_their_limits_and_failures_are_told(clock: Clock) -> None:
+    limits: list[float] = []
+    told: list[DserverfsError] = []
+    error = Unreachable("cut off")
+
+    def attempt(limit: Deadline) -> str:
+        limits.append(limit.stall_s)
+        if len(limits) < 3:
+            raise error
+        return "done"
+
+    def run(**given: float) -> str:
+        limits.clear()
+        retries = Retries(Deadline(24.0, clock_s=clock), sleep=clock.sleep, **given)  # type: ignore[arg-type]
+        return retries.run(attempt, on_failure=told.append)
+
+    assert run() == "done"
+    assert limits == [8.0, 16.0, 30.0]
+    assert run(first_stall_s=1.0) == "done"
+    assert limits == [1.0, 2.0, 4.0]
+    assert told == [error] * 4
+
+
+def test_pause_is_twice_the_last_one_with_a_little_chance() -> None:
+    pauses = [retry.pause_s(10.0, 5.0, 600.0) for _ in range(50)]
+
+    assert 16.0 <= min(pauses) < max(pauses) <= 20.0

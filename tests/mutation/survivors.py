@@ -12,6 +12,28 @@ _TYPES = "it is there for the type checker: a condition that the other one conta
 
 # By module and reason: what is in the source, and what the mutant has in its place.
 EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
+    "base/block_hashes": {
+        _SLOWER: [  # a million small items are not sorted
+            (
+                "for identifier, hash, size_in_bytes in"
+                " sorted(item for item in items if has_hashes(item[2])):",
+                "for identifier, hash, size_in_bytes in sorted(item for item in items):",
+            )
+        ],
+    },
+    "base/limits": {
+        _SLOWER: [  # what is said of letters says it of bytes as well
+            (
+                "and (value.isascii() or _utf8_length(value) is not None)",
+                "and ((_utf8_length(value) is not None))",
+            ),
+            (
+                'if len(relpath) > MAX_RELPATH_BYTES or relpath.count("/")'
+                " >= MAX_RELPATH_COMPONENTS:",
+                "if (relpath.count('/') >= MAX_RELPATH_COMPONENTS):",
+            ),
+        ],
+    },
     "base/durable_files": {
         _RACE: [
             (
