@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,12 +15,12 @@ import pytest
 from dserverfs.base.block_hashes import HASH_BYTES, HEAD_BYTES, digest_of
 from dserverfs.base.errors import DserverfsError, IntegrityError
 from dserverfs.base.items import BLOCK_SIZE, HashesPlace, ItemContent
-from dserverfs.base.model import Dataset, Identifier
+from dserverfs.base.model import BackendURI, Dataset, Identifier
 from dserverfs.reading import hash_objects
 from dserverfs.reading.hash_objects import HashObjects
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.signed_urls import SignedURL
-from tests.support.faulty_store import FaultyStore, Handler, faulty_store, refuse
+from tests.support.faulty_store import Fault, FaultyStore, Handler, faulty_store, refuse
 from tests.support.reading_world import DATASET, OneUrl
 
 BLOCKS = 40
@@ -213,3 +214,104 @@ def test_url_that_has_expired_is_asked_for_anew(
     assert objects.fetch(item(1), 0, 5) == hashes_of(1, 0, 5)
 
     assert urls.forgotten == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "fault", "has"),
+    [
+        (OBJECT, None, True),
+        (b"", None, False),
+        (OBJECT, refuse(404, "NoSuchKey"), False),
+    ],
+)
+def test_dataset_has_hashes_if_there_is_an_object_with_some(
+    store: FaultyStore, objects: HashObjects, content: bytes, fault: Fault | None, has: bool
+) -> None:
+    store.content = content
+    store.faults.append(fault)
+
+    assert objects.has(DATASET) is has
+
+
+def test_dataset_has_no_hashes_if_no_url_leads_to_any(
+    store: FaultyStore, objects: HashObjects, urls: Urls
+) -> None:
+    urls.is_there = False
+
+    assert objects.has(DATASET) is False
+    assert not store.requests
+
+
+def test_chunks_in_memory_are_those_used_last(
+    store: FaultyStore, objects: HashObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hash_objects, "CHUNK_BYTES", BLOCKS * HASH_BYTES)
+    monkeypatch.setattr(hash_objects, "MAX_CHUNKS", 2)
+
+    def asked(number: int) -> int:
+        """Return how many chunks are fetched for the hashes at the end of an item."""
+        before = len(store.requests)
+        assert objects.fetch(item(number), BLOCKS - 3, 1) == hashes_of(number, BLOCKS - 3, 1)
+        return len(store.requests) - before
+
+    assert [asked(0), asked(1), asked(0), asked(2)] == [1, 1, 0, 1]
+    assert [asked(0), asked(2), asked(1)] == [0, 0, 1]
+
+
+def test_object_whose_head_was_compared_is_known_for_a_while(
+    store: FaultyStore, objects: HashObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hash_objects, "CHUNK_BYTES", BLOCKS * HASH_BYTES)
+    monkeypatch.setattr(hash_objects, "MAX_CHUNKS", 0)
+    monkeypatch.setattr(hash_objects, "MAX_KNOWN", 2)
+    datasets = [dataclasses.replace(DATASET, uri=BackendURI(f"s3://b/{n}")) for n in range(3)]
+
+    def asked(number: int) -> int:
+        """Return how many requests the hashes of an item cost that are not at the beginning."""
+        before = len(store.requests)
+        content = item(3, dataset=datasets[number])
+        assert objects.fetch(content, BLOCKS - 3, 1) == hashes_of(3, BLOCKS - 3, 1)
+        return len(store.requests) - before
+
+    assert [asked(0), asked(1), asked(0), asked(2)] == [2, 2, 1, 2]
+    assert [asked(1), asked(2), asked(0)] == [1, 1, 2]
+    objects.forget(datasets[2])
+    assert [asked(0), asked(2)] == [1, 2]
+
+
+def test_what_is_forgotten_of_a_dataset_is_kept_of_another(
+    store: FaultyStore, objects: HashObjects
+) -> None:
+    other = dataclasses.replace(DATASET, uri=BackendURI("s3://b/other"))
+    for dataset in (DATASET, other):
+        objects.fetch(item(1, dataset=dataset), 0, 5)
+
+    objects.forget(DATASET)
+
+    objects.fetch(item(2, dataset=other), 0, 5)
+    assert len(store.requests) == 2
+    objects.fetch(item(2), 0, 5)
+    assert len(store.requests) == 3
+
+
+def test_failure_is_told_to_those_who_wait_and_the_next_asks_anew(
+    store: FaultyStore, objects: HashObjects
+) -> None:
+    asked = threading.Event()
+
+    def late(handler: Handler) -> None:
+        asked.set()
+        assert store.released.wait(30)
+        refuse(412, "PreconditionFailed")(handler)
+
+    store.faults.append(late)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(objects.fetch, item(1), 0, 1)
+        assert asked.wait(30)
+        key = next(iter(objects._coming))
+        second = objects._coming[key]
+        store.released.set()
+
+        assert isinstance(first.exception(30), DserverfsError)
+        assert second.exception(30) is first.exception()
+    assert objects.fetch(item(1), 0, 5) == hashes_of(1, 0, 5)
