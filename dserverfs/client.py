@@ -52,6 +52,7 @@ class Client:
 
     catalogue        which datasets there are, and what they are, also while the server is away
     reader, stored   bytes of items: through the cache, and past it
+    cache            the blocks on the disk
     block_hashes     those that the server has of datasets' blocks
     editable_files,
     metadata_writes  changes of a frozen dataset on the server, as dtool's commands make them
@@ -89,7 +90,7 @@ class Client:
         self._transport = _transport(server, settings, trust, self.tokens)
         self._storage = Storage(trust)
         hot = HotBlocks()
-        self._cache = BlockCache(
+        self.cache = BlockCache(
             self._directory / "blocks", size_limit=cache_size, on_removal=hot.close_removed
         )
         routes = Routes(self._transport)
@@ -104,7 +105,7 @@ class Client:
         self.reader = BlockReader(
             self.resolver,
             self._storage,
-            self._cache,
+            self.cache,
             hot,
             verify=verify,
             block_hashes=self.block_hashes,
@@ -126,7 +127,7 @@ class Client:
             self.resolver,
             self.uploader,
             self.catalogue,
-            self._cache if adopt else None,
+            self.cache if adopt else None,
             self.stored,
         )
         self.freezer = Freezer(self.uploader, registration, delay_s=freeze_delay_s)
@@ -139,7 +140,7 @@ class Client:
         with contextlib.suppress(CannotBeMade):  # the cache says so
             private_directory(self._directory)
             private_directory(self._directory / "manifests")
-        self._cache.open()
+        self.cache.open()
         return self
 
     def note_staging_directory(self) -> None:
@@ -152,7 +153,7 @@ class Client:
         self.staging.close()
         self.reader.close()
         self.catalogue.close()
-        self._cache.close()
+        self.cache.close()
         self._storage.close()
         self._transport.close()
 
@@ -168,13 +169,13 @@ class Client:
 
     def cache_usage(self) -> CacheUsage | None:
         """Return how full the cache is; None if it cannot be asked."""
-        return self._cache.usage()
+        return self.cache.usage()
 
     def give_way(self, size_in_bytes: int) -> bool:
         """Have the cache give that many bytes to the staging area; return whether it could."""
         if not share_space(self._directory, self._staging_directory):
             return False
-        return self._cache.evict(size_in_bytes)
+        return self.cache.evict(size_in_bytes)
 
 
 class Remote(NamedTuple):

@@ -43,14 +43,14 @@ SHOWN = {
     " objects puts routes server_index signed_urls signing token_renewal tokens trust upload_api"
     " upload_urls",
     "reading": "block_reader hash_objects hash_overlays hot_blocks open_item ranges stored_items"
-    " whole_item cache.adopting cache.block_cache cache.blocks cache.maintenance",
+    " whole_item cache.adopting cache.block_cache cache.blocks cache.maintenance cache.pinning",
     "catalogue": "catalogue items manifest_index names offline refreshed",
     "writing": "freeze_job freezer registry staging.area staging.dataset staging.file_hashes"
     " staging.frozen_elsewhere staging.left_over staging.refused_files staging.staged_files"
     " staging.states staging.survey staging.used_directories upload.uploader edits.edits"
     " edits.editable edits.journal edits.local_file",
-    "tree": "attributes description filesystem listing mount_tree open_files refusals steps"
-    " upper_directories",
+    "tree": "attributes description filesystem frozen_dataset listing mount_tree open_files"
+    " refusals steps upper_directories",
     "mount": "control daemon launcher mountpoint",
     "server": "datadir management serve store.settings store.stores",
     "cli": "main",

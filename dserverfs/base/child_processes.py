@@ -8,6 +8,9 @@ from __future__ import annotations
 import os
 import sys
 
+from dserverfs.base.local_files import call_libc
+
+_PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 # Of settings with tokens, of dtool's with the keys of stores, and of what would configure
 # `weed` in the place of its files.
 _WITH_SECRETS = ("DSERVER_", "DTOOL_", "WEED_", "AWS_", "S3_")
@@ -28,3 +31,8 @@ def environment(**others: str) -> dict[str, str]:
 def module_command(module: str, *arguments: str) -> list[str]:
     """Return the command that runs a module of this package, as `python -m` does elsewhere."""
     return [sys.executable, "-c", _RUN_MODULE, module, *arguments]
+
+
+def adopt_orphans() -> None:
+    """Become the parent of each process below this one whose own parent ends; raises OSError."""
+    call_libc("prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0, path="prctl")

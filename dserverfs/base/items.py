@@ -14,6 +14,8 @@ from dserverfs.base.model import Dataset, DserverURI, Identifier
 # 1 MiB: waiters need not be woken within a block, and a random reader fetches no
 # more than that; larger ranges are fetched as runs of blocks.
 BLOCK_SIZE = 1024 * 1024
+# Of the name under which an item is shown that its manifest describes as none can be.
+REFUSED_PREFIX = ".refused-"
 
 
 class Run(NamedTuple):

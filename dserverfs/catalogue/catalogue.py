@@ -303,6 +303,12 @@ class Catalogue:
         """Yield every item with its relpath; raises what keeps the manifest from being read."""
         yield from loaded(lambda: self.items(dataset)).with_relpaths()
 
+    def keep(self, dataset: Dataset) -> None:
+        """Have all that is shown of a dataset kept for when the server is away; blocks."""
+        self.listed(dataset.base_uri)
+        for ask in (self.manifest, self.readme, self.metadata):
+            loaded(functools.partial(ask, dataset))
+
     def dataset(self, uri: DserverURI) -> Dataset:
         """Return the dataset of a URI with base URI and uuid, which is asked for once.
 

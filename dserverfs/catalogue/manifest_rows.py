@@ -21,9 +21,9 @@ from typing import Any
 
 from dserverfs.base import limits
 from dserverfs.base.errors import ProtocolError
+from dserverfs.base.items import REFUSED_PREFIX
 from dserverfs.base.model import Item, nanoseconds_of, path_of_entry
 
-REFUSED_PREFIX = ".refused-"
 _PLAIN_LIMIT_S = 9.2e9  # as far as dates need not be looked at to be shown
 # Relpaths of plain letters up to there have neither too many bytes nor too many components.
 _PLAIN_LENGTH = limits.MAX_RELPATH_COMPONENTS

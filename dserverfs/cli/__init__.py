@@ -15,7 +15,11 @@ the work, so a command needs no more than its own dependencies. Shared modules:
       server_checks     those of a server
     made_files        man page and completions, made of the parser (completion)
     mounted           the daemon of a path in a mount          (freeze, discard, status, ...)
-    whole_items       work on many items, with progress        (warm, verify, prove)
+    fetching          what the cache lacks, told and fetched   (warm, pin)
+      targets           the items of URIs and of paths in mounts
+      item_globs        which of them are meant
+      plans             which bytes of them, as trace records
+    whole_items       work on many items, with progress        (warm, pin, verify, prove)
       remote_items      items of a server
       local_items       items of a directory
     proofs            whole datasets compared, and their block hashes (prove)
@@ -49,6 +53,9 @@ NAMES = (
     "status",
     "find",
     "warm",
+    "pin",
+    "unpin",
+    "trace",
     "verify",
     "prove",
     "cache",

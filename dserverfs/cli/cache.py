@@ -24,13 +24,15 @@ def add(commands: Commands) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     for name, run, text in (
         ("info", _info, "show its size, its limit and its number of items"),
-        ("clear", _clear, "delete all blocks of items; mounts stay usable"),
+        ("clear", _clear, "delete all blocks that are not pinned; mounts stay usable"),
         ("verify", _verify, "read every block, and delete damaged ones"),
     ):
         action = actions.add_parser(name, help=text, description=sentence(text))
         action.add_argument("--cache-dir", type=Path, metavar="DIR", help="default: as for mount")
         action.add_argument("--json", action="store_true", help="as JSON")
         action.set_defaults(command=run)
+        if name == "clear":
+            action.add_argument("--pinned", action="store_true", help="unpin all before")
     _add_corrupt(actions)
 
 
@@ -101,7 +103,7 @@ def _info(arguments: argparse.Namespace) -> int:
     from dserverfs.cli.progress import size
     from dserverfs.reading.cache import maintenance
 
-    with _cache(arguments) as cache:
+    with opened(arguments.cache_dir) as cache:
         facts = maintenance.facts(cache)
     if arguments.json:
         print(json.dumps(facts._asdict(), indent=2))
@@ -110,20 +112,31 @@ def _info(arguments: argparse.Namespace) -> int:
     print(f"size: {size(facts.size_in_bytes)} of at most {size(facts.limit_in_bytes)}")
     print(f"blocks: {facts.blocks}")
     print(f"items: {facts.items}, of which {facts.verified_items} whole and verified")
+    if facts.pinned_in_bytes:
+        print(f"pinned: {size(facts.pinned_in_bytes)}; dserverfs pin --list says what")
     return 0
 
 
 def _clear(arguments: argparse.Namespace) -> int:
     from dserverfs.cli.progress import size
-    from dserverfs.reading.cache import maintenance
+    from dserverfs.reading.cache import maintenance, pinning
 
-    with _cache(arguments) as cache:
+    with opened(arguments.cache_dir) as cache:
+        if arguments.pinned:
+            pinning.forget(cache)
         before = maintenance.clear(cache)
+        left = maintenance.facts(cache)
     if arguments.json:
         print(json.dumps(before._asdict(), indent=2))
-    else:
+        return 0
+    print(
+        f"forgot {before.blocks - left.blocks} blocks of {before.items - left.items} items,"
+        f" {size(before.size_in_bytes - left.size_in_bytes)}"
+    )
+    if left.blocks:
         print(
-            f"forgot {before.blocks} blocks of {before.items} items, {size(before.size_in_bytes)}"
+            f"{left.items} items, {size(left.size_in_bytes)}, are pinned and stay; cache clear"
+            " --pinned forgets them as well"
         )
     return 0
 
@@ -132,7 +145,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from dserverfs.cli.progress import ProgressLine, size
     from dserverfs.reading.cache import maintenance
 
-    with _cache(arguments) as cache, ProgressLine() as line:
+    with opened(arguments.cache_dir) as cache, ProgressLine() as line:
         result = maintenance.check(
             cache, lambda done, total: line.count("reading", done, total, "blocks")
         )
@@ -148,12 +161,13 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _cache(arguments: argparse.Namespace) -> Iterator[BlockCache]:
+def opened(directory: Path | None) -> Iterator[BlockCache]:
+    """Yield the cache in a directory; without one, that of mounts."""
     from dserverfs.base.directories import local_directory
     from dserverfs.reading.cache import maintenance
     from dserverfs.settings import Settings
 
-    directory = arguments.cache_dir or Settings.load().cache_directory()
+    directory = directory or Settings.load().cache_directory()
     cache = maintenance.at(local_directory(directory.absolute()))
     cache.open()
     try:

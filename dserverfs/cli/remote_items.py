@@ -6,11 +6,12 @@ object. Items are taken in the manifest's order. Blocking.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from dserverfs.base.disk_space import AS_IT_IS
 from dserverfs.base.errors import IntegrityError
 from dserverfs.base.hashes import Taker
 from dserverfs.base.items import ItemContent
@@ -32,26 +33,34 @@ def is_uri(target: str) -> bool:
     return target.startswith(f"{SCHEME}://")
 
 
-def client_of(uri: DserverURI, cache_directory: Path | None) -> Client:
+def client_of(uri: DserverURI, cache_directory: Path | None, cache_size: int = AS_IT_IS) -> Client:
     """Return a client for the server of a URI, to be used as a context manager.
 
-    It waits for a slow disk: what is fetched is to be in the cache at the end.
+    It waits for a slow disk: what is fetched is to be in the cache at the end. The cache's
+    limit stays what a mount has made it, unless another is given.
     """
     directory = cache_directory.absolute() if cache_directory else None
     return Client(
         uri.server,
         Settings.load(),
         cache_directory=directory,
+        cache_size=cache_size,
         cache_patience_s=CACHE_PATIENCE_S,
     )
 
 
-def items_of(client: Client, datasets: Iterable[Dataset]) -> Iterator[RemoteItem]:
-    """Yield every item of the datasets; raises what keeps one from being read."""
+def items_of(
+    client: Client, datasets: Iterable[Dataset], is_meant: Callable[[str], bool] = lambda _: True
+) -> Iterator[RemoteItem]:
+    """Yield the items of the datasets whose relpath is meant; raises what keeps one from reading.
+
+    Without `is_meant` those are all.
+    """
     for dataset in datasets:
         where = client.catalogue.uri_of(dataset)
         for relpath, content in client.catalogue.contents(dataset):
-            yield RemoteItem(f"{where} {relpath}", content)
+            if is_meant(relpath):
+                yield RemoteItem(f"{where} {relpath}", content)
 
 
 def totals_of(datasets: Iterable[Dataset]) -> Totals:
@@ -77,6 +86,15 @@ def warm(client: Client, item: RemoteItem) -> None:
     _require_not_refused(item)
     if not client.reader.has_all_verified(item.content):
         OpenItem(client.reader, item.content).load()
+
+
+def warm_blocks(client: Client, item: RemoteItem, blocks: Sequence[int]) -> None:
+    """Load these blocks into the cache; raises what keeps them from being there."""
+    if len(blocks) == item.content.number_of_blocks:
+        warm(client, item)
+    else:
+        _require_not_refused(item)
+        OpenItem(client.reader, item.content).load_blocks(blocks)
 
 
 def compare(client: Client, item: RemoteItem, *others: Taker) -> None:

@@ -32,9 +32,20 @@ def _value(key: str, value: Any) -> str:
         return moment(value)
     if key == "progress":
         return _progress(value)
+    if key == "cached":
+        return _cached(value)
     if key == "size_in_bytes":
         return f"{size(value)} ({value} bytes)"
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _cached(counted: Mapping[str, int]) -> str:
+    """Return how much of an item or a dataset is in the cache."""
+    pinned = f"; {counted['pinned_items']} pinned" if counted["pinned_items"] else ""
+    return (
+        f"{counted['items']} of {counted['of_items']} items, {size(counted['size_in_bytes'])} of"
+        f" {size(counted['of_size_in_bytes'])}{pinned}"
+    )
 
 
 def _progress(progress: Mapping[str, Any]) -> str:

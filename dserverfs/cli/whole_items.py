@@ -67,7 +67,9 @@ class Summary:
             for_each(items, done)
 
     def fail(self, name: str, reason: str) -> None:
-        """Count an item that could not be done, and print a line for it."""
+        """Count an item that could not be done, and print a line for it, the first time."""
+        if name in self.bad:
+            return
         self.items += 1
         self.failed += 1
         self.bad.add(name)

@@ -15,18 +15,21 @@ from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from dserverfs.base.errors import DserverfsError, NotFound, UsageError
+from dserverfs.base.errors import DserverfsError, IntegrityError, NotFound, UsageError
 from dserverfs.base.items import ItemContent
 from dserverfs.base.limits import quoted, size_is_usable, understood
-from dserverfs.base.model import Dataset, DserverURI
+from dserverfs.base.model import DserverURI
 from dserverfs.base.progress import Progress
 from dserverfs.catalogue.refreshed import NotLoaded
+from dserverfs.mount.cache_commands import CacheCommands, FoundItem
 from dserverfs.mount.control import Answer
 from dserverfs.mount.recent_errors import RecentErrors
+from dserverfs.mount.traces import TracedItem, Traces
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.block_cache import CacheUsage
 from dserverfs.remote.tokens import TokenSource, expires_at
 from dserverfs.tree import description
+from dserverfs.tree.frozen_dataset import DatasetTree
 from dserverfs.tree.mount_tree import InFrozen, Inode, Tree
 from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.edits.journal import UnsentEdit
@@ -52,6 +55,7 @@ class _Request(NamedTuple):
     asked_by: int
     level: str
     below: str  # a path below the inode
+    trace: int
 
     @classmethod
     def of(cls, request: Mapping[str, Any]) -> _Request:
@@ -67,6 +71,7 @@ class _Request(NamedTuple):
                 int(request.get("asked_by", 0)),
                 str(request.get("level", "")).upper(),
                 str(request.get("below", "")),
+                int(request.get("trace", 0)),
             )
 
 
@@ -98,6 +103,8 @@ class Commander:
     freezer: Freezer
     edits: DatasetEdits
     reader: BlockReader
+    cached: CacheCommands
+    traces: Traces
     tokens: TokenSource
     recent_errors: RecentErrors
     cache_usage: Callable[[], CacheUsage | None]
@@ -108,7 +115,8 @@ class Commander:
         """Yield the answers to a request.
 
         One of `status`, `staged`, `errors`, `compared`, `reading`, `pending`, `notes`, `unsent`,
-        `uncached`, `freeze`, `discard`, `drain`, `token` and `log`.
+        `items`, `room`, `pin`, `unpin`, `release`, `trace`, `traced`, `freeze`, `discard`,
+        `drain`, `token` and `log`.
         """
         asked = _Request.of(request)
         command = asked.command
@@ -128,8 +136,21 @@ class Commander:
             yield {"result": [each._asdict() for each in self.freezer.notes().values()]}
         elif command == "unsent":
             yield {"result": self._unsent(self.edits.unsent())}
-        elif command == "uncached":
-            yield {"result": self._uncached(asked.inodes)}
+        elif command == "items":
+            yield {"result": self.cached.items(self._items(asked.inodes))}
+        elif command == "room":
+            yield {"result": self.cached.room()}
+        elif command == "pin":
+            yield {"result": self.cached.pin(self._items(asked.inodes))}
+        elif command == "unpin":
+            yield {"result": self.cached.unpin(self._items(asked.inodes))}
+        elif command == "release":
+            self.cached.release()
+            yield {"result": None}
+        elif command == "trace":
+            yield {"result": self.in_loop(lambda: self.traces.begin(asked.asked_by))}
+        elif command == "traced":
+            yield {"result": self._traced(asked.trace)}
         elif command == "freeze":
             yield from self._freeze(asked.inode, asked.layout)
         elif command == "discard":
@@ -178,6 +199,7 @@ class Commander:
         if isinstance(found, StagedDataset):
             return description.of_staged(found, self.freezer)
         if found["state"] == "frozen":
+            found["cached"] = self._cached(inode)
             with contextlib.suppress(DserverfsError):  # of the server, which is away
                 found["compared"] = self._compared(inode)
         return found
@@ -190,33 +212,50 @@ class Commander:
     def _compared(self, inode: Inode) -> str:
         """Return how the item is compared, or those of the dataset; asks the server."""
 
-        def locate() -> tuple[Dataset, object]:
+        tree, content = self._located(inode)
+        report = self.reader.report
+        return report.of_dataset(tree.dataset) if content is None else report.of_item(content)
+
+    def _cached(self, inode: Inode) -> dict[str, int] | None:
+        """Return how much of the item, or of the dataset, is in the cache."""
+        tree, content = self._located(inode)
+        self.reader.flush()
+        return self.cached.described(tree.contents() if content is None else [content])
+
+    def _located(self, inode: Inode) -> tuple[DatasetTree, ItemContent | None]:
+        """Return the dataset that an inode is in, and the item if it is one."""
+
+        def locate() -> tuple[DatasetTree, ItemContent | None]:
             frozen = self.tree.locate(inode).frozen()
             if frozen is None:
                 raise NotFound("it is not in a frozen dataset any more")
             tree, number = frozen
-            return tree.dataset, tree.content(number) if tree.item(number) else None
+            content = tree.content(number) if tree.item(number) else None
+            return tree, content if isinstance(content, ItemContent) else None
 
-        dataset, content = self._loaded(locate)
-        report = self.reader.report
-        if isinstance(content, ItemContent):
-            return report.of_item(content)
-        return report.of_dataset(dataset)
+        return self._loaded(locate)
 
-    def _uncached(self, inodes: Sequence[Inode]) -> list[int]:
-        """Return which of the inodes are of items that the cache does not hold whole."""
+    def _items(self, inodes: Sequence[Inode]) -> list[FoundItem]:
+        """Return those of the inodes that are of items."""
 
-        def items() -> list[tuple[Inode, ItemContent]]:
+        def items() -> list[FoundItem]:
             found = []
             for inode in inodes:
                 frozen = self.tree.locate(inode).frozen()
-                content = frozen.tree.content(frozen.number) if frozen is not None else None
-                if isinstance(content, ItemContent):
-                    found.append((inode, content))
+                if frozen is not None and frozen.tree.item(frozen.number) is not None:
+                    with contextlib.suppress(IntegrityError):  # refused: it cannot be read
+                        content = frozen.tree.content(frozen.number)
+                        assert isinstance(content, ItemContent)
+                        found.append(FoundItem(inode, content))
             return found
 
-        self.reader.flush()
-        return [inode for inode, item in self._loaded(items) if not self.reader.has_all(item)]
+        return self._loaded(items)
+
+    def _traced(self, number: int) -> dict[str, Any]:
+        """End a trace and return what was read, in no order."""
+        trace = self.in_loop(lambda: self.traces.end(number))
+        items = [_facts(item, self.uri.server) for item in trace.items.values()]
+        return {"items": items, "left_out": trace.left_out}
 
     def _unsent(self, changes: list[UnsentEdit]) -> list[dict[str, Any]]:
         return [description.of_unsent(change, self.uri.server) for change in changes]
@@ -327,3 +366,19 @@ class Commander:
     def _dserver_uri(self, uri: str) -> str:
         base_uri, _, uuid = uri.rpartition("/")
         return f"{DserverURI(self.uri.server, base_uri)}/{uuid}"
+
+
+def _facts(item: TracedItem, server: str) -> dict[str, Any]:
+    """Return what was read of an item."""
+    content, dataset = item.content, item.content.dataset
+    return {
+        "uri": str(DserverURI(server, dataset.base_uri, dataset.uuid)),
+        "name": dataset.name,
+        "identifier": content.identifier,
+        "relpath": content.relpath_of(),
+        "size_in_bytes": content.size_in_bytes,
+        "hash_function": content.hash_function,
+        "hash": content.hash,
+        "ranges": list(item.ranges),
+        "first_read_at": item.first_read_s,
+    }

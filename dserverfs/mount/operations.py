@@ -40,6 +40,7 @@ from dserverfs.mount import replies
 from dserverfs.mount.errnos import Told, guarded
 from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.replies import Ownership
+from dserverfs.mount.traces import TracedItem, Traces
 from dserverfs.mount.waiting import Waiting
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.open_item import OpenItem
@@ -81,6 +82,8 @@ class Operations(pyfuse3.Operations):
         self._answer, self._finish, self._read = waiting.answer, waiting.finish, waiting.read
         self._handles: dict[FileHandleT, OpenItem | OpenFile] = {}
         self._inodes: dict[FileHandleT, InodeT] = {}  # of what they have open
+        self.traces = Traces()
+        self._traced: dict[FileHandleT, Sequence[TracedItem]] = {}
         self._directories: dict[FileHandleT, OpenDirectory] = {}
         self._last_handle = 0
         self._listed = ownership.blank_entry()
@@ -192,7 +195,12 @@ class Operations(pyfuse3.Operations):
         found = await self._finish(self._fs.open(Inode(inode), flags, ctx.pid))
         if isinstance(found, ItemContent):
             item = OpenItem(self._reader, found, lambda: _forget_pages(found, inode))
-            return replies.opened(self._keep(item, inode), keeps_pages=True)
+            handle = self._keep(item, inode)
+            traced = self.traces.opened(found, ctx.pid) if self.traces.active else None
+            if traced:
+                self._traced[handle] = traced
+            # What the kernel has already would not be asked for, and not be noted.
+            return replies.opened(handle, keeps_pages=not traced)
         return replies.opened(self._keep(found, inode), keeps_pages=found.keeps_pages)
 
     @guarded
@@ -219,6 +227,8 @@ class Operations(pyfuse3.Operations):
         data = handle.read_nowait(off, size, self._reply)
         if data is None:
             data = await self._read(handle, off, size, self._reader.read_timeout_s)
+        if self._traced and (traced := self._traced.get(fh)):
+            self.traces.read(traced, off, len(data))
         return data  # type: ignore[return-value]  # pyfuse3 takes any buffer, its stub says bytes
 
     @guarded
@@ -233,6 +243,7 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def release(self, fh: FileHandleT) -> None:
         del self._inodes[fh]
+        self._traced.pop(fh, None)
         self._handles.pop(fh).close()
 
     # Making and removing names

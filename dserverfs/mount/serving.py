@@ -27,6 +27,7 @@ from dserverfs.base.errors import DserverfsError, LocalDiskError, UsageError
 from dserverfs.base.model import Dataset, DserverURI, is_below
 from dserverfs.client import Client
 from dserverfs.mount import allocator, mountpoint
+from dserverfs.mount.cache_commands import CacheCommands
 from dserverfs.mount.control import Address, Server
 from dserverfs.mount.control_commands import Commander
 from dserverfs.mount.launcher import READY, MountOptions
@@ -102,6 +103,7 @@ class _Parts(NamedTuple):
     freezer: Freezer
     edits: DatasetEdits
     reader: BlockReader
+    cached: CacheCommands
     tokens: TokenSource
     recent_errors: RecentErrors
     cache_usage: Callable[[], CacheUsage | None]
@@ -140,6 +142,7 @@ class _Parts(NamedTuple):
             freezer,
             edits,
             client.reader,
+            CacheCommands(options.uri.server, client.reader, client.cache),
             client.tokens,
             recent_errors,
             client.cache_usage,
@@ -233,6 +236,8 @@ async def _tell_ready(
         parts.freezer,
         parts.edits,
         parts.reader,
+        parts.cached,
+        parts.operations.traces,
         parts.tokens,
         parts.recent_errors,
         parts.cache_usage,

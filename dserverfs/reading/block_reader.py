@@ -18,7 +18,7 @@ block unless it wants to. Thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dserverfs.base.hashes import Hasher, Policy, hasher_of
 from dserverfs.base.items import ItemContent
@@ -119,6 +119,14 @@ class BlockReader:
     def has_all_verified(self, content: ItemContent) -> bool:
         """Return True if the cache has every block of the item, verified."""
         return self.cached.has_all_verified(content)
+
+    def held(self, contents: Sequence[ItemContent]) -> list[int]:
+        """Return how many bytes of each item the cache has, verified or not."""
+        return self.cached.held(contents)
+
+    def held_in(self, content: ItemContent, blocks: Sequence[int]) -> int:
+        """Return how many bytes of these blocks the cache has, verified or not."""
+        return self.cached.held_in(content, blocks)
 
     def drop(self, content: ItemContent) -> None:
         """Forget every block of an item that turned out to be wrong, here and in the cache."""

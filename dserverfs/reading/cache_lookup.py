@@ -7,14 +7,14 @@ blocks on the disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 from dserverfs.base.block_hashes import block_hash
 from dserverfs.base.errors import IntegrityError
 from dserverfs.base.hashes import Policy, digest
-from dserverfs.base.items import ItemContent, block_length
+from dserverfs.base.items import BLOCK_SIZE, ItemContent, block_length
 from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import Block, DamagedBlock
@@ -22,6 +22,7 @@ from dserverfs.reading.cache.write_behind import CacheWriter
 from dserverfs.reading.hash_pages import HashPages
 
 _LOOKED_FOR_AT_ONCE = 512
+_MANY = 1 << 20  # blocks of an item that is not looked through: 1 TiB
 
 
 class Cached(NamedTuple):
@@ -171,8 +172,7 @@ class CacheLookup:
         number = content.number_of_blocks
         if number < 2:
             return number == 0
-        for first in range(0, number, _LOOKED_FOR_AT_ONCE):
-            indices = range(first, min(number, first + _LOOKED_FOR_AT_ONCE))
+        for indices in _portions(range(number)):
             hashes = self._hashes.find(content, indices)
             keys = [
                 chosen(self._keys(content, *pair)) for pair in zip(indices, hashes, strict=True)
@@ -181,6 +181,36 @@ class CacheLookup:
             if not all([any([next(found) for _ in each]) for each in keys]):
                 return False
         return True
+
+    def held(self, contents: Sequence[ItemContent]) -> list[int]:
+        """Return how many bytes of each item are on disk, compared or not."""
+        small = [content for content in contents if content.number_of_blocks == 1]
+        keys = [key for each in small for key in self._keys(each, 0, None)]
+        found = iter(self._cache.present(keys))
+        held = {id(each): any([next(found), next(found)]) for each in small}
+        return [
+            each.size_in_bytes * held[id(each)] if id(each) in held else self._held(each)
+            for each in contents
+        ]
+
+    def _held(self, content: ItemContent) -> int:
+        """Return how many bytes of an item of several blocks are on disk."""
+        by_item = self._cache.count(content.content_key) + self._cache.count(content.key)
+        if content.number_of_blocks > _MANY or self._hashes.find(content, [0]) == [None]:
+            return min(by_item * BLOCK_SIZE, content.size_in_bytes)
+        return self.held_in(content, range(content.number_of_blocks))
+
+    def held_in(self, content: ItemContent, blocks: Sequence[int]) -> int:
+        """Return how many bytes of these blocks are on disk, compared or not."""
+        held = 0
+        for indices in _portions(blocks):
+            hashes = self._hashes.find(content, indices)
+            keys = [self._keys(content, *pair) for pair in zip(indices, hashes, strict=True)]
+            found = iter(self._cache.present([key for each in keys for key in each]))
+            for index, each in zip(indices, keys, strict=True):
+                if any([next(found) for _ in each]):
+                    held += block_length(content.size_in_bytes, index)
+        return held
 
     def drop(self, content: ItemContent) -> None:
         """Forget every block of the item, and of those like it, and their hashes."""
@@ -194,3 +224,9 @@ class CacheLookup:
         first, *others = self._keys(content, index, hash)
         self._cache.drop_damaged(first)
         self._cache.drop(others)
+
+
+def _portions(blocks: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Yield blocks, as many at a time as are looked for at once."""
+    for first in range(0, len(blocks), _LOOKED_FOR_AT_ONCE):
+        yield blocks[first : first + _LOOKED_FOR_AT_ONCE]

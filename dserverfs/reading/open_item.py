@@ -14,7 +14,7 @@ from concurrent.futures import Future
 
 from dserverfs.base.errors import DeadlineExceeded, IntegrityError
 from dserverfs.base.hashes import Buffer
-from dserverfs.base.items import BLOCK_SIZE, ItemContent, Run
+from dserverfs.base.items import BLOCK_SIZE, ItemContent, Run, leading_run
 from dserverfs.base.retry import Deadline
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.blocks import Block, DamagedBlock
@@ -23,6 +23,7 @@ from dserverfs.reading.single_flight import wait_for
 
 # Larger items (1 TiB) take no memory for blocks that are not read.
 MAX_BLOCKS_AT_ONCE = 1 << 20
+_LOADED_AT_ONCE = 16  # blocks, in one request
 
 
 class _Marks:
@@ -201,6 +202,17 @@ class OpenItem:
         """Load the whole item into the cache, compared if it can be; blocks. Raises as `read`."""
         for offset in range(0, self._content.size_in_bytes, BLOCK_SIZE):
             self._obtain(offset, BLOCK_SIZE)
+
+    def load_blocks(self, blocks: Sequence[int]) -> None:
+        """Load these blocks, in ascending order, and fetch none ahead; as `load`."""
+        left = list(blocks)
+        while left:
+            run = leading_run(left[:_LOADED_AT_ONCE])
+            deadline = Deadline(self._reader.read_timeout_s)
+            for wanted in self._filler.request_blocks(self._content, run):
+                if isinstance(wanted, Future):
+                    wait_for(wanted, self._content, deadline)
+            del left[: run.length]
 
     def _obtain(self, offset: int, size: int) -> list[Block]:
         """Return the blocks of these bytes when they may be served."""

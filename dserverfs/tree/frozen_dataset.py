@@ -153,6 +153,10 @@ class DatasetTree:
             )
         return items.content(row)
 
+    def contents(self) -> Iterator[ItemContent]:
+        """Yield every item; blocks, in any thread."""
+        return (content for _, content in self._catalogue.contents(self.dataset))
+
     def path(self, number: int) -> str | None:
         """Return the path of what is outside `data`; None for items and their directories."""
         return None if number < OWN else self._path(number)

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dserverfs.base import limits
+from dserverfs.base.items import REFUSED_PREFIX
 from dserverfs.base.model import identifier_of
-from dserverfs.catalogue.manifest_rows import REFUSED_PREFIX, ManifestTree
+from dserverfs.catalogue.manifest_rows import ManifestTree
 
 GOOD = {"relpath": "good", "size_in_bytes": 7, "hash": "AB", "utc_timestamp": 1.5}
 Found = dict[str, tuple[Any, ...]]

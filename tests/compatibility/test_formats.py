@@ -17,7 +17,7 @@ import pytest
 from dserverfs.base.errors import UsageError
 from dserverfs.base.model import BackendURI, Dataset
 from dserverfs.catalogue import manifest_index, offline
-from dserverfs.reading.cache import block_keys, maintenance
+from dserverfs.reading.cache import block_keys, maintenance, pins
 from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.cache.blocks import MemoryBlock
 from dserverfs.server import datadir
@@ -107,6 +107,13 @@ def cache(directory: Path, server: ServerHandle) -> tuple[object, object]:
     }
 
 
+def pinned(directory: Path, server: ServerHandle) -> tuple[object, object]:
+    record = pins.Pins(directory)
+    record.add("dserver://server/s3/b/u", "a-dataset", [])
+    record.close()
+    return pins.FORMAT, tables(directory / "pins.db")
+
+
 def manifests(directory: Path, server: ServerHandle) -> tuple[object, object]:
     return manifest_index.FORMAT_VERSION, [manifest_index.SCHEMA, manifest_index.NAME_INDEX]
 
@@ -128,7 +135,7 @@ _FILES = {
     *("dserver.sqlite", "jwt_private.pem", "lock", "password", "secret_key", "store", "token"),
     *("username", "version"),
 }
-FORMATS = [staging, edits, cache, manifests, answers, server_data]
+FORMATS = [staging, edits, cache, pinned, manifests, answers, server_data]
 
 
 @pytest.mark.parametrize("described", FORMATS, ids=lambda function: function.__name__)

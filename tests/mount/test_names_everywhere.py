@@ -151,7 +151,7 @@ def test_broker_refuses_a_path_beyond_the_limits(
         {"command": "status", "inode": 10**30},
         {"command": "status", "inode": (1 << 63) - 1},
         {"command": "freeze", "inode": [1], "layout": "other"},
-        {"command": "uncached", "inodes": 5},
+        {"command": "items", "inodes": 5},
         {"command": "drain", "timeout_s": {}},
         {"command": ["status"]},
     ],

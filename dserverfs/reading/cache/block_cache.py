@@ -45,6 +45,7 @@ from dserverfs.reading.cache.block_table import (
 )
 from dserverfs.reading.cache.blocks import Block, FileBlock, MemoryBlock
 from dserverfs.reading.cache.opening import open_table, throw_away
+from dserverfs.reading.cache.pins import Pins
 from dserverfs.reading.cache.row_blocks import RowBlocks
 from dserverfs.reading.cache.watch import WATCH_S, CacheWatch
 
@@ -104,6 +105,7 @@ class BlockCache:
         self._on_removal = on_removal
         self._troubles = CacheTroubles(directory, tuning.retry_after_failure_s)
         self._watch = CacheWatch(directory, self._look)
+        self.pins = Pins(directory)
         self._lock = threading.Lock()
         self._used: dict[int, float] = {}  # row numbers; when each was used last
         self._blocks = RowBlocks()
@@ -115,6 +117,10 @@ class BlockCache:
     @property
     def directory(self) -> Path:
         return self._directory
+
+    @property
+    def keeps_nothing(self) -> bool:
+        return self._size_limit == 0
 
     @property
     def table(self) -> BlockTable | None:
@@ -221,7 +227,10 @@ class BlockCache:
         distinct = {key: block for key, block in blocks if len(block.data) >= MIN_FILE_SIZE}
         values: list[Value] = []
         removed = table.disk.times_removed
+        pinned = self.pins.blocks_among([key for key, _ in blocks], origins)
         try:
+            if pinned:
+                table.pin([*pinned])  # those that are here already, for others
             kept = self._kept(table, distinct)
             large = [(key, block) for key, block in distinct.items() if key not in kept]
             large.sort(key=lambda block: origins.get(block[0], block[0]))
@@ -235,6 +244,7 @@ class BlockCache:
                     (key.as_text(), block, value)
                     for (key, block), value in zip(large, values, strict=True)
                 ],
+                pinned,
             )
         except FAILURES as error:
             for value in values:
@@ -337,6 +347,7 @@ class BlockCache:
         table, self._table = self._table, None
         if table is not None:
             table.close()
+        self.pins.close()
 
     def evict(self, size_in_bytes: int) -> bool:
         """Give back at least that much of the disk to others; return True if it could.
@@ -405,7 +416,7 @@ class BlockCache:
 
     def _writable(self) -> BlockTable | None:
         """Return the table, or None if nothing new is to be kept."""
-        if self._size_limit == 0 or self._troubles.is_unwritable():
+        if self.keeps_nothing or self._troubles.is_unwritable():
             return None
         if self._watch.is_gone():  # a write would make half of it anew
             self._look()

@@ -36,6 +36,11 @@ class BlockKey(NamedTuple):
         """Whether it is of the hash of the block."""
         return self.item.startswith(BLAKE3)
 
+    @property
+    def owner(self) -> str:
+        """The item or content whose block it is, or whose hashes; a hash of a block has none."""
+        return self.item.split(":", 2)[2] if self.item.startswith(HASHES) else self.item
+
     def as_text(self) -> str:
         return f"{prefix_of(self.item)}{self.block}"
 

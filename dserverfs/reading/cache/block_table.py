@@ -8,6 +8,10 @@ here. Every method raises FAILURES. Thread-safe: diskcache keeps a connection pe
 A row's tag is its seal and the checksums of its block. The seal binds them to the row's
 key, file and serial: SQLite does not see it if a bit of a key flips, and the block would be
 another's.
+
+A pinned block is one that is used in the far future: the order of use has it behind all
+others, for earlier versions as well, and eviction here ends before it. Nobody has to look
+anything up to evict.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import functools
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -51,11 +55,14 @@ _RAW, _FILE = diskcache.core.MODE_RAW, diskcache.core.MODE_BINARY
 # diskcache's least-recently-used writes to the database at every hit (36 us against
 # 16 us): the order of use is noted in memory instead and written in batches.
 POLICY = "dserverfs-noted"
+# When pinned blocks are used, in seconds since 1970: the year 33,658.
+PINNED_S = 1e12
+_UNPINNED = f"access_time < {PINNED_S}"
 
 diskcache.core.EVICTION_POLICY[POLICY] = {
     "init": "CREATE INDEX IF NOT EXISTS Cache_access_time ON Cache (access_time)",
     "get": None,
-    "cull": "SELECT {fields} FROM Cache ORDER BY access_time LIMIT ?",
+    "cull": f"SELECT {{fields}} FROM Cache WHERE {_UNPINNED} ORDER BY access_time LIMIT ?",
 }
 
 _OF_KEYS = "FROM Cache WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
@@ -180,35 +187,42 @@ class BlockTable:
         self,
         small: Sequence[tuple[str, MemoryBlock]],
         large: Sequence[tuple[str, MemoryBlock, Value]],
+        pinned: Set[str] = frozenset(),
     ) -> list[int]:
         """Enter blocks, evicting others if the cache is full; return the rows of large ones.
 
-        No two large ones have the same key. A row is 0 if it was evicted at once. One
-        transaction.
+        No two large ones have the same key. A row is 0 if it was evicted at once. The keys
+        in `pinned` are. One transaction.
         """
         with self._transaction():
             if small:
-                self._insert(small)
-            return self._replace(large) if large else []
+                self._insert(small, pinned)
+            return self._replace(large, pinned) if large else []
 
-    def _insert(self, blocks: Sequence[tuple[str, MemoryBlock]]) -> None:
+    def _insert(self, blocks: Sequence[tuple[str, MemoryBlock]], pinned: Set[str]) -> None:
         now_s = time.time()
         rows = [
-            (key, now_s, now_s, block.serial, _tag(key, _RAW, None, block), block.data)
+            (
+                *(key, now_s, PINNED_S if key in pinned else now_s, block.serial),
+                *(_tag(key, _RAW, None, block), block.data),
+            )
             for key, block in blocks
         ]
         with self._cache._transact(False) as (sql, cleanup):
             self._cache._con.executemany(_INSERT, rows)
             self._cache._cull(now_s, sql, cleanup, len(rows) + self._cache.cull_limit)
 
-    def _replace(self, blocks: Sequence[tuple[str, MemoryBlock, Value]]) -> list[int]:
+    def _replace(
+        self, blocks: Sequence[tuple[str, MemoryBlock, Value]], pinned: Set[str]
+    ) -> list[int]:
         """Enter blocks in the place of those of the same keys, which may be lost."""
         now_s = time.time()
         rows = []
         for key, block, value in blocks:
             size, mode, filename, inline = self.disk.store(value, read=False)
             tag = _tag(key, mode, filename, block)
-            rows.append((key, now_s, now_s, block.serial, tag, size, mode, filename, inline))
+            used_s = PINNED_S if key in pinned else now_s
+            rows.append((key, now_s, used_s, block.serial, tag, size, mode, filename, inline))
         keys = json.dumps([key for key, _, _ in blocks])
         with self._cache._transact(False) as (sql, cleanup):
             for _, _, filename in sql(_PRESENT, (keys,)).fetchall():
@@ -307,10 +321,46 @@ class BlockTable:
                 self._sql(_NOTE, {**_about(row), "moment": moment_s})
 
     @of_values
+    def pin(self, keys: Sequence[str]) -> None:
+        """Pin the blocks of these keys that are here, and all that lie in files with them."""
+        rows = self._sql(_PRESENT, (json.dumps(keys),)).fetchall()
+        self.note_uses((row, PINNED_S) for _, row, _ in rows)
+
+    @of_values
+    def pinned_rows(self) -> set[int]:
+        rows = self._sql(f"SELECT rowid FROM Cache WHERE access_time >= {PINNED_S}").fetchall()
+        return {row for (row,) in rows}
+
+    @of_values
+    def rows_of(self, keys: Sequence[str]) -> set[int]:
+        """Return the rows of these keys, and of all blocks that lie in files with theirs."""
+        rows = self._sql(_PRESENT, (json.dumps(keys),)).fetchall()
+        return {
+            number
+            for _, row, filename in rows
+            for number in (self.of_same_file(row) if filename else {row: None})
+        }
+
+    @of_values
+    def release(self, rows: Iterable[int]) -> None:
+        """Let pinned blocks be evicted, the last of all that are used now; one transaction."""
+        now_s = time.time()
+        with self._transaction():
+            for row in rows:
+                self._sql("UPDATE Cache SET access_time = ? WHERE rowid = ?", (now_s, row))
+
+    @of_values
+    def clear_unpinned(self) -> None:
+        """Delete every row that is not pinned; waits while busy."""
+        select = f"SELECT rowid, filename FROM Cache WHERE rowid > ? AND {_UNPINNED}"
+        self._cache._select_delete(f"{select} ORDER BY rowid LIMIT ?", [0, 100], retry=True)
+
+    @of_values
     def least_recently_used(self, count: int) -> list[OldRow]:
+        """Return blocks that may be evicted: no pinned ones."""
         rows = self._sql(
             "SELECT rowid, filename, coalesce(length(value), 0) FROM Cache"
-            " ORDER BY access_time LIMIT ?",
+            f" WHERE {_UNPINNED} ORDER BY access_time LIMIT ?",
             (count,),
         ).fetchall()
         return [OldRow(row, name if is_name(name) else None, length) for row, name, length in rows]

@@ -23,7 +23,11 @@ LAYOUT = 1
 LOCK = "lock"
 FORMAT = "format"
 DATABASE = "cache.db"
-_FILES = (FORMAT, "evicted", "swept", *(f"{DATABASE}{end}" for end in ("", "-wal", "-shm")))
+PINS = "pins.db"
+_FILES = (
+    *(FORMAT, "evicted", "swept"),
+    *(f"{name}{end}" for name in (DATABASE, PINS) for end in ("", "-wal", "-shm")),
+)
 _ABANDONED_S = 3600.0
 
 

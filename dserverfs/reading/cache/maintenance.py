@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dserverfs.base.block_hashes import split
+from dserverfs.base import disk_space
 from dserverfs.base.disk_space import AS_IT_IS
 from dserverfs.base.disk_troubles import said_of
 from dserverfs.base.errors import DserverfsError
@@ -26,12 +26,11 @@ from dserverfs.reading.cache.block_keys import (
     BLAKE3,
     FORMAT_VERSION,
     HASHES,
-    BlockKey,
-    length_of_page,
     prefix_of,
 )
 from dserverfs.reading.cache.block_table import FAILURES, BlockTable, StoredRow
-from dserverfs.reading.cache.blocks import DamagedBlock, checksums
+from dserverfs.reading.cache.blocks import checksums
+from dserverfs.reading.cache.kept_hashes import hashes_kept
 
 # A younger file may belong to a process that is about to enter it.
 _NEW_S = 60.0
@@ -59,6 +58,16 @@ class CacheFacts(NamedTuple):
     blocks: int
     items: int  # of which at least one block is here
     verified_items: int  # all of whose blocks are here, compared with their manifest
+    pinned_in_bytes: int  # of items, whether their blocks are here or not
+
+
+class Room(NamedTuple):
+    """The bytes that a cache has and can take."""
+
+    limit: int  # 0: this process keeps nothing
+    held: int  # by all blocks
+    pinned: int  # of items, whether their blocks are here or not
+    free: int  # on the disk, beyond what is left to others
 
 
 class CheckResult(NamedTuple):
@@ -74,7 +83,7 @@ class CheckResult(NamedTuple):
 
 def facts(cache: BlockCache) -> CacheFacts:
     """Return the numbers of blocks, items and bytes in the cache."""
-    with _usable(cache) as table:
+    with usable(cache) as table:
         held = _Held()
         prefix = prefix_of("")[:-1]
         for key in table.all_keys():
@@ -88,6 +97,7 @@ def facts(cache: BlockCache) -> CacheFacts:
             blocks=len(held.named_by_hash) + sum(map(len, held.blocks.values())),
             items=len(items),
             verified_items=len(whole),
+            pinned_in_bytes=cache.pins.size_in_bytes(),
         )
 
 
@@ -128,20 +138,32 @@ class _Held:
 
 def _hashes(cache: BlockCache, item: str, size_in_bytes: int, pages: int) -> list[str]:
     """Return the hashes of an item's blocks that are here, in hexadecimal digits."""
-    found: list[bytes] = []
-    for page in range(pages):
-        length = length_of_page(size_in_bytes, page)
-        block = cache.load(BlockKey.of_hashes(item, size_in_bytes, page), length)
-        with contextlib.suppress(DamagedBlock):
-            found += [] if block is None else split(block.read(0, length))
-    return [hash.hex() for hash in found]
+    return [
+        hash.hex()
+        for page in range(pages)
+        for hash in hashes_kept(cache, item, size_in_bytes, page)
+    ]
+
+
+def room(cache: BlockCache) -> Room:
+    """Return what there is room for, in this process."""
+    with usable(cache) as table:
+        return Room(
+            limit=0 if cache.keeps_nothing else table.size_limit,
+            held=table.size_limit + table.excess_in_bytes(),
+            pinned=cache.pins.size_in_bytes(),
+            free=-disk_space.lacking_in_bytes(cache.directory),
+        )
 
 
 def clear(cache: BlockCache) -> CacheFacts:
-    """Forget every block; return the numbers of before."""
+    """Forget every block that is not pinned; return the numbers of before."""
     before = facts(cache)
-    with _usable(cache) as table:
-        table.clear()
+    with usable(cache) as table:
+        if before.pinned_in_bytes:
+            table.clear_unpinned()
+        else:
+            table.clear()
         eviction.sweep(table, cache.directory, _NEW_S)
     cache.tell_removed()
     return before
@@ -154,7 +176,7 @@ def check(cache: BlockCache, progress: Progress) -> CheckResult:
     version, which shares the directory, stay.
     """
     damaged = outdated = missing = read_bytes = done = pages = 0
-    with _usable(cache) as table:
+    with usable(cache) as table:
         total = len(table)
         for row in table.rows():
             if _is_of_a_newer_version(row.key):
@@ -181,7 +203,7 @@ def check(cache: BlockCache, progress: Progress) -> CheckResult:
 
 
 @contextlib.contextmanager
-def _usable(cache: BlockCache) -> Iterator[BlockTable]:
+def usable(cache: BlockCache) -> Iterator[BlockTable]:
     """Yield the cache's table; its errors become CacheUnusable."""
     table = cache.table
     if table is None:

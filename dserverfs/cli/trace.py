@@ -1,0 +1,166 @@
+"""`dserverfs trace`: records what a command reads from mounts."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+from dserverfs.cli.arguments import Commands, example, say
+
+if TYPE_CHECKING:
+    from dserverfs.mount.control import Address
+
+# As shells and env(1) say it of a command.
+EXIT_NOT_FOUND = 127
+EXIT_CANNOT_RUN = 126
+EXIT_BY_SIGNAL = 128
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser("trace", help="record what a command reads from mounts")
+    parser.description = (
+        "Run COMMAND, and write a line of JSON for each item that it, or a process it started,"
+        " opened in a mount: dataset, identifier, path, hash, and which bytes were read, in the"
+        " order of the first read. The exit status is the command's. warm --plan FILE fetches"
+        " the same bytes, here or on another machine."
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="where the lines go; default: standard error"
+    )
+    parser.add_argument("words", metavar="-- COMMAND", nargs=argparse.REMAINDER)
+    parser.epilog = example(
+        "dserverfs trace -o read.jsonl -- python analysis.py ~/lab/my-dataset",
+        "dserverfs warm --plan read.jsonl",
+    )
+    parser.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dserverfs.base.errors import UsageError
+
+    words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
+    if not words:
+        raise UsageError("name the command to run: dserverfs trace -o FILE -- COMMAND ...")
+    with _output(arguments.output) as file:
+        traced = _begin()
+        status = _status_of(words)
+        for item in _end(traced):
+            print(json.dumps(item), file=file)
+    return status
+
+
+@contextlib.contextmanager
+def _output(path: str | None) -> Iterator[TextIO]:
+    """Give what the lines are written to; it is made before the command runs."""
+    from dserverfs.base.errors import UsageError
+
+    if path is None:
+        yield sys.stderr
+        return
+    try:
+        with open(path, "w") as file:
+            yield file
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+class _Traced(NamedTuple):
+    """A mount that notes what is read from it."""
+
+    path: str
+    address: Address
+    number: int
+
+
+def _begin() -> list[_Traced]:
+    """Have every mount of this user note what this process and those below it read."""
+    from dserverfs.base import mountinfo
+    from dserverfs.base.errors import UsageError
+    from dserverfs.cli import mounted
+    from dserverfs.mount import control
+
+    own = [mount for mount in mountinfo.dserverfs_mounts() if mounted.is_own(mount)]
+    if not own:
+        raise UsageError("nothing is mounted: there is nothing to trace")
+    traced = []
+    for mount in own:
+        address = mounted.address_of(mount)
+        try:
+            number = mounted.last(control.ask(address, {"command": "trace"}))
+        except UsageError as error:
+            say(f"dserverfs: {mount.path} is not traced: {error}", file=sys.stderr)
+        else:
+            traced.append(_Traced(mount.path, address, int(number)))
+    return traced
+
+
+def _status_of(words: Sequence[str]) -> int:
+    """Run a command and return its exit status as a shell would tell it."""
+    from dserverfs.base import child_processes
+
+    # A process whose parent ends becomes a child of this one, and is traced on.
+    child_processes.adopt_orphans()
+    try:
+        command = subprocess.Popen(words)
+    except FileNotFoundError:
+        say(f"dserverfs: {words[0]}: no such command", file=sys.stderr)
+        return EXIT_NOT_FOUND
+    except OSError as error:
+        say(f"dserverfs: {words[0]}: cannot be run: {error.strerror}", file=sys.stderr)
+        return EXIT_CANNOT_RUN
+    # A terminal sends these to the command as well, which decides; the others are passed on.
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, lambda number, frame: None)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: command.send_signal(number))
+    status = command.wait()
+    return status if status >= 0 else EXIT_BY_SIGNAL - status
+
+
+def _end(traced: Sequence[_Traced]) -> list[dict[str, Any]]:
+    """Return what was read, in the order of the first read; those not read are last."""
+    from dserverfs.base.errors import UsageError
+    from dserverfs.cli import mounted
+    from dserverfs.mount import control
+
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for mount in traced:
+        request = {"command": "traced", "trace": mount.number}
+        try:
+            answer = mounted.last(control.ask(mount.address, request))
+        except UsageError as error:
+            say(f"dserverfs: what was read from {mount.path} is lost: {error}", file=sys.stderr)
+            continue
+        if answer["left_out"]:
+            say(
+                f"dserverfs: {mount.path}: {answer['left_out']} items were opened that the trace"
+                " has no room for",
+                file=sys.stderr,
+            )
+        for item in answer["items"]:
+            _merge(found.setdefault((item["uri"], item["identifier"]), item), item)
+    never = float("inf")
+    return sorted(
+        found.values(),
+        key=lambda item: never if item["first_read_at"] is None else item["first_read_at"],
+    )
+
+
+def _merge(item: dict[str, Any], other: dict[str, Any]) -> None:
+    """Add what was read of the same item in another mount."""
+    ranges: list[list[int]] = []
+    for start, end in sorted([*item["ranges"], *other["ranges"]]):
+        if ranges and start <= ranges[-1][1]:
+            ranges[-1][1] = max(end, ranges[-1][1])
+        else:
+            ranges.append([start, end])
+    moments = [each["first_read_at"] for each in (item, other) if each["first_read_at"] is not None]
+    item["ranges"] = ranges
+    item["first_read_at"] = min(moments, default=None)
+    item["bytes_read"] = sum(end - start for start, end in ranges)
