@@ -12,6 +12,7 @@ import contextlib
 import functools
 import logging
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -95,6 +96,7 @@ class Catalogue:
         # Datasets registered by us, each with the time until which it is listed even if the
         # server's answer, which may be older, lacks it.
         self._learned: dict[BackendURI, tuple[Dataset, float]] = {}
+        self._searches: weakref.WeakSet[RefreshedValue[tuple[DserverURI, ...]]] = weakref.WeakSet()
         self._user = self._refreshed(answers.user)
 
     def close(self) -> None:
@@ -165,6 +167,7 @@ class Catalogue:
                 self._names[dataset.base_uri].hand_over(as_staged, dataset.uuid)
         if listing is not None:
             listing.replace(lambda named: {**named, **self._named(dataset)})
+        self._forget_searches()
 
     def relist(self, base_uri: str) -> None:
         """Drop a listing, which is fetched anew: another process made a dataset."""
@@ -182,7 +185,7 @@ class Catalogue:
     def forget(self, dataset: Dataset) -> None:
         """Drop what can change of a dataset: its own user has changed it.
 
-        README, tags, annotations and overlays are loaded before they are shown
+        README, tags, annotations, overlays and searches are loaded before they are shown
         again; the listing with its name is refreshed when it is next asked for.
         """
         self._answers.forget(dataset)
@@ -193,6 +196,7 @@ class Catalogue:
             listing = self._listings.get(dataset.base_uri)
         if listing is not None:
             listing.expire()
+        self._forget_searches()
 
     # Renewals: each raises NotLoaded, and then waits shortly, if the answer is older than RENEW_S.
 
@@ -336,7 +340,10 @@ class Catalogue:
 
         Raises ProtocolError, when it is loaded, if one of the datasets cannot be looked into.
         """
-        return self._refreshed(lambda: self._found(uri, conditions))
+        value = self._refreshed(lambda: self._found(uri, conditions))
+        with self._lock:
+            self._searches.add(value)
+        return value
 
     def registering_user(self) -> User:
         """Return the token's user with the rights of now; raises Unreachable."""
@@ -346,6 +353,13 @@ class Catalogue:
         user = self._answers.present_user()
         self.learn_user(user)
         return user
+
+    def _forget_searches(self) -> None:
+        """Have all that was found searched for anew: one of the datasets is new, or another."""
+        with self._lock:
+            searches = list(self._searches)
+        for search in searches:
+            search.forget()
 
     def _found(self, uri: DserverURI, conditions: Conditions) -> tuple[DserverURI, ...]:
         findings = self.finder.find(uri, conditions)

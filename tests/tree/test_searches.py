@@ -19,7 +19,7 @@ from dserverfs.base.errors import (
     Unreachable,
     UsageError,
 )
-from dserverfs.base.model import DserverURI
+from dserverfs.base.model import UUID, DserverURI
 from dserverfs.catalogue.catalogue import FRESH_S, RENEW_S
 from dserverfs.catalogue.refreshed import loaded
 from dserverfs.tree import searches
@@ -222,6 +222,23 @@ def test_what_is_found_is_renewed_and_a_new_name_asked_for_at_once(
     add(quirky, "last")
     bench.ahead_s += 5 * FRESH_S
     assert mount.list(".find/creator/grumpy") == ["a-dataset", "later", "last"]
+
+
+@pytest.mark.parametrize("change", ["made", "changed"])
+def test_own_dataset_and_own_change_are_found_at_once(
+    mount: Mount, quirky: QuirkyServer, bench: Bench, change: str
+) -> None:
+    mount.list("")
+    assert mount.list(".find/tag/t") == []
+    if change == "made":
+        uuid = add(quirky, "own", tags=["t"])
+        made = DserverURI("server", BASE_URI, UUID(uuid))
+        bench.catalogue.learn(bench.catalogue.dataset(made), UUID(uuid))
+    else:
+        quirky.described[bench.dataset.uri]["tags"] = ["t"]
+        bench.catalogue.forget(bench.dataset)
+
+    assert mount.list(".find/tag/t") == ["own" if change == "made" else "a-dataset"]
 
 
 def test_what_a_search_finds_and_no_listing_has_is_left_out(
