@@ -73,6 +73,13 @@ class Found(NamedTuple):
     relpaths: tuple[str, ...] = ()  # of items that a hash was asked for, the first ones
 
 
+class FoundAt(NamedTuple):
+    """Where a dataset is that was found."""
+
+    base_uri: str
+    uuid: UUID
+
+
 class Findings(NamedTuple):
     """What was found, the newest first, and what could not be looked into."""
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dserverfs.base.clock import boottime_s
-from dserverfs.base.conditions import Conditions
+from dserverfs.base.conditions import Conditions, FoundAt
 from dserverfs.base.errors import (
     DserverfsError,
     NotFound,
@@ -96,7 +96,7 @@ class Catalogue:
         # Datasets registered by us, each with the time until which it is listed even if the
         # server's answer, which may be older, lacks it.
         self._learned: dict[BackendURI, tuple[Dataset, float]] = {}
-        self._searches: weakref.WeakSet[RefreshedValue[tuple[DserverURI, ...]]] = weakref.WeakSet()
+        self._searches: weakref.WeakSet[RefreshedValue[tuple[FoundAt, ...]]] = weakref.WeakSet()
         self._user = self._refreshed(answers.user)
 
     def close(self) -> None:
@@ -335,7 +335,7 @@ class Catalogue:
 
     def search(
         self, uri: DserverURI, conditions: Conditions
-    ) -> RefreshedValue[tuple[DserverURI, ...]]:
+    ) -> RefreshedValue[tuple[FoundAt, ...]]:
         """Return what `finder` finds at or below `uri`, the oldest first; the caller keeps it.
 
         Raises ProtocolError, when it is loaded, if one of the datasets cannot be looked into.
@@ -361,11 +361,12 @@ class Catalogue:
         for search in searches:
             search.forget()
 
-    def _found(self, uri: DserverURI, conditions: Conditions) -> tuple[DserverURI, ...]:
+    def _found(self, uri: DserverURI, conditions: Conditions) -> tuple[FoundAt, ...]:
         findings = self.finder.find(uri, conditions)
         for dataset, error in findings.failed:
             raise ProtocolError(f"{dataset.uri}: cannot be looked into: {error}") from error
-        return tuple(self.uri_of(found.dataset) for found in reversed(findings.found))
+        oldest_first = [found.dataset for found in reversed(findings.found)]
+        return tuple(FoundAt(dataset.base_uri, dataset.uuid) for dataset in oldest_first)
 
     def _note(self, datasets: list[Dataset]) -> list[Dataset]:
         with self._lock:

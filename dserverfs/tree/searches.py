@@ -14,13 +14,12 @@ thread at a time.
 from __future__ import annotations
 
 import itertools
-import operator
 import urllib.parse
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-from dserverfs.base.conditions import Conditions
+from dserverfs.base.conditions import Conditions, FoundAt
 from dserverfs.base.errors import NotFound, UsageError
 from dserverfs.base.limits import component_is_usable, is_uuid
 from dserverfs.base.model import UUID, Dataset, DserverURI
@@ -59,15 +58,13 @@ class _Node:
 class _Search:
     """A search, and the links that were made of its result."""
 
-    def __init__(self, value: RefreshedValue[tuple[DserverURI, ...]]) -> None:
+    def __init__(self, value: RefreshedValue[tuple[FoundAt, ...]]) -> None:
         self.value = value
-        self.found: tuple[DserverURI, ...] = ()
-        self.base_uris: list[str] = []  # that have what was found
-        # By base URI, listings that lacked some of it: another is there by now, or is fetched.
+        self.found: tuple[FoundAt, ...] | None = None  # what the links were made of
+        self.links: dict[str, str] = {}  # by name, where each leads to from the top
+        # What links are being made of; by base URI, the listing that lacked some of it.
+        self.making: tuple[FoundAt, ...] | None = None
         self.lacking: dict[str, Mapping[str, Dataset]] = {}
-        # By name, where each leads to from the top; of what is found in these listings.
-        self.links: dict[str, str] = {}
-        self.listings: list[Mapping[str, Dataset]] | None = None
 
 
 class Searches:
@@ -127,8 +124,10 @@ class Searches:
 
     def kernel_learned(self, number: int) -> None:
         """Note that the kernel was told of a number that `lookup` gave."""
-        self._at(number).lookups += 1
-        self._untold = None
+        node = self._at(number)
+        node.lookups += 1
+        if node is self._untold:
+            self._untold = None
 
     def forget(self, number: int, times: int) -> None:
         """Note that the kernel forgot a number."""
@@ -177,17 +176,20 @@ class Searches:
 
     def _only(self, name: str) -> str | None:
         """Return where the one dataset of a uuid is; raises UsageError if there are several."""
-        links = self._links((UUIDS, name)) if is_uuid(name) else {}
+        if not is_uuid(name):
+            return None
+        links = self._links((UUIDS, name))
         if len(links) > 1:
             raise UsageError(f"{name}: several base URIs have it: {listed(links.values())}")
-        if is_uuid(name) and not links:
-            self._searches[UUIDS, name].value.renew(RENEW_S)
-        return next(iter(links.values()), None)
+        return self._or_renew((UUIDS, name), next(iter(links.values()), None))
 
     def _found_as(self, directory: Path, name: str) -> str | None:
-        target = self._links(directory).get(name)
+        return self._or_renew(directory, self._links(directory).get(name))
+
+    def _or_renew(self, path: Path, target: str | None) -> str | None:
+        """Return what a search found; if that is nothing, raise NotLoaded unless it is young."""
         if target is None:
-            self._searches[directory].value.renew(RENEW_S)
+            self._searches[path].value.renew(RENEW_S)
         return target
 
     def _links(self, path: Path) -> Mapping[str, str]:
@@ -195,12 +197,8 @@ class Searches:
         search = self._search(path)
         found = search.value.get()
         if found is not search.found:
-            search.found, search.listings, search.lacking = found, None, {}
-            search.base_uris = sorted({uri.base_uri for uri in found if uri.base_uri is not None})
-        listings = [self._upper.listed(self._upper.path_of(each)) for each in search.base_uris]
-        if search.listings is None or not _are_same(listings, search.listings):
-            search.links = self._linked(search, dict(zip(search.base_uris, listings, strict=True)))
-            search.listings = listings
+            search.links = self._linked(search, found)
+            search.found = found
             self._drop_old()
         return search.links
 
@@ -213,21 +211,20 @@ class Searches:
         self._searches.move_to_end(path)
         return search
 
-    def _linked(
-        self, search: _Search, listings: Mapping[str, Mapping[str, Dataset]]
-    ) -> dict[str, str]:
+    def _linked(self, search: _Search, found: tuple[FoundAt, ...]) -> dict[str, str]:
+        if found is not search.making:
+            search.making, search.lacking = found, {}
+        paths = {base_uri: self._upper.path_of(base_uri) for base_uri, _ in found}
+        listings = {base_uri: self._upper.listed(path) for base_uri, path in paths.items()}
         links = {}
-        for uri in search.found:
-            assert uri.base_uri is not None
-            assert uri.uuid is not None
-            name = self._catalogue.names(uri.base_uri).name_of(uri.uuid)
-            listing = listings[uri.base_uri]
+        for one in found:
+            base_uri, listing = one.base_uri, listings[one.base_uri]
+            name = self._catalogue.names(base_uri).name_of(one.uuid)
             if name is None or name not in listing:
-                if search.lacking.setdefault(uri.base_uri, listing) is listing:
-                    raise NotLoaded(partial(self._catalogue.fetch_listing, uri.base_uri))
+                if search.lacking.setdefault(base_uri, listing) is listing:
+                    raise NotLoaded(partial(self._catalogue.fetch_listing, base_uri))
                 continue  # a server's search may find what is not there any more
-            path = (*self._upper.path_of(uri.base_uri), name)
-            links[self._names.name_of(uri, name)] = "/".join(path)
+            links[self._names.name_of(one, name)] = "/".join((*paths[base_uri], name))
         return links
 
     def _drop_old(self) -> None:
@@ -242,23 +239,23 @@ class _LinkNames:
     """The names of links; a name that was shown for a dataset stays that dataset's."""
 
     def __init__(self) -> None:
-        self._names: dict[DserverURI, str] = {}
+        self._names: dict[FoundAt, str] = {}
         self._taken: set[str] = set()
 
-    def name_of(self, uri: DserverURI, shown: str) -> str:
+    def name_of(self, dataset: FoundAt, shown: str) -> str:
         """Return the name for a dataset, if possible the one that it is shown under."""
-        name = self._names.get(uri)
+        name = self._names.get(dataset)
         if name is None:
-            name = self._names[uri] = next(
+            name = self._names[dataset] = next(
                 each
-                for each in _candidates(shown, str(uri.uuid))
+                for each in _candidates(shown, dataset.uuid)
                 if each not in self._taken and component_is_usable(each)
             )
             self._taken.add(name)
         return name
 
 
-def _candidates(shown: str, uuid: str) -> Iterable[str]:
+def _candidates(shown: str, uuid: UUID) -> Iterable[str]:
     """Yield names for a dataset: base URIs may have datasets of one name, and of one uuid."""
     yield from (shown, f"{shown}~{uuid[:8]}", f"{shown}~{uuid}")
     yield from (f"{uuid}~{number}" for number in itertools.count(2))
@@ -275,11 +272,6 @@ def _conditions_of(kind: str, name: str) -> Conditions:
     if "\0" in text:
         raise NotFound(f"{name!r} cannot be searched for")
     return _CONDITIONS[kind](text)
-
-
-def _are_same(some: list[Mapping[str, Dataset]], others: list[Mapping[str, Dataset]]) -> bool:
-    """Return whether listings are the same objects: one that was refreshed is another."""
-    return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
 def _text(path: Path) -> str:

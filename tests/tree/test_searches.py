@@ -28,7 +28,12 @@ from dserverfs.tree.filesystem import FileSystem
 from dserverfs.tree.mount_tree import ROOT, Inode, Tree
 from dserverfs.tree.refusals import Invalid
 from tests.support.editing import Bench
-from tests.support.file_system_calls import THREAD, finish
+from tests.support.file_system_calls import (
+    ENTRIES_AT_A_TIME,
+    THREAD,
+    FileSystemCalls,
+    finish,
+)
 from tests.support.quirky_server import BASE_URI, CONTENTS, QuirkyServer, says
 from tests.support.servers import new_uuid
 
@@ -152,8 +157,20 @@ def test_top_lists_the_kinds_and_no_listing_shows_it(mount: Mount, whole: Mount)
         for path in (".find/nothing", ".find/tag/%00", ".find/tag/%FF"):
             with pytest.raises(NotFound):
                 each.inode(path)
+        for path in (".find", ".find/uuid", ".find/tag/tag"):
+            attributes = each.fs.getattr(each.inode(path))
+            assert (attributes.is_directory, attributes.permissions) == (True, 0o555)
+        assert each.inode(".find/tag/tag") != each.inode(".find/tag")
     with pytest.raises(NotFound):
         whole.inode("s3/bucket/.find")
+
+
+def test_many_links_are_listed_some_at_a_time(mount: Mount, quirky: QuirkyServer) -> None:
+    names = [f"many-{number}" for number in range(3 * ENTRIES_AT_A_TIME + 1)]
+    for name in names:
+        add(quirky, name, tags=["t"])
+
+    assert FileSystemCalls(mount.fs, ROOT).listdir("/.find/tag/t") == names
 
 
 def test_nothing_found_is_an_empty_directory(mount: Mount) -> None:
@@ -224,6 +241,20 @@ def test_what_is_found_is_renewed_and_a_new_name_asked_for_at_once(
     assert mount.list(".find/creator/grumpy") == ["a-dataset", "later", "last"]
 
 
+def test_uuid_that_was_not_there_is_asked_for_again(
+    mount: Mount, quirky: QuirkyServer, bench: Bench
+) -> None:
+    uuid = new_uuid()
+    for _ in range(3):
+        with pytest.raises(NotFound):
+            mount.inode(f".find/uuid/{uuid}")
+    assert quirky.asked("GET /uuids/") == 2 + 1  # in both spellings; and for the bench
+    add(quirky, "new", uuid=uuid)
+    bench.ahead_s += RENEW_S
+
+    assert mount.leads_to(f".find/uuid/{uuid}") == mount.inode("new")
+
+
 @pytest.mark.parametrize("change", ["made", "changed"])
 def test_own_dataset_and_own_change_are_found_at_once(
     mount: Mount, quirky: QuirkyServer, bench: Bench, change: str
@@ -241,22 +272,26 @@ def test_own_dataset_and_own_change_are_found_at_once(
     assert mount.list(".find/tag/t") == ["own" if change == "made" else "a-dataset"]
 
 
+@pytest.mark.parametrize("was_listed", [True, False])
 def test_what_a_search_finds_and_no_listing_has_is_left_out(
-    mount: Mount, quirky: QuirkyServer, bench: Bench
+    mount: Mount, quirky: QuirkyServer, bench: Bench, was_listed: bool
 ) -> None:
     quirky.versions["dserver_search_plugin_mongo"] = None
-    add(quirky, "there", tags=["t"])
     add(quirky, "ghost", tags=["t"])
+    add(quirky, "there", tags=["t"])
     found = quirky.entries[-2:]
-    del quirky.entries[-1]
+    if was_listed:
+        mount.list("")
+    del quirky.entries[-2]
+    bench.ahead_s += 5 * FRESH_S
     mount.list("")
     mount.list(".find/tag/nobodys")
-    bench.ahead_s += RENEW_S
+    before = quirky.asked("POST /uris")
     quirky.faults = [None, says(200, found, X_Pagination='{"total": 2}')]
 
     assert mount.list(".find/tag/t") == ["there"]
     assert mount.list(".find/tag/t") == ["there"]
-    assert quirky.asked("POST /uris") == 4  # the listing was renewed once
+    assert quirky.asked("POST /uris") == before + 2  # the listing was fetched once
 
 
 @pytest.mark.parametrize(
@@ -303,22 +338,76 @@ def test_number_stays_while_the_kernel_knows_it_and_is_not_given_again(
     assert mount.list(".find/tag/t") == ["one"]
 
 
-def test_thousands_of_searches_leave_nothing_but_the_last_ones(
+class Kept:
+    """Tells which searches a mount has kept: those for which it does not ask."""
+
+    def __init__(self, mount: Mount, quirky: QuirkyServer) -> None:
+        quirky.versions["dserver_search_plugin_mongo"] = None
+        self._mount = mount
+        self._quirky = quirky
+
+    def look(self, *tags: str) -> list[str]:
+        """Search for tags; return those that were not kept."""
+        asked = []
+        for tag in tags:
+            before = self._quirky.asked("POST /uris")
+            self._mount.list(f".find/tag/{tag}")
+            self._mount.forget()
+            if self._quirky.asked("POST /uris") > before:
+                asked.append(tag)
+        return asked
+
+
+def test_of_many_searches_the_last_used_ones_are_kept(
     mount: Mount, quirky: QuirkyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quirky.versions["dserver_search_plugin_mongo"] = None
     monkeypatch.setattr(searches, "MAX_SEARCHES", 5)
-    for number in range(20):
-        mount.list(f".find/tag/{number}")
-        mount.forget()
-    before = quirky.asked("POST /uris")
+    kept, tags = Kept(mount, quirky), [str(number) for number in range(20)]
 
-    for number in range(15, 20):
+    assert kept.look(*tags) == tags
+    assert kept.look(*tags[15:]) == []
+    assert kept.look("15", "new", "15", "17") == ["new"]
+    assert kept.look("16") == ["16"]
+
+
+def test_of_many_links_those_of_the_last_used_searches_are_kept(
+    mount: Mount, quirky: QuirkyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searches, "MAX_LINKS", 9)
+    for number in range(4):
+        add(quirky, f"large-{number}", tags=["p", "q", "r"])
+    kept = Kept(mount, quirky)
+    mount.list("")
+
+    assert kept.look("p", "q", "r") == ["p", "q", "r"]
+    assert kept.look("q", "r") == []
+    assert kept.look("p") == ["p"]
+    monkeypatch.setattr(searches, "MAX_LINKS", 3)
+    assert kept.look("q", "q", "q", "p") == ["q", "p"]
+
+
+def test_searches_that_fail_are_not_kept_for_ever(
+    mount: Mount, quirky: QuirkyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searches, "MAX_SEARCHES", 5)
+    mount.inode(".find/tag")
+    quirky.broken["GET /me"] = says(404)
+    for number in range(20):
+        with pytest.raises(ProtocolError):
+            mount.list(f".find/tag/{number}")
+
+    gc.collect()
+    assert sum(isinstance(one, searches._Search) for one in gc.get_objects()) == 5
+
+
+def test_nothing_is_kept_of_what_the_kernel_does_not_know(mount: Mount) -> None:
+    directory = mount.inode(".find/tag")
+    for number in range(20):
+        mount.tree.lookup(directory, f"untold-{number}")
         mount.list(f".find/tag/{number}")
-    assert quirky.asked("POST /uris") == before
-    mount.list(".find/tag/0")
-    assert quirky.asked("POST /uris") == before + 1
+
     mount.forget()
+
     gc.collect()
     assert sum(isinstance(one, searches._Node) for one in gc.get_objects()) == 0
 
@@ -327,7 +416,7 @@ def test_large_results_are_kept_for_the_last_search_alone(
     mount: Mount, quirky: QuirkyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quirky.versions["dserver_search_plugin_mongo"] = None
-    monkeypatch.setattr(searches, "MAX_LINKS", 3)
+    monkeypatch.setattr(searches, "MAX_LINKS", 6)
     for number in range(4):
         add(quirky, f"large-{number}", tags=["p", "q"])
     for tag in ("p", "q", "q"):
