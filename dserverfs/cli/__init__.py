@@ -50,6 +50,7 @@ NAMES = (
     "diff",
     "freeze",
     "discard",
+    "withdraw",
     "status",
     "find",
     "warm",

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dserverfs.cli.arguments import Commands, example
-
-if TYPE_CHECKING:
-    from dserverfs.base.model import DserverURI
 
 
 def add(commands: Commands) -> None:
@@ -40,13 +35,13 @@ def add(commands: Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from dserverfs.cli import proofs
-    from dserverfs.cli.remote_items import client_of
+    from dserverfs.cli.remote_items import client_of, uri_of
     from dserverfs.cli.whole_items import EXIT_FAILED
 
     summary = proofs.Summary()
     with contextlib.ExitStack() as stack:
         for target in arguments.targets:
-            uri = _uri_of(target)
+            uri = uri_of(target)
             client = stack.enter_context(client_of(uri, None))
             if arguments.all:
                 proofs.prove_all(client, uri, summary)
@@ -55,18 +50,3 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.all or len(arguments.targets) > 1:
         print(summary.text())
     return EXIT_FAILED if summary.wrong else 0
-
-
-def _uri_of(target: str) -> DserverURI:
-    """Return the URI that a target is, or of the dataset in a mount that it is a path in."""
-    from dserverfs.base.errors import UsageError
-    from dserverfs.base.model import DserverURI
-    from dserverfs.cli import mounted
-    from dserverfs.cli.remote_items import is_uri
-
-    if is_uri(target):
-        return DserverURI.parse(target)
-    facts = mounted.last(mounted.find(Path(target)).ask("status"))
-    if facts.get("state") != "frozen":
-        raise UsageError(f"{target}: is not in a frozen dataset")
-    return DserverURI.parse(facts["uri"])

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dserverfs.base.disk_space import AS_IT_IS
-from dserverfs.base.errors import IntegrityError
+from dserverfs.base.errors import IntegrityError, UsageError
 from dserverfs.base.hashes import Taker
 from dserverfs.base.items import ItemContent
 from dserverfs.base.model import SCHEME, Dataset, DserverURI
+from dserverfs.cli import mounted
 from dserverfs.cli.whole_items import Totals, WholeItem
 from dserverfs.client import Client
 from dserverfs.reading.open_item import OpenItem
@@ -31,6 +32,16 @@ class RemoteItem(NamedTuple):
 
 def is_uri(target: str) -> bool:
     return target.startswith(f"{SCHEME}://")
+
+
+def uri_of(target: str) -> DserverURI:
+    """Return the URI that a target is, or of the dataset in a mount that it is a path in."""
+    if is_uri(target):
+        return DserverURI.parse(target)
+    facts = mounted.last(mounted.find(Path(target)).ask("status"))
+    if facts.get("state") != "frozen":
+        raise UsageError(f"{target}: is not in a frozen dataset")
+    return DserverURI.parse(facts["uri"])
 
 
 def client_of(uri: DserverURI, cache_directory: Path | None, cache_size: int = AS_IT_IS) -> Client:

@@ -1,4 +1,5 @@
-"""Changes of a frozen dataset's README, tags, annotations, overlays and name; publishing it.
+"""Changes of a frozen dataset's README, tags, annotations, overlays and name; publishing it,
+and withdrawing it.
 
 Used by the mount and the broker, through dserver. Three kinds of servers: ours says what it did;
 dservercore's development branch has routes for README, tags and annotations that
@@ -13,6 +14,7 @@ NotFound, and ProtocolError if the server has not done what it said.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -190,6 +192,31 @@ class MetadataWrites:
             raise ProtocolError(f"{self._routes.server_url}: no link to {dataset.uri} was answered")
         # Not the answer's whole URL: a server behind a proxy does not know its own name.
         return f"{self._routes.server_url}{path}"
+
+    def withdraw(self, dataset: Dataset) -> None:
+        """Take a dataset out of the server's catalogue; what the store has of it stays there.
+
+        One that is gone already is no error.
+        """
+        try:
+            self._routes.change("DELETE", "uris", dataset.uri)
+        except NotAuthenticated:
+            raise
+        except PermissionDenied as error:
+            raise self._may_not(dataset, "withdrawn", error) from error
+        except NotFound as error:
+            if error.status == _NO_ROUTE:
+                raise Unsupported(
+                    f"{self._routes.server_url} has no route to withdraw a dataset: {dataset.uri}",
+                    uri=dataset.uri,
+                ) from error
+        with contextlib.suppress(NotFound):
+            self._resolver.dataset(dataset.uri)
+            raise ProtocolError(
+                f"{self._routes.server_url}: answered that {dataset.uri} was withdrawn, and has it"
+                " still",
+                uri=dataset.uri,
+            )
 
     def _write(
         self,
