@@ -158,6 +158,8 @@ def _print(
         say(f"left out: {listed(found.left_over)}")
     if losses := found.losses():
         say(losses)
+    for note in staged.get("notes", ()):
+        say(note)
     if staged["open_files"]:
         say(f"open for writing: {staged['open_files']} files, which have to be closed first")
     if staged["reason"]:
@@ -185,6 +187,7 @@ def _print_json(
         "left_out": found.left_over,
         "empty_directories": found.empty_directories.first,
         "executables": found.executables.first,
+        "refused": staged.get("refused", []),
         "cannot_be_frozen": refused,
     }
     print(f'{json.dumps(facts, indent=2)[:-2]},\n  "items": [', end="")

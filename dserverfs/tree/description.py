@@ -63,11 +63,9 @@ def of_staged(
         "waits_for": freezer.waits_for(staged, asked_by=asked_by) if freezer else None,
         "creator_username": staged.record.creator_username,
         "created_at": staged.record.created_at,
+        **_refused(staged),
+        **_amount(staged),
     }
-    if refused := staged.refused.missing():
-        facts["refused"] = [each._asdict() for each in refused]
-        facts["notes"] = refused_files.told(refused)
-    facts |= _amount(staged)
     doing = freezer.doing(staged) if freezer else None
     if doing is not None:
         phase, progress, bytes_per_s, left_s = doing
@@ -84,6 +82,7 @@ def to_be_read(staged: StagedDataset, freezer: Freezer) -> dict[str, Any]:
     """Return the facts that one needs who reads the files of a staged dataset; reads nothing."""
     return {
         **_in_short(staged),
+        **_refused(staged),
         "exclude": staged.excluded.patterns,
         "max_item_bytes": freezer.max_item_bytes,
     }
@@ -140,6 +139,17 @@ def _in_short(staged: StagedDataset) -> dict[str, Any]:
         "uuid": record.uuid or record.id,
         "directory": str(staged.directory),
         "open_files": staged.writers,
+    }
+
+
+def _refused(staged: StagedDataset) -> dict[str, Any]:
+    """Return the files that were refused and are not there since; no facts if there are none."""
+    refused = staged.refused.missing()
+    if not refused:
+        return {}
+    return {
+        "refused": [each._asdict() for each in refused],
+        "notes": refused_files.told(refused),
     }
 
 

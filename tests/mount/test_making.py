@@ -82,6 +82,8 @@ def test_diff_shows_what_the_freeze_then_makes(
         (dataset / name).write_text(name)
     (dataset / "a").chmod(0o755)
     (dataset / "empty").mkdir()
+    with pytest.raises(PermissionError):
+        (dataset / "link").symlink_to("a")
 
     assert main(["diff", str(dataset), "--hash"]) == 0
     told = capsys.readouterr().out
@@ -97,6 +99,8 @@ def test_diff_shows_what_the_freeze_then_makes(
     assert found == again
     assert (found["number_of_items"], found["excluded"]) == (3, [".DS_Store"])
     assert (found["empty_directories"], found["executables"]) == (["empty"], ["a"])
+    assert [refused["path"] for refused in found["refused"]] == ["link"]
+    assert "\nlink was refused (" in told
     assert status(current_user, dataset)["state"] == "open"
     freeze(current_user, dataset)
     made = json.loads((dataset / ".dtool/manifest.json").read_text())["items"].values()
