@@ -16,6 +16,7 @@ from types import TracebackType
 # A message that quotes more than that is no message. Guess: a relpath is at most 4 KiB.
 MAX_MESSAGE_LETTERS = 8192
 NAMES_IN_MESSAGE = 10
+_UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
 def printable(text: str) -> str:
@@ -67,6 +68,17 @@ class PrintableFormatter(logging.Formatter):
     ) -> str:
         lines = super().formatException(ei).split("\n")
         return "\n".join(printable(line) for line in lines)
+
+
+def size(size_in_bytes: float) -> str:
+    """Return a size as people read it."""
+    if size_in_bytes < 1024:
+        return f"{size_in_bytes:.0f} B"
+    for unit in _UNITS:
+        size_in_bytes /= 1024
+        if size_in_bytes < 1024 or unit == _UNITS[-1]:
+            return f"{size_in_bytes:.1f} {unit}"
+    raise AssertionError  # the last unit takes everything
 
 
 def public_url(url: str) -> str:

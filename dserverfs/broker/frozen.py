@@ -22,12 +22,12 @@ from dserverfs.base.printable import listed
 from dserverfs.base.versions import Version
 from dserverfs.broker.admin_metadata import VERSION, AdminMetadata
 from dserverfs.broker.ahead import Ahead, Bounds
-from dserverfs.broker.item_files import ItemFiles, directory_of
 from dserverfs.broker.problems import needs_server
 from dserverfs.catalogue.catalogue import FRESH_S
 from dserverfs.catalogue.items import ManifestItems
 from dserverfs.catalogue.refreshed import loaded
 from dserverfs.client import Client
+from dserverfs.reading.item_files import ItemFiles, directory_of
 from dserverfs.writing.edits.editable import Kind, Target, target_of
 
 MIB = 1024 * 1024

@@ -192,7 +192,7 @@ class ProtoDataset:
 
     def put_item(self, source: Path, relpath: str) -> None:
         """Copy a file, with its time; a file that is replaced is so at once."""
-        target = self._item_path(relpath)
+        target = self.place_of(relpath)
         excluded = self._excluded()
         if any(part in excluded for part in relpath.split("/")):
             raise UsageError(
@@ -322,7 +322,7 @@ class ProtoDataset:
         """Return the names that are no items: of what dtool made, all files are named by users."""
         return NOTHING if _kept_admin_metadata(self.staged) else self.staged.excluded
 
-    def _item_path(self, relpath: str) -> Path:
+    def place_of(self, relpath: str) -> Path:
         """Return where an item of that relpath goes; raises UsageError if it cannot be one's."""
         if not relpath_is_usable(relpath):
             raise UsageError(

@@ -7,9 +7,7 @@ when the process ends.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -26,6 +24,7 @@ from dserverfs.base.errors import (
     UsageError,
 )
 from dserverfs.base.model import UUID, BackendURI, DserverURI
+from dserverfs.base.per_process import PerProcess
 from dserverfs.base.printable import listed
 from dserverfs.broker import proto
 from dserverfs.broker.frozen import FrozenDataset
@@ -216,8 +215,12 @@ def _is_frozen(staged: StagedDataset) -> bool:
     return staged.frozen_as is not None or staged.record.state is State.FROZEN
 
 
-_sessions: dict[tuple[str, Path | None], Session] = {}
-_lock = threading.Lock()
+def _new(key: tuple[str, Path | None]) -> Session:
+    server, config_path = key
+    return Session(server, Settings.load(path=config_path))
+
+
+_sessions = PerProcess(_new)
 
 
 def session_for(server: str, config_path: Path | None) -> Session:
@@ -225,31 +228,4 @@ def session_for(server: str, config_path: Path | None) -> Session:
 
     `config_path` is a dtool.json other than the user's own.
     """
-    with _lock:
-        session = _sessions.get((server, config_path))
-        if session is None:
-            settings = Settings.load(path=config_path)
-            session = _sessions[server, config_path] = Session(server, settings)
-        return session
-
-
-def close_all() -> None:
-    """End all sessions; brokers made later begin new ones."""
-    with _lock:
-        sessions = list(_sessions.values())
-        _sessions.clear()
-    for session in sessions:
-        session.close()
-
-
-def _forget_after_fork() -> None:
-    """Leave a parent's connections, threads and locks to the parent."""
-    global _lock
-    _lock = threading.Lock()
-    _sessions.clear()
-
-
-# Before Python waits for the threads of executors, which it does before it calls atexit's
-# functions: a fetch ahead, or an upload after Ctrl-C, must not delay the end.
-getattr(threading, "_register_atexit", atexit.register)(close_all)
-os.register_at_fork(after_in_child=_forget_after_fork)
+    return _sessions.get((server, config_path))

@@ -59,8 +59,8 @@ class IndexedItems:
             if found.identifier is not None and not found.refused
         ]
 
-    def with_relpaths(self) -> Iterator[tuple[str, ItemContent]]:
-        """Yield every item with its relpath, the refused ones as well."""
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        """Yield every item's row with its relpath, the refused ones as well."""
         directories = {0: ""}
         place = 1
         while rows := self.index.rows_from(place, ROWS_AT_A_TIME):
@@ -69,12 +69,23 @@ class IndexedItems:
                 if row.identifier is None:
                     directories[row.row] = f"{path}/"
                 else:
-                    yield path, self.content(row)
+                    yield path, row
             place = rows[-1].row + 1
 
     def relpaths_with_hash(self, hash: str, limit: int) -> list[str]:
         """Return the paths of the first items with that hash."""
         return [self.relpath(row) for row in self.index.rows_with_hash(hash, limit)]
+
+    def with_relpaths(self) -> Iterator[tuple[str, ItemContent]]:
+        """Yield every item with its relpath, the refused ones as well."""
+        for path, row in self.rows():
+            yield path, self.content(row)
+
+    def item(self, relpath: str, row: Row) -> Item:
+        """Return what the manifest says of the item in a row; raises NotFound for a directory."""
+        if row.identifier is None:
+            raise NotFound(f"{self.dataset.uri}: row {row.row} is a directory")
+        return Item(row.identifier, relpath, row.size_in_bytes, row.hash, row.mtime_ns)
 
     def relpath(self, row: Row) -> str:
         """Return the path below `data`."""

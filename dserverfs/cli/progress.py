@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import TextIO
 
 from dserverfs.base.printable import printable
+from dserverfs.base.printable import size as size  # as all of the command line shows it
 from dserverfs.base.progress import Meter, Progress
 from dserverfs.cli.arguments import duration
 
 REDRAWN_S = 0.1
 IN_PIPE_S = 60.0  # a log of a job of hours stays short, and shows that it lives
-_UNITS = ("KiB", "MiB", "GiB", "TiB")
 _MANY_COLUMNS = 1 << 16  # of what is no terminal
 
 
@@ -105,14 +105,3 @@ def text_of(progress: Progress, bytes_per_s: float | None, left_s: float | None)
     if left_s:
         parts.append(f"{duration(left_s)} left")
     return ", ".join(parts)
-
-
-def size(size_in_bytes: float) -> str:
-    """Return a size as people read it."""
-    if size_in_bytes < 1024:
-        return f"{size_in_bytes:.0f} B"
-    for unit in _UNITS:
-        size_in_bytes /= 1024
-        if size_in_bytes < 1024 or unit == _UNITS[-1]:
-            return f"{size_in_bytes:.1f} {unit}"
-    raise AssertionError  # the last unit takes everything

@@ -20,7 +20,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 import trio
 from pyfuse3 import FUSEError
 
-from dserverfs.base import errors
+from dserverfs.base import errnos, errors
 from dserverfs.tree import refusals
 from dserverfs.tree.steps import TookTooLong
 
@@ -41,24 +41,7 @@ ERRNO: tuple[tuple[type[Exception], int], ...] = (
     (refusals.NoAttributes, errno.ENOSYS),  # the kernel does not ask again
     (refusals.NotSettable, errno.EOPNOTSUPP),
     (refusals.StillGoingOn, errno.EINPROGRESS),
-    (errors.NotFound, errno.ENOENT),
-    (errors.Frozen, errno.EROFS),
-    (errors.PermissionDenied, errno.EACCES),
-    (errors.DeadlineExceeded, errno.ETIMEDOUT),
-    (errors.Unreachable, errno.EHOSTUNREACH),
-    (errors.Unsupported, errno.EOPNOTSUPP),
-    (errors.NameTaken, errno.EEXIST),
-    (errors.ChangedMeanwhile, errno.ESTALE),
-    (errors.Conflict, errno.EBUSY),
-    (errors.TooLarge, errno.EFBIG),
-    (errors.TooManyOpen, errno.EMFILE),
-    (errors.NameTooLong, errno.ENAMETOOLONG),
-    (errors.NotUTF8, errno.EILSEQ),
-    (errors.CannotHold, errno.EPERM),
-    (errors.ItemChanged, errno.EBUSY),
-    (errors.Cancelled, errno.EINTR),
-    (errors.UsageError, errno.EINVAL),
-    (errors.DserverfsError, errno.EIO),
+    *errnos.ERRNO,
 )
 
 # Requests about what is open, which was found before: it cannot be missing.

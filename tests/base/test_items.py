@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dserverfs.base.items import content_key, item_key
 from dserverfs.base.limits import MAX_COMPONENT_BYTES
 from dserverfs.base.model import UUID, DserverURI, Identifier
-from dserverfs.broker.item_files import directory_of
+from dserverfs.reading.item_files import directory_of
 
 UUIDS = [UUID(f"0000000{n}-2222-3333-4444-555555555555") for n in range(2)]
 # Whatever could be taken for a part of something else.
