@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "client": "base remote reading catalogue writing settings",
     "mount": "base remote reading catalogue writing tree settings client",
     "broker": "base reading catalogue writing settings client",
+    "python": "base reading catalogue writing settings client broker",
     "server": "base",
     "cli": "base remote reading writing tree settings client mount server",
     "__main__": "cli",
@@ -43,7 +44,7 @@ SHOWN = {
     " objects puts routes server_index signed_urls signing token_renewal tokens trust upload_api"
     " upload_urls",
     "reading": "block_reader hash_objects hash_overlays hot_blocks open_item ranges stored_items"
-    " whole_item cache.adopting cache.block_cache cache.blocks cache.maintenance cache.pinning",
+    " item_files cache.adopting cache.block_cache cache.blocks cache.maintenance cache.pinning",
     "catalogue": "catalogue items manifest_index names offline refreshed",
     "writing": "freeze_job freezer registry staging.area staging.dataset staging.file_hashes"
     " staging.frozen_elsewhere staging.left_over staging.refused_files staging.staged_files"
@@ -52,6 +53,8 @@ SHOWN = {
     "tree": "attributes description filesystem frozen_dataset listing mount_tree open_files"
     " refusals steps upper_directories",
     "mount": "control daemon launcher mountpoint",
+    "broker": "proto",
+    "python": "api",
     "server": "datadir management serve store.settings store.stores",
     "cli": "main",
 }
@@ -139,7 +142,7 @@ def test_room_imports_only_the_rooms_before_it_and_what_they_show(path: Path) ->
     name = name_of(path)
     others = set(imported(path.read_text()))
     if name == "__init__":
-        assert not others
+        assert others == {"python.api"}  # when it is first used, as the test of what is heavy shows
         return
 
     assert room_of(name) in MAY_IMPORT, f"{room_of(name)} has no place in the house"
