@@ -33,7 +33,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="where the lines go; default: standard error"
     )
-    parser.add_argument("words", metavar="-- COMMAND", nargs=argparse.REMAINDER)
+    parser.add_argument(
+        "words", metavar="-- COMMAND", nargs=argparse.REMAINDER, help="what to run, and how"
+    )
     parser.epilog = example(
         "dserverfs trace -o read.jsonl -- python analysis.py ~/lab/my-dataset",
         "dserverfs warm --plan read.jsonl",
