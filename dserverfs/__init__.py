@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from dserverfs.python.api import (
         Conflict,
         Dataset,
+        Datasets,
         DserverfsError,
         IntegrityError,
         Item,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         UsageError,
         create,
         open,
+        search,
     )
 
 __version__ = "0.1.0"
@@ -25,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Conflict",
     "Dataset",
+    "Datasets",
     "DserverfsError",
     "IntegrityError",
     "Item",
@@ -36,6 +39,7 @@ __all__ = [
     "UsageError",
     "create",
     "open",
+    "search",
 ]
 
 

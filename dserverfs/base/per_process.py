@@ -14,6 +14,8 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, Protocol, TypeVar
 
+from dserverfs.base.errors import Cancelled
+
 
 class Closable(Protocol):
     """Something that holds threads or connections."""
@@ -25,6 +27,7 @@ class Closable(Protocol):
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V", bound=Closable)
 
+_is_ending = False
 _all: weakref.WeakSet[PerProcess[Any, Any]] = weakref.WeakSet()
 
 
@@ -39,8 +42,10 @@ class PerProcess(Generic[K, V]):
         _all.add(self)
 
     def get(self, key: K) -> V:
-        """Return the value of `key`; raises what making it raises."""
+        """Return the value of `key`; raises what making it raises, and Cancelled at the end."""
         with self._lock:
+            if _is_ending:  # no thread begins any more
+                raise Cancelled("the process is ending: nothing more is read or written")
             if key not in self._values:
                 self._values[key] = self._make(key)
             return self._values[key]
@@ -58,7 +63,9 @@ class PerProcess(Generic[K, V]):
         self._values.clear()
 
 
-def _close_all() -> None:
+def _end() -> None:
+    global _is_ending
+    _is_ending = True
     for values in list(_all):
         values.close()
 
@@ -70,5 +77,5 @@ def _forget_all() -> None:
 
 # Before Python waits for the threads of executors, which it does before it calls atexit's
 # functions: a fetch ahead, or an upload after Ctrl-C, must not delay the end.
-getattr(threading, "_register_atexit", atexit.register)(_close_all)
+getattr(threading, "_register_atexit", atexit.register)(_end)
 os.register_at_fork(after_in_child=_forget_all)

@@ -15,10 +15,12 @@ from dserverfs.base.errors import (
 from dserverfs.python.datasets import Dataset, Item
 from dserverfs.python.datasets import open_dataset as open
 from dserverfs.python.new_dataset import NewDataset, create
+from dserverfs.python.search import Datasets, search
 
 __all__ = [
     "Conflict",
     "Dataset",
+    "Datasets",
     "DserverfsError",
     "IntegrityError",
     "Item",
@@ -30,4 +32,5 @@ __all__ = [
     "UsageError",
     "create",
     "open",
+    "search",
 ]

@@ -7,10 +7,13 @@ be pickled, and used after a fork. Thread-safe.
 
 from __future__ import annotations
 
+import logging
+import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from dserverfs.base.directories import CannotBeMade, local_directory, private_directory
 from dserverfs.base.dtool_layout import ANNOTATIONS, DATA, METADATA, OVERLAYS, TAGS
 from dserverfs.base.errors import NotFound, PermissionDenied, UsageError
 from dserverfs.base.excluded import NOTHING
@@ -24,6 +27,8 @@ from dserverfs.catalogue.refreshed import COMMAND, loaded
 from dserverfs.client import Client
 from dserverfs.reading.item_files import ItemFiles, directory_of
 from dserverfs.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 BY_A_PROGRAM = "a Python program made it, which freezes it"
 
@@ -45,10 +50,11 @@ class Session:
         settings = Settings.load()
         self.server = access.server
         self._dtool_cache = settings.dtool_cache_directory()
+        self._own_cache: tempfile.TemporaryDirectory[str] | None = None
         self.client = Client(
             access.server,
             settings,
-            cache_directory=Path(access.cache_directory) if access.cache_directory else None,
+            cache_directory=self._cache_directory(access, settings),
             cache_size=access.cache_size,
             verify=_policy(access.verify),
             staleness=COMMAND,
@@ -60,6 +66,26 @@ class Session:
         for dataset in self.new():
             dataset.close()
         self.client.close()
+        if self._own_cache is not None:
+            self._own_cache.cleanup()
+
+    def _cache_directory(self, access: Access, settings: Settings) -> Path:
+        """Return where the cache is: of this process alone where there is no place for the user's.
+
+        A worker of a cluster may run where the home directory cannot be written.
+        """
+        if access.cache_directory is not None:
+            return Path(access.cache_directory)
+        directory = local_directory(settings.cache_directory())
+        try:
+            private_directory(directory)
+        except CannotBeMade:
+            pass  # for now; the cache says so
+        except UsageError as error:
+            self._own_cache = tempfile.TemporaryDirectory(prefix="dserverfs-")
+            logger.warning("%s; cached in %s by this process alone", error, self._own_cache.name)
+            return Path(self._own_cache.name)
+        return directory
 
     def dataset(self, uri: DserverURI) -> Dataset:
         """Return the dataset of a URI, whose last component may be its name; blocks.

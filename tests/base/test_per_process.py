@@ -71,9 +71,9 @@ def test_child_makes_its_own_while_its_parent_makes_one(values: PerProcess[str, 
     assert values.get("a") is mine
 
 
-def test_end_of_the_process_closes_all_before_it_waits_for_threads() -> None:
+def test_end_of_the_process_closes_all_before_it_waits_for_threads_and_makes_none() -> None:
     code = """
-import threading
+import atexit, threading
 from concurrent.futures import ThreadPoolExecutor
 from dserverfs.base.per_process import PerProcess
 over = threading.Event()
@@ -86,9 +86,18 @@ class Value:
         over.set()
 values = PerProcess(Value)
 values.get("a")
+def late():
+    try:
+        values.get("a")
+    except Exception as error:
+        print(type(error).__name__, error)
+atexit.register(late)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
 
-    assert "closed" in done.stdout
+    assert done.stdout.splitlines() == [
+        "closed",
+        "Cancelled the process is ending: nothing more is read or written",
+    ]

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,6 +145,24 @@ def test_session_that_was_closed_meanwhile_is_made_anew(dataset: dserverfs.Datas
     sessions.close_all()
 
     assert dataset["item"].read_bytes() == CONTENT
+
+
+@pytest.mark.expects_log("cannot be used as a directory.*; cached in .* by this process alone")
+def test_worker_without_a_place_for_the_cache_has_one_of_its_own(
+    dataset: dserverfs.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DSERVER_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    sessions.close_all()
+
+    assert dataset["item"].read_bytes() == CONTENT
+    assert [path.name.partition("-")[0] for path in tmp_path.iterdir() if path.is_dir()] == [
+        "dserverfs"
+    ]
+
+    sessions.close_all()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.expects_log("block 1 does not have its hash; fetched once more")
