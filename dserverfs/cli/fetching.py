@@ -39,7 +39,7 @@ class Amount(NamedTuple):
     pinned: int = 0
 
     def plus(self, found: Found) -> Amount:
-        _, size_in_bytes, _ = found.item
+        size_in_bytes = found.item.size_in_bytes
         return Amount(
             self.items + 1,
             self.size + size_in_bytes,

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from dserverfs.base.dtool_layout import DATA, MANIFEST, read_frozen
 from dserverfs.base.errors import IntegrityError, Unsupported, UsageError
-from dserverfs.base.hashes import Hasher, hash_file, hasher_of
+from dserverfs.base.hashes import Taker, hash_file, hasher_of
 from dserverfs.base.limits import relpath_is_usable
 from dserverfs.base.model import Item
 from dserverfs.cli.mounted import problem_of
-from dserverfs.cli.whole_items import Totals
+from dserverfs.cli.whole_items import BytesSoFar, Totals, WholeItem
 
 
 class LocalItem(NamedTuple):
@@ -107,8 +108,13 @@ def _walk(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
         yield from os.walk(path, onerror=fail)
 
 
-def compare(local: LocalItem) -> None:
-    """Raise IntegrityError unless the file is the item."""
+def to_be_compared(local: LocalItem) -> WholeItem:
+    so_far = BytesSoFar()
+    return WholeItem(local.name, local.size_in_bytes, partial(compare, local, so_far), so_far)
+
+
+def compare(local: LocalItem, *others: Taker) -> None:
+    """Raise IntegrityError unless the file is the item; `others` get its bytes."""
     item = local.item
     if item is None:
         raise IntegrityError("is not in the manifest")
@@ -117,7 +123,7 @@ def compare(local: LocalItem) -> None:
     hasher = hasher_of(local.hash_function)
     if hasher is None:
         raise Unsupported(f"its {local.hash_function} cannot be computed")
-    size_in_bytes = read(local.path, hasher)
+    size_in_bytes = read(local.path, hasher, *others)
     if size_in_bytes != item.size_in_bytes:
         raise IntegrityError(f"has {size_in_bytes} bytes, the manifest says {item.size_in_bytes}")
     found = hasher.hexdigest()
@@ -125,8 +131,8 @@ def compare(local: LocalItem) -> None:
         raise IntegrityError(f"has hash {found}, the manifest says {item.hash}")
 
 
-def read(path: Path, *hashers: Hasher) -> int:
-    """Read all bytes of a file, feed them to the hashers, and return how many there are.
+def read(path: Path, *takers: Taker) -> int:
+    """Read all bytes of a file, feed them to the takers, and return how many there are.
 
     Raises IntegrityError if it cannot be read.
     """
@@ -134,6 +140,6 @@ def read(path: Path, *hashers: Hasher) -> int:
         with path.open("rb", buffering=0) as file:
             # What the kernel holds would not be asked of the disk or the daemon.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            return hash_file(file.fileno(), *hashers)
+            return hash_file(file.fileno(), *takers)
     except OSError as error:
         raise IntegrityError(f"cannot be read: {error.strerror}") from error

@@ -30,7 +30,7 @@ from dserverfs.cli import remote_items
 from dserverfs.cli.arguments import say
 from dserverfs.cli.progress import ProgressLine, size
 from dserverfs.cli.remote_items import RemoteItem
-from dserverfs.cli.whole_items import WholeItem, for_each
+from dserverfs.cli.whole_items import BytesSoFar, WholeItem, for_each
 from dserverfs.client import Client
 
 # What says that an item, or the manifest, is wrong; other errors end the command.
@@ -107,7 +107,7 @@ class _Proof:
         try:
             self._has_hashes = self.has_block_hashes()
             with tempfile.TemporaryFile() as file:
-                for_each(self._work(file), self._done)
+                for_each(self._work(file), self._done, self._show)
                 fault = self._fault
                 outcome = self._add(file) if fault is None else ""
         except DserverfsError as error:
@@ -127,17 +127,18 @@ class _Proof:
 
     def _work(self, file: BinaryIO) -> Iterator[WholeItem]:
         for item in self._all():
-            work = partial(self._compare, item, file)
-            yield WholeItem(item.name, item.content.size_in_bytes, work)
+            so_far = BytesSoFar()
+            work = partial(self._compare, item, file, so_far)
+            yield WholeItem(item.name, item.content.size_in_bytes, work, so_far)
 
-    def _compare(self, item: RemoteItem, file: BinaryIO) -> None:
+    def _compare(self, item: RemoteItem, file: BinaryIO, so_far: BytesSoFar) -> None:
         """Compare an item, and its block hashes with those that there are, or write them."""
         place = item.content.hashes_place()
         if place is None:
-            remote_items.compare(self._client, item)
+            remote_items.compare(self._client, item, so_far)
             return
         blocks = BlockHasher()
-        remote_items.compare(self._client, item, blocks)
+        remote_items.compare(self._client, item, blocks, so_far)
         hashes = blocks.hashes()
         if self._has_hashes:
             number = item.content.number_of_blocks
@@ -154,10 +155,12 @@ class _Proof:
             self._wrong += 1
         self._items += 1
         self._bytes += item.size_in_bytes
+
+    def _show(self, bytes_under_way: int) -> None:
         self._line.progress(
             f"{self._where}proving",
             Progress(
-                self._bytes,
+                self._bytes + bytes_under_way,
                 self._dataset.size_in_bytes or 0,
                 self._items,
                 self._dataset.number_of_items or 0,

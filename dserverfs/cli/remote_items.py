@@ -17,7 +17,7 @@ from dserverfs.base.hashes import Taker
 from dserverfs.base.items import ItemContent
 from dserverfs.base.model import SCHEME, Dataset, DserverURI
 from dserverfs.cli import mounted
-from dserverfs.cli.whole_items import Totals, WholeItem
+from dserverfs.cli.whole_items import BytesSoFar, Totals, WholeItem
 from dserverfs.client import Client
 from dserverfs.reading.open_item import OpenItem
 from dserverfs.settings import Settings
@@ -85,24 +85,32 @@ def totals_of(datasets: Iterable[Dataset]) -> Totals:
     return Totals(items, size_in_bytes)
 
 
-def with_work(
-    client: Client, items: Iterable[RemoteItem], work: Callable[[Client, RemoteItem], None]
-) -> Iterator[WholeItem]:
+def to_be_compared(client: Client, items: Iterable[RemoteItem]) -> Iterator[WholeItem]:
     for item in items:
-        yield WholeItem(item.name, item.content.size_in_bytes, partial(work, client, item))
+        so_far = BytesSoFar()
+        work = partial(compare, client, item, so_far)
+        yield WholeItem(item.name, item.content.size_in_bytes, work, so_far)
 
 
-def warm(client: Client, item: RemoteItem) -> None:
+def to_be_warmed(client: Client, item: RemoteItem) -> WholeItem:
+    so_far = BytesSoFar()
+    work = partial(_warm, client, item, so_far.add)
+    return WholeItem(item.name, item.content.size_in_bytes, work, so_far)
+
+
+def _warm(
+    client: Client, item: RemoteItem, advance: Callable[[int], None] = lambda count: None
+) -> None:
     """Load the whole item into the cache, compared; raises what keeps it from being there."""
     _require_not_refused(item)
     if not client.reader.has_all_verified(item.content):
-        OpenItem(client.reader, item.content).load()
+        OpenItem(client.reader, item.content).load(advance)
 
 
 def warm_blocks(client: Client, item: RemoteItem, blocks: Sequence[int]) -> None:
     """Load these blocks into the cache; raises what keeps them from being there."""
     if len(blocks) == item.content.number_of_blocks:
-        warm(client, item)
+        _warm(client, item)
     else:
         _require_not_refused(item)
         OpenItem(client.reader, item.content).load_blocks(blocks)

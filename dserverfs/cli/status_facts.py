@@ -150,7 +150,9 @@ def _logins(settings: Settings) -> list[dict[str, Any]]:
     for server, path in settings.kept_token_files().items():
         login: dict[str, Any] = {"server": server, "file": str(path)}
         try:
-            login["expires_at"] = expires_at(TokenSource(None, path).token())
+            source = TokenSource(None, path)
+            login["expires_at"] = expires_at(source.token())
+            login["user"] = source.subject()
         except NotAuthenticated as error:
             login["reason"] = str(error)
         found.append(login)

@@ -92,7 +92,8 @@ def of_all(found: Mapping[str, Any]) -> Iterator[str]:
         if change["reason"]:
             yield f"    {change['reason']}"
     for login in found["logins"]:
-        yield f"logged in: {login['server']}: {_until(login)}"
+        user = f" as {login['user']}" if login.get("user") else ""
+        yield f"logged in: {login['server']}{user}: {_until(login)}"
     if not found["mounts"]:
         yield "nothing is mounted"
 
@@ -103,7 +104,8 @@ def _mount(mount: Mapping[str, Any]) -> Iterator[str]:
     if problem := mount.get("problem"):
         yield f"    {problem}"
     if token := mount.get("token"):
-        yield f"    {token['source']}: {_until(token)}"
+        user = f", of {token['user']}" if token.get("user") else ""
+        yield f"    {token['source']}{user}: {_until(token)}"
     counts = mount.get("compared") or {}
     if counts.get("received"):
         yield (

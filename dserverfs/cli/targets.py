@@ -23,7 +23,7 @@ from dserverfs.cli.fetching import Found
 from dserverfs.cli.item_globs import ItemGlobs
 from dserverfs.cli.plans import Plan, Wish
 from dserverfs.cli.remote_items import RemoteItem
-from dserverfs.cli.whole_items import Summary, WholeItem
+from dserverfs.cli.whole_items import BytesSoFar, Summary, WholeItem
 from dserverfs.client import Client
 from dserverfs.reading.cache import maintenance, pinning
 from dserverfs.reading.cache.maintenance import Room
@@ -70,7 +70,7 @@ class UriTarget:
             for item, held in zip(some, reader.held(contents), strict=True):
                 content, size = item.content, item.content.size_in_bytes
                 yield Found(
-                    WholeItem(item.name, size, partial(remote_items.warm, self._client, item)),
+                    remote_items.to_be_warmed(self._client, item),
                     held,
                     held == size and reader.has_all_verified(content) and not content.is_refused,
                     content.key in pinned,
@@ -201,10 +201,9 @@ class PathTarget:
             if file.item is None or not self._chosen.has(file.item.relpath):
                 continue
             name, size = str(file.path), file.size_in_bytes
-            item, work = file.item, partial(_have_read, file.path)
-            yield Found(
-                WholeItem(name, size, work), item.held_in_bytes, item.is_here, item.is_pinned
-            )
+            item, so_far = file.item, BytesSoFar()
+            work = WholeItem(name, size, partial(_have_read, file.path, so_far), so_far)
+            yield Found(work, item.held_in_bytes, item.is_here, item.is_pinned)
 
     def pin(self) -> None:
         self._tell("pin")
@@ -267,6 +266,6 @@ def _is_of_a_frozen_dataset(path: Path) -> bool:
     return path.name == README or METADATA in path.parts or path.name.startswith(REFUSED_PREFIX)
 
 
-def _have_read(path: Path) -> None:
+def _have_read(path: Path, so_far: BytesSoFar) -> None:
     """Read a file, which its mount keeps; raises IntegrityError if it cannot be read."""
-    local_items.read(path)
+    local_items.read(path, so_far)

@@ -55,17 +55,13 @@ def _verify_uri(target: str, summary: Summary) -> None:
         items = remote_items.items_of(client, datasets)
         summary.run(
             "verifying",
-            remote_items.with_work(client, items, remote_items.compare),
+            remote_items.to_be_compared(client, items),
             partial(remote_items.totals_of, datasets),
         )
 
 
 def _verify_path(path: Path, summary: Summary) -> None:
     from dserverfs.cli import local_items
-    from dserverfs.cli.whole_items import WholeItem
 
-    items = (
-        WholeItem(local.name, local.size_in_bytes, partial(local_items.compare, local))
-        for local in local_items.items_of(path)
-    )
+    items = map(local_items.to_be_compared, local_items.items_of(path))
     summary.run("verifying", items, partial(local_items.totals_of, path))

@@ -11,12 +11,27 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 from dserverfs.base.errors import DserverfsError
+from dserverfs.base.hashes import Buffer
 from dserverfs.base.progress import Progress
 from dserverfs.cli.arguments import say
 from dserverfs.cli.progress import ProgressLine, size
 
 EXIT_FAILED = 1
 THREADS = 8
+SHOWN_S = 0.5  # while items of many bytes are under way
+
+
+class BytesSoFar:
+    """How much of an item its work has done; a Taker of its bytes."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def update(self, data: Buffer, /) -> None:
+        self.add(len(data))
+
+    def add(self, count: int) -> None:
+        self.count += count
 
 
 class WholeItem(NamedTuple):
@@ -25,6 +40,7 @@ class WholeItem(NamedTuple):
     name: str  # for messages
     size_in_bytes: int
     work: Callable[[], None]  # raises DserverfsError
+    so_far: BytesSoFar | None = None  # that the work tells, if it does
 
 
 class Totals(NamedTuple):
@@ -54,6 +70,11 @@ class Summary:
             begun, begun_bytes = self.items, self.size_in_bytes
             number, size_in_bytes = totals() if totals and line.is_terminal else (0, 0)
 
+            def show(bytes_under_way: int) -> None:
+                bytes_done = self.size_in_bytes - begun_bytes + bytes_under_way
+                items_done = self.items - begun
+                line.progress(what, Progress(bytes_done, size_in_bytes, items_done, number))
+
             def done(item: WholeItem, error: DserverfsError | None) -> None:
                 self.size_in_bytes += item.size_in_bytes
                 if error is None:
@@ -61,10 +82,8 @@ class Summary:
                 else:
                     line.clear()
                     self.fail(item.name, str(error))
-                bytes_done, items_done = self.size_in_bytes - begun_bytes, self.items - begun
-                line.progress(what, Progress(bytes_done, size_in_bytes, items_done, number))
 
-            for_each(items, done)
+            for_each(items, done, show)
 
     def fail(self, name: str, reason: str) -> None:
         """Count an item that could not be done, and print a line for it, the first time."""
@@ -83,10 +102,13 @@ class Summary:
 
 
 def for_each(
-    items: Iterable[WholeItem], done: Callable[[WholeItem, DserverfsError | None], None]
+    items: Iterable[WholeItem],
+    done: Callable[[WholeItem, DserverfsError | None], None],
+    show: Callable[[int], None],
 ) -> None:
     """Do the work of all, several at a time; tell `done` the outcome, one after the other.
 
+    `show` is told every now and then how many bytes of those under way are done.
     Takes no more of `items` than are being worked on, so there may be a million.
     """
     stopped = threading.Event()
@@ -103,15 +125,16 @@ def for_each(
     running: dict[Future[DserverfsError | None], WholeItem] = {}
 
     def collect() -> None:
-        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        finished, _ = wait(running, timeout=SHOWN_S, return_when=FIRST_COMPLETED)
         for future in finished:
             done(running.pop(future), future.result())
+        show(sum(item.so_far.count for item in running.values() if item.so_far is not None))
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="whole") as pool:
         try:
             for item in items:
                 running[pool.submit(attempt, item)] = item
-                if len(running) >= 2 * THREADS:
+                while len(running) >= 2 * THREADS:
                     collect()
             while running:
                 collect()

@@ -169,6 +169,7 @@ class Commander:
         found: dict[str, Any] = {"source": self.tokens.describe()}
         try:
             found["expires_at"] = expires_at(self.tokens.token())
+            found["user"] = self.tokens.subject()
         except DserverfsError as error:
             found["reason"] = str(error)
         return found

@@ -198,10 +198,15 @@ class OpenItem:
             self.give_up(offset, size)
             raise
 
-    def load(self) -> None:
-        """Load the whole item into the cache, compared if it can be; blocks. Raises as `read`."""
-        for offset in range(0, self._content.size_in_bytes, BLOCK_SIZE):
+    def load(self, advance: Callable[[int], None] = lambda count: None) -> None:
+        """Load the whole item into the cache, compared if it can be; blocks. Raises as `read`.
+
+        `advance` is told of every few bytes that are there.
+        """
+        size_in_bytes = self._content.size_in_bytes
+        for offset in range(0, size_in_bytes, BLOCK_SIZE):
             self._obtain(offset, BLOCK_SIZE)
+            advance(min(BLOCK_SIZE, size_in_bytes - offset))
 
     def load_blocks(self, blocks: Sequence[int]) -> None:
         """Load these blocks, in ascending order, and fetch none ahead; as `load`."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import sys
+import threading
 
 import pytest
 
 from dserverfs.base.progress import Progress
 from dserverfs.cli.progress import IN_PIPE_S, ProgressLine, text_of
+from dserverfs.cli.whole_items import BytesSoFar, Summary, Totals, WholeItem
 
 
 class Clock:
@@ -67,6 +70,36 @@ def test_line_is_never_wider_than_the_terminal(terminal: Terminal) -> None:
         line.show("x" * 100)
 
     assert max(map(len, terminal.getvalue().split("\r"))) < 40
+
+
+def test_bytes_of_items_that_are_under_way_are_shown(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An item that takes an hour gets on all the time."""
+    shown: list[Progress] = []
+    is_under_way = threading.Event()
+
+    def show(line: ProgressLine, what: str, progress: Progress) -> None:
+        shown.append(progress)
+        if progress.bytes_done in (300, 310):  # the small one may be done by then
+            is_under_way.set()
+
+    monkeypatch.setattr(ProgressLine, "progress", show)
+    monkeypatch.setattr("dserverfs.cli.whole_items.SHOWN_S", 0.01)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    so_far = BytesSoFar()
+
+    def work() -> None:
+        so_far.update(b"x" * 300)
+        assert is_under_way.wait(30)
+
+    items = [WholeItem("large", 1000, work, so_far), WholeItem("small", 10, lambda: None)]
+    summary = Summary()
+    summary.run("verifying", items, lambda: Totals(2, 1010))
+
+    assert is_under_way.is_set()
+    assert shown[-1] == Progress(1010, 1010, 2, 2)
+    assert not summary.failed
 
 
 def test_pipe_gets_a_line_a_minute() -> None:

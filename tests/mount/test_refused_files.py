@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from dserverfs.base.progress import Progress
+from dserverfs.cli import mounted as cli_mounted
+from dserverfs.cli.main import EXIT_INTERRUPTED, main
 from tests.support.accounts import Account
 from tests.support.staged_datasets import status
 
@@ -28,14 +36,29 @@ def test_what_was_refused_is_told_until_it_is_there(
     found = status(current_user, dataset)
     said = current_user.dserverfs("status", dataset).stdout
     listed = current_user.dserverfs("status").stdout
+    shown = current_user.dserverfs("diff", dataset)
     frozen = current_user.dserverfs("freeze", dataset)
 
     assert found["refused"] == [{"path": "pw", "what": "symbolic link"}]
     assert f"note: {PW}\n" in said
     assert f"    {PW}\n" in listed
+    assert f"{PW}\n" in shown.stdout
     assert frozen.returncode == 0, frozen.stderr
     assert f"note: {PW}\n" in frozen.stdout
     assert sorted(path.name for path in (dataset / "data").iterdir()) == ["file", "other"]
+
+
+def test_freeze_that_is_interrupted_says_that_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(command: str, **arguments: object) -> Iterator[dict[str, Any]]:
+        yield {"progress": Progress(1, 2, 0, 1)._asdict(), "phase": "hashing"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_mounted, "find", lambda path: SimpleNamespace(ask=interrupted))
+
+    assert main(["freeze", "/lab/my results"]) == EXIT_INTERRUPTED
+    assert "goes on with the freeze: dserverfs status '/lab/my results'" in capsys.readouterr().err
 
 
 def test_discard_asks_on_a_terminal_and_nowhere_else(base: Path, current_user: Account) -> None:

@@ -32,11 +32,16 @@ def test_status_tells_where_the_token_is_and_when_it_ends(
 
     lines = said.splitlines()
     first = lines.index(f"mounted: {server.base_uri} at {path}")
-    assert lines[first + 1].startswith("    the token in DSERVER_TOKEN: expires 20")
+    assert lines[first + 1].startswith(
+        f"    the token in DSERVER_TOKEN, of {server.username}: expires 20"
+    )
     assert lines[first + 1].endswith(" UTC (in 100 days)")
     (mount,) = (each for each in facts["mounts"] if each["path"] == str(path))
-    expected = {"source": "the token in DSERVER_TOKEN", "expires_at": now + 100 * 86_400 + 3600.0}
-    assert mount["token"] == expected
+    assert mount["token"] == {
+        "source": "the token in DSERVER_TOKEN",
+        "expires_at": now + 100 * 86_400 + 3600.0,
+        "user": server.username,
+    }
     assert token not in said
 
 

@@ -193,7 +193,7 @@ def test_status_tells_to_which_servers_one_is_logged_in(
     assert (status, err) == (0, "")
     told = [line for line in out.splitlines() if line.startswith("logged in: ")]
     assert len(told) == 2
-    assert re.fullmatch(rf"logged in: {host_of(server)}: expires .* \(in 6 days\)", told[0])
+    assert re.fullmatch(rf"logged in: {host_of(server)} as .*: expires .* \(in 6 days\)", told[0])
     assert told[1].startswith("logged in: [::1]:5000: token file /")
     assert "is empty" in told[1]
 
