@@ -92,7 +92,7 @@ class Catalogue:
         self._readmes: OrderedDict[BackendURI, RefreshedValue[bytes]] = OrderedDict()
         self._metadata: OrderedDict[BackendURI, RefreshedValue[Metadata]] = OrderedDict()
         self._manifests = Manifests(answers, server, directory, explain=self._explained)
-        self.finder = Finder(answers, self._present_user, self.items)
+        self.finder = Finder(answers, self._present_user, self._kept_items)
         # Datasets registered by us, each with the time until which it is listed even if the
         # server's answer, which may be older, lacks it.
         self._learned: dict[BackendURI, tuple[Dataset, float]] = {}
@@ -353,6 +353,10 @@ class Catalogue:
         user = self._answers.present_user()
         self.learn_user(user)
         return user
+
+    def _kept_items(self, dataset: Dataset) -> IndexedItems | None:
+        """Return the items if the manifest is on this disk; raises NotLoaded."""
+        return self.items(dataset) if self._manifests.is_kept(dataset) else None
 
     def _forget_searches(self) -> None:
         """Have all that was found searched for anew: one of the datasets is new, or another."""

@@ -3,15 +3,16 @@
 Used by the catalogue, for the tree and the command line. The server is asked each time; its
 answers of before do not count while it is away, for "nothing" would not be true. What no
 search answers is asked of each dataset that fits so far: annotations, tags and words where
-there is no search, and hashes, for which its manifest is loaded and kept as for a mount.
+there is no search, and hashes, for which its manifest is read: where it is kept, or as it comes.
 Blocking and thread-safe.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -19,12 +20,12 @@ from dserverfs.base.conditions import Conditions, Findings, Found, has_words
 from dserverfs.base.errors import DserverfsError, NotAuthenticated, PermissionDenied, Unreachable
 from dserverfs.base.model import BackendURI, Dataset, DserverURI, User, is_below
 from dserverfs.base.printable import listed
-from dserverfs.catalogue.items import IndexedItems
+from dserverfs.catalogue.items import IndexedItems, relpaths_of_hashes
 from dserverfs.catalogue.offline import KeptAnswers
 from dserverfs.catalogue.refreshed import loaded
 from dserverfs.remote.listings import SearchQuery
 
-THREADS = 8  # as many manifests are loaded at once
+THREADS = 8
 MAX_RELPATHS = 100  # that are told of one dataset and hash
 AT_A_TIME = 1000  # datasets that wait for a thread
 
@@ -42,12 +43,15 @@ class Finder:
         self,
         answers: KeptAnswers,
         user: Callable[[], User],
-        items: Callable[[Dataset], IndexedItems],
+        kept_items: Callable[[Dataset], IndexedItems | None],
     ) -> None:
-        """`user` asks the server who that is; `items` returns a dataset's, or raises NotLoaded."""
+        """`user` asks the server who that is.
+
+        `kept_items` returns a dataset's if its manifest is here, or raises NotLoaded.
+        """
         self._answers = answers
         self._user = user
-        self._items = items
+        self._kept_items = kept_items
 
     def find(
         self, uri: DserverURI, conditions: Conditions, on_looked_into: OnLookedInto = unwatched
@@ -129,14 +133,21 @@ class Finder:
             annotations = index.annotations(dataset)
             if not all(condition.holds(annotations) for condition in conditions.annotations):
                 return None
-        relpaths: list[str] = []
-        for hash in conditions.hashes:
-            items = loaded(lambda: self._items(dataset))
-            with_hash = items.relpaths_with_hash(hash, MAX_RELPATHS)
-            if not with_hash:
-                return None
-            relpaths += with_hash
-        return Found(dataset, tuple(relpaths))
+        by_hash = self._relpaths(dataset, conditions.hashes)
+        if not all(by_hash.values()):
+            return None
+        return Found(dataset, tuple(itertools.chain.from_iterable(by_hash.values())))
+
+    def _relpaths(self, dataset: Dataset, hashes: tuple[str, ...]) -> Mapping[str, list[str]]:
+        """Return the paths of items that have each hash."""
+        if not hashes:
+            return {}
+        kept = loaded(lambda: self._kept_items(dataset))
+        if kept is not None:
+            return {hash: kept.relpaths_with_hash(hash, MAX_RELPATHS) for hash in hashes}
+        # Not kept: those of all datasets would fill the disk, and most are asked for but once.
+        with contextlib.closing(self._answers.manifest_pieces(dataset)) as pieces:
+            return relpaths_of_hashes(pieces, hashes, MAX_RELPATHS)
 
     def _has_texts(self, dataset: Dataset, texts: Iterable[str]) -> bool:
         """Return whether all free texts are in what people gave the dataset, but for its paths."""

@@ -7,9 +7,10 @@ which may raise ProtocolError. Immutable, and so thread-safe.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from dserverfs.base.limits import parse_json, quoted, size_is_usable
 from dserverfs.base.model import Dataset, DserverURI, Identifier, Item
 from dserverfs.catalogue.manifest_index import ManifestIndex, Row
 from dserverfs.catalogue.manifest_rows import is_safe
+from dserverfs.remote.manifest_parsing import ManifestStream
 
 ROWS_AT_A_TIME = 1000
 
@@ -163,6 +165,33 @@ class ManifestItems:
         first, end = max(0, place - limit), min(place + limit, len(self.identifiers))
         nearest = sorted(range(first, end), key=lambda other: abs(other - place))[:limit]
         return [self.identifiers[other] for other in nearest]
+
+
+def relpaths_of_hashes(
+    pieces: Iterable[bytes], hashes: Collection[str], limit: int
+) -> dict[str, list[str]]:
+    """Return the paths of the first items with each hash, of a manifest as it arrives.
+
+    Raises ProtocolError if it is none. Items that a listing refuses are left out.
+    """
+    found: dict[str, list[str]] = {hash: [] for hash in hashes}
+    stream = ManifestStream()
+
+    def take(items: Mapping[str, Any]) -> None:
+        for identifier, entry in items.items():
+            hash = entry.get("hash") if isinstance(entry, dict) else None
+            relpaths = found.get(hash.lower()) if isinstance(hash, str) else None
+            if relpaths is None or len(relpaths) >= limit:
+                continue
+            with contextlib.suppress(ProtocolError):
+                item = Item.from_json(identifier, entry)
+                if is_safe(item.relpath, identifier):
+                    relpaths.append(item.relpath)
+
+    for piece in pieces:
+        take(stream.feed(piece))
+    take(stream.close())
+    return found
 
 
 def parse_manifest(dataset: Dataset, text: bytes) -> dict[str, Any]:

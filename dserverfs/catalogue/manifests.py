@@ -185,6 +185,13 @@ class Manifests:
             raise NotLoaded(begin=lambda: self._begin(dataset, self._load_file))
         return sheltered
 
+    def is_kept(self, dataset: Dataset) -> bool:
+        """Return whether the disk has it; not if the disk fails, which loading it finds out."""
+        try:
+            return any(self._path(dataset, kind).exists() for kind in ("index", "json"))
+        except OSError:
+            return False
+
     def drop_file(self, dataset: Dataset) -> None:
         """Drop a file that is no manifest; it is fetched anew."""
         path = self._path(dataset, "json")
@@ -225,7 +232,7 @@ class Manifests:
         self, dataset: Dataset, load: Callable[[Dataset, ManifestLoad], None]
     ) -> ManifestLoad:
         """Return the load of this dataset that is under way; begin one if there is none."""
-        is_kept = self._is_kept(dataset)  # a disk that hangs does not hold up the lock
+        is_kept = self.is_kept(dataset)  # a disk that hangs does not hold up the lock
         with self._lock:
             if self._closed:
                 raise _ending()
@@ -239,13 +246,6 @@ class Manifests:
                 )
                 self._tidy_once_locked()
             return under_way
-
-    def _is_kept(self, dataset: Dataset) -> bool:
-        """Return whether the disk has it; not if the disk fails, which loading it finds out."""
-        try:
-            return any(self._path(dataset, kind).exists() for kind in ("index", "json"))
-        except OSError:
-            return False
 
     def _tidy_once_locked(self) -> None:
         """Begin to delete parts of manifests that killed processes left; they may be large."""

@@ -19,7 +19,7 @@ import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -181,8 +181,8 @@ class KeptAnswers:
         self.forget(dataset)
         self._take_back(f"dataset {dataset.uri}")
 
-    def manifest_pieces(self, dataset: Dataset) -> Iterator[bytes]:
-        """Yield the manifest's JSON as it arrives; the catalogue keeps it."""
+    def manifest_pieces(self, dataset: Dataset) -> Generator[bytes, None, None]:
+        """Yield the manifest's JSON as it arrives; to keep it is the catalogue's."""
         return self._resolver.manifest_pieces(dataset)
 
     def dtoolcore_version(self, dataset: Dataset) -> str | None:

@@ -18,7 +18,9 @@ from dserverfs.base.errors import (
     ProtocolError,
     Unreachable,
 )
-from dserverfs.base.model import UUID, DserverURI
+from dserverfs.base.model import UUID, DserverURI, identifier_of
+from dserverfs.catalogue.finding import MAX_RELPATHS
+from dserverfs.catalogue.refreshed import loaded
 from dserverfs.client import Client
 from dserverfs.remote.server_index import ServerIndex
 from tests.support.findable import ALPHA, BETA, DATASETS, EXAMPLES, GAMMA, md5, put_on
@@ -224,13 +226,62 @@ def test_server_that_goes_away_is_not_asked_about_each_dataset(
     assert quirky.asked("GET /annotations/") < 100
 
 
-def test_manifests_that_were_fetched_are_not_fetched_again(
+def test_token_that_ends_meanwhile_is_told(alone: Seeker, quirky: QuirkyServer) -> None:
+    quirky.broken["GET /annotations/"] = says(401, {"msg": "Token has expired"})
+
+    with pytest.raises(NotAuthenticated):
+        alone.find(EXAMPLES["an annotation"][0])
+
+
+def test_manifests_that_are_kept_are_not_fetched_and_others_are_not_kept(
     alone: Seeker, quirky: QuirkyServer
 ) -> None:
-    for _ in range(2):
-        assert alone.names(Conditions(hashes=(md5(b"gamma"),))) == [GAMMA]
+    catalogue = alone.client.catalogue
+    (gamma,) = alone.find(Conditions(names=(GAMMA,))).found
+    loaded(lambda: catalogue.items(gamma.dataset))
 
-    assert quirky.asked("GET /manifests/") == len(DATASETS)
+    for number in (1, 2):
+        assert alone.names(Conditions(hashes=(md5(b"gamma"),))) == [GAMMA]
+        assert quirky.asked("GET /manifests/") == 1 + number * (len(DATASETS) - 1)
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_items_of_a_strange_manifest_are_those_that_a_listing_has(
+    alone: Seeker, quirky: QuirkyServer, is_kept: bool
+) -> None:
+    digest = md5(b"strange")
+    uri = quirky.add(new_uuid(), {"b": b"strange", "a": b"strange"}, name="strange")
+    items = quirky.described[uri]["manifest"]["items"]
+    items[identifier_of("a")]["hash"] = digest.upper()
+    right = items[identifier_of("b")]
+    for relpath, other in {"../out": {}, "sized": {"size_in_bytes": -1}, "dated": {}}.items():
+        items[identifier_of(relpath)] = {**right, "relpath": relpath, **other}
+    items[identifier_of("dated")]["utc_timestamp"] = "never"
+    items[identifier_of("none")] = None
+    items[identifier_of("hashless")] = {"relpath": "hashless", "hash": 5}
+    items[identifier_of("another")] = {**right, "relpath": "not-that"}
+    if is_kept:
+        (strange,) = alone.find(Conditions(names=("strange",))).found
+        loaded(lambda: alone.client.catalogue.items(strange.dataset))
+
+    (found,) = alone.find(Conditions(hashes=(digest,))).found
+
+    assert sorted(found.relpaths) == ["a", "b"]
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_of_many_items_with_a_hash_the_first_ones_are_named(
+    alone: Seeker, quirky: QuirkyServer, is_kept: bool
+) -> None:
+    contents = {f"same/{number}": b"same" for number in range(MAX_RELPATHS + 1)}
+    quirky.add(new_uuid(), contents, name="many")
+    if is_kept:
+        (many,) = alone.find(Conditions(names=("many",))).found
+        loaded(lambda: alone.client.catalogue.items(many.dataset))
+
+    (found,) = alone.find(Conditions(hashes=(md5(b"same"),))).found
+
+    assert len(found.relpaths) == MAX_RELPATHS
 
 
 def test_progress_counts_what_was_looked_into(alone: Seeker) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from dserverfs.base.conditions import Found
+from dserverfs.base.limits import LAST_DATE_S
 from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI
 from dserverfs.cli.find import EXIT_NOTHING, EXIT_TROUBLE
 from dserverfs.cli.found_datasets import MAX_CREATOR_WIDTH, MIN_NAME_WIDTH, Hit, table, text_width
@@ -105,6 +107,20 @@ def test_table_is_printed_whole_where_there_is_no_terminal(
         *("0", "B", "0", r"\x1b[31m", "long" * 60),
         *uris(quirky, "long" * 60),
     ]
+
+
+def test_terminal_gets_a_table_of_its_width_and_is_told_of_nothing(
+    find: Find, quirky: QuirkyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dserverfs.cli.main._Output.isatty", lambda self: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    (beta,) = uris(quirky, BETA)
+
+    assert find("--creator", "happy")[1].splitlines()[1:] == [
+        f"1970-01-24   5 B      2  happy    {BETA}",
+        f"    {beta}",
+    ]
+    assert find("--creator", "nobody") == (EXIT_NOTHING, "", "no dataset is like that\n")
 
 
 @pytest.mark.parametrize(
@@ -206,12 +222,16 @@ def test_what_cannot_be_looked_into_is_one_line_and_trouble(
 # The table
 
 
-def hit(name: str, creator: str = "grumpy", size: int | None = 5, *relpaths: str) -> Hit:
+def hit(
+    name: str,
+    creator: str = "grumpy",
+    size: int | None = 5,
+    *relpaths: str,
+    frozen_at: float = datetime.datetime(2026, 2, 3, 12).timestamp(),
+) -> Hit:
     uuid = UUID("00000001-2222-3333-4444-555555555555")
-    moment = datetime.datetime(2026, 2, 3, 12).timestamp()
-    dataset = Dataset(
-        uuid, BackendURI(f"s3://b/{uuid}"), "s3://b", name, creator, moment, moment, size, size
-    )
+    uri = BackendURI(f"s3://b/{uuid}")
+    dataset = Dataset(uuid, uri, "s3://b", name, creator, 0.0, frozen_at, size, size)
     return Hit(DserverURI("host", "s3://b", uuid), Found(dataset, relpaths))
 
 
@@ -240,6 +260,26 @@ def test_table_has_uris_on_lines_of_their_own_where_they_do_not_fit() -> None:
         "2026-02-03   5 B      5  文字     a-name-that-is-longer-t...",
         f"    {URI}",
     ]
+
+
+def test_table_has_one_line_for_each_up_to_the_last_column() -> None:
+    hits = [hit("e\u0301" * 4, "文"), hit("four")]
+    lines = list(table(hits, 1000))
+    width = text_width(lines[-1])
+
+    assert {text_width(line) for line in lines[1:]} == {width}
+    assert list(table(hits, width)) == lines
+    assert len(list(table(hits, width - 1))) == 5
+
+
+def test_day_is_that_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "there-9")
+        time.tzset()
+        cells = [hit("one", frozen_at=moment_s).cells()[0] for moment_s in (54_000.0, LAST_DATE_S)]
+    time.tzset()
+
+    assert cells == ["1970-01-02", "?"]
 
 
 @pytest.mark.parametrize("width", [20, 54, 60, 80, 110, 200])

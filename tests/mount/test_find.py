@@ -61,6 +61,19 @@ def test_links_lead_to_datasets(base: Path, dataset: Dataset) -> None:
         os.stat(base / ".find/uuid" / new_uuid())
 
 
+def test_command_looks_at_what_a_path_is_in(
+    current_user: Account, base: Path, dataset: Dataset, server: ServerHandle
+) -> None:
+    staged = base / "find-staged"
+    staged.mkdir()
+    for path in (base / ".find/uuid" / dataset.uuid, staged):
+        done = current_user.dserverfs(
+            *("find", path, "--uri", "--tag", dataset.tag), env={"DSERVER_TOKEN": server.token}
+        )
+        assert (done.stdout, done.stderr) == (f"{server.base_uri}/{dataset.uuid}\n", "")
+    staged.rmdir()
+
+
 Change = Callable[[Path, Path, str], object]  # in a mount, of a search's directory and a link
 
 CHANGES: dict[str, tuple[int, Change]] = {
