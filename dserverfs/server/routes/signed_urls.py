@@ -18,7 +18,8 @@ This server adds, as `dserverfs_signed_urls` in `GET /config/versions` says:
          -> {"uri", "expiry_seconds", "expiry_timestamp", "item_urls": {identifier: url}}
     POST /signed-urls/upload/<base_uri>
          takes `created_at` (epoch seconds) to keep a copied dataset's date, and
-         answers `stored`: the identifiers of the items that need no upload again;
+         answers `stored`: the identifiers of the items that need no upload again,
+         or at all: of a dataset that was derived from another one, see `derived`;
          an item that is too large for one PUT has `in_parts` true in place of a
          URL: see multipart
     GET  /signed-urls/uploads
@@ -55,18 +56,20 @@ from dserverfs.base.errors import Conflict, NotFound, UsageError
 from dserverfs.base.model import identifier_of
 from dserverfs.server.database import (
     completing,
+    derived,
     forms,
     part_uploads,
     stored_block_hashes,
     upload_place,
     uploads,
 )
+from dserverfs.server.database.completing import Stored
 from dserverfs.server.database.retrieve import registered
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.database.upload_place import UPLOAD_EXPIRY_SECONDS
 from dserverfs.server.database.upload_request import UploadRequest
 from dserverfs.server.database.uploads import KeyedLocks, PendingUpload
-from dserverfs.server.routes.routing import Asked
+from dserverfs.server.routes.routing import Asked, may_search
 from dserverfs.server.store import layout
 from dserverfs.server.store.signing import MAX_OBJECT_BYTES
 from dserverfs.server.store.stores import Place, Stores
@@ -153,7 +156,9 @@ class SignedUrls:
             upload = _announce(uri, base_uri, asked.username, announced, before)
             self._stores.ensure_bucket(base_uri)
             place = upload_place.prepare(self._stores, upload, before)
-            stored = completing.compare(place, upload).complete
+            stored = completing.compare(place, upload)
+            if self._copied_from_source(place, upload, stored):
+                stored = completing.compare(place, upload)
             hashes_are_taken = stored_block_hashes.is_taken(
                 place, stored_block_hashes.of_announced(announced.items)
             )
@@ -181,12 +186,19 @@ class SignedUrls:
             "base_uri": base_uri,
             **signer.expiry,
             "upload_urls": {"readme": readme, "items": items},
-            "stored": sorted(stored),
+            "stored": sorted(stored.complete),
         }
         if hashes_are_taken:
             url = signer.put_url(bucket, keys.uploaded_block_hashes, {})
             answer["block_hashes_url"] = {"url": url, "headers": {}}
         return answer
+
+    def _copied_from_source(self, place: Place, upload: PendingUpload, stored: Stored) -> bool:
+        """Have the store copy what it has already, if the caller may read it; return whether."""
+        source = derived.source_of(upload)
+        if source is None or not may_search(source):
+            return False
+        return derived.copy_items(self._stores, source, place, upload, stored) > 0
 
     def get_uploads(self, asked: Asked) -> Mapping[str, Any]:
         """List the caller's pending uploads."""
