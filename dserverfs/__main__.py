@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -15,7 +16,12 @@ def main() -> int:
     from dserverfs.cli import main as cli
 
     signal.signal(signal.SIGINT, at_start)
-    return cli.main()
+    status = cli.main()
+    if status == cli.EXIT_INTERRUPTED:
+        # All that was open is closed. The interpreter would wait for threads that wait for a
+        # server, which may hang.
+        os._exit(status)
+    return status
 
 
 if __name__ == "__main__":

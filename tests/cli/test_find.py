@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import random
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from dserverfs.base.limits import LAST_DATE_S
 from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI
 from dserverfs.cli.find import EXIT_NOTHING, EXIT_TROUBLE
 from dserverfs.cli.found_datasets import MAX_CREATOR_WIDTH, MIN_NAME_WIDTH, Hit, table, text_width
+from tests.support.accounts import Account
 from tests.support.findable import ALPHA, BETA, GAMMA, md5, put_on
 from tests.support.logins import Run
 from tests.support.quirky_server import BASE_URI, TOKEN, QuirkyServer, says
@@ -217,6 +220,31 @@ def test_what_cannot_be_looked_into_is_one_line_and_trouble(
     assert (status, out) == (EXIT_TROUBLE, f"{uris(quirky, BETA)[0]}\n")
     (line,) = err.splitlines()
     assert line.startswith(f"dserverfs: {quirky.entries[0]['uri']}: cannot be looked into: ")
+
+
+def test_interrupt_does_not_wait_for_a_server_that_hangs(
+    find: Find, quirky: QuirkyServer, current_user: Account
+) -> None:
+    reached, is_over = threading.Event(), threading.Event()
+
+    def hang(handler: Any) -> None:
+        reached.set()
+        is_over.wait(60)
+
+    quirky.broken["GET /manifests/"] = hang
+    host = quirky.url.removeprefix("http://")
+    options = ("--name", BETA, "--hash", "0" * 32)
+    command = current_user.dserverfs_command("find", "--server", host, *options)
+    try:
+        with current_user.spawn(*command, env={"DSERVER_TOKEN": TOKEN}) as process:
+            assert reached.wait(60)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+    finally:
+        is_over.set()
+
+    assert (process.returncode, said) == (130, b"")
+    assert quirky.asked("GET /manifests/") == 1  # it was not given up, and tried again
 
 
 # The table
