@@ -171,7 +171,7 @@ class HashPages:
         if content.number_of_blocks < 2:
             return False
         self.request(content, 0)
-        return self.find(content, [0]) != [None] or self.obtain(content, 0) is not None
+        return self.obtain(content, 0) is not None
 
     def has_source(self, dataset: Dataset) -> bool:
         """Return whether the server has hashes of a dataset; blocks, raises DserverfsError."""
@@ -188,8 +188,6 @@ class HashPages:
 
     def forget_item(self, content: ItemContent) -> None:
         """Drop all hashes of an item that turned out to be wrong."""
-        if content.number_of_blocks < 2:
-            return
         with self._lock:
             for page in list(self._pages.get(content.key, ())):
                 self._drop_locked(_PageKey(content.key, page))

@@ -7,7 +7,7 @@ from pathlib import Path
 _SAME = "the program does the same"
 _MOMENT = "the difference is one moment of a clock, or one byte of a limit of ours"
 _SLOWER = "it only takes longer, or asks more often"
-_RACE = "it differs only if another process does the same at the same moment"
+_RACE = "it differs only if another process or thread does the same at the same moment"
 _TYPES = "it is there for the type checker: a condition that the other one contains, an alias"
 
 # By module and reason: what is in the source, and what the mutant has in its place.
@@ -68,6 +68,35 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
                 "shutil.rmtree(session, ignore_errors=True)",
                 "shutil.rmtree(session, ignore_errors=False)",
             ),
+        ],
+    },
+    "writing/edits/sender": {
+        _SLOWER: [  # what must not be sent is looked at once more when its turn comes
+            (
+                "self._local.wait_until_closed(min(timeout_s, LATE_CLOSE_S))",
+                "self._local.wait_until_closed(max(timeout_s, LATE_CLOSE_S))",
+            ),
+            (
+                "if file.note.is_complete and file not in self._sending.values():",
+                "if (file not in self._sending.values()):",
+            ),
+            (
+                "if file.note.is_complete and file not in self._sending.values():",
+                "if (file.note.is_complete):",
+            ),
+            ("self._refused.discard(file)", "pass"),
+        ],
+        _TYPES: [
+            (
+                "if file.target is None or not file.is_unsent or not file.note.is_complete:",
+                "if (not file.is_unsent or not file.note.is_complete):",
+            )
+        ],
+        _SAME: [
+            (
+                "change = Change(target, content, 0, None, None)",
+                "change = Change(target, content, 1, None, None)",
+            )
         ],
     },
     "writing/edits/local_file": {_SAME: [("self.changes = 1", "self.changes = 2")]},
@@ -144,6 +173,59 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
             ),
         ],
     },
+    "reading/cache/eviction": {
+        _SLOWER: [  # the files of a row that went with another one give back nothing more
+            (
+                "if freed < size_in_bytes and row not in evicted:",
+                "if (freed < size_in_bytes):",
+            )
+        ],
+        _MOMENT: [
+            (
+                "if 0 <= time.time() - mark.stat().st_mtime < SWEEP_EVERY_S:",
+                "if 0 <= time.time() - mark.stat().st_mtime <= SWEEP_EVERY_S:",
+            ),
+            (
+                "if time.time() - path.lstat().st_mtime >= older_than_s:",
+                "if time.time() - path.lstat().st_mtime > older_than_s:",
+            ),
+        ],
+    },
+    "reading/hash_pages": {
+        _RACE: [
+            (
+                "is_wanted = self._in_memory(key) is None and not ("
+                " self._is_noted_locked(key) or self._is_noted_locked(content.dataset.uri) )",
+                "is_wanted = (not (self._is_noted_locked(key) or"
+                " self._is_noted_locked(content.dataset.uri)))",
+            )
+        ],
+        _SAME: [  # the page of both blocks is the same, and so is the item of each page
+            ("self.request(content, 0)", "self.request(content, 1)"),
+            (
+                "return self.obtain(content, 0) is not None",
+                "return self.obtain(content, 1) is not None",
+            ),
+            (
+                "for key in (_of_item(content, 0), _of_content(content, 0)):",
+                "for key in (_of_item(content, 1), _of_content(content, 0)):",
+            ),
+            (
+                "for key in (_of_item(content, 0), _of_content(content, 0)):",
+                "for key in (_of_item(content, 0), _of_content(content, 1)):",
+            ),
+        ],
+        _MOMENT: [
+            (
+                "if len(self._not_before_s) > MAX_NOTED:",
+                "if len(self._not_before_s) >= MAX_NOTED:",
+            ),
+            (
+                "while self._bytes > MAX_MEMORY_BYTES and len(self._pages) > 1:",
+                "while self._bytes >= MAX_MEMORY_BYTES and len(self._pages) > 1:",
+            ),
+        ],
+    },
     "writing/staging/dataset": {
         _SAME: [
             ("self._changes = 0", "self._changes = 1"),
@@ -187,6 +269,14 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
     },
     "writing/staging/area": {
         _SAME: [("del self._known[path]", "pass")],
+    },
+    "writing/upload/put_retry": {
+        _MOMENT: [
+            (
+                "while left > 0 and not self._broken.is_set():",
+                "while left >= 0 and not self._broken.is_set():",
+            )
+        ],
     },
     "writing/freeze_schedule": {
         _TYPES: [

@@ -76,7 +76,40 @@ def test_nothing_is_taken_over_after_the_stop(cache: BlockCache, local: LocalDat
     assert found(cache, local) == {}
 
 
-def test_no_more_is_taken_over_than_the_limit(cache: BlockCache, local: LocalDataset) -> None:
-    adopt(cache, uri_of(local), local, threading.Event(), max_bytes=10)
+@pytest.mark.parametrize("max_bytes", [5, 6, 7, sum(map(len, CONTENTS.values()))])
+def test_no_more_is_taken_over_than_the_limit(
+    cache: BlockCache, local: LocalDataset, max_bytes: int
+) -> None:
+    adopt(cache, uri_of(local), local, threading.Event(), max_bytes=max_bytes)
+
+    fitting = {name: data for name, data in CONTENTS.items() if len(data) <= max_bytes}
+    assert found(cache, local) == fitting
+
+
+def test_stop_between_two_items_ends_it(cache: BlockCache, local: LocalDataset) -> None:
+    class Soon(threading.Event):
+        def is_set(self) -> bool:
+            was_set = super().is_set()
+            self.set()
+            return was_set
+
+    adopt(cache, uri_of(local), local, Soon())
 
     assert found(cache, local) == {"small.txt": CONTENTS["small.txt"]}
+
+
+@pytest.mark.parametrize("fault", ["missing", "shorter"])
+def test_item_that_cannot_be_read_keeps_no_other_away(
+    cache: BlockCache, local: LocalDataset, fault: str
+) -> None:
+    (item,) = (item for item in local.items.values() if item.relpath == "small.txt")
+    path = local.path_of(item)
+    if fault == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"small")
+        os.utime(path, ns=(item.mtime_ns, item.mtime_ns))
+
+    adopt(cache, uri_of(local), local, threading.Event())
+
+    assert found(cache, local) == {"large.bin": CONTENTS["large.bin"]}

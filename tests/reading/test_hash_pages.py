@@ -17,7 +17,7 @@ from dserverfs.base.model import BackendURI, Dataset, Identifier
 from dserverfs.reading import hash_pages
 from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.cache.block_keys import PAGE
-from dserverfs.reading.hash_pages import ABSENT_S, RETRY_S, HashPages
+from dserverfs.reading.hash_pages import ABSENT_S, RETRY_S, HashPages, NoHashes
 from tests.support.reading_world import DATASET, Hashes
 
 NUMBER = PAGE + 3  # of the blocks of an item, whose hashes are two pages
@@ -133,7 +133,10 @@ def test_item_of_one_block_has_no_hashes_and_one_of_two_has(bench: Bench) -> Non
     assert not bench.pages.are_there(ONE_BLOCK)
     assert not bench.pages.has_some(ONE_BLOCK)
 
-    assert bench.pages.are_there(TWO_BLOCKS)
+    for there in (False, True):
+        bench.source.are_there = there
+        assert bench.pages.are_there(TWO_BLOCKS) is there
+        bench.now_s += ABSENT_S
     assert bench.pages.find(TWO_BLOCKS, [0, 1]) == EACH[:2]
     assert bench.pages.obtain(TWO_BLOCKS, 1) == EACH[1]
     assert bench.pages.has_some(TWO_BLOCKS)
@@ -275,6 +278,8 @@ def test_hashes_of_an_item_that_was_compared_serve_all_with_its_content(bench: B
     assert bench.anew().find(item("of another", hash="1" * 32), indices) == [None] * 4
     assert not bench.source.ranges
     bench.pages.check()
+    bench.cache.close()
+    assert bench.pages.find(ITEM, [0]) == EACH[:1], "they are in memory, too"
 
 
 def test_item_that_turned_out_wrong_has_no_hashes_any_more(bench: Bench) -> None:
@@ -301,6 +306,18 @@ def test_page_that_is_damaged_in_the_cache_counts_as_none(
     assert bench.anew().find(ITEM, [0]) == [None]
 
 
+def test_page_that_is_damaged_for_all_may_be_right_for_one_item(bench: Bench) -> None:
+    bench.pages.learn(ITEM, HASHES)
+    for path in bench.cache.directory.glob("?/*"):
+        content = bytearray(path.read_bytes())
+        content[5] ^= 1
+        path.write_bytes(content)
+    bench.pages.renew(ITEM, 0)
+    bench.pages.wait()
+
+    assert bench.anew().find(ITEM, [0]) == EACH[:1]
+
+
 def test_item_that_is_read_keeps_its_pages_and_the_oldest_gives_way(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,6 +333,7 @@ def test_item_that_is_read_keeps_its_pages_and_the_oldest_gives_way(
 
     assert [bench.pages.has_some(each) for each in (ITEM, TWO_BLOCKS_OF_ANOTHER)] == [True, False]
     assert bench.pages.find(ITEM, [0, PAGE]) == [EACH[0], EACH[PAGE]]
+    assert bench.pages.find(TWO_BLOCKS_OF_ANOTHER, [1]) == EACH[1:2], "the cache has it"
 
 
 def test_wait_is_over_when_what_came_is_kept(bench: Bench) -> None:
@@ -339,6 +357,40 @@ def test_wait_is_over_when_what_came_is_kept(bench: Bench) -> None:
     waiting.join(20)
 
     assert done == ["kept", "waited"]
+
+
+def test_dataset_whose_hashes_are_slow_is_not_waited_for_again_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.source.may_answer.clear()
+    items = [item(f"item {number}") for number in range(3)]
+    for each in items:
+        bench.pages.request(each, 0)
+    monkeypatch.setattr(hash_pages, "WAIT_S", 0.01)
+    first = bench.pages.obtain(items[0], 0)
+    monkeypatch.setattr(hash_pages, "WAIT_S", 1000.0)
+    second = bench.pages.obtain(items[1], 0)
+
+    assert (first, second) == (None, None)
+    bench.now_s += RETRY_S
+    threading.Timer(0.05, bench.source.may_answer.set).start()
+    assert bench.pages.obtain(items[2], 0) == EACH[0]
+
+
+def test_who_waits_for_hashes_has_them_when_they_come(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hash_pages, "WAIT_S", 1000.0)
+    bench.source.may_answer.clear()
+    bench.pages.request(ITEM, 0)
+    got: list[bytes | None] = []
+    reader = threading.Thread(target=lambda: got.append(bench.pages.obtain(ITEM, 0)), daemon=True)
+    reader.start()
+
+    bench.source.may_answer.set()
+    reader.join(20)
+
+    assert got == EACH[:1]
 
 
 def test_end_lets_go_of_those_who_wait_for_hashes(
@@ -375,3 +427,4 @@ def test_whether_a_dataset_has_hashes_is_the_source_s_to_say(bench: Bench) -> No
     assert bench.pages.has_source(DATASET)
     bench.source.are_there = False
     assert not bench.pages.has_source(DATASET)
+    assert not HashPages(bench.cache, NoHashes()).has_source(DATASET)

@@ -86,6 +86,7 @@ def test_hashing_that_is_given_up_is_begun_anew() -> None:
     assert hashing is not None
     assert hashes.begin_hashing(ITEM) is hashing
 
+    assert not hashing.is_given_up
     hashes.give_up(ITEM)
 
     assert hashing.is_given_up
@@ -246,6 +247,7 @@ def test_end_and_a_lost_block_let_go_of_all_who_wait() -> None:
     hashes.give_up(items[0])
     hashes.forget(items[1])
     hashes.give_up(replace(ITEM, key="that nobody hashes"))
+    assert [hashes.hashing(item) is None for item in items] == [True, True, False]
     hashes.close()
     for thread in waiting:
         thread.join(30)
@@ -265,8 +267,33 @@ def test_who_waits_for_a_block_is_told_when_it_is_hashed() -> None:
 
     waiting = threading.Thread(target=wait)
     waiting.start()
+    assert hashing.next == 0
     hashing.feed(MemoryBlock(BLOCKS[0]), ITEM)
     waiting.join(30)
 
     assert told == [True]
     assert len(hashing.serials) == 1
+
+
+def test_block_of_which_the_arrival_is_not_known_is_not_recognised() -> None:
+    hashes = ItemHashes(Policy.COMPLETE)
+    hashing = hashes.begin_hashing(ITEM)
+    assert hashing is not None
+    unknown = [MemoryBlock(data, serial=0) for data in BLOCKS]
+    for block in unknown:
+        hashing.feed(block, ITEM)
+
+    hashes.finish(ITEM, hashing)
+
+    assert not hashes.recognises(ITEM, 0, unknown[0])
+
+
+def test_limits_are_those_of_large_data() -> None:
+    hashes = ItemHashes(Policy.STRICT)
+    items = [replace(ITEM, key=f"item {number}") for number in range(100)]
+    for item in items:
+        hashes.mark_verified(item)
+
+    assert all(known(hashes, items))
+    for size, is_strict in [(256 * 2**20, True), (256 * 2**20 + 1, False)]:
+        assert hashes.is_strict_with(replace(ITEM, size_in_bytes=size)) is is_strict

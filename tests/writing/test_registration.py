@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Container, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,6 +151,33 @@ def test_store_that_cannot_be_asked_is_told_of(bench: Bench) -> None:
 
     with pytest.raises(Unreachable, match="away"):
         bench.registered()
+
+
+def test_no_more_is_looked_for_after_a_failure(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on = threading.Event()
+    first, second, _ = bench.local.items
+    bench.wrong[first] = Unreachable("away")
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            may_go_on.set()
+            super().shutdown(wait=wait)
+
+    def require(content: ItemContent) -> None:
+        assert content.identifier == first or may_go_on.wait(20)
+        bench._require(content)
+
+    monkeypatch.setattr(registry, "LOOKING_THREADS", 1)
+    monkeypatch.setattr(registry, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(bench.registration._stored, "require", require)
+
+    with pytest.raises(Unreachable):
+        bench.registered()
+
+    assert {content.identifier for content in bench.looked_for} <= {first, second}
 
 
 def test_dataset_without_its_manifest_is_not_registered(bench: Bench) -> None:

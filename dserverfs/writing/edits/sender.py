@@ -64,7 +64,7 @@ class EditSender:
         self._local.wait_until_closed(min(timeout_s, LATE_CLOSE_S))
         with self._local.lock:
             under_way = set(self._sending.values())
-            going = self._submit_all(f for f in self._local.unsent() if f not in under_way)
+            going = self._submit_all(self._local.unsent())
         wait_for(going, timeout=max(end_s - time.monotonic(), 0.0))
         # What was under way may have been refused for a reason that is over.
         with self._local.lock:
