@@ -100,8 +100,8 @@ def test_dataset_is_made_by_separate_commands(dtool: Dtool, base: str, s3: None)
     assert dtool.output("status", uri) == "frozen\n"
     dataset = stored(uri)
     assert dataset.name == "by-commands"
-    assert dataset.admin_metadata["creator_username"] == "tester"
-    assert dataset.admin_metadata["created_at"] < dataset.admin_metadata["frozen_at"]
+    assert dataset._admin_metadata["creator_username"] == "tester"
+    assert dataset._admin_metadata["created_at"] < dataset._admin_metadata["frozen_at"]
     assert dataset.get_readme_content() == "---\ndescription: über\n"
     assert dataset.list_tags() == ["one"]
     assert dataset.get_annotation("typed") == {"a": [1, 2.5, None, True]}
@@ -203,7 +203,7 @@ def test_dataset_is_copied_from_disk(dtool: Dtool, base: str, tmp_path: Path, s3
     assert uri == f"{base}/{before['uuid']}"
     dataset = stored(uri)
     for key in ("uuid", "name", "creator_username", "created_at", "frozen_at"):
-        assert dataset.admin_metadata[key] == pytest.approx(before[key], abs=0.001), key
+        assert dataset._admin_metadata[key] == pytest.approx(before[key], abs=0.001), key
     assert dataset.get_readme_content() == README
     assert dataset.list_tags() == ["testing"]
     assert dataset.get_annotation("answer") == {"value": 42, "text": "ü"}
@@ -233,7 +233,7 @@ def test_dataset_is_copied_between_base_uris(
     copy = dtool.output("cp", "-q", uri, target).strip()
 
     assert copy.startswith(target)
-    assert stored(copy).admin_metadata == stored(uri).admin_metadata
+    assert stored(copy)._admin_metadata == stored(uri)._admin_metadata
     before, after = stored(uri), stored(copy)
     for identifier in before.identifiers:
         assert after.item_properties(identifier) == before.item_properties(identifier)
@@ -267,7 +267,7 @@ def test_broken_copy_is_resumed(dtool: Dtool, base: str, tmp_path: Path, s3: Non
     assert dtool.output("diff", "--full", uri, local)
     assert dtool.output("verify", "--full", uri) == "All good :)\n"
     frozen_at = json.loads((local / ".dtool/dtool").read_text())["frozen_at"]
-    assert stored(uri).admin_metadata["frozen_at"] == pytest.approx(frozen_at, abs=0.001)
+    assert stored(uri)._admin_metadata["frozen_at"] == pytest.approx(frozen_at, abs=0.001)
 
 
 def test_server_away_at_the_freeze_loses_nothing(
@@ -433,7 +433,7 @@ def test_dataset_is_copied_from_a_link(
     ).strip()
 
     assert stored(copy).name == "linked"
-    assert stored(copy).admin_metadata["created_at"] == stored(uri).admin_metadata["created_at"]
+    assert stored(copy)._admin_metadata["created_at"] == stored(uri)._admin_metadata["created_at"]
 
 
 @pytest.mark.usefixtures("fuse")
