@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,8 +83,28 @@ def _write_readme(place: MountedPath, message: str | None) -> None:
     from dserverfs.cli import mounted, readme
     from dserverfs.settings import Settings
 
-    mounted.last(place.ask("staged"))
-    if message is None:
-        readme.edit(place.path, Settings.load())
-    else:
+    staged = mounted.last(place.ask("staged"))
+    if message is not None:
         readme.describe(place.path, message)
+        return
+    with _not_by_itself(place.path) if staged["armed"] else contextlib.nullcontext():
+        readme.edit(place.path, Settings.load())
+
+
+@contextlib.contextmanager
+def _not_by_itself(directory: Path) -> Iterator[None]:
+    """Keep a dataset from being frozen while somebody takes time; raises UsageError."""
+    from dserverfs.base.errors import UsageError
+    from dserverfs.tree.filesystem import FREEZE_ATTRIBUTE
+
+    try:
+        os.setxattr(directory, FREEZE_ATTRIBUTE, b"manual")
+    except OSError as error:
+        raise UsageError(
+            f"{directory}: cannot wait for an editor ({error.strerror}): it may be frozen already"
+        ) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it was discarded
+            os.setxattr(directory, FREEZE_ATTRIBUTE, b"auto")

@@ -13,6 +13,8 @@ import json
 import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -69,7 +71,8 @@ def edit(directory: Path, settings: Settings) -> None:
     """Have the user's editor change the README, made of dtool's template where there is none.
 
     Raises UsageError if the editor fails, or leaves the template as it was: then nothing is
-    written. The editor gets a copy elsewhere, lest its own files become items.
+    written. The editor gets a copy elsewhere, lest its own files become items; the copy is kept
+    if it cannot be written back.
     """
     known = _known(directory)
     template = known or from_template(settings)
@@ -78,12 +81,16 @@ def edit(directory: Path, settings: Settings) -> None:
         path.write_text(template, "utf-8")
         _run_editor(path)
         try:
-            edited = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{README}: what the editor left cannot be read: {error}") from error
-    if not edited.strip() or (edited == template and not known):
-        raise UsageError(f"{README}: nothing was written into it, so nothing is frozen")
-    _write(directory, edited)
+            edited = _read(path)
+            if not edited or (edited == template and not known):
+                raise _NothingWritten(f"{README}: nothing was written, so nothing is frozen")
+            if _known(directory) != known:
+                raise UsageError(f"{directory / README}: was changed meanwhile, and stays so")
+            _write(directory, edited)
+        except _NothingWritten:
+            raise
+        except UsageError as error:
+            raise UsageError(f"{error}; what you wrote is in {_kept(path)}") from error
 
 
 def from_template(settings: Settings) -> str:
@@ -120,14 +127,30 @@ creation_date: {date}
 """
 
 
+class _NothingWritten(UsageError):
+    """The user left the editor without having written anything."""
+
+
 def _known(directory: Path) -> str:
     """Return the README that is there; nothing if it is blank. Raises UsageError."""
-    with _told(directory / README):
+    return _read(directory / README)
+
+
+def _read(path: Path) -> str:
+    """Return the text of a file; nothing if it is blank, or not there. Raises UsageError."""
+    with _told(path):
         try:
-            text = (directory / README).read_text("utf-8")
+            text = path.read_text("utf-8")
         except FileNotFoundError:
             return ""
     return text if text.strip() else ""
+
+
+def _kept(path: Path) -> Path:
+    """Move a file to where nobody deletes it; return its place."""
+    kept = Path(tempfile.mkdtemp(prefix="dserverfs-")) / path.name
+    shutil.move(path, kept)
+    return kept
 
 
 def _write(directory: Path, content: str) -> None:
@@ -138,11 +161,15 @@ def _write(directory: Path, content: str) -> None:
 
 def _run_editor(path: Path) -> None:
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    # Ctrl-C is for the editor, whose text would be lost with us.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         command = [*shlex.split(editor), str(path)]
         status = subprocess.run(command, env=child_processes.environment(), check=False).returncode
     except (OSError, ValueError) as error:
         raise UsageError(f"{editor}: cannot be started to edit {README}: {error}") from error
+    finally:
+        signal.signal(signal.SIGINT, before)
     if status:
         raise UsageError(f"{editor}: ended with status {status}, so nothing is written or frozen")
 

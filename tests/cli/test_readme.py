@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +156,7 @@ def test_readme_is_written_in_an_editor(
     [
         ("echo x >> $1; exit 3", "ended with status 3"),
         (": > $1", "nothing was written"),
-        ("printf '\\377' > $1", "cannot be read"),
-        ("rm $1", "cannot be read"),
+        ("rm $1", "nothing was written"),
         (None, "cannot be started"),
     ],
 )
@@ -189,3 +189,37 @@ def test_template_that_is_left_as_it_was_is_not_written(
         readme.edit(tmp_path, Settings({}, {}))
 
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("printf 'b: \\377' > $1", "is no text in UTF-8"),
+        ("echo b: 2 > $1; echo a: 2 > {readme}", "was changed meanwhile, and stays so"),
+        ("echo b: 2 > $1; rm {readme}; mkdir {readme}", "Is a directory"),
+    ],
+)
+def test_what_cannot_be_written_back_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
+) -> None:
+    path = tmp_path / "README.yml"
+    path.write_text("a: 1\n")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("VISUAL", editor(tmp_path, script.format(readme=path)))
+
+    with pytest.raises(UsageError, match=f"{said}.*; what you wrote is in ") as failed:
+        readme.edit(tmp_path, Settings({}, {}))
+
+    kept = Path(str(failed.value).rpartition(" is in ")[2])
+    assert kept.read_bytes().startswith(b"b: ")
+    assert kept.parent.parent == tmp_path
+
+
+def test_control_c_is_for_the_editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISUAL", editor(tmp_path, "kill -INT $PPID; echo a: 1 > $1"))
+
+    readme.edit(tmp_path, Settings({}, {}))
+
+    assert (tmp_path / "README.yml").read_text() == "a: 1\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

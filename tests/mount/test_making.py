@@ -271,3 +271,19 @@ def test_dataset_that_has_no_room_is_not_derived(
 
     assert "has 4.9 KiB, and the disk for new datasets has 4.9 KiB free" in capsys.readouterr().err
     assert not (base / "no-room").exists()
+
+
+def test_dataset_waits_for_a_command_while_its_readme_is_edited(
+    dataset: Path, current_user: Account, tmp_path: Path
+) -> None:
+    (dataset / "item").write_text("item")
+    editor, seen = tmp_path / "editor", tmp_path / "seen"
+    status_command = f"{current_user.python} -m dserverfs status --json {dataset}"
+    editor.write_text(f"#!/bin/sh\n{status_command} > {seen}\nexit 1\n")
+    editor.chmod(0o755)
+
+    done = current_user.dserverfs("freeze", "--edit", dataset, env={"EDITOR": str(editor)})
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert json.loads(seen.read_text())["armed"] is False
+    assert status(current_user, dataset)["armed"] is True
