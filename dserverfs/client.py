@@ -18,7 +18,7 @@ from dserverfs.base.hashes import Policy
 from dserverfs.base.model import User
 from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.offline import KeptAnswers
-from dserverfs.catalogue.refreshed import MOUNT, Staleness
+from dserverfs.catalogue.refreshed import COMMAND, MOUNT, Staleness
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.block_cache import BlockCache, CacheUsage
 from dserverfs.reading.hash_objects import HashObjects
@@ -45,6 +45,8 @@ from dserverfs.writing.staging.used_directories import UsedDirectories
 from dserverfs.writing.upload.uploader import Uploader
 
 logger = logging.getLogger(__name__)
+
+AS_COMMANDS = COMMAND  # the staleness of what a command is told
 
 
 class Client:
@@ -97,7 +99,7 @@ class Client:
         self.resolver = Resolver(self._transport, self._storage, routes)
         self.metadata_writes = MetadataWrites(routes, self.resolver)
         known = self._directory / "manifests"
-        answers = KeptAnswers(self.resolver, known)
+        answers = KeptAnswers(self.resolver, known, staleness=staleness)
         self.catalogue = Catalogue(answers, server, known, staleness=staleness)
         self.block_hashes = FirstOf(
             [HashObjects(self.resolver, self._storage), HashOverlays(self.resolver)]

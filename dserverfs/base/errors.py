@@ -99,6 +99,8 @@ class NotAuthenticated(PermissionDenied):
 class Unreachable(DserverfsError):
     """No connection, or none that carries an answer; trying later may help."""
 
+    lasting = False  # it has been so for a while: there is no use in trying again at once
+
 
 class NotConnected(Unreachable):
     """No connection could be made, so that nothing was asked."""

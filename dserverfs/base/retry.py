@@ -167,6 +167,8 @@ def wait_s(
 
 
 def _may_pass(error: DserverfsError) -> bool:
+    if isinstance(error, Unreachable) and error.lasting:
+        return False
     if isinstance(error, DeadlineExceeded):
         return isinstance(error, Stalled)
     return isinstance(error, (*AWAY, Garbled))

@@ -97,7 +97,7 @@ class Catalogue:
         # server's answer, which may be older, lacks it.
         self._learned: dict[BackendURI, tuple[Dataset, float]] = {}
         self._searches: weakref.WeakSet[RefreshedValue[tuple[FoundAt, ...]]] = weakref.WeakSet()
-        self._user = self._refreshed(answers.user)
+        self._user = self._refreshed(answers.user, lambda: _at_hand(answers.last_user()))
 
     def close(self) -> None:
         self._background.shutdown(wait=False, cancel_futures=True)
@@ -129,7 +129,8 @@ class Catalogue:
                     base_uri, DatasetNames(reserved | {UUID_DIRECTORY, FIND_DIRECTORY})
                 )
                 listing = self._listings[base_uri] = self._refreshed(
-                    lambda: names.bind(self._with_learned(base_uri))
+                    lambda: names.bind(self._with_learned(base_uri, self._answers.datasets)),
+                    lambda: self._recalled_listing(base_uri, names),
                 )
         return listing.get()
 
@@ -149,11 +150,12 @@ class Catalogue:
 
     def readme(self, dataset: Dataset) -> bytes:
         """Return the content of README.yml."""
-        return self._of(self._readmes, dataset, self._answers.readme)
+        return self._of(self._readmes, dataset, self._answers.readme, self._answers.last_readme)
 
     def metadata(self, dataset: Dataset) -> Metadata:
         """Return admin metadata, tags, overlays and annotations."""
-        return self._of(self._metadata, dataset, self._answers.metadata)
+        answers = self._answers
+        return self._of(self._metadata, dataset, answers.metadata, answers.last_metadata)
 
     # Changes
 
@@ -377,8 +379,17 @@ class Catalogue:
             self._resolved.update((self.uri_of(dataset), dataset) for dataset in datasets)
         return datasets
 
-    def _with_learned(self, base_uri: str) -> list[Dataset]:
-        listed = self._answers.datasets(base_uri)
+    def _recalled_listing(
+        self, base_uri: str, names: DatasetNames
+    ) -> Callable[[], Mapping[str, Dataset]] | None:
+        """Return what binds names to the datasets of the last listing, if there was one."""
+        if (kept := self._answers.last_datasets(base_uri)) is None:
+            return None
+        # Not before it is shown: a name that is bound stays bound.
+        return lambda: names.bind(self._with_learned(base_uri, lambda _: kept))
+
+    def _with_learned(self, base_uri: str, ask: Callable[[str], list[Dataset]]) -> list[Dataset]:
+        listed = ask(base_uri)
         known = {dataset.uuid for dataset in listed}
         with self._lock:
             now = self._clock_s()
@@ -393,19 +404,26 @@ class Catalogue:
     def _named(self, dataset: Dataset) -> dict[str, Dataset]:
         return self._names[dataset.base_uri].bind([dataset])
 
-    def _refreshed(self, fetch: Callable[[], T]) -> RefreshedValue[T]:
-        return RefreshedValue(fetch, FRESH_S, self._background, self._clock_s, self._waits)
+    def _refreshed(
+        self,
+        fetch: Callable[[], T],
+        recall: Callable[[], Callable[[], T] | None] = lambda: None,
+    ) -> RefreshedValue[T]:
+        return RefreshedValue(fetch, FRESH_S, self._background, self._clock_s, self._waits, recall)
 
     def _of(
         self,
         values: OrderedDict[BackendURI, RefreshedValue[T]],
         dataset: Dataset,
         ask: Callable[[Dataset], T],
+        last: Callable[[Dataset], T | None],
     ) -> T:
         with self._lock:
             value = values.get(dataset.uri)
             if value is None:
-                value = values[dataset.uri] = self._refreshed(lambda: self._asked(dataset, ask))
+                value = values[dataset.uri] = self._refreshed(
+                    lambda: self._asked(dataset, ask), lambda: _at_hand(last(dataset))
+                )
                 if len(values) > self._max_datasets:
                     values.popitem(last=False)
             else:
@@ -446,6 +464,11 @@ class Catalogue:
         logger.info("%s: is gone: %s", dataset.uri, error)
         self._answers.drop(dataset)
         return error
+
+
+def _at_hand(value: T | None) -> Callable[[], T] | None:
+    """Return what gives a value, if there is one."""
+    return None if value is None else lambda: value
 
 
 def only_base_uri(uri: DserverURI, found: Collection[str], user: str) -> str:

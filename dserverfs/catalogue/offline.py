@@ -13,13 +13,14 @@ nothing.
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,7 @@ from dserverfs.base.local_files import remove_if_possible
 from dserverfs.base.model import UUID, Dataset, User
 from dserverfs.base.retry import AWAY, AWAY_OR_EXPIRED
 from dserverfs.base.sealed_files import sealed_content, write_sealed
+from dserverfs.catalogue.refreshed import COMMAND, Staleness
 from dserverfs.remote.api import Metadata, Resolver
 from dserverfs.remote.server_index import ServerIndex
 
@@ -63,8 +65,13 @@ class KeptAnswers:
         directory: Path,
         clock_s: Callable[[], float] = boottime_s,
         now_s: Callable[[], float] = time.time,
+        staleness: Staleness = COMMAND,
     ) -> None:
-        """`directory` is made when it is needed; `now_s` is of the clock that processes share."""
+        """`directory` is made when it is needed; `now_s` is of the clock that processes share.
+
+        `staleness` says whether a server whose last answer is known has all its time.
+        """
+        self._staleness = staleness
         self._resolver = resolver
         self._directory = directory
         self._clock_s = clock_s
@@ -77,10 +84,12 @@ class KeptAnswers:
 
     def require_signed_urls(self) -> None:
         """Raise Unsupported if the server cannot sign URLs; not if it is away and was known."""
+        is_known = self._load("user") is not None
         try:
-            self._resolver.require_signed_urls()
+            with self._asking(hurried=is_known):
+                self._resolver.require_signed_urls()
         except AWAY as error:
-            if self._load("user") is None:
+            if not is_known:
                 raise
             logger.warning("%s; what is known of it is shown", error)
 
@@ -168,6 +177,20 @@ class KeptAnswers:
         """Return what answers as the server's index is now; nothing of it is kept."""
         return self._resolver.index
 
+    # The last answers, whether the server is away or not; None if there is none.
+
+    def last_user(self) -> User | None:
+        return self._kept("user", User.from_json)
+
+    def last_datasets(self, base_uri: str) -> list[Dataset] | None:
+        return self._kept(_listing(base_uri), _datasets_from_json)
+
+    def last_readme(self, dataset: Dataset) -> bytes | None:
+        return self._kept(f"readme {dataset.uri}", _decode)
+
+    def last_metadata(self, dataset: Dataset) -> Metadata | None:
+        return self._kept(f"metadata {dataset.uri}", _metadata_from_json)
+
     def forget(self, dataset: Dataset) -> None:
         """Drop what was kept of the README and metadata of a dataset that its user has changed.
 
@@ -203,17 +226,16 @@ class KeptAnswers:
         unless: tuple[type[Exception], ...] = AWAY_OR_EXPIRED,
     ) -> T:
         """Return the server's answer and keep it; after the failures `unless`, the one before."""
-        begun_s, asked_ms = self._clock_s(), int(1000 * self._now_s())
-        if unless and begun_s < self._not_asked_until_s:
+        asked_ms = int(1000 * self._now_s())
+        if unless and self._clock_s() < self._not_asked_until_s:
             kept = self._kept(name, from_json)
             if kept is not None:
                 return kept
+        hurried = unless == AWAY and self._kept(name, from_json) is not None
         try:
-            answer = ask()
-        except unless as error:
-            now_s = self._clock_s()
-            if isinstance(error, AWAY) and now_s >= begun_s + SLOW_S:
-                self._not_asked_until_s = now_s + NOT_ASKED_S
+            with self._asking(hurried=hurried):
+                answer = ask()
+        except unless:
             kept = self._kept(name, from_json)
             if kept is None:
                 raise
@@ -229,6 +251,26 @@ class KeptAnswers:
             self._asked_ms.popitem(last=False)
         self._save(name, to_json(answer), asked_ms)
         return answer
+
+    @contextlib.contextmanager
+    def _asking(self, *, hurried: bool) -> Iterator[None]:
+        """Have a question asked; after one in vain that took long, none is for a while.
+
+        With `hurried` a mount, which can begin without the answer, has it asked once and not
+        for long.
+        """
+        begun_s, slow_s = self._clock_s(), SLOW_S
+        with contextlib.ExitStack() as stack:
+            if hurried and self._staleness.recalls:
+                stack.enter_context(self._resolver.contact.hurried())
+                slow_s = 0.0
+            try:
+                yield
+            except AWAY:
+                now_s = self._clock_s()
+                if now_s >= begun_s + slow_s:
+                    self._not_asked_until_s = now_s + NOT_ASKED_S
+                raise
 
     def _kept(self, name: str, from_json: Callable[[Any], T]) -> T | None:
         """Return the answer that was kept, None if there is none that can be used."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, wait
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RETRY_S = 5.0  # between refreshes that fail
-WAIT_S = 2.0  # of a reader in a mount for a refresh, which may hang: `ls` must not
+WAIT_S = 0.75  # of a reader in a mount for a refresh, which may hang: `ls` has to be within 1 s
 COMMAND_WAIT_S = 30.0  # as long as one question to a server may take
 NO_WAIT_S = 60.0  # after a reader waited in vain, readers do not wait for so long
 RENEW_SHARE = 10  # a value that took 1 s to fetch is not renewed more than every 10 s
@@ -64,11 +65,14 @@ class Staleness(NamedTuple):
 
     ages: int  # a value of up to so many times its `max_age_s` is told at once
     wait_s: float  # for the refresh of an older one, before that is told all the same
+    # Whether an answer that was kept on the disk is told like that, when there is no value yet;
+    # else the server has all its time first.
+    recalls: bool
 
 
-MOUNT = Staleness(ages=2, wait_s=WAIT_S)
+MOUNT = Staleness(ages=2, wait_s=WAIT_S, recalls=True)
 # A script that looks again after a minute is to see what others have changed.
-COMMAND = Staleness(ages=1, wait_s=COMMAND_WAIT_S)
+COMMAND = Staleness(ages=1, wait_s=COMMAND_WAIT_S, recalls=False)
 
 
 class RefreshWaits:
@@ -110,8 +114,11 @@ class RefreshedValue(Generic[T]):
         background: Executor,
         clock_s: Callable[[], float] = boottime_s,
         waits: RefreshWaits | None = None,
+        recall: Callable[[], Callable[[], T] | None] = lambda: None,
     ) -> None:
+        """`recall` gives what makes the value that was kept the last time, if one was."""
         self._fetch = fetch
+        self._recall = recall
         self._max_age_s = max_age_s
         self._background = background
         self._clock_s = clock_s
@@ -163,10 +170,13 @@ class RefreshedValue(Generic[T]):
         """Fetch the value unless another thread just did; blocks. Raises what fetching raises.
 
         All who wait for one thread's fetch get its error: a fetch for each of them would
-        be a storm. Later callers fetch anew.
+        be a storm. Later callers fetch anew. If one was kept, the fetch is waited for as
+        that of a very old value, and then what was kept is the value.
         """
         with self._lock:
             failures = self._failures
+        if self._waits.staleness.recalls and self._recalled():
+            return
         with self._loading:
             with self._lock:
                 if self._values:
@@ -177,9 +187,27 @@ class RefreshedValue(Generic[T]):
                 self._fetch_now()
             except DserverfsError as error:
                 with self._lock:
-                    self._failures += 1
-                    self._failure = error
+                    self._failed_locked(error)
                 raise
+
+    def _recalled(self) -> bool:
+        """Return whether there is a value: one that was kept, if none was fetched shortly."""
+        kept = self._recall()
+        if kept is None:
+            return False
+        with self._lock:
+            self._begin_refresh_locked(self._clock_s())
+            refresh = self._refreshing
+            wait_s = 0.0 if self._waits.are_suspended() else self._waits.staleness.wait_s
+        if refresh is None or wait([refresh], wait_s).done:
+            return False  # it came, or failed, which is told
+        self._waits.suspend()
+        value = kept()
+        with self._lock:
+            if not self._values:
+                self._values = [value]
+                self._as_of_s = -math.inf
+        return True
 
     def renewed(self) -> T:
         """Return a value that was fetched after this call; blocks. Raises what fetching raises."""
@@ -264,6 +292,7 @@ class RefreshedValue(Generic[T]):
         except (NotFound, PermissionDenied) as error:
             with self._lock:
                 self._not_before_locked()
+                self._failed_locked(error)
                 if isinstance(error, NotAuthenticated):  # an expired token takes nothing away
                     self._waits.suspend()
                 else:
@@ -272,6 +301,7 @@ class RefreshedValue(Generic[T]):
         except DserverfsError as error:
             with self._lock:
                 self._not_before_locked()
+                self._failed_locked(error)
             self._waits.suspend()
             logger.info("kept as it was, it cannot be refreshed: %s", error)
         except BaseException:
@@ -280,6 +310,10 @@ class RefreshedValue(Generic[T]):
         finally:
             with self._lock:
                 self._refreshing = None
+
+    def _failed_locked(self, error: DserverfsError) -> None:
+        self._failures += 1
+        self._failure = error
 
     def _not_before_locked(self) -> None:
         self._fresh_until_s = self._retry_at_s = self._clock_s() + RETRY_S

@@ -18,7 +18,7 @@ from dserverfs.base.items import ItemContent
 from dserverfs.base.model import SCHEME, Dataset, DserverURI
 from dserverfs.cli import mounted
 from dserverfs.cli.whole_items import BytesSoFar, Totals, WholeItem
-from dserverfs.client import Client
+from dserverfs.client import AS_COMMANDS, Client
 from dserverfs.reading.open_item import OpenItem
 from dserverfs.settings import Settings
 
@@ -57,6 +57,7 @@ def client_of(uri: DserverURI, cache_directory: Path | None, cache_size: int = A
         cache_directory=directory,
         cache_size=cache_size,
         cache_patience_s=CACHE_PATIENCE_S,
+        staleness=AS_COMMANDS,
     )
 
 

@@ -93,7 +93,7 @@ class _Found:
                 self.staged[known["directory"]] = known
             for change in mounted.last(ask("unsent")):
                 self.unsent[change["file"]] = change
-            for command in ("token", "compared", "reading"):
+            for command in ("token", "server", "compared", "reading"):
                 entry[command] = mounted.newer(ask(command))
             errors = mounted.newer(ask("errors", inode=_ROOT_INODE)) or []
             entry["errors"] = [_shown(error, mount.path) for error in errors]

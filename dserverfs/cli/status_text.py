@@ -34,9 +34,18 @@ def _value(key: str, value: Any) -> str:
         return _progress(value)
     if key == "cached":
         return _cached(value)
+    if key == "server":
+        return _server(value)
     if key == "size_in_bytes":
         return f"{size(value)} ({value} bytes)"
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _server(server: Mapping[str, Any]) -> str:
+    """Return whether the server answers."""
+    if server["answers"]:
+        return "answers"
+    return f"has not answered since {moment(server['since_at'])}: {server['reason']}"
 
 
 def _cached(counted: Mapping[str, int]) -> str:
@@ -106,6 +115,8 @@ def _mount(mount: Mapping[str, Any]) -> Iterator[str]:
     if token := mount.get("token"):
         user = f", of {token['user']}" if token.get("user") else ""
         yield f"    {token['source']}{user}: {_until(token)}"
+    if (server := mount.get("server")) and not server["answers"]:
+        yield f"    the server {_server(server)}"
     counts = mount.get("compared") or {}
     if counts.get("received"):
         yield (

@@ -27,6 +27,7 @@ from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.traces import TracedItem, Traces
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.block_cache import CacheUsage
+from dserverfs.remote.contact import Away
 from dserverfs.remote.tokens import TokenSource, expires_at
 from dserverfs.tree import description
 from dserverfs.tree.frozen_dataset import DatasetTree
@@ -108,15 +109,16 @@ class Commander:
     tokens: TokenSource
     recent_errors: RecentErrors
     cache_usage: Callable[[], CacheUsage | None]
+    look: Callable[[], Away | None]  # at the server
     in_loop: Callable[[Callable[[], Any]], Any]  # calls a function in the event loop; blocks
     forget_name: Callable[[Inode, str], None]  # has the kernel forget an entry of a directory
 
     def __call__(self, request: dict[str, Any]) -> Iterator[Answer]:
         """Yield the answers to a request.
 
-        One of `status`, `staged`, `errors`, `compared`, `reading`, `pending`, `notes`, `unsent`,
-        `items`, `room`, `pin`, `unpin`, `release`, `trace`, `traced`, `freeze`, `discard`,
-        `drain`, `token` and `log`.
+        One of `status`, `staged`, `errors`, `compared`, `reading`, `server`, `pending`, `notes`,
+        `unsent`, `items`, `room`, `pin`, `unpin`, `release`, `trace`, `traced`, `freeze`,
+        `discard`, `drain`, `token` and `log`.
         """
         asked = _Request.of(request)
         command = asked.command
@@ -130,6 +132,8 @@ class Commander:
             yield {"result": self.reader.report.counts._asdict()}
         elif command == "reading":
             yield {"result": self._reading()}
+        elif command == "server":
+            yield {"result": self._server()}
         elif command == "pending":
             yield {"result": self._pending()}
         elif command == "notes":
@@ -182,6 +186,13 @@ class Commander:
             "bytes_per_s": self.reader.report.bytes_per_s(),
         }
 
+    def _server(self) -> dict[str, Any]:
+        """Return whether the server answers, and since when not; asks it."""
+        away = self.look()
+        if away is None:
+            return {"answers": True}
+        return {"answers": False, "since_at": away.since_s, "reason": away.reason}
+
     def _status(self, inode: Inode) -> dict[str, Any]:
         def describe() -> dict[str, Any] | StagedDataset:
             place = self.tree.locate(inode)
@@ -201,8 +212,10 @@ class Commander:
             return description.of_staged(found, self.freezer)
         if found["state"] == "frozen":
             found["cached"] = self._cached(inode)
-            with contextlib.suppress(DserverfsError):  # of the server, which is away
-                found["compared"] = self._compared(inode)
+            found["server"] = self._server()
+            if found["server"]["answers"]:
+                with contextlib.suppress(DserverfsError):  # of the server
+                    found["compared"] = self._compared(inode)
         return found
 
     def _errors(self, inode: Inode, below: str) -> list[dict[str, Any]]:

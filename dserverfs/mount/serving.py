@@ -37,6 +37,7 @@ from dserverfs.mount.replies import Ownership
 from dserverfs.mount.stalls import stalls_logged
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.block_cache import CacheUsage
+from dserverfs.remote.contact import Away
 from dserverfs.remote.tokens import TokenSource
 from dserverfs.settings import Settings
 from dserverfs.tree import description
@@ -107,6 +108,7 @@ class _Parts(NamedTuple):
     tokens: TokenSource
     recent_errors: RecentErrors
     cache_usage: Callable[[], CacheUsage | None]
+    look: Callable[[], Away | None]
     signals: list[int]  # that told it to end
 
     @classmethod
@@ -146,6 +148,7 @@ class _Parts(NamedTuple):
             client.tokens,
             recent_errors,
             client.cache_usage,
+            client.resolver.look,
             [],
         )
 
@@ -241,6 +244,7 @@ async def _tell_ready(
         parts.tokens,
         parts.recent_errors,
         parts.cache_usage,
+        parts.look,
         lambda call: trio.from_thread.run_sync(call, trio_token=token),
         _forget_name,
     )

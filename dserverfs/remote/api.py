@@ -31,6 +31,7 @@ from dserverfs.base.model import UUID, Dataset, Identifier, User, split_base_uri
 from dserverfs.base.printable import listed, public_url
 from dserverfs.base.retry import Deadline, Retries, refused_url
 from dserverfs.remote import manifest_transfer
+from dserverfs.remote.contact import Away, Contact
 from dserverfs.remote.dserver_http import METADATA_TIMEOUT_S, ServerTransport, may_be_json
 from dserverfs.remote.listings import Listings
 from dserverfs.remote.manifest_parsing import dtoolcore_version_in
@@ -84,6 +85,17 @@ class Resolver:
     @property
     def server_url(self) -> str:
         return self._transport.base_url
+
+    @property
+    def contact(self) -> Contact:
+        """Whether the server answers."""
+        return self._transport.contact
+
+    def look(self) -> Away | None:
+        """Return since when the server does not answer; asks it once, and not for long."""
+        with self.contact.hurried(), contextlib.suppress(DserverfsError):
+            self._transport.request("GET", "/config/versions", authenticated=False)
+        return self.contact.away
 
     def capabilities(self) -> Capabilities:
         """Return the server's routes; asked once. Fails at once if nothing listens there."""

@@ -49,6 +49,7 @@ from dserverfs.base.retry import BUSY_STATUSES, Deadline, Retries, anything, ret
 from dserverfs.remote import error_answers
 from dserverfs.remote.answers import Answer
 from dserverfs.remote.connections import Connections
+from dserverfs.remote.contact import Contact
 from dserverfs.remote.json_body import JsonBody
 from dserverfs.remote.tokens import TokenSource
 from dserverfs.remote.trust import Trust, is_loopback, proxy_for
@@ -87,6 +88,7 @@ class ServerTransport:
         max_connections: int = 16,
     ) -> None:
         self.base_url = base_url.rstrip("/")
+        self.contact = Contact()
         self._tokens = tokens
         parts = urllib.parse.urlsplit(self.base_url)
         self._plain = parts.scheme == "http" and not is_loopback(parts.hostname or "")
@@ -169,8 +171,9 @@ class ServerTransport:
     ) -> Answer:
         """Return the 2xx answer to one call; its body is unread without `max_bytes`.
 
-        Asks once more if the token was replaced by then.
+        Asks once more if the token was replaced by then. Tells the contact how it went.
         """
+        limit = self.contact.limit(limit)
         url = f"{self.base_url}{path}"
         if params:
             url += f"?{urllib.parse.urlencode(params)}"
@@ -179,12 +182,17 @@ class ServerTransport:
         while True:
             token = self._tokens.token() if authenticated else None
             self._warn_if_plain(token)
-            response = self._asked(method, url, token, content, limit)
-            if not 200 <= response.status < 300:
-                response.content = self._beginning(response, limit)
-            elif max_bytes is not None:
-                pieces = self.read_pieces(response, limit, max_bytes=max_bytes)
-                response.content = b"".join(pieces)
+            try:
+                response = self._asked(method, url, token, content, limit)
+                if not 200 <= response.status < 300:
+                    response.content = self._beginning(response, limit)
+                elif max_bytes is not None:
+                    pieces = self.read_pieces(response, limit, max_bytes=max_bytes)
+                    response.content = b"".join(pieces)
+            except DserverfsError as error:
+                self.contact.failed(error)
+                raise
+            self.contact.answered()
             failure = self._failure(response, method, path, token)
             if failure is None:
                 return response

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +53,7 @@ def test_second_mount_works_without_the_server_for_what_is_known(
         by_file = {"DSERVER_TOKEN": "", "DSERVER_TOKEN_FILE": str(token_file)}
         with mounted(current_user, base, token, *cache, env=by_file) as path:
             assert sorted(os.listdir(path / "kept/data")) == ["seen", "unseen"]
+            assert server_of(current_user, path / "kept") == {"answers": True}
             token_file.write_text(expired)
             assert (path / "kept/data/seen").read_bytes() == b"seen"
             with pytest.raises(PermissionError):
@@ -64,6 +67,11 @@ def test_second_mount_works_without_the_server_for_what_is_known(
             assert os.listdir(path / "kept/.dtool/tags") == ["testing"]
             with pytest.raises(OSError, match=os.strerror(errno.EHOSTUNREACH)):
                 (path / "kept/data/unseen").read_bytes()
+            away = server_of(current_user, path / "kept")
+            listed = current_user.dserverfs("status").stdout
+        assert (away["answers"], away["since_at"] <= time.time()) == (False, True)
+        assert "cannot be reached" in away["reason"]
+        assert "    the server has not answered since " in listed
         mountpoint = current_user.home / "stranger"
         mountpoint.mkdir()
         done = current_user.dserverfs(
@@ -72,6 +80,13 @@ def test_second_mount_works_without_the_server_for_what_is_known(
         assert done.returncode == 1
         assert "cannot be reached" in done.stderr
         mountpoint.rmdir()
+
+
+def server_of(account: Account, path: Path) -> dict[str, Any]:
+    """Return what `status` says of the server of a path."""
+    done = account.dserverfs("status", "--json", path, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)["server"]
+    return found
 
 
 def test_kept_answers_are_private(current_user: Account, uri: str) -> None:

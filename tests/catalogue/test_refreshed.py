@@ -370,3 +370,71 @@ def test_all_who_wait_for_a_failing_load_are_told_by_one_request() -> None:
         with pytest.raises(Unreachable):
             value.load()  # who comes later asks
         assert asked == 2
+
+
+# Values that were kept on the disk
+
+
+class Kept:
+    """A value that was kept, and how often it was made of that."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def recall(self) -> Callable[[], object]:
+        def make() -> object:
+            self.times += 1
+            return "kept"
+
+        return make
+
+
+def recalling(world: World, kept: Kept, waits: RefreshWaits) -> RefreshedValue[object]:
+    return RefreshedValue(
+        world.fetch, 60.0, world.pool, lambda: world.now_s, waits, recall=kept.recall
+    )
+
+
+def test_kept_value_is_told_when_the_server_does_not_answer_shortly(
+    world: World, waited: Waited
+) -> None:
+    waited.server_answers = False
+    world.answers, kept = ["one"], Kept()
+    waits = RefreshWaits(lambda: world.now_s)
+    value, another = recalling(world, kept, waits), recalling(world, kept, waits)
+
+    assert loaded(value.get) == "kept"
+    assert loaded(another.get) == "kept"
+    assert waited.times_s[0] == refreshed.WAIT_S
+    assert sum(waited.times_s[1:]) == 0, "nobody waits after one did in vain"
+
+    world.pool.queue.pop()
+    world.pool.run()
+    assert value.get() == "one"
+
+
+def test_kept_value_is_not_even_made_when_the_server_answers(world: World, waited: Waited) -> None:
+    """Its names would be bound, and those of today's datasets be others."""
+    world.answers, kept = ["one"], Kept()
+
+    assert loaded(recalling(world, kept, RefreshWaits(lambda: world.now_s)).get) == "one"
+    assert (kept.times, world.asked) == (0, 1)
+
+
+@pytest.mark.parametrize("error", [PermissionDenied("no"), NotFound("gone"), Unreachable("away")])
+def test_refusal_is_told_once_and_no_kept_value(
+    world: World, waited: Waited, error: Exception
+) -> None:
+    world.answers, kept = [error], Kept()
+
+    with pytest.raises(type(error)):
+        recalling(world, kept, RefreshWaits(lambda: world.now_s)).load()
+    assert (kept.times, world.asked) == (0, 1)
+
+
+def test_command_waits_for_the_server(world: World, waited: Waited) -> None:
+    waited.server_answers = False
+    world.answers, kept = ["one"], Kept()
+
+    assert loaded(recalling(world, kept, RefreshWaits(lambda: world.now_s, COMMAND)).get) == "one"
+    assert kept.times == 0
