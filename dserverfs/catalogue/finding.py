@@ -17,7 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from dserverfs.base.conditions import Conditions, Findings, Found, has_words
-from dserverfs.base.errors import DserverfsError, NotAuthenticated, PermissionDenied, Unreachable
+from dserverfs.base.errors import (
+    DserverfsError,
+    NotAuthenticated,
+    NotFound,
+    PermissionDenied,
+    Unreachable,
+)
 from dserverfs.base.model import BackendURI, Dataset, DserverURI, User, is_below
 from dserverfs.base.printable import listed
 from dserverfs.catalogue.items import IndexedItems, relpaths_of_hashes
@@ -122,7 +128,16 @@ class Finder:
         return bool(conditions.tags or conditions.texts) and not self._is_searched_for(conditions)
 
     def _look_into(self, dataset: Dataset, conditions: Conditions) -> Found | None:
-        """Return the dataset if all holds that has to be asked of itself; the cheapest first."""
+        """Return the dataset if it is there, and all holds that has to be asked of itself."""
+        try:
+            return self._fitting(dataset, conditions)
+        except NotFound:
+            if self._answers.index().has(dataset):
+                raise
+            return None
+
+    def _fitting(self, dataset: Dataset, conditions: Conditions) -> Found | None:
+        """Return the dataset if it fits; the cheapest questions first."""
         index = self._answers.index()
         if not self._is_searched_for(conditions):
             if conditions.tags and not set(conditions.tags) <= set(index.tags(dataset)):

@@ -237,7 +237,11 @@ class Listings:
                 raise
             logger.debug("%s: does not sort: %s", self._routes.server_url, error)
             self._sort = None
-            return self._page(what, query, page)
+            try:
+                return self._page(what, query, page)
+            except ProtocolError:
+                self._sort = sort  # it was not for that
+                raise
         return _page_of(response)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dserverfs.base import limits
-from dserverfs.base.errors import ProtocolError
+from dserverfs.base.errors import NotFound, ProtocolError
 from dserverfs.base.limits import is_text, understood
 from dserverfs.base.model import Dataset
 from dserverfs.remote.listings import Listings, SearchQuery
@@ -33,6 +33,14 @@ class ServerIndex:
     def search(self, query: SearchQuery) -> list[Dataset]:
         """Return every dataset that the search finds; as `Listings.found`."""
         return self._listings.found(query)
+
+    def has(self, dataset: Dataset) -> bool:
+        """Return whether a dataset is there: some searches find what was deleted."""
+        try:
+            self._routes.core("uris", dataset.uri)
+        except NotFound:
+            return False
+        return True
 
     def readme(self, dataset: Dataset) -> bytes:
         answer = self._routes.core(

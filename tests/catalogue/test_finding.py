@@ -201,9 +201,17 @@ def test_dataset_that_cannot_be_looked_into_is_told_beside_the_others(
     assert [dataset.uri for dataset, _ in failed] == [broken]
 
 
-def test_dataset_that_a_search_finds_and_that_is_gone_is_told(
-    alone: Seeker, quirky: QuirkyServer
+@pytest.mark.parametrize("what", ["an annotation", "a hash"])
+def test_dataset_that_is_listed_and_gone_is_left_out(
+    alone: Seeker, quirky: QuirkyServer, what: str
 ) -> None:
+    conditions, names = EXAMPLES[what]
+    del quirky.described[quirky.entries[0]["uri"]]
+
+    assert alone.names(conditions) == names[1:]
+
+
+def test_dataset_that_is_there_and_not_found_is_told(alone: Seeker, quirky: QuirkyServer) -> None:
     quirky.broken["GET /annotations/"] = says(404)
 
     found, failed = alone.find(EXAMPLES["an annotation"][0])

@@ -13,6 +13,7 @@ from dserverfs.base.errors import PermissionDenied, ProtocolError, Unreachable
 from dserverfs.base.model import UUID
 from dserverfs.remote import listings
 from dserverfs.remote.api import Resolver
+from dserverfs.remote.listings import SearchQuery
 from tests.support.quirky_server import BASE_URI, CONTENTS, HELLO, QuirkyServer, only_hello, says
 
 pytest_plugins = ["tests.support.resolver_fixtures"]
@@ -130,6 +131,18 @@ def test_sorting_that_is_refused_is_not_asked_for_again(
         assert {dataset.uuid for dataset in resolver.datasets(BASE_URI)} == uuids
 
     assert ["sort" in query for query in quirky.queries] == [True, False, False]
+
+
+def test_search_that_is_refused_leaves_listings_sorted(
+    quirky: QuirkyServer, resolver: Resolver
+) -> None:
+    quirky.faults = [says(422), says(422)]
+
+    with pytest.raises(ProtocolError):
+        resolver.index.search(SearchQuery(tags=("t",)))
+    resolver.datasets(BASE_URI)
+
+    assert ["sort" in query for query in quirky.queries[:3]] == [True, False, True]
 
 
 def test_uuid_in_upper_case_is_the_same_dataset(quirky: QuirkyServer, resolver: Resolver) -> None:
