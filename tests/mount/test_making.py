@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from dserverfs.base import disk_space
+from dserverfs.base.errors import UsageError
 from dserverfs.base.model import identifier_of
+from dserverfs.cli import readme
 from dserverfs.cli.main import main
 from tests.support.accounts import Account
 from tests.support.dtool_datasets import make_dataset
@@ -33,21 +35,42 @@ def dataset(base: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def test_leavings_are_told_and_kept_by_a_mount(dataset: Path, current_user: Account) -> None:
+class Commands:
+    """The command line, in this process."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self._capture = capture
+
+    def run(self, *arguments: object, status: int = 0) -> tuple[str, str]:
+        """Return what a command says on standard output, and as errors."""
+        self._capture.readouterr()
+        assert main([str(each) for each in arguments]) == status
+        return self._capture.readouterr()
+
+    def json(self, *arguments: object, status: int = 0) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.run(*arguments, "--json", status=status)[0])
+        return found
+
+
+@pytest.fixture
+def commands(base: Path, capsys: pytest.CaptureFixture[str]) -> Commands:
+    return Commands(capsys)
+
+
+def test_leavings_are_told_and_kept_by_a_mount(
+    dataset: Path, commands: Commands, current_user: Account
+) -> None:
     (dataset / ".DS_Store").write_text("view")
     (dataset / "data").mkdir()  # no link yet, for there is no item
     (dataset / "data/item").write_text("item")
     (dataset / "data/.ipynb_checkpoints").mkdir()
     (dataset / "data/.ipynb_checkpoints/x").write_text("copy")
-    before = status(current_user, dataset)
+    before = commands.json("status", dataset)
 
-    done = current_user.dserverfs("freeze", dataset)
+    out, _ = commands.run("freeze", dataset)
 
     assert (before["number_of_items"], before["excluded"]) == (1, ".ipynb_checkpoints/, .DS_Store")
-    assert done.returncode == 0, done.stderr
-    (note,) = (
-        line for line in done.stdout.splitlines() if "note: DSERVER_EXCLUDE left out" in line
-    )
+    (note,) = (line for line in out.splitlines() if "note: DSERVER_EXCLUDE left out" in line)
     kept = Path(note.partition("kept in ")[2].rpartition(": ")[0])
     wait_until_gone(Path(before["directory"]))
     assert [path.name for path in (dataset / "data").iterdir()] == ["item"]
@@ -58,24 +81,7 @@ def test_leavings_are_told_and_kept_by_a_mount(dataset: Path, current_user: Acco
     shutil.rmtree(kept)
 
 
-Diff = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def diff(base: Path, capsys: pytest.CaptureFixture[str]) -> Diff:
-    """Runs the command; returns what it says as JSON."""
-
-    def run(path: Path, *options: str, status: int = 0) -> dict[str, Any]:
-        assert main(["diff", str(path), "--json", *options]) == status
-        found: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return found
-
-    return run
-
-
-def test_diff_shows_what_the_freeze_then_makes(
-    dataset: Path, diff: Diff, current_user: Account, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_diff_shows_what_the_freeze_then_makes(dataset: Path, commands: Commands) -> None:
     (dataset / "README.yml").write_text("description: mine\n")
     (dataset / "sub").mkdir()
     for name in ("a", "sub/b", ".DS_Store", "ünïcödé \x1b[31m"):
@@ -85,10 +91,9 @@ def test_diff_shows_what_the_freeze_then_makes(
     with pytest.raises(PermissionError):
         (dataset / "link").symlink_to("a")
 
-    assert main(["diff", str(dataset), "--hash"]) == 0
-    told = capsys.readouterr().out
-    found = diff(dataset, "--hash")
-    again = diff(dataset)
+    told, _ = commands.run("diff", dataset, "--hash")
+    found = commands.json("diff", dataset, "--hash")
+    again = commands.json("diff", dataset)
 
     assert f"{hashlib.md5(b'sub/b').hexdigest()}         5 B  sub/b\n" in told
     assert "\nREADME.yml: 18 B\nexcluded: .DS_Store\n" in told
@@ -101,31 +106,29 @@ def test_diff_shows_what_the_freeze_then_makes(
     assert (found["empty_directories"], found["executables"]) == (["empty"], ["a"])
     assert [refused["path"] for refused in found["refused"]] == ["link"]
     assert "\nlink was refused (" in told
-    assert status(current_user, dataset)["state"] == "open"
-    freeze(current_user, dataset)
+    assert commands.json("status", dataset)["state"] == "open"
+    commands.run("freeze", dataset)
     made = json.loads((dataset / ".dtool/manifest.json").read_text())["items"].values()
     assert {(one["relpath"], one["size_in_bytes"], one["hash"]) for one in made} == {
         (relpath, one["size_in_bytes"], one["hash"]) for relpath, one in items.items()
     }
-    assert main(["diff", str(dataset)]) == 1
-    assert f"{dataset.name}: is frozen" in capsys.readouterr().err
+    assert f"{dataset.name}: is frozen" in commands.run("diff", dataset, status=1)[1]
 
 
 def test_diff_names_what_keeps_it_from_being_frozen(
-    dataset: Path, tmp_path: Path, diff: Diff, capsys: pytest.CaptureFixture[str]
+    dataset: Path, tmp_path: Path, commands: Commands
 ) -> None:
     made = make_dataset(tmp_path, "elsewhere", {"a": b"first", "b": b"second", "c": b"third"})
     shutil.copytree(made, dataset, dirs_exist_ok=True)
-    assert diff(dataset, "--hash")["cannot_be_frozen"] == []
+    assert commands.json("diff", dataset, "--hash")["cannot_be_frozen"] == []
     (dataset / "data/a").write_bytes(b"other")
     (dataset / "data/b").write_bytes(b"longer than that")
     (dataset / "data/c").unlink()
     (dataset / "data/d").write_bytes(b"more")
 
-    unread = diff(dataset, status=1)["cannot_be_frozen"]
-    read = diff(dataset, "--hash", status=1)["cannot_be_frozen"]
-    assert main(["diff", str(dataset)]) == 1
-    told = capsys.readouterr().out
+    unread = commands.json("diff", dataset, status=1)["cannot_be_frozen"]
+    read = commands.json("diff", dataset, "--hash", status=1)["cannot_be_frozen"]
+    told, _ = commands.run("diff", dataset, status=1)
 
     rest = [
         "b: is not what the manifest says",
@@ -137,44 +140,40 @@ def test_diff_names_what_keeps_it_from_being_frozen(
     assert told.count("cannot be frozen: ") == 3
 
 
-def test_diff_of_what_can_be_read_both_ways_says_so(
-    dataset: Path, diff: Diff, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_diff_of_what_can_be_read_both_ways_says_so(dataset: Path, commands: Commands) -> None:
     (dataset / "data").mkdir()
     (dataset / "data/item").write_text("item")
     (dataset / "beside").write_text("beside")
 
-    assert main(["diff", str(dataset)]) == 1
-    said = capsys.readouterr()
-    as_dtool = diff(dataset, "--layout", "dtool")
+    out, said = commands.run("diff", dataset, status=1)
+    as_dtool = commands.json("diff", dataset, "--layout", "dtool")
 
-    assert said.out == ""
-    assert "cannot be frozen: data/ is there beside beside: say what it is" in said.err
+    assert out == ""
+    assert "cannot be frozen: data/ is there beside beside: say what it is" in said
     assert [item["relpath"] for item in as_dtool["items"]] == ["item"]
     assert as_dtool["left_out"] == ["beside"]
-    assert diff(dataset, "--layout", "items")["number_of_items"] == 2
+    assert commands.json("diff", dataset, "--layout", "items")["number_of_items"] == 2
 
 
-def test_message_is_the_description_of_the_dataset(dataset: Path, current_user: Account) -> None:
+def test_message_is_the_description_of_the_dataset(dataset: Path, commands: Commands) -> None:
     (dataset / "item").write_text("item")
 
-    freeze(current_user, dataset, "--message", "first: run")
-    again = current_user.dserverfs("freeze", dataset, "--message", "second")
+    commands.run("freeze", dataset, "--message", "first: run")
+    again = commands.run("freeze", dataset, "--message", "second", status=1)
 
     assert (dataset / "README.yml").read_text() == '---\ndescription: "first: run"\n'
-    assert again.returncode == 1
-    assert f"{dataset.name}: is frozen" in again.stderr
+    assert f"{dataset.name}: is frozen" in again[1]
 
 
-def test_message_beside_a_readme_freezes_nothing(dataset: Path, current_user: Account) -> None:
+def test_message_beside_a_readme_freezes_nothing(dataset: Path, commands: Commands) -> None:
     (dataset / "README.yml").write_text("description: mine\n")
 
-    done = current_user.dserverfs("freeze", dataset, "--message", "other")
+    out, said = commands.run("freeze", dataset, "--message", "other", status=1)
 
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "README.yml: is there, and stays as it is" in done.stderr
+    assert out == ""
+    assert "README.yml: is there, and stays as it is" in said
     assert (dataset / "README.yml").read_text() == "description: mine\n"
-    assert status(current_user, dataset)["state"] == "open"
+    assert commands.json("status", dataset)["state"] == "open"
 
 
 @pytest.fixture(scope="module")
@@ -190,18 +189,17 @@ def parent(base: Path, current_user: Account) -> Path:
 
 
 def test_derived_dataset_has_the_items_and_says_of_which_dataset(
-    base: Path, parent: Path, current_user: Account
+    base: Path, parent: Path, commands: Commands
 ) -> None:
-    of = status(current_user, parent)
+    of = commands.json("status", parent)
     derived = base / "derived"
 
-    done = current_user.dserverfs("derive", of["uri"], derived)
+    commands.run("derive", of["uri"], derived)
 
-    assert done.returncode == 0, done.stderr
-    assert status(current_user, derived)["armed"] is False
+    assert commands.json("status", derived)["armed"] is False
     assert (derived / "data/sub/large").read_bytes() == b"large" * 1000
     (derived / "data/sub/large").write_text("changed")
-    freeze(current_user, derived, "--message", "changed one")
+    commands.run("freeze", derived, "--message", "changed one")
     dataset = dtoolcore.DataSet.from_uri(str(derived))
     before = dtoolcore.DataSet.from_uri(str(parent))
     same = identifier_of("same")
@@ -217,7 +215,7 @@ def test_derived_dataset_has_the_items_and_says_of_which_dataset(
 
 
 def test_dataset_that_is_derived_by_half_is_told_and_not_frozen_by_itself(
-    base: Path, parent: Path, current_user: Account
+    base: Path, parent: Path, commands: Commands, current_user: Account
 ) -> None:
     derived = base / "derived-by-half"
     command = 'ulimit -f 2; exec "$@"'  # KiB, of a file
@@ -231,19 +229,14 @@ def test_dataset_that_is_derived_by_half_is_told_and_not_frozen_by_itself(
     assert "bad: sub/large: " in done.stdout
     assert "File too large\n1 of 2 items could not be copied\n" in done.stdout
     assert f"{derived}: is incomplete: dserverfs discard {derived}" in done.stdout
-    assert status(current_user, derived)["armed"] is False
-    assert current_user.dserverfs("discard", derived).returncode == 0
+    assert commands.json("status", derived)["armed"] is False
+    commands.run("discard", derived, "--yes")
 
 
 def test_what_cannot_be_derived_is_refused_and_makes_nothing(
-    base: Path,
-    parent: Path,
-    dataset: Path,
-    tmp_path: Path,
-    current_user: Account,
-    capsys: pytest.CaptureFixture[str],
+    base: Path, parent: Path, dataset: Path, tmp_path: Path, commands: Commands
 ) -> None:
-    uuid = status(current_user, parent)["uuid"]
+    uuid = commands.json("status", parent)["uuid"]
     for source, target, said in (
         (parent, parent, "parent: File exists"),
         (parent / "data", base / "new", "parent/data: is not a frozen dataset"),
@@ -256,34 +249,35 @@ def test_what_cannot_be_derived_is_refused_and_makes_nothing(
         (f"dserver://elsewhere/s3/bucket/{uuid}", base / "new", "is not a dataset in"),
         ("dserver://elsewhere/s3/bucket", base / "new", "is not a dataset in"),
     ):
-        assert main(["derive", str(source), str(target)]) == 1
-        assert said in capsys.readouterr().err
+        assert said in commands.run("derive", source, target, status=1)[1]
     assert not (base / "new").exists()
     assert os.listdir(dataset) == os.listdir(tmp_path) == []
 
 
 def test_dataset_that_has_no_room_is_not_derived(
-    base: Path, parent: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    base: Path, parent: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk_space, "free_in_bytes", lambda directory: 5003)
 
-    assert main(["derive", str(parent), str(base / "no-room")]) == 1
+    _, said = commands.run("derive", parent, base / "no-room", status=1)
 
-    assert "has 4.9 KiB, and the disk for new datasets has 4.9 KiB free" in capsys.readouterr().err
+    assert "has 4.9 KiB, and the disk for new datasets has 4.9 KiB free" in said
     assert not (base / "no-room").exists()
 
 
 def test_dataset_waits_for_a_command_while_its_readme_is_edited(
-    dataset: Path, current_user: Account, tmp_path: Path
+    dataset: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (dataset / "item").write_text("item")
-    editor, seen = tmp_path / "editor", tmp_path / "seen"
-    status_command = f"{current_user.python} -m dserverfs status --json {dataset}"
-    editor.write_text(f"#!/bin/sh\n{status_command} > {seen}\nexit 1\n")
-    editor.chmod(0o755)
+    armed = []
 
-    done = current_user.dserverfs("freeze", "--edit", dataset, env={"EDITOR": str(editor)})
+    def leave(path: Path) -> None:
+        armed.append(commands.json("status", dataset)["armed"])
+        raise UsageError("the editor ended with status 1")
 
-    assert (done.returncode, done.stdout) == (1, "")
-    assert json.loads(seen.read_text())["armed"] is False
-    assert status(current_user, dataset)["armed"] is True
+    monkeypatch.setattr(readme, "_run_editor", leave)
+
+    commands.run("freeze", "--edit", dataset, status=1)
+
+    assert armed == [False]
+    assert commands.json("status", dataset)["armed"] is True
