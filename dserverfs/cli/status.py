@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,9 @@ def _run(arguments: argparse.Namespace) -> int:
         gather = functools.partial(status_facts.of_path, arguments.path)
         lines = status_text.of_path
     if arguments.watch:
-        _watch(gather, _as_json if arguments.json else lambda facts: "\n".join(lines(facts)))
+        _watch(
+            lambda: [json.dumps(gather())] if arguments.json else map(printable, lines(gather()))
+        )
         return 0
     facts = gather()
     if arguments.json:
@@ -73,24 +75,17 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _as_json(facts: Mapping[str, Any]) -> str:
-    """Return one line, so that a script can read report after report."""
-    return json.dumps(facts)
-
-
-def _watch(gather: Callable[[], dict[str, Any]], text_of: Callable[[dict[str, Any]], str]) -> None:
-    """Print the facts of now, and again after a while, until Ctrl-C."""
+def _watch(report: Callable[[], Iterable[str]]) -> None:
+    """Print the lines of a report, and of another one after a while, until Ctrl-C."""
     is_redrawn = sys.stdout.isatty()
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            text = text_of(gather())
+            lines = list(report())
             if is_redrawn:
                 size = shutil.get_terminal_size()
-                lines = [printable(line)[: size.columns] for line in text.split("\n")]
-                print(_CLEARED + "\n".join(lines[: size.lines - 1]), flush=True)
-            else:
-                for line in text.split("\n"):
-                    print(line if text_of is _as_json else printable(line), flush=True)
+                lines = [line[: size.columns] for line in lines[: size.lines - 1]]
+                print(_CLEARED, end="")
+            print("\n".join(lines), flush=True)
             time.sleep(INTERVAL_S)
 
 

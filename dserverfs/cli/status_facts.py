@@ -56,7 +56,7 @@ def of_all() -> dict[str, Any]:
             if all(not known.path.samefile(one["path"]) for one in directories if one["there"]):
                 directories.append(found.take_directory(known.path))
         else:
-            problem = f"{known.mount} is not mounted now; what is staged there is kept"
+            problem = f"its disk is not mounted at {known.mount} now; what is staged there is kept"
             if known.presence is Presence.GONE:
                 problem = "was deleted or renamed; it is forgotten from now on"
                 used.forget(known.path)

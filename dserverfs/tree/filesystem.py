@@ -144,7 +144,7 @@ class FileSystem:
             return self._tree.staged_attributes(tree, changed)
         frozen = yield from loaded(place.frozen)
         if frozen is None:
-            raise Frozen(f"inode {inode} is a directory above datasets")
+            raise Frozen("it is a directory above datasets")
         yield from self._frozen.change(frozen, changes, handle)
         return (yield from loaded(lambda: self._tree.attributes(inode)))
 
@@ -163,7 +163,7 @@ class FileSystem:
             if frozen is not None:
                 return (yield from self._frozen.open(frozen, flags, thread))
         if is_for_writing(flags) or flags & os.O_APPEND:
-            raise Frozen(f"inode {inode} is frozen")
+            raise Frozen("it is in a frozen dataset")
         return opened((yield from loaded(lambda: self._tree.content(inode))))
 
     def create(
@@ -342,7 +342,7 @@ class FileSystem:
         if tree is None:
             if (yield from self._base_uri(inode)) is not None:
                 raise NotPermitted("files cannot be beside datasets")
-            raise Frozen(f"inode {inode} is frozen")
+            raise Frozen("it is in a frozen dataset")
         try:
             return _Directory(tree, place.number, utf8(name))
         except NotUTF8 as error:

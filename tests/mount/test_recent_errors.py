@@ -151,7 +151,8 @@ def test_reasons_of_refusals_are_told_with_path_and_remedy(
     assert (link["tried"], link["errno"]) == ("make the symbolic link", "EPERM")
     assert "below/pw is a symbolic link" in link["reason"]
     assert "cp -rL" in link["remedy"]
-    assert one_line_each(current_user, frozen / "data")[f"{frozen}/data/x"]["times"] == 3
+    item = one_line_each(current_user, frozen / "data")[f"{frozen}/data/x"]
+    assert (item["times"], item["reason"]) == (3, "it is in a frozen dataset")
     everything = one_line_each(current_user, base)
     assert {f"{base}/not a name", f"{base}/beside-reasons", *told} <= set(everything)
 

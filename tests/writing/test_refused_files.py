@@ -45,11 +45,12 @@ def test_what_was_refused_is_missing_until_it_is_there_or_its_directory_is_gone(
     assert refused.missing() == []
 
 
-def test_number_of_them_is_bounded(refused: RefusedFiles) -> None:
+def test_number_of_them_is_bounded(refused: RefusedFiles, tmp_path: Path) -> None:
     for number in range(MAX_NOTED + 10):
         refused.note(str(number), LINK)
 
     assert len(refused.missing()) == MAX_NOTED
+    assert len((tmp_path / "refused").read_bytes().splitlines()) == MAX_NOTED
 
 
 def test_one_that_cannot_be_noted_harms_nothing(tmp_path: Path) -> None:

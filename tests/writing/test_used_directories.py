@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,14 +39,13 @@ def test_directories_are_remembered_once_whatever_leads_there(
     assert os.stat(tmp_path / "data/register").st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize("was", [{"path": "/media/disk"}, {"source": "/dev/another"}])
 def test_directory_that_is_gone_differs_from_one_whose_disk_is(
-    used: UsedDirectories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    used: UsedDirectories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: dict[str, Any]
 ) -> None:
     real = mount_of(str(tmp_path))
     assert real is not None
-    monkeypatch.setattr(
-        "dserverfs.base.mountinfo.mount_of", lambda path: real._replace(path="/media/disk")
-    )
+    monkeypatch.setattr("dserverfs.base.mountinfo.mount_of", lambda path: real._replace(**was))
     (tmp_path / "away").mkdir()
     used.note(tmp_path / "away")
     monkeypatch.undo()

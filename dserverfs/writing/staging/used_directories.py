@@ -3,7 +3,8 @@
 Used by who stages, which notes them, and by `status`, which looks into each. A directory
 of `--staging-dir` would else be forgotten with the mount.
 
-On disk: a file for each, written durably, with the directory and the mount that it is in.
+On disk: a file for each, written durably, with the directory, the mount that it is in, and
+the disk of that.
 Files come and go alone, so processes need no lock.
 """
 
@@ -51,7 +52,8 @@ class UsedDirectories:
         if file.exists():
             return
         mounted = mountinfo.mount_of(path)
-        text = json.dumps({"directory": path, "mount": mounted.path if mounted else "/"})
+        mount, disk = (mounted.path, mounted.source) if mounted else ("/", "")
+        text = json.dumps({"directory": path, "mount": mount, "disk": disk})
         try:
             make_private(self._register)
             write_durably(file, text.encode("ascii"))
@@ -87,17 +89,15 @@ class UsedDirectories:
         try:
             with understood("it"):
                 kept = parse_json(file.read_bytes(), "it")
-                path, mount = kept["directory"], kept["mount"]
+                path, mount, disk = kept["directory"], kept["mount"], kept["disk"]
         except (OSError, ProtocolError) as error:
             logger.info("%s: is passed over: %s", file, error)
             return None
         if not (isinstance(path, str) and path.startswith("/") and is_text(mount)):
             return None
-        return UsedDirectory(Path(path), mount, _presence(path, mount))
-
-
-def _presence(path: str, mount: str) -> Presence:
-    if os.path.isdir(path):
-        return Presence.THERE
-    now = mountinfo.mount_of(path)
-    return Presence.GONE if now is not None and now.path == mount else Presence.NOT_MOUNTED
+        presence = Presence.THERE
+        if not os.path.isdir(path):
+            now = mountinfo.mount_of(path)
+            is_mounted = now is not None and (now.path, now.source) == (mount, disk)
+            presence = Presence.GONE if is_mounted else Presence.NOT_MOUNTED
+        return UsedDirectory(Path(path), mount, presence)
