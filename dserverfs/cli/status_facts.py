@@ -40,7 +40,12 @@ def of_path(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: {nearest.problem}")
     facts: dict[str, Any] = {}
     if not nearest.below:
-        facts = mounted.last(nearest.place.ask("status"))
+        try:
+            facts = mounted.last(nearest.place.ask("status"))
+        except UsageError as error:
+            if not errors:
+                raise
+            facts = {"problem": str(error)}
     return {**facts, "errors": [_shown(error, nearest.place.mountpoint) for error in errors]}
 
 

@@ -211,10 +211,11 @@ class Commander:
         if isinstance(found, StagedDataset):
             return description.of_staged(found, self.freezer)
         if found["state"] == "frozen":
-            found["cached"] = self._cached(inode)
             found["server"] = self._server()
+            with contextlib.suppress(DserverfsError):  # of the server, which is away
+                found["cached"] = self._cached(inode)
             if found["server"]["answers"]:
-                with contextlib.suppress(DserverfsError):  # of the server
+                with contextlib.suppress(DserverfsError):
                     found["compared"] = self._compared(inode)
         return found
 
