@@ -131,9 +131,10 @@ class Searches:
 
     def forget(self, number: int, times: int) -> None:
         """Note that the kernel forgot a number."""
-        node = self._at(number)
-        node.lookups -= times
-        self._let_go(node)
+        node = self._nodes.get(number)
+        if node is not None:
+            node.lookups -= times
+            self._let_go(node)
 
     # Numbers
 

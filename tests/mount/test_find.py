@@ -78,6 +78,10 @@ Change = Callable[[Path, Path, str], object]  # in a mount, of a search's direct
 
 CHANGES: dict[str, tuple[int, Change]] = {
     "mkdir": (errno.EROFS, lambda base, found, name: os.mkdir(found / "new")),
+    "mkdir of what is there": (
+        errno.EEXIST,
+        lambda base, found, name: os.mkdir(base / ".find/tag/new"),
+    ),
     "mkdir beside the kinds": (errno.EROFS, lambda base, found, name: os.mkdir(base / ".find/new")),
     "a file": (errno.EROFS, lambda base, found, name: (found / "new").touch()),
     "a link": (errno.EROFS, lambda base, found, name: os.symlink("x", found / "new")),
