@@ -62,6 +62,7 @@ REFRESH_THREADS = 4
 MAX_DATASETS = 10_000  # whose README and metadata are in memory: guess
 UUID_DIRECTORY = ".uuid"
 FIND_DIRECTORY = ".find"
+OWN_DIRECTORY = ".dserverfs"
 
 
 class Catalogue:
@@ -126,7 +127,8 @@ class Catalogue:
             listing = self._listings.get(base_uri)
             if listing is None:
                 names = self._names.setdefault(
-                    base_uri, DatasetNames(reserved | {UUID_DIRECTORY, FIND_DIRECTORY})
+                    base_uri,
+                    DatasetNames(reserved | {UUID_DIRECTORY, FIND_DIRECTORY, OWN_DIRECTORY}),
                 )
                 listing = self._listings[base_uri] = self._refreshed(
                     lambda: names.bind(self._with_learned(base_uri, self._answers.datasets)),

@@ -75,6 +75,13 @@ def define(parser: argparse.ArgumentParser) -> None:
         " to 256 MiB (strict)",
     )
     parser.add_argument("--allow-other", action="store_true", help="let other users read")
+    parser.add_argument(
+        "--metrics",
+        type=mount_options.metrics_address,
+        metavar="[HOST:]PORT",
+        help="show figures of the mount to Prometheus at http://HOST:PORT/metrics, at 127.0.0.1"
+        " without HOST; they are in MOUNTPOINT/.dserverfs/stats, too",
+    )
     _add_logging(parser)
     parser.epilog = example("dserverfs mount dserver://data.example.org/s3/lab ~/lab")
     parser.set_defaults(command=_run)
@@ -195,6 +202,7 @@ def _serve(
         read_only=arguments.read_only or wanted.is_read_only,
         freeze_delay_s=arguments.freeze_delay,
         xattr=wanted.xattr,
+        metrics_at=arguments.metrics,
     )
     status = 0
     try:

@@ -66,6 +66,14 @@ def delay(text: str) -> float | None:
     return delay_s
 
 
+def metrics_address(text: str) -> tuple[str, int]:
+    """Return host and port of [HOST:]PORT."""
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is not [HOST:]PORT, such as 9400")
+    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
+
+
 def _number(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number")
@@ -100,6 +108,7 @@ _ARGUMENTS: Mapping[str, Callable[[str], Any]] = {
     "cache_size": size,
     "staging_dir": _absolute,
     "freeze_delay": delay,
+    "metrics": metrics_address,
     "verify": _one_of(*POLICIES),
     "log_file": _absolute,
     "log_level": _one_of(*LEVELS),

@@ -349,25 +349,8 @@ class Commander:
         return self._loaded(lambda: self.tree.locate(inode).frozen())
 
     def _pending(self, asked_by: int = 0) -> list[dict[str, Any]]:
-        """Return the facts of all that is staged, and of what is but cannot be used."""
-        pending = [description.of_staged(s, self.freezer, asked_by=asked_by) for s in self._all()]
-        if self.staging is None:
-            return pending
-        for base_uri in self.staging.base_uris():
-            uri = DserverURI(self.uri.server, base_uri)
-            for directory, reason in self.staging.unusable(base_uri).items():
-                pending.append(description.of_unusable(directory, uri, reason))
-        return pending
-
-    def _all(self) -> Sequence[StagedDataset]:
-        if self.staging is None:
-            return []
-        found = []
-        for base_uri in self.staging.base_uris():
-            for staged in self.staging.datasets(base_uri):
-                if staged.frozen_as is None:
-                    found.append(staged)
-        return found
+        server = self.uri.server
+        return description.of_all_staged(self.staging, self.freezer, server, asked_by=asked_by)
 
     def _loaded(self, call: Callable[[], R]) -> R:
         """Return what `call`, made in the event loop, returns; loads what it lacks."""

@@ -15,12 +15,14 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Coroutine, Mapping
+from time import perf_counter
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import trio
 from pyfuse3 import FUSEError
 
 from dserverfs.base import errnos, errors
+from dserverfs.mount.request_counts import RequestCounts
 from dserverfs.tree import refusals
 from dserverfs.tree.steps import TookTooLong
 
@@ -107,6 +109,8 @@ class Told(NamedTuple):
 class Handlers(Protocol):
     """Those of one mount."""
 
+    counts: RequestCounts
+
     def remember(self, request: str, arguments: Mapping[str, Any], told: Told) -> None:
         """Keep the reason for whoever asks what went wrong; must not raise."""
 
@@ -123,13 +127,17 @@ def guarded(
 
     @functools.wraps(handler)
     async def answer(self: H, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        begun_s = perf_counter()
         try:
             return await handler(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - told to the program
             told = _told(name, error)
+            self.counts.errors[name, told.number] += 1
             if told.reason is not None and name not in _UNHEARD:
                 self.remember(name, {**dict(zip(parameters, args, strict=False)), **kwargs}, told)
             raise FUSEError(told.number) from None
+        finally:
+            self.counts.done(name, perf_counter() - begun_s)
 
     return answer
 

@@ -48,6 +48,7 @@ class MountOptions(NamedTuple):
     read_only: bool = False
     freeze_delay_s: float | None = None  # None: only by command
     xattr: bool = False
+    metrics_at: tuple[str, int] | None = None  # host and port
 
 
 def start(serve: Callable[[int], int]) -> None:

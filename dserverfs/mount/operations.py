@@ -40,6 +40,7 @@ from dserverfs.mount import replies
 from dserverfs.mount.errnos import Told, guarded
 from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.replies import Ownership
+from dserverfs.mount.request_counts import RequestCounts
 from dserverfs.mount.traces import TracedItem, Traces
 from dserverfs.mount.waiting import Waiting
 from dserverfs.reading.block_reader import BlockReader
@@ -72,8 +73,10 @@ class Operations(pyfuse3.Operations):
         reader: BlockReader,
         ownership: Ownership,
         recent_errors: RecentErrors,
+        counts: RequestCounts,
     ) -> None:
         super().__init__()
+        self.counts = counts
         self._fs = file_system
         self._errors = recent_errors
         self._reader = reader
@@ -201,7 +204,8 @@ class Operations(pyfuse3.Operations):
                 self._traced[handle] = traced
             # What the kernel has already would not be asked for, and not be noted.
             return replies.opened(handle, keeps_pages=not traced)
-        return replies.opened(self._keep(found, inode), keeps_pages=found.keeps_pages)
+        handle = self._keep(found, inode)
+        return replies.opened(handle, keeps_pages=found.keeps_pages, has_size=found.has_size)
 
     @guarded
     async def create(
@@ -223,17 +227,25 @@ class Operations(pyfuse3.Operations):
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         handle = self._handles[fh]
         if not isinstance(handle, OpenItem):
-            return await self._finish(handle.read(off, size))
+            content = await self._finish(handle.read(off, size))
+            self.counts.read_bytes += len(content)
+            return content
         data = handle.read_nowait(off, size, self._reply)
         if data is None:
+            self.counts.reads_that_waited += 1
             data = await self._read(handle, off, size, self._reader.read_timeout_s)
+        else:
+            self.counts.reads_at_once += 1
+        self.counts.read_bytes += len(data)
         if self._traced and (traced := self._traced.get(fh)):
             self.traces.read(traced, off, len(data))
         return data  # type: ignore[return-value]  # pyfuse3 takes any buffer, its stub says bytes
 
     @guarded
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        return await self._finish(self._file(fh).write(off, buf))
+        count = await self._finish(self._file(fh).write(off, buf))
+        self.counts.written_bytes += count
+        return count
 
     @guarded
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:

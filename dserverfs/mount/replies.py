@@ -73,8 +73,9 @@ def fill(entry: Any, attributes: Attributes, umask: int) -> None:
     entry.entry_timeout = entry.attr_timeout = believed_s
 
 
-def opened(handle: int, *, keeps_pages: bool) -> FileInfo:
-    return FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=keeps_pages)
+def opened(handle: int, *, keeps_pages: bool, has_size: bool = True) -> FileInfo:
+    """Return that a file is open; of one without a size, reads are asked for beyond it."""
+    return FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=keeps_pages, direct_io=not has_size)
 
 
 def space(space: Space) -> StatvfsData:

@@ -14,7 +14,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
@@ -31,9 +31,11 @@ from dserverfs.mount.cache_commands import CacheCommands
 from dserverfs.mount.control import Address, Server
 from dserverfs.mount.control_commands import Commander
 from dserverfs.mount.launcher import READY, MountOptions
+from dserverfs.mount.metrics import Metrics
 from dserverfs.mount.operations import Operations
 from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.replies import Ownership
+from dserverfs.mount.request_counts import RequestCounts
 from dserverfs.mount.stalls import stalls_logged
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.block_cache import CacheUsage
@@ -78,6 +80,15 @@ def run(
         mountpoint.require_allow_other()
     mountpoint.prepare(options.path)
     parts = _Parts.of(options, client, only.result())
+    with _metrics_served(options, parts.metrics):
+        _mount(options, parts, settings, ready_fd)
+    if not parts.signals:
+        client.edits.take_as_closed()
+    client.edits.close()
+    logger.info("%s: unmounted", options.path)
+
+
+def _mount(options: MountOptions, parts: _Parts, settings: Settings, ready_fd: int | None) -> None:
     try:
         pyfuse3.init(parts.operations, str(options.path), _fuse_options(options))
     except RuntimeError as error:
@@ -89,10 +100,21 @@ def run(
         pyfuse3.close(unmount=False)
         raise
     pyfuse3.close(unmount=True)
-    if not parts.signals:
-        client.edits.take_as_closed()
-    client.edits.close()
-    logger.info("%s: unmounted", options.path)
+
+
+@contextlib.contextmanager
+def _metrics_served(options: MountOptions, metrics: Metrics) -> Iterator[None]:
+    """Show the figures to Prometheus until the end of the block, if that is asked for.
+
+    Raises UsageError if the address is taken.
+    """
+    if options.metrics_at is None:
+        yield
+        return
+    from dserverfs.mount import metrics_page  # its http.server takes 20 ms
+
+    with metrics_page.serving(*options.metrics_at, metrics.text):
+        yield
 
 
 class _Parts(NamedTuple):
@@ -109,6 +131,7 @@ class _Parts(NamedTuple):
     recent_errors: RecentErrors
     cache_usage: Callable[[], CacheUsage | None]
     look: Callable[[], Away | None]
+    metrics: Metrics
     signals: list[int]  # that told it to end
 
     @classmethod
@@ -124,6 +147,12 @@ class _Parts(NamedTuple):
         tree = Tree(options.uri, client.catalogue, time.time_ns(), staging, shown_edits)
         if only is not None:
             tree.show_only(only)
+        counts = RequestCounts()
+        metrics = Metrics(
+            client,
+            counts,
+            lambda: description.of_all_staged(staging, freezer, options.uri.server),
+        )
         attributes = functools.partial(description.attributes, server=options.uri.server)
         file_system = FileSystem(
             tree,
@@ -133,10 +162,11 @@ class _Parts(NamedTuple):
             edits=shown_edits,
             umask=options.umask,
             attributes_of=attributes if options.xattr else None,
+            stats=metrics.text,
         )
         ownership = Ownership(options.uid, options.gid, options.umask)
         recent_errors = RecentErrors(options.uri.server)
-        operations = Operations(file_system, client.reader, ownership, recent_errors)
+        operations = Operations(file_system, client.reader, ownership, recent_errors, counts)
         return cls(
             operations,
             tree,
@@ -149,6 +179,7 @@ class _Parts(NamedTuple):
             recent_errors,
             client.cache_usage,
             client.resolver.look,
+            metrics,
             [],
         )
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from dserverfs.base import pools
 from dserverfs.base.errors import DserverfsError, IntegrityError, Unreachable
-from dserverfs.base.items import BLOCK_SIZE, ItemContent, Run, leading_run
+from dserverfs.base.items import BLOCK_SIZE, ItemContent, Run, block_length, leading_run
 from dserverfs.base.retry import Deadline
 from dserverfs.reading.block_hashing import BlockHashing
 from dserverfs.reading.cache.block_keys import BlockKey
@@ -164,15 +164,18 @@ class _Fill:
         indices = [each.block_index for each in self._waiting]
         self._knew_hashes = self._parts.hashing.has_hashes(self._content)
         found = self._parts.cached.find_many(self._content, indices)
+        came = 0
         for missing, cached in zip(list(self._waiting), found, strict=True):
             if cached is None:
                 continue
+            came += block_length(self._content.size_in_bytes, missing.block_index)
             # Of a run the kernel reads all; of a single block, the bytes that are asked for.
             if len(indices) > 1:
                 cached.block.read_ahead()
             verdict = Verdict.VERIFIED if cached.is_verified else Verdict.UNKNOWN
             with contextlib.suppress(StaleResponse):
                 self._hand_out(missing, cached.block, verdict)
+        self._parts.hashing.counting.add(from_cache=came)
 
     def _hand_out(self, missing: Missing, block: Block, verdict: Verdict) -> None:
         """Settle a block and have it hashed if need be; raises StaleResponse."""

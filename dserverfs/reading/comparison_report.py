@@ -24,11 +24,12 @@ CANNOT = "it cannot be: its hash function is not known"
 
 
 class ByteCounts(NamedTuple):
-    """Bytes that came from the store."""
+    """Bytes of items that came."""
 
-    received: int
-    by_block: int  # compared, each block with its own hash
-    as_files: int  # compared as whole items
+    received: int  # from the store
+    by_block: int  # of these compared, each block with its own hash
+    as_files: int  # of these compared as whole items
+    from_cache: int  # from the disk cache
 
 
 class Counting:
@@ -36,14 +37,19 @@ class Counting:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts = ByteCounts(0, 0, 0)
+        self._counts = ByteCounts(0, 0, 0, 0)
         self._meter = Meter()
 
-    def add(self, *, received: int = 0, by_block: int = 0, as_files: int = 0) -> None:
+    def add(
+        self, *, received: int = 0, by_block: int = 0, as_files: int = 0, from_cache: int = 0
+    ) -> None:
         with self._lock:
             counts = self._counts
             self._counts = ByteCounts(
-                counts.received + received, counts.by_block + by_block, counts.as_files + as_files
+                counts.received + received,
+                counts.by_block + by_block,
+                counts.as_files + as_files,
+                counts.from_cache + from_cache,
             )
             self._meter.note(self._counts.received)
 

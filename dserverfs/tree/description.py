@@ -16,6 +16,7 @@ from dserverfs.tree.frozen_dataset import DatasetTree
 from dserverfs.writing.edits.journal import UnsentEdit
 from dserverfs.writing.freezer import Freezer
 from dserverfs.writing.staging import refused_files
+from dserverfs.writing.staging.area import Staging
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.survey import survey
 
@@ -86,6 +87,26 @@ def to_be_read(staged: StagedDataset, freezer: Freezer) -> dict[str, Any]:
         "exclude": staged.excluded.patterns,
         "max_item_bytes": freezer.max_item_bytes,
     }
+
+
+def of_all_staged(
+    staging: Staging | None, freezer: Freezer, server: str, *, asked_by: int = 0
+) -> list[dict[str, Any]]:
+    """Return the facts of all that is staged, and of what is but cannot be used."""
+    if staging is None:
+        return []
+    base_uris = list(staging.base_uris())
+    all_staged = [
+        of_staged(staged, freezer, asked_by=asked_by)
+        for base_uri in base_uris
+        for staged in staging.datasets(base_uri)
+        if staged.frozen_as is None
+    ]
+    for base_uri in base_uris:
+        uri = DserverURI(server, base_uri)
+        for directory, reason in staging.unusable(base_uri).items():
+            all_staged.append(of_unusable(directory, uri, reason))
+    return all_staged
 
 
 def of_unusable(directory: Path, base_uri: DserverURI, reason: str) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from dserverfs.tree.incomplete import is_tried_only
 from dserverfs.tree.listing import OpenDirectory
 from dserverfs.tree.mount_tree import Inode, Totals, Tree
 from dserverfs.tree.names import looked_up, utf8
-from dserverfs.tree.open_files import OpenFile, OpenStagedFile, opened
+from dserverfs.tree.open_files import OpenBytes, OpenFile, OpenStagedFile, opened
+from dserverfs.tree.own_files import STATS_FILE
 from dserverfs.tree.refusals import (
     AcrossDatasets,
     Invalid,
@@ -37,7 +38,7 @@ from dserverfs.tree.refusals import (
 )
 from dserverfs.tree.staged_changes import StagedChanges
 from dserverfs.tree.staged_dataset import DATA_LINK, StagedTree, is_for_writing
-from dserverfs.tree.steps import Steps, loaded
+from dserverfs.tree.steps import Limit, Steps, blocking, loaded
 from dserverfs.tree.write_latency import WriteLatency
 from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.freezer import Freezer
@@ -79,18 +80,21 @@ class FileSystem:
         edits: DatasetEdits | None = None,
         umask: int = 0,
         attributes_of: AttributesOf | None = None,
+        stats: Callable[[], str] = str,
         latency: WriteLatency | None = None,
     ) -> None:
         """`give_way` has the cache give that many bytes of the disk back, if it can.
 
         `staging` and `edits` are the tree's. `umask` are the mode bits that the mount takes
         away. `attributes_of` gives a number's extended attributes; None for a mount without.
-        `latency` is that of the staging area's disk.
+        `stats` gives the text of `.dserverfs/stats`; it may block. `latency` is that of the
+        staging area's disk.
         """
         self._tree = tree
         self._frozen = FrozenChanges(edits, umask)
         self._staged = StagedChanges(tree, staging, freezer, give_way, latency or WriteLatency())
         self._attributes_of = attributes_of
+        self._stats = stats
 
     # Names and attributes
 
@@ -158,6 +162,9 @@ class FileSystem:
                 found = yield from self._open_staged(tree, place.number, flags, thread)
                 if found is not None:
                     return found
+            if (place.tree, place.number) == (None, STATS_FILE) and not is_for_writing(flags):
+                text = yield from blocking(self._stats, Limit.DISK)
+                return OpenBytes(text.encode(), has_size=False)
             require_spare()
             frozen = yield from loaded(place.frozen)
             if frozen is not None:

@@ -1,7 +1,7 @@
 """One mount as a tree: backends, buckets, prefixes, datasets and what is in them.
 
 Used by the operations. Inode numbers are stable for the life of the mount:
-slot << 36 | number, where slot 0 holds the directories above the datasets, and searches, and
+slot << 36 | number, where slot 0 holds the directories above the datasets, searches, our own, and
 every dataset, and every alias of one below `.uuid`, has a slot of its own (the
 kernel allows a directory one place only). A staged dataset keeps its slot when it
 is frozen. No I/O but for the local staging area: raises NotLoaded where something
@@ -18,11 +18,17 @@ from typing import NamedTuple, NewType
 from dserverfs.base.errors import DserverfsError, Frozen, NameTaken, NotFound, PermissionDenied
 from dserverfs.base.limits import is_uuid
 from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI
-from dserverfs.catalogue.catalogue import FIND_DIRECTORY, UUID_DIRECTORY, Catalogue
+from dserverfs.catalogue.catalogue import (
+    FIND_DIRECTORY,
+    OWN_DIRECTORY,
+    UUID_DIRECTORY,
+    Catalogue,
+)
 from dserverfs.catalogue.names import DatasetNames
 from dserverfs.catalogue.refreshed import NotLoaded
 from dserverfs.tree.attributes import Attributes, Entry
 from dserverfs.tree.frozen_dataset import OWN, Content, DatasetTree
+from dserverfs.tree.own_files import FIRST_OWN, OwnFiles
 from dserverfs.tree.searches import FIRST_SEARCH, Searches
 from dserverfs.tree.staged_dataset import StagedTree
 from dserverfs.tree.upper_directories import TOP, Path, UpperDirectories
@@ -108,6 +114,7 @@ class Tree:
         self._staged_trees: list[tuple[StagedTree, int]] = []  # with their slots
         self._upper = UpperDirectories(uri, catalogue, mounted_ns)  # slot 0, and so are
         self._searches = Searches(uri, catalogue, self._upper, mounted_ns)
+        self._own = OwnFiles(mounted_ns)
         self._shows_one = False
         # By base URI, slots: what was shown as staged last, and what is that no more but
         # may still have its name.
@@ -131,15 +138,21 @@ class Tree:
             return self._renumber(slot, self._datasets[slot - 1].attributes(number))
         if number >= FIRST_SEARCH:
             return self._searches.attributes(number)
+        if number >= FIRST_OWN:
+            return self._own.attributes(number)
         return self._upper.attributes(self._upper.path(number))
 
     def lookup(self, inode: Inode, name: str) -> Attributes:
         """Return the attributes of an entry; raises NotFound."""
+        if inode == ROOT and name == OWN_DIRECTORY:
+            return self._own.top()
         slot, number = self._split(inode)
         if slot:
             return self._renumber(slot, self._datasets[slot - 1].lookup(number, name))
         if number >= FIRST_SEARCH:
             return self._searches.lookup(number, name)
+        if number >= FIRST_OWN:
+            return self._own.lookup(number, name)
         path = self._upper.path(number)
         if path and path[-1] == UUID_DIRECTORY:
             return self._lookup_uuid(path, name)
@@ -168,6 +181,9 @@ class Tree:
                 return
             for entry in dataset.children(number, cookie):
                 yield entry._replace(attributes=self._renumber(slot, entry.attributes))
+            return
+        if number >= FIRST_OWN:
+            yield from self._own.children(cookie)
             return
         path = self._upper.path(number)
         if not self._upper.is_base_uri(path):
@@ -266,7 +282,7 @@ class Tree:
     def base_uri_at(self, inode: Inode) -> str | None:
         """Return the base URI whose directory an inode is, if it is one."""
         slot, number = self._split(inode)
-        if slot or self._shows_one or number >= FIRST_SEARCH:
+        if slot or self._shows_one or number >= FIRST_OWN:
             return None
         path = self._upper.path(number)
         return self._upper.base_uri(path) if self._upper.is_base_uri(path) else None
@@ -315,7 +331,7 @@ class Tree:
 
         Raises NotFound.
         """
-        if name in (UUID_DIRECTORY, FIND_DIRECTORY):
+        if name in (UUID_DIRECTORY, FIND_DIRECTORY, OWN_DIRECTORY):
             return None
         path = self._upper.path_of(base_uri)
         slot = self._slots_in(path).get(name)

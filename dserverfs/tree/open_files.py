@@ -27,6 +27,7 @@ class OpenFile(Protocol):
     """The calls on an open file."""
 
     keeps_pages: bool  # whether the kernel may keep what was read when it was open before
+    has_size: bool  # whether its attributes say how much there is
 
     def read(self, offset: int, size: int) -> Steps[bytes]: ...
 
@@ -44,9 +45,12 @@ class OpenBytes:
 
     keeps_pages = False
 
-    def __init__(self, content: bytes, refusal: DserverfsError | None = None) -> None:
+    def __init__(
+        self, content: bytes, refusal: DserverfsError | None = None, *, has_size: bool = True
+    ) -> None:
         """`refusal` is raised by writes; without, NotOpenForWriting."""
         self.content = content
+        self.has_size = has_size
         self._refusal = refusal
 
     def read(self, offset: int, size: int) -> Steps[bytes]:
@@ -67,6 +71,7 @@ class OpenLocal:
     """A local file that a frozen dataset shows as it is."""
 
     keeps_pages = True
+    has_size = True
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -88,6 +93,7 @@ class OpenEdit:
     """A local file that is shown in a frozen dataset: an edit, or a file made to rewrite one."""
 
     keeps_pages = False
+    has_size = True
 
     def __init__(self, edits: DatasetEdits, handle: EditHandle) -> None:
         self._edits = edits
@@ -126,6 +132,7 @@ class OpenStagedFile:
     """A file of a staged dataset."""
 
     keeps_pages = False
+    has_size = True
 
     def __init__(self, changes: StagedChanges, handle: OpenStaged) -> None:
         self._changes = changes

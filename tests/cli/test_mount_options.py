@@ -48,6 +48,8 @@ def test_option_for_the_kernel_goes_to_the_kernel(option: str) -> None:
         ),
         ('log_file="/a,b"', Options(arguments={"log_file": Path("/a,b")})),
         ("freeze_delay=manual", Options(arguments={"freeze_delay": None})),
+        ("metrics=9400", Options(arguments={"metrics": ("127.0.0.1", 9400)})),
+        ("metrics=[::1]:0", Options(arguments={"metrics": ("::1", 0)})),
         (
             "verify=strict,log_level=debug",
             Options(arguments={"verify": "strict", "log_level": "debug"}),
@@ -69,7 +71,16 @@ def test_option_of_ours_has_its_effect(option: str, wanted: Options) -> None:
     [
         *("nonsense", "users2", "rww", "cache_size", "ro=1", "uid", "token=abc", "uid=me"),
         *("umask=9", "umask=", "umask=077777", "uid=-1", "gid=", "cache_size=big", "cache_dir=c"),
-        *("log_level=loud", "verify=", "freeze_delay=-1", "protocol=ftp", "token_file=t"),
+        *(
+            "log_level=loud",
+            "verify=",
+            "freeze_delay=-1",
+            "metrics=host:",
+            "metrics=99999",
+            "metrics=x",
+            "protocol=ftp",
+            "token_file=t",
+        ),
         *("remount", "allow_other=1", "noatime=1"),
     ],
 )

@@ -75,6 +75,7 @@ def test_status_says_how_items_are_compared(
             "received": LARGE + 5,
             "by_block": by_block,
             "as_files": as_files,
+            "from_cache": 0,
         }
         if by_block:
             lines = current_user.dserverfs("status").stdout

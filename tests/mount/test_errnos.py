@@ -14,6 +14,7 @@ from pyfuse3 import FUSEError
 from dserverfs.base import errors
 from dserverfs.mount.errnos import Told, guarded
 from dserverfs.mount.operations import Operations
+from dserverfs.mount.request_counts import RequestCounts
 from dserverfs.tree import refusals
 from dserverfs.tree.steps import TookTooLong
 
@@ -37,6 +38,7 @@ def told(request: str, error: Exception) -> tuple[int, list[Told]]:
     class World:
         def __init__(self) -> None:
             self.remembered: list[Told] = []
+            self.counts = RequestCounts()
 
         def remember(self, request: str, arguments: Mapping[str, Any], told: Told) -> None:
             assert arguments == {"inode": 7}
@@ -50,6 +52,8 @@ def told(request: str, error: Exception) -> tuple[int, list[Told]]:
     world = World()
     with pytest.raises(FUSEError) as raised:
         call(world, 7).send(None)  # it waits for nothing
+    assert world.counts.errors == {(request, raised.value.errno): 1}
+    assert sum(world.counts.durations[request].counts) == 1
     return int(raised.value.errno), world.remembered
 
 

@@ -25,6 +25,7 @@ from dserverfs.client import Client
 from dserverfs.mount.operations import Operations
 from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.replies import Ownership
+from dserverfs.mount.request_counts import RequestCounts
 from dserverfs.remote.signing import Signing
 from dserverfs.tree import description
 from dserverfs.tree.filesystem import FileSystem
@@ -74,7 +75,9 @@ class Walker:
         )
         ownership = Ownership(os.getuid(), os.getgid(), 0)
         recent_errors = RecentErrors(uri.server)
-        self.operations = Operations(file_system, client.reader, ownership, recent_errors)
+        self.operations = Operations(
+            file_system, client.reader, ownership, recent_errors, RequestCounts()
+        )
         self.inodes: dict[str, int] = {"": ROOT}
 
     def explore(self) -> Answers:

@@ -179,13 +179,14 @@ def test_nothing_found_is_an_empty_directory(mount: Mount) -> None:
         mount.inode(".find/tag/nobodys/one")
 
 
+@pytest.mark.parametrize("name", [".find", ".dserverfs"])
 def test_dataset_that_is_called_so_is_shown_under_another_name(
-    mount: Mount, quirky: QuirkyServer
+    mount: Mount, quirky: QuirkyServer, name: str
 ) -> None:
-    uuid = add(quirky, ".find", tags=["so"])
+    uuid = add(quirky, name, tags=["so"])
 
-    assert mount.list(".find/tag/so") == [f".find~{uuid[:8]}"]
-    assert mount.leads_to(f".find/tag/so/.find~{uuid[:8]}") == mount.inode(f".find~{uuid[:8]}")
+    assert mount.list(".find/tag/so") == [f"{name}~{uuid[:8]}"]
+    assert mount.leads_to(f".find/tag/so/{name}~{uuid[:8]}") == mount.inode(f"{name}~{uuid[:8]}")
 
 
 # Names

@@ -67,8 +67,10 @@ class Tally:
         sizes: Iterable[int],
         on_progress: OnProgress = unwatched,
         stop: threading.Event | None = None,
+        on_sent: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """`sizes` are those of all items, in bytes."""
+        """`sizes` are those of all items, in bytes. `on_sent` is told bytes that were sent."""
+        self._on_sent = on_sent
         self._on_progress = on_progress
         self._stop = stop or threading.Event()
         self._broken = threading.Event()
@@ -83,6 +85,7 @@ class Tally:
         """Count bytes that were sent; raises Cancelled."""
         self.check()
         if count:
+            self._on_sent(count)
             self._add(count, 0)
 
     def take_back(self, count: int) -> None:

@@ -51,6 +51,12 @@ class Uploader:
         self._hash_overlay = hash_overlay
         self._routes = resolver.uploads
         self._storage = storage
+        self._lock = threading.Lock()
+        self.sent_in_bytes = 0  # since this was made, also what has to be sent again
+
+    def _note_sent(self, count: int) -> None:
+        with self._lock:
+            self.sent_in_bytes += count
 
     def upload(
         self,
@@ -84,7 +90,7 @@ class Uploader:
         if self._hash_overlay and not self._routes.takes_block_hashes():
             dataset = block_hashes.with_overlay(dataset)
         sizes = (item.size_in_bytes for item in dataset.items.values())
-        tally = Tally(sizes, on_progress, stop)
+        tally = Tally(sizes, on_progress, stop, self._note_sent)
         announcement = Announcement(self._routes, dataset, base_uri)
         sender = Sender(self._storage, announcement, dataset, tally)
         sender.note_files()
@@ -117,7 +123,7 @@ class Uploader:
         """
         if not self._routes.takes_block_hashes():
             raise Unsupported(f"{self._routes.server_url}: keeps no block hashes")
-        attempts = Attempts(self._storage, Tally(()))
+        attempts = Attempts(self._storage, Tally((), on_sent=self._note_sent))
         with contextlib.suppress(Conflict):
             block_hashes.send(attempts, block_hashes.PlaceOfFrozen(self._routes, uri), file)
             self._routes.complete_block_hashes(uri)
