@@ -18,6 +18,7 @@ import jwt
 import pytest
 
 from dserverfs.base import disk_space, mountinfo
+from dserverfs.base.mountinfo import FSTYPE, Mounted
 from dserverfs.broker import DserverStorageBroker
 from dserverfs.cli import machine_checks, mount_helper
 from dserverfs.cli.findings import Check, State, finding_of, ok
@@ -57,6 +58,7 @@ class Doctor:
         self._patch = patch
         self._capture = capture
         self.mounts: list[Path] = []
+        self.others: list[Mounted] = []
 
     def __call__(self, *arguments: str, **settings: str) -> Said:
         for name, value in settings.items():
@@ -80,7 +82,10 @@ def doctor(
     monkeypatch.setattr(
         mountinfo,
         "dserverfs_mounts",
-        lambda: [mount for mount in every() if Path(mount.path) in doctor.mounts],
+        lambda: [
+            *(mount for mount in every() if Path(mount.path) in doctor.mounts),
+            *doctor.others,
+        ],
     )
     return doctor
 
@@ -200,11 +205,16 @@ def test_doctor_says_that_nothing_listens(doctor: Doctor) -> None:
     ]
 
 
-@pytest.mark.parametrize("claims", [{"exp": 1_500_000_000}, {"exp": 1_500_000_000, "iat": 1}])
-def test_doctor_tells_of_a_token_that_has_ended(
-    looked_at: ServerHandle, doctor: Doctor, claims: dict[str, int]
-) -> None:
-    token = looked_at.token_for(looked_at.username, **claims)
+def test_doctor_says_that_there_is_no_token(looked_at: ServerHandle, doctor: Doctor) -> None:
+    found = doctor(host_of(looked_at))
+
+    assert found.status == 1
+    assert found.of("token")["said"].startswith("no token: run dserverfs login")
+    assert found.of_server()[-1] == "token"
+
+
+def test_doctor_tells_of_a_token_that_has_ended(looked_at: ServerHandle, doctor: Doctor) -> None:
+    token = looked_at.token_for(looked_at.username, exp=1_500_000_000)
 
     found = doctor(host_of(looked_at), DSERVER_TOKEN=token)
 
@@ -271,12 +281,48 @@ def test_doctor_without_the_packages_of_mounts_warns(
 def test_doctor_finds_that_there_is_no_fuse(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(mountpoint, "DEVICE", tmp_path / "fuse")
+    (tmp_path / "broken_fuse.py").write_text("raise ImportError('libfuse3.so.3: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    cases: tuple[tuple[str, object, str], ...] = (
+        ("DEVICE", tmp_path / "fuse", "modprobe fuse"),
+        ("DEVICE", tmp_path, f"{tmp_path} cannot be opened: Is a directory"),
+        ("PACKAGES", ["broken_fuse"], "cannot be loaded: libfuse3.so.3: cannot open"),
+    )
+    for name, value, said in cases:
+        with monkeypatch.context() as patch:
+            patch.setattr(mountpoint, name, value)
+            found = doctor()
+
+        assert found.status == 1
+        assert said in found.of("fuse")["said"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has capabilities to give up")
+def test_doctor_finds_that_root_may_not_mount_in_a_container(current_user: Account) -> None:
+    command = current_user.dserverfs_command("doctor", "--json")
+
+    done = current_user.run("setpriv", "--bounding-set=-sys_admin", *command)
+
+    found = Said(done.returncode, json.loads(done.stdout), done.stdout)
+    assert found.of("fuse")["said"] == "root may not mount here, without CAP_SYS_ADMIN"
+
+
+def test_doctor_finds_that_a_package_is_missing(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = ["urllib3>=2", "nothing-like-that>=1", 'not-asked-for; extra == "mount"']
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: wanted)
 
     found = doctor()
 
     assert found.status == 1
-    assert "modprobe fuse" in found.of("fuse")["said"]
+    assert found.of("packages")["said"] == "nothing-like-that is not installed"
+
+
+def test_doctor_leaves_mounts_of_others_alone(doctor: Doctor) -> None:
+    doctor.others = [Mounted("/nowhere", FSTYPE, "dserver://x", 1, owner=os.geteuid() + 1)]
+
+    assert [each for each in doctor().findings if "/nowhere" in each["check"]] == []
 
 
 def test_doctor_finds_settings_that_cannot_be_read(doctor: Doctor, tmp_path: Path) -> None:
@@ -325,13 +371,15 @@ def test_doctor_tells_of_each_login(doctor: Doctor, tmp_path: Path) -> None:
     ):
         (tokens / name).write_text(jwt.encode(claims, "x" * 32))
         (tokens / name).chmod(mode)
+    (tokens / "gone:1").symlink_to(tokens / "nothing")
 
     found = doctor()
 
     assert found.of("login good:1")["said"].startswith("the token ends 2096-10-02")
     assert found.of("login ended:1")["todo"] == "dserverfs login ended:1"
     assert found.of("login open:1")["todo"] == f"chmod 600 {tokens}/open:1"
-    assert found.status == 0
+    assert found.of("login gone:1")["said"] == f"{tokens}/gone:1: No such file or directory"
+    assert [each["state"] for each in found.findings if "login" in each["check"]].count("ok") == 1
 
 
 def test_doctor_looks_at_the_helper_of_mount_and_at_the_command_dtool(
