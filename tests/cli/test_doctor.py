@@ -404,7 +404,7 @@ def test_doctor_finds_that_an_ordinary_user_cannot_mount(
     """fusermount3 has to run as root for that."""
     program = ordinary_user.home / "doctor" / "fusermount3"
     ordinary_user.run("mkdir", program.parent, check=True)
-    ordinary_user.run("cp", "/bin/true", program, check=True)
+    ordinary_user.run("ln", "-s", "/bin/true", program, check=True)
     path = ordinary_user.environment["PATH"]
     found = []
     for each in (path, f"{program.parent}:{path}"):

@@ -108,6 +108,7 @@ def bash(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bash]:
         ("status not", "<status><notes.txt>"),
         ("mount --cache-dir do", "<mount><--cache-dir><docs/>"),
         ("mount --cache-dir=do", "<mount><--cache-dir=docs/>"),
+        ("mount --verify=st", "<mount><--verify=strict>"),
         ("mount dserver://localhost/s3/lab do", "<mount><dserver://localhost/s3/lab><docs/>"),
         ("warm ~/datas", "<warm><HOME/datasets/>"),
         ("freeze 'data in", "<freeze><data in words/>"),
