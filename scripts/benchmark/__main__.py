@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark import options, plot, publishing, reading, report
+from benchmark import options, plot, programs, publishing, reading, report
 from benchmark.mounts import adopt_orphans
 from benchmark.plan import Keeper, Kept, load, partial_of
 from dserverfs.server.store import die_with_parent
@@ -45,7 +45,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _measure(arguments: argparse.Namespace, work: Path) -> int:
     adopt_orphans()
-    run = publishing.run if arguments.what == options.PUBLISH else reading.run
+    run = {
+        options.READ: reading.run,
+        options.PUBLISH: publishing.run,
+        options.PROGRAMS: programs.run,
+    }[arguments.what]
     paths = [work / KEPT, *([] if arguments.json is None else [arguments.json])]
     run(options.plan_of(arguments), work, Keeper(paths))
     return 0

@@ -8,13 +8,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark import publishing, reading, table
+from benchmark import programs, publishing, reading, table
 from benchmark.lab import Sizes
 from benchmark.plan import Plan
 
-READ, PUBLISH = "read", "publish"
-ROWS = {READ: table.ROWS, PUBLISH: publishing.ROWS}
-COLUMNS = {READ: reading.COLUMNS, PUBLISH: publishing.COLUMNS}
+READ, PUBLISH, PROGRAMS = "read", "publish", "programs"
+ROWS = {READ: table.ROWS, PUBLISH: publishing.ROWS, PROGRAMS: programs.ROWS}
+COLUMNS = {READ: reading.COLUMNS, PUBLISH: publishing.COLUMNS, PROGRAMS: programs.COLUMNS}
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="What was measured is printed also if the run is interrupted.",
     )
     add = parser.add_argument
-    add("what", nargs="?", choices=(READ, PUBLISH), default=READ, help=f"default: {READ}")
+    add("what", nargs="?", choices=tuple(ROWS), default=READ, help=f"default: {READ}")
     names = "; ".join(f"{what}: {', '.join(rows)}" for what, rows in ROWS.items())
     add("--row", action="append", metavar="NAME", help=f"only this; may be repeated; {names}")
     names = "; ".join(f"{what}: {', '.join(columns)}" for what, columns in COLUMNS.items())

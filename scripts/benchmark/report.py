@@ -109,14 +109,18 @@ def as_text(results: Results) -> str:
     parts = [
         "Median seconds; the ratio is ours to the best of the other file systems:",
         simple_table(["", *results.columns, "ratio"], times),
-        "The daemons' processor seconds, and their peak memory in MiB:",
-        simple_table(
-            ["", *(f"{name} s" for name in daemons), *(f"{name} MiB" for name in daemons)],
-            resources,
-        ),
+        *(_of_daemons(daemons, resources) if resources else ()),
         *(f"- {note}" for note in (*_failures(results), *results.notes)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _of_daemons(daemons: Sequence[str], resources: Sequence[Sequence[str]]) -> tuple[str, str]:
+    heads = ["", *(f"{name} s" for name in daemons), *(f"{name} MiB" for name in daemons)]
+    return (
+        "The daemons' processor seconds, and their peak memory in MiB:",
+        simple_table(heads, resources),
+    )
 
 
 def _failures(results: Results) -> Iterator[str]:

@@ -52,6 +52,21 @@ def test_bench_measures_one_row(fuse: None, tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
 
 
+def test_bench_has_programs_read_without_a_mount(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    options = ["--row", "files-cold", "--row", "files-again", "--only", "dserverfs"]
+    options += ["--tar-items", "20"]
+
+    done = bench("programs", *options, "--repeat", "1", "--directory", tmp_path, "--json", path)
+
+    assert done.returncode == 0, done.stderr
+    found = rows_of(path)
+    assert list(found) == ["files-cold", "files-again"]
+    assert all(columns["dserverfs"]["median_seconds"] > 0 for columns in found.values())
+    assert "20 x 4 KiB, cold" in done.stdout
+    assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
+
+
 def test_bench_reads_compared_otherwise_beside_those_who_never_compare(
     fuse: None, tmp_path: Path
 ) -> None:
