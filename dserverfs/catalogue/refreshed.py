@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, wait
@@ -206,7 +205,6 @@ class RefreshedValue(Generic[T]):
         with self._lock:
             if not self._values:
                 self._values = [value]
-                self._as_of_s = -math.inf
         return True
 
     def renewed(self) -> T:
@@ -234,9 +232,10 @@ class RefreshedValue(Generic[T]):
             self._fresh_until_s = 0.0
 
     def forget(self) -> None:
-        """Drop the value: it is fetched before it is told again."""
+        """Drop the value: it is fetched before it is told again, whatever was kept."""
         with self._lock:
             self._values = []
+            self._recall = lambda: None
 
     def _at_hand_locked(self) -> T:
         if not self._values:

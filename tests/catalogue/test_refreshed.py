@@ -413,6 +413,17 @@ def test_kept_value_is_told_when_the_server_does_not_answer_shortly(
     assert value.get() == "one"
 
 
+def test_value_that_was_dropped_is_fetched_whatever_was_kept(world: World, waited: Waited) -> None:
+    waited.server_answers = False
+    world.answers, kept = ["one", "two"], Kept()
+    value = recalling(world, kept, RefreshWaits(lambda: world.now_s))
+    value.keep("one")
+    value.forget()
+
+    assert loaded(value.get) == "one"
+    assert kept.times == 0
+
+
 def test_kept_value_is_not_even_made_when_the_server_answers(world: World, waited: Waited) -> None:
     """Its names would be bound, and those of today's datasets be others."""
     world.answers, kept = ["one"], Kept()

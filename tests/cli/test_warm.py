@@ -202,6 +202,9 @@ def test_pinned_dataset_stays_when_the_cache_is_cleared_until_it_is_unpinned(
     assert cleared_again[0].startswith("forgot 4 blocks of 3 items, ")
     assert here.run("pin", "--list") == ["nothing is pinned"]
     assert "nothing of that is pinned" in here.refusal("unpin", uri)
+    here.run("pin", uri, "--include", "*.txt")
+    assert len(here.run("cache", "clear", "--pinned")) == 1, "nothing stays"
+    assert here.run("pin", "--list") == ["nothing is pinned"]
 
 
 @pytest.mark.parametrize("of", ["server", "base", "uuid", "all"])

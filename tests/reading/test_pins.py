@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dserverfs.base.block_hashes import block_hash
@@ -162,20 +162,22 @@ SHARED = {
 }
 
 
+STEP = st.tuples(st.sampled_from(["pin", "unpin", "keep"]), st.sets(st.sampled_from(NAMES)))
+KEEP_ALL = ("keep", set(NAMES))
+
+
 @settings(max_examples=12, deadline=None)
-@given(
-    steps=st.lists(
-        st.tuples(st.sampled_from(["pin", "unpin", "keep"]), st.sets(st.sampled_from(NAMES))),
-        max_size=6,
-    )
-)
+@given(before=st.lists(STEP, max_size=3), after=st.lists(STEP, max_size=3))
+@example(before=[], after=[("pin", {"C1", "a1", "a2"}), ("unpin", {"a1"})])
 def test_exactly_what_some_item_pins_outlasts_an_eviction(
-    steps: list[tuple[str, set[str]]], tmp_path_factory: pytest.TempPathFactory
+    before: list[tuple[str, set[str]]],
+    after: list[tuple[str, set[str]]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     cache = BlockCache(tmp_path_factory.mktemp("pins") / "blocks")
     cache.open()
     pinned = set[str]()
-    for step, names in [*steps, ("keep", set(NAMES))]:
+    for step, names in [*before, KEEP_ALL, *after]:
         contents = [SHARED[name] for name in sorted(names)]
         if step == "pin":
             pinned |= names
