@@ -19,7 +19,7 @@ from dserverfs.cli import parser, unit
 
 # By the word that stands for an argument in help.
 _DIRECTORIES = frozenset({"DIR", "DIRECTORY", "MOUNTPOINT"})
-_FILES = frozenset({"FILE", "PATH", "BASE"})
+_FILES = frozenset({"FILE", "PATH", "BASE", "DATASET"})
 _WIDTH = 72  # of what man(1) indents by 7
 
 _BEGINNING = f"""\
