@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import subprocess
@@ -94,7 +95,11 @@ def browser(directory: Path) -> Iterator[Browser]:
     options = {"args": ["--headless=new", "--no-sandbox", f"--user-data-dir={directory}"]}
     wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
     with subprocess.Popen(
-        ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ["chromedriver", "--port=0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "HOME": str(directory)},
+        text=True,
     ) as driver:
         try:
             assert driver.stdout is not None
