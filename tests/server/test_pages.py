@@ -308,9 +308,11 @@ def test_datasets_are_shown_page_by_page(
         way = page.links("next")
 
     assert shown == names
-    beyond = client.browse("/?tag=paged&page=7")
-    assert "There is no page 7" in beyond.text
-    assert "page=3" in HtmlPage(beyond.text).links("prev")[0]
+    for on_a_page, last in ((2, 3), (25, 1)):
+        monkeypatch.setattr(views, "DATASETS_PER_PAGE", on_a_page)
+        beyond = client.browse("/?tag=paged&page=7")
+        assert "There is no page 7" in beyond.text
+        assert f"page={last}" in HtmlPage(beyond.text).links("prev")[0]
 
 
 # A dataset
