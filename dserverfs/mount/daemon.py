@@ -11,7 +11,7 @@ import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from dserverfs.base import descriptors
-from dserverfs.base.errors import DserverfsError
+from dserverfs.base.errors import DserverfsError, UsageError
 from dserverfs.base.model import Dataset, DserverURI, split_base_uri
 from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.refreshed import loaded
@@ -46,8 +46,12 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
         only = asking.submit(lambda: client.open().catalogue.check(options.uri))
         asking.submit(preload, client.catalogue, options.uri, only)
         try:
-            from dserverfs.mount import serving
-
+            try:
+                from dserverfs.mount import serving
+            except ImportError as error:  # libfuse may have gone since pyfuse3 was compiled
+                raise UsageError(
+                    f"what mounts need cannot be loaded: {error}; dserverfs doctor says more"
+                ) from error
             serving.run(options, settings, client, only, ready_fd)
         finally:
             asking.shutdown(wait=False, cancel_futures=True)

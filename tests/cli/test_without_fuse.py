@@ -20,10 +20,11 @@ WITHOUT_FUSE = """
 import sys
 sys.modules["pyfuse3"] = sys.modules["trio"] = None
 """
-ONE_COMMAND = f"""{WITHOUT_FUSE}
+MAIN = """
 from dserverfs.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
+ONE_COMMAND = WITHOUT_FUSE + MAIN
 # Tells status and output of each command line of its argument, which is JSON.
 COMMANDS = f"""{WITHOUT_FUSE}
 import contextlib, io, json
@@ -132,3 +133,21 @@ def test_a_mount_without_fuse_says_in_one_line_what_to_install(
     (line,) = done.stderr.splitlines()
     assert line.startswith("dserverfs: mounts need pyfuse3 and trio: install fuse3, ")
     assert line.endswith(f"pip install 'dserverfs[{extra}]'")
+
+
+@pytest.mark.parametrize("options", [[], ["--foreground"]], ids=["daemon", "foreground"])
+def test_a_mount_whose_library_is_broken_says_so(
+    fuse: None, user: User, tmp_path: Path, options: list[str]
+) -> None:
+    """As after an update of the system that took libfuse away."""
+    (tmp_path / "pyfuse3.py").write_text("raise ImportError('libfuse3.so.3: cannot open')")
+    (tmp_path / "mountpoint").mkdir()
+    words = ["mount", *options, "dserver://localhost:1", str(tmp_path / "mountpoint")]
+
+    done = user.run("import sys; sys.path.insert(0, sys.argv.pop(1))" + MAIN, str(tmp_path), *words)
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "dserverfs: what mounts need cannot be loaded: libfuse3.so.3: cannot open; dserverfs"
+        " doctor says more"
+    ]
