@@ -85,6 +85,7 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
                 "if (file.note.is_complete):",
             ),
             ("self._refused.discard(file)", "pass"),
+            ("self._refused.clear()", "pass"),
         ],
         _TYPES: [
             (
@@ -96,7 +97,11 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
             (
                 "change = Change(target, content, 0, None, None)",
                 "change = Change(target, content, 1, None, None)",
-            )
+            ),
+            (  # nobody looks at what becomes of the thread's work
+                "pass # logged, and kept in its note",
+                "raise # logged, and kept in its note",
+            ),
         ],
     },
     "writing/edits/local_file": {_SAME: [("self.changes = 1", "self.changes = 2")]},
@@ -189,6 +194,29 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
                 "if time.time() - path.lstat().st_mtime >= older_than_s:",
                 "if time.time() - path.lstat().st_mtime > older_than_s:",
             ),
+        ],
+    },
+    "reading/block_hashing": {
+        _SAME: [
+            (
+                "for index, expected in zip(indices, self._pages.find(content, indices),"
+                " strict=True):",
+                "for index, expected in zip(indices, self._pages.find(content, indices),"
+                " strict=False):",
+            ),
+            ("raise", "pass"),  # another error ends the thread's work
+            (  # after the end no turn is taken
+                "has_more = self._advancing.get(hashing, False) or has_more",
+                "has_more = self._advancing.get(hashing, True) or has_more",
+            ),
+        ],
+        _TYPES: [
+            (
+                "hashing is not None and hashing in self._advancing and (hashing in"
+                " self._put_off or first - hashing.next > MAX_LAG) and first - hashing.next <= FAR",
+                "(hashing in self._advancing and (hashing in self._put_off or"
+                " first - hashing.next > MAX_LAG) and (first - hashing.next <= FAR))",
+            )
         ],
     },
     "reading/hash_pages": {

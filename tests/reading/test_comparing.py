@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -76,9 +75,10 @@ def test_block_with_a_hash_is_compared_at_once(bench: ComparingBench, index: int
     assert counted(bench) == (length, length, 0), "what is wrong is not received"
 
 
-def counted(bench: ComparingBench) -> tuple[int, ...]:
+def counted(bench: ComparingBench) -> tuple[int, int, int]:
     """Return the bytes received, compared by block, and as files."""
-    return tuple(bench.hashing.counting.counts)
+    counts = bench.hashing.counting.counts
+    return counts.received, counts.by_block, counts.as_files
 
 
 def test_item_of_one_block_is_compared_by_its_own_hash(bench: ComparingBench) -> None:
@@ -121,7 +121,11 @@ def test_blocks_before_the_last_are_not_known(bench: ComparingBench) -> None:
     assert bench.hashes.hashing(ITEM) is None
 
 
-def test_last_block_of_an_item_that_is_not_read_whole_is_not_known(bench: ComparingBench) -> None:
+@pytest.mark.parametrize("coming", [set(), {1, 2}])
+def test_last_block_of_an_item_that_is_not_read_whole_is_not_known(
+    bench: ComparingBench, coming: set[int]
+) -> None:
+    bench.coming = coming
     assert bench.check(LAST, BLOCKS[LAST]) == (Verdict.UNKNOWN, BlockKey(ITEM.key, LAST))
     assert bench.hashes.hashing(ITEM) is None
 
@@ -162,6 +166,30 @@ def test_last_block_waits_for_those_that_are_coming(bench: ComparingBench) -> No
             bench.comes(index)
 
         assert last.result(WAIT_S).verdict is Verdict.VERIFIED
+
+
+@pytest.mark.parametrize("end", ["it is over", "a block does not come any more"])
+def test_last_block_waits_for_nothing_that_will_not_come(
+    bench: ComparingBench, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(block_hashing, "_WAIT_S", 0.02)
+    asked: list[int] = []
+    waits = threading.Event()
+
+    def is_coming(content: ItemContent, index: int) -> bool:
+        asked.append(index)
+        if len(asked) > 1:
+            waits.set()
+        return end == "it is over" or len(asked) < 4
+
+    bench.hashing._flight.is_coming = is_coming  # type: ignore[method-assign]
+    with ThreadPoolExecutor(1) as pool:
+        last = pool.submit(bench.check, LAST, BLOCKS[LAST])
+        assert waits.wait(WAIT_S)
+        if end == "it is over":
+            bench.hashing.close()
+
+        assert last.result(WAIT_S / 2).verdict is Verdict.UNKNOWN
 
 
 @pytest.mark.parametrize("end", ["its block will not come", "its time is over", "it is given up"])
@@ -296,6 +324,27 @@ def test_item_is_hashed_to_its_end_in_turns_of_any_length(
     assert len(bench.entered) == 1
 
 
+def test_block_that_comes_while_it_is_looked_for_is_hashed(bench: ComparingBench) -> None:
+    find = bench.hashing._flight.find
+    looked_for: list[int] = []
+
+    def look(content: ItemContent, index: int) -> Block | None:
+        block = find(content, index)
+        looked_for.append(index)
+        if looked_for.count(1) == 1 and index == 1:
+            bench.comes(1)
+        return block
+
+    bench.hashing._flight.find = look  # type: ignore[method-assign]
+    bench.comes(0)
+    bench.await_hashed(2)
+
+    end_s = time.monotonic() + WAIT_S
+    while bench.hashing._advancing:
+        assert time.monotonic() < end_s, "it is looked for without end"
+    assert looked_for == [0, 1, 1, 2]
+
+
 def test_nothing_is_hashed_after_the_end(bench: ComparingBench) -> None:
     bench.hashing.close()
 
@@ -305,115 +354,6 @@ def test_nothing_is_hashed_after_the_end(bench: ComparingBench) -> None:
     hashing = bench.hashes.hashing(ITEM)
     assert hashing is not None
     assert hashing.next == 0
-
-
-# What is fetched ahead
-
-
-class Held:
-    """A hasher that waits before its first update."""
-
-    def __init__(self) -> None:
-        self.may_begin = threading.Event()
-        self.has_begun = threading.Event()
-        self._md5 = hashlib.md5()
-
-    def update(self, data: Any) -> None:
-        self.has_begun.set()
-        assert self.may_begin.wait(WAIT_S)
-        self._md5.update(data)
-
-    def hexdigest(self) -> str:
-        return self._md5.hexdigest()
-
-
-@pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ComparingBench, Held]]:
-    """A bench whose item's first block is being hashed, until `may_begin` is set."""
-    monkeypatch.setattr(block_hashing, "MAX_LAG", 1)
-    monkeypatch.setattr(block_hashing, "FAR", 3)
-    bench, hasher = ComparingBench(), Held()
-    bench.hashes._make_hasher = lambda name: hasher
-    bench.hot = {0: BLOCKS[0]}
-    bench.hashing.on_block(ITEM, 0)
-    assert hasher.has_begun.wait(WAIT_S)
-    yield bench, hasher
-    hasher.may_begin.set()
-    bench.hashing.close()
-
-
-def asker(bench: ComparingBench, fetched: list[int]) -> Callable[[int], None]:
-    def ask(first: int) -> None:
-        bench.hashing.when_near(ITEM, first, lambda: fetched.append(first))
-
-    return ask
-
-
-def test_run_is_fetched_at_once_if_nothing_is_hashed(bench: ComparingBench) -> None:
-    fetched: list[int] = []
-
-    asker(bench, fetched)(2)
-    bench.hashes.begin_hashing(ITEM)
-    asker(bench, fetched)(3)
-
-    assert fetched == [2, 3]
-
-
-def test_run_near_or_far_is_fetched_at_once_and_one_between_when_hashing_comes_near(
-    held: tuple[ComparingBench, Held],
-) -> None:
-    bench, hasher = held
-    fetched: list[int] = []
-    ask = asker(bench, fetched)
-
-    ask(1)
-    ask(4)
-    assert fetched == [1, 4]
-    ask(2)
-    ask(1)  # in order: behind one that was put off
-    ask(3)
-    assert fetched == [1, 4]
-
-    bench.hot[1] = BLOCKS[1]
-    hasher.may_begin.set()
-    bench.await_hashed(2)
-    bench.await_idle()
-    assert fetched == [1, 4, 2, 1, 3]
-
-
-def test_run_that_is_put_off_stays_so_until_hashing_is_near(
-    held: tuple[ComparingBench, Held],
-) -> None:
-    bench, hasher = held
-    fetched: list[int] = []
-    ask = asker(bench, fetched)
-    ask(2)
-    ask(3)
-    near: list[list[int]] = []
-    find = bench.hashing._flight.find
-
-    def look(content: ItemContent, index: int) -> Block | None:
-        near.append([*fetched])
-        return find(content, index)
-
-    bench.hashing._flight.find = look  # type: ignore[method-assign]
-    hasher.may_begin.set()
-    bench.await_idle()
-
-    assert near == [[2]], "the other is fetched when the turn is over"
-    assert fetched == [2, 3]
-
-
-def test_what_was_put_off_is_fetched_at_the_end(held: tuple[ComparingBench, Held]) -> None:
-    """So that those who wait for it are told."""
-    bench, _ = held
-    fetched: list[int] = []
-    asker(bench, fetched)(2)
-
-    bench.hashing.close()
-
-    assert fetched == [2]
-    assert bench.hashing._put_off == {}
 
 
 # Hashes that come late
@@ -436,6 +376,19 @@ def test_blocks_that_were_handed_out_are_compared_when_their_hashes_come(
     assert bench.dropped == ([] if wrong is None else ["item"])
 
 
+def test_item_with_several_wrong_blocks_is_dropped_once(
+    bench: ComparingBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.known = {index: block_hash(block.data) for index, block in enumerate(BLOCKS)}
+    bench.hot = dict(enumerate(WRONG))
+    bench.hashes.mark_unverified(ITEM)
+
+    with caplog.at_level("CRITICAL"):
+        bench.pages.on_come(ITEM, range(4))
+
+    assert bench.dropped == ["item"]
+
+
 def test_only_blocks_whose_hashes_came_are_compared(bench: ComparingBench) -> None:
     bench.known = {index: block_hash(block.data) for index, block in enumerate(BLOCKS)}
     bench.hot = {0: WRONG[0], 1: BLOCKS[1]}
@@ -444,3 +397,16 @@ def test_only_blocks_whose_hashes_came_are_compared(bench: ComparingBench) -> No
     bench.pages.on_come(ITEM, range(1, 4))
 
     assert bench.dropped == []
+
+
+def test_turn_ends_with_a_damaged_block_and_with_the_verdict(bench: ComparingBench) -> None:
+    hashing = bench.hashes.begin_hashing(ITEM)
+    assert hashing is not None
+    bench.hot = {0: Damaged(b"")}
+    assert not bench.hashing._advance(ITEM, hashing)
+
+    for block in BLOCKS:
+        hashing.feed(block, ITEM)
+
+    assert [bench.hashing._advance(ITEM, hashing) for _ in range(2)] == [False, False]
+    assert len(bench.entered) == 1

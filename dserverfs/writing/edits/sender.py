@@ -179,4 +179,3 @@ class EditSender:
             pass  # logged, and kept in its note
         except Exception:
             logger.exception("a fault of ours while sending %s", file.local)
-            raise
