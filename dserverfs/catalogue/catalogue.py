@@ -312,8 +312,7 @@ class Catalogue:
         yield from loaded(lambda: self.items(dataset)).with_relpaths()
 
     def keep(self, dataset: Dataset) -> None:
-        """Have all that is shown of a dataset kept for when the server is away; blocks."""
-        self.listed(dataset.base_uri)
+        """Have all that is shown in a dataset kept for when the server is away; blocks."""
         for ask in (self.manifest, self.readme, self.metadata):
             loaded(functools.partial(ask, dataset))
 

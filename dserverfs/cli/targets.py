@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,11 +56,17 @@ class UriTarget:
     def prepare(self) -> None:
         if self._chosen:
             return
+        catalogue = self._client.catalogue
+        for base_uri in dict.fromkeys(dataset.base_uri for dataset in self._datasets):
+            self._attempt(DserverURI(self._server, base_uri), partial(catalogue.listed, base_uri))
         for dataset in self._datasets:
-            try:
-                self._client.catalogue.keep(dataset)
-            except DserverfsError as error:
-                self._summary.fail(str(self._client.catalogue.uri_of(dataset)), str(error))
+            self._attempt(catalogue.uri_of(dataset), partial(catalogue.keep, dataset))
+
+    def _attempt(self, uri: DserverURI, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except DserverfsError as error:
+            self._summary.fail(str(uri), str(error))
 
     def items(self) -> Iterator[Found]:
         reader = self._client.reader

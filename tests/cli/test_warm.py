@@ -162,22 +162,26 @@ def test_list_names_targets_a_line_each(
     assert from_input == from_file
 
 
-def test_all_that_a_warmed_dataset_shows_is_known_without_its_server(
+def test_all_that_warmed_datasets_show_is_known_without_their_server(
     here: CommandsHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DSERVER_TOKEN", TOKEN)
-    uuid = new_uuid()
+    uuids = [new_uuid() for _ in range(4)]
     with quirky_server() as quirky:
-        quirky.add(uuid, {"item": b"item"}, name="warmed")
-        uri = f"{quirky.url.replace('http', 'dserver')}/{BASE_URI.replace('://', '/')}/{uuid}"
-        here.run("warm", uri)
+        base = f"{quirky.url.replace('http', 'dserver')}/{BASE_URI.replace('://', '/')}"
+        for uuid in uuids:
+            quirky.add(uuid, {"item": b"item"}, name=f"warmed-{uuid}")
+        here.run("warm", *(f"{base}/{uuid}" for uuid in uuids))
+        listings = quirky.asked("^POST /uris")
 
-    with client_of(uri, TOKEN, here.cache) as client:
-        dataset = client.catalogue.dataset(DserverURI.parse(uri))
-        client.catalogue.keep(dataset)
+    assert listings == 1, "of a base URI, not of each dataset"
+    with client_of(base, TOKEN, here.cache) as client:
+        for uuid in uuids:
+            dataset = client.catalogue.dataset(DserverURI.parse(f"{base}/{uuid}"))
+            client.catalogue.keep(dataset)
         listed = client.catalogue.listed(BASE_URI)
 
-    assert [each.uuid for each in listed] == [UUID(uuid)]
+    assert {each.uuid for each in listed} == {UUID(uuid) for uuid in uuids}
 
 
 # pin
