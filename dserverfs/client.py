@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dserverfs.base.directories import CannotBeMade, local_directory, private_directory, share_space
+from dserverfs.base.disk_space import AS_IT_IS
 from dserverfs.base.hashes import Policy
 from dserverfs.base.model import User
 from dserverfs.catalogue.catalogue import Catalogue
@@ -70,7 +71,7 @@ class Client:
         settings: Settings,
         *,
         cache_directory: Path | None = None,
-        cache_size: int | None = None,
+        cache_size: int | None = AS_IT_IS,
         verify: Policy = Policy.COMPLETE,
         staging_directory: Path | None = None,
         freeze_delay_s: float | None = None,
@@ -78,7 +79,7 @@ class Client:
         cache_patience_s: float | None = None,
         staleness: Staleness = MOUNT,
     ) -> None:
-        """`server` is HOST[:PORT]; `cache_size` is in bytes.
+        """`server` is HOST[:PORT]; `cache_size` is in bytes, as of a BlockCache.
 
         `freeze_delay_s` is for how long a staged dataset is unchanged before it is
         frozen by itself, None for never. With `adopt` the bytes of what is frozen

@@ -321,7 +321,8 @@ def open_dataset(
     """Return the dataset of a URI: dserver://HOST/s3/BUCKET/UUID, .../NAME or dserver://HOST/UUID.
 
     Asks the server for it. `verify`, `cache_dir` and `cache_size` (bytes) are those of `dserverfs
-    mount`. Raises NotFound, PermissionDenied, NotAuthenticated, Unreachable, UsageError.
+    mount`; the cache keeps its size if none is given. Raises NotFound, PermissionDenied,
+    NotAuthenticated, Unreachable, UsageError.
     """
     parsed = DserverURI.parse(str(uri))
     access = Access(parsed.server, verify, cache_dir, cache_size)

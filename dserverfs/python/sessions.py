@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dserverfs.base.directories import CannotBeMade, local_directory, private_directory
+from dserverfs.base.disk_space import AS_IT_IS
 from dserverfs.base.dtool_layout import ANNOTATIONS, DATA, METADATA, OVERLAYS, TAGS
 from dserverfs.base.errors import NotFound, PermissionDenied, UsageError
 from dserverfs.base.excluded import NOTHING
@@ -40,7 +41,7 @@ class Access:
     server: str  # HOST or HOST:PORT
     verify: str = Policy.COMPLETE.value
     cache_directory: str | None = None  # None: as the settings say
-    cache_size: int | None = None  # in bytes
+    cache_size: int | None = None  # in bytes; None: as it is
 
 
 class Session:
@@ -55,7 +56,7 @@ class Session:
             access.server,
             settings,
             cache_directory=self._cache_directory(access, settings),
-            cache_size=access.cache_size,
+            cache_size=AS_IT_IS if access.cache_size is None else access.cache_size,
             verify=_policy(access.verify),
             staleness=COMMAND,
         ).open()

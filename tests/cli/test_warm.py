@@ -98,9 +98,13 @@ def test_what_fits_is_what_limit_pins_and_disk_have_room_for(
     assert (refusal_to_pin(amount, Room(*room)) is None) is can_be_pinned
 
 
-def test_limit_that_a_mount_has_set_stays(here: CommandsHere, uri: str) -> None:
+def test_limit_that_one_has_set_stays_for_those_that_set_none(
+    here: CommandsHere, uri: str, token: str
+) -> None:
     here.run("warm", uri, "--cache-size", "10M")
     here.run("warm", uri)
+    with client_of(uri, token, here.cache):
+        pass  # as dtool's commands have one
 
     facts = json.loads("".join(here.run("cache", "info", "--json")))
     assert facts["limit_in_bytes"] == 10 * MIB
