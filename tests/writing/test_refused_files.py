@@ -14,6 +14,7 @@ from dserverfs.writing.staging.refused_files import (
     MAX_NOTED,
     NOT_UTF8,
     SPECIAL,
+    TOO_LONG,
     RefusedFile,
     RefusedFiles,
     told,
@@ -43,6 +44,13 @@ def test_what_was_refused_is_missing_until_it_is_there_or_its_directory_is_gone(
 
     (tmp_path / "tree/sub").rmdir()
     assert refused.missing() == []
+
+
+def test_one_with_a_name_that_no_file_can_have_is_told(refused: RefusedFiles) -> None:
+    refused.note("x" * 5000, TOO_LONG)
+    refused.note(f"{'x' * 300}/below", TOO_LONG)
+
+    assert refused.missing() == [RefusedFile("x" * 5000, TOO_LONG)]
 
 
 def test_number_of_them_is_bounded(refused: RefusedFiles, tmp_path: Path) -> None:

@@ -69,11 +69,13 @@ class RefusedFiles:
 
     def missing(self) -> list[RefusedFile]:
         """Return those that are not there in another form by now, and whose directory is."""
+        # Of os.path: a Path raises where one of the file is too long to be asked for.
+        tree = str(self._tree)
         return [
             refused
             for refused in self._read()
-            if not os.path.lexists(self._tree / refused.path)
-            and (self._tree / refused.path).parent.is_dir()
+            if not os.path.lexists(f"{tree}/{refused.path}")
+            and os.path.isdir(os.path.dirname(f"{tree}/{refused.path}"))
         ]
 
     def _read(self) -> Iterable[RefusedFile]:
