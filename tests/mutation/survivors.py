@@ -219,6 +219,14 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
             )
         ],
     },
+    "reading/hash_objects": {
+        _SAME: [  # a hash has 32 bytes, and a chunk is a multiple of them
+            (
+                "for number in range(start // CHUNK_BYTES, (end - 1) // CHUNK_BYTES + 1):",
+                "for number in range(start // CHUNK_BYTES, (end - 2) // CHUNK_BYTES + 1):",
+            )
+        ],
+    },
     "reading/hash_pages": {
         _RACE: [
             (

@@ -220,6 +220,7 @@ def test_url_that_has_expired_is_asked_for_anew(
     ("content", "fault", "has"),
     [
         (OBJECT, None, True),
+        (b"x", None, True),
         (b"", None, False),
         (OBJECT, refuse(404, "NoSuchKey"), False),
     ],
@@ -277,6 +278,30 @@ def test_object_whose_head_was_compared_is_known_for_a_while(
     assert [asked(1), asked(2), asked(0)] == [1, 1, 2]
     objects.forget(datasets[2])
     assert [asked(0), asked(2)] == [1, 2]
+
+
+def test_no_chunk_is_fetched_behind_the_last_hash(
+    store: FaultyStore, objects: HashObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hash_objects, "CHUNK_BYTES", 10 * HASH_BYTES)
+    in_first_chunk = 10 - HEAD_BYTES // HASH_BYTES
+
+    assert objects.fetch(item(0), 0, in_first_chunk) == hashes_of(0, 0, in_first_chunk)
+    assert len(store.requests) == 1
+    objects.fetch(item(0), 0, in_first_chunk + 1)
+    assert len(store.requests) == 2
+
+
+def test_object_that_is_replaced_by_the_same_one_is_read_on(
+    store: FaultyStore, objects: HashObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hash_objects, "CHUNK_BYTES", 1024)
+    objects.fetch(item(1), 0, 5)
+    store.etag = '"another"'
+
+    with pytest.raises(IntegrityError):
+        objects.fetch(item(4), 30, 5)
+    assert objects.fetch(item(4), 30, 5) == hashes_of(4, 30, 5)
 
 
 def test_what_is_forgotten_of_a_dataset_is_kept_of_another(
