@@ -116,13 +116,15 @@ def test_page_of_a_block_is_fetched_and_no_other(bench: Bench) -> None:
 def test_page_that_is_here_or_kept_is_not_asked_for(bench: Bench) -> None:
     assert bench.fetched(ITEM) == 1
     assert bench.fetched(ITEM, PAGE - 1) == 0
+    bench.fetched(item("of another"))
+    assert bench.pages.has_some(ITEM), "there is room for several"
 
     bench.pages = bench.anew()
 
     assert bench.fetched(ITEM) == 0
     assert bench.pages.has_some(ITEM), "the cache is asked once"
     assert bench.pages.obtain(ITEM, 5) == EACH[5]
-    assert bench.pages.find(item("of another"), [5]) == [None]
+    assert bench.pages.find(item("of a third"), [5]) == [None]
 
 
 def test_item_of_one_block_has_no_hashes_and_one_of_two_has(bench: Bench) -> None:
@@ -267,6 +269,7 @@ def test_hashes_are_renewed_once_a_while(bench: Bench) -> None:
 
 def test_hashes_of_an_item_that_was_compared_serve_all_with_its_content(bench: Bench) -> None:
     bench.pages.learn(ITEM, bytearray(HASHES))
+    assert bench.pages.has_some(ITEM)
 
     indices = [0, PAGE - 1, PAGE, NUMBER - 1]
     for pages, content in [

@@ -389,6 +389,12 @@ def test_what_is_sent_or_not_complete_is_not_sent_whoever_asks(bench: Bench) -> 
     bench.wait()
 
     assert bench.server.asked == [(TAG, b"half")]
+    synced = bench.begin(OTHER, b"6")
+    bench.edits.sync(synced)
+    bench.edits._sender.submit(synced.file)
+    bench.wait()
+    assert bench.server.asked[1:] == [(OTHER, b"6")]
+    bench.edits.release(synced)
 
 
 def test_content_without_a_file_is_sent_and_known(bench: Bench) -> None:
