@@ -226,6 +226,8 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
                 "for number in range(start // CHUNK_BYTES, (end - 2) // CHUNK_BYTES + 1):",
             )
         ],
+        _SLOWER: [("if not number and not is_known:", "if (not number):")],  # compared once more
+        _MOMENT: [("if len(self._good) > MAX_KNOWN:", "if len(self._good) >= MAX_KNOWN:")],
     },
     "reading/hash_pages": {
         _RACE: [
@@ -280,6 +282,28 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
             (
                 "if len(content) > max(status.st_blocks * 512, status.st_size):",
                 "if len(content) > max(status.st_blocks * 513, status.st_size):",
+            ),
+        ],
+    },
+    "writing/staging/file_hashes": {
+        _SAME: [  # what is closed keeps nothing either
+            ("self._connection = None", "pass"),
+        ],
+        _SLOWER: [
+            ("other.result()", "pass"),
+            ('connection.execute("PRAGMA journal_mode = WAL")', "pass"),
+            ('connection.execute("PRAGMA synchronous = NORMAL")', "pass"),
+            ("THREADS = min(8, os.cpu_count() or 1)", "THREADS = max(8, os.cpu_count() or 1)"),
+            ("THREADS = min(8, os.cpu_count() or 1)", "THREADS = min(8, (1))"),
+            ("THREADS = min(8, os.cpu_count() or 1)", "THREADS = min(8, (os.cpu_count()))"),
+            ("os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)", "pass"),
+            (
+                "os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)",
+                "os.posix_fadvise(descriptor, 1, 0, os.POSIX_FADV_SEQUENTIAL)",
+            ),
+            (
+                "os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)",
+                "os.posix_fadvise(descriptor, 0, 1, os.POSIX_FADV_SEQUENTIAL)",
             ),
         ],
     },

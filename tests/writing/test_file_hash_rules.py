@@ -78,6 +78,29 @@ def test_change_shows_once_the_clock_has_gone_on(
     assert Stamp(1, mtime_ns, ctime_ns, 1).is_settled()
 
 
+@pytest.mark.parametrize(
+    ("age_ns", "pauses", "is_settled"),
+    [(1, 0, True), (0, 1, True), (-5_000_000, 1, True), (-SECOND_NS, 1, False)],
+)
+def test_next_tick_of_the_clock_is_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch, age_ns: int, pauses: int, is_settled: bool
+) -> None:
+    """Else a change in the tick of the last one would leave no trace."""
+    now_ns = [9 * SECOND_NS + 5]
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now_ns[0] += int(seconds * SECOND_NS)
+
+    stamp = Stamp(1, now_ns[0] - age_ns, now_ns[0] - age_ns, 1)
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda clock: now_ns[0])
+    monkeypatch.setattr(time, "sleep", sleep)
+
+    assert file_hashes._settle(stamp) is is_settled
+    assert len(slept) == pauses
+
+
 def test_stamp_has_a_date_that_can_be_kept() -> None:
     def stamp(mtime_ns: int) -> Stamp:
         status: Any = SimpleNamespace(st_size=1, st_mtime_ns=mtime_ns, st_ctime_ns=3, st_ino=4)
@@ -114,6 +137,7 @@ def test_file_that_is_not_settled_is_read_again(
         ("DELETE FROM block_hash", len(LARGE)),  # as an earlier version hashed it
         ("UPDATE block_hash SET blocks = substr(blocks, 1, 32)", len(LARGE)),
         ("UPDATE block_hash SET blocks = 'text'", len(LARGE)),
+        ("UPDATE block_hash SET blocks = printf('%064d', 0)", len(LARGE)),
         ("UPDATE block_hash SET blocks = zeroblob(64)", len(LARGE)),
         ("UPDATE block_hash SET seal = zeroblob(32)", len(LARGE)),
         ("UPDATE block_hash SET inode = inode + 1", len(LARGE)),
@@ -226,6 +250,25 @@ def test_stop_reads_nothing(bench: Bench) -> None:
         with pytest.raises(Cancelled):
             hashes.all_of(bench.files, stop=stop)
         assert hashes.bytes_read == 0
+
+
+def test_stop_ends_it_within_a_file(bench: Bench) -> None:
+    stop = threading.Event()
+    told: list[Path] = []
+
+    def stop_soon(progress: Progress) -> None:
+        if progress.bytes_done:
+            stop.set()
+
+    with bench.opened() as hashes, pytest.raises(Cancelled):
+        hashes.each(
+            [bench.root / "b"],
+            lambda file, md5: told.append(file),
+            totals=(len(LARGE), 1),
+            on_progress=stop_soon,
+            stop=stop,
+        )
+    assert told == []
 
 
 def test_failure_stops_the_others_and_is_what_is_told(bench: Bench) -> None:
