@@ -149,6 +149,7 @@ def test_dataset_is_registered_when_all_of_it_is_stored(bench: Bench) -> None:
         f"{what} {relpath}" for relpath in CONTENTS for what in ("put", "taken")
     )
     assert bench.seen[-1] == (TOTAL, TOTAL, 3, 3)
+    assert bench.uploader.sent_in_bytes == TOTAL
 
 
 def test_what_is_stored_is_neither_sent_nor_taken_from_us(bench: Bench) -> None:
