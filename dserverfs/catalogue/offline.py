@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
@@ -81,6 +82,7 @@ class KeptAnswers:
         # When the answers of this process were asked for. What is on the disk may be older, as
         # another process kept it later, or the disk did not take ours: it is no answer then.
         self._asked_ms: OrderedDict[str, int] = OrderedDict()
+        self._lock = threading.Lock()  # over these
 
     def require_signed_urls(self) -> None:
         """Raise Unsupported if the server cannot sign URLs; not if it is away and was known."""
@@ -196,7 +198,9 @@ class KeptAnswers:
 
         The dataset itself stays known: it is what an offline command begins with.
         """
+        now_ms = int(1000 * self._now_s())
         for kind in ("readme", "metadata"):
+            self._is_newest(f"{kind} {dataset.uri}", now_ms + 1)
             self._take_back(f"{kind} {dataset.uri}")
 
     def drop(self, dataset: Dataset) -> None:
@@ -245,12 +249,24 @@ class KeptAnswers:
         except PermissionDenied:
             self._take_back(name)
             raise
-        self._asked_ms[name] = asked_ms
-        self._asked_ms.move_to_end(name)
-        if len(self._asked_ms) > MAX_REMEMBERED:
-            self._asked_ms.popitem(last=False)
-        self._save(name, to_json(answer), asked_ms)
+        if self._is_newest(name, asked_ms):
+            self._save(name, to_json(answer), asked_ms)
         return answer
+
+    def _is_newest(self, name: str, asked_ms: int) -> bool:
+        """Return whether no younger answer was shown, and none is to be; older ones count no more.
+
+        One that was asked for before its user made a change may come, or be kept by another
+        process, after it.
+        """
+        with self._lock:
+            if asked_ms < self._asked_ms.get(name, 0):
+                return False
+            self._asked_ms[name] = asked_ms
+            self._asked_ms.move_to_end(name)
+            if len(self._asked_ms) > MAX_REMEMBERED:
+                self._asked_ms.popitem(last=False)
+            return True
 
     @contextlib.contextmanager
     def _asking(self, *, hurried: bool) -> Iterator[None]:

@@ -9,6 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -240,6 +241,28 @@ def test_dataset_that_its_user_changed_is_still_known_while_the_server_is_away(
     quirky.broken = {"": says(503)}
     with pytest.raises(Unreachable):
         answers.dataset(dataset.uuid, BASE_URI)
+
+
+@pytest.mark.parametrize("whose", ["our own", "another process's"])
+def test_answer_that_was_asked_for_before_a_change_and_came_after_it_is_none(
+    quirky: QuirkyServer, resolver: Resolver, dataset: Dataset, tmp_path: Path, whose: str
+) -> None:
+    ours, other = (KeptAnswers(resolver, tmp_path, now_s=lambda: 100.0) for _ in range(2))
+    asking = ours if whose == "our own" else other
+    answered = resolver.readme
+
+    def changed_meanwhile(of: Dataset) -> bytes:
+        answer = answered(of)
+        ours.forget(dataset)
+        return answer
+
+    with mock.patch.object(resolver, "readme", changed_meanwhile):
+        asking.readme(dataset)
+
+    assert ours.last_readme(dataset) is None
+    quirky.broken = {"": says(503)}
+    with pytest.raises(Unreachable):
+        ours.readme(dataset)
 
 
 def test_answer_on_the_disk_that_is_older_than_our_own_is_none(
