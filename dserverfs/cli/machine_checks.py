@@ -58,7 +58,8 @@ def of_settings(settings: Settings) -> Iterator[Check]:
 
 
 def _versions() -> Finding:
-    system = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    machine = platform.uname()
+    system = f"{machine.system} {machine.release}, {machine.machine}"
     return ok(f"{__version__} on Python {platform.python_version()} ({sys.executable}), {system}")
 
 

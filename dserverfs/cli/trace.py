@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def _status_of(words: Sequence[str]) -> int:
     # A process whose parent ends becomes a child of this one, and is traced on.
     child_processes.adopt_orphans()
     try:
-        command = subprocess.Popen(words)
+        command = subprocess.Popen(words, env=os.environ)  # all of it: the command is the user's
     except FileNotFoundError:
         say(f"dserverfs: {words[0]}: no such command", file=sys.stderr)
         return EXIT_NOT_FOUND

@@ -58,6 +58,14 @@ def with_dserverfs_of(account: Account, sources: Path) -> Account:
     return dataclasses.replace(account, environment=environment)
 
 
+def with_data_of_its_own(account: Account, name: str) -> Account:
+    """Return the same user with nothing staged that other tests have left."""
+    data = account.home / f"data-{name}"
+    return dataclasses.replace(
+        account, environment={**account.environment, "XDG_DATA_HOME": str(data)}
+    )
+
+
 def unfinished(account: Account) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return what `dserverfs status` tells of staged datasets and of changes that are not sent.
 

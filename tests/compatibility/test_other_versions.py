@@ -14,7 +14,7 @@ import pytest
 
 from dserverfs.writing.staging.file_hashes import Hashes
 from tests.compatibility import released
-from tests.compatibility.released import unfinished, with_dserverfs_of
+from tests.compatibility.released import unfinished, with_data_of_its_own, with_dserverfs_of
 from tests.support.accounts import Account
 from tests.support.directory_trees import md5_of_files
 from tests.support.dtool_datasets import content_of, make_dataset
@@ -57,6 +57,7 @@ def meeting(
             server = stack.enter_context(running_server(data, sources=earlier))
         backend = server.add_base_uri(search=[server.username], register=[server.username])
         bucket = backend.removeprefix("s3://")
+        client = with_data_of_its_own(client, request.param.replace(" ", "-"))
         yield Meeting(client, server, f"{server.base_uri.rpartition('/')[0]}/{bucket}")
 
 
@@ -129,6 +130,7 @@ def test_login_gives_a_token(meeting: Meeting, tmp_path: Path) -> None:
 def test_commands_speak_to_a_mount_of_an_earlier_version(
     fuse: None, earlier: Path, current_user: Account, server: ServerHandle, token: str
 ) -> None:
+    current_user = with_data_of_its_own(current_user, "asked-by-newer")
     before = with_dserverfs_of(current_user, earlier)
     with mounted(before, server.base_uri, token) as path:
         name = "asked-by-newer"

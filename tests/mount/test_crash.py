@@ -127,7 +127,7 @@ def interrupted_umount(mount: Remountable) -> str:
     ) as umount:
         os.close(its_end)
         said = b""
-        while b"freezing" not in said:
+        while b" frozen" not in said:
             assert select.select([terminal], [], [], 60)[0]
             said += os.read(terminal, 4096)
         umount.send_signal(signal.SIGINT)

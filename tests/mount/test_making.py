@@ -192,7 +192,7 @@ def test_derived_dataset_has_the_items_and_says_of_which_dataset(
     base: Path, parent: Path, commands: Commands
 ) -> None:
     of = commands.json("status", parent)
-    derived = base / "derived"
+    derived = base / "derived-by-command"
 
     commands.run("derive", of["uri"], derived)
 
