@@ -129,6 +129,11 @@ class BlockHashing:
         if self._hashes.recognises(content, index, block):
             return False
         self._hashes.mark_unverified(content)
+        hashing = self._hashes.hashing(content)
+        if hashing is not None and not hashing.agrees(index, block, content):
+            # It has left the cache since it was hashed, and came again with other bytes. The
+            # verdict has to be on those that are handed out now.
+            self._hashes.give_up(content)
         return True
 
     def on_block(self, content: ItemContent, index: int) -> None:

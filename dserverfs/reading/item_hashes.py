@@ -17,10 +17,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 
-from dserverfs.base.block_hashes import block_hash
+from dserverfs.base.block_hashes import HASH_BYTES, block_hash
 from dserverfs.base.hashes import Hasher, Policy, hasher_of
 from dserverfs.base.items import ItemContent
-from dserverfs.reading.cache.blocks import Block
+from dserverfs.reading.cache.blocks import Block, DamagedBlock
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,18 @@ class Hashing:
         with self.changed:
             self.next += 1
             self.changed.notify_all()
+
+    def agrees(self, index: int, block: Block, content: ItemContent) -> bool:
+        """Return False if another block than this one is in the hash in its place."""
+        if index >= self.next:
+            return True
+        if block.serial and self.serials[index] == block.serial:
+            return True
+        try:
+            found = block_hash(block.read(0, content.size_in_bytes))
+        except DamagedBlock:
+            return False
+        return found == self.block_hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
 
     def give_up(self) -> None:
         with self.changed:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dserverfs.base.errors import Unreachable
+from dserverfs.base.errors import IntegrityError, Unreachable
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.reading import block_hashing
 from dserverfs.reading.open_item import OpenItem
@@ -184,6 +184,36 @@ def test_block_that_comes_at_the_end_of_a_turn_is_hashed(tmp_path: Path) -> None
             assert time.monotonic() < end_s, "a block was forgotten"
             time.sleep(0.01)
         assert came
+        world.close()
+
+
+@pytest.mark.expects_log("does not have the manifest's hash|does not have its hash; fetched once")
+@pytest.mark.parametrize("known", [1, 2])
+@pytest.mark.parametrize("forged", [0, 1])
+def test_block_that_comes_again_with_other_bytes_is_not_the_one_that_was_hashed(
+    tmp_path: Path, known: int, forged: int
+) -> None:
+    """Of an item whose beginning was read, and hashed, and has left memory and cache since."""
+    with faulty_store(CONTENT) as store:
+        world = World(store, tmp_path, max_memory_in_bytes=2 * BLOCK_SIZE, cache_size=0)
+        content = world.content()
+        beginning = OpenItem(world.reader, content)
+        for start in IN_ORDER[:known]:
+            beginning.read(start, BLOCK_SIZE)
+        hashing = world.reader.hashes.hashing(content)
+        assert hashing is not None
+        with hashing.changed:
+            assert hashing.changed.wait_for(lambda: hashing.next >= known, 20)
+        for start in IN_ORDER[3:5]:
+            beginning.read(start, BLOCK_SIZE)  # in the place of those
+        beginning.close()
+        world.reader.flush()
+        place = forged * BLOCK_SIZE + 99
+        store.content = CONTENT[:place] + bytes([CONTENT[place] ^ 1]) + CONTENT[place + 1 :]
+
+        whole = OpenItem(world.reader, content)
+        with pytest.raises(IntegrityError):
+            whole.read(0, len(CONTENT))
         world.close()
 
 
