@@ -123,7 +123,10 @@ class BlockHashing:
         return verdict
 
     def mark(self, content: ItemContent, index: int, block: Block, verdict: Verdict) -> bool:
-        """Return True if a block makes its item unverified, which is noted: `on_block` is due."""
+        """Return True if a block makes its item unverified, which is noted: `on_block` is due.
+
+        Raises IntegrityError if it was hashed with other bytes before, and so handed out.
+        """
         if verdict is Verdict.VERIFIED or self._hashes.policy is Policy.OFF:
             return False
         if self._hashes.recognises(content, index, block):
@@ -131,9 +134,9 @@ class BlockHashing:
         self._hashes.mark_unverified(content)
         hashing = self._hashes.hashing(content)
         if hashing is not None and not hashing.agrees(index, block, content):
-            # It has left the cache since it was hashed, and came again with other bytes. The
-            # verdict has to be on those that are handed out now.
-            self._hashes.give_up(content)
+            # It has left the cache since, and came again: one of the two is wrong.
+            logger.warning("%s: block %d came twice, with different bytes", content.label, index)
+            raise mismatch(content)
         return True
 
     def on_block(self, content: ItemContent, index: int) -> None:

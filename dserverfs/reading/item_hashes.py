@@ -68,7 +68,10 @@ class Hashing:
             self.changed.notify_all()
 
     def agrees(self, index: int, block: Block, content: ItemContent) -> bool:
-        """Return False if another block than this one is in the hash in its place."""
+        """Return False if another block than this one is in the hash in its place.
+
+        Damage on our own disk is no difference: of a damaged block nothing is handed out.
+        """
         if index >= self.next:
             return True
         if block.serial and self.serials[index] == block.serial:
@@ -76,7 +79,7 @@ class Hashing:
         try:
             found = block_hash(block.read(0, content.size_in_bytes))
         except DamagedBlock:
-            return False
+            return True
         return found == self.block_hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
 
     def give_up(self) -> None:
