@@ -48,7 +48,9 @@ def overlay_of(
 
 
 def parse(content: bytes) -> Mapping[Identifier, str]:
-    """Return the texts of an overlay; raises ProtocolError if it is no JSON object."""
+    """Return the texts of an overlay; raises ProtocolError if it is no JSON object, or large."""
+    if len(content) > MAX_BYTES:
+        raise ProtocolError("the overlay with its block hashes is larger than any can be")
     values: Any = parse_json(content, "the overlay with its block hashes")
     if not isinstance(values, dict):
         raise ProtocolError("the overlay with its block hashes is no JSON object")

@@ -46,10 +46,10 @@ class HashOverlays:
         self._bytes = 0
 
     def fetch(self, content: ItemContent, first: int, count: int) -> bytes | None:
-        """Return hashes [first, first+count) of an item's blocks; None if there are none.
+        """Return hashes [first, first+count) of an item's blocks.
 
-        Raises what server and store say, and IntegrityError, with the reason, for an overlay
-        of another form.
+        None if there is no overlay, or nothing in it, b"" if it has none of this item. Raises
+        what server and store say, and IntegrityError, with the reason, for one of another form.
         """
         try:
             # The reader asks for it at the same time, and there is one request for both.
@@ -57,11 +57,13 @@ class HashOverlays:
             texts = self._texts(content.dataset)
         except (NotFound, NotStored):
             return None
+        if not texts:
+            return None
         text = texts.get(content.identifier)
         hashes = hash_overlay.hashes_in(text, content.hash, content.size_in_bytes)
         if text is not None and hashes is None:
             raise IntegrityError("its block hashes, an overlay, are of another item")
-        return hashes and hashes[first * HASH_BYTES : (first + count) * HASH_BYTES]
+        return (hashes or b"")[first * HASH_BYTES : (first + count) * HASH_BYTES]
 
     def has(self, dataset: Dataset) -> bool:
         """Return whether a dataset has hashes; raises what the server says."""
@@ -76,12 +78,13 @@ class HashOverlays:
             self._drop_locked(dataset.uri)
 
     def _texts(self, dataset: Dataset) -> _Texts:
+        kept = self._at_hand(dataset.uri)
+        if kept is not None:
+            return kept
         with self._coming:
-            with self._lock:
-                kept = self._kept.get(dataset.uri)
-                if kept is not None:
-                    self._kept.move_to_end(dataset.uri)
-                    return kept
+            kept = self._at_hand(dataset.uri)  # by the download that was waited for
+            if kept is not None:
+                return kept
             overlay = self._source.hash_overlay(dataset)
             if overlay is None:
                 return {}
@@ -96,6 +99,13 @@ class HashOverlays:
                     self._drop_locked(next(iter(self._kept)))
             return texts
 
+    def _at_hand(self, dataset: BackendURI) -> _Texts | None:
+        with self._lock:
+            kept = self._kept.get(dataset)
+            if kept is not None:
+                self._kept.move_to_end(dataset)
+            return kept
+
     def _drop_locked(self, dataset: BackendURI) -> None:
         texts = self._kept.pop(dataset, None)
         if texts is not None:
@@ -109,11 +119,14 @@ class FirstOf:
         self._sources = sources
 
     def fetch(self, content: ItemContent, first: int, count: int) -> bytes | None:
+        of_others = None
         for source in self._sources:
             found = source.fetch(content, first, count)
-            if found is not None:
+            if found:
                 return found
-        return None
+            if found is not None:
+                of_others = found
+        return of_others
 
     def has(self, dataset: Dataset) -> bool:
         return any(source.has(dataset) for source in self._sources)

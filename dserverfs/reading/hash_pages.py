@@ -42,7 +42,10 @@ class HashSource(Protocol):
     """The origin of hashes: the objects of a server."""
 
     def fetch(self, content: ItemContent, first: int, count: int) -> bytes | None:
-        """Return hashes [first, first+count) of an item; None if there are none. Blocks."""
+        """Return hashes [first, first+count) of an item; blocks.
+
+        None if its dataset has none, b"" if others of its items have some.
+        """
 
     def has(self, dataset: Dataset) -> bool:
         """Return whether there are hashes of a dataset's items. Blocks."""
@@ -266,6 +269,9 @@ class HashPages:
         length = length_of_page(content.size_in_bytes, key.page)
         try:
             page = self._source.fetch(content, key.page * PAGE, length // HASH_BYTES)
+            if page == b"":
+                self._note(key, ABSENT_S)
+                return None
             if page is not None and len(page) != length:
                 raise IntegrityError("its block hashes end too soon")
             if page is None:

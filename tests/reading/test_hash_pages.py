@@ -192,6 +192,18 @@ def test_dataset_without_hashes_is_asked_for_them_once_a_while(
     assert bench.fetched(ITEM) == 1
 
 
+def test_item_without_hashes_says_nothing_of_the_others_of_its_dataset(bench: Bench) -> None:
+    bench.source.hashes = b""
+    assert bench.fetched(ITEM) == 1
+    bench.source.hashes = HASHES
+
+    assert bench.fetched(item("another of it")) == 1
+    assert bench.pages.obtain(item("another of it"), 0) == EACH[0]
+    assert bench.fetched(ITEM) == 0
+    bench.now_s += ABSENT_S
+    assert bench.fetched(ITEM) == 1
+
+
 @pytest.mark.parametrize(
     "go_wrong",
     [fail_with(Unreachable("away")), pytest.param(fail_by_a_fault, marks=ours)],
