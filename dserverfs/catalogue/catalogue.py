@@ -59,6 +59,7 @@ T = TypeVar("T")
 FRESH_S = 60.0  # listings, permissions, README, tags, annotations, overlay names
 RENEW_S = 2.0  # a younger listing is not asked for again because a name is not in it
 REFRESH_THREADS = 4
+SEARCH_THREADS = 2
 MAX_DATASETS = 10_000  # whose README and metadata are in memory: guess
 UUID_DIRECTORY = ".uuid"
 FIND_DIRECTORY = ".find"
@@ -84,6 +85,8 @@ class Catalogue:
         self._uris = functools.lru_cache(MAX_DATASETS)(functools.partial(DserverURI, server))
         self._clock_s = clock_s
         self._background = ThreadPoolExecutor(REFRESH_THREADS, thread_name_prefix="refresh")
+        # Apart: on a server without search, one search asks every dataset several questions.
+        self._searching = ThreadPoolExecutor(SEARCH_THREADS, thread_name_prefix="search")
         self._waits = RefreshWaits(clock_s, staleness)
         self._max_datasets = max_datasets
         self._lock = threading.Lock()
@@ -102,6 +105,7 @@ class Catalogue:
 
     def close(self) -> None:
         self._background.shutdown(wait=False, cancel_futures=True)
+        self._searching.shutdown(wait=False, cancel_futures=True)
         self._manifests.close()
 
     # Answers that mounts keep and refresh
@@ -343,7 +347,13 @@ class Catalogue:
 
         Raises ProtocolError, when it is loaded, if one of the datasets cannot be looked into.
         """
-        value = self._refreshed(lambda: self._found(uri, conditions))
+        value = RefreshedValue(
+            lambda: self._found(uri, conditions),
+            FRESH_S,
+            self._searching,
+            self._clock_s,
+            self._waits,
+        )
         with self._lock:
             self._searches.add(value)
         return value

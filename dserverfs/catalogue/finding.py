@@ -10,6 +10,7 @@ Blocking and thread-safe.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -139,14 +140,22 @@ class Finder:
     def _fitting(self, dataset: Dataset, conditions: Conditions) -> Found | None:
         """Return the dataset if it fits; the cheapest questions first."""
         index = self._answers.index()
-        if not self._is_searched_for(conditions):
-            if conditions.tags and not set(conditions.tags) <= set(index.tags(dataset)):
-                return None
-            if conditions.texts and not self._has_texts(dataset, conditions.texts):
-                return None
-        if conditions.annotations:
-            annotations = index.annotations(dataset)
-            if not all(condition.holds(annotations) for condition in conditions.annotations):
+        has_to_look = not self._is_searched_for(conditions)
+        tags = functools.cache(lambda: index.tags(dataset))
+        annotations = functools.cache(lambda: index.annotations(dataset))
+        if has_to_look and conditions.tags and not set(conditions.tags) <= set(tags()):
+            return None
+        if not all(condition.holds(annotations()) for condition in conditions.annotations):
+            return None
+        if has_to_look and conditions.texts:
+            # All that people gave it, but for the paths of its items.
+            content = [
+                *(dataset.name, dataset.uri, dataset.uuid, dataset.creator_username),
+                index.readme(dataset).decode("utf-8", "replace"),
+                json.dumps(annotations(), ensure_ascii=False),
+                *tags(),
+            ]
+            if not all(has_words(text, content) for text in conditions.texts):
                 return None
         by_hash = self._relpaths(dataset, conditions.hashes)
         if not all(by_hash.values()):
@@ -163,17 +172,6 @@ class Finder:
         # Not kept: those of all datasets would fill the disk, and most are asked for but once.
         with contextlib.closing(self._answers.manifest_pieces(dataset)) as pieces:
             return relpaths_of_hashes(pieces, hashes, MAX_RELPATHS)
-
-    def _has_texts(self, dataset: Dataset, texts: Iterable[str]) -> bool:
-        """Return whether all free texts are in what people gave the dataset, but for its paths."""
-        index = self._answers.index()
-        content = [
-            *(dataset.name, dataset.uri, dataset.uuid, dataset.creator_username),
-            index.readme(dataset).decode("utf-8", "replace"),
-            json.dumps(index.annotations(dataset), ensure_ascii=False),
-            *index.tags(dataset),
-        ]
-        return all(has_words(text, content) for text in texts)
 
 
 def _each(

@@ -28,10 +28,12 @@ from typing import Any, TypeVar
 from dserverfs.base.clock import boottime_s
 from dserverfs.base.directories import private_directory
 from dserverfs.base.errors import (
+    Busy,
     DserverfsError,
     NotAuthenticated,
     NotFound,
     PermissionDenied,
+    UnusableAnswer,
     UsageError,
 )
 from dserverfs.base.limits import is_text, parse_json, understood
@@ -235,7 +237,8 @@ class KeptAnswers:
             kept = self._kept(name, from_json)
             if kept is not None:
                 return kept
-        hurried = unless == AWAY and self._kept(name, from_json) is not None
+        # A mount can begin without the answer.
+        hurried = self._staleness.recalls and unless == AWAY and self._load(name) is not None
         try:
             with self._asking(hurried=hurried):
                 answer = ask()
@@ -272,19 +275,18 @@ class KeptAnswers:
     def _asking(self, *, hurried: bool) -> Iterator[None]:
         """Have a question asked; after one in vain that took long, none is for a while.
 
-        With `hurried` a mount, which can begin without the answer, has it asked once and not
-        for long.
+        With `hurried` it is asked once and not for long; then one that is away is asked no more.
         """
-        begun_s, slow_s = self._clock_s(), SLOW_S
+        begun_s = self._clock_s()
         with contextlib.ExitStack() as stack:
-            if hurried and self._staleness.recalls:
+            if hurried:
                 stack.enter_context(self._resolver.contact.hurried())
-                slow_s = 0.0
             try:
                 yield
-            except AWAY:
+            except AWAY as error:
                 now_s = self._clock_s()
-                if now_s >= begun_s + slow_s:
+                is_away = hurried and not isinstance(error, (Busy, UnusableAnswer))
+                if is_away or now_s >= begun_s + SLOW_S:
                     self._not_asked_until_s = now_s + NOT_ASKED_S
                 raise
 

@@ -129,6 +129,7 @@ class RefreshedValue(Generic[T]):
         self._took_s = 0.0
         self._fresh_until_s = 0.0
         self._retry_at_s = 0.0
+        self._forgotten = 0  # how often; what was asked for before does not count
         self._refreshing: Future[None] | None = None
         self._waited_for_until_s = 0.0
         self._failures = 0  # of loads; and the last of them
@@ -191,7 +192,8 @@ class RefreshedValue(Generic[T]):
 
     def _recalled(self) -> bool:
         """Return whether there is a value: one that was kept, if none was fetched shortly."""
-        kept = self._recall()
+        recall = self._recall
+        kept = recall()
         if kept is None:
             return False
         with self._lock:
@@ -203,6 +205,8 @@ class RefreshedValue(Generic[T]):
         self._waits.suspend()
         value = kept()
         with self._lock:
+            if self._recall is not recall:
+                return False  # it was forgotten meanwhile
             if not self._values:
                 self._values = [value]
         return True
@@ -218,7 +222,8 @@ class RefreshedValue(Generic[T]):
 
     def keep(self, value: T) -> None:
         """Take over a value that was fetched just now in another way."""
-        self._keep(value, self._clock_s())
+        with self._lock:
+            self._keep_locked(value, self._clock_s())
 
     def replace(self, change: Callable[[T], T]) -> None:
         """Change the value, if there is one, without a fetch; its age does not change."""
@@ -235,6 +240,7 @@ class RefreshedValue(Generic[T]):
         """Drop the value: it is fetched before it is told again, whatever was kept."""
         with self._lock:
             self._values = []
+            self._forgotten += 1
             self._recall = lambda: None
 
     def _at_hand_locked(self) -> T:
@@ -268,20 +274,23 @@ class RefreshedValue(Generic[T]):
         if not wait([refresh], timeout=wait_s).done:
             self._waits.suspend()
 
-    def _keep(self, value: T, as_of_s: float) -> None:
-        with self._lock:
-            self._values = [value]
-            self._as_of_s = as_of_s
-            self._fresh_until_s = self._clock_s() + self._max_age_s
-            self._retry_at_s = 0.0
+    def _keep_locked(self, value: T, as_of_s: float) -> None:
+        self._values = [value]
+        self._as_of_s = as_of_s
+        self._fresh_until_s = self._clock_s() + self._max_age_s
+        self._retry_at_s = 0.0
 
     def _fetch_now(self) -> T:
-        begun_s = self._clock_s()
-        value = self._fetch()
-        self._took_s = self._clock_s() - begun_s
-        self._keep(value, begun_s)
-        self._waits.resume()
-        return value
+        """Return the value and keep it; once more if it was forgotten while it came."""
+        while True:
+            forgotten, begun_s = self._forgotten, self._clock_s()
+            value = self._fetch()
+            self._took_s = self._clock_s() - begun_s
+            self._waits.resume()
+            with self._lock:
+                if self._forgotten == forgotten:
+                    self._keep_locked(value, begun_s)
+                    return value
 
     def _refresh(self) -> None:
         """Fetch anew; keep the old value if the server is away, drop it if it says no."""

@@ -75,11 +75,11 @@ class Contact:
     @contextlib.contextmanager
     def hurried(self) -> Iterator[None]:
         """Have the requests that this thread makes in the block asked once, and not for long."""
-        self._hurried.now = True
+        before, self._hurried.now = self._is_hurried(), True
         try:
             yield
         finally:
-            self._hurried.now = False
+            self._hurried.now = before
 
     def _is_hurried(self) -> bool:
         return getattr(self._hurried, "now", False)

@@ -257,7 +257,7 @@ class Routes:
             publishes=wire_names.PUBLICATIONS in names,
             block_hashes=wire_names.BLOCK_HASHES in names,
             # dservercore does not start without a plugin for it.
-            searches=any("search" in name for name in names),
+            searches=any("search" in re.split("[-_]", name) for name in names),
             core_version=_version_of(versions),
         )
 

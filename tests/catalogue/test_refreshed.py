@@ -449,3 +449,34 @@ def test_command_waits_for_the_server(world: World, waited: Waited) -> None:
 
     assert loaded(recalling(world, kept, RefreshWaits(lambda: world.now_s, COMMAND)).get) == "one"
     assert kept.times == 0
+
+
+@pytest.mark.parametrize("ask", [lambda value: loaded(value.get), RefreshedValue.renewed])
+def test_answer_that_was_asked_for_before_it_was_forgotten_is_not_told(
+    world: World, ask: Callable[[RefreshedValue[object]], object]
+) -> None:
+    world.answers = ["before", "after"]
+
+    def fetch() -> object:
+        answer = world.fetch()
+        if answer == "before":
+            value.forget()  # a change is made while the answer is on its way
+        return answer
+
+    value = RefreshedValue(fetch, 60.0, world.pool, lambda: world.now_s)
+
+    assert ask(value) == "after"
+    assert value.get() == "after"
+
+
+def test_what_was_kept_is_not_told_once_it_is_forgotten(world: World, waited: Waited) -> None:
+    waited.server_answers = False
+    world.answers = ["after"]
+
+    def read() -> object:
+        value.forget()  # while it is read from the disk
+        return "before"
+
+    value = RefreshedValue(world.fetch, 60.0, world.pool, lambda: world.now_s, recall=lambda: read)
+
+    assert loaded(value.get) == "after"
