@@ -175,7 +175,8 @@ class _Fill:
             verdict = Verdict.VERIFIED if cached.is_verified else Verdict.UNKNOWN
             with contextlib.suppress(StaleResponse):
                 self._hand_out(missing, cached.block, verdict)
-        self._parts.hashing.counting.add(from_cache=came)
+        if came:
+            self._parts.hashing.counting.add(from_cache=came)
 
     def _hand_out(self, missing: Missing, block: Block, verdict: Verdict) -> None:
         """Settle a block and have it hashed if need be; raises StaleResponse."""

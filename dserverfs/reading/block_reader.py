@@ -91,7 +91,14 @@ class BlockReader:
         self.verification = Verification(parts, filler, max_named_large=max_named_large)
         claims = Claims(hot, pending, writer, filler)
         self.prefetch = ItemPrefetch(
-            claims, filler, urls, storage.many_gets(), cached, writer, verify=verify
+            claims,
+            filler,
+            urls,
+            storage.many_gets(),
+            cached,
+            writer,
+            hashing.counting,
+            verify=verify,
         )
 
     def close(self) -> None:

@@ -51,7 +51,8 @@ class Counting:
                 counts.as_files + as_files,
                 counts.from_cache + from_cache,
             )
-            self._meter.note(self._counts.received)
+            if received:
+                self._meter.note(self._counts.received)
 
     @property
     def counts(self) -> ByteCounts:

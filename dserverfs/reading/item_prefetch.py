@@ -22,6 +22,7 @@ from dserverfs.reading.cache.blocks import Block, MemoryBlock
 from dserverfs.reading.cache.write_behind import CacheWriter, Put
 from dserverfs.reading.cache_lookup import CacheLookup, HashMismatch, check_whole
 from dserverfs.reading.claims import Claim, Claims
+from dserverfs.reading.comparison_report import Counting
 from dserverfs.reading.item_order import ItemOrder, Stretch
 from dserverfs.remote.many_gets import Got, ManyGets, Want
 from dserverfs.remote.signed_urls import UrlSource
@@ -45,6 +46,7 @@ class ItemPrefetch:
         gets: ManyGets,
         cached: CacheLookup,
         writer: CacheWriter,
+        counting: Counting,
         *,
         verify: Policy,
     ) -> None:
@@ -54,6 +56,7 @@ class ItemPrefetch:
         self._gets = gets
         self._cached = cached
         self._writer = writer
+        self._counting = counting
         self._policy = verify
         self._lock = threading.Lock()
         self._order = ItemOrder()
@@ -93,6 +96,7 @@ class ItemPrefetch:
             missing = [claim for claim, block in zip(mine, blocks, strict=True) if not block]
             mine = deque(missing)
             self._claims.settle(found)
+            self._counting.add(from_cache=sum(claim.content.size_in_bytes for claim, _ in found))
             while mine:
                 self._queue(mine[0])
                 mine.popleft()
@@ -193,6 +197,7 @@ class ItemPrefetch:
         except HashMismatch:
             if self._policy is not Policy.OFF:
                 return None
+        self._counting.add(received=len(data), as_files=len(data) if is_verified else 0)
         key = BlockKey(content.key, 0)
         stored_as = BlockKey(content.content_key, 0) if is_verified else key
         return Put(key, stored_as, MemoryBlock(data))

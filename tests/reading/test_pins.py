@@ -258,3 +258,25 @@ def test_item_that_is_refused_is_not_pinned(cache: BlockCache) -> None:
     pinning.pin(cache, SERVER, [dataclasses.replace(ITEMS[0], is_refused=True)])
 
     assert cache.pins.datasets() == []
+
+
+def test_item_of_more_blocks_than_any_cache_has_is_not_pinned(cache: BlockCache) -> None:
+    pinning.pin(cache, SERVER, [item("huge", 2**63 - 1), ITEMS[0]])
+
+    assert [each.relpath for each in cache.pins.items()] == ["small"]
+    assert maintenance.room(cache).pinned == SMALL
+
+
+def test_block_that_is_moved_onto_another_stays_pinned(cache: BlockCache) -> None:
+    """It was kept under its item's key, and has the hash of a block of an item not pinned."""
+    own = item("own", LARGE)
+    pinning.pin(cache, SERVER, [own])
+    block = block_of(own, 0)
+    as_own, as_hashed = BlockKey(own.key, 0), BlockKey.of_hash(block_hash(block.data))
+    cache.store([(as_own, block)], {as_own: as_own})
+    cache.store([(as_hashed, MemoryBlock(block.data))], {as_hashed: BlockKey("another", 0)})
+
+    cache.move(as_own, as_hashed, block.serial)
+    cache.evict(EVERYTHING)
+
+    assert cache.present([as_own, as_hashed]) == [False, True]

@@ -131,8 +131,7 @@ class BlockCache:
         """Return how full it is; None if the disk cannot be asked."""
 
         def ask(table: BlockTable) -> CacheUsage | None:
-            held = table.excess_in_bytes() + table.size_limit
-            return CacheUsage(str(self._directory), held, table.size_limit)
+            return CacheUsage(str(self._directory), table.held_in_bytes(), table.size_limit)
 
         return self._asked(ask, None)
 

@@ -86,6 +86,10 @@ _OF_SAME_FILE = (
     " WHERE rowid = :row))"
 )
 _NOTE = f"UPDATE Cache SET access_time = max(access_time, :moment) {_OF_SAME_FILE}"
+_USED_AS = (
+    "UPDATE Cache SET access_time = max(access_time, (SELECT access_time FROM Cache"
+    " WHERE rowid = ?)) WHERE key = ? AND raw = 1"
+)
 _SAME_FILE = f"SELECT rowid, filename FROM Cache {_OF_SAME_FILE}"
 _IN_RANGE = "FROM Cache WHERE key > ? AND key < ? AND raw = 1"
 _SIZES = (
@@ -157,7 +161,12 @@ class BlockTable:
     @of_values
     def excess_in_bytes(self) -> int:
         """Return by how much the cache is larger than its limit; negative if it is not."""
-        return int(self._cache.volume()) - self.size_limit
+        return self.held_in_bytes() - self.size_limit
+
+    @of_values
+    def held_in_bytes(self) -> int:
+        """Return how large it is, its database with it."""
+        return int(self._cache.volume())
 
     def __len__(self) -> int:
         return len(self._cache)
@@ -240,7 +249,8 @@ class BlockTable:
     def move(self, moves: Sequence[tuple[str, str, int]]) -> None:
         """Give blocks another key: (old, new, serial) each, if that is the block's serial.
 
-        A block goes if there is one of the new key already that can be had. One transaction.
+        A block goes if there is one of the new key already that can be had, which is pinned
+        then if it was. One transaction.
         """
         with self._transaction():
             for old, new, serial in moves:
@@ -257,6 +267,7 @@ class BlockTable:
                             "UPDATE OR IGNORE Cache SET key = ?, tag = ? WHERE rowid = ?",
                             (new, _seal(new, mode, filename, serial, sums) + sums, row),
                         )
+                        self._sql(_USED_AS, (row, new))
                     self._cache.delete(old)  # if it is still there
 
     def _delete_if_lost(self, key: str) -> None:
@@ -323,8 +334,9 @@ class BlockTable:
     @of_values
     def pin(self, keys: Sequence[str]) -> None:
         """Pin the blocks of these keys that are here, and all that lie in files with them."""
-        rows = self._sql(_PRESENT, (json.dumps(keys),)).fetchall()
-        self.note_uses((row, PINNED_S) for _, row, _ in rows)
+        with self._transaction():
+            for row in self.rows_of(keys):
+                self._sql("UPDATE Cache SET access_time = ? WHERE rowid = ?", (PINNED_S, row))
 
     @of_values
     def pinned_rows(self) -> set[int]:
@@ -334,12 +346,11 @@ class BlockTable:
     @of_values
     def rows_of(self, keys: Sequence[str]) -> set[int]:
         """Return the rows of these keys, and of all blocks that lie in files with theirs."""
-        rows = self._sql(_PRESENT, (json.dumps(keys),)).fetchall()
-        return {
-            number
-            for _, row, filename in rows
-            for number in (self.of_same_file(row) if filename else {row: None})
-        }
+        found = set[int]()
+        for _, row, filename in self._sql(_PRESENT, (json.dumps(keys),)).fetchall():
+            if row not in found:
+                found.update(self.of_same_file(row) if filename else [row])
+        return found
 
     @of_values
     def release(self, rows: Iterable[int]) -> None:

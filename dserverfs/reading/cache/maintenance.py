@@ -150,7 +150,7 @@ def room(cache: BlockCache) -> Room:
     with usable(cache) as table:
         return Room(
             limit=0 if cache.keeps_nothing else table.size_limit,
-            held=table.size_limit + table.excess_in_bytes(),
+            held=table.held_in_bytes(),
             pinned=cache.pins.size_in_bytes(),
             free=-disk_space.lacking_in_bytes(cache.directory),
         )

@@ -21,6 +21,7 @@ from dserverfs.reading.cache.kept_hashes import hashes_kept
 from dserverfs.reading.cache.maintenance import usable
 from dserverfs.reading.cache.pins import PinnedItem
 
+MAX_BLOCKS = 1 << 24  # of an item: 16 TiB
 _TOGETHER = 200  # blocks that are looked for at once
 
 
@@ -39,12 +40,13 @@ def pin(cache: BlockCache, server: str, contents: Sequence[ItemContent]) -> None
             )
             for content in contents
             if content.dataset.uri == dataset.uri and not content.is_refused
+            # A manifest may have any size; so many blocks no cache has.
+            if content.number_of_blocks <= MAX_BLOCKS
         ]
         cache.pins.add(uri, dataset.name, items)
         with usable(cache) as table:
-            for item in items:
-                for keys in _keys(cache, item):
-                    table.pin(keys)
+            for keys in _keys(cache, items):
+                table.pin(keys)
 
 
 def release(cache: BlockCache) -> None:
@@ -52,9 +54,8 @@ def release(cache: BlockCache) -> None:
     with usable(cache) as table:
         # Held blocks before items: what is pinned and held after the first is not among them.
         held = table.pinned_rows()
-        for item in cache.pins.items():
-            for keys in _keys(cache, item):
-                held -= table.rows_of(keys)
+        for keys in _keys(cache, cache.pins.items()):
+            held -= table.rows_of(keys)
         table.release(held)
 
 
@@ -76,9 +77,11 @@ def is_here(cache: BlockCache, item: PinnedItem) -> bool:
     return True
 
 
-def _keys(cache: BlockCache, item: PinnedItem) -> Iterator[list[str]]:
-    """Yield the keys that an item's blocks, and their hashes, may have, some at a time."""
-    blocks = itertools.chain(_blocks(cache, item), [_pages(item)])
+def _keys(cache: BlockCache, items: Iterable[PinnedItem]) -> Iterator[list[str]]:
+    """Yield the keys that the blocks of items, and their hashes, may have, some at a time."""
+    blocks = itertools.chain.from_iterable(
+        itertools.chain(_blocks(cache, item), _pages(item)) for item in items
+    )
     while some := list(itertools.islice(blocks, _TOGETHER)):
         yield [key for keys in some for key in keys]
 
@@ -97,14 +100,13 @@ def _blocks(cache: BlockCache, item: PinnedItem) -> Iterator[list[str]]:
         yield from keys
 
 
-def _pages(item: PinnedItem) -> list[str]:
-    """Return the keys of the hashes of an item's blocks."""
+def _pages(item: PinnedItem) -> Iterator[list[str]]:
+    """Yield for each page of the hashes of an item's blocks the keys that it may have."""
     number = number_of_blocks(item.size_in_bytes)
-    return [
-        BlockKey.of_hashes(name, item.size_in_bytes, page).as_text()
-        for name in _names(item)
-        for page in range(-(-number // PAGE) if number > 1 else 0)
-    ]
+    for page in range(-(-number // PAGE) if number > 1 else 0):
+        yield [
+            BlockKey.of_hashes(name, item.size_in_bytes, page).as_text() for name in _names(item)
+        ]
 
 
 def _names(item: PinnedItem) -> tuple[str, str]:
