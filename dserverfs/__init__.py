@@ -1,52 +1,22 @@
-"""dserverfs: the dtool datasets of a dserver as files, and as Python objects."""
+"""dserverfs: the dtool datasets of a dserver as files, and as Python objects.
+
+What programs use is in `dserverfs.python.api`, imported when it is first used: no command needs it.
+"""
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # but for type checkers; `typing` takes 5 ms
-if TYPE_CHECKING:
-    from dserverfs.python.api import (
-        Conflict,
-        Dataset,
-        Datasets,
-        DserverfsError,
-        IntegrityError,
-        Item,
-        NewDataset,
-        NotAuthenticated,
-        NotFound,
-        PermissionDenied,
-        Unreachable,
-        UsageError,
-        create,
-        open,
-        search,
-    )
-
 __version__ = "0.1.0"
 
-__all__ = [
-    "Conflict",
-    "Dataset",
-    "Datasets",
-    "DserverfsError",
-    "IntegrityError",
-    "Item",
-    "NewDataset",
-    "NotAuthenticated",
-    "NotFound",
-    "PermissionDenied",
-    "Unreachable",
-    "UsageError",
-    "create",
-    "open",
-    "search",
-]
+TYPE_CHECKING = False  # but for type checkers; `typing` takes 5 ms
+if TYPE_CHECKING:
+    from dserverfs.python.api import *  # noqa: F403
+    from dserverfs.python.api import __all__ as __all__
+else:
 
+    def __getattr__(name):
+        if not name.startswith("_"):
+            from dserverfs.python import api
 
-def __getattr__(name: str) -> object:
-    """Import what programs use when it is first used: no command needs it."""
-    if name not in __all__:
+            if name in api.__all__:
+                return getattr(api, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from dserverfs.python import api
-
-    return getattr(api, name)

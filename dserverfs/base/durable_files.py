@@ -52,9 +52,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def replacing_unsynced(path: Path) -> Iterator[IO[bytes]]:
+def replacing_unsynced(path: Path, *, mode: int = PRIVATE_MODE) -> Iterator[IO[bytes]]:
     """As `replacing`, without waiting for the disk; the block may sync the file by itself."""
-    with written_beside(path) as (file, scratch):
+    with written_beside(path, mode=mode) as (file, scratch):
         yield file
         file.flush()
         os.replace(scratch, path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import io
-import json
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast, overload
@@ -22,7 +21,7 @@ from dserverfs.catalogue.manifest_index import Row
 from dserverfs.catalogue.refreshed import loaded
 from dserverfs.python import notebook
 from dserverfs.python.item_file import ItemFile
-from dserverfs.python.items import content_at, items_of, row_at
+from dserverfs.python.items import content_at, items_of, overlays_of, parsed, row_at, values_for
 from dserverfs.python.places import moment
 from dserverfs.python.sessions import Access, Session, session_of
 
@@ -104,13 +103,12 @@ class Dataset:
     def annotations(self) -> dict[str, Any]:
         """The annotations by name; as old as a minute."""
         catalogue = self._session.client.catalogue
-        return _parsed(loaded(lambda: catalogue.metadata(self._known)).annotations)
+        return parsed(loaded(lambda: catalogue.metadata(self._known)).annotations)
 
     @property
     def overlays(self) -> dict[str, dict[str, Any]]:
         """The overlays by name, each with values by items' identifiers."""
-        catalogue = self._session.client.catalogue
-        return _parsed(loaded(lambda: catalogue.metadata(self._known)).overlays)
+        return overlays_of(self._session, self._known)
 
     @property
     def _session(self) -> Session:
@@ -235,12 +233,7 @@ class Item:
     @property
     def overlays(self) -> dict[str, Any]:
         """The values that overlays have for it, by their names."""
-        dataset = Dataset(self._access, self._dataset)
-        return {
-            name: values[self.identifier]
-            for name, values in dataset.overlays.items()
-            if self.identifier in values
-        }
+        return values_for(session_of(self._access), self._dataset, self.identifier)
 
     @overload
     def open(self, mode: Literal["rb", "br"] = "rb") -> ItemFile: ...
@@ -327,7 +320,3 @@ def open_dataset(
     parsed = DserverURI.parse(str(uri))
     access = Access(parsed.server, verify, cache_dir, cache_size)
     return Dataset(access, session_of(access).dataset(parsed))
-
-
-def _parsed(texts: Mapping[str, bytes]) -> dict[str, Any]:
-    return {name: json.loads(text) for name, text in texts.items()}

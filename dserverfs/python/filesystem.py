@@ -13,8 +13,11 @@ import errno
 import io
 import os
 import shutil
+import stat
+import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import IO, Any, ClassVar
 
 from fsspec.core import has_magic
 from fsspec.spec import AbstractFileSystem
@@ -22,9 +25,11 @@ from fsspec.transaction import Transaction
 from fsspec.utils import tokenize
 
 from dserverfs.base.dtool_layout import DATA, README
+from dserverfs.base.durable_files import replacing_unsynced
 from dserverfs.base.errors import Frozen, NotFound, UsageError
 from dserverfs.base.model import DserverURI
 from dserverfs.python.item_file import ItemFile
+from dserverfs.python.items import values_for
 from dserverfs.python.new_dataset import NewDataset
 from dserverfs.python.os_errors import os_errors
 from dserverfs.python.places import (
@@ -34,7 +39,6 @@ from dserverfs.python.places import (
     info_of,
     locate,
     moment,
-    overlays_of,
     readme_of,
 )
 from dserverfs.python.range_reads import read_ranges
@@ -46,21 +50,23 @@ COPY_BYTES = 4 * 1024 * 1024
 class NewDatasets(Transaction):  # type: ignore[misc]
     """A transaction: the datasets that are begun in it are frozen at its end, or discarded."""
 
-    def start(self) -> None:
-        super().start()
+    def __init__(self, fs: AbstractFileSystem, **options: Any) -> None:
+        super().__init__(fs, **options)
         self.begun: list[NewDataset] = []
+        self.beginning = threading.Lock()
 
     def complete(self, commit: bool = True) -> None:
-        try:
+        """Freeze or discard all of them, whatever one of them raises; not in a forked process."""
+        with contextlib.ExitStack() as ends:
+            for each in reversed(self.begun):
+                if each.is_own:
+                    ends.callback(self._end, each, commit)
             super().complete(commit)
-            while commit and self.begun:
-                with os_errors(self.begun[0].name):
-                    self.begun[0].freeze()
-                del self.begun[0]
-        finally:
-            if not commit:
-                for each in self.begun:
-                    each.discard()
+
+    def _end(self, new: NewDataset, commit: bool) -> None:
+        with os_errors(new.name):
+            new.freeze() if commit else new.discard()
+        self.begun.remove(new)
 
 
 class DserverFileSystem(AbstractFileSystem):  # type: ignore[misc]
@@ -99,7 +105,8 @@ class DserverFileSystem(AbstractFileSystem):  # type: ignore[misc]
         with os_errors(place.path):
             info = info_of(place)
             if overlays and "identifier" in info:
-                info["overlays"] = overlays_of(place, info["identifier"])
+                assert place.dataset is not None
+                info["overlays"] = values_for(place.session, place.dataset, info["identifier"])
             return info
 
     def exists(self, path: str, **_: Any) -> bool:
@@ -134,9 +141,10 @@ class DserverFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def created(self, path: str) -> Any:
         """Return when the dataset was frozen."""
         place = self._place(path)
-        if place.dataset is None:
-            raise NotImplementedError(f"{path}: is in no frozen dataset")
-        return moment(place.dataset.frozen_at)
+        with os_errors(place.path):
+            if place.dataset is None:
+                raise UsageError(f"{path}: is in no frozen dataset, and has no date of one")
+            return moment(place.dataset.frozen_at)
 
     def modified(self, path: str) -> Any:
         """Return the time of an item, as the manifest has it."""
@@ -231,7 +239,7 @@ class DserverFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return found
 
     def get_file(self, rpath: str, lpath: Any, **_: Any) -> None:
-        """Copy a file here; nothing is left of one that could not be read to its end."""
+        """Copy a file here; what was there stays until the new one has been read to its end."""
         if self.isdir(rpath):
             os.makedirs(lpath, exist_ok=True)
             return
@@ -241,12 +249,8 @@ class DserverFileSystem(AbstractFileSystem):  # type: ignore[misc]
             return
         with self._open(rpath) as source:
             os.makedirs(os.path.dirname(lpath) or ".", exist_ok=True)
-            try:
-                with open(lpath, "wb") as target:
-                    shutil.copyfileobj(source, target, COPY_BYTES)
-            except BaseException:
-                os.unlink(lpath)
-                raise
+            with _replacing(lpath) as target:
+                shutil.copyfileobj(source, target, COPY_BYTES)
 
     # Making datasets
 
@@ -291,7 +295,11 @@ class DserverFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if self.isdir(path1):
             self.makedirs(path2, exist_ok=True)
             return
-        with self._open(path1) as source, self._new_file(path2, "wb") as target:
+        place = self._place_to_write(path2)
+        assert place.new is not None
+        with os_errors(place.path):
+            local, new = place.local, NewDataset(place.access, place.new)
+        with self._open(path1) as source, new.replacing(local) as target:
             shutil.copyfileobj(source, target, COPY_BYTES)
 
     # Parts of these
@@ -315,8 +323,7 @@ class DserverFileSystem(AbstractFileSystem):  # type: ignore[misc]
                     raise
                 place = None
         if place is None:
-            self._begin(stripped)
-            place = self._place(stripped)
+            place = self._begin(stripped)
         with os_errors(stripped):
             if place.new is None:
                 raise Frozen(
@@ -327,17 +334,19 @@ class DserverFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 raise UsageError(f"{stripped}: items are below {DATA}/, beside {README}")
         return place
 
-    def _begin(self, path: str) -> None:
-        """Begin the dataset that a path is in, as a part of the transaction."""
+    def _begin(self, path: str) -> Place:
+        """Return a place in a dataset that is begun as a part of the transaction, unless it is."""
         host, *parts = path.split("/")
-        with os_errors(path):
+        with self.transaction.beginning, os_errors(path):
+            with contextlib.suppress(NotFound):
+                return locate(path, self._access)  # another thread was faster
             session = session_of(self._access(DserverURI.parse(f"dserver://{host}").server))
             for length in range(2, len(parts)):
                 base_uri = f"{parts[0]}://{'/'.join(parts[1:length])}"
                 if base_uri in session.base_uris():
                     name = "/".join([host, *parts[: length + 1]])
                     self.transaction.begun.append(self.new_dataset(name))
-                    return
+                    return locate(path, self._access)
             raise NotFound(f"{path}: is in no base URI in which you may register datasets")
 
     def _new_file(self, path: str, mode: str) -> Any:
@@ -364,6 +373,23 @@ class DserverFileSystem(AbstractFileSystem):  # type: ignore[misc]
             return str(self.info(path)["type"])
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+
+@contextlib.contextmanager
+def _replacing(path: str) -> Iterator[IO[bytes]]:
+    """Give a file that takes the place of a local one whole; what is no plain file is written."""
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG | 0o666
+    else:
+        with open(target, "r+b" if stat.S_ISREG(mode) else "wb") as file:  # if it may be written
+            if not stat.S_ISREG(mode):
+                yield file
+                return
+    with replacing_unsynced(target, mode=stat.S_IMODE(mode)) as file:
+        yield file
 
 
 def _raise_unless_missing(error: OSError) -> None:

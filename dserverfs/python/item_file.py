@@ -49,8 +49,8 @@ class ItemFile(io.RawIOBase):
         self._relpath = relpath
         self._position = 0
         self._opening = threading.Lock()
-        self._process = 0
         self._item = self._opened()
+        self._process = os.getpid()
         self.size = self._item.content.size_in_bytes
 
     def __repr__(self) -> str:
@@ -131,6 +131,7 @@ class ItemFile(io.RawIOBase):
             with self._opening:
                 if self._process != os.getpid():
                     self._item = self._opened()
+                    self._process = os.getpid()  # last: others look at it without the lock
         return self._item
 
     def close(self) -> None:
@@ -142,9 +143,7 @@ class ItemFile(io.RawIOBase):
         with os_errors(self.name):
             session = session_of(self._access)
             content = content_at(session, self._dataset, self._relpath)
-            item = OpenItem(session.client.reader, content)
-        self._process = os.getpid()
-        return item
+            return OpenItem(session.client.reader, content)
 
     def _require_open(self) -> None:
         if self.closed:

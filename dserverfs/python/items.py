@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
+from collections.abc import Mapping
+from typing import Any
 
 from dserverfs.base.errors import IntegrityError, NotFound
 from dserverfs.base.items import ItemContent
@@ -27,6 +30,23 @@ def row_at(items: IndexedItems, path: str) -> Row:
         except NotFound:
             raise NotFound(f"{items.uri}: has no item {path!r}", uri=items.dataset.uri) from None
     return row
+
+
+def overlays_of(session: Session, dataset: Dataset) -> dict[str, dict[str, Any]]:
+    """Return the overlays by name, each with values by items' identifiers; as old as a minute."""
+    catalogue = session.client.catalogue
+    return parsed(loaded(lambda: catalogue.metadata(dataset)).overlays)
+
+
+def values_for(session: Session, dataset: Dataset, identifier: str) -> dict[str, Any]:
+    """Return the values that the overlays have for an item, by their names."""
+    overlays = overlays_of(session, dataset)
+    return {name: each[identifier] for name, each in overlays.items() if identifier in each}
+
+
+def parsed(texts: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return values that the server keeps as JSON, by their names."""
+    return {name: json.loads(text) for name, text in texts.items()}
 
 
 def content_at(session: Session, dataset: Dataset, path: str) -> ItemContent:

@@ -7,15 +7,18 @@ and `dserverfs freeze` or `discard` ends it there.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Union, cast
 
 from dserverfs.base.dtool_layout import ANNOTATIONS, DATA, JSON, README, TAGS
+from dserverfs.base.durable_files import written_beside
 from dserverfs.base.errors import Frozen, UsageError
 from dserverfs.base.limits import name_is_valid
 from dserverfs.base.model import DserverURI
@@ -34,12 +37,14 @@ class NewDataset:
 
     An exception in the block discards it. One that could not be frozen, because the server is
     away, stays staged: `freeze` can be called again, by this program or by `dserverfs freeze`.
+    A process that is forked in the block neither freezes nor discards it.
     """
 
     def __init__(self, access: Access, proto: ProtoDataset) -> None:
         """Made by `create`."""
         self._access = access
         self._proto = proto
+        self._process = os.getpid()
 
     @property
     def name(self) -> str:
@@ -59,7 +64,7 @@ class NewDataset:
         if isinstance(content, os.PathLike):
             self._proto.put_item(Path(content), relpath)
             return
-        with self.open(relpath) as file:
+        with self.replacing(self._proto.place_of(relpath)) as file:
             if isinstance(content, str):
                 file.write(content.encode())
             elif isinstance(content, (bytes, bytearray, memoryview)):
@@ -77,6 +82,23 @@ class NewDataset:
             raise UsageError(f"{path.name}: mode {mode!r}: must be wb, ab or xb")
         self._require_new()
         return cast(IO[bytes], NewFile(self._proto.staged, path, mode))
+
+    @contextlib.contextmanager
+    def replacing(self, path: Path) -> Iterator[IO[bytes]]:
+        """Give a file that takes the place of `path` whole, when the block has ended."""
+        self._require_new()
+        staged = self._proto.staged
+        with staged.changing():
+            staged.writer_opened()
+        try:
+            with written_beside(staged.directory / "incoming", mode=0o666) as (file, incoming):
+                yield file
+                file.flush()
+                with staged.changing():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(incoming, path)
+        finally:
+            staged.writer_closed()
 
     def set_readme(self, text: str) -> None:
         """Replace the text of README.yml."""
@@ -98,6 +120,7 @@ class NewDataset:
 
     def freeze(self) -> Dataset:
         """Upload and register it; blocks. It can be called again, above all if that fails."""
+        self._require_own()
         staged = self._proto.staged
         return Dataset(
             self._access, staged.frozen_as or session_of(self._access).freeze(self._proto)
@@ -105,6 +128,7 @@ class NewDataset:
 
     def discard(self) -> None:
         """Delete it with all that is in it; raises Frozen if it is too late."""
+        self._require_own()
         self._require_new()
         session_of(self._access).discard(self._proto)
 
@@ -117,12 +141,21 @@ class NewDataset:
         error: BaseException | None,
         where: TracebackType | None,
     ) -> None:
-        if self._proto.staged.is_over:
+        if self._proto.staged.is_over or not self.is_own:
             return
         if error is not None:
             self.discard()
         else:
             self.freeze()
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this process made it, and not one that was forked to this one."""
+        return self._process == os.getpid()
+
+    def _require_own(self) -> None:
+        if not self.is_own:
+            raise UsageError(f"{self.name}: only the process that made it can freeze or discard it")
 
     def _require_new(self) -> None:
         if self._proto.staged.is_over:

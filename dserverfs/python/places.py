@@ -12,7 +12,6 @@ Used by the file system for fsspec. Raises DserverfsError.
 from __future__ import annotations
 
 import datetime
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -143,15 +142,6 @@ def readme_of(place: Place) -> bytes:
     dataset, catalogue = place.dataset, place.session.client.catalogue
     assert dataset is not None
     return loaded(lambda: catalogue.readme(dataset))
-
-
-def overlays_of(place: Place, identifier: str) -> dict[str, Any]:
-    """Return the values that the overlays of a frozen dataset have for an item."""
-    dataset, catalogue = place.dataset, place.session.client.catalogue
-    assert dataset is not None
-    overlays = loaded(lambda: catalogue.metadata(dataset)).overlays
-    values = {name: json.loads(text) for name, text in overlays.items()}
-    return {name: each[identifier] for name, each in values.items() if identifier in each}
 
 
 def moment(seconds: float) -> datetime.datetime:

@@ -8,15 +8,17 @@ be pickled, and used after a fork. Thread-safe.
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dserverfs.base.directories import CannotBeMade, local_directory, private_directory
 from dserverfs.base.disk_space import AS_IT_IS
 from dserverfs.base.dtool_layout import ANNOTATIONS, DATA, METADATA, OVERLAYS, TAGS
-from dserverfs.base.errors import NotFound, PermissionDenied, UsageError
+from dserverfs.base.errors import DserverfsError, NotFound, PermissionDenied, UsageError
 from dserverfs.base.excluded import NOTHING
 from dserverfs.base.hashes import Policy
 from dserverfs.base.limits import is_uuid
@@ -51,7 +53,7 @@ class Session:
         settings = Settings.load()
         self.server = access.server
         self._dtool_cache = settings.dtool_cache_directory()
-        self._own_cache: tempfile.TemporaryDirectory[str] | None = None
+        self._own_cache: Path | None = None
         self.client = Client(
             access.server,
             settings,
@@ -68,7 +70,7 @@ class Session:
             dataset.close()
         self.client.close()
         if self._own_cache is not None:
-            self._own_cache.cleanup()
+            shutil.rmtree(self._own_cache, ignore_errors=True)
 
     def _cache_directory(self, access: Access, settings: Settings) -> Path:
         """Return where the cache is: of this process alone where there is no place for the user's.
@@ -83,9 +85,10 @@ class Session:
         except CannotBeMade:
             pass  # for now; the cache says so
         except UsageError as error:
-            self._own_cache = tempfile.TemporaryDirectory(prefix="dserverfs-")
-            logger.warning("%s; cached in %s by this process alone", error, self._own_cache.name)
-            return Path(self._own_cache.name)
+            # Without a finalizer, which a forked process would run, too.
+            self._own_cache = Path(tempfile.mkdtemp(prefix="dserverfs-"))
+            logger.warning("%s; cached in %s by this process alone", error, self._own_cache)
+            return self._own_cache
         return directory
 
     def dataset(self, uri: DserverURI) -> Dataset:
@@ -107,13 +110,13 @@ class Session:
         user = loaded(self.client.catalogue.recent_user)
         return sorted({*user.search_base_uris, *user.register_base_uris})
 
-    def datasets(self, base_uri: str) -> dict[str, Dataset]:
+    def datasets(self, base_uri: str) -> Mapping[str, Dataset]:
         """Return the datasets of a base URI by their names; blocks.
 
         Of several that have one name, all but the first have a part of their uuid behind it.
         """
         catalogue = self.client.catalogue
-        return dict(loaded(lambda: catalogue.datasets(base_uri, frozenset())))
+        return loaded(lambda: catalogue.datasets(base_uri, frozenset()))
 
     def named(self, base_uri: str, name: str) -> Dataset:
         """Return the dataset of a name, or a uuid, in a base URI; raises NotFound."""
@@ -148,6 +151,7 @@ class Session:
                 f"{uri}: user {user.username} has no right to register datasets there; permitted:"
                 f" {listed(user.register_base_uris)}"
             )
+        self.client.note_staging_directory()
         staging = self.client.staging.open()
         staged = staging.create(base_uri, name, user.username, unarmed=BY_A_PROGRAM)
         staged.excluded = NOTHING  # whatever its name is, it was put there on purpose
@@ -159,8 +163,17 @@ class Session:
         return proto
 
     def freeze(self, proto: ProtoDataset) -> Dataset:
-        """Upload and register a new dataset; blocks. It stays staged if that fails."""
-        dataset = proto.finish(lambda job, progress: None)
+        """Upload and register a new dataset; blocks. It stays staged if that fails.
+
+        So it does at Ctrl-C: the upload, which goes on in a thread, is told to stop.
+        """
+        try:
+            dataset = proto.finish(lambda job, progress: None)
+        except DserverfsError:
+            raise
+        except BaseException:
+            self.client.freezer.stop(proto.staged)
+            raise
         self._forget(proto)
         self.client.catalogue.relist(dataset.base_uri)
         return dataset
@@ -174,12 +187,13 @@ class Session:
     def new(self) -> list[ProtoDataset]:
         """Return the datasets that this process makes."""
         with self._lock:
-            return list(self._new.values())
+            return [each for each in self._new.values() if not each.staged.is_over]
 
     def new_named(self, base_uri: str, name: str) -> ProtoDataset | None:
         """Return the dataset of that name that this process makes."""
         with self._lock:
-            return self._new.get((base_uri, name))
+            found = self._new.get((base_uri, name))
+            return None if found is None or found.staged.is_over else found
 
     def _forget(self, proto: ProtoDataset) -> None:
         with self._lock:

@@ -162,12 +162,16 @@ class Freezer:
             self._watched[staged.directory] = staged
             return job.future
 
-    def discard(self, staged: StagedDataset) -> None:
-        """Delete it with all that is in it; raises Frozen if it is too late, or Conflict."""
+    def stop(self, staged: StagedDataset) -> None:
+        """Have its freeze end, if there is one, and it stay staged, unless it is too late."""
         with self._condition:
             job = self._jobs.get(staged.directory)
-            if job is not None:
-                job.stop.set()
+        if job is not None:
+            job.stop.set()
+
+    def discard(self, staged: StagedDataset) -> None:
+        """Delete it with all that is in it; raises Frozen if it is too late, or Conflict."""
+        self.stop(staged)
         staged.discard()
         with self._condition:
             self._watched.pop(staged.directory, None)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import random
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -16,6 +19,7 @@ from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.base.model import identifier_of
 from dserverfs.python import places, range_reads
 from dserverfs.python.filesystem import DserverFileSystem
+from dserverfs.python.new_dataset import NewDataset
 from tests.support.dtool_datasets import content_of
 from tests.support.programs import Programs
 
@@ -226,14 +230,27 @@ def test_copy_that_cannot_be_read_to_its_end_leaves_nothing(
         if path.is_file()
     }
     assert found == CONTENTS
+    (tmp_path / "two").write_bytes(b"of the user")
+    (tmp_path / "two").chmod(0o640)
+    (tmp_path / "link").symlink_to("two")
 
     def fail(*_: object) -> bytes:
         raise OSError("broken")
 
     monkeypatch.setattr("dserverfs.python.item_file.ItemFile.read", fail)
-    with pytest.raises(OSError, match="broken"):
-        fs.get_file(f"{data}/a.txt", str(tmp_path / "one"))
-    assert not (tmp_path / "one").exists()
+    for name in ("one", "two", "link"):
+        with pytest.raises(OSError, match="broken"):
+            fs.get_file(f"{data}/a.txt", str(tmp_path / name))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "link", "two"]
+    assert (tmp_path / "two").read_bytes() == b"of the user"
+
+    monkeypatch.undo()
+    fs.get_file(f"{data}/a.txt", str(tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "two").read_bytes() == b"a\n"
+    assert (tmp_path / "two").stat().st_mode & 0o777 == 0o640
+    fs.get_file(f"{data}/a.txt", os.devnull)
+    assert not Path(os.devnull).is_file()
 
 
 # Writing
@@ -293,6 +310,43 @@ def test_transaction_that_fails_leaves_nothing(fs: DserverFileSystem, programs: 
 
     assert not fs.exists(path)
     assert path not in fs.ls(programs.path, detail=False)
+
+
+def test_transaction_may_be_begun_and_ended_by_calls(
+    fs: DserverFileSystem, programs: Programs
+) -> None:
+    path = f"{programs.path}/fsspec-transaction-calls"
+
+    fs.start_transaction()
+    with ThreadPoolExecutor(8) as pool:
+        written = pool.map(lambda n: fs.pipe(f"{path}/data/{n}", b"x"), range(16))
+        assert [*written] == [None] * 16
+    fs.end_transaction()
+
+    assert len(dserverfs.open(f"dserver://{path}").items) == 16
+
+
+def test_all_datasets_of_a_transaction_are_frozen_but_those_that_cannot_be(
+    fs: DserverFileSystem, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [f"{programs.path}/fsspec-transaction-all-{n}" for n in range(3)]
+    freeze = NewDataset.freeze
+
+    def freeze_all_but_one(new: NewDataset) -> Any:
+        if new.name.endswith("-1"):
+            raise dserverfs.Unreachable("the server is away")
+        return freeze(new)
+
+    monkeypatch.setattr(NewDataset, "freeze", freeze_all_but_one)
+    transaction = fs.transaction
+    with pytest.raises(OSError, match="the server is away"), transaction:
+        fs.pipe({f"{path}/data/x": b"x" for path in paths})
+
+    monkeypatch.undo()
+    for path in (paths[0], paths[2]):
+        assert {*dserverfs.open(f"dserver://{path}").items} == {"x"}
+    (left,) = transaction.begun
+    assert left.freeze()["x"].read_bytes() == b"x"
 
 
 def test_file_system_goes_to_other_processes_as_it_is(

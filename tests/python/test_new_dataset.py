@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,15 @@ import pytest
 import dserverfs
 from dserverfs.python.sessions import Access, Session, session_of
 from tests.support.programs import Programs
+from tests.support.staged_states import staged_states
 
 pytest_plugins = ["tests.support.program_fixtures"]
 
 
 def staged(programs: Programs) -> list[Path]:
     """Return the directories of what is staged."""
-    return sorted((programs.directory / "DSERVER_STAGING_DIR").glob("*/*/*/state"))
+    found = staged_states(programs.directory / "DSERVER_STAGING_DIR")
+    return [directory for directory, _ in found]
 
 
 def test_every_kind_of_content_is_put(programs: Programs, tmp_path: Path) -> None:
@@ -137,6 +141,49 @@ def test_wrong_input_is_told_and_changes_nothing(programs: Programs, tmp_path: P
         with pytest.raises(error):
             dserverfs.create(base, name)
     assert staged(programs) == []
+
+
+def test_content_that_breaks_off_leaves_the_item_that_was_there(programs: Programs) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            content = super().read(3)
+            if not content:
+                raise OSError("broken off")
+            return content
+
+    new = dserverfs.create(programs.base, "new-broken-off")
+    new.put("x", b"as it was")
+
+    for relpath in ("x", "sub/y"):
+        with pytest.raises(OSError, match="broken off"):
+            new.put(relpath, Broken(b"abcdef"))
+
+    assert session_of(Access(programs.host)).new()[0].staged.writers == 0
+    frozen = new.freeze()
+    assert {relpath: item.read_bytes() for relpath, item in frozen.items.items()} == {
+        "x": b"as it was"
+    }
+
+
+def test_forked_process_neither_freezes_nor_discards_it(programs: Programs) -> None:
+    program = f"""
+import os, sys, dserverfs
+refused = None
+with dserverfs.create({programs.base!r}, "new-forked") as new:
+    new.put("x", b"x")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            new.freeze()
+        except dserverfs.UsageError as error:
+            print(error, flush=True)
+        sys.exit(3)  # an exception in the block
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+print({{*dserverfs.open({programs.base!r} + "/new-forked").items}})
+"""
+    said = subprocess.check_output([sys.executable, "-c", program], text=True)
+
+    assert said == "new-forked: only the process that made it can freeze or discard it\n{'x'}\n"
 
 
 def test_open_file_keeps_it_from_being_frozen(programs: Programs) -> None:
