@@ -24,6 +24,7 @@ from tests.support.mounts import detach, mounted
 from tests.support.quirky_server import TOKEN, QuirkyServer, quirky_server
 from tests.support.server_store import storage_of
 from tests.support.servers import ServerHandle, new_uuid
+from tests.support.staged_states import staged_states
 from tests.support.web_front import front
 
 NAMES = {
@@ -64,7 +65,7 @@ def stored(uri: str) -> dtoolcore.DataSet:
 
 def staged_in(home: Path) -> list[Path]:
     """Return the directories of staged datasets of a user."""
-    return list((home / ".local/share/dserverfs/staging").glob("*/*/*-*-*-*"))
+    return [directory for directory, _ in staged_states(home / ".local/share/dserverfs/staging")]
 
 
 def make(dtool: Dtool, base: str, name: str = "made", content: str = "content\n") -> str:

@@ -30,6 +30,7 @@ from tests.support.accounts import Account
 from tests.support.dtool_datasets import content_of, make_dataset
 from tests.support.mount_daemons import Remountable, remountable, stopped, wait_for_end
 from tests.support.servers import ServerHandle, begin, put_items, running_server, upload_body
+from tests.support.staged_states import staged_states
 
 USER, PASSWORD = "keeper", "kept for the next version"
 ITEMS = {
@@ -96,9 +97,9 @@ def mounted(account: Account, uri: str, staging: Path) -> Iterator[Remountable]:
 
 def one_dataset(staging: Path, name: str) -> Path:
     """Return the directory of a staged dataset."""
-    for state in staging.glob("*/*/*/state"):
-        if json.loads(state.read_text())["name"] == name:
-            return state.parent
+    for directory, record in staged_states(staging):
+        if record["name"] == name:
+            return directory
     raise AssertionError(f"{name} is not staged")
 
 

@@ -28,6 +28,7 @@ from tests.support.mount_daemons import wait_for
 from tests.support.mounts import mounted
 from tests.support.servers import ServerHandle, begin, complete, put_items, running_server
 from tests.support.staged_datasets import freeze, wait_until_gone
+from tests.support.staged_states import staged_states
 
 KEPT = "kept-dataset"
 CARRIED_ON = ["was-sealed", "was-uploading", "was-completing", "was-frozen"]
@@ -121,15 +122,15 @@ def test_what_was_under_way_is_finished(upgraded: Upgraded) -> None:
         assert md5_of_files(account, path / "was-open") == digests(STAGED["was-open"])
         assert upgraded.staged()["was-open"] == "open"
         assert upgraded.staged()["has-failed"] == "failed"
-        for state in [*upgraded.staging.glob("*/*/*/state")]:
-            if json.loads(state.read_text())["name"] in CARRIED_ON:
-                wait_until_gone(state.parent)
+        for directory, record in [*staged_states(upgraded.staging)]:
+            if record["name"] in CARRIED_ON:
+                wait_until_gone(directory)
         for name in ("was-open", "has-failed"):
             freeze(account, path / name)
         wait_for(lambda: not upgraded.unsent(), "all changes sent")
 
     assert released.unfinished(account) == ([], [])
-    assert [*upgraded.staging.glob("*/*/*/state")] == []
+    assert [*staged_states(upgraded.staging)] == []
 
 
 def test_all_is_on_the_server_as_it_was_written(upgraded: Upgraded, tmp_path: Path) -> None:

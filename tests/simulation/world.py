@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -17,7 +16,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from dserverfs.base import items, retry
 from dserverfs.base.errors import DserverfsError
@@ -31,6 +30,7 @@ from tests.simulation.model import Model, Violation
 from tests.simulation.scheduler import Process, Scheduler
 from tests.simulation.store import STORE, Request
 from tests.simulation.weather import Weather
+from tests.support.staged_states import staged_states
 
 BASES = ("s3://one", "s3://two")
 TOKEN = "alice-token"
@@ -346,12 +346,9 @@ class Run:
     def _require_kept(self) -> None:
         staged: dict[tuple[str, str], dict[str, bytes]] = {}
         states: dict[str, str] = {}
-        for state in sorted(self.machine.glob("staging/*/*/*/state")):
-            if state.parent.name.startswith("."):
-                continue
-            record: dict[str, Any] = json.loads(state.read_text())
+        for directory, record in staged_states(self.machine / "staging"):
             states[record["name"]] = f"{record['state']}, {record.get('reason')}"
-            tree = state.parent / "tree"
+            tree = directory / "tree"
             files = {
                 str(path.relative_to(tree)): path.read_bytes()
                 for path in sorted(tree.rglob("*"))

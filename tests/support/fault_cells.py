@@ -32,6 +32,7 @@ from tests.support.fault_world import (
 )
 from tests.support.front import Fault, Plan, for_good, once
 from tests.support.front_faults import errs, refuses, says
+from tests.support.staged_states import staged_states
 
 OK = "ok"
 TOLD = "told"  # by a command, in one line
@@ -157,7 +158,7 @@ def copy_to(place: Place) -> None:
         local.mkdir(parents=True)
         make_dataset(local, "copied", ITEMS)
     # What broke off is taken up again.
-    is_begun = any(place.scratch("staging").glob("*/*/[!.]*/state"))
+    is_begun = any(staged_states(place.scratch("staging")))
     options = ["-q", "--resume"] if is_begun else ["-q"]
     if place.world.registered(place.base_uri, "copied") is None:
         arguments = ("dtool", "cp", *options, local / "copied", place.uri)

@@ -30,6 +30,7 @@ from tests.support.front import Front, front
 from tests.support.mounts import detach
 from tests.support.server_app import AppClient, put_all
 from tests.support.servers import ServerHandle, encoded, new_uuid, upload_body
+from tests.support.staged_states import staged_states
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -222,11 +223,9 @@ class World:
 
     def state(self, place: Place, name: str) -> str | None:
         """Return the state of a staged dataset as it is on the disk; None if there is none."""
-        for file in (self.directory / "staging").glob("*/*/[!.]*/state"):
-            with contextlib.suppress(FileNotFoundError):
-                record = json.loads(file.read_text())
-                if (record["base_uri"], record["name"]) == (place.base_uri, name):
-                    return str(record["state"])
+        for _, record in staged_states(self.directory / "staging"):
+            if (record["base_uri"], record["name"]) == (place.base_uri, name):
+                return str(record["state"])
         return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 from dserverfs.base.mountinfo import find_mounted
 from tests.support.accounts import Account
 from tests.support.mounts import detach
+from tests.support.staged_states import staged_states
 
 TIMEOUT_S = 60.0
 
@@ -47,12 +47,7 @@ class Remountable:
 
     def states(self) -> dict[str, str]:
         """Return the state of each staged dataset as it is on the disk, by name."""
-        found = {}
-        for state in self.staging.glob("*/*/[!.]*/state"):
-            with contextlib.suppress(FileNotFoundError):
-                record = json.loads(state.read_text())
-                found[record["name"]] = record["state"]
-        return found
+        return {record["name"]: record["state"] for _, record in staged_states(self.staging)}
 
 
 @contextlib.contextmanager
