@@ -47,7 +47,7 @@ def _tree_of(text: str) -> Node | None:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         return _Walk().of(node, 0) if isinstance(node, yaml.MappingNode) else None
-    except (yaml.YAMLError, _TooMuch, RecursionError):
+    except (yaml.YAMLError, _TooMuch, RecursionError, ValueError, OverflowError):
         return None
 
 
@@ -62,7 +62,7 @@ class _Walk:
         if self._left < 0 or depth > _MAX_DEPTH:
             raise _TooMuch
         if isinstance(node, yaml.ScalarNode):
-            return Node(str(node.value), key=key)
+            return Node(_text(node.value), key=key)
         if isinstance(node, yaml.SequenceNode):
             return Node(parts=tuple(self.of(each, depth + 1) for each in node.value), key=key)
         return Node(
@@ -74,4 +74,14 @@ class _Walk:
     def _entry(self, name: yaml.Node, value: yaml.Node, depth: int) -> Node:
         if not isinstance(name, yaml.ScalarNode):
             raise _TooMuch
-        return self.of(value, depth, str(name.value))
+        return self.of(value, depth, _text(name.value))
+
+
+def _text(value: object) -> str:
+    """Return a text; raises _TooMuch for letters that no page can have."""
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _TooMuch from None
+    return text
