@@ -145,8 +145,11 @@ def test_completion_is_in_the_language_of_its_shell(
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell}")
     main(["completion", shell])
+    script = capsys.readouterr().out
 
-    subprocess.run([shell, "-n"], input=capsys.readouterr().out, text=True, check=True)
+    for text, is_right in ((script, True), (f"{script}\nfor\n", False)):
+        checked = subprocess.run([shell, "-n"], input=text, capture_output=True, text=True)
+        assert (checked.returncode == 0) is is_right, checked.stderr
 
 
 def test_all_are_written_where_their_readers_look(tmp_path: Path) -> None:
