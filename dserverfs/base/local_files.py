@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -50,6 +50,23 @@ def with_own_descriptor(fd: int, call: Callable[[int], R]) -> Callable[[], R]:
             return call(file.fileno())
 
     return call_with_copy
+
+
+def files_below(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield all below a directory but the directories, with their paths; raises OSError.
+
+    Links are not followed.
+    """
+    pending = [""]
+    while pending:
+        prefix = pending.pop()
+        with os.scandir(root / prefix) as entries:
+            found = list(entries)
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(f"{prefix}{entry.name}/")
+            else:
+                yield prefix + entry.name, entry
 
 
 def make_private(path: Path) -> None:

@@ -36,6 +36,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from dserverfs.base.errors import DserverfsError
     from dserverfs.cli.whole_items import EXIT_FAILED, Summary, WholeItem
 
     directory: Path = arguments.directory
@@ -55,14 +56,15 @@ def _run(arguments: argparse.Namespace) -> int:
                 for relpath, size in _files(items)
             ),
         )
-    except KeyboardInterrupt:
+        if not summary.failed:
+            _note(directory, origin)
+    except (KeyboardInterrupt, DserverfsError):
         say(incomplete, file=sys.stderr)
         raise
     if summary.failed:
         say(summary.text("", "could not be copied"))
         say(incomplete)
         return EXIT_FAILED
-    _note(directory, origin)
     say(summary.text(f"{directory}: copied from {origin['uri']}", ""))
     return 0
 
@@ -138,17 +140,11 @@ def _require_space(items: Path, parent: Path) -> None:
 
 def _files(root: Path) -> Iterator[tuple[str, int]]:
     """Yield the path and the size of each file below a directory; raises UsageError."""
+    from dserverfs.base.local_files import files_below
+
     with _told():
-        pending = [""]
-        while pending:
-            prefix = pending.pop()
-            with os.scandir(root / prefix) as entries:
-                found = list(entries)
-            for entry in found:
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(f"{prefix}{entry.name}/")
-                else:
-                    yield prefix + entry.name, entry.stat().st_size
+        for path, entry in files_below(root):
+            yield path, entry.stat().st_size
 
 
 def _copy(item: Path, copy: Path) -> None:

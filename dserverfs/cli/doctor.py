@@ -88,10 +88,13 @@ def _findings(server: str | None, address: str, timeout_s: float) -> Iterator[tu
         wanted = machine_checks.of_programs(timeout_s * SHARE)
     logged: list[Finding] = []
     with warnings_of(logged):
-        for check in wanted:
-            yield check.name, finding_of(check, timeout_s)
-            while logged:
-                yield check.name, logged.pop(0)
+        try:
+            for check in wanted:
+                yield check.name, finding_of(check, timeout_s)
+                while logged:
+                    yield check.name, logged.pop(0)
+        except UsageError as error:  # a setting is read when it is needed
+            yield "settings", problem(str(error))
 
 
 def _all(server: str | None, settings: Settings, timeout_s: float) -> Iterator[Check]:

@@ -25,7 +25,7 @@ class Finding(NamedTuple):
 
 
 class Check(NamedTuple):
-    """A look at one thing; it may raise DserverfsError or OSError, which is a problem then."""
+    """A look at one thing; what it raises is a problem."""
 
     name: str
     look: Callable[[], Finding]
@@ -51,6 +51,8 @@ def finding_of(check: Check, timeout_s: float) -> Finding:
         return problem(str(error))
     except OSError as error:
         return problem(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+    except Exception as error:  # noqa: BLE001 - of a program or library that is looked at
+        return problem(f"{type(error).__name__}: {error}")
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from dserverfs.base.mountinfo import Mounted
 from dserverfs.cli import mount_helper
 from dserverfs.cli.arguments import moment
 from dserverfs.cli.findings import Check, Finding, ok, problem, warning
+from dserverfs.cli.mounted import has_died
 from dserverfs.cli.progress import size
 from dserverfs.mount import mountpoint
 from dserverfs.remote.tokens import TokenSource, expires_at
@@ -200,10 +201,7 @@ def _dtool_command() -> Finding:
 
 def _mount(mounted: Mounted, timeout_s: float) -> Finding:
     if mountpoint.is_dead(Path(mounted.path), timeout_s):
-        return problem(
-            "the daemon is gone; what was staged is kept",
-            f"dserverfs mount {mounted.source} {mounted.path}",
-        )
+        return problem(has_died(mounted.path))
     return ok(f"{mounted.source} answers")
 
 

@@ -36,6 +36,16 @@ class Wish(NamedTuple):
         }
         return sorted(wanted)
 
+    def with_those_of(self, other: Wish | None) -> Wish:
+        """Return what either wants of an item; raises UsageError for two contents of it."""
+        if other is None:
+            return self
+        if other.hash != self.hash:
+            raise UsageError(f"{self.relpath} has another hash than in a line before")
+        if self.ranges is None or other.ranges is None:
+            return self._replace(ranges=None)
+        return self._replace(ranges=[*other.ranges, *self.ranges])
+
 
 Plan = dict[DserverURI, dict[Identifier, Wish]]
 
@@ -48,11 +58,12 @@ def read(path: Path) -> Plan:
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
                 try:
                     uri, identifier, wish = _parsed(line)
+                    wishes = plan.setdefault(uri, {})
+                    wishes[identifier] = wish.with_those_of(wishes.get(identifier))
                 except (ProtocolError, UsageError) as error:
                     raise UsageError(
                         f"{path}, line {number}: is no line of a trace: {error}"
                     ) from error
-                plan.setdefault(uri, {})[identifier] = wish
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
     return plan

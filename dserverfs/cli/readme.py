@@ -79,8 +79,8 @@ def edit(directory: Path, settings: Settings) -> None:
     with tempfile.TemporaryDirectory(prefix="dserverfs-") as scratch:
         path = Path(scratch) / README
         path.write_text(template, "utf-8")
-        _run_editor(path)
         try:
+            _run_editor(path)
             edited = _read(path)
             if not edited or (edited == template and not known):
                 raise _NothingWritten(f"{README}: nothing was written, so nothing is frozen")
@@ -90,6 +90,8 @@ def edit(directory: Path, settings: Settings) -> None:
         except _NothingWritten:
             raise
         except UsageError as error:
+            if _is_as_before(path, template):
+                raise
             raise UsageError(f"{error}; what you wrote is in {_kept(path)}") from error
 
 
@@ -144,6 +146,13 @@ def _read(path: Path) -> str:
         except FileNotFoundError:
             return ""
     return text if text.strip() else ""
+
+
+def _is_as_before(path: Path, template: str) -> bool:
+    try:
+        return path.read_bytes() == template.encode()
+    except OSError:
+        return True  # the editor took it away
 
 
 def _kept(path: Path) -> Path:

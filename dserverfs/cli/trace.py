@@ -50,8 +50,8 @@ def _run(arguments: argparse.Namespace) -> int:
     words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
     if not words:
         raise UsageError("name the command to run: dserverfs trace -o FILE -- COMMAND ...")
+    traced = _begin()
     with _output(arguments.output) as file:
-        traced = _begin()
         status = _status_of(words)
         for item in _end(traced):
             print(json.dumps(item), file=file)
@@ -67,10 +67,11 @@ def _output(path: str | None) -> Iterator[TextIO]:
         yield sys.stderr
         return
     try:
-        with open(path, "w") as file:
-            yield file
+        file = open(path, "w")  # noqa: SIM115 - what goes wrong in the block is not said of it
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+    with file:
+        yield file
 
 
 class _Traced(NamedTuple):

@@ -103,7 +103,6 @@ def _drain(
     Not sent are changes of frozen datasets that the server refused, or is not there for.
     Raises DaemonSilent.
     """
-    from dserverfs.base.errors import DaemonSilent, UsageError
     from dserverfs.base.progress import Progress
     from dserverfs.cli import mounted
     from dserverfs.cli.progress import ProgressLine
@@ -129,13 +128,7 @@ def _drain(
             file=sys.stderr,
         )
         staged = mounted.last(ask("pending"))
-    try:
-        notes = mounted.last(ask("notes"))
-    except DaemonSilent:
-        raise
-    except UsageError:  # a mount of 0.1.0, from before the upgrade, keeps none
-        notes = []
-    for noted in notes:
+    for noted in mounted.newer(ask("notes")) or []:
         for note in noted["notes"] if noted["by_itself"] else ():
             say(f"note: {noted['name']}: {note}", file=sys.stderr)
     changes: list[dict[str, Any]] = mounted.last(ask("unsent"))

@@ -70,8 +70,10 @@ def _unpin(cache_directory: Path | None, uris: list[DserverURI] | None) -> int:
 
 def _has(uri: DserverURI, dataset: DserverURI) -> bool:
     """Return whether a URI names a dataset, or a base URI or server that has it."""
+    from dserverfs.base.model import is_below
+
     return (
         uri.server == dataset.server
         and uri.uuid in (None, dataset.uuid)
-        and f"{dataset.base_uri}/".startswith(f"{uri.base_uri}/" if uri.base_uri else "")
+        and is_below(dataset.base_uri or "", uri.base_uri)
     )

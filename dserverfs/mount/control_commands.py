@@ -205,7 +205,7 @@ class Commander:
                 return {**found, "unsent": self._unsent(unsent)} if unsent else found
             if place.staged is not None:
                 return place.staged.staged
-            return {"state": "directory", "uri": str(self.uri)}
+            return {"state": "directory", "uri": str(self._uri_at(inode))}
 
         found = self._loaded(describe)
         if isinstance(found, StagedDataset):
@@ -218,6 +218,11 @@ class Commander:
                 with contextlib.suppress(DserverfsError):
                     found["compared"] = self._compared(inode)
         return found
+
+    def _uri_at(self, inode: Inode) -> DserverURI:
+        """Return the URI of what a directory that is above datasets shows."""
+        base_uri = self.tree.base_uri_at(inode)
+        return self.uri if base_uri is None else DserverURI(self.uri.server, base_uri)
 
     def _errors(self, inode: Inode, below: str) -> list[dict[str, Any]]:
         """Return the last errors at or below a path, which leads on from an inode by `below`."""

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import TCPServer
 from typing import Any
 
+from dserverfs.base import bounded_calls
 from dserverfs.base.errors import UsageError
 
 PATH = "/metrics"
@@ -44,19 +45,23 @@ def serving(host: str, port: int, text: Callable[[], str]) -> Iterator[tuple[str
     try:
         yield host, port
     finally:
-        server.shutdown()
+        with contextlib.suppress(bounded_calls.GivenUp):  # a client that trickles holds it up
+            bounded_calls.within(_TIMEOUT_S, server.shutdown)
         server.server_close()
 
 
 def _server(host: str, port: int, text: Callable[[], str]) -> _Server:
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    kind = type("_Server", (_Server,), {"address_family": family, "text": staticmethod(text)})
-    server: _Server = kind((host, port), _Handler)
-    return server
+    return _Server((host, port), family, text)
 
 
 class _Server(HTTPServer):
-    text: Callable[[], str]
+    def __init__(
+        self, address: tuple[str, int], family: socket.AddressFamily, text: Callable[[], str]
+    ) -> None:
+        self.address_family = family
+        self.text = text
+        super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
         """Bind, and do not ask the network for the host's name as HTTPServer does."""

@@ -20,6 +20,7 @@ from dserverfs.base.processes import Process, Processes
 
 MAX_TRACES = 16
 MAX_ITEMS = 200_000  # of a trace; 1 KB of memory each
+LOOK_S = 10.0  # a command that was killed is traced no longer
 MAX_RANGES = 64  # of an item; of more, those that lie closest are told as one
 
 
@@ -82,16 +83,14 @@ class Traces:
         self._clock_s = clock_s
         self._numbers = itertools.count(1)
         self.active: dict[int, Trace] = {}
+        self._looked_s = clock_s()  # for commands that have ended
 
     def begin(self, pid: int) -> int:
         """Trace a process and all below it; return the number of the trace.
 
         Raises UsageError if it cannot be seen, or there are too many.
         """
-        for number, trace in list(self.active.items()):
-            now = self._processes.find(trace.root.pid)
-            if now is None or now.identity != trace.root.identity:
-                del self.active[number]
+        self._drop_ended()
         root = self._processes.of_thread(pid)
         if root is None:
             raise UsageError("the mount does not see the processes of the command: in a container?")
@@ -108,8 +107,18 @@ class Traces:
         except KeyError as error:
             raise UsageError(f"no trace {number}") from error
 
+    def _drop_ended(self) -> None:
+        """Drop the traces of commands that were killed, which nobody ends."""
+        self._looked_s = self._clock_s()
+        for number, trace in list(self.active.items()):
+            now = self._processes.find(trace.root.pid)
+            if now is None or now.identity != trace.root.identity:
+                del self.active[number]
+
     def opened(self, content: ItemContent, thread: int) -> Sequence[TracedItem]:
         """Return where reads of an item are to be noted that a thread opens just now."""
+        if not 0 <= self._clock_s() - self._looked_s < LOOK_S:
+            self._drop_ended()
         process = self._processes.of_thread(thread)
         if process is None:
             return []

@@ -263,7 +263,7 @@ def test_doctor_finds_mounts_that_hang_or_are_dead(
     assert (well["state"], well["said"]) == ("ok", f"{looked_at.base_uri} answers")
     assert hangs.status == dead.status == 1
     assert f"fusermount3 -uz {mount.path}" in hangs.of(name)["said"]
-    assert dead.of(name)["todo"] == f"dserverfs mount {looked_at.base_uri} {mount.path}"
+    assert f"has died: dserverfs umount {mount.path}, then mount it again" in dead.of(name)["said"]
 
 
 def test_doctor_without_the_packages_of_mounts_warns(

@@ -197,6 +197,7 @@ def test_template_that_is_left_as_it_was_is_not_written(
         ("printf 'b: \\377' > $1", "is no text in UTF-8"),
         ("echo b: 2 > $1; echo a: 2 > {readme}", "was changed meanwhile, and stays so"),
         ("echo b: 2 > $1; rm {readme}; mkdir {readme}", "Is a directory"),
+        ("echo b: 2 > $1; exit 3", "ended with status 3"),
     ],
 )
 def test_what_cannot_be_written_back_is_kept(

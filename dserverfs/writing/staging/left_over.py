@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from dserverfs.base.dtool_layout import DATA, METADATA, README
 from dserverfs.base.local_dataset import LocalDataset
-from dserverfs.base.local_files import make_private
+from dserverfs.base.local_files import files_below, make_private
 from dserverfs.base.model import identifier_of
 from dserverfs.writing.staging.dataset import KEPT, StagedDataset
 from dserverfs.writing.staging.sealing import has_dtool_layout
@@ -33,7 +32,7 @@ def keep(staged: StagedDataset, local: LocalDataset) -> None:
     """Move what is no part of the dataset out of what is about to be deleted; raises OSError."""
     has_metadata = has_dtool_layout(staged, local)
     root = f"{DATA}/" if has_metadata else ""
-    for relpath in _files(staged.tree):
+    for relpath, _ in files_below(staged.tree):
         if relpath == README or (has_metadata and relpath.startswith(f"{METADATA}/")):
             continue
         if relpath.startswith(root) and _is_item(relpath[len(root) :], local):
@@ -48,7 +47,7 @@ def all_kept(directory: Path) -> list[Kept]:
     found = []
     for path in sorted(directory.glob(f"*/*/{KEPT}*")):
         with contextlib.suppress(OSError):  # it is deleted just now
-            sizes = [(path / relpath).lstat().st_size for relpath in _files(path)]
+            sizes = [each.stat(follow_symlinks=False).st_size for _, each in files_below(path)]
             found.append(Kept(path, len(sizes), sum(sizes)))
     return found
 
@@ -58,17 +57,3 @@ def _is_item(relpath: str, local: LocalDataset) -> bool:
         return identifier_of(relpath) in local.items
     except UnicodeEncodeError:  # below an excluded directory, where nobody looked
         return False
-
-
-def _files(root: Path) -> Iterator[str]:
-    """Yield the path of all below a directory but the directories; raises OSError."""
-    pending = [""]
-    while pending:
-        prefix = pending.pop()
-        with os.scandir(root / prefix) as entries:
-            found = list(entries)
-        for entry in found:
-            if entry.is_dir(follow_symlinks=False):
-                pending.append(f"{prefix}{entry.name}/")
-            else:
-                yield prefix + entry.name
