@@ -303,6 +303,7 @@ def test_block_that_is_damaged_is_dropped_and_hashing_goes_on_when_it_comes(
     bench.hashing.on_block(ITEM, 0)
     bench.await_dropped("block 1")
     bench.await_idle()
+    assert bench.await_hashed(1).next == 1
 
     bench.comes(1)
 

@@ -115,6 +115,7 @@ def test_one_of_a_mount_that_still_lives_is_taken_over_when_that_has_ended(
 
     wait_for(lambda: not staged.directory.exists(), "it is frozen and put away")
     freezer.close()
+    assert len(bench.server.registered_uuids) == 1
 
 
 @pytest.mark.expects_log("cannot be carried on with")
@@ -241,6 +242,7 @@ def test_armed_one_is_frozen_by_itself_once_nothing_changes(
 
     wait_for(lambda: not bench.staged.directory.exists(), "it is frozen and put away")
     bench.freezer.close()
+    assert len(bench.server.registered_uuids) == 1
 
 
 @pytest.mark.expects_log("tried again in 0 s: the server is away")
@@ -257,6 +259,7 @@ def test_postponed_one_is_tried_again_by_itself_until_it_is_frozen(
 
     wait_for(lambda: not bench.staged.directory.exists(), "it is frozen and put away")
     bench.freezer.close()
+    assert len(bench.server.registered_uuids) == 1
 
 
 @pytest.mark.expects_log("tried again in 0 s", "could not be frozen: no register right")
