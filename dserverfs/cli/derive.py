@@ -45,7 +45,7 @@ def _run(arguments: argparse.Namespace) -> int:
     origin = _origin(source)
     items, copies = source / DATA, directory / DATA
     _require_space(items, parent)
-    _make(directory)
+    _make(directory, source)
     summary = Summary()
     incomplete = f"{directory}: is incomplete: dserverfs discard {directory}, and derive it again"
     try:
@@ -69,15 +69,19 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _make(directory: Path) -> None:
+def _make(directory: Path, source: Path) -> None:
     """Make a staged dataset that waits for a command; raises UsageError."""
     from dserverfs.base.errors import UsageError
     from dserverfs.cli import mounted
     from dserverfs.tree.filesystem import FREEZE_ATTRIBUTE
 
-    parent = mounted.find(directory.absolute().parent)
+    beside = f"{directory}: is not where datasets are, as {source.parent / directory.name} would be"
+    try:
+        parent = mounted.find(directory.absolute().parent)
+    except UsageError as error:
+        raise UsageError(f"{beside}: {error}") from None
     if mounted.last(parent.ask("status"))["state"] != "directory":
-        raise UsageError(f"{directory}: is not where datasets are")
+        raise UsageError(beside)
     with _told():
         directory.mkdir()
         os.setxattr(directory, FREEZE_ATTRIBUTE, b"manual")  # while there is nothing in it

@@ -70,7 +70,9 @@ def test_leavings_are_told_and_kept_by_a_mount(
     out, _ = commands.run("freeze", dataset)
 
     assert (before["number_of_items"], before["excluded"]) == (1, ".ipynb_checkpoints/, .DS_Store")
-    (note,) = (line for line in out.splitlines() if "note: DSERVER_EXCLUDE left out" in line)
+    (note,) = (
+        line for line in out.splitlines() if "note: left out, as DSERVER_EXCLUDE says" in line
+    )
     kept = Path(note.partition("kept in ")[2].rpartition(": ")[0])
     wait_until_gone(Path(before["directory"]))
     assert [path.name for path in (dataset / "data").iterdir()] == ["item"]

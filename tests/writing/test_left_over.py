@@ -43,7 +43,9 @@ def test_what_is_excluded_is_told_and_kept(bench: FreezeBench, below: str) -> No
     result = bench.freezer.freeze(bench.staged).result(WAIT_S)
     bench.settle()
 
-    (note,) = (note for note in result.notes if note.startswith("DSERVER_EXCLUDE left out, "))
+    (note,) = (
+        note for note in result.notes if note.startswith("left out, as DSERVER_EXCLUDE says, ")
+    )
     assert str(bench.staged.kept_directory) in note
     assert "sub/__pycache__/" in note
     assert kept(bench) == {f"{below}{relpath}": f"{below}{relpath}" for relpath in EXCLUDED}

@@ -224,7 +224,8 @@ def _notes(found: Survey, staged: StagedDataset) -> list[str]:
         notes.append(f"left out, and kept in {staged.kept_directory}: {names}")
     if found.excluded.count:
         notes.append(
-            f"DSERVER_EXCLUDE left out, and kept in {staged.kept_directory}: {found.excluded}"
+            f"left out, as DSERVER_EXCLUDE says, and kept in {staged.kept_directory}:"
+            f" {found.excluded}"
         )
     return notes
 
