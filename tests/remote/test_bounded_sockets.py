@@ -12,8 +12,8 @@ import pytest
 
 from dserverfs.base.errors import DeadlineExceeded
 from dserverfs.base.retry import Deadline
-from dserverfs.remote import bounded_sockets
-from dserverfs.remote.bounded_sockets import addresses_of
+from dserverfs.remote import addresses
+from dserverfs.remote.addresses import Address, addresses_of
 from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.tokens import TokenSource
@@ -164,8 +164,8 @@ def test_host_is_reached_by_whichever_of_its_addresses_answers(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         closed = probe.getsockname()
-    addresses = [(socket.AF_INET, closed), (socket.AF_INET, ("127.0.0.1", port))]
-    monkeypatch.setattr(bounded_sockets, "addresses_of", lambda *_: addresses)
+    places = [Address(socket.AF_INET, closed), Address(socket.AF_INET, ("127.0.0.1", port))]
+    monkeypatch.setattr(addresses, "addresses_of", lambda *_: places)
     storage = Storage()
 
     assert storage.read_object("http://two.invalid/o", Deadline(20.0)) == b"{}"
