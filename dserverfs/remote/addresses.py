@@ -26,8 +26,6 @@ from dserverfs.base.retry import pause_s
 
 logger = logging.getLogger(__name__)
 
-# Linux sends a SYN again after 1 s: one that is lost opens no second connection.
-NEXT_ADDRESS_S = 1.5
 AVOIDED_S = (30.0, 600.0)  # longer each time; guess
 MAX_FAILED = 256
 # Of gateways whose server or store is away, and of servers that end. One that has too much to do

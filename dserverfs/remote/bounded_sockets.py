@@ -33,9 +33,11 @@ from urllib3.exceptions import (
 from dserverfs.base.errors import DeadlineExceeded
 from dserverfs.base.retry import Deadline
 from dserverfs.remote import addresses
-from dserverfs.remote.addresses import NEXT_ADDRESS_S, Address, Peer
+from dserverfs.remote.addresses import Address, Peer
 
 CONNECT_TIMEOUT_S = 10.0
+# Linux sends a SYN again after 1 s: one that is lost opens no second connection.
+NEXT_ADDRESS_S = 1.5
 HANDSHAKE_TIMEOUT_S = 5.0  # with both attempts of a first contact as long as a connection may take
 _SENT_BYTES = 64 * 1024  # in one wait
 
