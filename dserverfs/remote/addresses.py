@@ -155,6 +155,11 @@ def only(address: Address) -> Iterator[None]:
         _only.address = before
 
 
+def peer_of(address: Address, places: Sequence[Address]) -> Peer | None:
+    """Return whom to tell what becomes of a connection; None if its host has no other address."""
+    return Peer(address) if len(places) > 1 or address == _only.address else None
+
+
 def to_try(host: str, port: int, timeout_s: float) -> list[Address]:
     """Return the addresses of a host in the order in which they are to be tried.
 

@@ -195,7 +195,7 @@ class _Connection:
             # For a handshake, which is one wait. A server without TLS often says nothing to one.
             sock.settimeout(min(HANDSHAKE_TIMEOUT_S, _wait_s(limit)))
             sock.limit = _limit.deadline
-            self.peer = sock.peer = Peer(address) if len(places) > 1 else None
+            self.peer = sock.peer = addresses.peer_of(address, places)
             connected, sock = sock, None
             return connected
         except socket.gaierror as error:

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,9 +32,18 @@ from tests.support.logins import host_of
 from tests.support.mount_daemons import remountable
 from tests.support.mounts import publish
 from tests.support.servers import ServerHandle
+from tests.support.several_addresses import (
+    Place,
+    black_hole,
+    give_addresses,
+    refusing,
+    running_site,
+    silent,
+)
 
 SERVER_CHECKS = [
-    *("server", "clock", "routes", "token", "rights", "datasets", "signed URL", "throughput")
+    *("server", "addresses", "clock", "routes", "token", "rights", "datasets", "signed URL"),
+    *("addresses of the store", "throughput"),
 ]
 
 
@@ -190,6 +199,45 @@ def test_doctor_names_what_is_wrong_with_a_server(
     assert found.of(name)["state"] == state
     assert said in found.of(name)["said"], found.of(name)
     assert [each["check"] for each in found.findings if each["state"] == state] == [name]
+
+
+@pytest.mark.expects_log("DSERVER_TOKEN is sent to", "the token is sent unencrypted")
+@pytest.mark.parametrize(
+    ("side", "way"), [("server", refusing), ("server", silent), ("store", black_hole)]
+)
+def test_doctor_names_an_address_that_does_not_answer_beside_one_that_does(
+    server: ServerHandle,
+    doctor: Doctor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    side: str,
+    way: Callable[[], contextlib.AbstractContextManager[Place]],
+) -> None:
+    name = "gateways.invalid"
+    with running_site(server, tmp_path, {"a": b"a" * 1000}, name=name) as site, way() as bad:
+        places = {
+            front.port: [bad, ("127.0.0.1", front.port)]
+            if each == side
+            else [("127.0.0.1", front.port)]
+            for each, front in site.ways.items()
+        }
+        give_addresses(monkeypatch, places, name=name)
+        found = doctor(
+            f"{name}:{site.ways['server'].port}",
+            *("--timeout", "6"),
+            DSERVER_TOKEN=site.app.token("grumpy"),
+            DSERVER_PROTOCOL="http",
+        )
+
+    checks = {"server": "addresses", "store": "addresses of the store"}
+    wrong = found.of(checks.pop(side))
+    (right,) = checks.values()
+    assert found.status == 0, found.findings
+    assert wrong["state"] == "warning"
+    beginning = f"{name}: 1 of 2 addresses does not answer: {bad[0]}:{bad[1]} ("
+    assert wrong["said"].startswith(beginning), wrong
+    assert found.of(right)["state"] == "ok"
+    assert found.of("throughput")["state"] == "ok"
 
 
 def test_doctor_says_that_nothing_listens(doctor: Doctor) -> None:

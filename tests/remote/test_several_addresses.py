@@ -9,12 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -30,42 +27,27 @@ from dserverfs.remote.metadata_api import MetadataWrites
 from dserverfs.remote.objects import ByteRange, Storage
 from dserverfs.remote.routes import Routes
 from dserverfs.remote.tokens import TokenSource
-from dserverfs.server.web import WebServer
 from dserverfs.writing.upload.uploader import Uploader
 from tests.support import front_faults as faults
 from tests.support.front import Exchange, Fault, Front, Plan, for_good, front
 from tests.support.front_faults import says
 from tests.support.local_uploads import local_dataset
-from tests.support.server_app import AppClient
 from tests.support.servers import ServerHandle
 from tests.support.several_addresses import (
     NAME,
     Place,
+    Site,
     black_hole,
     give_addresses,
     refusing,
+    running_site,
     silent,
 )
 
 MIB = 1024 * 1024
 LARGE = os.urandom(2 * MIB + 5)
 SMALL = {f"small-{number}": b"%d" % number * 100 for number in range(20)}
-PARTS_FROM = 3 * MIB
 STALL_S = 0.4
-
-
-class _Quiet:
-    def wake(self) -> None:
-        """Nobody waits for the server's faults."""
-
-
-@dataclasses.dataclass
-class Site:
-    """A real server and store, and the good way to each."""
-
-    app: AppClient
-    ways: dict[str, Front]
-    uri: str  # of a dataset
 
 
 @dataclasses.dataclass
@@ -89,23 +71,9 @@ class World:
 
 @pytest.fixture(scope="module")
 def site(server: ServerHandle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    data = tmp_path_factory.mktemp("server")
-    app = AppClient(server, data, max_put_bytes=PARTS_FROM, part_bytes=5 * MIB)
-    with contextlib.ExitStack() as stack:
-        stack.callback(app.close)
-        endpoint = urlsplit(app.storage.endpoint)
-        assert endpoint.port is not None
-        uri = app.upload({"large": LARGE, **SMALL}, readme=b"---\nfirst: 1\n")
-        to_store = stack.enter_context(front(("127.0.0.1", endpoint.port)))
-        app.store.storage = dataclasses.replace(
-            app.storage, endpoint=f"http://{NAME}:{to_store.port}"
-        )
-        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        stack.callback(listener.close)
-        web: Any = WebServer(app.app, listener, _Quiet())  # type: ignore[arg-type]
-        stack.enter_context(web.running())
-        to_server = stack.enter_context(front(listener.getsockname()))
-        yield Site(app, {"server": to_server, "store": to_store}, uri)
+    contents = {"large": LARGE, **SMALL}
+    with running_site(server, tmp_path_factory.mktemp("server"), contents) as site:
+        yield site
 
 
 @contextlib.contextmanager
