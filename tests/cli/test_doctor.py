@@ -10,14 +10,14 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jwt
 import pytest
 
-from dserverfs.base import disk_space, mountinfo
+from dserverfs.base import disk_space
 from dserverfs.base.mountinfo import FSTYPE, Mounted
 from dserverfs.broker import DserverStorageBroker
 from dserverfs.cli import machine_checks, mount_helper
@@ -25,6 +25,7 @@ from dserverfs.cli.findings import Check, State, finding_of, ok
 from dserverfs.cli.main import main
 from dserverfs.mount import mountpoint
 from tests.support.accounts import Account
+from tests.support.doctors import SERVER_CHECKS, Doctor, Said
 from tests.support.dtool_datasets import content_of, make_dataset
 from tests.support.front import Exchange, Fault, Front, for_good, front
 from tests.support.front_faults import another_date, errs, reset, says, stall
@@ -32,71 +33,8 @@ from tests.support.logins import host_of
 from tests.support.mount_daemons import remountable
 from tests.support.mounts import publish
 from tests.support.servers import ServerHandle
-from tests.support.several_addresses import (
-    Place,
-    black_hole,
-    give_addresses,
-    refusing,
-    running_site,
-    silent,
-)
 
-SERVER_CHECKS = [
-    *("server", "addresses", "clock", "routes", "token", "rights", "datasets", "signed URL"),
-    *("addresses of the store", "throughput"),
-]
-
-
-class Said(NamedTuple):
-    status: int
-    findings: list[dict[str, str]]
-    output: str
-
-    def of(self, name: str) -> dict[str, str]:
-        (found,) = (each for each in self.findings if each["check"] == name)
-        return found
-
-    def of_server(self) -> list[str]:
-        return [each["check"] for each in self.findings if each["check"] in SERVER_CHECKS]
-
-
-class Doctor:
-    """The command, run by someone with an empty home, who has these mounts."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
-        self._patch = patch
-        self._capture = capture
-        self.mounts: list[Path] = []
-        self.others: list[Mounted] = []
-
-    def __call__(self, *arguments: str, **settings: str) -> Said:
-        for name, value in settings.items():
-            self._patch.setenv(name, value)
-        self._capture.readouterr()
-        status = main(["doctor", "--json", *arguments])
-        said = self._capture.readouterr()
-        assert said.err == ""
-        return Said(status, json.loads(said.out), said.out)
-
-
-@pytest.fixture
-def doctor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Doctor:
-    for name in [name for name in os.environ if name.startswith(("DSERVER_", "XDG_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    doctor = Doctor(monkeypatch, capsys)
-    every = mountinfo.dserverfs_mounts  # those of other tests' too
-    monkeypatch.setattr(
-        mountinfo,
-        "dserverfs_mounts",
-        lambda: [
-            *(mount for mount in every() if Path(mount.path) in doctor.mounts),
-            *doctor.others,
-        ],
-    )
-    return doctor
+pytest_plugins = ["tests.support.doctor_fixtures"]
 
 
 @pytest.fixture(scope="module")
@@ -199,45 +137,6 @@ def test_doctor_names_what_is_wrong_with_a_server(
     assert found.of(name)["state"] == state
     assert said in found.of(name)["said"], found.of(name)
     assert [each["check"] for each in found.findings if each["state"] == state] == [name]
-
-
-@pytest.mark.expects_log("DSERVER_TOKEN is sent to", "the token is sent unencrypted")
-@pytest.mark.parametrize(
-    ("side", "way"), [("server", refusing), ("server", silent), ("store", black_hole)]
-)
-def test_doctor_names_an_address_that_does_not_answer_beside_one_that_does(
-    server: ServerHandle,
-    doctor: Doctor,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    side: str,
-    way: Callable[[], contextlib.AbstractContextManager[Place]],
-) -> None:
-    name = "gateways.invalid"
-    with running_site(server, tmp_path, {"a": b"a" * 1000}, name=name) as site, way() as bad:
-        places = {
-            front.port: [bad, ("127.0.0.1", front.port)]
-            if each == side
-            else [("127.0.0.1", front.port)]
-            for each, front in site.ways.items()
-        }
-        give_addresses(monkeypatch, places, name=name)
-        found = doctor(
-            f"{name}:{site.ways['server'].port}",
-            *("--timeout", "6"),
-            DSERVER_TOKEN=site.app.token("grumpy"),
-            DSERVER_PROTOCOL="http",
-        )
-
-    checks = {"server": "addresses", "store": "addresses of the store"}
-    wrong = found.of(checks.pop(side))
-    (right,) = checks.values()
-    assert found.status == 0, found.findings
-    assert wrong["state"] == "warning"
-    beginning = f"{name}: 1 of 2 addresses does not answer: {bad[0]}:{bad[1]} ("
-    assert wrong["said"].startswith(beginning), wrong
-    assert found.of(right)["state"] == "ok"
-    assert found.of("throughput")["state"] == "ok"
 
 
 def test_doctor_says_that_nothing_listens(doctor: Doctor) -> None:
