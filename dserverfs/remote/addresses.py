@@ -52,7 +52,9 @@ class _Failure(NamedTuple):
     pause_s: float  # for how long that was
 
     def again(self, now_s: float) -> _Failure:
-        return _Failure(now_s, now_s + self.pause_s, self.pause_s)
+        """Return it with a longer pause, from now on."""
+        longer_s = pause_s(self.pause_s, *AVOIDED_S)
+        return _Failure(now_s, now_s + longer_s, longer_s)
 
 
 class FailedAddresses:
@@ -73,10 +75,9 @@ class FailedAddresses:
         if known is None:
             logger.info("%s does not answer: other addresses of its host are asked", address)
             known = _Failure(now_s, now_s, 0.0)
-        if now_s < known.until_s:  # as for others that were under way
-            changed = known._replace(last_s=now_s)
-        else:
-            changed = known._replace(pause_s=pause_s(known.pause_s, *AVOIDED_S)).again(now_s)
+        # Until then it is what others met that were under way.
+        is_avoided = now_s < known.until_s
+        changed = known._replace(last_s=now_s) if is_avoided else known.again(now_s)
         self._replace({**self._failures, address: changed})
 
     def answered(self, address: Address) -> None:
@@ -102,8 +103,7 @@ class FailedAddresses:
 
         in_order = sorted(addresses, key=failed_s) if failures else list(addresses)
         if len(in_order) > 1 and in_order[0] in failures:
-            first = failures[in_order[0]].again(now_s)
-            self._replace({**failures, in_order[0]: first})
+            self._replace({**failures, in_order[0]: failures[in_order[0]].again(now_s)})
         return in_order
 
     def _replace(self, failures: dict[Address, _Failure]) -> None:
@@ -201,7 +201,8 @@ def _is_address(host: str) -> bool:
 def _look_up(host: str, port: int, found: Future[list[Address]]) -> None:
     try:
         entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = [Address(family, place) for family, _, _, _, place in entries]
+        # Of an enumeration the hash takes longer.
+        addresses = [Address(int(family), place) for family, _, _, _, place in entries]
         found.set_result(list(dict.fromkeys(addresses)))
     except BaseException as error:  # noqa: BLE001 - top of a thread: the caller gets it
         found.set_exception(error)

@@ -10,8 +10,9 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,13 +49,37 @@ MIB = 1024 * 1024
 LARGE = os.urandom(2 * MIB + 5)
 SMALL = {f"small-{number}": b"%d" % number * 100 for number in range(20)}
 STALL_S = 0.4
+PATIENT_S = 30.0  # the machine may be slow
+
+
+class Patience:
+    """How long a connection may say nothing: not long while all there are may hang."""
+
+    def __init__(self) -> None:
+        self.silent: list[Place] = []
+
+    def stall_s(self) -> float:
+        known = {address.place for address in addresses.FAILED._failures}
+        return PATIENT_S if known.issuperset(self.silent) else STALL_S
+
+
+class PatientStorage(Storage):
+    """Gives a PUT as long as that."""
+
+    def __init__(self, connections: Connections, patience: Patience) -> None:
+        super().__init__(connections=connections)
+        self._patience = patience
+
+    def write(self, *arguments: Any) -> Mapping[str, str]:
+        self._stall_timeout_s = self._patience.stall_s()
+        return super().write(*arguments)
 
 
 @dataclasses.dataclass
 class World:
     """A client that has made no connection yet."""
 
-    site: Site
+    patience: Patience
     storage: Storage
     resolver: Resolver
     routes: Routes
@@ -77,32 +102,37 @@ def site(server: ServerHandle, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @contextlib.contextmanager
-def client(site: Site, scratch: Path) -> Iterator[World]:
+def client(site: Site, patience: Patience, scratch: Path) -> Iterator[World]:
     url = f"http://{NAME}:{site.ways['server'].port}"
     transport = ServerTransport(url, TokenSource(site.app.token("grumpy"), None))
     connections = Connections()
-    storage = Storage(connections=connections, stall_timeout_s=STALL_S)
+    storage = PatientStorage(connections, patience)
     routes = Routes(transport)
     resolver = Resolver(transport, storage, routes)
     base_uri, _, uuid = site.uri.rpartition("/")
     entry = {"uri": site.uri, "uuid": uuid, "base_uri": base_uri, "name": "a-dataset"}
     dataset = Dataset.from_json({**entry, "creator_username": "grumpy", "frozen_at": 1.7e9})
-    gets = ManyGets(connections, stall_timeout_s=STALL_S)
+    gets = ManyGets(connections)
     try:
-        yield World(site, storage, resolver, routes, gets, dataset, scratch)
+        yield World(patience, storage, resolver, routes, gets, dataset, scratch)
     finally:
         storage.close()
         transport.close()
 
 
 @pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded_sockets, "NEXT_ADDRESS_S", 0.15)
-    monkeypatch.setattr(puts, "_ANSWER_FACTOR", 1)
+def patience(monkeypatch: pytest.MonkeyPatch) -> Patience:
+    patience = Patience()
+
+    def stall_s(first_s: float, failures: int) -> float:
+        return PATIENT_S if failures else patience.stall_s()
+
+    monkeypatch.setattr(retry, "stall_s", stall_s)
     monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.001)
     monkeypatch.setattr(retry, "MAX_RETRY_AFTER_S", 0.01)
-    # The first connection is given up soon; the second may be slow, as the machine may be.
-    monkeypatch.setattr(retry, "stall_s", lambda first_s, failures: 20.0 if failures else STALL_S)
+    monkeypatch.setattr(bounded_sockets, "NEXT_ADDRESS_S", 0.15)
+    monkeypatch.setattr(puts, "_ANSWER_FACTOR", 1)
+    return patience
 
 
 # Faults
@@ -186,6 +216,7 @@ def many_items(world: World) -> None:
         def done(bunch: list[Got[str]]) -> None:
             found.update({got.what: got.content for got in bunch if got.content is not None})
 
+        world.gets.stall_timeout_s = world.patience.stall_s()
         world.gets.run(lambda wants=wants: next(wants, None), done)  # type: ignore[misc]
     assert found == SMALL
 
@@ -231,7 +262,7 @@ OPERATIONS: dict[Callable[[World], None], list[str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_operation_succeeds_while_the_first_of_two_addresses_has_a_fault(
     site: Site,
-    hurried: None,
+    patience: Patience,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     fault: str,
@@ -239,11 +270,13 @@ def test_operation_succeeds_while_the_first_of_two_addresses_has_a_fault(
 ) -> None:
     with contextlib.ExitStack() as stack:
         places = {}
-        for way in site.ways.values():
+        for side, way in site.ways.items():
             bad = stack.enter_context(FAULTS[fault](way))
+            if fault == "accepts and is silent" and side in OPERATIONS[operation]:
+                patience.silent.append(bad)
             places[way.port] = [bad, ("127.0.0.1", way.port)]
         give_addresses(monkeypatch, places)
-        world = stack.enter_context(client(site, tmp_path))
+        world = stack.enter_context(client(site, patience, tmp_path))
 
         operation(world)
 
@@ -257,12 +290,13 @@ def test_operation_succeeds_while_the_first_of_two_addresses_has_a_fault(
 @pytest.mark.parametrize("fault", LATER)
 def test_operation_succeeds_though_the_address_of_kept_connections_goes_down(
     site: Site,
-    hurried: None,
+    patience: Patience,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     fault: str,
     operation: Callable[[World], None],
 ) -> None:
+    monkeypatch.setattr(bounded_sockets, "NEXT_ADDRESS_S", PATIENT_S)
     with contextlib.ExitStack() as stack:
         gateways, ends, places = {}, [], {}
         for side, way in site.ways.items():
@@ -270,7 +304,7 @@ def test_operation_succeeds_though_the_address_of_kept_connections_goes_down(
             gateways[side] = ends[-1].enter_context(front(way.target))
             places[way.port] = [("127.0.0.1", gateways[side].port), ("127.0.0.1", way.port)]
         give_addresses(monkeypatch, places)
-        world = stack.enter_context(client(site, tmp_path))
+        world = stack.enter_context(client(site, patience, tmp_path))
         before = {side: way.connections for side, way in site.ways.items()}
         operation(world)
         assert all(gateways[side].connections for side in OPERATIONS[operation])
@@ -282,5 +316,7 @@ def test_operation_succeeds_though_the_address_of_kept_connections_goes_down(
                 end.close()
             else:
                 gateway.add(Plan("", for_good(what)))
+        if fault == "is silent":
+            patience.silent = [("127.0.0.1", gateways[side].port) for side in OPERATIONS[operation]]
 
         operation(world)
