@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.tokens import TokenSource
 from dserverfs.remote.trust import Trust
+from tests.support.faulty_store import faulty_store
 from tests.support.several_addresses import NAME, Place, black_hole, give_addresses, refusing
+from tests.support.web_front import make_certificates
 
 Behaviour = Callable[[socket.socket, threading.Event], None]
 Way = Callable[[], contextlib.AbstractContextManager[Place]]
@@ -249,3 +252,25 @@ def test_answer_that_ends_with_its_connection_is_no_failure_and_one_that_is_cut_
         with pytest.raises(Unreachable):
             storage.read_object(two(second, first), Deadline(30.0))
         assert [each.place for each in addresses.to_try(NAME, 80, 1.0)] == [first, second]
+
+
+@pytest.mark.parametrize("behave", [say_nothing, answer, lambda link, over: None])
+def test_address_that_does_not_speak_tls_is_followed_by_one_that_does(
+    two: Callable[[Place, Place], str],
+    listening: Callable[[Behaviour], int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    behave: Behaviour,
+) -> None:
+    monkeypatch.setattr(bounded_sockets, "HANDSHAKE_TIMEOUT_S", 0.3)
+    certificates = make_certificates(tmp_path)
+    bad = ("127.0.0.1", listening(behave))
+    with faulty_store(b"{}", certificates) as store:
+        url = two(bad, ("127.0.0.1", int(store.url.split(":")[2].partition("/")[0])))
+        with contextlib.closing(Storage(Trust(ca_file=certificates.authority))) as storage:
+            with pytest.raises((Unreachable, DeadlineExceeded)):
+                storage.read_object(url.replace("http:", "https:"), Deadline(30.0))
+            monkeypatch.setattr(bounded_sockets, "HANDSHAKE_TIMEOUT_S", 30.0)  # it may be slow
+            content = storage.read_object(url.replace("http:", "https:"), Deadline(30.0))
+
+    assert content == b"{}"
