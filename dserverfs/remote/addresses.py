@@ -73,7 +73,7 @@ class FailedAddresses:
         now_s = self._clock_s()
         known = self._failures.get(address)
         if known is None:
-            logger.info("%s does not answer: other addresses of its host are asked", address)
+            logger.info("%s fails: other addresses of its host are asked first", address)
             known = _Failure(now_s, now_s, 0.0)
         # Until then it is what others met that were under way.
         is_avoided = now_s < known.until_s

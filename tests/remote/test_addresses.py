@@ -138,7 +138,7 @@ def test_end_and_beginning_of_an_outage_are_told_once_each(
             known.answered(A)
 
     assert [record.getMessage() for record in caplog.records] == [
-        "127.0.0.1:80 does not answer: other addresses of its host are asked",
+        "127.0.0.1:80 fails: other addresses of its host are asked first",
         "127.0.0.1:80 answers again",
     ]
 
