@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import time
-from collections.abc import Iterator
+import urllib.parse
+from collections.abc import Callable, Iterator
 
 from dserverfs.base.errors import DserverfsError, ProtocolError
 from dserverfs.base.limits import size_is_usable
 from dserverfs.base.model import Dataset, Identifier, User
-from dserverfs.base.retry import Deadline
+from dserverfs.base.retry import Deadline, Retries
 from dserverfs.cli.arguments import moment
 from dserverfs.cli.findings import Check, Finding, ok, problem, warning
 from dserverfs.cli.progress import size
 from dserverfs.client import Remote
+from dserverfs.remote.addresses import addresses_of, only
 from dserverfs.remote.answers import Answer
 from dserverfs.remote.manifest_parsing import ManifestStream
 from dserverfs.remote.objects import ByteRange
 from dserverfs.remote.tokens import expires_at
+from dserverfs.remote.trust import is_loopback, proxy_for
 
 MAX_SKEW_S = 60.0
 SOON_S = 86400.0
@@ -27,6 +30,7 @@ MAX_ITEMS = 1000  # of the dataset that is looked at
 MAX_READ_BYTES = 4 * 1024 * 1024
 MAX_READ_S = 3.0
 PIECE_BYTES = 64 * 1024
+SHARE = 0.8  # of the time, for all addresses of a host
 
 
 class ServerChecks:
@@ -39,12 +43,14 @@ class ServerChecks:
         self._answer: Answer | None = None  # about its versions
         self._user: User | None = None
         self._dataset: Dataset | None = None
+        self._store_url: str | None = None  # signed; to be shown to nobody
 
     def all(self) -> Iterator[Check]:
         """Yield each check; the next one after it was done, if it can be."""
         yield Check("server", self._answers)
         if self._answer is None:
             return
+        yield Check("addresses", self._server_addresses)
         yield Check("clock", self._clock)
         yield Check("routes", self._routes)
         yield Check("token", self._token)
@@ -57,18 +63,71 @@ class ServerChecks:
         if self._dataset is None:
             return
         yield Check("signed URL", self._signed_url)
+        if self._store_url is not None:
+            yield Check("addresses of the store", self._store_addresses)
         yield Check("throughput", self._throughput)
 
     def _answers(self) -> Finding:
         begun_s = time.monotonic()
         answer = self._remote.transport.request(
-            "GET", "/config/versions", authenticated=False, attempts=1, timeout_s=self._timeout_s
+            "GET",
+            "/config/versions",
+            authenticated=False,
+            attempts=2,  # the second at another address, if there is one
+            timeout_s=self._timeout_s,
         )
         took_s = time.monotonic() - begun_s
         version = self._remote.resolver.capabilities().core_version
         self._answer = answer
         url = self._remote.resolver.server_url
         return ok(f"{url}: dservercore {version} answered in {took_s * 1000:.0f} ms")
+
+    def _server_addresses(self) -> Finding:
+        transport = self._remote.transport
+
+        def ask(timeout_s: float) -> None:
+            transport.request(
+                "GET", "/config/versions", authenticated=False, attempts=1, timeout_s=timeout_s
+            )
+
+        return self._each_address(transport.base_url, ask)
+
+    def _store_addresses(self) -> Finding:
+        url = self._store_url
+        assert url is not None
+        storage = self._remote.storage
+        return self._each_address(
+            url, lambda timeout_s: storage.read_object(url, Deadline(timeout_s))
+        )
+
+    def _each_address(self, url: str, ask: Callable[[float], object]) -> Finding:
+        """Ask each address of a host; `ask` has so many seconds, and raises what went wrong."""
+        parts = urllib.parse.urlsplit(url)
+        host = parts.hostname or ""
+        if proxy_for(url) is not None:
+            return ok(f"{host} is asked by way of a proxy")
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        addresses = addresses_of(host, port, self._timeout_s)
+        # Of this machine's name the server needs to have one: 127.0.0.1 or ::1.
+        if len(addresses) == 1 or is_loopback(host):
+            return ok(f"{host} is at {addresses[0]}")
+        failures = {}
+        for address in addresses:
+            try:
+                with only(address):
+                    ask(self._timeout_s / len(addresses) * SHARE)
+            except DserverfsError as error:
+                failures[address] = str(error)
+        if not failures:
+            return ok(f"{host}: all {len(addresses)} addresses answer")
+        said = ", ".join(f"{address} ({why})" for address, why in failures.items())
+        if len(failures) == len(addresses):
+            return problem(f"{host}: none of {len(addresses)} addresses answers: {said}")
+        do = "does" if len(failures) == 1 else "do"
+        return warning(
+            f"{host}: {len(failures)} of {len(addresses)} addresses {do} not answer: {said}",
+            "the others are used, after a wait now and then; tell the operator of the server",
+        )
 
     def _clock(self) -> Finding:
         assert self._answer is not None
@@ -134,7 +193,10 @@ class ServerChecks:
     def _signed_url(self) -> Finding:
         assert self._dataset is not None
         url = self._remote.resolver.metadata_urls(self._dataset).admin_metadata
-        content = self._remote.storage.read_object(url, Deadline(self._timeout_s))
+        content = Retries(Deadline(self._timeout_s), attempts=2).run(
+            lambda limit: self._remote.storage.read_object(url, limit)
+        )
+        self._store_url = url
         return ok(f"the store gave {len(content)} bytes of the dataset's metadata")
 
     def _throughput(self) -> Finding:

@@ -3,27 +3,28 @@
 Used by `trust`, which makes the pools. urllib3 and http.client know limits for single waits only:
 headers that trickle, answers 100 without end, trailers of chunks, a body that is sent,
 a name that is looked up and a host with many addresses may take for ever. Here each
-wait is cut at the deadline of `within`, which a thread sets around its exchange.
+wait is cut at the deadline of `within`, which a thread sets around its exchange. What becomes
+of an exchange is told to `addresses`, which says where the next one goes.
 Knows neither tokens nor URLs. Thread-safe.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
+import os
+import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
-from concurrent.futures import wait as wait_for
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import urllib3
 import urllib3.connection
 from urllib3.exceptions import (
     ConnectTimeoutError,
+    HTTPError,
     NameResolutionError,
     NewConnectionError,
     ReadTimeoutError,
@@ -31,12 +32,14 @@ from urllib3.exceptions import (
 
 from dserverfs.base.errors import DeadlineExceeded
 from dserverfs.base.retry import Deadline
+from dserverfs.remote import addresses
+from dserverfs.remote.addresses import Address, Peer
 
 CONNECT_TIMEOUT_S = 10.0
+# Linux sends a SYN again after 1 s: one that is lost opens no second connection.
+NEXT_ADDRESS_S = 1.5
 HANDSHAKE_TIMEOUT_S = 5.0  # with both attempts of a first contact as long as a connection may take
 _SENT_BYTES = 64 * 1024  # in one wait
-
-Address = tuple[int, tuple[Any, ...]]  # family, and what connect takes
 
 
 class _Limit(threading.local):
@@ -61,14 +64,26 @@ def within(deadline: Deadline) -> Iterator[None]:
 
 
 class _Waits:
-    """The waits of a plain socket and of one with TLS; `limit` is that of the exchange."""
+    """The waits of a plain socket and of one with TLS; `limit` is that of the exchange.
+
+    `peer` is told when it breaks off, if its host has other addresses.
+    """
 
     limit: Deadline | None = None
+    peer: Peer | None = None
 
     def recv_into(self, *arguments: Any) -> int:
         began_s = self._bound()
-        count: int = super().recv_into(*arguments)  # type: ignore[misc]
+        try:
+            count: int = super().recv_into(*arguments)  # type: ignore[misc]
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError:
+            self._broke_off()
+            raise
         self._waited(began_s, count)
+        if not count:
+            self._broke_off()
         return count
 
     def sendall(self, data: Any, flags: int = 0) -> None:
@@ -80,7 +95,10 @@ class _Waits:
                 count = self.send(view[:_SENT_BYTES], flags)  # type: ignore[attr-defined]
                 self._waited(began_s, count)
                 view = view[count:]
-        except TimeoutError as error:
+        except OSError as error:
+            self._broke_off()
+            if not isinstance(error, TimeoutError):
+                raise
             # Of a plain one urllib3 says while it sends that the connection was aborted.
             raise ReadTimeoutError(None, "", str(error)) from error  # type: ignore[arg-type]
 
@@ -95,6 +113,10 @@ class _Waits:
         if self.limit is not None:
             self.limit.waited(time.monotonic() - began_s, count)
 
+    def _broke_off(self) -> None:
+        if self.peer is not None:
+            self.peer.failed()
+
 
 class BoundedSocket(_Waits, socket.socket):
     """A TCP connection."""
@@ -104,48 +126,30 @@ class BoundedSSLSocket(_Waits, ssl.SSLSocket):
     """A TLS connection, made by a context whose `sslsocket_class` it is."""
 
 
-def addresses_of(host: str, port: int, timeout_s: float) -> list[Address]:
-    """Return the addresses of a host; raises TimeoutError, and gaierror if it has none.
-
-    The system's lookup cannot be interrupted: one that takes longer is left to a
-    thread of its own.
-    """
-    host = host.strip("[]")
-    found: Future[list[Address]] = Future()
-    if _is_address(host):
-        _look_up(host, port, found)
-    else:
-        thread = threading.Thread(target=_look_up, args=(host, port, found), daemon=True)
-        thread.name = "name-lookup"
-        thread.start()
-        if not wait_for([found], timeout_s).done:
-            raise TimeoutError(f"no address of {host} is found in time")
-    return found.result()
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return True
-
-
-def _look_up(host: str, port: int, found: Future[list[Address]]) -> None:
-    try:
-        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        found.set_result([(family, address) for family, _, _, _, address in entries])
-    except BaseException as error:  # noqa: BLE001 - top of a thread: the caller gets it
-        found.set_exception(error)
-
-
 class _Connection:
-    """A connection of urllib3 that hands its socket the limit of each exchange."""
+    """A connection of urllib3 that hands its socket the limit of each exchange.
+
+    Of a host with several addresses it knows its own, and is not used again while that is
+    avoided.
+    """
 
     sock: Any
+    peer: Peer | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        is_open: bool = super().is_connected  # type: ignore[misc]
+        return is_open and self.is_wanted()
+
+    def is_wanted(self) -> bool:
+        return self.peer is None or self.peer.is_wanted()
 
     def connect(self) -> None:
-        super().connect()  # type: ignore[misc]
+        try:
+            super().connect()  # type: ignore[misc]
+        except (OSError, HTTPError):
+            self.broke_off()
+            raise
         self._take_limit()
 
     def request(self, *arguments: Any, **options: Any) -> None:
@@ -154,25 +158,44 @@ class _Connection:
 
     def getresponse(self) -> Any:
         self._take_limit()
-        return super().getresponse()  # type: ignore[misc]
+        sock = self.sock  # which goes from here if the answer is the last
+        response = super().getresponse()  # type: ignore[misc]
+        self.answered(response.status)
+        if response.length_remaining is None and not response.chunked:
+            sock.peer = None  # the end of the connection is that of the body
+        return response
+
+    def answered(self, status: int) -> None:
+        """Note the status of an answer."""
+        if self.peer is not None:
+            self.peer.answered(status)
+
+    def broke_off(self) -> None:
+        """Note that there was no answer, or not all of one."""
+        if self.peer is not None:
+            self.peer.failed()
 
     def _take_limit(self) -> None:
         if isinstance(self.sock, _Waits):
             self.sock.limit = _limit.deadline
+            self.sock.peer = self.peer
 
     def _new_conn(self) -> socket.socket:
         """Connect as urllib3 would, to one of the host's addresses, all within the limit."""
         connection: Any = self
         limit = _limit.deadline or Deadline(CONNECT_TIMEOUT_S)
         sock: BoundedSocket | None = None
+        self.peer = None
         try:
             attempt = Deadline(min(CONNECT_TIMEOUT_S, _wait_s(limit)))
-            sock = _connected(connection._dns_host, connection.port, attempt)
+            places = addresses.to_try(connection._dns_host, connection.port, attempt.timeout_s)
+            sock, address = _connected(places, attempt)
             for option in connection.socket_options or ():
                 sock.setsockopt(*option)
             # For a handshake, which is one wait. A server without TLS often says nothing to one.
             sock.settimeout(min(HANDSHAKE_TIMEOUT_S, _wait_s(limit)))
             sock.limit = _limit.deadline
+            self.peer = sock.peer = addresses.peer_of(address, places)
             connected, sock = sock, None
             return connected
         except socket.gaierror as error:
@@ -207,23 +230,110 @@ def bound_all(pools: urllib3.PoolManager) -> None:
     pools.pool_classes_by_scheme = {"http": _PlainPool, "https": _SecurePool}
 
 
-def _connected(host: str, port: int, attempt: Deadline) -> BoundedSocket:
-    """Return a connection to the first address that takes one; each has its share of the time."""
-    addresses = addresses_of(host, port, _wait_s(attempt))
-    failure: OSError = OSError(f"{host} has no address")
-    for number, (family, address) in enumerate(addresses):
-        sock = BoundedSocket(family, socket.SOCK_STREAM)
+class _Connected(NamedTuple):
+    sock: BoundedSocket
+    address: Address
+
+
+def _connected(places: Sequence[Address], attempt: Deadline) -> _Connected:
+    """Return a connection to the first address that takes one, as by RFC 8305.
+
+    The next address is tried when one has failed, or says nothing for `NEXT_ADDRESS_S` or its
+    share of the time; those before it go on.
+    """
+    race = _Race()
+    try:
+        for number, address in enumerate(places, 1):
+            race.begin(address)
+            share_s = attempt.left_s() / (len(places) - number + 1)
+            race.wait(share_s if number == len(places) else min(share_s, NEXT_ADDRESS_S))
+            if race.won is not None:
+                break
+        while race.won is None and race.is_on and attempt.left_s() > 0:
+            race.wait(attempt.left_s())
+        return race.winner()
+    finally:
+        race.close()
+
+
+class _Race:
+    """Connections that are being made to the addresses of one host."""
+
+    def __init__(self) -> None:
+        self.won: _Connected | None = None
+        self._poller = select.poll()
+        self._under_way: dict[int, _Connected] = {}  # by descriptor, in the order of beginning
+        self._failures: dict[Address, OSError] = {}
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self._under_way)
+
+    def begin(self, address: Address) -> None:
         try:
-            sock.settimeout(_wait_s(attempt) / (len(addresses) - number))
-            sock.connect(address)
-            return sock
+            sock = BoundedSocket(address.family, socket.SOCK_STREAM)
+        except OSError as error:  # as on a machine without IPv6
+            self._failures[address] = error
+            return
+        sock.setblocking(False)
+        self._under_way[sock.fileno()] = _Connected(sock, address)
+        self._poller.register(sock.fileno(), select.POLLOUT)
+        try:
+            sock.connect(address.place)
+        except BlockingIOError:
+            pass
         except OSError as error:
-            sock.close()
-            failure = error
-        except BaseException:
-            sock.close()
-            raise
-    raise failure
+            self._fail(sock.fileno(), error)
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when one was made or has failed, and at the latest after that time."""
+        if not self._under_way:
+            return
+        for descriptor, _ in self._poller.poll(max(0.0, timeout_s) * 1000):
+            begun = self._under_way[descriptor]
+            code = begun.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if not code:
+                self.won = begun
+                return
+            self._fail(descriptor, OSError(code, os.strerror(code)))
+
+    def winner(self) -> _Connected:
+        """Return what was made; raises the OSError of why nothing was.
+
+        Addresses that failed, or were begun before and are silent, are noted.
+        """
+        if self.won is None:
+            raise self._failure()
+        begun = list(self._under_way.values())
+        silent = [each.address for each in begun[: begun.index(self.won)]]
+        for address in [*self._failures, *silent]:
+            Peer(address).failed()
+        del self._under_way[self.won.sock.fileno()]
+        return self.won
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        for begun in self._under_way.values():
+            begun.sock.close()
+
+    def _fail(self, descriptor: int, error: OSError) -> None:
+        begun = self._under_way.pop(descriptor)
+        self._poller.unregister(descriptor)
+        begun.sock.close()
+        self._failures[begun.address] = error
+
+    def _failure(self) -> OSError:
+        late = {each.address: TimeoutError("timed out") for each in self._under_way.values()}
+        failures: dict[Address, OSError] = {**self._failures, **late}
+        last = list(failures.values())[-1]
+        if len(failures) == 1:
+            return last
+        said = ", ".join(
+            f"{address} {error.strerror or error}" for address, error in failures.items()
+        )
+        text = f"none of its addresses takes a connection: {said}"
+        is_late = any(isinstance(error, TimeoutError) for error in failures.values())
+        return TimeoutError(text) if is_late else OSError(last.errno, text)
 
 
 def _wait_s(limit: Deadline) -> float:

@@ -40,6 +40,19 @@ class Connection:
         if self.is_socket:
             self.socket.settimeout(0)
 
+    def is_wanted(self) -> bool:
+        """Return whether a new connection would go to the same address."""
+        is_so: bool = self._connection.is_wanted()
+        return is_so
+
+    def answered(self, status: int) -> None:
+        """Note the status of an answer: by it other addresses of the host may be asked next."""
+        self._connection.answered(status)
+
+    def broke_off(self) -> None:
+        """Note that no answer came, or not all of one."""
+        self._connection.broke_off()
+
     def close(self) -> None:
         self._connection.close()
 
@@ -133,9 +146,13 @@ class Connections:
         return Connection(origin, connection, takes_urls=takes_urls, headers=headers)
 
     def take_idle(self, origin: str) -> Connection | None:
-        with self._lock:
-            idle = self._idle.get(origin)
-            return idle.pop() if idle else None
+        while True:
+            with self._lock:
+                idle = self._idle.get(origin)
+                connection = idle.pop() if idle else None
+            if connection is None or connection.is_wanted():
+                return connection
+            connection.close()
 
     def keep(self, connection: Connection) -> None:
         """Have a connection used again whose last answer was read to its end."""

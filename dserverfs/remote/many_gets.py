@@ -79,6 +79,11 @@ class _Exchange(Generic[T]):
         self.asked_s = time.monotonic()
         self.moved_s = self.asked_s  # when anything came or went last
 
+    @property
+    def is_of_dead_connection(self) -> bool:
+        """Whether it may have failed because the connection was kept for too long."""
+        return self.connection.is_kept and not self.answer
+
     def ask(self) -> None:
         """Send the request; raises _NotPlain, OSError, and ValueError for another URL."""
         connection, target = self.connection, self.target
@@ -99,7 +104,7 @@ class _Exchange(Generic[T]):
             except (BlockingIOError, ssl.SSLWantReadError):
                 return None
             if not piece:
-                raise _NotPlain("closed")
+                raise ConnectionResetError("closed")
             self.answer += piece
             body = self._body()
             # TLS may hold more than the socket tells of.
@@ -109,6 +114,8 @@ class _Exchange(Generic[T]):
     def _body(self) -> bytes | None:
         if self.head is None:
             self.head = parse_head(self.answer)
+            if self.head is not None:
+                self.connection.answered(self.head.status)
         head, size_in_bytes = self.head, self.want.size_in_bytes
         if head is None:
             return None
@@ -276,6 +283,7 @@ class _Run(Generic[T]):
         for exchange in [*self._busy]:
             stalls = now_s - exchange.moved_s > self._owner.stall_timeout_s
             if stalls or now_s - exchange.asked_s > self._owner.object_timeout_s:
+                exchange.connection.broke_off()
                 self._fail(exchange)
 
     def _start_all(self) -> None:
@@ -326,7 +334,9 @@ class _Run(Generic[T]):
         exchange.moved_s = time.monotonic()
         try:
             body = exchange.receive()
-        except (OSError, ValueError, _NotPlain):
+        except (OSError, ValueError, _NotPlain) as error:
+            if isinstance(error, OSError) and not exchange.is_of_dead_connection:
+                exchange.connection.broke_off()
             self._fail(exchange)
             return
         if body is not None:
@@ -337,7 +347,7 @@ class _Run(Generic[T]):
     def _fail(self, exchange: _Exchange[T]) -> None:
         self._remove(exchange)
         exchange.connection.close()
-        if exchange.connection.is_kept and not exchange.answer and not self._owner.is_closed:
+        if exchange.is_of_dead_connection and not self._owner.is_closed:
             self._bytes_under_way -= exchange.want.size_in_bytes
             self._again.append(exchange.want)
         else:

@@ -91,14 +91,20 @@ def put(
         except ConnectionError:
             connection.close()
             if not connection.is_kept:
+                connection.broke_off()
                 raise
             connections.drop_idle(target.origin)
             connection = None
             on_progress(-exchange.sent)
             continue
+        except TimeoutError:
+            connection.close()
+            connection.broke_off()
+            raise
         except BaseException:
             connection.close()
             raise
+        connection.answered(answer.head.status)
         if exchange.is_reusable:
             connections.keep(connection)
         else:

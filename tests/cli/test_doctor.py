@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jwt
 import pytest
 
-from dserverfs.base import disk_space, mountinfo
+from dserverfs.base import disk_space
 from dserverfs.base.mountinfo import FSTYPE, Mounted
 from dserverfs.broker import DserverStorageBroker
 from dserverfs.cli import machine_checks, mount_helper
@@ -25,6 +25,7 @@ from dserverfs.cli.findings import Check, State, finding_of, ok
 from dserverfs.cli.main import main
 from dserverfs.mount import mountpoint
 from tests.support.accounts import Account
+from tests.support.doctors import SERVER_CHECKS, Doctor, Said
 from tests.support.dtool_datasets import content_of, make_dataset
 from tests.support.front import Exchange, Fault, Front, for_good, front
 from tests.support.front_faults import another_date, errs, reset, says, stall
@@ -33,61 +34,7 @@ from tests.support.mount_daemons import remountable
 from tests.support.mounts import publish
 from tests.support.servers import ServerHandle
 
-SERVER_CHECKS = [
-    *("server", "clock", "routes", "token", "rights", "datasets", "signed URL", "throughput")
-]
-
-
-class Said(NamedTuple):
-    status: int
-    findings: list[dict[str, str]]
-    output: str
-
-    def of(self, name: str) -> dict[str, str]:
-        (found,) = (each for each in self.findings if each["check"] == name)
-        return found
-
-    def of_server(self) -> list[str]:
-        return [each["check"] for each in self.findings if each["check"] in SERVER_CHECKS]
-
-
-class Doctor:
-    """The command, run by someone with an empty home, who has these mounts."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
-        self._patch = patch
-        self._capture = capture
-        self.mounts: list[Path] = []
-        self.others: list[Mounted] = []
-
-    def __call__(self, *arguments: str, **settings: str) -> Said:
-        for name, value in settings.items():
-            self._patch.setenv(name, value)
-        self._capture.readouterr()
-        status = main(["doctor", "--json", *arguments])
-        said = self._capture.readouterr()
-        assert said.err == ""
-        return Said(status, json.loads(said.out), said.out)
-
-
-@pytest.fixture
-def doctor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Doctor:
-    for name in [name for name in os.environ if name.startswith(("DSERVER_", "XDG_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    doctor = Doctor(monkeypatch, capsys)
-    every = mountinfo.dserverfs_mounts  # those of other tests' too
-    monkeypatch.setattr(
-        mountinfo,
-        "dserverfs_mounts",
-        lambda: [
-            *(mount for mount in every() if Path(mount.path) in doctor.mounts),
-            *doctor.others,
-        ],
-    )
-    return doctor
+pytest_plugins = ["tests.support.doctor_fixtures"]
 
 
 @pytest.fixture(scope="module")

@@ -6,20 +6,26 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dserverfs.base.errors import DeadlineExceeded
+from dserverfs.base.errors import DeadlineExceeded, NotConnected, Unreachable
 from dserverfs.base.retry import Deadline
-from dserverfs.remote import bounded_sockets
-from dserverfs.remote.bounded_sockets import addresses_of
+from dserverfs.remote import addresses, bounded_sockets
+from dserverfs.remote.addresses import addresses_of
+from dserverfs.remote.bounded_sockets import _Race
 from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.tokens import TokenSource
 from dserverfs.remote.trust import Trust
+from tests.support.faulty_store import faulty_store
+from tests.support.several_addresses import NAME, Place, black_hole, give_addresses, refusing
+from tests.support.web_front import make_certificates
 
 Behaviour = Callable[[socket.socket, threading.Event], None]
+Way = Callable[[], contextlib.AbstractContextManager[Place]]
 
 
 def drip(*pieces: bytes, first: bytes = b"") -> Behaviour:
@@ -156,17 +162,115 @@ def test_address_is_looked_up_without_a_thread(monkeypatch: pytest.MonkeyPatch) 
     assert addresses_of("[::1]", 80, 1.0)[0][0] == socket.AF_INET6
 
 
-def test_host_is_reached_by_whichever_of_its_addresses_answers(
-    listening: Callable[[Behaviour], int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
-    port = listening(lambda link, over: link.sendall(answer))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        closed = probe.getsockname()
-    addresses = [(socket.AF_INET, closed), (socket.AF_INET, ("127.0.0.1", port))]
-    monkeypatch.setattr(bounded_sockets, "addresses_of", lambda *_: addresses)
-    storage = Storage()
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> Callable[[Place, Place], str]:
+    """Returns the URL of a host that has these two addresses."""
 
-    assert storage.read_object("http://two.invalid/o", Deadline(20.0)) == b"{}"
-    storage.close()
+    def make(first: Place, second: Place) -> str:
+        give_addresses(monkeypatch, {80: [first, second]})
+        return f"http://{NAME}:80/object"
+
+    return make
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+
+def answer(link: socket.socket, over: threading.Event) -> None:
+    link.sendall(ANSWER)
+
+
+@pytest.mark.parametrize("way", [refusing, black_hole])
+def test_host_is_reached_by_whichever_of_its_addresses_takes_a_connection(
+    listening: Callable[[Behaviour], int],
+    two: Callable[[Place, Place], str],
+    monkeypatch: pytest.MonkeyPatch,
+    way: Way,
+) -> None:
+    waits_s = []
+    wait = _Race.wait
+
+    def noted(race: _Race, timeout_s: float) -> None:
+        waits_s.append(timeout_s)
+        wait(race, timeout_s)
+
+    monkeypatch.setattr(_Race, "wait", noted)
+    good = ("127.0.0.1", listening(answer))
+    with contextlib.closing(Storage()) as storage, way() as bad:
+        assert storage.read_object(two(bad, good), Deadline(30.0)) == b"{}"
+
+        assert waits_s[0] <= 2.0  # for an address, before the next
+        assert [each.place for each in addresses.to_try(NAME, 80, 1.0)] == [good, bad]
+
+
+def test_address_that_is_slow_is_used_if_no_other_takes_a_connection_before(
+    listening: Callable[[Behaviour], int],
+    two: Callable[[Place, Place], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bounded_sockets, "NEXT_ADDRESS_S", 0.0)  # every address is slow then
+    good = ("127.0.0.1", listening(answer))
+    with contextlib.closing(Storage()) as storage, black_hole() as bad:
+        assert storage.read_object(two(good, bad), Deadline(30.0)) == b"{}"
+        assert [each.place for each in addresses.to_try(NAME, 80, 1.0)] == [good, bad]
+
+
+def test_host_without_an_address_that_takes_a_connection_is_told_with_each(
+    two: Callable[[Place, Place], str],
+) -> None:
+    with refusing() as first, refusing() as second:
+        url = two(first, second)
+        transport = ServerTransport(url, TokenSource("token", None))
+        with pytest.raises(NotConnected) as error, contextlib.closing(transport):
+            transport.request("GET", "/me", attempts=1, authenticated=False)
+
+    refused = [f"127.0.0.1:{port} Connection refused" for _, port in (first, second)]
+    said = f"none of its addresses takes a connection: {', '.join(refused)}; "
+    assert said in str(error.value)
+    # Neither is better than the other.
+    assert [each.place for each in addresses.to_try(NAME, 80, 1.0)] == [first, second]
+
+
+def test_limit_of_a_connection_is_shared_by_its_addresses(
+    two: Callable[[Place, Place], str], listening: Callable[[Behaviour], int]
+) -> None:
+    good = ("127.0.0.1", listening(answer))
+    with contextlib.closing(Storage()) as storage, black_hole() as bad:
+        assert storage.read_object(two(bad, good), Deadline(1.0)) == b"{}"
+
+
+def test_answer_that_ends_with_its_connection_is_no_failure_and_one_that_is_cut_is(
+    two: Callable[[Place, Place], str], listening: Callable[[Behaviour], int]
+) -> None:
+    whole = b"HTTP/1.0 200 OK\r\n\r\n{}"
+    cut = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}"
+    first = ("127.0.0.1", listening(lambda link, over: link.sendall(whole)))
+    second = ("127.0.0.1", listening(lambda link, over: link.sendall(cut)))
+    with contextlib.closing(Storage()) as storage:
+        assert storage.read_object(two(first, second), Deadline(30.0)) == b"{}"
+        assert [each.place for each in addresses.to_try(NAME, 80, 1.0)] == [first, second]
+        with pytest.raises(Unreachable):
+            storage.read_object(two(second, first), Deadline(30.0))
+        assert [each.place for each in addresses.to_try(NAME, 80, 1.0)] == [first, second]
+
+
+@pytest.mark.parametrize("behave", [say_nothing, answer, lambda link, over: None])
+def test_address_that_does_not_speak_tls_is_followed_by_one_that_does(
+    two: Callable[[Place, Place], str],
+    listening: Callable[[Behaviour], int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    behave: Behaviour,
+) -> None:
+    monkeypatch.setattr(bounded_sockets, "HANDSHAKE_TIMEOUT_S", 0.3)
+    certificates = make_certificates(tmp_path)
+    bad = ("127.0.0.1", listening(behave))
+    with faulty_store(b"{}", certificates) as store:
+        url = two(bad, ("127.0.0.1", int(store.url.split(":")[2].partition("/")[0])))
+        with contextlib.closing(Storage(Trust(ca_file=certificates.authority))) as storage:
+            with pytest.raises((Unreachable, DeadlineExceeded)):
+                storage.read_object(url.replace("http:", "https:"), Deadline(30.0))
+            monkeypatch.setattr(bounded_sockets, "HANDSHAKE_TIMEOUT_S", 30.0)  # it may be slow
+            content = storage.read_object(url.replace("http:", "https:"), Deadline(30.0))
+
+    assert content == b"{}"

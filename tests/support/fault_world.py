@@ -141,13 +141,13 @@ class World:
     def server_uri(self) -> str:
         return f"dserver://localhost:{self.fronts['server'].port}"
 
-    def make_place(self, name: str) -> Place:
+    def make_place(self, name: str, contents: Mapping[str, bytes] | None = None) -> Place:
         """Make a base URI with a dataset, before the mount looks."""
         bucket = f"{name}-{new_uuid()[:8]}"
         base_uri = f"s3://{bucket}"
         self.app.add_base_uri(base_uri)
         self.app.grant("grumpy", search=True, register=True, base_uri=base_uri)
-        contents = {
+        contents = contents or {
             "a/signed": random.randbytes(3000),
             "b/small": random.randbytes(3001),
             "c/large": random.randbytes(LARGE_BYTES),
@@ -157,8 +157,8 @@ class World:
         return Place(self, bucket, uri.rpartition("/")[2], contents)
 
     @contextlib.contextmanager
-    def mounted(self) -> Iterator[None]:
-        """Mount the server, by way of its front."""
+    def mounted(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Mount the server, by way of its front; yield the daemon."""
         directory = self.directory
         command = _hurried(
             self._account,
@@ -172,7 +172,7 @@ class World:
             try:
                 wait_until(lambda: find_mounted(self.mount) or daemon.poll(), "mounted")
                 assert daemon.poll() is None
-                yield
+                yield daemon
             finally:
                 detach(self.mount)
         assert "a fault of ours" not in (directory / "log").read_text()
@@ -282,9 +282,17 @@ def wait_until(condition: Callable[[], object], what: str, *, limit_s: float = R
 
 @contextlib.contextmanager
 def fault_world(
-    account: Account, server: ServerHandle, directory: Path, constants: Constants = HURRIED
+    account: Account,
+    server: ServerHandle,
+    directory: Path,
+    constants: Constants = HURRIED,
+    *,
+    before_all: Callable[[Mapping[str, Front]], None] = lambda fronts: None,
 ) -> Iterator[World]:
-    """Run all but the mount, which is made when the places are."""
+    """Run all but the mount, which is made when the places are.
+
+    `before_all` is called with the fronts, before a process begins that asks them.
+    """
     logging.getLogger("waitress").setLevel(logging.ERROR)  # of how much it has to do
     with contextlib.ExitStack() as stack:
         data = directory / "server"
@@ -305,6 +313,7 @@ def fault_world(
         (directory / "constants.json").write_text(json.dumps(constants))
         mount = directory / "mnt"
         mount.mkdir()
+        before_all({"server": before_server, "store": before_store})
         jobs = stack.enter_context(_jobs(account, directory, app))
         yield World(account, directory, app, mount, before_server, before_store, jobs)
 

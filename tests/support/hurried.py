@@ -10,7 +10,8 @@ its standard input, a JSON line each: [number, environment, arguments], where th
 these is `dserverfs` or `dtool`. It answers with a line [number, status, what was said].
 
 As long as there is a file `names-fail` beside FILE no name is found; if there is a byte in
-it, it is removed when that has happened once.
+it, it is removed when that has happened once. A JSON file `names` there gives names other
+addresses: {"HOST:PORT": [[address, port], ...]}.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ def main(file: str, *arguments: str) -> int:
     with open(file) as constants:
         sys.meta_path.insert(0, Finder(json.load(constants)))
     _have_names_fail(Path(file).with_name("names-fail"))
+    with contextlib.suppress(FileNotFoundError):
+        _give_addresses(json.loads(Path(file).with_name("names").read_text()))
     if arguments[0] == "jobs":
         _serve()
         return 0
@@ -105,6 +108,19 @@ def _have_names_fail(flag: Path) -> None:
                 flag.unlink()
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         return look_up(*arguments, **options)
+
+    socket.getaddrinfo = getaddrinfo
+
+
+def _give_addresses(places: Mapping[str, Sequence[tuple[str, int]]]) -> None:
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, port: Any, *arguments: Any, **options: Any) -> Any:
+        found = [
+            look_up(*place, *arguments, **options)
+            for place in places.get(f"{host}:{port}", [(host, port)])
+        ]
+        return [entry for entries in found for entry in entries]
 
     socket.getaddrinfo = getaddrinfo
 

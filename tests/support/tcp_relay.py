@@ -11,20 +11,24 @@ _PIECE = 64 * 1024
 
 
 class Relay:
-    """Listens on a free port of 127.0.0.1 and passes everything on to `target`."""
+    """Listens on a port of 127.0.0.1, a free one by default; passes everything on to `target`."""
 
-    def __init__(self, target: tuple[str, int]) -> None:
+    def __init__(self, target: tuple[str, int], port: int = 0) -> None:
         self._target = target
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._cut = False
         self._paused = False
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._passing = threading.Event()
+        self._passing.set()
+        self.passed_bytes = 0  # in both directions
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=128)
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
         """End every connection; refuse new ones."""
+        self.go_on()
         with self._lock:
             self._cut = True
             sockets, self._sockets = self._sockets, []
@@ -45,6 +49,13 @@ class Relay:
 
     def resume(self) -> None:
         self._paused = False
+
+    def hang(self) -> None:
+        """Pass nothing on and take new connections all the same, until `go_on`."""
+        self._passing.clear()
+
+    def go_on(self) -> None:
+        self._passing.set()
 
     def _accept(self) -> None:
         while True:
@@ -73,7 +84,9 @@ class Relay:
     def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while piece := source.recv(_PIECE):
+                self._passing.wait()
                 sink.sendall(piece)
+                self.passed_bytes += len(piece)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
 
