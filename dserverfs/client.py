@@ -32,6 +32,7 @@ from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.metadata_api import MetadataWrites
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.routes import Routes
+from dserverfs.remote.site_cache import SiteCache
 from dserverfs.remote.token_renewal import Renewal
 from dserverfs.remote.tokens import LastDay, TokenSource
 from dserverfs.remote.trust import Trust, is_loopback
@@ -54,7 +55,8 @@ class Client:
     """The parts for one dserver; close it when done.
 
     catalogue        which datasets there are, and what they are, also while the server is away
-    reader, stored   bytes of items: through the cache, and past it
+    reader, stored   bytes of items: through the caches, and past them
+    site_cache       the cache that this site's hosts share, if there is one
     cache            the blocks on the disk
     block_hashes     those that the server has of datasets' blocks
     editable_files,
@@ -91,7 +93,10 @@ class Client:
         trust = settings.trust(server)
         self.tokens = token_source(server, settings)
         self._transport = _transport(server, settings, trust, self.tokens)
+        self.site_cache = site_cache(server, settings, trust)
         self._storage = Storage(trust)
+        # For items alone. By hashes that it gave as well, the cache could give any bytes.
+        nearest = self._storage.behind(self.site_cache)
         hot = HotBlocks()
         self.cache = BlockCache(
             self._directory / "blocks", size_limit=cache_size, on_removal=hot.close_removed
@@ -107,15 +112,15 @@ class Client:
         )
         self.reader = BlockReader(
             self.resolver,
-            self._storage,
+            nearest,
             self.cache,
             hot,
             verify=verify,
             block_hashes=self.block_hashes,
             cache_patience_s=cache_patience_s,
         )
-        self.ranges = RangeFetcher(self.resolver, self._storage)
-        self.stored = StoredItems(self.ranges)
+        self.ranges = self.reader.ranges
+        self.stored = StoredItems(RangeFetcher(self.resolver, self._storage))
         self.uploader = Uploader(
             self.resolver, self._storage, hash_overlay=settings.writes_hash_overlay(server)
         )
@@ -158,6 +163,8 @@ class Client:
         self.catalogue.close()
         self.cache.close()
         self._storage.close()
+        if self.site_cache is not None:
+            self.site_cache.close()
         self._transport.close()
 
     def __enter__(self) -> Client:
@@ -188,6 +195,7 @@ class Remote(NamedTuple):
     transport: ServerTransport
     storage: Storage
     resolver: Resolver
+    site_cache: SiteCache | None
 
 
 @contextlib.contextmanager
@@ -195,11 +203,14 @@ def remote(server: str, settings: Settings) -> Iterator[Remote]:
     """Yield what asks `server`; no request is sent yet."""
     trust = settings.trust(server)
     tokens = token_source(server, settings)
+    near = site_cache(server, settings, trust)
     transport, storage = _transport(server, settings, trust, tokens), Storage(trust)
     try:
-        yield Remote(tokens, transport, storage, Resolver(transport, storage))
+        yield Remote(tokens, transport, storage, Resolver(transport, storage), near)
     finally:
         storage.close()
+        if near is not None:
+            near.close()
         transport.close()
 
 
@@ -223,6 +234,12 @@ def token_source(server: str, settings: Settings) -> TokenSource:
     return TokenSource(
         setting.token, setting.file, command=setting.command, renew=renew, tell_end=tell_end
     )
+
+
+def site_cache(server: str, settings: Settings, trust: Trust) -> SiteCache | None:
+    """Return the cache before the store of `server`, if one is set; asks it nothing yet."""
+    url = settings.site_cache(server)
+    return None if url is None else SiteCache(url, trust)
 
 
 def _transport(

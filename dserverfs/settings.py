@@ -25,6 +25,8 @@ before what is set for all.
                                  (environment only) certificates in place of the machine's
     HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY
                                  (environment only) never used for this machine itself
+    DSERVER_SITE_CACHE[_<SERVER>]  http(s)://HOST[:PORT] of a cache before the store, which
+                                 the hosts of a site share
     DSERVER_CACHE_DIR            where blocks and manifests are kept
     DTOOL_CACHE_DIRECTORY        where dtool's commands get whole items (default ~/.cache/dtool)
     DTOOL_S3_PUBLISH_EXPIRY      for how many seconds `dtool publish` lets others read
@@ -46,6 +48,7 @@ NAME=VALUE command` or dtool.json take it.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import urllib.parse
 from collections.abc import Iterator, Mapping
@@ -69,6 +72,7 @@ USERNAME = "DSERVER_USERNAME"
 CA_FILE = "DSERVER_CA_FILE"
 VERIFY_SSL = "DSERVER_VERIFY_SSL"
 BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+SITE_CACHE = "DSERVER_SITE_CACHE"
 CACHE_DIR = "DSERVER_CACHE_DIR"
 DTOOL_CACHE_DIR = "DTOOL_CACHE_DIRECTORY"
 PUBLISH_EXPIRY = "DTOOL_S3_PUBLISH_EXPIRY"
@@ -262,6 +266,21 @@ class Settings:
             ca_file=Path(ca_file).expanduser().absolute() if ca_file else None,
             verify=verify,
         )
+
+    def site_cache(self, server: str) -> str | None:
+        """Return where the site cache before the store of `server` is: scheme, host and port."""
+        value = self._for(SITE_CACHE, server)
+        if value is None or value == "none":
+            return None
+        parts = _split(SITE_CACHE, value)
+        if (
+            parts.scheme not in ("http", "https")
+            or not re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", parts.netloc)
+            or parts.path not in ("", "/")
+            or public_url(value) != value
+        ):
+            raise UsageError(f"{SITE_CACHE}={public_url(value)}: must be http(s)://HOST[:PORT]")
+        return value.rstrip("/")
 
     def cache_directory(self) -> Path:
         value = self.get(CACHE_DIR)

@@ -234,3 +234,39 @@ def test_patterns_of_what_is_excluded_are_words_or_a_list(
 def test_what_cannot_be_the_pattern_of_a_name_is_refused(value: object) -> None:
     with pytest.raises(UsageError, match="DSERVER_EXCLUDE: "):
         Settings({}, {"DSERVER_EXCLUDE": value}).excluded()
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({}, None),
+        ({"DSERVER_SITE_CACHE": "http://cache:8470"}, "http://cache:8470"),
+        ({"DSERVER_SITE_CACHE": "https://[::1]/"}, "https://[::1]"),
+        (
+            {"DSERVER_SITE_CACHE": "http://a", f"DSERVER_SITE_CACHE_{SERVER}": "http://b"},
+            "http://b",
+        ),
+        ({"DSERVER_SITE_CACHE": "http://a", f"DSERVER_SITE_CACHE_{SERVER}": "none"}, None),
+    ],
+)
+def test_site_cache_is_that_of_the_server_or_of_all(
+    values: dict[str, str], found: str | None
+) -> None:
+    assert Settings(values, {}).site_cache(SERVER) == found
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "cache:8470",
+        "ftp://cache",
+        "http://",
+        "http://u:p@cache",
+        "http://c/x",
+        "http://c?q",
+        "http://a b",
+    ],
+)
+def test_site_cache_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(UsageError, match="DSERVER_SITE_CACHE="):
+        Settings({"DSERVER_SITE_CACHE": value}, {}).site_cache(SERVER)

@@ -41,8 +41,8 @@ SUB_ROOMS = {
 # What a room shows the others; of base that is all.
 SHOWN = {
     "remote": "addresses answers api contact dserver_http listings login manifest_parsing many_gets"
-    " metadata_api objects puts routes server_index signed_urls signing token_renewal tokens trust"
-    " upload_api upload_urls",
+    " metadata_api objects puts routes server_index signed_urls signing site_cache"
+    " token_renewal tokens trust upload_api upload_urls",
     "reading": "block_reader hash_objects hash_overlays hot_blocks open_item ranges stored_items"
     " item_files cache.adopting cache.block_cache cache.blocks cache.maintenance cache.pinning",
     "catalogue": "catalogue items manifest_index names offline refreshed",

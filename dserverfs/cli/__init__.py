@@ -46,6 +46,7 @@ NAMES = (
     "umount",
     "mount-helper",
     "unit",
+    "site-cache",
     "derive",
     "diff",
     "freeze",

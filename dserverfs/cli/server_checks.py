@@ -19,7 +19,7 @@ from dserverfs.client import Remote
 from dserverfs.remote.addresses import addresses_of, only
 from dserverfs.remote.answers import Answer
 from dserverfs.remote.manifest_parsing import ManifestStream
-from dserverfs.remote.objects import ByteRange
+from dserverfs.remote.objects import ByteRange, Storage
 from dserverfs.remote.tokens import expires_at
 from dserverfs.remote.trust import is_loopback, proxy_for
 
@@ -44,6 +44,7 @@ class ServerChecks:
         self._user: User | None = None
         self._dataset: Dataset | None = None
         self._store_url: str | None = None  # signed; to be shown to nobody
+        self._item: tuple[Identifier, int] | None = None  # its largest, with the size
 
     def all(self) -> Iterator[Check]:
         """Yield each check; the next one after it was done, if it can be."""
@@ -66,6 +67,8 @@ class ServerChecks:
         if self._store_url is not None:
             yield Check("addresses of the store", self._store_addresses)
         yield Check("throughput", self._throughput)
+        if self._remote.site_cache is not None:
+            yield Check("site cache", self._site_cache)
 
     def _answers(self) -> Finding:
         begun_s = time.monotonic()
@@ -200,14 +203,33 @@ class ServerChecks:
         return ok(f"the store gave {len(content)} bytes of the dataset's metadata")
 
     def _throughput(self) -> Finding:
-        assert self._dataset is not None
-        identifier, item_size = self._largest_item(self._dataset)
-        if not item_size:
+        taken = self._read(self._remote.storage)
+        if taken is None:
             return ok("not measured: the items are empty")
+        return ok(f"{size(taken.rate())} a second ({size(taken.count)} of an item)")
+
+    def _site_cache(self) -> Finding:
+        near = self._remote.site_cache
+        assert near is not None
+        taken = self._read(self._remote.storage.behind(near))
+        if taken is None:
+            return ok(f"{near.url}: not asked: the items are empty")
+        if near.state().requests:
+            return ok(f"{near.url}: {size(taken.rate())} a second ({size(taken.count)})")
+        return warning(f"{near.url}: items come from the store itself", "dserverfs help site_cache")
+
+    def _read(self, storage: Storage) -> _Taken | None:
+        """Read the beginning of the dataset's largest item; return None if all are empty."""
+        assert self._dataset is not None
+        if self._item is None:
+            self._item = self._largest_item(self._dataset)
+        identifier, item_size = self._item
+        if not item_size:
+            return None
         url = self._remote.resolver.item_url(self._dataset, identifier, lambda count: [identifier])
         taken = _Taken(min(MAX_READ_S, self._timeout_s))
         with contextlib.suppress(_TimeIsOver):
-            self._remote.storage.read_range(
+            storage.read_range(
                 url.url,
                 ByteRange(0, min(MAX_READ_BYTES, item_size), item_size),
                 block_size=PIECE_BYTES,
@@ -216,7 +238,7 @@ class ServerChecks:
                 on_etag=lambda etag: None,
                 on_block=taken.take,
             )
-        return ok(f"{size(taken.rate())} a second ({size(taken.count)} of an item)")
+        return taken
 
     def _largest_item(self, dataset: Dataset) -> tuple[Identifier, int]:
         manifest = ManifestStream()

@@ -127,6 +127,10 @@ def _mount(mount: Mapping[str, Any]) -> Iterator[str]:
     if cache := reading.get("cache"):
         held, limit = size(cache["size_in_bytes"]), size(cache["limit_in_bytes"])
         yield f"    cache: {held} of at most {limit}, in {cache['directory']}"
+    if near := reading.get("site_cache"):
+        yield f"    site cache: {near['url']}: {_site_cache(near)}"
+        for store in near["unknown_stores"]:
+            yield f"        does not know the store {store}"
     if reading.get("bytes_per_s"):
         yield f"    fetching: {size(reading['bytes_per_s'])}/s"
     if errors := mount.get("errors"):
@@ -134,6 +138,15 @@ def _mount(mount: Mapping[str, Any]) -> Iterator[str]:
         number = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
         yield f"    {number}, the last {moment(last['last_at'])}: {last['reason']}"
         yield f"    dserverfs status {mount['path']} shows all"
+
+
+def _site_cache(near: Mapping[str, Any]) -> str:
+    """Return whether a site cache is of use."""
+    if near["reason"] is not None:
+        return f"passed over: {near['reason']}"
+    if not near["requests"]:
+        return "not asked yet"
+    return f"had {near['hits']} of {near['requests']} answers"
 
 
 def _staged(staged: Mapping[str, Any]) -> Iterator[str]:

@@ -28,6 +28,7 @@ from dserverfs.mount.traces import TracedItem, Traces
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.block_cache import CacheUsage
 from dserverfs.remote.contact import Away
+from dserverfs.remote.site_cache import SiteCache
 from dserverfs.remote.tokens import TokenSource, expires_at
 from dserverfs.tree import description
 from dserverfs.tree.frozen_dataset import DatasetTree
@@ -109,6 +110,7 @@ class Commander:
     tokens: TokenSource
     recent_errors: RecentErrors
     cache_usage: Callable[[], CacheUsage | None]
+    site_cache: SiteCache | None
     look: Callable[[], Away | None]  # at the server
     in_loop: Callable[[Callable[[], Any]], Any]  # calls a function in the event loop; blocks
     forget_name: Callable[[Inode, str], None]  # has the kernel forget an entry of a directory
@@ -179,9 +181,10 @@ class Commander:
         return found
 
     def _reading(self) -> dict[str, Any]:
-        """Return how full the cache is, and what comes from the store."""
-        usage = self.cache_usage()
+        """Return how full the cache is, how the site's is, and what comes from the store."""
+        usage, site_cache = self.cache_usage(), self.site_cache
         return {
+            "site_cache": None if site_cache is None else site_cache.state()._asdict(),
             "cache": None if usage is None else usage._asdict(),
             "bytes_per_s": self.reader.report.bytes_per_s(),
         }

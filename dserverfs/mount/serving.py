@@ -40,6 +40,7 @@ from dserverfs.mount.stalls import stalls_logged
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.block_cache import CacheUsage
 from dserverfs.remote.contact import Away
+from dserverfs.remote.site_cache import SiteCache
 from dserverfs.remote.tokens import TokenSource
 from dserverfs.settings import Settings
 from dserverfs.tree import description
@@ -130,6 +131,7 @@ class _Parts(NamedTuple):
     tokens: TokenSource
     recent_errors: RecentErrors
     cache_usage: Callable[[], CacheUsage | None]
+    site_cache: SiteCache | None
     look: Callable[[], Away | None]
     metrics: Metrics
     signals: list[int]  # that told it to end
@@ -178,6 +180,7 @@ class _Parts(NamedTuple):
             client.tokens,
             recent_errors,
             client.cache_usage,
+            client.site_cache,
             client.resolver.look,
             metrics,
             [],
@@ -275,6 +278,7 @@ async def _tell_ready(
         parts.tokens,
         parts.recent_errors,
         parts.cache_usage,
+        parts.site_cache,
         parts.look,
         lambda call: trio.from_thread.run_sync(call, trio_token=token),
         _forget_name,

@@ -236,6 +236,10 @@ class BlockFiller:
         """Have blocks fetched for readers that wait; ascending indices."""
         self._submit(self._demand, content, missing)
 
+    def distrust(self, content: ItemContent) -> None:
+        """Have an item come from the store itself from now on: bytes of it were wrong."""
+        self._parts.ranges.distrust(content)
+
     def flush(self) -> None:
         """Return when everything requested so far has come, or could not be had."""
         with self._idle:

@@ -82,9 +82,9 @@ class BlockReader:
         self.flight = flight = SingleFlight(
             hot, pending, cache, writer, cached, failure_kept_s=failure_kept_s
         )
-        self.drops = drops = ItemDrops(hashes, flight, writer, cached)
+        self.ranges = ranges = RangeFetcher(urls, storage)
+        self.drops = drops = ItemDrops(hashes, flight, writer, cached, ranges)
         hashing = BlockHashing(hashes, pages, flight, writer, drops)
-        ranges = RangeFetcher(urls, storage)
         self.report = ComparisonReport(hashes, pages, hashing.counting)
         parts = BlockParts(flight, cached, ranges, pages, hashes, hashing, writer, drops)
         self.filler = filler = BlockFiller(parts, read_timeout_s=read_timeout_s)

@@ -1,4 +1,4 @@
-"""Dropping items that turned out to be wrong, everywhere at once: hashes, memory and cache.
+"""Dropping items that turned out to be wrong, everywhere at once: hashes, memory and caches.
 
 Used by all who find out. Thread-safe; waits for one batch of the cache's writer.
 """
@@ -10,6 +10,7 @@ from dserverfs.reading.cache.blocks import is_sound
 from dserverfs.reading.cache.write_behind import CacheWriter
 from dserverfs.reading.cache_lookup import CacheLookup
 from dserverfs.reading.item_hashes import ItemHashes
+from dserverfs.reading.ranges import RangeFetcher
 from dserverfs.reading.single_flight import SingleFlight
 
 
@@ -17,15 +18,22 @@ class ItemDrops:
     """Forgets what is wrong."""
 
     def __init__(
-        self, hashes: ItemHashes, flight: SingleFlight, writer: CacheWriter, cached: CacheLookup
+        self,
+        hashes: ItemHashes,
+        flight: SingleFlight,
+        writer: CacheWriter,
+        cached: CacheLookup,
+        ranges: RangeFetcher,
     ) -> None:
         self._hashes = hashes
         self._flight = flight
         self._writer = writer
         self._cached = cached
+        self._ranges = ranges
 
     def drop(self, content: ItemContent) -> None:
         """Forget every block of an item, here and in the cache; its readers are told, and fail."""
+        self._ranges.distrust(content)
         self._hashes.forget(content)
         # Nothing that was asked for before the first time is settled afterwards; a reader
         # that opens the item between the two may find blocks that are just being dropped,

@@ -195,6 +195,7 @@ class ItemPrefetch:
         try:
             is_verified = check_whole(content, data)
         except HashMismatch:
+            self._filler.distrust(content)
             if self._policy is not Policy.OFF:
                 return None
         self._counting.add(received=len(data), as_files=len(data) if is_verified else 0)

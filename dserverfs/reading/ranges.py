@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -16,12 +17,14 @@ from dserverfs.base.errors import DserverfsError, IntegrityError, NotConnected, 
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.base.retry import FIRST_STALL_S, Deadline, Retries
 from dserverfs.reading.cache_lookup import HashMismatch
-from dserverfs.remote.objects import ByteRange, Storage, StoredObject
+from dserverfs.remote.objects import ByteRange, Source, Storage, StoredObject
 from dserverfs.remote.signed_urls import UrlSource
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+MAX_DISTRUSTED = 4096  # items; those beyond are compared as all are, and fetched once more
 
 
 class StaleResponse(Exception):
@@ -67,6 +70,15 @@ class RangeFetcher:
     def __init__(self, urls: UrlSource, storage: Storage) -> None:
         self._urls = urls
         self._storage = storage
+        self._lock = threading.Lock()
+        self._distrusted: OrderedDict[str, None] = OrderedDict()  # keys of items
+
+    def distrust(self, content: ItemContent) -> None:
+        """Have an item come from the store itself from now on: bytes of it were wrong."""
+        with self._lock:
+            self._distrusted[content.key] = None
+            if len(self._distrusted) > MAX_DISTRUSTED:
+                self._distrusted.popitem(last=False)
 
     def fetch(
         self,
@@ -105,6 +117,7 @@ class RangeFetcher:
                 deadline=limit,
                 on_etag=version.check,
                 on_block=receive,
+                source=self._source(content),
             )
 
         while offset < end:
@@ -116,7 +129,12 @@ class RangeFetcher:
                 if has_mismatched:
                     raise
                 has_mismatched = True
+                self.distrust(content)
                 logger.warning("%s; fetched once more", error)
+
+    def _source(self, content: ItemContent) -> Source:
+        with self._lock:
+            return Source.STORE if content.key in self._distrusted else Source.NEAREST
 
     def look(self, content: ItemContent, deadline: Deadline) -> StoredObject:
         """Return size and ETag of what is stored; raises NotFound or NotStored if nothing is."""

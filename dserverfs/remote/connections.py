@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import threading
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import urllib3
@@ -60,10 +60,17 @@ class Connection:
 class Connections:
     """The connections of one client."""
 
-    def __init__(self, trust: Trust | None = None, *, max_idle: int = MAX_IDLE) -> None:
+    def __init__(
+        self,
+        trust: Trust | None = None,
+        *,
+        max_idle: int = MAX_IDLE,
+        proxy_of: Callable[[str], str | None] = proxy_for,
+    ) -> None:
         """Of each host at most `max_idle` of each of the two kinds are kept."""
         self._trust = trust or Trust()
         self._max_idle = max_idle
+        self._proxy_of = proxy_of
         self._lock = threading.Lock()
         self._pools: dict[tuple[str, str | None], urllib3.PoolManager] = {}  # by scheme, proxy
         self._proxies: dict[str, str | None] = {}  # by origin
@@ -76,7 +83,7 @@ class Connections:
         origin = f"{parts.scheme}://{parts.netloc}"
         with self._lock:
             if origin not in self._proxies:
-                self._proxies[origin] = proxy_for(origin)
+                self._proxies[origin] = self._proxy_of(origin)
             proxy = self._proxies[origin]
             pools = self._pools.get((parts.scheme, proxy))
             if pools is None:

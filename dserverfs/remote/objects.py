@@ -13,9 +13,11 @@ with the deadline however slowly it trickles. Thread-safe.
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import http.client
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import urllib3
@@ -39,6 +41,7 @@ from dserverfs.remote.connections import Connections
 from dserverfs.remote.dserver_http import USER_AGENT
 from dserverfs.remote.many_gets import ManyGets
 from dserverfs.remote.puts import FilePart, OnProgress, put
+from dserverfs.remote.site_cache import SiteCache
 from dserverfs.remote.trust import Trust
 
 MAX_OBJECT_BYTES = 64 * 1024 * 1024
@@ -52,6 +55,13 @@ _LENGTH = re.compile(r"[0-9]{1,19}\Z")
 # Answered with 400, by a store that got tired of waiting for the body.
 _TRANSIENT_CODES = frozenset({"RequestTimeout", "IncompleteBody"})
 _XML_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
+
+
+class Source(enum.Enum):
+    """Where an object's bytes may come from."""
+
+    NEAREST = enum.auto()  # a site cache, if there is one that works
+    STORE = enum.auto()
 
 
 class ByteRange(NamedTuple):
@@ -69,6 +79,13 @@ class StoredObject(NamedTuple):
     etag: str  # of S3 often its MD5 in hex digits; "" if it says none
 
 
+class _Answer(NamedTuple):
+    """The answer to a GET, its body unread."""
+
+    response: urllib3.BaseHTTPResponse
+    limit: Deadline | None  # of the site cache that it is from
+
+
 class Storage:
     """GETs and PUTs by signed URLs over kept connections."""
 
@@ -78,18 +95,34 @@ class Storage:
         *,
         connections: Connections | None = None,
         stall_timeout_s: float = STALL_S,
+        site_cache: SiteCache | None = None,
     ) -> None:
-        """A PUT may stall for `stall_timeout_s`; `trust` is for connections of its own."""
+        """A PUT may stall for `stall_timeout_s`; `trust` is for connections of its own.
+
+        A site cache is asked first for ranges, which their readers compare.
+        """
         self._connections = connections or Connections(trust)
         self._stall_timeout_s = stall_timeout_s
+        self.site_cache = site_cache
+
+    def behind(self, site_cache: SiteCache | None) -> Storage:
+        """Return the same connections to the store, behind a site cache."""
+        return Storage(
+            connections=self._connections,
+            stall_timeout_s=self._stall_timeout_s,
+            site_cache=site_cache,
+        )
 
     def many_gets(self) -> ManyGets:
         """Return a getter of many small objects over the same connections."""
-        return ManyGets(self._connections)
+        return ManyGets(self._connections, site_cache=self.site_cache)
 
     def read_object(self, url: str, deadline: Deadline) -> bytes:
-        """Return a whole small object; raises as `read_range` does."""
-        response = self._get(url, {}, deadline)
+        """Return a whole small object, of the store itself: nothing says what is right.
+
+        Raises as `read_range` does.
+        """
+        response = self._get(url, {}, deadline, Source.STORE).response
         try:
             if response.status != 200:
                 raise _refusal(response, url)
@@ -110,7 +143,7 @@ class Storage:
 
         A signed URL for GET allows no HEAD. Raises what `read_range` does.
         """
-        response = self._get(url, {"Range": "bytes=0-0"}, deadline)
+        response = self._get(url, {"Range": "bytes=0-0"}, deadline, Source.STORE).response
         etag = response.headers.get("ETag", "").strip('"').lower()
         try:
             # Of an empty object no byte can be asked for: 416.
@@ -142,6 +175,7 @@ class Storage:
         deadline: Deadline,
         on_etag: Callable[[str], None],
         on_block: Callable[[bytes], None],
+        source: Source = Source.NEAREST,
     ) -> None:
         """Hand the wanted bytes to `on_block` in order, `block_size` at a time.
 
@@ -156,22 +190,24 @@ class Storage:
         headers = {"Range": f"bytes={wanted.start}-{wanted.start + wanted.length - 1}"}
         if etag is not None:
             headers["If-Match"] = etag
-        response = self._get(url, headers, deadline)
+        answer = self._get(url, headers, deadline, source)
+        response = answer.response
         try:
             if response.status not in (200, 206):
                 raise _refusal(response, url)
-            _check_encoding(response, url)
-            if response.status == 206:
-                _check_content_range(response, url, wanted)
-            else:
-                _check_whole(response, url, wanted)
-            if response.status == 200:
-                _skip(response, url, wanted.start)
+            with self._reading(answer, url):
+                _check_encoding(response, url)
+                if response.status == 206:
+                    _check_content_range(response, url, wanted)
+                else:
+                    _check_whole(response, url, wanted)
+                    _skip(response, url, wanted.start)
             if "ETag" in response.headers:
                 on_etag(response.headers["ETag"])
             remaining = wanted.length
             while remaining:
-                block = _read(response, url, min(block_size, remaining))
+                with self._reading(answer, url):
+                    block = _read(response, url, min(block_size, remaining))
                 remaining -= len(block)
                 on_block(block)
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
@@ -216,13 +252,39 @@ class Storage:
         self._connections.close()
 
     def _get(
-        self, url: str, headers: Mapping[str, str], deadline: Deadline
-    ) -> urllib3.BaseHTTPResponse:
+        self, url: str, headers: Mapping[str, str], deadline: Deadline, source: Source
+    ) -> _Answer:
         """Return the answer to one GET, its body unread."""
+        headers = {**_HEADERS, **headers}
+        cache = self.site_cache if source is Source.NEAREST else None
+        if cache is not None and (way := cache.way(url)) is not None:
+            limit = cache.limit(deadline)
+            response = cache.ask(way, headers, limit)
+            if response is not None:
+                return _Answer(response, limit)
         try:
-            return self._connections.request("GET", url, {**_HEADERS, **headers}, deadline)
+            return _Answer(self._connections.request("GET", url, headers, deadline), None)
         except (urllib3.exceptions.HTTPError, OSError, UnicodeError) as error:
             raise _no_answer(error, url) from error
+
+    @contextlib.contextmanager
+    def _reading(self, answer: _Answer, url: str) -> Iterator[None]:
+        """Have a site cache passed over whose answer cannot be read as it should be.
+
+        Raises Unreachable then: the store is to be asked for the rest.
+        """
+        if answer.limit is None or self.site_cache is None:
+            yield
+            return
+        try:
+            yield
+            answer.limit.restart()
+        except (
+            *(urllib3.exceptions.HTTPError, http.client.HTTPException),
+            *(OSError, DserverfsError),
+        ) as error:
+            self.site_cache.broke_off(error)
+            raise Unreachable(f"{public_url(url)}: not to be had of the site cache") from error
 
     def _failure(self, error: Exception, url: str) -> DserverfsError:
         """Return the error that a connection's failure means; the next attempt makes a new one."""

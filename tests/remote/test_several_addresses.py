@@ -216,7 +216,7 @@ def many_items(world: World) -> None:
         def done(bunch: list[Got[str]]) -> None:
             found.update({got.what: got.content for got in bunch if got.content is not None})
 
-        world.gets.stall_timeout_s = world.patience.stall_s()
+        world.gets._stall_timeout_s = world.patience.stall_s()
         world.gets.run(lambda wants=wants: next(wants, None), done)  # type: ignore[misc]
     assert found == SMALL
 

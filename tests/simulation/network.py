@@ -161,7 +161,7 @@ def put(
 class SimulatedGets:
     """In the place of `remote.many_gets.ManyGets`: one after the other."""
 
-    def __init__(self, connections: Any) -> None:
+    def __init__(self, connections: Any, *, site_cache: None = None) -> None:
         self.is_closed = False
 
     def run(self, take: Callable[[], Any], done: Callable[[list[Any]], None]) -> None:
