@@ -153,7 +153,8 @@ def test_no_option_takes_a_secret() -> None:
     secrets = re.compile("password|passwd|secret|credential|token$|token-value|key")
 
     assert len(every_option()) > 20
-    assert [option for option in every_option() if secrets.search(option)] == []
+    files = {"--tls-key"}  # named, and not given
+    assert [option for option in every_option() - files if secrets.search(option)] == []
 
 
 def test_page_about_settings_names_every_setting() -> None:

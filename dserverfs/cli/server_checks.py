@@ -6,9 +6,11 @@ import contextlib
 import email.utils
 import time
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
-from dserverfs.base.errors import DserverfsError, ProtocolError
+from dserverfs.base.errors import DeadlineExceeded, DserverfsError, NotConnected, ProtocolError
 from dserverfs.base.limits import size_is_usable
+from dserverfs.base.loopback import is_loopback
 from dserverfs.base.model import Dataset, Identifier, User
 from dserverfs.base.retry import Deadline
 from dserverfs.cli.arguments import moment
@@ -134,7 +136,11 @@ class ServerChecks:
     def _signed_url(self) -> Finding:
         assert self._dataset is not None
         url = self._remote.resolver.metadata_urls(self._dataset).admin_metadata
-        content = self._remote.storage.read_object(url, Deadline(self._timeout_s))
+        try:  # before the check itself is given up, which could not say why
+            content = self._remote.storage.read_object(url, Deadline(self._timeout_s * 0.8))
+        except (NotConnected, DeadlineExceeded) as error:
+            here = urlsplit(self._remote.resolver.server_url).hostname or ""
+            return problem(str(error), _way_to_store(urlsplit(url).hostname or "", here))
         return ok(f"the store gave {len(content)} bytes of the dataset's metadata")
 
     def _throughput(self) -> Finding:
@@ -170,6 +176,19 @@ class ServerChecks:
         if not sizes:
             raise ProtocolError(f"{dataset.uri}: its manifest has no items")
         return max(sizes.items(), key=lambda item: item[1])
+
+
+def _way_to_store(host: str, server: str) -> str:
+    """Return what to do about a store at `host` that cannot be reached, of a server elsewhere."""
+    if is_loopback(host) and not is_loopback(server):
+        return (
+            f"{host} is this machine: signed URLs are for the server's own. Its operator gives"
+            " dserverfs serve the option --store-host, or --store-url behind a proxy"
+        )
+    return (
+        f"open the way to {host}, such as a firewall's; signed URLs name what the option"
+        " --store-url of dserverfs serve says"
+    )
 
 
 class _TimeIsOver(Exception):

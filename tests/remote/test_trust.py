@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from dserverfs.base.errors import DserverfsError, UsageError
+from dserverfs.base.loopback import is_loopback
 from dserverfs.base.retry import Deadline
 from dserverfs.client import whoami
 from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.tokens import TokenSource
-from dserverfs.remote.trust import Trust, is_loopback, pool_manager, proxy_for
+from dserverfs.remote.trust import Trust, pool_manager, proxy_for
 from dserverfs.settings import Settings
 from tests.support.local_web import Certificates
 from tests.support.quirky_server import TOKEN, quirky_server
