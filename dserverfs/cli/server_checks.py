@@ -136,8 +136,8 @@ class ServerChecks:
     def _signed_url(self) -> Finding:
         assert self._dataset is not None
         url = self._remote.resolver.metadata_urls(self._dataset).admin_metadata
-        try:  # before the check itself is given up, which could not say why
-            content = self._remote.storage.read_object(url, Deadline(self._timeout_s * 0.8))
+        try:
+            content = self._remote.storage.read_object(url, Deadline(self._timeout_s))
         except (NotConnected, DeadlineExceeded) as error:
             here = urlsplit(self._remote.resolver.server_url).hostname or ""
             return problem(str(error), _way_to_store(urlsplit(url).hostname or "", here))

@@ -30,7 +30,9 @@ class Authority:
         )
         self.file.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
 
-    def certify(self, name: str, *hosts: str, days: int = 30) -> tuple[Path, Path]:
+    def certify(
+        self, name: str, *hosts: str, days: int = 30, begins_in_days: int = -40
+    ) -> tuple[Path, Path]:
         """Return the files of a new certificate, for these names and addresses, and its key.
 
         `days` from now it ends; ended already if that is negative.
@@ -39,7 +41,7 @@ class Authority:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         alternatives = x509.SubjectAlternativeName([_name(host) for host in hosts])
         certificate = (
-            _builder(subject, key, days=days)
+            _builder(subject, key, days=days, begins_in_days=begins_in_days)
             .add_extension(alternatives, critical=False)
             .sign(self._key, hashes.SHA256())
         )
@@ -62,7 +64,7 @@ class Authority:
 
 
 def _builder(
-    subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: int
+    subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: int, begins_in_days: int = -40
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.timezone.utc)
     return (
@@ -71,7 +73,7 @@ def _builder(
         .issuer_name(_SUBJECT)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=40))
+        .not_valid_before(now + datetime.timedelta(days=begins_in_days))
         .not_valid_after(now + datetime.timedelta(days=days))
     )
 
