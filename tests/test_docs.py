@@ -142,7 +142,9 @@ def test_classes_and_functions_that_a_page_names_are_there(path: Path) -> None:
 
 
 def test_pages_about_commands_name_every_option() -> None:
-    text = "".join(path.read_text() for path in TOPICS if path.stem in {"commands", "server"})
+    text = "".join(
+        path.read_text() for path in TOPICS if path.stem in {"commands", "server", "group"}
+    )
 
     missing = every_option() - set(OPTION.findall(text))
     assert missing - {"-h", "--help", "--version"} == set()

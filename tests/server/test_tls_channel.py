@@ -147,7 +147,7 @@ def test_who_does_not_come_to_an_end_of_the_handshake_is_closed(
                 pass
 
 
-def test_clients_that_stop_reading_take_no_thread_for_good(served: Served) -> None:
+def test_clients_that_stop_reading_over_tls_take_no_thread_for_good(served: Served) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(2 * THREADS):
             client = served.connect(stack)
