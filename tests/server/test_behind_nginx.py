@@ -56,8 +56,9 @@ def configuration(directory: Path, values: Mapping[str, str]) -> str:
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     paths = " ".join(f"{kind}_temp_path {directory / kind};" for kind in kinds)
     return (
-        f"user root; daemon off; pid {directory / 'nginx.pid'}; error_log {directory / 'error.log'};\n"
-        f"worker_processes 1; events {{ worker_connections 256; }}\n"
+        f"user root; daemon off; worker_processes 1;\n"
+        f"pid {directory / 'nginx.pid'}; error_log {directory / 'error.log'};\n"
+        f"events {{ worker_connections 256; }}\n"
         f"http {{ access_log off; {paths}\n{block}\n}}\n"
     )
 
@@ -85,7 +86,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
         **{f"/etc/nginx/tls/{name}.key": str(key) for name in ("data", "store")},
     }
     (directory / "nginx.conf").write_text(configuration(directory, values))
-    command = [NGINX, "-p", directory, "-c", directory / "nginx.conf"]
+    command = [NGINX, "-p", str(directory), "-c", str(directory / "nginx.conf")]
     with (
         running_server(
             directory / "data",
