@@ -40,9 +40,9 @@ class Addresses:
 
     def check(self) -> None:
         """Raise UsageError for what cannot be, or is unprotected."""
-        for name, port in (("--port", self.port), ("--store-port", self.store_port)):
-            if port is not None and not 0 <= port <= 65535:
-                raise UsageError(f"{name} {port}: not between 0 and 65535")
+        for name, port, least in (("--port", self.port, 0), ("--store-port", self.store_port, 1)):
+            if port is not None and not least <= port <= 65535:
+                raise UsageError(f"{name} {port}: not between {least} and 65535")
         _checked_url("--public-url", self.public_url, may_have_path=True)
         # The path is signed: a prefix that a proxy takes away would spoil every signature.
         _checked_url("--store-url", self.store_url, may_have_path=False)

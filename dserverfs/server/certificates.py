@@ -44,23 +44,27 @@ class Certificates:
         """Return the context for a connection that begins now."""
         with self._lock:
             now_s = time.monotonic()
-            if self._context is None or now_s - self._looked_s >= LOOK_S:
+            if self._context is None:
+                self._load_locked()
+            elif now_s - self._looked_s >= LOOK_S:
                 self._looked_s = now_s
                 self._look_locked()
             assert self._context is not None
             return self._context
 
     def _look_locked(self) -> None:
+        seen: object
         try:
             seen = self._state()
-            if seen == self._seen and self._context is not None:
-                return
-            self._seen = seen  # what is wrong is told once, not at each connection
+        except UsageError as error:
+            seen = str(error)
+        if seen == self._seen:
+            return
+        self._seen = seen  # what is wrong is told once, not at each connection
+        try:
             self._load_locked()
             _log.info("the certificate in %s is used from now on", self._files.certificate)
         except UsageError as error:
-            if self._context is None:
-                raise
             _log.warning("%s; the certificate before it stays in use", error)
 
     def _load_locked(self) -> None:

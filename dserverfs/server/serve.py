@@ -168,6 +168,12 @@ class _Server:
         trusted = [network_of("--trusted-proxy", each) for each in self._options.trusted_proxies]
         wrapping: list[Middleware] = [lambda app: ClientAddresses(app, trusted)]
         if self._options.addresses.needs_proxy():
+            if not trusted:
+                _log.warning(
+                    "listening on %s without TLS: only this machine is answered, until"
+                    " --trusted-proxy ADDRESS names the proxy that has it",
+                    self._options.addresses.host,
+                )
             wrapping.append(lambda app: ProxiesOnly(app, trusted, public_url))
         return wrapping
 

@@ -102,7 +102,8 @@ class TlsChannel(WatchedChannel):
     def handle_close(self) -> None:
         """Close, with TLS's goodbye if nothing is owed: without it the answer seems cut off."""
         with suppress(OSError, ValueError), self._tls_lock:
-            if not self.is_shaking_hands and not self._encrypted and self.socket is not None:
+            is_owed = self.total_outbufs_len or self._encrypted
+            if self.socket is not None and not self.is_shaking_hands and not is_owed:
                 with suppress(ssl.SSLError):  # for the client's own, which is not waited for
                     self._tls.unwrap()
                 self._send_encrypted_locked()

@@ -47,7 +47,7 @@ OPEN = "192.0.2.7"
         (Addresses(public_url="https://d\u00e4ta.example.org"), "must be http://NAME"),
         (Addresses(public_url="https://[::1"), "must be http://NAME"),
         (Addresses(port=65536), "--port 65536: not between"),
-        (Addresses(store_port=-1), "--store-port -1: not between"),
+        (Addresses(store_port=0), "--store-port 0: not between 1 and"),
         (Addresses(host="256.0.0.1"), "--host 256.0.0.1: "),
         (Addresses(store_host="."), "--store-host .: "),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import pytest
 import requests
 
+from dserverfs.server.slow_clients import MAX_CONNECTIONS
 from tests.support.accounts import Account
 from tests.support.authority import Authority
 from tests.support.hosts import Host, two_hosts
@@ -188,6 +190,17 @@ def test_expired_certificate_is_one_line(lab: Lab) -> None:
     assert "its certificate is not accepted: it has expired" in said.stderr
     log = lab.server.data.with_name("data.log").read_text()
     assert "clients refuse it" in log
+
+
+def test_hundreds_that_never_begin_to_speak_tls_keep_nobody_out(lab: Lab) -> None:
+    with lab.desk.entered(), contextlib.ExitStack() as stack:
+        for _ in range(MAX_CONNECTIONS + 20):
+            stack.enter_context(socket.create_connection((SERVER, PORT), timeout=30))
+        answer = requests.get(
+            f"{SERVER_URL}/config/health", verify=str(lab.authority.file), timeout=30
+        )
+
+    assert answer.status_code == 200
 
 
 def test_others_reach_two_ports_and_one_that_wants_a_certificate_of_the_store(lab: Lab) -> None:
