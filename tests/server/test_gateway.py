@@ -71,14 +71,13 @@ def test_buckets_that_are_new_are_reached_and_serve_ends_when_the_door_does(
 def test_store_has_the_port_that_a_proxy_here_is_told(tmp_path: Path) -> None:
     port = free_port()
     options = ("--store-port", str(port), "--store-url", f"http://127.0.0.1:{port}")
-    for _ in range(2):
-        with running_server(tmp_path / "data", *options) as server:
-            uri = upload(server, CONTENTS)
-            url = server.get(f"/signed-urls/dataset/{encoded(uri)}").json()["readme_url"]
-            assert url.startswith(f"http://127.0.0.1:{port}/datasets/")
-            assert requests.get(url, timeout=30).status_code == 200
-            ports = json.loads((tmp_path / "data/store/ports.json").read_text())
-            assert ports["s3.port"] == port
+    with running_server(tmp_path / "data", *options) as server:
+        uri = upload(server, CONTENTS)
+        url = server.get(f"/signed-urls/dataset/{encoded(uri)}").json()["readme_url"]
+        assert url.startswith(f"http://127.0.0.1:{port}/datasets/")
+        assert requests.get(url, timeout=30).status_code == 200
+        ports = json.loads((tmp_path / "data/store/ports.json").read_text())
+        assert ports["s3.port"] == port
 
 
 @pytest.mark.parametrize("kind", ["store", "door"])
