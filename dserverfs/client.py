@@ -16,6 +16,7 @@ from typing import NamedTuple
 from dserverfs.base.directories import CannotBeMade, local_directory, private_directory, share_space
 from dserverfs.base.disk_space import AS_IT_IS
 from dserverfs.base.hashes import Policy
+from dserverfs.base.loopback import is_loopback
 from dserverfs.base.model import User
 from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.offline import KeptAnswers
@@ -35,7 +36,7 @@ from dserverfs.remote.routes import Routes
 from dserverfs.remote.site_cache import SiteCache
 from dserverfs.remote.token_renewal import Renewal
 from dserverfs.remote.tokens import LastDay, TokenSource
-from dserverfs.remote.trust import Trust, is_loopback
+from dserverfs.remote.trust import Trust
 from dserverfs.settings import Settings, TokenSetting
 from dserverfs.writing.edits import journal
 from dserverfs.writing.edits.editable import EditableFiles

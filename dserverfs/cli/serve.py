@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dserverfs.cli import serve_management
 from dserverfs.cli.arguments import Commands, example, missing_extra
+
+if TYPE_CHECKING:
+    from dserverfs.server.addresses import Addresses
 
 
 def add(commands: Commands) -> None:
@@ -20,12 +25,7 @@ def add(commands: Commands) -> None:
         metavar="DIR",
         help="directory for all data (default: $XDG_DATA_HOME/dserverfs/server)",
     )
-    command.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
-    )
-    command.add_argument(
-        "--port", type=int, default=5000, help="0 takes any free one (default: %(default)s)"
-    )
+    _add_addresses(command)
     command.add_argument(
         "--bucket",
         metavar="NAME",
@@ -38,6 +38,70 @@ def add(commands: Commands) -> None:
     serve_management.add(command.add_subparsers(metavar="ACTION"))
 
 
+def _add_addresses(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    command.add_argument(
+        "--port", type=int, default=5000, help="0 takes any free one (default: %(default)s)"
+    )
+    command.add_argument(
+        "--public-url",
+        metavar="URL",
+        help="what clients reach the server by, https://NAME[:PORT] (default: host and port)",
+    )
+    command.add_argument(
+        "--store-host",
+        metavar="ADDRESS",
+        help="have the store listen there, for other machines (default: on 127.0.0.1 alone)",
+    )
+    command.add_argument(
+        "--store-port",
+        type=int,
+        metavar="PORT",
+        help="port of the store (default: 8333 with --store-host, else a free one)",
+    )
+    command.add_argument(
+        "--store-url",
+        metavar="URL",
+        help="what signed URLs name, https://NAME[:PORT] (default: where the store listens)",
+    )
+    command.add_argument(
+        "--tls-cert",
+        type=Path,
+        metavar="FILE",
+        help="PEM certificate, with which server and store speak https; read again if it changes",
+    )
+    command.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM key of --tls-cert")
+    command.add_argument(
+        "--trusted-proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="a proxy, or a network of them, whose X-Forwarded-For counts; may be repeated",
+    )
+    command.add_argument(
+        "--insecure",
+        action="store_true",
+        help="let passwords, tokens and data cross a network unencrypted",
+    )
+
+
+def _addresses(arguments: argparse.Namespace) -> Addresses:
+    from dserverfs.server.addresses import Addresses, tls_files
+
+    return Addresses(
+        host=arguments.host,
+        port=arguments.port,
+        public_url=arguments.public_url,
+        store_host=arguments.store_host,
+        store_port=arguments.store_port,
+        store_url=arguments.store_url,
+        tls=tls_files(arguments.tls_cert, arguments.tls_key),
+        is_insecure=arguments.insecure,
+    )
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from dserverfs.base import core_dumps
     from dserverfs.settings import Settings, current
@@ -48,8 +112,12 @@ def _run(arguments: argparse.Namespace) -> int:
         from dserverfs.server.serve import ServeOptions, serve
         from dserverfs.server.store.settings import ServerSettings
 
-        data = serve_management.data_directory(arguments.data)
-        options = ServeOptions(data, arguments.host, arguments.port, arguments.bucket)
+        options = ServeOptions(
+            serve_management.data_directory(arguments.data),
+            arguments.bucket,
+            _addresses(arguments),
+            arguments.trusted_proxy,
+        )
         return serve(options, ServerSettings(current))
     except ModuleNotFoundError as error:
         raise missing_extra("server", error) from error

@@ -1,4 +1,4 @@
-"""`dserverfs serve user|token|base-uri|permission|s3|index`: the table of an operator's actions.
+"""`dserverfs serve user|token|base-uri|permission|credentials|index`: an operator's actions.
 
 `user add` is carried out by the function `user_add` of `server_actions`, which is imported
 when an action is run.
@@ -72,7 +72,8 @@ ACTIONS = (
         "permission revoke", "revoke a user's rights on a base URI", (_NAME, _BASE_URI, *_RIGHTS)
     ),
     Action("permission list", "list each user's rights on each base URI"),
-    Action("s3", "show how S3 clients reach the store of a running server"),
+    Action("credentials", "show endpoint and keys for S3 clients of a running server"),
+    Action("s3", "the same as credentials"),
     Action("index", "register the datasets that are in a bucket", (_BASE_URI,)),
 )
 

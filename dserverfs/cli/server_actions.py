@@ -109,11 +109,15 @@ def permission_list(server: Server, arguments: argparse.Namespace) -> None:
         say(f"{may} {rights.username} {rights.base_uri}")
 
 
-def s3(server: Server, arguments: argparse.Namespace) -> None:
+def credentials(server: Server, arguments: argparse.Namespace) -> None:
     access = management.s3_access(server.directory, server.stores)
     print(f"endpoint: {access.endpoint}")
+    if access.public_endpoint:
+        print(f"endpoint for other machines: {access.public_endpoint}")
     print(f"region: {access.region}")
     print(f"buckets: {' '.join(access.buckets)}")
+    print(f"access key: {access.access_key}")
+    print(f"secret key: {access.secret_key}")
     print(f"credentials file: {access.credentials_file}")
 
 
@@ -151,7 +155,8 @@ ACTIONS: dict[str, Callable[[Server, argparse.Namespace], int | None]] = {
     "permission grant": permission_grant,
     "permission revoke": permission_revoke,
     "permission list": permission_list,
-    "s3": s3,
+    "credentials": credentials,
+    "s3": credentials,
     "index": index,
 }
 

@@ -8,8 +8,9 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 
-from dserverfs.base.errors import DserverfsError, ProtocolError
+from dserverfs.base.errors import DeadlineExceeded, DserverfsError, NotConnected, ProtocolError
 from dserverfs.base.limits import size_is_usable
+from dserverfs.base.loopback import is_loopback
 from dserverfs.base.model import Dataset, Identifier, User
 from dserverfs.base.retry import Deadline, Retries
 from dserverfs.cli.arguments import moment
@@ -21,7 +22,7 @@ from dserverfs.remote.answers import Answer
 from dserverfs.remote.manifest_parsing import ManifestStream
 from dserverfs.remote.objects import ByteRange, Storage
 from dserverfs.remote.tokens import expires_at
-from dserverfs.remote.trust import is_loopback, proxy_for
+from dserverfs.remote.trust import proxy_for
 
 MAX_SKEW_S = 60.0
 SOON_S = 86400.0
@@ -196,9 +197,14 @@ class ServerChecks:
     def _signed_url(self) -> Finding:
         assert self._dataset is not None
         url = self._remote.resolver.metadata_urls(self._dataset).admin_metadata
-        content = Retries(Deadline(self._timeout_s), attempts=2).run(
-            lambda limit: self._remote.storage.read_object(url, limit)
-        )
+        try:
+            content = Retries(Deadline(self._timeout_s), attempts=2).run(
+                lambda limit: self._remote.storage.read_object(url, limit)
+            )
+        except (NotConnected, DeadlineExceeded) as error:
+            here = urllib.parse.urlsplit(self._remote.resolver.server_url).hostname or ""
+            there = urllib.parse.urlsplit(url).hostname or ""
+            return problem(str(error), _way_to_store(there, here))
         self._store_url = url
         return ok(f"the store gave {len(content)} bytes of the dataset's metadata")
 
@@ -254,6 +260,19 @@ class ServerChecks:
         if not sizes:
             raise ProtocolError(f"{dataset.uri}: its manifest has no items")
         return max(sizes.items(), key=lambda item: item[1])
+
+
+def _way_to_store(host: str, server: str) -> str:
+    """Return what to do about a store at `host` that cannot be reached, of a server elsewhere."""
+    if is_loopback(host) and not is_loopback(server):
+        return (
+            f"{host} is this machine: signed URLs are for the server's own. Its operator gives"
+            " dserverfs serve the option --store-host, or --store-url behind a proxy"
+        )
+    return (
+        f"open the way to {host}, such as a firewall's; signed URLs name what the option"
+        " --store-url of dserverfs serve says"
+    )
 
 
 class _TimeIsOver(Exception):

@@ -14,6 +14,7 @@ import contextlib
 import ipaddress
 import itertools
 import logging
+import math
 import socket
 import threading
 import time
@@ -80,9 +81,16 @@ class FailedAddresses:
         changed = known._replace(last_s=now_s) if is_avoided else known.again(now_s)
         self._replace({**self._failures, address: changed})
 
-    def answered(self, address: Address) -> None:
-        """Note that an address is as good as others."""
-        if address in self._failures:
+    def now_s(self) -> float:
+        return self._clock_s()
+
+    def answered(self, address: Address, connected_s: float = math.inf) -> None:
+        """Note that an address is as good as others, by a connection made then.
+
+        What was connected before the address failed says nothing of it since.
+        """
+        failure = self._failures.get(address)
+        if failure is not None and connected_s >= failure.last_s:
             logger.info("%s answers again", address)
             self._replace({key: it for key, it in self._failures.items() if key != address})
 
@@ -120,6 +128,7 @@ class Peer(NamedTuple):
     """The other end of a connection whose host has more than one address."""
 
     address: Address
+    connected_s: float = math.inf  # on the clock of `FAILED`
 
     def failed(self) -> None:
         FAILED.failed(self.address)
@@ -129,7 +138,7 @@ class Peer(NamedTuple):
         if status in _AWAY_STATUSES:
             FAILED.failed(self.address)
         else:
-            FAILED.answered(self.address)
+            FAILED.answered(self.address, self.connected_s)
 
     def is_wanted(self) -> bool:
         """Return whether a new connection would go there."""
@@ -157,7 +166,8 @@ def only(address: Address) -> Iterator[None]:
 
 def peer_of(address: Address, places: Sequence[Address]) -> Peer | None:
     """Return whom to tell what becomes of a connection; None if its host has no other address."""
-    return Peer(address) if len(places) > 1 or address == _only.address else None
+    has_others = len(places) > 1 or address == _only.address
+    return Peer(address, FAILED.now_s()) if has_others else None
 
 
 def to_try(host: str, port: int, timeout_s: float) -> list[Address]:

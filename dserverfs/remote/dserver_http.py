@@ -44,15 +44,17 @@ from dserverfs.base.limits import (
     MAX_SMALL_ANSWER_BYTES,
     parse_json,
 )
+from dserverfs.base.loopback import is_loopback
 from dserverfs.base.printable import one_line, public_url
 from dserverfs.base.retry import BUSY_STATUSES, Deadline, Retries, anything, retry_after_s
 from dserverfs.remote import error_answers
 from dserverfs.remote.answers import Answer
+from dserverfs.remote.certificate_faults import certificate_fault
 from dserverfs.remote.connections import Connections
 from dserverfs.remote.contact import Contact
 from dserverfs.remote.json_body import JsonBody
 from dserverfs.remote.tokens import TokenSource
-from dserverfs.remote.trust import Trust, is_loopback, proxy_for
+from dserverfs.remote.trust import Trust, proxy_for
 
 logger = logging.getLogger(__name__)
 
@@ -348,11 +350,8 @@ class ServerTransport:
                 return UsageError(
                     f"{self.base_url} does not speak https: set DSERVER_PROTOCOL=http"
                 )
-            if "verif" in reason.lower() or "match" in reason.lower():
-                return UsageError(
-                    f"{self.base_url}: its certificate is not accepted: {reason};"
-                    " a certificate authority of your own is named by DSERVER_CA_FILE"
-                )
+            if fault := certificate_fault(reason):
+                return UsageError(f"{self.base_url}: its certificate is not accepted: {fault}")
         if isinstance(error, (urllib3.exceptions.LocationValueError, UnicodeError)):
             return UsageError(f"{self.base_url}: {one_line(str(error))}")
         way = ""

@@ -40,12 +40,13 @@ from dserverfs.base.errors import (
 )
 from dserverfs.base.limits import parse_json
 from dserverfs.base.local_files import make_private
+from dserverfs.base.loopback import is_loopback
 from dserverfs.base.model import User
 from dserverfs.base.printable import one_line
 from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.routes import FIRST_ATTEMPTS
 from dserverfs.remote.tokens import TokenSource
-from dserverfs.remote.trust import Trust, is_loopback
+from dserverfs.remote.trust import Trust
 
 _ROUTES = ("/token", "/auth/ldap/token", "/auth/token")
 _TOKEN_OF_OAUTH2 = "/auth/token"

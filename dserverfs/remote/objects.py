@@ -37,8 +37,10 @@ from dserverfs.base.errors import (
 )
 from dserverfs.base.printable import one_line, public_url
 from dserverfs.base.retry import BUSY_STATUSES, STALL_S, Deadline, retry_after_s
+from dserverfs.remote.certificate_faults import certificate_fault
 from dserverfs.remote.connections import Connections
 from dserverfs.remote.dserver_http import USER_AGENT
+from dserverfs.remote.error_answers import root_cause
 from dserverfs.remote.many_gets import ManyGets
 from dserverfs.remote.puts import FilePart, OnProgress, put
 from dserverfs.remote.site_cache import SiteCache
@@ -382,11 +384,8 @@ def _no_answer(error: Exception, url: str, done: str = "read") -> DserverfsError
         return NotConnected(f"the store at {host} cannot be reached; is it running?")
     if isinstance(error, (urllib3.exceptions.TimeoutError, TimeoutError)):
         return Stalled(f"the store at {host} does not answer in time")
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return ProtocolError(
-            f"the store at {host}: its certificate is not accepted;"
-            " a certificate authority of your own is named by DSERVER_CA_FILE"
-        )
+    if fault := certificate_fault(root_cause(error)):
+        return ProtocolError(f"the store at {host}: its certificate is not accepted: {fault}")
     return Unreachable(f"the store at {host} cannot be {done}: {type(error).__name__}")
 
 

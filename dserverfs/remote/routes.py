@@ -26,11 +26,11 @@ from dserverfs.base.errors import (
     Unsupported,
 )
 from dserverfs.base.limits import is_text, url_is_usable
+from dserverfs.base.loopback import is_loopback
 from dserverfs.base.printable import public_url
 from dserverfs.base.retry import Deadline
 from dserverfs.remote.answers import Answer
 from dserverfs.remote.dserver_http import ServerTransport
-from dserverfs.remote.trust import is_loopback
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ import urllib3
 import urllib3.connection
 
 from dserverfs.base.errors import UsageError
+from dserverfs.base.loopback import is_loopback
 from dserverfs.remote.bounded_sockets import BoundedSSLSocket, bound_all
 from dserverfs.remote.queryless_log import hide_queries
 
@@ -83,15 +84,6 @@ def _load(context: ssl.SSLContext, path: Path) -> None:
     except (OSError, ssl.SSLError) as error:
         reason = getattr(error, "strerror", None) or "not PEM"
         raise UsageError(f"certificates in {path}: cannot be used: {reason}") from error
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def proxy_for(url: str) -> str | None:

@@ -70,7 +70,7 @@ def create(directory: DataDirectory, stores: Stores, settings: ServerSettings) -
     app.view_functions["config.server_versions"] = _versions
     logins = Logins()
     table.install(app, stores, settings, logins)
-    views.install(app, stores, logins)
+    views.install(app, stores, settings, logins)
     RequestCheck(stores).install(app)
     answers.install(app)
     with app.app_context():

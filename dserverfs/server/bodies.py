@@ -22,8 +22,13 @@ _BEARER = "Bearer "
 _OF_LOGIN = ("/token", "/auth/token", "/browse/login")
 
 
-def limited_channel(public_key_pem: str) -> type[HTTPChannel]:
-    """Return the class for waitress's connections; tokens are those that the key has signed."""
+def limited_channel(
+    public_key_pem: str, kind: type[WatchedChannel] | None = None
+) -> type[WatchedChannel]:
+    """Return the class for waitress's connections; tokens are those that the key has signed.
+
+    `kind` is what they are without the limits, by default without TLS.
+    """
 
     def is_ours(token: str) -> bool:
         try:
@@ -35,14 +40,13 @@ def limited_channel(public_key_pem: str) -> type[HTTPChannel]:
     class Parser(_LimitedParser):
         is_token = staticmethod(is_ours)
 
-    class Channel(_WatchedChannel):
-        parser_class = Parser
-
-    return Channel
+    return type("LimitedChannel", (kind or WatchedChannel,), {"parser_class": Parser})
 
 
-class _WatchedChannel(HTTPChannel):  # type: ignore[misc]
+class WatchedChannel(HTTPChannel):  # type: ignore[misc]
     """One connection, with the times that `slow_clients` looks at."""
+
+    is_shaking_hands = False  # of TLS
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.moved_s = self.request_s = time.monotonic()

@@ -3,7 +3,7 @@
     version            "dserverfs server 1", written first
     lock               flock held by the running serve
     secret_key, jwt_private.pem, username, password, token
-    s3_credentials     written by `dserverfs serve s3`
+    s3_credentials     written by `dserverfs serve credentials`
     dserver.sqlite     users, permissions, datasets, pending uploads
     store/             of seaweedfs
 

@@ -45,7 +45,10 @@ class UserEntry(NamedTuple):
 class S3Access(NamedTuple):
     """The way of an S3 client to the store."""
 
-    endpoint: str
+    endpoint: str  # on this machine
+    public_endpoint: str  # what signed URLs name, if that is another one; else empty
+    access_key: str
+    secret_key: str
     region: str
     buckets: list[str]
     credentials_file: Path  # as AWS's tools and SDKs read it
@@ -192,7 +195,13 @@ def s3_access(directory: DataDirectory, stores: Stores) -> S3Access:
     )
     # A bucket is made when it is first written to.
     return S3Access(
-        storage.endpoint, storage.region, [each for each in buckets if each in existing], file
+        endpoint=storage.endpoint,
+        public_endpoint=storage.public_endpoint,
+        access_key=storage.access_key,
+        secret_key=storage.secret_key,
+        region=storage.region,
+        buckets=[each for each in buckets if each in existing],
+        credentials_file=file,
     )
 
 

@@ -5,7 +5,7 @@ that is idle between two requests, and none that is slow in the middle of one: a
 hundred of these, of anybody on the network, would keep all others out, and eight clients
 that were stopped while they read a large answer would keep all of its threads.
 
-    a head must be complete        HEAD_S after its first byte
+    a head must be complete        HEAD_S after its first byte, TLS HEAD_S after the connection
     a body or an answer            must move within STALLED_S
     more than MAX_CONNECTIONS      those go first that wait for a request longest
 
@@ -30,7 +30,8 @@ def overdue(channels: Sequence[Any], now_s: float) -> list[Any]:
     """Return the channels to close.
 
     They are waitress's, each with `moved_s`, when bytes came or went last, and `request_s`, when
-    its last request began or it was opened; in seconds of the monotonic clock.
+    its last request began or it was opened, in seconds of the monotonic clock; and with
+    `is_shaking_hands`, for TLS.
     """
     late = [channel for channel in channels if _is_late(channel, now_s)]
     surplus = len(channels) - len(late) - MAX_CONNECTIONS
@@ -52,7 +53,7 @@ def close_overdue(channels: Sequence[Any]) -> None:
 
 def _is_late(channel: Any, now_s: float) -> bool:
     is_in_head = channel.request is not None and not channel.request.headers_finished
-    if is_in_head and now_s - channel.request_s > HEAD_S:
+    if (is_in_head or channel.is_shaking_hands) and now_s - channel.request_s > HEAD_S:
         return True
     owes = channel.total_outbufs_len > 0 or channel.request is not None
     return owes and now_s - channel.moved_s > STALLED_S

@@ -7,7 +7,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -19,11 +19,16 @@ from flask import Flask
 
 from dserverfs.server import app, slow_clients
 from dserverfs.server.bodies import limited_channel
+from dserverfs.server.certificates import Certificates
 from dserverfs.server.database import changes, passwords, tokens
 from dserverfs.server.datadir import DataDirectory, write_private
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.signals import Signals
 from dserverfs.server.store.stores import Stores
+from dserverfs.server.tls_channel import tls_channel
+
+Application = Callable[..., Iterable[bytes]]  # of WSGI
+Middleware = Callable[[Application], Application]
 
 THREADS = 8
 TOKEN_LIFE = timedelta(days=365)  # and a new one at every start
@@ -79,22 +84,39 @@ def _login_name() -> str:
 class WebServer:
     """waitress: a thread for its loop and `THREADS` that answer."""
 
-    def __init__(self, flask: Flask, listener: socket.socket, signals: Signals) -> None:
+    def __init__(
+        self,
+        flask: Flask,
+        listener: socket.socket,
+        signals: Signals,
+        *,
+        certificates: Certificates | None = None,
+        middlewares: Sequence[Middleware] = (),
+    ) -> None:
+        """Speaks TLS with `certificates`; of the `middlewares` the last sees a request first."""
+        application: Application = flask
+        for each in middlewares:
+            application = each(application)
         self.fault: Exception | None = None
         self._signals = signals
         self._stopping = False
         self._sockets: dict[int, object] = {}
         self._looked_s = 0.0
         self._server = waitress.server.create_server(
-            flask,
+            application,
             map=self._sockets,
             sockets=[listener],
             threads=THREADS,
             ident="dserverfs",
+            url_scheme="http" if certificates is None else "https",
+            clear_untrusted_proxy_headers=not middlewares,  # whose they are
             # More are closed by `slow_clients`; at its own limit waitress would take no new one.
             connection_limit=2 * slow_clients.MAX_CONNECTIONS,
         )
-        self._server.channel_class = limited_channel(flask.config["JWT_PUBLIC_KEY"])
+        self._server.channel_class = limited_channel(
+            flask.config["JWT_PUBLIC_KEY"],
+            None if certificates is None else tls_channel(certificates.context),
+        )
         self._thread = threading.Thread(target=self._loop, name="waitress", daemon=True)
 
     @contextmanager

@@ -58,6 +58,19 @@ def test_address_that_failed_is_the_last_until_its_time_is_over_and_then_the_fir
     assert known.ordered([A, B, C]) == [A, B, C]
 
 
+def test_answer_by_a_connection_of_before_a_failure_says_nothing_of_since(
+    known: FailedAddresses, clock: Clock
+) -> None:
+    begun_s = clock.now_s
+    clock.now_s += 1.0
+    known.failed(A)
+
+    known.answered(A, begun_s)
+    assert known.is_avoided(A)
+    known.answered(A, clock.now_s)
+    assert not known.is_avoided(A)
+
+
 def test_of_addresses_that_all_failed_the_first_is_the_one_that_failed_longest_ago(
     known: FailedAddresses, clock: Clock
 ) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dserverfs.base.errors import DserverfsError, UsageError
+from dserverfs.base.errors import DserverfsError, ProtocolError, UsageError
+from dserverfs.base.loopback import is_loopback
 from dserverfs.base.retry import Deadline
 from dserverfs.client import whoami
 from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.tokens import TokenSource
-from dserverfs.remote.trust import Trust, is_loopback, pool_manager, proxy_for
+from dserverfs.remote.trust import Trust, pool_manager, proxy_for
 from dserverfs.settings import Settings
+from tests.support.authority import Authority
 from tests.support.local_web import Certificates
 from tests.support.quirky_server import TOKEN, quirky_server
 from tests.support.servers import ServerHandle
@@ -262,3 +265,40 @@ def test_whoami_names_the_fakes_user() -> None:
         server = fake.url.removeprefix("http://")
 
         assert whoami(server, Settings({"DSERVER_TOKEN": TOKEN}, {})).username == "grumpy"
+
+
+@pytest.mark.parametrize(
+    ("days", "begins_in_days", "host", "said"),
+    [
+        (-1, -40, "127.0.0.1", "it has expired: the server's operator has to renew it"),
+        (30, 1, "127.0.0.1", "it is not valid yet by this machine's clock, which says 20"),
+        (30, -40, "data.example.org", "it is for another name"),
+        (30, -40, "127.0.0.1", "a certificate authority of your own is named by DSERVER_CA_FILE"),
+    ],
+    ids=["expired", "not yet valid", "another name", "unknown authority"],
+)
+def test_certificate_that_is_not_accepted_says_why_and_what_to_do(
+    tmp_path: Path, days: int, begins_in_days: int, host: str, said: str
+) -> None:
+    authority = Authority(tmp_path)
+    files = authority.certify("server", host, days=days, begins_in_days=begins_in_days)
+    both = tmp_path / "both.pem"
+    both.write_bytes(b"".join(path.read_bytes() for path in files))
+    certificates = Certificates(authority.file, both)
+    trust = Trust(ca_file=None if "DSERVER_CA_FILE" in said else authority.file)
+
+    with front("http://127.0.0.1:9", "", certificates) as before:
+        transport, storage = (
+            ServerTransport(before.url, TokenSource("x", None), trust=trust),
+            Storage(trust),
+        )
+        with contextlib.closing(transport), pytest.raises(UsageError) as of_server:
+            transport.get("/me")
+        with contextlib.closing(storage), pytest.raises(ProtocolError) as of_store:
+            storage.read_object(f"{before.url}/x", Deadline(30))
+
+    for error in (str(of_server.value), str(of_store.value)):
+        assert "its certificate is not accepted: " in error
+        assert said in error
+        assert "\n" not in error
+        assert "_ssl.c" not in error

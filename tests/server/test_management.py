@@ -184,17 +184,24 @@ def test_tokens_of_others_stay_good(
     assert served.get("/me").status_code == 200  # of the token file, which was renewed
 
 
+@pytest.mark.parametrize("action", ["credentials", "s3"])
 def test_s3_clients_are_told_the_way(
-    served: ServerHandle, manage: Callable[[Path], Manage], monkeypatch: pytest.MonkeyPatch
+    served: ServerHandle,
+    manage: Callable[[Path], Manage],
+    monkeypatch: pytest.MonkeyPatch,
+    action: str,
 ) -> None:
     uri = upload(served, {"a": b"through S3"})
 
-    status, out, _ = manage(served.data)("s3")
+    status, out, _ = manage(served.data)(action)
 
     told = dict(line.split(": ", 1) for line in out.splitlines())
     file = Path(told["credentials file"])
     assert status == 0
     assert told["buckets"].split() == ["datasets"]
+    assert "endpoint for other machines" not in told
+    assert told["access key"] in file.read_text()
+    assert told["secret key"] in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     client = boto3.session.Session().client(

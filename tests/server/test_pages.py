@@ -346,9 +346,9 @@ def test_dataset_is_shown_with_all_that_is_known_of_it(client: AppClient) -> Non
         'kind {"of": [1, "x"]}',
         "text plain",
         "red",
-        "dserverfs login localhost",
-        f"dserverfs mount dserver://localhost/{uri.replace('://', '/')} ~/mnt",
-        f"dtool cp dserver://localhost/{uri.replace('://', '/')} .",
+        "dserverfs login https://data.example.org",
+        f"dserverfs mount dserver://data.example.org/{uri.replace('://', '/')} ~/mnt",
+        f"dtool cp dserver://data.example.org/{uri.replace('://', '/')} .",
         "a.txt 5 Bytes",
         "d/b c.txt 2.0 KiB",
     ):

@@ -205,7 +205,7 @@ def test_our_routes_need_the_rights_of_the_table(client: AppClient) -> None:
     ours = (
         *table.REPLACED.values(),
         *table.routes(client.stores, client.settings, logins),
-        *pages.routes(client.stores, logins),
+        *pages.routes(client.stores, client.settings, logins),
     )
 
     assert len(ours) > 20

@@ -1,15 +1,19 @@
-"""The S3 endpoint of the embedded server, as boto3 and rclone use it."""
+"""The S3 endpoints of the embedded server, as boto3 and rclone use them.
+
+On this machine and for others, by what `dserverfs serve credentials` says.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import boto3
 import botocore.config
@@ -17,11 +21,10 @@ import botocore.exceptions
 import pytest
 import requests
 
-from dserverfs.server.store.signing import Storage
 from tests.support.accounts import Account
+from tests.support.authority import Authority
 from tests.support.directory_trees import md5_of_files
-from tests.support.server_store import storage_of
-from tests.support.servers import ServerHandle, new_uuid
+from tests.support.servers import ServerHandle, new_uuid, running_server
 
 PART_BYTES = 5 * 1024 * 1024  # S3's least size of a part that is not the last
 KEYS = (
@@ -36,19 +39,53 @@ KEYS = (
 )
 
 
-@pytest.fixture(scope="module")
-def storage(server: ServerHandle) -> Storage:
-    return storage_of(server)
+class Told(NamedTuple):
+    """What an administrator is told, and the certificate authority of the endpoint."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    region: str
+    authority: Path | None
+
+
+def told_of(server: ServerHandle, endpoint: str, authority: Path | None = None) -> Told:
+    """Ask as an administrator does; `endpoint` is the name of the line about it."""
+    command = (sys.executable, "-m", "dserverfs", "serve", "credentials", "--data", server.data)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    told = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    return Told(told[endpoint], told["access key"], told["secret key"], told["region"], authority)
+
+
+@pytest.fixture(scope="module", params=["endpoint", "endpoint for other machines"])
+def told(
+    request: pytest.FixtureRequest,
+    server: ServerHandle,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Told]:
+    if request.param == "endpoint":
+        yield told_of(server, request.param)
+        return
+    directory = tmp_path_factory.mktemp("others")
+    authority = Authority(directory)
+    certificate, key = authority.certify("server", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    with running_server(
+        directory / "data",
+        *("--store-host", "127.0.0.1", "--store-port", port),
+        *("--tls-cert", str(certificate), "--tls-key", str(key)),
+    ) as for_others:
+        yield told_of(for_others, request.param, authority.file)
 
 
 @pytest.fixture(scope="module")
-def client(storage: Storage) -> Iterator[Any]:
-    session = boto3.session.Session(
-        storage.access_key, storage.secret_key, region_name=storage.region
-    )
+def client(told: Told) -> Iterator[Any]:
+    session = boto3.session.Session(told.access_key, told.secret_key, region_name=told.region)
     client = session.client(
         "s3",
-        endpoint_url=storage.endpoint,
+        endpoint_url=told.endpoint,
+        verify=None if told.authority is None else str(told.authority),
         config=botocore.config.Config(s3={"addressing_style": "path"}, signature_version="s3v4"),
     )
     yield client
@@ -159,7 +196,11 @@ def test_upload_in_parts_that_is_given_up_leaves_nothing(client: Any, bucket: st
     assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads")
 
 
-def test_signed_urls_of_boto3_put_and_get_until_they_are_changed(client: Any, bucket: str) -> None:
+def test_signed_urls_of_boto3_put_and_get_until_they_are_changed(
+    client: Any, bucket: str, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if told.authority is not None:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(told.authority))
     place = {"Bucket": bucket, "Key": "signed/ü 1"}
     put = client.generate_presigned_url("put_object", Params=place, ExpiresIn=60)
     get = client.generate_presigned_url("get_object", Params=place, ExpiresIn=60)
@@ -172,15 +213,15 @@ def test_signed_urls_of_boto3_put_and_get_until_they_are_changed(client: Any, bu
 
 
 def test_rclone_mirrors_a_directory_both_ways(
-    storage: Storage, bucket: str, current_user: Account, tmp_path: Path
+    told: Told, bucket: str, current_user: Account, tmp_path: Path
 ) -> None:
     beside = Path(sys.executable).with_name("rclone")
     program = str(beside) if beside.exists() else shutil.which("rclone")
     if program is None:
         pytest.skip("rclone is not installed; it is in the extra 'bench'")
     remote = (
-        f':s3,provider=SeaweedFS,access_key_id="{storage.access_key}",'
-        f'secret_access_key="{storage.secret_key}",endpoint="{storage.endpoint}":{bucket}'
+        f':s3,provider=SeaweedFS,access_key_id="{told.access_key}",'
+        f'secret_access_key="{told.secret_key}",endpoint="{told.endpoint}":{bucket}'
     )
     source, back = tmp_path / "source", tmp_path / "back"
     (source / "a/ü b").mkdir(parents=True)
@@ -188,7 +229,8 @@ def test_rclone_mirrors_a_directory_both_ways(
         (source / relpath).write_bytes(content)
 
     def rclone(*arguments: str | Path) -> None:
-        command = [program, "--config", "", *map(str, arguments)]
+        trusting = [] if told.authority is None else ["--ca-cert", str(told.authority)]
+        command = [program, "--config", "", *trusting, *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
 

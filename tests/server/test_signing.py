@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,7 +18,9 @@ STORAGE = Storage(
 KEYS = ("dtool", "a/b c/é+~.txt", "x" * 300, "a=b&c?d#e%20")
 
 
-def botocore_url(method: str, key: str, headers: dict[str, str]) -> str:
+def botocore_url(
+    method: str, key: str, headers: dict[str, str], endpoint: str = STORAGE.endpoint
+) -> str:
     """Sign with botocore."""
     client = boto3.session.Session(
         aws_access_key_id=STORAGE.access_key,
@@ -25,7 +28,7 @@ def botocore_url(method: str, key: str, headers: dict[str, str]) -> str:
         region_name=STORAGE.region,
     ).client(
         "s3",
-        endpoint_url=STORAGE.endpoint,
+        endpoint_url=endpoint,
         config=Config(signature_version="s3v4", s3={"addressing_style": "path"}),
     )
     parameters: dict[str, object] = {"Bucket": "b", "Key": key}
@@ -59,11 +62,33 @@ def test_signer_signs_puts_with_pinned_headers_as_botocore_does(key: str) -> Non
     assert urlsplit(ours).path == urlsplit(theirs).path
 
 
-def signer_of(url: str) -> Signer:
+def signer_of(url: str, storage: Storage = STORAGE) -> Signer:
     """Return a signer for the moment at which `url` was signed."""
     date = parse_qs(urlsplit(url).query)["X-Amz-Date"][0]
     now = datetime.datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=datetime.timezone.utc)
-    return Signer(STORAGE, now=now, expiry_seconds=3600)
+    return Signer(storage, now=now, expiry_seconds=3600)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host"),
+    [
+        ("https://store.example.org", "store.example.org"),
+        ("https://store.example.org:443/", "store.example.org"),
+        ("https://store.example.org:8443", "store.example.org:8443"),
+        ("http://store.example.org:80", "store.example.org"),
+        ("http://store.example.org:443", "store.example.org:443"),
+        ("https://[2001:db8::1]:8443", "[2001:db8::1]:8443"),
+    ],
+)
+def test_signer_signs_for_the_host_that_clients_reach(endpoint: str, host: str) -> None:
+    """By botocore's signature for that host: without the port that is its scheme's own."""
+    public = dataclasses.replace(STORAGE, public_endpoint=endpoint)
+    theirs = botocore_url("get_object", KEYS[1], {}, f"{endpoint.partition(':')[0]}://{host}")
+
+    ours = signer_of(theirs, public).get_url("b", KEYS[1])
+
+    assert parse_qs(urlsplit(ours).query) == parse_qs(urlsplit(theirs).query)
+    assert ours.startswith(f"{endpoint.rstrip('/')}/b/")
 
 
 def test_storage_does_not_show_its_secret() -> None:

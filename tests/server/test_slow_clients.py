@@ -28,6 +28,7 @@ class Channel:
     moved_s: float = NOW_S
     request_s: float = NOW_S
     request: Any = None
+    is_shaking_hands: bool = False
     requests: list[Any] = dataclasses.field(default_factory=list)
     total_outbufs_len: int = 0
 
@@ -52,6 +53,8 @@ def still(**state: Any) -> Channel:
         (Channel(), False),
         (Channel(request=Head()), False),
         (Channel(request=Head(), request_s=NOW_S - HEAD_S - 1), True),  # though it trickles
+        (Channel(is_shaking_hands=True), False),
+        (Channel(is_shaking_hands=True, request_s=NOW_S - HEAD_S - 1), True),
         (Channel(request=Body(), request_s=NOW_S - 3600), False),  # a large one, that moves
         (
             still(

@@ -154,12 +154,25 @@ def _marked_processes(root: Path, pids: list[int] | None = None) -> Iterator[int
 def _remove_sockets() -> None:
     """Remove the sockets in /tmp of stores that were killed: no process has them open."""
     paths = [*STORE_SOCKETS.parent.glob(STORE_SOCKETS.name)]
-    lines = Path("/proc/net/unix").read_text().splitlines()  # read later: it has all of them
-    used = {line.split()[-1] for line in lines}
+    used = _bound_sockets()  # read later: it has all of them
     for path in paths:
         with contextlib.suppress(OSError):  # another user's, or gone
             if str(path) not in used and stat.S_ISSOCK(path.lstat().st_mode):
                 path.unlink()
+
+
+def _bound_sockets() -> set[str]:
+    """Return the paths of Unix sockets, of every network namespace that a process is in."""
+    found: set[str] = set()
+    read: set[str] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # gone, or another user's
+            namespace = os.readlink(process / "ns/net")
+            if namespace not in read:
+                lines = (process / "net/unix").read_text().splitlines()
+                found |= {line.split()[-1] for line in lines}
+                read.add(namespace)
+    return found
 
 
 def _command(pid: int) -> str:

@@ -24,6 +24,8 @@ from dserverfs.server.web import TOKEN_LIFE
 from tests.support.server_store import storage_of
 from tests.support.servers import ServerHandle, encoded, new_uuid, upload_body
 
+PUBLIC_URL = "https://data.example.org"
+
 
 class _SwitchedStores(Stores):
     """Stores of which another can take the place for a while."""
@@ -51,7 +53,7 @@ class AppClient:
         self._tokens: dict[str, str] = {}
         self._sessions: dict[str, str] = {}
         self.store.client.meta.events.register("before-call.s3", self._count)
-        self.settings = ServerSettings(lambda key: None)
+        self.settings = ServerSettings(lambda key: None, public_url=PUBLIC_URL)
         self.app: Flask = app.create(data, self.stores, self.settings)
         self.base_uri = self.storage.base_uri
         with self.app.app_context():

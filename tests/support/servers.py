@@ -36,6 +36,7 @@ class ServerHandle:
     base_uri: str  # dserver://HOST:PORT/s3/BUCKET
     token_file: Path
     process: subprocess.Popen[str]
+    for_others: Mapping[str, str]  # what other machines are told, if it is for them
 
     @property
     def backend_uri(self) -> str:
@@ -88,10 +89,14 @@ class ServerHandle:
         return self.request("POST", path, body, **options)
 
 
-def serve_command(data: Path, *options: str) -> list[str]:
-    """Return the command for `serve`, under the guard that ends it with this process."""
+def serve_command(data: Path, *options: str, prefix: Sequence[str] = ()) -> list[str]:
+    """Return the command for `serve`, under the guard that ends it with this process.
+
+    `prefix` is a program, with its path, that becomes the rest of the command.
+    """
     return [
         *(sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())),
+        *prefix,
         *(sys.executable, "-m", "dserverfs", "serve", "--data", str(data), *options),
     ]
 
@@ -101,13 +106,15 @@ def serve_environment(sources: Path = SOURCES) -> dict[str, str]:
 
 
 @contextmanager
-def running_server(data: Path, *options: str, sources: Path = SOURCES) -> Iterator[ServerHandle]:
+def running_server(
+    data: Path, *options: str, sources: Path = SOURCES, prefix: Sequence[str] = ()
+) -> Iterator[ServerHandle]:
     """Run `dserverfs serve` of some version's sources on a free port until the end of the block."""
     log_path = data.with_name(data.name + ".log")
     with (
         open(log_path, "ab") as log,
         subprocess.Popen(
-            serve_command(data, "--port", "0", *options),
+            serve_command(data, "--port", "0", *options, prefix=prefix),
             stdout=subprocess.PIPE,
             stderr=log,
             cwd=sources,
@@ -116,9 +123,10 @@ def running_server(data: Path, *options: str, sources: Path = SOURCES) -> Iterat
         ) as process,
     ):
         try:
-            lines = _first_lines(process, 3, log_path)
-            url, base_uri, token_file = (line.partition(": ")[2] for line in lines)
-            yield ServerHandle(url, base_uri, Path(token_file), process)
+            lines = [line.partition(": ") for line in _first_lines(process, log_path)]
+            url, base_uri, token_file = (told for _, _, told in lines[:3])
+            for_others = {name: told for name, _, told in lines[3:]}
+            yield ServerHandle(url, base_uri, Path(token_file), process, for_others)
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -128,12 +136,12 @@ def running_server(data: Path, *options: str, sources: Path = SOURCES) -> Iterat
                     process.kill()
 
 
-def _first_lines(process: subprocess.Popen[str], count: int, log: Path) -> list[str]:
-    """Return the first lines of output; fails with the log when they do not come."""
+def _first_lines(process: subprocess.Popen[str], log: Path) -> list[str]:
+    """Return the lines that are printed when it is ready; fails with the log without them."""
     assert process.stdout is not None
     deadline = time.monotonic() + START_TIMEOUT_S
     text = ""
-    while text.count("\n") < count:
+    while text.count("\n") < (3 if "://127.0.0.1:" in text.partition("\n")[0] else 5):
         ready, _, _ = select.select([process.stdout], [], [], deadline - time.monotonic())
         part = os.read(process.stdout.fileno(), 4096).decode() if ready else ""
         if not part:
@@ -177,7 +185,8 @@ def upload_body(contents: Mapping[str, bytes], **others: Any) -> dict[str, Any]:
 def put_items(begun: Mapping[str, Any], contents: Mapping[str, bytes], readme: bytes = b"") -> None:
     """Put the README and these items to the URLs of an answer of `/signed-urls/upload`."""
     with requests.Session() as session:
-        session.trust_env = False
+        session.trust_env = False  # no proxies; but a certificate authority of the test's
+        session.verify = os.environ.get("REQUESTS_CA_BUNDLE", True)
         session.put(begun["upload_urls"]["readme"], data=readme, timeout=60).raise_for_status()
         for item in begun["upload_urls"]["items"].values():
             if item["relpath"] in contents:

@@ -44,6 +44,7 @@ from dserverfs.server.routes import answers
 from dserverfs.server.routes.logins import Logins
 from dserverfs.server.routes.routing import Asked, Right, Route
 from dserverfs.server.routes.signed_urls import SignedUrls
+from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.stores import Stores
 
 SESSION_LIFE = datetime.timedelta(days=7)  # as a token for a password
@@ -70,8 +71,9 @@ _HEADERS = {
 class Pages:
     """The handlers of one app."""
 
-    def __init__(self, signing: SignedUrls, logins: Logins) -> None:
+    def __init__(self, signing: SignedUrls, settings: ServerSettings, logins: Logins) -> None:
         self._signing = signing
+        self._settings = settings
         self._logins = logins
 
     def get_start(self, asked: Asked) -> Response:
@@ -114,7 +116,7 @@ class Pages:
         if dataset is None:
             raise NotFound(f"{uri} is not registered", uri=uri)
         facts = dataset.as_dict()
-        client_uri = DserverURI(request.host, facts["base_uri"], UUID(facts["uuid"]))
+        client_uri = DserverURI(self._settings.server, facts["base_uri"], UUID(facts["uuid"]))
         part, after = asked.body.get("part", ""), asked.body.get("after", "")
         kept = registered()
         return page(
@@ -122,7 +124,7 @@ class Pages:
             {
                 "dataset": facts,
                 "client_uri": shlex.quote(str(client_uri)),
-                "server": shlex.quote(request.host),
+                "server": shlex.quote(self._settings.login_address),
                 "readme": readme.read(kept.get_readme_text(uri)),
                 "tags": kept.get_tags(uri),
                 "annotations": kept.get_annotations(uri),
@@ -172,9 +174,9 @@ class Pages:
         return Response(style, mimetype="text/css", headers=headers)
 
 
-def routes(stores: Stores, logins: Logins) -> tuple[Route, ...]:
+def routes(stores: Stores, settings: ServerSettings, logins: Logins) -> tuple[Route, ...]:
     """Return the rows of the table of rights for pages."""
-    pages = Pages(SignedUrls(stores), logins)
+    pages = Pages(SignedUrls(stores), settings, logins)
     U, S, N = Right.USER, Right.SEARCH, Right.NONE  # as in the table of the other routes
     return (
         Route("GET /", U, pages.get_start),
@@ -187,10 +189,10 @@ def routes(stores: Stores, logins: Logins) -> tuple[Route, ...]:
     )
 
 
-def install(app: Flask, stores: Stores, logins: Logins) -> None:
+def install(app: Flask, stores: Stores, settings: ServerSettings, logins: Logins) -> None:
     """Give the app the pages; their errors are pages, too."""
     blueprint = Blueprint("pages", __name__)
-    for route in routes(stores, logins):
+    for route in routes(stores, settings, logins):
         view = view_of(route)
         blueprint.add_url_rule(route.rule, view.__name__, view, methods=[route.method])
     for kind in answers.HANDLED:

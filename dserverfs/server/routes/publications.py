@@ -27,7 +27,7 @@ from typing import Any
 import dservercore.utils
 from dservercore import utils_auth
 from dservercore.extensions import sql_db
-from flask import Response, request
+from flask import Response
 
 from dserverfs.base.errors import NotFound
 from dserverfs.server.database import forms, links
@@ -63,7 +63,7 @@ class Publications:
         end = datetime.datetime.fromtimestamp(now + expiry_seconds, datetime.timezone.utc)
         return {
             "uri": uri,
-            "url": request.host_url.rstrip("/") + path,
+            "url": self._settings.public_url + path,
             "path": path,  # for a client that reaches the server by another address
             "expiry_seconds": expiry_seconds,
             "expiry_timestamp": end.isoformat(),

@@ -3,6 +3,7 @@
     store/lock        inherited by `weed`, so held as long as any `weed` uses this directory
     store/boot.json   when it was first started since the machine was
     store/ports.json  the ports used last, used again if free: signed URLs outlive a restart
+    store/public_endpoint  what signed URLs name, if that is not 127.0.0.1; else empty
     store/weed.log    its output; weed.log.1 is the run before
     store/data/       volumes and metadata
     store/s3.sock, store/filer.sock            only this user can connect to them
@@ -39,14 +40,13 @@ from dserverfs.base.clock import boot_id
 from dserverfs.base.durable_files import write_durably
 from dserverfs.base.errors import DserverfsError, Unreachable, UsageError
 from dserverfs.base.locks import open_lock, try_lock
-from dserverfs.server.store import die_with_parent
 from dserverfs.server.store.bucket import ObjectStore
 from dserverfs.server.store.signals import Signals
 from dserverfs.server.store.signing import Storage
 from dserverfs.server.store.weed_config import Credentials, WeedConfig
+from dserverfs.server.store.weed_process import StoreEnded, WeedProcess
 
 START_DEADLINE_S = 60.0  # measured 2 s; a cold disk and a busy machine take longer
-STOP_DEADLINE_S = 0.5  # its volumes are closed 0.02 s after SIGTERM
 LOCK_DEADLINE_S = 10.0  # a killed `weed` is gone in milliseconds
 POLL_S = 0.05
 _VERSION_TIMEOUT_S = 10.0
@@ -96,23 +96,27 @@ _OPTIONS = (
 _LEAST_VERSION = (4, 48)
 _VERSION = re.compile(r"\b(\d+)\.(\d+)\b")
 _PROBE_KEY = "dserverfs-probe"
-_TAIL_BYTES = 64 * 1024
-_FATAL = re.compile(r"F\d{4} ")
-
-
-class StoreEnded(DserverfsError):
-    """`weed` ended by itself; the message has the end of its log."""
 
 
 class SeaweedFS:
     """`weed` on one directory, in which nothing else is kept."""
 
-    def __init__(self, directory: Path, *, bucket: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        bucket: str,
+        public_endpoint: str = "",
+        s3_port: int | None = None,
+    ) -> None:
+        """Signed URLs name `public_endpoint`, if there is one; `s3_port` is the one to take."""
         self._directory = directory
         self._bucket = bucket
+        self._public_endpoint = public_endpoint
+        self._s3_port = s3_port
         self._log = directory / "weed.log"
         self._config = WeedConfig(directory)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process = WeedProcess(self._log, self._config.directory)
         self._ports: Mapping[str, int] = {}
 
     @contextmanager
@@ -129,17 +133,9 @@ class SeaweedFS:
             self._wait_for(lock, signals)
             self._config.prepare()
             (self._directory / "data").mkdir(mode=0o700, exist_ok=True)
-            self._command = [
-                *(sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())),
-                # Into its log here, and not /tmp as well. Warnings and worse: at INFO it
-                # grows by 4 MB a day with nothing to do.
-                *(weed, "-logtostderr", "-v=-1", "server", *_OPTIONS),
-                f"-dir={self._directory / 'data'}",
-                f"-s3.config={self._config.s3_file}",
-            ]
+            self.weed, self.lock = weed, lock
             stack.callback(self._stop)
-            self._start(lock)
-            self._inherited = lock
+            self._start()
             yield
 
     def wait_ready(self, signals: Signals) -> ObjectStore:
@@ -155,6 +151,7 @@ class SeaweedFS:
                 fault = _probe(probed, self._bucket)
                 if fault is None:
                     write_durably(self._directory / "ports.json", json.dumps(self._ports).encode())
+                    write_durably(self._public_file, f"{self._public_endpoint}\n".encode())
                     return ObjectStore(
                         storage,
                         directory=self._directory,
@@ -168,18 +165,20 @@ class SeaweedFS:
                 signals.wait(POLL_S)
             if ports_are_free(self._ports):
                 break  # it ended for another reason
-            self._start(self._inherited)
+            self._start()
         raise self.failure()
 
     def ended(self) -> int | None:
         """Return the exit status of `weed`, or None while it runs."""
-        return None if self._process is None else self._process.poll()
+        return self._process.ended()
 
     def failure(self) -> StoreEnded:
         """Return what to raise when `weed` ended by itself."""
-        status = self.ended()
-        how = f"by signal {-status}" if status is not None and status < 0 else f"with {status}"
-        return StoreEnded(f"weed ended {how}; the end of {self._log}: {_tail(self._log)}")
+        return self._process.failure()
+
+    def filer(self) -> str:
+        """Return where other programs of `weed` reach it, while it runs."""
+        return f"127.0.0.1:{self._ports['filer.port']}.{self._ports['filer.port.grpc']}"
 
     def _wait_for(self, lock: int, signals: Signals) -> None:
         """Return when no `weed` of an earlier run has the directory; raises UsageError."""
@@ -192,31 +191,18 @@ class SeaweedFS:
                 )
             signals.wait(POLL_S)
 
-    def _start(self, lock: int) -> None:
-        self._ports = usable_ports(self._last_ports())
-        if self._log.exists():
-            self._log.replace(self._log.with_name("weed.log.1"))
-        with open(self._log, "ab", opener=_private_opener) as output:
-            self._process = subprocess.Popen(
-                [*self._command, *(f"-{name}={port}" for name, port in self._ports.items())],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=child_processes.environment(),
-                cwd=self._config.directory,
-                pass_fds=[lock],
-                start_new_session=True,  # Ctrl-C in a terminal is for us alone
-            )
+    def _start(self) -> None:
+        self._ports = usable_ports(self._last_ports(), self._s3_port)
+        arguments = [
+            *("server", *_OPTIONS),
+            f"-dir={self._directory / 'data'}",
+            f"-s3.config={self._config.s3_file}",
+            *(f"-{name}={port}" for name, port in self._ports.items()),
+        ]
+        self._process.start(self.weed, arguments, lock=self.lock)
 
     def _stop(self) -> None:
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.stop()
         remove_sockets(self._ports)
         for name in ("s3.sock", "filer.sock"):
             (self._directory / name).unlink(missing_ok=True)
@@ -226,7 +212,13 @@ class SeaweedFS:
         self._ports = self._last_ports()
         if not self._ports:
             raise UsageError(f"{self._directory}: no store was ever started there")
+        with suppress(FileNotFoundError):  # a store of an earlier version is on this machine alone
+            self._public_endpoint = self._public_file.read_text().strip()
         return self._storage(self._config.credentials())
+
+    @property
+    def _public_file(self) -> Path:
+        return self._directory / "public_endpoint"
 
     def _storage(self, credentials: Credentials) -> Storage:
         return Storage(
@@ -234,6 +226,7 @@ class SeaweedFS:
             access_key=credentials.access_key,
             secret_key=credentials.secret_key,
             bucket=self._bucket,
+            public_endpoint=self._public_endpoint,
         )
 
     def _last_ports(self) -> Mapping[str, int]:
@@ -324,23 +317,48 @@ def _probe(store: ObjectStore, bucket: str) -> DserverfsError | None:
     return None
 
 
-def usable_ports(wanted: Mapping[str, int]) -> Mapping[str, int]:
-    """Return the ports `wanted`, else free ones; raises UsageError if others are in the way."""
+def usable_ports(wanted: Mapping[str, int], s3_port: int | None = None) -> Mapping[str, int]:
+    """Return the ports `wanted`, else free ones; `s3_port`, if given, is one of them.
+
+    Raises UsageError if others are in the way.
+    """
     remove_sockets(wanted)  # of a run that was killed
-    if wanted and ports_are_free(wanted):
-        return wanted
+    fixed = {} if s3_port is None else {"s3.port": s3_port}
+    if s3_port is not None:
+        require_free("127.0.0.1", s3_port)
+    if wanted and _are_usable({**wanted, **fixed}):
+        return {**wanted, **fixed}
     for _ in range(_STARTS):
         with ExitStack() as stack:
             sockets = [stack.enter_context(socket.socket()) for _ in _PORTS]
             for each in sockets:
                 each.bind(("127.0.0.1", 0))
-            ports = dict(zip(_PORTS, (each.getsockname()[1] for each in sockets), strict=True))
-        if not any(os.path.lexists(path) for path in grpc_sockets(ports)):
+            numbers = (each.getsockname()[1] for each in sockets)
+            ports = {**dict(zip(_PORTS, numbers, strict=True)), **fixed}
+        if _are_usable(ports):
             return ports
     raise UsageError(
         "weed cannot have its sockets: another user's /tmp/seaweedfs-*.sock are in the way;"
         " remove them"
     )
+
+
+def _are_usable(ports: Mapping[str, int]) -> bool:
+    return len({*ports.values()}) == len(ports) and ports_are_free(ports)
+
+
+def require_free(host: str, port: int) -> None:
+    """Raise UsageError, for `--store-port`, if nothing can listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as candidate:
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            candidate.bind((host, port))
+        except OSError as error:
+            raise UsageError(
+                f"the store cannot listen on {host} port {port}: {error.strerror};"
+                " give another --store-port or --store-host"
+            ) from error
 
 
 def ports_are_free(ports: Mapping[str, int]) -> bool:
@@ -372,21 +390,3 @@ def remove_sockets(ports: Mapping[str, int]) -> None:
     for path in grpc_sockets(ports):
         with suppress(OSError):
             path.unlink()
-
-
-def _tail(path: Path) -> str:
-    """Return the end of a log as one line: the fatal error if there is one."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return "(no log)"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # glog marks it so, and writes the stacks of all threads after it.
-    fatal = [line for line in lines if _FATAL.match(line)]
-    return " | ".join(fatal[-1:] or lines[-3:]) or "(empty)"
-
-
-def _private_opener(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -30,8 +30,27 @@ _PUBLISH_EXPIRY = "DTOOL_S3_PUBLISH_EXPIRY"
 class ServerSettings:
     """The settings that `get` returns by name; it returns None for one that is not set."""
 
-    def __init__(self, get: Callable[[str], str | None]) -> None:
+    def __init__(
+        self, get: Callable[[str], str | None], *, public_url: str = "http://127.0.0.1:5000"
+    ) -> None:
+        """`public_url` is what clients reach the server by, without a slash at its end."""
         self._get = get
+        self.public_url = public_url
+
+    def reached_by(self, public_url: str) -> ServerSettings:
+        """Return the same settings of a server that clients reach by another URL."""
+        return ServerSettings(self._get, public_url=public_url)
+
+    @property
+    def server(self) -> str:
+        """Return HOST[:PORT], as it is in URIs."""
+        return urlsplit(self.public_url).netloc
+
+    @property
+    def login_address(self) -> str:
+        """Return what `dserverfs login` has to be given: the URL, if it cannot be guessed."""
+        parts = urlsplit(self.public_url)
+        return parts.netloc if parts.scheme == "http" and not parts.path else self.public_url
 
     def publish_expiry_s(self) -> int:
         """Return how long links last; raises UsageError for a setting that is no number."""

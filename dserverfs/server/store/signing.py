@@ -39,10 +39,16 @@ class Storage:
     region: str = "us-east-1"
     max_put_bytes: int = 5 * GIB  # of S3, for one PUT
     part_bytes: int = 64 * MIB  # of larger objects; S3 takes 5 MiB to 5 GiB
+    public_endpoint: str = ""  # what signed URLs name, where clients need another
 
     @property
     def base_uri(self) -> str:
         return f"s3://{self.bucket}"
+
+    @property
+    def signed_endpoint(self) -> str:
+        """Return what signed URLs name."""
+        return (self.public_endpoint or self.endpoint).rstrip("/")
 
 
 def bucket_of(base_uri: str) -> str:
@@ -68,8 +74,8 @@ class Signer:
 
     def __init__(self, storage: Storage, *, now: datetime.datetime, expiry_seconds: int) -> None:
         self._storage = storage
-        self._endpoint = storage.endpoint.rstrip("/")
-        self._host = urlsplit(storage.endpoint).netloc
+        self._endpoint = storage.signed_endpoint
+        self._host = _signed_host(self._endpoint)
         self._moment = now.strftime("%Y%m%dT%H%M%SZ")
         self._scope = f"{self._moment[:8]}/{storage.region}/s3/aws4_request"
         self._expiry_seconds = expiry_seconds
@@ -123,6 +129,13 @@ class Signer:
         to_sign = f"AWS4-HMAC-SHA256\n{self._moment}\n{self._scope}\n{digest}"
         signature = hmac.digest(self._key, to_sign.encode(), "sha256").hex()
         return f"{self._endpoint}{path}?{query}&X-Amz-Signature={signature}"
+
+
+def _signed_host(endpoint: str) -> str:
+    """Return the Host that clients say: without the port that its scheme has by itself."""
+    parts = urlsplit(endpoint)
+    default = {"http": ":80", "https": ":443"}.get(parts.scheme, ":")
+    return parts.netloc.removesuffix(default)
 
 
 def _signing_key(secret_key: str, date: str, region: str) -> bytes:
