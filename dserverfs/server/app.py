@@ -18,10 +18,11 @@ from sqlalchemy import event
 
 from dserverfs import __version__
 from dserverfs.base import wire_names
-from dserverfs.server import datadir
+from dserverfs.server import access_log, datadir
 from dserverfs.server.database import (
     changes,
     links,
+    locks,
     part_uploads,
     passwords,
     retrieve,
@@ -35,9 +36,11 @@ from dserverfs.server.database import (
 )
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.pages import views
-from dserverfs.server.routes import answers, table
+from dserverfs.server.routes import answers, guesses, table
 from dserverfs.server.routes.answers import answer
+from dserverfs.server.routes.health import Health
 from dserverfs.server.routes.logins import Logins
+from dserverfs.server.routes.metrics import Metrics
 from dserverfs.server.routes.request_check import RequestCheck
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.stores import Stores
@@ -49,7 +52,7 @@ _PLUGINS = {
 }
 _MODULES_WITH_TABLES = (
     *(search, retrieve, uploads, upload_place, part_uploads),
-    *(changes, passwords, tokens, links, sessions, stored_block_hashes),
+    *(changes, passwords, tokens, links, sessions, stored_block_hashes, guesses),
 )
 _SECRETS = ["JWT_PRIVATE_KEY", "SECRET_KEY", "SQLALCHEMY_DATABASE_URI"]
 
@@ -68,11 +71,15 @@ def create(directory: DataDirectory, stores: Stores, settings: ServerSettings) -
     # It logs the headers of each request at DEBUG, tokens and all.
     app.logger.setLevel(max(logging.INFO, app.logger.getEffectiveLevel()))
     app.view_functions["config.server_versions"] = _versions
+    locks.install(app, locks.FileLocks(directory.path / "locks"))
     logins = Logins()
-    table.install(app, stores, settings, logins)
+    token = directory.metrics_token()
+    health, metrics = Health(stores, token), Metrics(token)
+    table.install(app, table.Parts(stores, settings, logins, health, metrics))
     views.install(app, stores, logins)
     RequestCheck(stores).install(app)
     answers.install(app)
+    access_log.install(app, metrics, settings.get(access_log.SETTING))
     with app.app_context():
         event.listen(dservercore.sql_db.engine, "connect", _configure_connection)
         dservercore.sql_db.create_all()

@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jwt
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.utilities import Error, RequestEntityTooLarge
 
-from dserverfs.server.request_limits import WITHOUT_TOKEN_BYTES, max_body_bytes
+from dserverfs.server.request_limits import WITHOUT_TOKEN_BYTES, max_body_bytes, signed_by
 
 _BEARER = "Bearer "
 _OF_LOGIN = ("/token", "/auth/token", "/browse/login")
@@ -25,15 +24,8 @@ _OF_LOGIN = ("/token", "/auth/token", "/browse/login")
 def limited_channel(public_key_pem: str) -> type[HTTPChannel]:
     """Return the class for waitress's connections; tokens are those that the key has signed."""
 
-    def is_ours(token: str) -> bool:
-        try:
-            jwt.decode(token, public_key_pem, algorithms=["RS256"])
-        except jwt.PyJWTError:
-            return False
-        return True
-
     class Parser(_LimitedParser):
-        is_token = staticmethod(is_ours)
+        is_token = staticmethod(signed_by(public_key_pem))
 
     class Channel(_WatchedChannel):
         parser_class = Parser

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from dserverfs.base import service_manager
 from dserverfs.base.errors import DserverfsError, Unsupported, UsageError
+from dserverfs.server import log_format
 from dserverfs.server.datadir import DataDirectory
-from dserverfs.server.log_format import ServerFormatter
 from dserverfs.server.store import signing
 from dserverfs.server.store.seaweedfs import SeaweedFS
 from dserverfs.server.store.settings import ServerSettings
@@ -47,12 +47,7 @@ class ServeOptions:
 def serve(options: ServeOptions, settings: ServerSettings) -> int:
     """Run the server until SIGINT or SIGTERM; return 0 then. Raises DserverfsError."""
     options.check(settings)
-    handler = logging.StreamHandler()
-    handler.setFormatter(ServerFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for name in ("dservercore", "alembic"):  # they tell at INFO how they were put together
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # "depth is 1" says nothing
+    log_format.configure()
     os.umask(0o077)
     directory = DataDirectory(options.data)
     with Signals() as signals:

@@ -19,8 +19,9 @@ from flask import Flask
 
 from dserverfs.server import app, slow_clients
 from dserverfs.server.bodies import limited_channel
-from dserverfs.server.database import changes, passwords, tokens
+from dserverfs.server.database import changes, locks, passwords, tokens
 from dserverfs.server.datadir import DataDirectory, write_private
+from dserverfs.server.routes.health import Health
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.signals import Signals
 from dserverfs.server.store.stores import Stores
@@ -35,10 +36,15 @@ def create_app(
     directory: DataDirectory, stores: Stores, settings: ServerSettings, base_uri: str
 ) -> Flask:
     """Return the app of a data directory, with its first user and that user's new token."""
-    flask = app.create(directory, stores, settings)
-    with flask.app_context():
-        _prepare_first_user(directory, base_uri)
-        changes.repair_all(stores)
+    with directory.starting():
+        flask = app.create(directory, stores, settings)
+        with flask.app_context():
+            with locks.holding("start of a server"):
+                _prepare_first_user(directory, base_uri)
+            health = Health(stores, "")
+            changes.repair_all(stores, lambda uri: not health.look_at_stores([uri]).failing)
+            dservercore.sql_db.session.remove()
+            dservercore.sql_db.engine.dispose()  # processes may be forked now
     return flask
 
 

@@ -33,6 +33,10 @@ class ServerSettings:
     def __init__(self, get: Callable[[str], str | None]) -> None:
         self._get = get
 
+    def get(self, name: str) -> str | None:
+        """Return a setting that is no store's."""
+        return self._get(name)
+
     def publish_expiry_s(self) -> int:
         """Return how long links last; raises UsageError for a setting that is no number."""
         value = self._get(_PUBLISH_EXPIRY)
