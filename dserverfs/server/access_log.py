@@ -54,7 +54,7 @@ def handler_of(setting: str | None) -> logging.Handler | None:
         path.touch(mode=0o600)
         return _ToFile(path, encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{SETTING}={path}: cannot be written: {error.strerror}") from error
+        raise UsageError(f"access log {path}: cannot be written: {error.strerror}") from error
 
 
 class _SaysOnce(logging.Handler):

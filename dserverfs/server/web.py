@@ -28,6 +28,7 @@ from dserverfs.server.store.stores import Stores
 
 THREADS = 8
 TOKEN_LIFE = timedelta(days=365)  # and a new one at every start
+FINISH_S = 30.0  # for requests that are under way when the server stops
 _STOP_DEADLINE_S = 1.0
 _LOOK_S = 1.0  # for clients that are too slow
 
@@ -88,7 +89,8 @@ class WebServer:
     def __init__(self, flask: Flask, listener: socket.socket, signals: Signals) -> None:
         self.fault: Exception | None = None
         self._signals = signals
-        self._stopping = False
+        self._finish_by_s: float | None = None
+        self._is_listening = True
         self._sockets: dict[int, object] = {}
         self._looked_s = 0.0
         self._server = waitress.server.create_server(
@@ -105,26 +107,38 @@ class WebServer:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Answer requests until the end of the block; those that run then get a second."""
+        """Answer requests until the end of the block; those that run then get FINISH_S."""
         self._thread.start()
         try:
             yield
         finally:
-            self._stopping = True
+            self._finish_by_s = time.monotonic() + FINISH_S
             self._server.pull_trigger()
-            self._thread.join(_STOP_DEADLINE_S)
+            self._thread.join(FINISH_S + 2 * _STOP_DEADLINE_S)
             self._server.task_dispatcher.shutdown(cancel_pending=True, timeout=_STOP_DEADLINE_S)
             waitress.wasyncore.close_all(self._sockets)
 
     def _loop(self) -> None:
         try:
-            while not self._stopping:
+            while not self._is_finished():
                 waitress.wasyncore.loop(timeout=1.0, use_poll=True, map=self._sockets, count=1)
                 if self._is_time_to_look():
                     slow_clients.close_overdue([*self._server.active_channels.values()])
         except Exception as error:  # noqa: BLE001 - top of a thread; `serve` reports it
             self.fault = error
             self._signals.wake()
+
+    def _is_finished(self) -> bool:
+        """Return whether to stop now; once it is to stop, take no more connections or requests."""
+        if self._finish_by_s is None:
+            return False
+        if self._is_listening:
+            self._is_listening = False
+            waitress.wasyncore.dispatcher.close(self._server)  # its own method ends the loop's, too
+        channels = [*self._server.active_channels.values()]
+        for channel in slow_clients.idle(channels):
+            channel.handle_close()
+        return not self._server.active_channels or time.monotonic() > self._finish_by_s
 
     def _is_time_to_look(self) -> bool:
         """Return True once a second, and whenever there are too many connections."""

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def test_all_are_listed_with_their_places(capsys: pytest.CaptureFixture[str]) ->
 
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [name for name, _ in lines] == NAMES
-    assert len(NAMES) == 5
+    assert len(NAMES) == 6
     for name, place in lines:
         assert place == str(place_of(printed(name, capsys)))
         assert "/systemd/" in place
@@ -44,6 +45,10 @@ def test_unit_runs_this_program(name: str, capsys: pytest.CaptureFixture[str]) -
     assert "@" not in re.sub("dserverfs@", "", text)
     for key, command in re.findall("^(ExecStart|ExecStop)=-?(.*)", text, re.MULTILINE):
         words = re.sub(r"\$\{?\w+\}?", "x", command).split()
+        if name == "gunicorn":
+            assert words[:3] == [f'"{sys.executable}"', "-m", "gunicorn"]
+            assert find_spec(words[-1].removeprefix("python:")) is not None
+            continue
         assert words[:3] == [f'"{sys.executable}"', "-m", "dserverfs"], key
         with pytest.raises(SystemExit) as ended:  # after the arguments were understood
             main([*words[3:], "--help"])

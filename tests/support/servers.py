@@ -88,11 +88,14 @@ class ServerHandle:
         return self.request("POST", path, body, **options)
 
 
-def serve_command(data: Path, *options: str) -> list[str]:
-    """Return the command for `serve`, under the guard that ends it with this process."""
+def serve_command(data: Path, *options: str, module: str = "dserverfs") -> list[str]:
+    """Return the command for `serve`, under the guard that ends it with this process.
+
+    `module` is one that does as `dserverfs` does.
+    """
     return [
         *(sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())),
-        *(sys.executable, "-m", "dserverfs", "serve", "--data", str(data), *options),
+        *(sys.executable, "-m", module, "serve", "--data", str(data), *options),
     ]
 
 
@@ -101,13 +104,15 @@ def serve_environment(sources: Path = SOURCES) -> dict[str, str]:
 
 
 @contextmanager
-def running_server(data: Path, *options: str, sources: Path = SOURCES) -> Iterator[ServerHandle]:
+def running_server(
+    data: Path, *options: str, sources: Path = SOURCES, module: str = "dserverfs"
+) -> Iterator[ServerHandle]:
     """Run `dserverfs serve` of some version's sources on a free port until the end of the block."""
     log_path = data.with_name(data.name + ".log")
     with (
         open(log_path, "ab") as log,
         subprocess.Popen(
-            serve_command(data, "--port", "0", *options),
+            serve_command(data, "--port", "0", *options, module=module),
             stdout=subprocess.PIPE,
             stderr=log,
             cwd=sources,
