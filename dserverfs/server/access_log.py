@@ -160,12 +160,12 @@ class _Watched:
             self._on_end(self._seen)
 
 
-def install(app: Flask, metrics: Metrics, setting: str | None) -> None:
+def install(app: Flask, setting: str | None) -> None:
     """Have the requests of an app counted, and logged where the setting says.
 
     Raises UsageError if that cannot be written.
     """
-    metrics.install(app)
+    metrics = Metrics.of(app)
     app.teardown_request(_tell)
     app.wsgi_app = Observed(app.wsgi_app, metrics, handler_of(setting))  # type: ignore[method-assign]
 

@@ -18,7 +18,7 @@ from sqlalchemy import event
 
 from dserverfs import __version__
 from dserverfs.base import wire_names
-from dserverfs.server import access_log, datadir
+from dserverfs.server import datadir
 from dserverfs.server.database import (
     changes,
     links,
@@ -79,7 +79,7 @@ def create(directory: DataDirectory, stores: Stores, settings: ServerSettings) -
     views.install(app, stores, logins)
     RequestCheck(stores).install(app)
     answers.install(app)
-    access_log.install(app, metrics, settings.get(access_log.SETTING))
+    metrics.install(app)
     with app.app_context():
         event.listen(dservercore.sql_db.engine, "connect", _configure_connection)
         dservercore.sql_db.create_all()

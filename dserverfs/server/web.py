@@ -17,7 +17,7 @@ import waitress.server
 import waitress.wasyncore
 from flask import Flask
 
-from dserverfs.server import app, slow_clients
+from dserverfs.server import access_log, app, slow_clients
 from dserverfs.server.bodies import limited_channel
 from dserverfs.server.database import changes, locks, passwords, tokens
 from dserverfs.server.datadir import DataDirectory, write_private
@@ -39,6 +39,7 @@ def create_app(
     """Return the app of a data directory, with its first user and that user's new token."""
     with directory.starting():
         flask = app.create(directory, stores, settings)
+        access_log.install(flask, settings.get(access_log.SETTING))
         with flask.app_context():
             with locks.holding("start of a server"):
                 _prepare_first_user(directory, base_uri)

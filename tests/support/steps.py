@@ -95,7 +95,7 @@ def _main() -> int:
         flask.wsgi_app = watched(flask.wsgi_app)  # type: ignore[method-assign]
         return flask
 
-    app.create = create
+    app.create = create  # type: ignore[assignment]
     return main()
 
 

@@ -36,6 +36,7 @@ except ModuleNotFoundError:
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's
 NO_ROUTE = "none"  # there is no such address
+_EXTENSION = "dserverfs_metrics"
 _BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -65,9 +66,16 @@ class Metrics:
         )
 
     def install(self, app: Flask) -> None:
-        """Count the signed URLs of each answer that is given."""
+        """Count the signed URLs of each answer that an app gives."""
+        app.extensions[_EXTENSION] = self
         if prometheus_client is not None:
             app.after_request(self._count_signed)
+
+    @staticmethod
+    def of(app: Flask) -> Metrics:
+        """Return those that an app has."""
+        metrics: Metrics = app.extensions[_EXTENSION]
+        return metrics
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request that was answered."""
