@@ -34,6 +34,7 @@ from dserverfs.server.database import (
     upload_place,
     uploads,
 )
+from dserverfs.server.database.file_locks import FileLocks
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.pages import views
 from dserverfs.server.routes import answers, guesses, table
@@ -71,7 +72,7 @@ def create(directory: DataDirectory, stores: Stores, settings: ServerSettings) -
     # It logs the headers of each request at DEBUG, tokens and all.
     app.logger.setLevel(max(logging.INFO, app.logger.getEffectiveLevel()))
     app.view_functions["config.server_versions"] = _versions
-    locks.install(app, locks.FileLocks(directory.path / "locks"))
+    locks.install(app.extensions, FileLocks(directory.path / "locks"))
     logins = Logins()
     token = directory.metrics_token()
     health, metrics = Health(stores, token), Metrics(token)

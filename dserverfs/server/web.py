@@ -41,7 +41,7 @@ def create_app(
         flask = app.create(directory, stores, settings)
         access_log.install(flask, settings.get(access_log.SETTING))
         with flask.app_context():
-            with locks.holding("start of a server"):
+            with locks.holding(locks.RIGHTS):
                 _prepare_first_user(directory, base_uri)
             health = Health(stores, "")
             changes.repair_all(stores, lambda uri: not health.look_at_stores([uri]).failing)

@@ -40,6 +40,7 @@ from tests.support.tcp_relay import relay
 CONTENTS = {"a.txt": b"alpha", "b/c.txt": b"gamma"}
 DESCRIBED: dict[str, Any] = {"tags": ["t"], "annotations": {"n": 1}}
 README = b"kept: yes\n"
+STILL_S = 3  # longer than a server needs that waits for nothing
 
 
 @pytest.fixture
@@ -219,6 +220,8 @@ def test_a_completion_that_is_under_way_ends_well_when_serve_is_stopped(
             (here / "reached").read_bytes()
             server.process.terminate()
             wait_refused(server)
+            with pytest.raises(subprocess.TimeoutExpired):
+                server.process.wait(STILL_S)
             (here / "go").write_bytes(b"x")
 
             assert answer.result(30).status_code == 200

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +66,7 @@ class Changes:
         Raises NotFound if the dataset is not registered or not in the bucket,
         and the errors of `change`.
         """
-        with _changing(uri):
+        with locks.holding(locks.CHANGE, uri):
             before = _describe(uri)
             place = self._stores.place(uri)
             metadata = StoredMetadata(place)
@@ -103,15 +102,11 @@ def repair_all(stores: Stores, store_answers: Callable[[str], bool]) -> None:
             _log.warning("%s: what is listed may be older than what is stored", uri)
             continue
         try:
-            with _changing(uri):
+            with locks.holding(locks.CHANGE, uri, wait_s=0.0):
                 if _is_unsure(uri):
                     repair_if_possible(stores, uri)
-        except Busy as error:
-            _log.warning("%s", error)
-
-
-def _changing(uri: str) -> AbstractContextManager[None]:
-    return locks.holding(f"change of {uri}")
+        except Busy:
+            continue
 
 
 def repair_if_possible(stores: Stores, uri: str) -> None:

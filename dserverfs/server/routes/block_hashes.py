@@ -48,7 +48,7 @@ class BlockHashes:
     def post_block_hashes_complete(self, asked: Asked) -> Mapping[str, Any]:
         """Make what was put the dataset's."""
         uri = asked.uri
-        with locks.holding(f"block hashes of {uri}"):
+        with locks.holding(locks.BLOCK_HASHES, uri):
             place, digest = self._lacking(uri)
             if not stored_block_hashes.adopt(place, digest, uri):
                 raise Conflict(f"{uri}: its block hashes were not uploaded", uri=uri, status=422)

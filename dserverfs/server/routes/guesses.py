@@ -20,31 +20,31 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dservercore.extensions import sql_db
+from sqlalchemy import Column, Double, Index, MetaData, Table, Text, delete, insert, select
+from sqlalchemy.schema import CreateIndex, CreateTable
 
-from dserverfs.server.database import sql
 from dserverfs.server.database.links import hash_of
 
+guess_table = Table(
+    "dserverfs_guess",
+    MetaData(),
+    Column("id", Text, primary_key=True),
+    Column("user_hash", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("made_at", Double, nullable=False),  # in epoch seconds
+    Index("dserverfs_guess_user", "user_hash", "made_at"),
+    Index("dserverfs_guess_address", "address", "made_at"),
+    Index("dserverfs_guess_made_at", "made_at"),
+)
 SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS dserverfs_guess (
-        id TEXT PRIMARY KEY,
-        user_hash TEXT NOT NULL,
-        address TEXT NOT NULL,
-        made_at REAL NOT NULL
-    )""",
-    "CREATE INDEX IF NOT EXISTS dserverfs_guess_user ON dserverfs_guess (user_hash, made_at)",
-    "CREATE INDEX IF NOT EXISTS dserverfs_guess_address ON dserverfs_guess (address, made_at)",
-    "CREATE INDEX IF NOT EXISTS dserverfs_guess_made_at ON dserverfs_guess (made_at)",
+    str(CreateTable(guess_table, if_not_exists=True)),
+    *(str(CreateIndex(index, if_not_exists=True)) for index in guess_table.indexes),
 )
 WINDOW_S = 600.0
 MAX_OF_PAIR = 10
 MAX_OF_ONE = 100
 # Longer than the window: the clock of another host may be behind.
 _KEPT_S = 3600.0
-_LIMITS = (
-    ("user_hash = :user_hash AND address = :address", MAX_OF_PAIR),
-    ("address = :address", MAX_OF_ONE),
-    ("user_hash = :user_hash", MAX_OF_ONE),
-)
 
 
 class Guess(NamedTuple):
@@ -61,37 +61,45 @@ class Guesses:
     def begin(self, username: str, address: str) -> Guess:
         """Return the guess, which counts as wrong for now, or for how long it is refused."""
         now = self._clock_s()
-        who = {"user_hash": hash_of(username), "address": address}
-        if wait_s := _wait_s(now, who):  # without a write, however many are refused
+        user_hash = hash_of(username)
+        if wait_s := _wait_s(now, user_hash, address):  # without a write, however many are refused
             return Guess(wait_s)
         guess = Guess(0.0, secrets.token_hex(16))
-        sql.execute("DELETE FROM dserverfs_guess WHERE made_at < :end", end=now - _KEPT_S)
-        sql.insert("dserverfs_guess", id=guess.id, made_at=now, **who)
+        run = sql_db.session.execute
+        run(delete(guess_table).where(guess_table.c.made_at < now - _KEPT_S))
+        row = {"id": guess.id, "user_hash": user_hash, "address": address, "made_at": now}
+        run(insert(guess_table).values(row))
         sql_db.session.commit()
-        if wait_s := _wait_s(now, who, beside=guess.id):  # others were made at the same time
+        if wait_s := _wait_s(
+            now, user_hash, address, beside=guess.id
+        ):  # others were made at the same time
             self.was_right(guess)
             return Guess(wait_s)
         return guess
 
     def was_right(self, guess: Guess) -> None:
         """Do not count a guess that was begun."""
-        sql.execute("DELETE FROM dserverfs_guess WHERE id = :id", id=guess.id)
+        sql_db.session.execute(delete(guess_table).where(guess_table.c.id == guess.id))
         sql_db.session.commit()
 
 
-def _wait_s(now: float, who: dict[str, str], *, beside: str = "") -> float:
+def _wait_s(now: float, user_hash: str, address: str, *, beside: str = "") -> float:
     """Return until when as many others were made as a limit allows; 0 if not so many were.
 
     What was made later than now, by another host's clock, counts as made now.
     """
+    kept = guess_table.c
+    by_user, at_address = kept.user_hash == user_hash, kept.address == address
+    start = now - WINDOW_S
     wait_s = 0.0
-    for condition, limit in _LIMITS:
-        statement = (
-            f"SELECT made_at FROM dserverfs_guess WHERE {condition} AND made_at > :start"
-            " AND id <> :beside ORDER BY made_at DESC LIMIT 1 OFFSET :before"
-        )
-        start = now - WINDOW_S
-        made_at = sql.value(statement, start=start, beside=beside, before=limit - 1, **who)
+    for conditions, limit in (
+        ((by_user, at_address), MAX_OF_PAIR),
+        ((at_address,), MAX_OF_ONE),
+        ((by_user,), MAX_OF_ONE),
+    ):
+        others = (*conditions, kept.made_at > start, kept.id != beside)
+        last = select(kept.made_at).where(*others).order_by(kept.made_at.desc())
+        made_at = sql_db.session.execute(last.limit(1).offset(limit - 1)).scalar()
         if made_at is not None:
             wait_s = max(wait_s, min(float(made_at), now) - start)
     return wait_s

@@ -58,7 +58,7 @@ class Multipart:
         if item.size_in_bytes <= place.store.storage.max_put_bytes:
             # The store would check the MD5 of the parts, and nobody that of the item.
             raise UsageError(f"{item.relpath} fits in one PUT and goes in no parts", status=422)
-        with locks.holding(f"item {identifier} of {uri}"):
+        with locks.holding(locks.ITEM, uri + identifier):
             if part_uploads.is_stored(place, identifier, item):
                 return {"stored": True}
             begun = part_uploads.find(uri, identifier)
@@ -95,7 +95,7 @@ class Multipart:
         """Make the item of its parts."""
         uri, identifier = _subject(asked)
         etags = asked.body["etags"]
-        with locks.holding(f"item {identifier} of {uri}"):
+        with locks.holding(locks.ITEM, uri + identifier):
             begun = _require_begun(uri, identifier)
             store, bucket, keys = self._stores.place_now(uri)
             key = keys.item(identifier)

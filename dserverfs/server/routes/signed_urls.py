@@ -45,7 +45,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import dservercore.utils
@@ -159,7 +158,7 @@ class SignedUrls:
         store = self._stores.of(base_uri)
         announced = UploadRequest.of(asked.body, max_item_bytes=MAX_OBJECT_BYTES)
         uri = f"{base_uri}/{announced.uuid}"
-        with _uploading(announced.uuid):
+        with locks.holding(locks.UPLOAD, announced.uuid):
             before = uploads.find_by_uuid(announced.uuid)
             upload = _announce(uri, base_uri, asked.username, announced, before)
             self._stores.ensure_bucket(base_uri)
@@ -229,7 +228,7 @@ class SignedUrls:
     def delete_upload(self, asked: Asked) -> Mapping[str, Any]:
         """Delete a pending upload and all that is stored of it."""
         uri = asked.uri
-        with _uploading(uri.rpartition("/")[2]):
+        with locks.holding(locks.UPLOAD, uri.rpartition("/")[2]):
             _pending(asked)
             place = self._stores.place_now(uri)
             _require_not_frozen(place, uri)
@@ -245,7 +244,7 @@ class SignedUrls:
         """Freeze a pending upload whose items are all there, and register it."""
         uri = asked.uri
         uuid = uri.rpartition("/")[2]
-        with _uploading(uuid):
+        with locks.holding(locks.UPLOAD, uuid):
             upload = uploads.find_by_uri(uri)
             if upload is None and uploads.find_by_uuid(uuid) is not None:
                 raise Conflict(f"{uuid} is being uploaded to another base URI", uri=uri)
@@ -265,10 +264,6 @@ class SignedUrls:
             dservercore.utils.register_dataset(dataset_info)  # commits both
             StoredMetadata(place).drop_uploaded()
         return {"uri": uri, "status": "registered", "name": upload.request.name, "uuid": uuid}
-
-
-def _uploading(uuid: str) -> AbstractContextManager[None]:
-    return locks.holding(f"upload of {uuid}")
 
 
 def _announce(
