@@ -166,13 +166,21 @@ def test_a_worker_that_is_killed_at_any_step_of_a_completion_costs_nothing(
             )
         )
 
-    assert len(killed_at) > 20
+    assert len(killed_at) > 15
     assert log.read_text().count("was sent SIGKILL") == len(killed_at)
 
 
 def wait_logged(log: Path, text: str) -> None:
     while text not in log.read_text():
         os.sched_yield()
+
+
+def require_registered(data: Path, uri: str) -> None:
+    """Require that a dataset is the one that the database of a stopped server has."""
+    with contextlib.closing(sqlite3.connect(data / "dserver.sqlite")) as database:
+        for table in ("dataset", "dserverfs_description", "dserverfs_search"):
+            assert database.execute(f"SELECT uri FROM {table}").fetchall() == [(uri,)]
+        assert database.execute("SELECT uri FROM dserverfs_upload").fetchall() == []
 
 
 def test_a_completion_that_is_under_way_ends_well_when_gunicorn_is_stopped(
@@ -182,7 +190,7 @@ def test_a_completion_that_is_under_way_ends_well_when_gunicorn_is_stopped(
     with running_gunicorn(environment, app=WITH_STEPS, log=log) as server:
         begun = begin(server, upload_body(CONTENTS, **DESCRIBED))
         put_items(begun, CONTENTS, README)
-        (here / "hold").write_text("9")
+        (here / "hold").write_text("5")
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(complete, server, begun["uri"])
             (here / "reached").read_bytes()
@@ -193,8 +201,7 @@ def test_a_completion_that_is_under_way_ends_well_when_gunicorn_is_stopped(
             assert answer.result(30).status_code == 200
         assert server.process.wait(30) == 0
 
-    with running_gunicorn(environment, log=log) as server:
-        require_whole(server, begun["uri"])
+    require_registered(server.data, begun["uri"])
 
 
 def wait_refused(server: ServerHandle) -> None:
@@ -214,7 +221,7 @@ def test_a_completion_that_is_under_way_ends_well_when_serve_is_stopped(
     with running_server(tmp_path / "serve", module="tests.support.steps") as server:
         begun = begin(server, upload_body(CONTENTS, **DESCRIBED))
         put_items(begun, CONTENTS, README)
-        (here / "hold").write_text("9")
+        (here / "hold").write_text("5")
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(complete, server, begun["uri"])
             (here / "reached").read_bytes()
@@ -227,9 +234,7 @@ def test_a_completion_that_is_under_way_ends_well_when_serve_is_stopped(
             assert answer.result(30).status_code == 200
         assert server.process.wait(30) == 0
 
-    with sqlite3.connect(tmp_path / "serve" / "dserver.sqlite") as database:
-        assert database.execute("SELECT uri FROM dataset").fetchall() == [(begun["uri"],)]
-    database.close()
+    require_registered(tmp_path / "serve", begun["uri"])
 
 
 def test_servers_that_start_at_once_are_one_server(
@@ -369,7 +374,9 @@ def test_gunicorn_ends_with_one_line_of_ours_when_it_cannot_start(
     config.write_text(f"from dserverfs.server.gunicorn_conf import *\npreload_app = {preload}\n")
     environment["DSERVER_BUCKET"] = "nowhere"
 
-    with started(environment, "--config", str(config), log=log) as server:
+    # One worker: gunicorn trips over a second one that ends while it ends because of the first.
+    options = ("--config", str(config), "--workers", "1")
+    with started(environment, *options, log=log) as server:
         assert server.process.wait(60) == EXIT_STATUS
 
     text = log.read_text()

@@ -1,8 +1,7 @@
 """The steps of a request to complete an upload, at one of which its process is killed or held.
 
-A step is a request to the store, before it is sent and after it was answered, or a commit,
-before and after it. `HERE` names a directory, in which the test says at which step what
-happens:
+A step is a request to the store that is about to be sent, or a commit, before and after it.
+`HERE` names a directory, in which the test says at which step what happens:
 
     kill   the number of a step: the file is deleted, then the process is killed
     hold   the number of a step: the file is deleted, then `reached` and `go`, two pipes, are
@@ -42,8 +41,7 @@ def install() -> None:
 
     def with_steps(self: ObjectStore, *arguments: Any, **options: Any) -> None:
         plain(self, *arguments, **options)
-        for name in ("before-call.s3", "after-call.s3"):
-            self.client.meta.events.register(name, _step)
+        self.client.meta.events.register("before-call.s3", _step)
 
     ObjectStore.__init__ = with_steps  # type: ignore[method-assign]
     for name in ("before_commit", "after_commit"):
