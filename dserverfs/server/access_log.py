@@ -9,8 +9,8 @@ and no header is in a line, so no token, link or password. `user` is who proved 
 else null. A request's id is the client's or its proxy's X-Request-Id, if it is a plain word, else
 a new one; the answer has it as well.
 
-A WSGI middleware, the same under waitress and gunicorn, which also tells the metrics. What a
-web server refuses by itself, before it has a request, is not seen. Each line is one write to the
+A WSGI middleware, the same under waitress and gunicorn, which also tells the metrics. What is
+refused before it, as a body that is too large, is not seen. Each line is one write to the
 end of the file, so processes can share it, and the file is opened anew when it was moved away.
 """
 

@@ -86,7 +86,7 @@ class Health:
         """Ask the database, and the stores of all base URIs that it has."""
         try:
             base_uris = self._ask(DATABASE, lambda: _base_uris(engine)).result(CHECK_S)
-        except (TimeoutError, SQLAlchemyError) as error:
+        except (TimeoutError, SQLAlchemyError, DserverfsError, OSError) as error:
             return Found({DATABASE: _reason(error)}, ())
         return self.look_at_stores(base_uris)
 
