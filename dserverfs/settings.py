@@ -37,6 +37,11 @@ before what is set for all.
                                  a list in dtool.json; set to nothing: every file is an item
     DTOOL_README_TEMPLATE_FPATH  what README.yml begins as in an editor, a template of dtool's
     DTOOL_USER_FULL_NAME, DTOOL_USER_EMAIL  are filled into it
+    DSERVER_DATA                 data directory of the embedded server
+    DSERVER_BUCKET               bucket of its base URI, under gunicorn (default datasets)
+    DSERVER_PUBLIC_URL           what clients reach it by, under gunicorn
+    DSERVER_TRUSTED_PROXIES      addresses and networks of its proxies, under gunicorn; commas
+    DSERVER_ACCESS_LOG           file for its access log; -: standard output
     DSERVER_CORE_DUMPS           true: the memory of the daemon and of `serve`, which has tokens
                                  and keys, may be read by debuggers (default false)
     DSERVER_LOG_STALLS_MS        a mount logs what holds it up for longer than that
@@ -82,6 +87,11 @@ EXCLUDE = "DSERVER_EXCLUDE"
 README_TEMPLATE = "DTOOL_README_TEMPLATE_FPATH"
 USER_FULL_NAME = "DTOOL_USER_FULL_NAME"
 USER_EMAIL = "DTOOL_USER_EMAIL"
+DATA = "DSERVER_DATA"
+BUCKET = "DSERVER_BUCKET"
+PUBLIC_URL = "DSERVER_PUBLIC_URL"
+TRUSTED_PROXIES = "DSERVER_TRUSTED_PROXIES"
+ACCESS_LOG = "DSERVER_ACCESS_LOG"
 CORE_DUMPS = "DSERVER_CORE_DUMPS"
 STALL_MS = "DSERVER_LOG_STALLS_MS"
 
@@ -316,7 +326,9 @@ class Settings:
         return (Path(home).expanduser() / "dserverfs").absolute()
 
     def server_directory(self) -> Path:
-        """Return where `serve` keeps everything. A relative XDG_DATA_HOME counts for nothing."""
+        """Return where the server keeps everything. A relative XDG_DATA_HOME counts for nothing."""
+        if (value := self.get(DATA)) is not None:
+            return Path(value).expanduser().absolute()
         home = Path(self._environment.get("XDG_DATA_HOME") or "")
         base = home if home.is_absolute() else Path.home() / ".local" / "share"
         return base / "dserverfs" / "server"

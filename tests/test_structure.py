@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "mount": "base remote reading catalogue writing tree settings client",
     "broker": "base reading catalogue writing settings client",
     "python": "base reading catalogue writing settings client broker",
-    "server": "base",
+    "server": "base settings",
     "cli": "base remote reading writing tree settings client mount server",
     "__main__": "cli",
 }

@@ -36,6 +36,15 @@ def open_lock(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
+def try_share(fd: int) -> bool:
+    """Return whether the lock is held by this descriptor beside others that share it, at once."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def try_lock(fd: int) -> bool:
     """Return whether the lock is held by this descriptor now; does not wait."""
     try:

@@ -33,6 +33,12 @@ def add(commands: Commands) -> None:
         help="bucket of the base URI s3://NAME (default: %(default)s);"
         " on another S3 server if DTOOL_S3_ENDPOINT_NAME is set",
     )
+    command.add_argument(
+        "--access-log",
+        metavar="FILE",
+        help="log each request, as a line of JSON; -: to standard output"
+        " (default: DSERVER_ACCESS_LOG, else none)",
+    )
     command.epilog = example("dserverfs serve --port 5000", "dserverfs serve user add alice")
     command.set_defaults(command=_run)
     serve_management.add(command.add_subparsers(metavar="ACTION"))
@@ -104,7 +110,10 @@ def _addresses(arguments: argparse.Namespace) -> Addresses:
 
 def _run(arguments: argparse.Namespace) -> int:
     from dserverfs.base import core_dumps
-    from dserverfs.settings import Settings, current
+    from dserverfs.settings import ACCESS_LOG, Settings, current
+
+    def get(key: str) -> str | None:
+        return arguments.access_log if key == ACCESS_LOG and arguments.access_log else current(key)
 
     if not Settings.load().allows_core_dumps():
         core_dumps.forbid()
@@ -118,6 +127,6 @@ def _run(arguments: argparse.Namespace) -> int:
             _addresses(arguments),
             arguments.trusted_proxy,
         )
-        return serve(options, ServerSettings(current))
+        return serve(options, ServerSettings(get))
     except ModuleNotFoundError as error:
         raise missing_extra("server", error) from error

@@ -13,6 +13,7 @@ from dserverfs.cli.arguments import Commands, example, say
 
 DIRECTORY = Path(__file__).parents[1] / "units"
 _COMMAND = "@DSERVERFS@"  # stands in the files for the path of this program
+_PYTHON = "@PYTHON@"  # and for that of the Python that runs it
 
 
 def add(commands: Commands) -> None:
@@ -35,7 +36,8 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.name not in found:
         raise UsageError(f"no unit {arguments.name}; there are: {', '.join(found)}")
-    print(found[arguments.name].read_text().replace(_COMMAND, _command()), end="")
+    text = found[arguments.name].read_text().replace(_COMMAND, _command())
+    print(text.replace(_PYTHON, _quoted(Path(sys.executable))), end="")
     return 0
 
 

@@ -156,6 +156,12 @@ def _url(scheme: str, host: str, port: int | None) -> str:
     return f"{scheme}://{bracketed}" if port is None else f"{scheme}://{bracketed}:{port}"
 
 
+def public_url(name: str, url: str) -> str:
+    """Return what clients reach a server by, in its normal form; raises UsageError, with `name`."""
+    _checked_url(name, url, may_have_path=True)
+    return normal_url(url)
+
+
 def _checked_url(name: str, url: str | None, *, may_have_path: bool) -> None:
     if url is None:
         return

@@ -22,6 +22,7 @@ from dserverfs.server import datadir
 from dserverfs.server.database import (
     changes,
     links,
+    locks,
     part_uploads,
     passwords,
     retrieve,
@@ -33,11 +34,14 @@ from dserverfs.server.database import (
     upload_place,
     uploads,
 )
+from dserverfs.server.database.file_locks import FileLocks
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.pages import views
-from dserverfs.server.routes import answers, table
+from dserverfs.server.routes import answers, guesses, table
 from dserverfs.server.routes.answers import answer
+from dserverfs.server.routes.health import Health
 from dserverfs.server.routes.logins import Logins
+from dserverfs.server.routes.metrics import Metrics
 from dserverfs.server.routes.request_check import RequestCheck
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.stores import Stores
@@ -49,7 +53,7 @@ _PLUGINS = {
 }
 _MODULES_WITH_TABLES = (
     *(search, retrieve, uploads, upload_place, part_uploads),
-    *(changes, passwords, tokens, links, sessions, stored_block_hashes),
+    *(changes, passwords, tokens, links, sessions, stored_block_hashes, guesses),
 )
 _SECRETS = ["JWT_PRIVATE_KEY", "SECRET_KEY", "SQLALCHEMY_DATABASE_URI"]
 
@@ -68,11 +72,15 @@ def create(directory: DataDirectory, stores: Stores, settings: ServerSettings) -
     # It logs the headers of each request at DEBUG, tokens and all.
     app.logger.setLevel(max(logging.INFO, app.logger.getEffectiveLevel()))
     app.view_functions["config.server_versions"] = _versions
+    locks.install(app.extensions, FileLocks(directory.path / "locks"))
     logins = Logins()
-    table.install(app, stores, settings, logins)
+    token = directory.metrics_token()
+    health, metrics = Health(stores, token), Metrics(token)
+    table.install(app, table.Parts(stores, settings, logins, health, metrics))
     views.install(app, stores, settings, logins)
     RequestCheck(stores).install(app)
     answers.install(app)
+    metrics.install(app)
     with app.app_context():
         event.listen(dservercore.sql_db.engine, "connect", _configure_connection)
         dservercore.sql_db.create_all()

@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jwt
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.utilities import Error, RequestEntityTooLarge
 
-from dserverfs.server.request_limits import WITHOUT_TOKEN_BYTES, max_body_bytes
+from dserverfs.server.request_limits import WITHOUT_TOKEN_BYTES, max_body_bytes, signed_by
 
 _BEARER = "Bearer "
 _OF_LOGIN = ("/token", "/auth/token", "/browse/login")
@@ -30,15 +29,8 @@ def limited_channel(
     `kind` is what they are without the limits, by default without TLS.
     """
 
-    def is_ours(token: str) -> bool:
-        try:
-            jwt.decode(token, public_key_pem, algorithms=["RS256"])
-        except jwt.PyJWTError:
-            return False
-        return True
-
     class Parser(_LimitedParser):
-        is_token = staticmethod(is_ours)
+        is_token = staticmethod(signed_by(public_key_pem))
 
     return type("LimitedChannel", (kind or WatchedChannel,), {"parser_class": Parser})
 

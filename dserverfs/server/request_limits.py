@@ -7,6 +7,10 @@ a login needs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import jwt
+
 from dserverfs.base.limits import MAX_METADATA_BYTES
 
 KIB = 1024
@@ -22,6 +26,19 @@ _BY_ROUTE = (
     ("PUT", "/readmes/", 64 * MIB),  # 16 MiB of text, a part of it escaped
     ("PUT", "/annotations/", 16 * MIB),
 )
+
+
+def signed_by(public_key_pem: str) -> Callable[[str], bool]:
+    """Return the function that says whether a token is one that the key's owner has signed."""
+
+    def is_signed(token: str) -> bool:
+        try:
+            jwt.decode(token, public_key_pem, algorithms=["RS256"])
+        except jwt.PyJWTError:
+            return False
+        return True
+
+    return is_signed
 
 
 def max_body_bytes(method: str, path: str, *, has_token: bool) -> int:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 from dserverfs.base import service_manager
 from dserverfs.base.errors import DserverfsError, Unsupported, UsageError
+from dserverfs.server import log_format
 from dserverfs.server.addresses import Addresses, is_local, network_of
 from dserverfs.server.certificates import Certificates
 from dserverfs.server.datadir import DataDirectory
-from dserverfs.server.log_format import ServerFormatter
 from dserverfs.server.proxies import ClientAddresses, ProxiesOnly
 from dserverfs.server.store import signing
 from dserverfs.server.store.gateway import Gateway
@@ -55,7 +55,7 @@ class ServeOptions:
 def serve(options: ServeOptions, settings: ServerSettings) -> int:
     """Run the server until SIGINT or SIGTERM; return 0 then. Raises DserverfsError."""
     options.check(settings)
-    _log_to_stderr()
+    log_format.configure()
     certificates = None
     if options.addresses.tls is not None:
         certificates = Certificates(options.addresses.tls)
@@ -72,15 +72,6 @@ def serve(options: ServeOptions, settings: ServerSettings) -> int:
         except Stopped:
             _log.info("stopped")
     return 0
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(ServerFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for name in ("dservercore", "alembic"):  # they tell at INFO how they were put together
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # "depth is 1" says nothing
 
 
 class _Server:

@@ -42,6 +42,11 @@ def overdue(channels: Sequence[Any], now_s: float) -> list[Any]:
     return late
 
 
+def idle(channels: Sequence[Any]) -> list[Any]:
+    """Return the connections on which nothing is under way."""
+    return [each for each in channels if _waits(each) and each.request is None]
+
+
 def close_overdue(channels: Sequence[Any]) -> None:
     """Close what is overdue; called in the thread of the loop, between two turns of it."""
     closed = overdue(channels, time.monotonic())

@@ -17,11 +17,12 @@ import waitress.server
 import waitress.wasyncore
 from flask import Flask
 
-from dserverfs.server import app, slow_clients
+from dserverfs.server import access_log, app, slow_clients
 from dserverfs.server.bodies import limited_channel
 from dserverfs.server.certificates import Certificates
-from dserverfs.server.database import changes, passwords, tokens
+from dserverfs.server.database import changes, locks, passwords, tokens
 from dserverfs.server.datadir import DataDirectory, write_private
+from dserverfs.server.routes.health import Health
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.signals import Signals
 from dserverfs.server.store.stores import Stores
@@ -32,6 +33,7 @@ Middleware = Callable[[Application], Application]
 
 THREADS = 8
 TOKEN_LIFE = timedelta(days=365)  # and a new one at every start
+FINISH_S = 30.0  # for requests that are under way when the server stops
 _STOP_DEADLINE_S = 1.0
 _LOOK_S = 1.0  # for clients that are too slow
 
@@ -40,10 +42,16 @@ def create_app(
     directory: DataDirectory, stores: Stores, settings: ServerSettings, base_uri: str
 ) -> Flask:
     """Return the app of a data directory, with its first user and that user's new token."""
-    flask = app.create(directory, stores, settings)
-    with flask.app_context():
-        _prepare_first_user(directory, base_uri)
-        changes.repair_all(stores)
+    with directory.starting():
+        flask = app.create(directory, stores, settings)
+        access_log.install(flask, settings.get(access_log.SETTING))
+        with flask.app_context():
+            with locks.holding(locks.RIGHTS):
+                _prepare_first_user(directory, base_uri)
+            health = Health(stores, "")
+            changes.repair_all(stores, lambda uri: not health.look_at_stores([uri]).failing)
+            dservercore.sql_db.session.remove()
+            dservercore.sql_db.engine.dispose()  # processes may be forked now
     return flask
 
 
@@ -99,7 +107,8 @@ class WebServer:
             application = each(application)
         self.fault: Exception | None = None
         self._signals = signals
-        self._stopping = False
+        self._finish_by_s: float | None = None
+        self._is_listening = True
         self._sockets: dict[int, object] = {}
         self._looked_s = 0.0
         self._server = waitress.server.create_server(
@@ -121,26 +130,38 @@ class WebServer:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Answer requests until the end of the block; those that run then get a second."""
+        """Answer requests until the end of the block; those that run then get FINISH_S."""
         self._thread.start()
         try:
             yield
         finally:
-            self._stopping = True
+            self._finish_by_s = time.monotonic() + FINISH_S
             self._server.pull_trigger()
-            self._thread.join(_STOP_DEADLINE_S)
+            self._thread.join(FINISH_S + 2 * _STOP_DEADLINE_S)
             self._server.task_dispatcher.shutdown(cancel_pending=True, timeout=_STOP_DEADLINE_S)
             waitress.wasyncore.close_all(self._sockets)
 
     def _loop(self) -> None:
         try:
-            while not self._stopping:
+            while not self._is_finished():
                 waitress.wasyncore.loop(timeout=1.0, use_poll=True, map=self._sockets, count=1)
                 if self._is_time_to_look():
                     slow_clients.close_overdue([*self._server.active_channels.values()])
         except Exception as error:  # noqa: BLE001 - top of a thread; `serve` reports it
             self.fault = error
             self._signals.wake()
+
+    def _is_finished(self) -> bool:
+        """Return whether to stop now; once it is to stop, take no more connections or requests."""
+        if self._finish_by_s is None:
+            return False
+        if self._is_listening:
+            self._is_listening = False
+            waitress.wasyncore.dispatcher.close(self._server)  # its own method ends the loop's, too
+        channels = [*self._server.active_channels.values()]
+        for channel in slow_clients.idle(channels):
+            channel.handle_close()
+        return not self._server.active_channels or time.monotonic() > self._finish_by_s
 
     def _is_time_to_look(self) -> bool:
         """Return True once a second, and whenever there are too many connections."""

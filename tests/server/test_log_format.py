@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dserverfs.server.log_format import ServerFormatter
+from dserverfs.server.log_format import ServerFormatter, mask
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,18 @@ def test_links_are_not_in_a_traceback() -> None:
     text = ServerFormatter("%(message)s").format(record)
 
     assert "ValueError: /published/..." in text
+
+
+def test_links_are_not_in_gunicorn_s_log_whatever_formats_it() -> None:
+    try:
+        raise ValueError("/published/S3cr_t-x")
+    except ValueError:
+        failed = sys.exc_info()
+    said = ("/published/S3cr_t-x?100%\n",)
+    record = logging.LogRecord("gunicorn.error", logging.ERROR, "", 0, "Error: %s", said, failed)
+
+    assert mask(record)
+
+    text = logging.Formatter("%(message)s").format(record)
+    assert "S3cr" not in text
+    assert text.startswith("Error: /published/...\nTraceback")

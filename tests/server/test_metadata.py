@@ -276,7 +276,7 @@ def test_a_change_that_was_killed_half_way_is_made_up_for_at_the_start(client: A
     assert in_the_database(client, uri) == ("before: yes\n", [])
 
     with client.app.app_context():
-        changes.repair_all(client.stores)
+        changes.repair_all(client.stores, lambda base_uri: True)
 
     assert in_the_database(client, uri) == ("after: yes\n", ["late"])
     assert not is_unsure(client, uri)

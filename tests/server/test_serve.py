@@ -285,13 +285,17 @@ def test_another_bucket_is_another_base_uri_of_the_same_server(data: Path) -> No
 
 
 def test_nothing_secret_is_logged(data: Path) -> None:
-    with running_server(data) as server:
+    access_log = data.with_name("access.log")
+    with running_server(data, "--access-log", str(access_log)) as server:
         token = server.token
         upload(server, CONTENTS)
 
     log = data.with_name("data.log").read_text()
-    assert token not in log
-    assert "X-Amz-Signature" not in log
+    for text in (log, access_log.read_text()):
+        assert token not in text
+        assert "X-Amz-Signature" not in text
+    requested = [json.loads(line)["route"] for line in access_log.read_text().splitlines()]
+    assert requested == ["/signed-urls/upload/<path:base_uri>", "/signed-urls/upload-complete"]
     (line,) = log.splitlines()
     assert line.endswith(" INFO dserverfs.server.serve: stopped")
 

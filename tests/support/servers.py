@@ -89,15 +89,18 @@ class ServerHandle:
         return self.request("POST", path, body, **options)
 
 
-def serve_command(data: Path, *options: str, prefix: Sequence[str] = ()) -> list[str]:
+def serve_command(
+    data: Path, *options: str, prefix: Sequence[str] = (), module: str = "dserverfs"
+) -> list[str]:
     """Return the command for `serve`, under the guard that ends it with this process.
 
-    `prefix` is a program, with its path, that becomes the rest of the command.
+    `prefix` is a program, with its path, that becomes the rest of the command; `module` is one
+    that does as `dserverfs` does.
     """
     return [
         *(sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())),
         *prefix,
-        *(sys.executable, "-m", "dserverfs", "serve", "--data", str(data), *options),
+        *(sys.executable, "-m", module, "serve", "--data", str(data), *options),
     ]
 
 
@@ -107,14 +110,18 @@ def serve_environment(sources: Path = SOURCES) -> dict[str, str]:
 
 @contextmanager
 def running_server(
-    data: Path, *options: str, sources: Path = SOURCES, prefix: Sequence[str] = ()
+    data: Path,
+    *options: str,
+    sources: Path = SOURCES,
+    prefix: Sequence[str] = (),
+    module: str = "dserverfs",
 ) -> Iterator[ServerHandle]:
     """Run `dserverfs serve` of some version's sources on a free port until the end of the block."""
     log_path = data.with_name(data.name + ".log")
     with (
         open(log_path, "ab") as log,
         subprocess.Popen(
-            serve_command(data, "--port", "0", *options, prefix=prefix),
+            serve_command(data, "--port", "0", *options, prefix=prefix, module=module),
             stdout=subprocess.PIPE,
             stderr=log,
             cwd=sources,

@@ -24,11 +24,10 @@ from dservercore import UnknownURIError
 from dservercore.extensions import sql_db
 from flask import current_app
 
-from dserverfs.base.errors import DserverfsError, NotFound
-from dserverfs.server.database import indexing, sql
+from dserverfs.base.errors import Busy, DserverfsError, NotFound
+from dserverfs.server.database import indexing, locks, sql
 from dserverfs.server.database.retrieve import registered
 from dserverfs.server.database.stored_metadata import StoredMetadata
-from dserverfs.server.database.uploads import KeyedLocks
 from dserverfs.server.store.stores import Stores
 
 SCHEMA = (
@@ -60,7 +59,6 @@ class Changes:
 
     def __init__(self, stores: Stores) -> None:
         self._stores = stores
-        self._locks = KeyedLocks()
 
     def make(self, uri: str, change: Change) -> Description:
         """Let `change` alter the bucket and return the new description; keep that.
@@ -68,7 +66,7 @@ class Changes:
         Raises NotFound if the dataset is not registered or not in the bucket,
         and the errors of `change`.
         """
-        with self._locks.holding(uri):
+        with locks.holding(locks.CHANGE, uri):
             before = _describe(uri)
             place = self._stores.place(uri)
             metadata = StoredMetadata(place)
@@ -89,10 +87,26 @@ class Changes:
             return after
 
 
-def repair_all(stores: Stores) -> None:
-    """Read the datasets anew that an earlier run left unsure; before requests are answered."""
-    for uri in list(sql.execute("SELECT uri FROM dserverfs_change WHERE unsure").scalars()):
-        repair_if_possible(stores, uri)
+def repair_all(stores: Stores, store_answers: Callable[[str], bool]) -> None:
+    """Read the datasets anew that an earlier run left unsure; before requests are answered.
+
+    Those of a base URI whose store does not answer are left as they are, until they are changed
+    or a server starts again; so is what another process is changing now, to that process.
+    """
+    unsure = list(sql.execute("SELECT uri FROM dserverfs_change WHERE unsure").scalars())
+    sql_db.session.rollback()  # nothing is held while others are waited for
+    base_uris = {uri.rpartition("/")[0] for uri in unsure}
+    answering = {base_uri for base_uri in base_uris if store_answers(base_uri)}
+    for uri in unsure:
+        if uri.rpartition("/")[0] not in answering:
+            _log.warning("%s: what is listed may be older than what is stored", uri)
+            continue
+        try:
+            with locks.holding(locks.CHANGE, uri, wait_s=0.0):
+                if _is_unsure(uri):
+                    repair_if_possible(stores, uri)
+        except Busy:
+            continue
 
 
 def repair_if_possible(stores: Stores, uri: str) -> None:

@@ -47,7 +47,7 @@ def prepare(stores: Stores, upload: PendingUpload, before: PendingUpload | None)
     Raises Conflict if that would overwrite a dataset that is frozen there. The caller commits.
     """
     known = stores.known_place(upload.uri)
-    place = known or stores.place(upload.uri)
+    place = known or stores.new_place(upload.base_uri, upload.request.uuid)
     is_again = known is not None and before is not None and before.request == upload.request
     if is_again and place.store.is_unsure(place.bucket, place.keys.admin_metadata):
         return place  # completed by half before a power cut: it may not be readable

@@ -6,9 +6,6 @@ transaction that registers its dataset, so it is always exactly one of the two.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from dserverfs.server.database import sql
@@ -97,29 +94,3 @@ def _find(column: str, value: str) -> PendingUpload | None:
 def _from_row(row: Any) -> PendingUpload:
     request = UploadRequest.from_json(row.request)
     return PendingUpload(row.uri, row.base_uri, row.username, row.started_at, request)
-
-
-class KeyedLocks:
-    """A lock for each key that is in use: two requests about one dataset take turns."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._locks: dict[
-            str, tuple[threading.Lock, int]
-        ] = {}  # with the number of those that want it
-
-    @contextmanager
-    def holding(self, key: str) -> Iterator[None]:
-        with self._guard:
-            lock, wanted = self._locks.get(key, (threading.Lock(), 0))
-            self._locks[key] = (lock, wanted + 1)
-        try:
-            with lock:
-                yield
-        finally:
-            with self._guard:
-                lock, wanted = self._locks[key]
-                if wanted == 1:
-                    del self._locks[key]
-                else:
-                    self._locks[key] = (lock, wanted - 1)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from flask import Request, Response, abort, current_app, request
+from flask import Request, Response, abort, current_app, g, request
 
 from dserverfs.base.errors import PermissionDenied
 from dserverfs.server.database import sessions
@@ -32,7 +32,7 @@ def view_of(route: Route) -> Callable[..., Response]:
         if is_sent:
             _require_own_form(request)
         uri = uri_in_address(route, named) or ""
-        username = sessions.username_of(session_secret())
+        username = g.username = sessions.username_of(session_secret())
         if route.right and not username:
             return login_page(HTTPStatus.UNAUTHORIZED, here())
         require_of(username, route.right, uri.rpartition("/")[0])

@@ -4,72 +4,102 @@
     address          100, for it can try one password with many names
     user             100, for there can be many addresses
 
-Beyond a limit a guess is refused without a look at the password. Counted in this process and
-forgotten when it ends; of at most 10,000 names and addresses, the last ones seen.
-Safe to share between threads.
+Beyond a limit a guess is refused without a look at the password. Counted in the database, for
+all processes and beyond a restart. A guess is entered before it is counted, so of several that
+are made at once each sees the others. Of a name only its hash is kept: people type a password
+there, too. There are no more rows than an hour has guesses, each of which costs 50 ms.
+
+Needs an app context; commits.
 """
 
 from __future__ import annotations
 
-import threading
+import secrets
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from typing import NamedTuple
 
+from dservercore.extensions import sql_db
+from sqlalchemy import Column, Double, Index, MetaData, Table, Text, delete, insert, select
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from dserverfs.server.database.links import hash_of
+
+guess_table = Table(
+    "dserverfs_guess",
+    MetaData(),
+    Column("id", Text, primary_key=True),
+    Column("user_hash", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("made_at", Double, nullable=False),  # in epoch seconds
+    Index("dserverfs_guess_user", "user_hash", "made_at"),
+    Index("dserverfs_guess_address", "address", "made_at"),
+    Index("dserverfs_guess_made_at", "made_at"),
+)
+SCHEMA = (
+    str(CreateTable(guess_table, if_not_exists=True)),
+    *(str(CreateIndex(index, if_not_exists=True)) for index in guess_table.indexes),
+)
 WINDOW_S = 600.0
 MAX_OF_PAIR = 10
 MAX_OF_ONE = 100
-_MAX_KEPT = 10_000
+# Longer than the window: the clock of another host may be behind.
+_KEPT_S = 3600.0
+
+
+class Guess(NamedTuple):
+    wait_s: float  # for which it is refused; 0: it is made
+    id: str = ""
 
 
 class Guesses:
     """The wrong passwords of the last ten minutes."""
 
-    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock_s: Callable[[], float] = time.time) -> None:
         self._clock_s = clock_s
-        self._lock = threading.Lock()
-        # When each was wrong, the last ones; by whom, the last one seen at the end.
-        self._wrong: OrderedDict[Hashable, deque[float]] = OrderedDict()
 
-    def begin(self, username: str, address: str) -> float:
-        """Return how long to refuse the guess; 0 if it is made, which counts as wrong for now."""
+    def begin(self, username: str, address: str) -> Guess:
+        """Return the guess, which counts as wrong for now, or for how long it is refused."""
         now = self._clock_s()
-        keys = _keys(username, address)
-        with self._lock:
-            wait_s = max(self._wait_s_locked(key, limit, now) for key, limit in keys)
-            if wait_s == 0:
-                for key, limit in keys:
-                    self._wrong.setdefault(key, deque(maxlen=limit)).append(now)
-                    self._wrong.move_to_end(key)
-                while len(self._wrong) > _MAX_KEPT:
-                    self._wrong.popitem(last=False)
-        return wait_s
+        user_hash = hash_of(username)
+        if wait_s := _wait_s(now, user_hash, address):  # without a write, however many are refused
+            return Guess(wait_s)
+        guess = Guess(0.0, secrets.token_hex(16))
+        run = sql_db.session.execute
+        run(delete(guess_table).where(guess_table.c.made_at < now - _KEPT_S))
+        row = {"id": guess.id, "user_hash": user_hash, "address": address, "made_at": now}
+        run(insert(guess_table).values(row))
+        sql_db.session.commit()
+        if wait_s := _wait_s(
+            now, user_hash, address, beside=guess.id
+        ):  # others were made at the same time
+            self.was_right(guess)
+            return Guess(wait_s)
+        return guess
 
-    def was_right(self, username: str, address: str) -> None:
+    def was_right(self, guess: Guess) -> None:
         """Do not count a guess that was begun."""
-        with self._lock:
-            for key, _ in _keys(username, address):
-                if wrong := self._wrong.get(key):
-                    wrong.pop()
-                    if not wrong:
-                        del self._wrong[key]
-
-    def __len__(self) -> int:
-        """Return for how many names, addresses and pairs of them wrong guesses are kept."""
-        with self._lock:
-            return len(self._wrong)
-
-    def _wait_s_locked(self, key: Hashable, limit: int, now: float) -> float:
-        wrong = self._wrong.get(key)
-        # The deque has `limit` at most: full, the first of it is the one to wait for.
-        if wrong is None or len(wrong) < limit:
-            return 0.0
-        return max(0.0, wrong[0] + WINDOW_S - now)
+        sql_db.session.execute(delete(guess_table).where(guess_table.c.id == guess.id))
+        sql_db.session.commit()
 
 
-def _keys(username: str, address: str) -> tuple[tuple[Hashable, int], ...]:
-    return (
-        ((username, address), MAX_OF_PAIR),
-        (("address", address), MAX_OF_ONE),
-        (("user", username), MAX_OF_ONE),
-    )
+def _wait_s(now: float, user_hash: str, address: str, *, beside: str = "") -> float:
+    """Return until when as many others were made as a limit allows; 0 if not so many were.
+
+    What was made later than now, by another host's clock, counts as made now.
+    """
+    kept = guess_table.c
+    by_user, at_address = kept.user_hash == user_hash, kept.address == address
+    start = now - WINDOW_S
+    wait_s = 0.0
+    for conditions, limit in (
+        ((by_user, at_address), MAX_OF_PAIR),
+        ((at_address,), MAX_OF_ONE),
+        ((by_user,), MAX_OF_ONE),
+    ):
+        others = (*conditions, kept.made_at > start, kept.id != beside)
+        last = select(kept.made_at).where(*others).order_by(kept.made_at.desc())
+        made_at = sql_db.session.execute(last.limit(1).offset(limit - 1)).scalar()
+        if made_at is not None:
+            wait_s = max(wait_s, min(float(made_at), now) - start)
+    return wait_s

@@ -6,7 +6,7 @@ import math
 from http import HTTPStatus
 from typing import NamedTuple
 
-from flask import request
+from flask import g, request
 
 from dserverfs.base.limits import is_text
 from dserverfs.server.database import passwords
@@ -20,7 +20,7 @@ class Refusal(NamedTuple):
 
 
 class Logins:
-    """Those of one app, whose wrong guesses are counted together."""
+    """Those of one app; wrong guesses are counted with those of all processes."""
 
     def __init__(self) -> None:
         self._guesses = Guesses()
@@ -32,7 +32,8 @@ class Logins:
                 HTTPStatus.BAD_REQUEST, "username or password has text that UTF-8 cannot hold"
             )
         address = request.remote_addr or ""
-        if wait_s := math.ceil(self._guesses.begin(username, address)):
+        guess = self._guesses.begin(username, address)
+        if wait_s := math.ceil(guess.wait_s):
             return Refusal(
                 HTTPStatus.TOO_MANY_REQUESTS,
                 f"too many wrong passwords; try again in {wait_s} s",
@@ -40,5 +41,6 @@ class Logins:
             )
         if not passwords.is_right(username, password):
             return Refusal(HTTPStatus.UNAUTHORIZED, "wrong username or password")
-        self._guesses.was_right(username, address)
+        self._guesses.was_right(guess)
+        g.username = username  # for the access log
         return None

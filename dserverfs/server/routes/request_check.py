@@ -76,7 +76,7 @@ class RequestCheck:
         ):
             return  # dservercore refuses it
         try:
-            place = self._stores.place(uri)
+            place = self._stores.place_now(uri)
             if not upload_place.is_frozen(place):
                 return
         except (Unsupported, NotFound):

@@ -58,6 +58,7 @@ from dserverfs.server.database import (
     completing,
     derived,
     forms,
+    locks,
     part_uploads,
     stored_block_hashes,
     upload_place,
@@ -68,7 +69,8 @@ from dserverfs.server.database.retrieve import registered
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.database.upload_place import UPLOAD_EXPIRY_SECONDS
 from dserverfs.server.database.upload_request import UploadRequest
-from dserverfs.server.database.uploads import KeyedLocks, PendingUpload
+from dserverfs.server.database.uploads import PendingUpload
+from dserverfs.server.routes.metrics import count_signed_urls
 from dserverfs.server.routes.routing import Asked, may_search
 from dserverfs.server.store import layout
 from dserverfs.server.store.signing import MAX_OBJECT_BYTES
@@ -87,7 +89,6 @@ class SignedUrls:
 
     def __init__(self, stores: Stores) -> None:
         self._stores = stores
-        self._locks = KeyedLocks()
 
     def get_dataset(self, asked: Asked) -> Mapping[str, Any]:
         """Sign URLs for all there is of a dataset."""
@@ -114,6 +115,9 @@ class SignedUrls:
             body["block_hashes_url"] = url(keys.block_hashes)
         if request.args.get("items") != "false":
             body["item_urls"] = {name: url(keys.item(name)) for name in identifiers}
+        count_signed_urls(
+            "read", 3 + len(overlays) + len(annotations) + len(body.get("item_urls", ()))
+        )
         return body
 
     def get_item(self, asked: Asked, identifier: str) -> Mapping[str, Any]:
@@ -122,6 +126,7 @@ class SignedUrls:
         store, bucket, keys = self._stores.place(asked.uri)
         signer = store.signer(READ_EXPIRY_SECONDS)
         url = signer.get_url(bucket, keys.item(identifier))
+        count_signed_urls("read", 1)
         return {"uri": asked.uri, "identifier": identifier, **signer.expiry, "url": url}
 
     def download_url(self, uri: str, relpath: str) -> str:
@@ -130,6 +135,7 @@ class SignedUrls:
         _require_items(uri, [identifier])
         store, bucket, keys = self._stores.place(uri)
         signer = store.signer(READ_EXPIRY_SECONDS)
+        count_signed_urls("read", 1)
         return signer.download_url(bucket, keys.item(identifier), relpath.rpartition("/")[2])
 
     def post_items(self, asked: Asked) -> Mapping[str, Any]:
@@ -140,6 +146,7 @@ class SignedUrls:
         store, bucket, keys = self._stores.place(asked.uri)
         signer = store.signer(READ_EXPIRY_SECONDS)
         urls = {name: signer.get_url(bucket, keys.item(name)) for name in wanted}
+        count_signed_urls("read", len(urls))
         answer = {"uri": asked.uri, **signer.expiry, "item_urls": urls}
         if stored_block_hashes.is_stored(asked.uri):  # they are read beside the first of these
             answer["block_hashes_url"] = signer.get_url(bucket, keys.block_hashes)
@@ -151,7 +158,7 @@ class SignedUrls:
         store = self._stores.of(base_uri)
         announced = UploadRequest.of(asked.body, max_item_bytes=MAX_OBJECT_BYTES)
         uri = f"{base_uri}/{announced.uuid}"
-        with self._locks.holding(announced.uuid):
+        with locks.holding(locks.UPLOAD, announced.uuid):
             before = uploads.find_by_uuid(announced.uuid)
             upload = _announce(uri, base_uri, asked.username, announced, before)
             self._stores.ensure_bucket(base_uri)
@@ -180,6 +187,7 @@ class SignedUrls:
                 "headers": headers,
             }
         readme = signer.put_url(bucket, keys.uploaded_readme, {})
+        count_signed_urls("upload", 1 + sum("url" in item for item in items.values()))
         answer = {
             "uuid": announced.uuid,
             "uri": uri,
@@ -207,7 +215,7 @@ class SignedUrls:
     def get_upload(self, asked: Asked) -> Mapping[str, Any]:
         """Describe a pending upload, with the items that are stored."""
         upload = _pending(asked)
-        stored = completing.compare(self._stores.place(asked.uri), upload).complete
+        stored = completing.compare(self._stores.place_now(asked.uri), upload).complete
         return {
             **_summary(upload),
             "items": completing.manifest_of(upload)["items"],
@@ -220,9 +228,9 @@ class SignedUrls:
     def delete_upload(self, asked: Asked) -> Mapping[str, Any]:
         """Delete a pending upload and all that is stored of it."""
         uri = asked.uri
-        with self._locks.holding(uri.rpartition("/")[2]):
+        with locks.holding(locks.UPLOAD, uri.rpartition("/")[2]):
             _pending(asked)
-            place = self._stores.place(uri)
+            place = self._stores.place_now(uri)
             _require_not_frozen(place, uri)
             upload_place.delete_all(place, uri)
             place.store.delete(place.bucket, [place.keys.registration])
@@ -236,7 +244,7 @@ class SignedUrls:
         """Freeze a pending upload whose items are all there, and register it."""
         uri = asked.uri
         uuid = uri.rpartition("/")[2]
-        with self._locks.holding(uuid):
+        with locks.holding(locks.UPLOAD, uuid):
             upload = uploads.find_by_uri(uri)
             if upload is None and uploads.find_by_uuid(uuid) is not None:
                 raise Conflict(f"{uuid} is being uploaded to another base URI", uri=uri)

@@ -6,6 +6,8 @@ REPLACED are routes of dservercore with answers of ours; its other routes stay a
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from flask import Flask
 
 from dserverfs.server.database import upload_request
@@ -13,12 +15,14 @@ from dserverfs.server.routes import (
     accounts,
     block_hashes,
     core_views,
+    health,
     metadata,
     multipart,
     publications,
     signed_urls,
 )
 from dserverfs.server.routes.logins import Logins
+from dserverfs.server.routes.metrics import Metrics
 from dserverfs.server.routes.routing import Right, Route, view_of
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.stores import Stores
@@ -34,16 +38,30 @@ REPLACED = {
 }
 
 
-def routes(stores: Stores, settings: ServerSettings, logins: Logins) -> tuple[Route, ...]:
+class Parts(NamedTuple):
+    """What the handlers of one app share."""
+
+    stores: Stores
+    settings: ServerSettings
+    logins: Logins
+    health: health.Health
+    metrics: Metrics
+
+
+def routes(parts: Parts) -> tuple[Route, ...]:
     """Return the routes of an app, with handlers of its own."""
+    stores, settings, logins, healthy, metrics = parts
     signing = signed_urls.SignedUrls(stores)
-    parts = multipart.Multipart(stores)
+    pieces = multipart.Multipart(stores)
     hashes = block_hashes.BlockHashes(stores)
     changing = metadata.Metadata(stores)
     publishing = publications.Publications(stores, settings)
     login = accounts.Accounts(logins)
     return (
         Route("GET /config/health", N, accounts.get_health),
+        Route("GET /health", N, healthy.get_alive),
+        Route("GET /health/ready", N, healthy.get_ready),
+        Route("GET /metrics", N, metrics.get_metrics),
         Route("POST /token", N, login.post_token, accounts.LOGIN),
         Route("POST /auth/token", N, login.post_auth_token, accounts.LOGIN),
         Route("POST /auth/refresh", U, accounts.post_refresh),
@@ -63,10 +81,10 @@ def routes(stores: Stores, settings: ServerSettings, logins: Logins) -> tuple[Ro
             signing.post_upload_complete,
             signed_urls.COMPLETE,
         ),
-        Route("POST /signed-urls/upload-parts", R, parts.post_begin, multipart.BEGIN),
-        Route("POST /signed-urls/upload-parts/sign", R, parts.post_sign, multipart.SIGN),
+        Route("POST /signed-urls/upload-parts", R, pieces.post_begin, multipart.BEGIN),
+        Route("POST /signed-urls/upload-parts/sign", R, pieces.post_sign, multipart.SIGN),
         Route(
-            "POST /signed-urls/upload-parts/complete", R, parts.post_complete, multipart.COMPLETE
+            "POST /signed-urls/upload-parts/complete", R, pieces.post_complete, multipart.COMPLETE
         ),
         Route("POST /signed-urls/block-hashes/<path:uri>", R, hashes.post_block_hashes),
         Route(
@@ -96,10 +114,10 @@ def routes(stores: Stores, settings: ServerSettings, logins: Logins) -> tuple[Ro
     )
 
 
-def install(app: Flask, stores: Stores, settings: ServerSettings, logins: Logins) -> None:
+def install(app: Flask, parts: Parts) -> None:
     """Give dservercore's app our routes."""
     for endpoint, route in REPLACED.items():
         app.view_functions[endpoint] = view_of(route)
-    for route in routes(stores, settings, logins):
+    for route in routes(parts):
         endpoint = route.handler.__name__
         app.add_url_rule(route.rule, endpoint, view_of(route), methods=[route.method])

@@ -124,6 +124,21 @@ class ObjectStore:
         with _reporting(f"bucket {bucket}"):
             self.client.head_bucket(Bucket=bucket)
 
+    def date(self, bucket: str) -> str:
+        """Ask for the bucket, which may be missing; return the Date that the store answers with.
+
+        Empty if it says none. Raises Unreachable.
+        """
+        with _reporting(f"bucket {bucket}"):
+            try:
+                answer = self.client.head_bucket(Bucket=bucket)
+            except ClientError as error:
+                if _code(error) not in _ABSENT:
+                    raise
+                answer = error.response
+        date: str = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+        return date
+
     def iter_objects(self, bucket: str, prefix: str) -> Iterator[StoredObject]:
         """Yield the objects whose keys begin with `prefix`, one request per 1,000."""
         pages = self.client.get_paginator("list_objects_v2").paginate(

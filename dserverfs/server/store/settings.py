@@ -52,6 +52,10 @@ class ServerSettings:
         parts = urlsplit(self.public_url)
         return parts.netloc if parts.scheme == "http" and not parts.path else self.public_url
 
+    def get(self, name: str) -> str | None:
+        """Return a setting that is no store's."""
+        return self._get(name)
+
     def publish_expiry_s(self) -> int:
         """Return how long links last; raises UsageError for a setting that is no number."""
         value = self._get(_PUBLISH_EXPIRY)
