@@ -52,7 +52,7 @@ SHOWN = {
     " edits.editable edits.journal edits.local_file",
     "tree": "attributes description filesystem frozen_dataset listing mount_tree open_files"
     " refusals steps upper_directories",
-    "mount": "control daemon launcher mountpoint",
+    "mount": "control daemon given_device launcher mountpoint",
     "broker": "proto",
     "python": "api",
     "server": "datadir management serve store.settings store.stores",

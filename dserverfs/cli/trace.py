@@ -84,23 +84,21 @@ class _Traced(NamedTuple):
 
 def _begin() -> list[_Traced]:
     """Have every mount of this user note what this process and those below it read."""
-    from dserverfs.base import mountinfo
     from dserverfs.base.errors import UsageError
     from dserverfs.cli import mounted
     from dserverfs.mount import control
 
-    own = [mount for mount in mountinfo.dserverfs_mounts() if mounted.is_own(mount)]
+    own = [mount for mount in mounted.all_mounts() if mounted.is_own(mount)]
     if not own:
         raise UsageError("nothing is mounted: there is nothing to trace")
     traced = []
     for mount in own:
-        address = mounted.address_of(mount)
         try:
-            number = mounted.last(control.ask(address, {"command": "trace"}))
+            number = mounted.last(control.ask(mount.address, {"command": "trace"}))
         except UsageError as error:
             say(f"dserverfs: {mount.path} is not traced: {error}", file=sys.stderr)
         else:
-            traced.append(_Traced(mount.path, address, int(number)))
+            traced.append(_Traced(mount.path, mount.address, int(number)))
     return traced
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from dserverfs.base.errors import DserverfsError, IntegrityError, NotFound, UsageError
@@ -99,6 +101,7 @@ class Commander:
     """Answers the commands of one mount."""
 
     uri: DserverURI
+    mountpoint: Path
     tree: Tree
     staging: Staging | None
     freezer: Freezer
@@ -118,7 +121,7 @@ class Commander:
 
         One of `status`, `staged`, `errors`, `compared`, `reading`, `server`, `pending`, `notes`,
         `unsent`, `items`, `room`, `pin`, `unpin`, `release`, `trace`, `traced`, `freeze`,
-        `discard`, `drain`, `token` and `log`.
+        `discard`, `drain`, `token`, `mount` and `log`.
         """
         asked = _Request.of(request)
         command = asked.command
@@ -163,6 +166,9 @@ class Commander:
             yield from self._drain(asked.timeout_s, asked.asked_by)
         elif command == "token":
             yield {"result": self._token()}
+        elif command == "mount":
+            told = {"uri": str(self.uri), "path": str(self.mountpoint), "pid": os.getpid()}
+            yield {"result": told}
         elif command == "log":
             yield {"result": _set_log_level(asked.level)}
         else:
