@@ -44,7 +44,8 @@ SHOWN = {
     " metadata_api objects puts routes server_index signed_urls signing token_renewal tokens trust"
     " upload_api upload_urls",
     "reading": "block_reader hash_objects hash_overlays hot_blocks open_item ranges stored_items"
-    " item_files cache.adopting cache.block_cache cache.blocks cache.maintenance cache.pinning",
+    " item_files traced_items cache.adopting cache.block_cache cache.blocks cache.maintenance"
+    " cache.pinning",
     "catalogue": "catalogue items manifest_index names offline refreshed",
     "writing": "freeze_job freezer registry staging.area staging.dataset staging.file_hashes"
     " staging.frozen_elsewhere staging.left_over staging.refused_files staging.staged_files"

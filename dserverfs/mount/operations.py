@@ -43,10 +43,11 @@ from dserverfs.mount.errnos import Told, guarded
 from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.replies import Ownership
 from dserverfs.mount.request_counts import RequestCounts
-from dserverfs.mount.traces import TracedItem, Traces
+from dserverfs.mount.traces import Traces
 from dserverfs.mount.waiting import Waiting
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.open_item import OpenItem
+from dserverfs.reading.traced_items import TracedItem
 from dserverfs.tree.attributes import Changes
 from dserverfs.tree.filesystem import FileSystem
 from dserverfs.tree.listing import OpenDirectory
