@@ -28,6 +28,7 @@ from dserverfs.reading.hash_overlays import FirstOf, HashOverlays
 from dserverfs.reading.hot_blocks import HotBlocks
 from dserverfs.reading.ranges import RangeFetcher
 from dserverfs.reading.stored_items import StoredItems
+from dserverfs.reading.traced_items import TraceFile
 from dserverfs.remote.api import Resolver
 from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.metadata_api import MetadataWrites
@@ -64,6 +65,7 @@ class Client:
     metadata_writes  changes of a frozen dataset on the server, as dtool's commands make them
     edits            changes of frozen datasets in a mount, which wait for the server
     staging          datasets under construction; freezer, uploader: on their way to the server
+    trace            what programs read without a mount, if their command is traced
     tokens           where the token comes from
     resolver         the server itself, past all that is kept; for tests and benchmarks
     """
@@ -131,6 +133,8 @@ class Client:
         self.staging = Staging(staged, server, excluded=settings.excluded())
         self.editable_files = EditableFiles(self.metadata_writes, self.catalogue)
         self.edits = DatasetEdits(journal.root_of(staged, server), self.editable_files)
+        trace_file = settings.trace_file()
+        self.trace = None if trace_file is None else TraceFile(trace_file, server)
         registration = Registration(
             server,
             self.resolver,
@@ -157,6 +161,8 @@ class Client:
         self._used_directories.note(self._staging_directory)
 
     def close(self) -> None:
+        if self.trace is not None:
+            self.trace.close()
         self.edits.close()
         self.freezer.close()
         self.staging.close()

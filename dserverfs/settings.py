@@ -45,6 +45,8 @@ before what is set for all.
     DSERVER_CORE_DUMPS           true: the memory of the daemon and of `serve`, which has tokens
                                  and keys, may be read by debuggers (default false)
     DSERVER_LOG_STALLS_MS        a mount logs what holds it up for longer than that
+    DSERVER_TRACE_FILE           (environment only) where a program writes which items it reads
+                                 without a mount; `dserverfs trace` sets it
 
 A name with dots, hyphens or a colon cannot be exported by a shell; `env
 NAME=VALUE command` or dtool.json take it.
@@ -94,6 +96,7 @@ TRUSTED_PROXIES = "DSERVER_TRUSTED_PROXIES"
 ACCESS_LOG = "DSERVER_ACCESS_LOG"
 CORE_DUMPS = "DSERVER_CORE_DUMPS"
 STALL_MS = "DSERVER_LOG_STALLS_MS"
+TRACE_FILE = "DSERVER_TRACE_FILE"
 
 
 class TokenSetting(NamedTuple):
@@ -319,6 +322,11 @@ class Settings:
         if not value.isdecimal() or not int(value):
             raise UsageError(f"{STALL_MS}={value}: must be a number of milliseconds")
         return int(value) / 1000
+
+    def trace_file(self) -> Path | None:
+        """Return where this process is to write what it reads; None if it is not traced."""
+        path = self._environment.get(TRACE_FILE)
+        return Path(path) if path else None
 
     def data_directory(self) -> Path:
         """Return where data of ours is kept that is nowhere else."""

@@ -44,7 +44,8 @@ SHOWN = {
     " metadata_api objects puts routes server_index signed_urls signing site_cache"
     " token_renewal tokens trust upload_api upload_urls",
     "reading": "block_reader hash_objects hash_overlays hot_blocks open_item ranges stored_items"
-    " item_files cache.adopting cache.block_cache cache.blocks cache.maintenance cache.pinning",
+    " item_files traced_items cache.adopting cache.block_cache cache.blocks cache.maintenance"
+    " cache.pinning",
     "catalogue": "catalogue items manifest_index names offline refreshed",
     "writing": "freeze_job freezer registry staging.area staging.dataset staging.file_hashes"
     " staging.frozen_elsewhere staging.left_over staging.refused_files staging.staged_files"
@@ -52,7 +53,7 @@ SHOWN = {
     " edits.editable edits.journal edits.local_file",
     "tree": "attributes description filesystem frozen_dataset listing mount_tree open_files"
     " refusals steps upper_directories",
-    "mount": "control daemon launcher mountpoint",
+    "mount": "control daemon given_device launcher mountpoint",
     "broker": "proto",
     "python": "api",
     "server": "addresses datadir management serve store.settings store.stores",

@@ -25,6 +25,10 @@ class Mounted(NamedTuple):
     device: int  # st_dev of what is in it
     owner: int | None = None  # of a FUSE file system: the uid of its user
 
+    @property
+    def is_fuse(self) -> bool:
+        return self.fstype == "fuse" or self.fstype.startswith("fuse.")
+
 
 def all_mounted() -> list[Mounted]:
     """Return everything that is mounted, in the order in which it was."""

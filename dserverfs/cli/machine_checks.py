@@ -24,12 +24,11 @@ from dserverfs.base.directories import fstype_of, is_of_network
 from dserverfs.base.errors import UsageError
 from dserverfs.base.model import SCHEME
 from dserverfs.base.mountinfo import Mounted
-from dserverfs.cli import mount_helper
+from dserverfs.cli import mount_helper, mounted
 from dserverfs.cli.arguments import moment
 from dserverfs.cli.findings import Check, Finding, ok, problem, warning
-from dserverfs.cli.mounted import has_died
 from dserverfs.cli.progress import size
-from dserverfs.mount import mountpoint
+from dserverfs.mount import control, mountpoint
 from dserverfs.remote.tokens import TokenSource, expires_at
 from dserverfs.settings import Settings
 
@@ -45,13 +44,15 @@ def of_programs(timeout_s: float) -> Iterator[Check]:
     yield Check("fuse", _fuse)
     yield Check("mount helper", _helper)
     yield Check("dtool", _dtool)
-    for mounted in mountinfo.dserverfs_mounts():
-        if mounted.owner == os.geteuid():
-            yield Check(f"mount {mounted.path}", partial(_mount, mounted, timeout_s))
+    for mount in mountinfo.dserverfs_mounts():
+        if mount.owner == os.geteuid():
+            yield Check(f"mount {mount.path}", partial(_mount, mount, timeout_s))
 
 
 def of_settings(settings: Settings) -> Iterator[Check]:
     """Yield the checks of what the settings name."""
+    for mount in mounted.given_mounts():
+        yield Check(f"mount {mount.path}", partial(_given_mount, mount))
     yield Check("cache", partial(_cache, settings.cache_directory()))
     yield Check("staging", partial(_directory, settings.staging_directory(), "DSERVER_STAGING_DIR"))
     for server, path in settings.kept_token_files().items():
@@ -199,10 +200,15 @@ def _dtool_command() -> Finding:
     return ok(f"{said}, for {program}")
 
 
-def _mount(mounted: Mounted, timeout_s: float) -> Finding:
-    if mountpoint.is_dead(Path(mounted.path), timeout_s):
-        return problem(has_died(mounted.path))
-    return ok(f"{mounted.source} answers")
+def _mount(mount: Mounted, timeout_s: float) -> Finding:
+    if mountpoint.is_dead(Path(mount.path), timeout_s):
+        return problem(mounted.has_died(mount.path))
+    return ok(f"{mount.source} answers")
+
+
+def _given_mount(mount: mounted.Mount) -> Finding:
+    mounted.last(control.ask(mount.address, {"command": "mount"}))
+    return ok(f"{mount.uri} answers; the program that mounted it unmounts it")
 
 
 def _cache(directory: Path) -> Finding:

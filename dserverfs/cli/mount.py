@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,9 +32,13 @@ def define(parser: argparse.ArgumentParser) -> None:
         "Show the datasets of a server, those of a base URI, or a single one, as a directory tree."
         " Returns when the mount answers; a daemon then serves it until dserverfs umount"
         " MOUNTPOINT. Datasets are made and frozen in it, and frozen ones are read and annotated."
+        " /dev/fd/N as MOUNTPOINT is a FUSE device that another program has opened and mounted,"
+        " such as a container runtime: it is served without any privilege, and not unmounted."
     )
     parser.add_argument("uri", metavar="URI", help="dserver://HOST[:PORT][/BACKEND/BUCKET[/UUID]]")
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, help="an empty directory")
+    parser.add_argument(
+        "mountpoint", metavar="MOUNTPOINT", type=Path, help="an empty directory, or /dev/fd/N"
+    )
     parser.add_argument("-f", "--foreground", action="store_true", help="do not become a daemon")
     parser.add_argument(
         "-o",
@@ -116,7 +121,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _mount(arguments: argparse.Namespace) -> int:
     from dserverfs.base import mountinfo
     from dserverfs.base.model import DserverURI
-    from dserverfs.mount import launcher, mountpoint
+    from dserverfs.mount import given_device, launcher, mountpoint
     from dserverfs.settings import Settings
 
     uri = DserverURI.parse(arguments.uri)
@@ -125,16 +130,29 @@ def _mount(arguments: argparse.Namespace) -> int:
         other_user.become(options.user)
     for name, value in options.arguments.items():
         setattr(arguments, name, value)
-    path = mountpoint.resolve(arguments.mountpoint)
+    given = given_device.number_of(arguments.mountpoint)
+    if given is None:
+        path = mountpoint.resolve(arguments.mountpoint)
+    else:
+        path = arguments.mountpoint
+        given_device.take(given)
+        _say_passed_over(path, options.kernel)
     settings = Settings.load().overridden(uri.server, options.settings)
     mountpoint.refuse_own_files(path, _own_files(arguments, settings, uri.server))
     if arguments.foreground:
         return _serve(arguments, uri, path, options, settings, None)
     if arguments.log_file is None:
-        arguments.log_file = settings.state_directory() / log_file.name_of(path)
+        # Every program that mounts has the device at 3, or nearly.
+        place = path if given is None else Path(f"{path}-{uri}")
+        arguments.log_file = settings.state_directory() / log_file.name_of(place)
+    if given is None:
+        mountpoint.require_fuse()
     before = mountinfo.find_mounted(path)
     try:
-        launcher.start(lambda ready_fd: _serve(arguments, uri, path, options, settings, ready_fd))
+        launcher.start(
+            lambda ready_fd: _serve(arguments, uri, path, options, settings, ready_fd),
+            [] if given is None else [given],
+        )
     except BaseException:
         # A daemon that was ended just after it had mounted; not one that died earlier, whose
         # dead mount point keeps a mirror from taking an empty directory for the data.
@@ -144,6 +162,16 @@ def _mount(arguments: argparse.Namespace) -> int:
     say(f"{uri} is mounted at {path}; its log is {arguments.log_file.absolute()}")
     _tell_end_of_token(settings, uri.server)
     return 0
+
+
+def _say_passed_over(path: Path, options: Sequence[str]) -> None:
+    """Say that options for the kernel do nothing in a mount that another program made."""
+    if options:
+        say(
+            f"dserverfs: -o {','.join(options)}: passed over; the program that mounted {path}"
+            " decides that",
+            file=sys.stderr,
+        )
 
 
 def _tell_end_of_token(settings: Settings, server: str) -> None:
@@ -182,7 +210,7 @@ def _serve(
     """Mount and serve until told to end; return the exit status."""
     from dserverfs.base import core_dumps
     from dserverfs.base.hashes import Policy
-    from dserverfs.mount import daemon, launcher
+    from dserverfs.mount import daemon, given_device, launcher
 
     if not settings.allows_core_dumps():
         core_dumps.forbid()
@@ -203,6 +231,7 @@ def _serve(
         freeze_delay_s=arguments.freeze_delay,
         xattr=wanted.xattr,
         metrics_at=arguments.metrics,
+        given=given_device.number_of(path),
     )
     status = 0
     try:

@@ -1,4 +1,9 @@
-"""Paths in mounts, for the commands that ask a mount's daemon."""
+"""Mounts, and paths in them, for the commands that ask a mount's daemon.
+
+A mount is known by its type. One whose device another program opened, mounted and gave to a
+daemon has that program's type: it is known by its file `.dserverfs/control`, which also says
+where the daemon listens.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,20 @@ from dserverfs.base.mountinfo import Mounted
 from dserverfs.mount import control, mountpoint
 from dserverfs.mount.control import Address, Answer
 from dserverfs.settings import Settings
+
+CONTROL = ".dserverfs/control"
+CONTROL_TIMEOUT_S = 2.0  # a file system of another kind may hang
+_MAX_CONTROL_BYTES = 100
+
+
+class Mount(NamedTuple):
+    """A mount of dserverfs."""
+
+    path: str
+    uri: str
+    owner: int  # the uid of the user who may ask it
+    address: Address
+    is_given: bool = False  # another program mounted it, and unmounts it
 
 
 class MountedPath(NamedTuple):
@@ -76,12 +95,68 @@ def _looked_at(path: Path) -> os.stat_result:
 
 
 def _located(path: Path, status: os.stat_result) -> MountedPath:
-    for mounted in mountinfo.dserverfs_mounts():
-        if mounted.device == status.st_dev:
-            if not is_own(mounted):
+    for mounted in mountinfo.all_mounted():
+        if mounted.device != status.st_dev or not mounted.is_fuse:
+            continue
+        if (mount := mount_of(mounted)) is not None:
+            if not is_own(mount):
                 raise UsageError(f"{path}: is in a mount of another user, who alone may ask it")
-            return MountedPath(path, status.st_ino, address_of(mounted), mounted.path)
+            return MountedPath(path, status.st_ino, mount.address, mount.path)
+        if mountpoint.is_dead(Path(mounted.path)):  # the status was the kernel's own
+            raise UsageError(f"{path}: {_given_has_died(mounted.path)}")
     raise UsageError(f"{path}: is not in a mount of dserverfs")
+
+
+def all_mounts() -> list[Mount]:
+    """Return the mounts of dserverfs on this machine; of given devices, those of this user."""
+    given = given_mounts()
+    known = {mount.path for mount in given}
+    by_type = [found for each in mountinfo.dserverfs_mounts() if (found := mount_of(each))]
+    return [*(mount for mount in by_type if mount.path not in known), *given]
+
+
+def given_mounts() -> list[Mount]:
+    """Return the mounts of the devices that were given to this user's daemons.
+
+    The path of one that is mounted in another namespace, such as a container's, is no path but
+    the name of the device.
+    """
+    given = [_of_given(each) for each in control.given(Settings.load().control_directory())]
+    if not given:  # no file system of another kind is touched for nothing
+        return []
+    found = [mount for each in mountinfo.all_mounted() if (mount := mount_of(each)) is not None]
+    places = {mount.address.path: mount.path for mount in found}
+    return [each._replace(path=places.get(each.address.path, each.path)) for each in given]
+
+
+def _of_given(address: Address) -> Mount:
+    """Return what the daemon of a given device says of its mount."""
+    try:
+        told = last(control.ask(address, {"command": "mount"}))
+        path, uri = f"{told['path']} of process {told['pid']}", str(told["uri"])
+    except UsageError:  # it hangs
+        path, uri = f"a given device ({address.path})", "what is not known"
+    return Mount(path, uri, address.owner, address, is_given=True)
+
+
+def mount_of(mounted: Mounted) -> Mount | None:
+    """Return what is mounted as a mount of dserverfs; None if it is none."""
+    directory = Settings.load().control_directory()
+    is_ours = mounted.fstype == mountinfo.FSTYPE
+    owner = os.geteuid() if mounted.owner is None else mounted.owner
+    address = Address.of(directory, mounted.device, owner)
+    if not (is_ours and address.path.exists()) and mounted.is_fuse:
+        file = Path(mounted.path) / CONTROL
+        with contextlib.suppress(OSError, UsageError):
+            told = mountpoint.within(CONTROL_TIMEOUT_S, file, lambda: _head_of(file))
+            given = Address.of_given(directory, told)
+            return Mount(mounted.path, mounted.source, given.owner, given, is_given=True)
+    return Mount(mounted.path, mounted.source, owner, address) if is_ours else None
+
+
+def _head_of(file: Path) -> bytes:
+    with open(file, "rb", buffering=0) as opened:
+        return opened.read(_MAX_CONTROL_BYTES)
 
 
 def problem_of(path: Path, error: OSError) -> str:
@@ -89,6 +164,8 @@ def problem_of(path: Path, error: OSError) -> str:
     if error.errno != errno.ENOTCONN:
         return error.strerror or str(error)
     mounted = mountinfo.mount_of(os.path.abspath(path))
+    if mounted is not None and mounted.fstype != mountinfo.FSTYPE:
+        return _given_has_died(mounted.path)
     return has_died(mounted.path if mounted is not None else "MOUNTPOINT")
 
 
@@ -100,15 +177,16 @@ def has_died(mountpoint: str) -> str:
     )
 
 
-def is_own(mounted: Mounted) -> bool:
+def _given_has_died(mountpoint: str) -> str:
+    return (
+        f"the daemon of {mountpoint} has died; the program that mounted it has to unmount it;"
+        " what is staged is kept, and dserverfs status says where"
+    )
+
+
+def is_own(mount: Mount) -> bool:
     """Return whether this user may ask the daemon of that mount."""
-    return os.geteuid() in (mounted.owner, 0)
-
-
-def address_of(mounted: Mounted) -> Address:
-    """Return where the daemon of a mount listens."""
-    owner = os.geteuid() if mounted.owner is None else mounted.owner
-    return Address.of(Settings.load().control_directory(), mounted.device, owner)
+    return os.geteuid() in (mount.owner, 0)
 
 
 def last(answers: Iterator[Answer]) -> Any:

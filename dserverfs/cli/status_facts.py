@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dserverfs.base import mountinfo
 from dserverfs.base.errors import DserverfsError, NotAuthenticated, UsageError
 from dserverfs.base.excluded import Excluded
 from dserverfs.base.model import DserverURI
-from dserverfs.base.mountinfo import Mounted
 from dserverfs.cli import mounted
+from dserverfs.cli.mounted import Mount
 from dserverfs.mount import control, mountpoint
 from dserverfs.remote.tokens import TokenSource, expires_at
 from dserverfs.settings import Settings
@@ -53,7 +52,8 @@ def of_all() -> dict[str, Any]:
     """Return the facts of all that this user has mounted, staged and changed."""
     settings = Settings.load()
     found = _Found(settings.excluded())
-    mounts = [found.take_mount(mount) for mount in mountinfo.dserverfs_mounts() if _is_own(mount)]
+    own = [mount for mount in mounted.all_mounts() if mount.owner == os.geteuid()]
+    mounts = [found.take_mount(mount) for mount in own]
     directories = [found.take_directory(settings.staging_directory())]
     used = UsedDirectories(settings.used_staging_directories())
     for known in used.all():
@@ -85,13 +85,12 @@ class _Found:
         self.unsent: dict[str, dict[str, Any]] = {}
         self.kept: list[dict[str, Any]] = []  # left out of frozen datasets
 
-    def take_mount(self, mount: Mounted) -> dict[str, Any]:
+    def take_mount(self, mount: Mount) -> dict[str, Any]:
         """Return what the daemon of a mount says of it."""
-        entry: dict[str, Any] = {"path": mount.path, "uri": mount.source, "answers": True}
-        address = mounted.address_of(mount)
+        entry: dict[str, Any] = {"path": mount.path, "uri": mount.uri, "answers": True}
 
         def ask(command: str, **arguments: object) -> Iterator[control.Answer]:
-            return control.ask(address, {"command": command, **arguments})
+            return control.ask(mount.address, {"command": command, **arguments})
 
         try:
             for known in mounted.last(ask("pending")):
@@ -129,10 +128,6 @@ class _Found:
             uri = DserverURI(server, base_uri)
             for path, reason in staging.unusable(base_uri).items():
                 self.staged.setdefault(str(path), description.of_unusable(path, uri, reason))
-
-
-def _is_own(mount: Mounted) -> bool:
-    return mount.owner == os.geteuid()
 
 
 def _shown(error: dict[str, Any], mountpoint: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`dserverfs trace`: records what a command reads from mounts."""
+"""`dserverfs trace`: records what a command reads, from mounts and by Python without one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from dserverfs.cli.arguments import Commands, example, say
@@ -24,12 +26,12 @@ EXIT_BY_SIGNAL = 128
 
 
 def add(commands: Commands) -> None:
-    parser = commands.add_parser("trace", help="record what a command reads from mounts")
+    parser = commands.add_parser("trace", help="record what a command reads of datasets")
     parser.description = (
         "Run COMMAND, and write a line of JSON for each item that it, or a process it started,"
-        " opened in a mount: dataset, identifier, path, hash, and which bytes were read, in the"
-        " order of the first read. The exit status is the command's. warm --plan FILE fetches"
-        " the same bytes, here or on another machine."
+        " opened in a mount, or without one by Python: dataset, identifier, path, hash, and which"
+        " bytes were read, in the order of the first read. The exit status is the command's. warm"
+        " --plan FILE fetches the same bytes, here or on another machine."
     )
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="where the lines go; default: standard error"
@@ -51,10 +53,14 @@ def _run(arguments: argparse.Namespace) -> int:
     if not words:
         raise UsageError("name the command to run: dserverfs trace -o FILE -- COMMAND ...")
     traced = _begin()
-    with _output(arguments.output) as file:
-        status = _status_of(words)
-        for item in _end(traced):
+    with _output(arguments.output) as file, tempfile.TemporaryDirectory() as scratch:
+        of_programs = Path(scratch) / "read.jsonl"
+        status = _status_of(words, of_programs)
+        items = [*_of_mounts(traced), *_of_programs(of_programs)]
+        for item in _merged(items):
             print(json.dumps(item), file=file)
+    if not traced and not items:
+        say("dserverfs: nothing is mounted, and nothing was read without a mount", file=sys.stderr)
     return status
 
 
@@ -84,34 +90,35 @@ class _Traced(NamedTuple):
 
 def _begin() -> list[_Traced]:
     """Have every mount of this user note what this process and those below it read."""
-    from dserverfs.base import mountinfo
     from dserverfs.base.errors import UsageError
     from dserverfs.cli import mounted
     from dserverfs.mount import control
 
-    own = [mount for mount in mountinfo.dserverfs_mounts() if mounted.is_own(mount)]
-    if not own:
-        raise UsageError("nothing is mounted: there is nothing to trace")
+    own = [mount for mount in mounted.all_mounts() if mounted.is_own(mount)]
     traced = []
     for mount in own:
-        address = mounted.address_of(mount)
         try:
-            number = mounted.last(control.ask(address, {"command": "trace"}))
+            number = mounted.last(control.ask(mount.address, {"command": "trace"}))
         except UsageError as error:
             say(f"dserverfs: {mount.path} is not traced: {error}", file=sys.stderr)
         else:
-            traced.append(_Traced(mount.path, address, int(number)))
+            traced.append(_Traced(mount.path, mount.address, int(number)))
     return traced
 
 
-def _status_of(words: Sequence[str]) -> int:
-    """Run a command and return its exit status as a shell would tell it."""
+def _status_of(words: Sequence[str], of_programs: Path) -> int:
+    """Run a command and return its exit status as a shell would tell it.
+
+    Programs in it write to a file what they read without a mount.
+    """
     from dserverfs.base import child_processes
+    from dserverfs.settings import TRACE_FILE
 
     # A process whose parent ends becomes a child of this one, and is traced on.
     child_processes.adopt_orphans()
     try:
-        command = subprocess.Popen(words, env=os.environ)  # all of it: the command is the user's
+        # All of it: the command is the user's.
+        command = subprocess.Popen(words, env={**os.environ, TRACE_FILE: str(of_programs)})
     except FileNotFoundError:
         say(f"dserverfs: {words[0]}: no such command", file=sys.stderr)
         return EXIT_NOT_FOUND
@@ -127,13 +134,12 @@ def _status_of(words: Sequence[str]) -> int:
     return status if status >= 0 else EXIT_BY_SIGNAL - status
 
 
-def _end(traced: Sequence[_Traced]) -> list[dict[str, Any]]:
-    """Return what was read, in the order of the first read; those not read are last."""
+def _of_mounts(traced: Sequence[_Traced]) -> Iterator[dict[str, Any]]:
+    """Yield what was read from each mount, whose traces end."""
     from dserverfs.base.errors import UsageError
     from dserverfs.cli import mounted
     from dserverfs.mount import control
 
-    found: dict[tuple[str, str], dict[str, Any]] = {}
     for mount in traced:
         request = {"command": "traced", "trace": mount.number}
         try:
@@ -147,8 +153,27 @@ def _end(traced: Sequence[_Traced]) -> list[dict[str, Any]]:
                 " has no room for",
                 file=sys.stderr,
             )
-        for item in answer["items"]:
-            _merge(found.setdefault((item["uri"], item["identifier"]), item), item)
+        yield from answer["items"]
+
+
+def _of_programs(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield what programs wrote down that read without a mount."""
+    from dserverfs.reading.traced_items import lines_in
+
+    try:
+        lines = list(lines_in(path))
+    except FileNotFoundError:
+        return
+    if wrong := lines.count(None):
+        say(f"dserverfs: {wrong} lines of what was read are lost", file=sys.stderr)
+    yield from (line for line in lines if line is not None)
+
+
+def _merged(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a line for each item, in the order of the first read; those not read are last."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for item in items:
+        _merge(found.setdefault((item["uri"], item["identifier"]), item), item)
     never = float("inf")
     return sorted(
         found.values(),
@@ -157,7 +182,7 @@ def _end(traced: Sequence[_Traced]) -> list[dict[str, Any]]:
 
 
 def _merge(item: dict[str, Any], other: dict[str, Any]) -> None:
-    """Add what was read of the same item in another mount."""
+    """Add what was read of the same item elsewhere, or another time."""
     ranges: list[list[int]] = []
     for start, end in sorted([*item["ranges"], *other["ranges"]]):
         if ranges and start <= ranges[-1][1]:

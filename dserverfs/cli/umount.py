@@ -48,7 +48,7 @@ def unmount(path: Path, timeout_s: float) -> int:
     """Freeze, send and unmount; return the exit status, having said what stays. DserverfsError."""
     from dserverfs.base import mountinfo
     from dserverfs.base.errors import DaemonSilent, UsageError
-    from dserverfs.cli.mounted import address_of
+    from dserverfs.cli.mounted import mount_of
     from dserverfs.mount import control, launcher, mountpoint
     from dserverfs.writing.staging.states import State
 
@@ -56,6 +56,7 @@ def unmount(path: Path, timeout_s: float) -> int:
     staged: list[dict[str, Any]] = []
     unsent: list[dict[str, Any]] = []
     answer_timeout_s = min(timeout_s, mountpoint.ANSWER_TIMEOUT_S)
+    is_given = False
     with contextlib.ExitStack() as stack:
         daemon = None
         is_ours = mounted is not None and mounted.fstype == mountinfo.FSTYPE
@@ -65,17 +66,18 @@ def unmount(path: Path, timeout_s: float) -> int:
                 " where",
                 file=sys.stderr,
             )
-        elif mounted is not None and is_ours:
+        elif mounted is not None and (mount := mount_of(mounted)) is not None:
+            is_given = mount.is_given
             try:
-                address = address_of(mounted)
-                daemon = stack.enter_context(control.process_of(address, answer_timeout_s))
-                staged, unsent = _drain(address, timeout_s, answer_timeout_s)
+                daemon = stack.enter_context(control.process_of(mount.address, answer_timeout_s))
+                staged, unsent = _drain(mount.address, timeout_s, answer_timeout_s)
             except DaemonSilent as error:
                 raise UsageError(
                     f"{path}: {error}; nothing was frozen or sent, and it is still mounted;"
                     f" fusermount3 -u {path} unmounts it all the same and leaves everything staged"
                 ) from error
-        launcher.stop(path, timeout_s, daemon)
+        if not is_given:
+            launcher.stop(path, timeout_s, daemon)
     for dataset in staged:
         why = dataset["reason"] or dataset["waits_for"]
         reason = f": {why}" if why else ""
@@ -89,6 +91,9 @@ def unmount(path: Path, timeout_s: float) -> int:
             f" kept in {change['file']}",
             file=sys.stderr,
         )
+    if is_given:
+        say(f"{path}: stays mounted: the program that mounted it unmounts it", file=sys.stderr)
+        return EXIT_LEFT
     # A dataset that is open, or waits for a command, was not to be frozen; the rest was.
     waits = (State.OPEN.value, "unusable")
     late = [dataset for dataset in staged if dataset["state"] not in waits]

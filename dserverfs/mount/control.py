@@ -2,7 +2,8 @@
 
 Used by the mount (Server) and the commands (ask). A Unix socket in a directory
 only its user can enter, and an abstract one beside it, named by the mount's device
-number. One request a connection: a JSON object in a line; answered by lines of JSON
+number; by a name that the mount tells, where the daemon was given a device and does not know
+its number. One request a connection: a JSON object in a line; answered by lines of JSON
 objects: any number with `progress`, then one with `result` or `error`. Blocking,
 threads only.
 """
@@ -13,6 +14,8 @@ import contextlib
 import json
 import logging
 import os
+import re
+import secrets
 import socket
 import struct
 import threading
@@ -36,6 +39,7 @@ SILENCE_S = 2.0  # of a daemon at work, until it is asked whether it is there
 ANSWER_TIMEOUT_S = 5.0
 SHORTAGE_PAUSE_S = 0.1  # until a connection that could not be taken is tried again
 PING = "ping"
+_TOLD = re.compile(rb"([0-9]{1,10}) (given-[0-9a-f]{32})\n")
 
 
 class Address(NamedTuple):
@@ -53,10 +57,54 @@ class Address(NamedTuple):
     @classmethod
     def of(cls, directory: Path, device: int, owner: int) -> Address:
         """Return that of the mount with the st_dev `device`; the socket is in `directory`."""
-        number = f"{os.major(device)}-{os.minor(device)}"
-        # A home may be shared by machines, and a number of a device is good for one boot.
-        name = f"{boot_id()[:8]}-{number}"
-        return cls(directory / name, f"\0dserverfs-{owner}-{number}", owner)
+        return cls._named(directory, f"{os.major(device)}-{os.minor(device)}", owner)
+
+    @classmethod
+    def of_given(cls, directory: Path, told: bytes) -> Address:
+        """Return that of the mount whose `.dserverfs/control` says what `told` says.
+
+        Raises UsageError if no mount of dserverfs says that.
+        """
+        found = _TOLD.fullmatch(told)
+        if found is None:
+            raise UsageError("it is not in a mount of dserverfs")
+        return cls._named(directory, found[2].decode(), int(found[1]))
+
+    @classmethod
+    def _named(cls, directory: Path, name: str, owner: int) -> Address:
+        return cls(directory / _name(name), f"\0dserverfs-{owner}-{name}", owner)
+
+
+def _name(name: str) -> str:
+    # A home may be shared by machines, and a number of a device is good for one boot.
+    return f"{boot_id()[:8]}-{name}"
+
+
+def told_by_mount() -> bytes:
+    """Return a new content of `.dserverfs/control`, for a daemon of this user."""
+    return f"{os.geteuid()} given-{secrets.token_hex(16)}\n".encode()
+
+
+def given(directory: Path) -> list[Address]:
+    """Return where this user's daemons of given devices listen, by their sockets in `directory`.
+
+    Those of daemons that were killed are deleted.
+    """
+    found = []
+    for path in sorted(directory.glob(f"{_name('given-')}*")):
+        told = f"{os.geteuid()} {path.name.partition('-')[2]}\n".encode()
+        address = Address.of_given(directory, told)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.setblocking(False)
+            try:
+                _by_file(connection, address)
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+                continue
+            except OSError:  # it is not at work
+                pass
+        found.append(address)
+    return found
 
 
 class Server:

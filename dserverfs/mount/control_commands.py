@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from dserverfs.base.errors import DserverfsError, IntegrityError, NotFound, UsageError
@@ -24,7 +26,7 @@ from dserverfs.catalogue.refreshed import NotLoaded
 from dserverfs.mount.cache_commands import CacheCommands, FoundItem
 from dserverfs.mount.control import Answer
 from dserverfs.mount.recent_errors import RecentErrors
-from dserverfs.mount.traces import TracedItem, Traces
+from dserverfs.mount.traces import Traces
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.block_cache import CacheUsage
 from dserverfs.remote.contact import Away
@@ -100,6 +102,7 @@ class Commander:
     """Answers the commands of one mount."""
 
     uri: DserverURI
+    mountpoint: Path
     tree: Tree
     staging: Staging | None
     freezer: Freezer
@@ -120,7 +123,7 @@ class Commander:
 
         One of `status`, `staged`, `errors`, `compared`, `reading`, `server`, `pending`, `notes`,
         `unsent`, `items`, `room`, `pin`, `unpin`, `release`, `trace`, `traced`, `freeze`,
-        `discard`, `drain`, `token` and `log`.
+        `discard`, `drain`, `token`, `mount` and `log`.
         """
         asked = _Request.of(request)
         command = asked.command
@@ -165,6 +168,9 @@ class Commander:
             yield from self._drain(asked.timeout_s, asked.asked_by)
         elif command == "token":
             yield {"result": self._token()}
+        elif command == "mount":
+            told = {"uri": str(self.uri), "path": str(self.mountpoint), "pid": os.getpid()}
+            yield {"result": told}
         elif command == "log":
             yield {"result": _set_log_level(asked.level)}
         else:
@@ -277,7 +283,7 @@ class Commander:
     def _traced(self, number: int) -> dict[str, Any]:
         """End a trace and return what was read, in no order."""
         trace = self.in_loop(lambda: self.traces.end(number))
-        items = [_facts(item, self.uri.server) for item in trace.items.values()]
+        items = [item.facts(self.uri.server) for item in trace.items.values()]
         return {"items": items, "left_out": trace.left_out}
 
     def _unsent(self, changes: list[UnsentEdit]) -> list[dict[str, Any]]:
@@ -372,19 +378,3 @@ class Commander:
     def _dserver_uri(self, uri: str) -> str:
         base_uri, _, uuid = uri.rpartition("/")
         return f"{DserverURI(self.uri.server, base_uri)}/{uuid}"
-
-
-def _facts(item: TracedItem, server: str) -> dict[str, Any]:
-    """Return what was read of an item."""
-    content, dataset = item.content, item.content.dataset
-    return {
-        "uri": str(DserverURI(server, dataset.base_uri, dataset.uuid)),
-        "name": dataset.name,
-        "identifier": content.identifier,
-        "relpath": content.relpath_of(),
-        "size_in_bytes": content.size_in_bytes,
-        "hash_function": content.hash_function,
-        "hash": content.hash,
-        "ranges": list(item.ranges),
-        "first_read_at": item.first_read_s,
-    }

@@ -29,7 +29,10 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
 
     `ready_fd` is where to say that the mount answers; it is closed.
     """
-    mountpoint.require_fuse()
+    if options.given is None:
+        mountpoint.require_fuse()
+    else:  # who gives it has opened and mounted it, and unmounts it
+        mountpoint.require_packages()
     descriptors.raise_limit()  # the client's cache keeps files open by it
     client = Client(
         options.uri.server,

@@ -22,6 +22,7 @@ import trio
 from pyfuse3 import FUSEError
 
 from dserverfs.base import errnos, errors
+from dserverfs.mount.callers import Callers
 from dserverfs.mount.request_counts import RequestCounts
 from dserverfs.tree import refusals
 from dserverfs.tree.steps import TookTooLong
@@ -110,6 +111,7 @@ class Handlers(Protocol):
     """Those of one mount."""
 
     counts: RequestCounts
+    callers: Callers | None  # None: the kernel has compared modes
 
     def remember(self, request: str, arguments: Mapping[str, Any], told: Told) -> None:
         """Keep the reason for whoever asks what went wrong; must not raise."""
@@ -129,6 +131,9 @@ def guarded(
     async def answer(self: H, /, *args: P.args, **kwargs: P.kwargs) -> R:
         begun_s = perf_counter()
         try:
+            if self.callers is not None:
+                given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+                await self.callers.admit(name, given)
             return await handler(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - told to the program
             told = _told(name, error)

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -49,22 +49,22 @@ class MountOptions(NamedTuple):
     freeze_delay_s: float | None = None  # None: only by command
     xattr: bool = False
     metrics_at: tuple[str, int] | None = None  # host and port
+    given: int | None = None  # the descriptor of a device that is mounted already
 
 
-def start(serve: Callable[[int], int]) -> None:
+def start(serve: Callable[[int], int], kept: Collection[int] = ()) -> None:
     """Run `serve` as a daemon; return when it has written READY to the descriptor it is given.
 
-    Its result is the daemon's exit status. Raises UsageError with what the daemon
-    said if it ends before, or is not ready within READY_TIMEOUT_S. Only for a
-    process with one thread.
+    Its result is the daemon's exit status. The daemon keeps the descriptors `kept`. Raises
+    UsageError with what the daemon said if it ends before, or is not ready within
+    READY_TIMEOUT_S. Only for a process with one thread.
     """
-    mountpoint.require_fuse()
     sys.stdout.flush()
     ready_read, ready_write = os.pipe()
     said_read, said_write = os.pipe()
     daemon = os.fork()
     if daemon == 0:
-        _be_daemon(serve, ready_write, said_write)
+        _be_daemon(serve, ready_write, said_write, kept)
     os.close(ready_write)
     os.close(said_write)
     try:
@@ -105,7 +105,9 @@ def _end(daemon: int) -> None:
     os.waitpid(daemon, 0)
 
 
-def _be_daemon(serve: Callable[[int], int], ready_fd: int, stderr_fd: int) -> NoReturn:
+def _be_daemon(
+    serve: Callable[[int], int], ready_fd: int, stderr_fd: int, kept: Collection[int]
+) -> NoReturn:
     """Leave the terminal and the descriptors of the caller, and serve."""
     status = 1
     try:
@@ -114,7 +116,7 @@ def _be_daemon(serve: Callable[[int], int], ready_fd: int, stderr_fd: int) -> No
         for source, target in ((null, 0), (null, 1), (stderr_fd, 2)):
             os.dup2(source, target)
         for name in os.listdir("/proc/self/fd"):
-            if int(name) > 2 and int(name) != ready_fd:
+            if int(name) > 2 and int(name) not in (ready_fd, *kept):
                 with contextlib.suppress(OSError):  # that of the listing itself
                     os.close(int(name))
         status = serve(ready_fd)

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyfuse3
+import trio
 from pyfuse3 import (
     EntryAttributes,
     FileHandleT,
@@ -37,14 +38,16 @@ from pyfuse3 import (
 
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.mount import replies
+from dserverfs.mount.callers import Callers
 from dserverfs.mount.errnos import Told, guarded
 from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.replies import Ownership
 from dserverfs.mount.request_counts import RequestCounts
-from dserverfs.mount.traces import TracedItem, Traces
+from dserverfs.mount.traces import Traces
 from dserverfs.mount.waiting import Waiting
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.open_item import OpenItem
+from dserverfs.reading.traced_items import TracedItem
 from dserverfs.tree.attributes import Changes
 from dserverfs.tree.filesystem import FileSystem
 from dserverfs.tree.listing import OpenDirectory
@@ -74,9 +77,15 @@ class Operations(pyfuse3.Operations):
         ownership: Ownership,
         recent_errors: RecentErrors,
         counts: RequestCounts,
+        *,
+        others_read: bool | None = None,
     ) -> None:
+        """`others_read` says whether other users may read; None leaves that to the kernel."""
         super().__init__()
         self.counts = counts
+        self.callers: Callers | None = None
+        if others_read is not None:
+            self.callers = Callers(ownership.uid, self._permissions, others_read=others_read)
         self._fs = file_system
         self._errors = recent_errors
         self._reader = reader
@@ -92,6 +101,10 @@ class Operations(pyfuse3.Operations):
         self._listed = ownership.blank_entry()
         # For the reply to one read: pyfuse3 sends it before anything else runs in the loop.
         self._reply = memoryview(bytearray(BLOCK_SIZE))
+        self.begun = trio.Event()  # the kernel's first request is answered
+
+    def init(self) -> None:
+        self.begun.set()
 
     # Names and attributes
 
@@ -332,6 +345,11 @@ class Operations(pyfuse3.Operations):
         return self._fs.describe(Inode(inode or pyfuse3.ROOT_INODE))
 
     # Helpers
+
+    async def _permissions(self, inode: int) -> int:
+        """Return what the mode of an inode, as it is shown, lets other users do."""
+        attributes = await self._answer(lambda: self._fs.getattr(Inode(inode)))
+        return attributes.permissions & ~self._ownership.umask & stat.S_IRWXO
 
     def _new_handle(self) -> FileHandleT:
         self._last_handle += 1

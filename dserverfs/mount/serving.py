@@ -1,7 +1,8 @@
 """The mount: mounts, serves, and says when the mount answers.
 
 Run by the daemon. One that is killed or fails leaves a dead mount
-point (ENOTCONN), never an empty directory.
+point (ENOTCONN), never an empty directory. A device that was given is mounted already: it is
+served until the program that mounted it unmounts it, and not unmounted here.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from dserverfs.base import service_manager
 from dserverfs.base.errors import DserverfsError, LocalDiskError, UsageError
 from dserverfs.base.model import Dataset, DserverURI, is_below
 from dserverfs.client import Client
-from dserverfs.mount import allocator, mountpoint
+from dserverfs.mount import allocator, given_device, mountpoint
 from dserverfs.mount.cache_commands import CacheCommands
-from dserverfs.mount.control import Address, Server
+from dserverfs.mount.control import Address, Server, told_by_mount
 from dserverfs.mount.control_commands import Commander
 from dserverfs.mount.launcher import READY, MountOptions
 from dserverfs.mount.metrics import Metrics
@@ -62,6 +63,8 @@ MAX_BACKGROUND = 256
 # The kernel asks for at most that much at once; 1 MiB reads are 1.2 times as fast
 # as the default's 128 KiB. Only root may say so.
 READ_AHEAD_KIB = 1024
+# The kernel's first request is there before the daemon looks for it.
+FIRST_REQUEST_S = 20.0
 
 
 def run(
@@ -77,9 +80,10 @@ def run(
     where to say that the mount answers; it is closed.
     """
     allocator.keep_freed_memory()
-    if options.allow_other:
-        mountpoint.require_allow_other()
-    mountpoint.prepare(options.path)
+    if options.given is None:
+        if options.allow_other:
+            mountpoint.require_allow_other()
+        mountpoint.prepare(options.path)
     parts = _Parts.of(options, client, only.result())
     with _metrics_served(options, parts.metrics):
         _mount(options, parts, settings, ready_fd)
@@ -90,17 +94,23 @@ def run(
 
 
 def _mount(options: MountOptions, parts: _Parts, settings: Settings, ready_fd: int | None) -> None:
+    if options.given is not None:
+        given_device.require_waiting(options.given)
     try:
         pyfuse3.init(parts.operations, str(options.path), _fuse_options(options))
     except RuntimeError as error:
         raise UsageError(f"{options.path}: cannot be mounted: {error}") from error
     try:
         trio.run(_serve, options, parts, settings, ready_fd)
+        if parts.failures:
+            raise parts.failures[0]
+        if not (parts.operations.begun.is_set() or parts.signals):
+            raise UsageError(f"{options.path}: was unmounted before it was served")
     except BaseException:
         # A dead mount point is seen; an empty directory would be mirrored.
         pyfuse3.close(unmount=False)
         raise
-    pyfuse3.close(unmount=True)
+    pyfuse3.close(unmount=options.given is None)
 
 
 @contextlib.contextmanager
@@ -134,7 +144,9 @@ class _Parts(NamedTuple):
     site_cache: SiteCache | None
     look: Callable[[], Away | None]
     metrics: Metrics
+    control: bytes | None  # what a mount says whose device was given
     signals: list[int]  # that told it to end
+    failures: list[DserverfsError]  # to become one that answers
 
     @classmethod
     def of(cls, options: MountOptions, client: Client, only: Dataset | None) -> _Parts:
@@ -146,7 +158,15 @@ class _Parts(NamedTuple):
             if only is None:
                 staging = _open_staging(client)
         shown_edits = None if options.read_only else edits
-        tree = Tree(options.uri, client.catalogue, time.time_ns(), staging, shown_edits)
+        control = None if options.given is None else told_by_mount()
+        tree = Tree(
+            options.uri,
+            client.catalogue,
+            time.time_ns(),
+            staging,
+            shown_edits,
+            control=control,
+        )
         if only is not None:
             tree.show_only(only)
         counts = RequestCounts()
@@ -168,7 +188,14 @@ class _Parts(NamedTuple):
         )
         ownership = Ownership(options.uid, options.gid, options.umask)
         recent_errors = RecentErrors(options.uri.server)
-        operations = Operations(file_system, client.reader, ownership, recent_errors, counts)
+        operations = Operations(
+            file_system,
+            client.reader,
+            ownership,
+            recent_errors,
+            counts,
+            others_read=None if options.given is None else options.allow_other,
+        )
         return cls(
             operations,
             tree,
@@ -183,6 +210,8 @@ class _Parts(NamedTuple):
             client.site_cache,
             client.resolver.look,
             metrics,
+            control,
+            [],
             [],
         )
 
@@ -229,7 +258,7 @@ async def _serve_requests(
 ) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_on_signal, nursery.cancel_scope, parts.signals)
-        nursery.start_soon(_tell_ready, options, parts, control_directory, ready_fd)
+        nursery.start_soon(_begin, options, parts, control_directory, ready_fd)
         nursery.start_soon(keep_token, parts.tokens)
         await pyfuse3.main(max_tasks=MAX_REQUESTS)
         if ready_fd is None:
@@ -256,18 +285,28 @@ async def _end_on_signal(scope: trio.CancelScope, seen: list[int]) -> None:
             scope.deadline = trio.current_time() + GRACE_S
 
 
+async def _begin(
+    options: MountOptions, parts: _Parts, control_directory: Path, ready_fd: int | None
+) -> None:
+    try:
+        await _tell_ready(options, parts, control_directory, ready_fd)
+    except DserverfsError as error:
+        parts.failures.append(error)
+        pyfuse3.terminate()
+
+
 async def _tell_ready(
     options: MountOptions, parts: _Parts, control_directory: Path, ready_fd: int | None
 ) -> None:
-    status = await trio.to_thread.run_sync(os.stat, options.path, abandon_on_cancel=True)
+    address = await _answering(options, parts, control_directory)
     if ready_fd is not None and _is_alone(ready_fd):
         logger.warning("the command that mounts %s was ended: so is the mount", options.path)
         pyfuse3.terminate()
         return
-    _tune_kernel(status.st_dev)
     token = trio.lowlevel.current_trio_token()
     commander = Commander(
         options.uri,
+        options.path,
         parts.tree,
         parts.staging,
         parts.freezer,
@@ -283,7 +322,6 @@ async def _tell_ready(
         lambda call: trio.from_thread.run_sync(call, trio_token=token),
         _forget_name,
     )
-    address = Address.of(control_directory, status.st_dev, os.geteuid())
     control = Server(address, commander)
     control.open()
     logger.info("%s: mounted at %s", options.uri, options.path)
@@ -297,6 +335,24 @@ async def _tell_ready(
         await trio.sleep_forever()
     finally:
         control.close()
+
+
+async def _answering(options: MountOptions, parts: _Parts, directory: Path) -> Address:
+    """Wait until the mount answers; return where its commands are to find the daemon.
+
+    Raises UsageError if the kernel asks nothing.
+    """
+    if parts.control is None:
+        status = await trio.to_thread.run_sync(os.stat, options.path, abandon_on_cancel=True)
+        _tune_kernel(status.st_dev)
+        return Address.of(directory, status.st_dev, os.geteuid())
+    with trio.move_on_after(FIRST_REQUEST_S):
+        await parts.operations.begun.wait()
+    if not parts.operations.begun.is_set():
+        raise UsageError(
+            f"{options.path}: the kernel's first request has not come: another daemon serves it"
+        )
+    return Address.of_given(directory, parts.control)
 
 
 def _forget_name(directory: Inode, name: str) -> None:

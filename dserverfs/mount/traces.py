@@ -8,49 +8,18 @@ process has ended is dropped. For the event loop alone.
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from dserverfs.base.errors import UsageError
 from dserverfs.base.items import ItemContent
 from dserverfs.base.processes import Process, Processes
+from dserverfs.reading.traced_items import TracedItem
 
 MAX_TRACES = 16
 MAX_ITEMS = 200_000  # of a trace; 1 KB of memory each
 LOOK_S = 10.0  # a command that was killed is traced no longer
-MAX_RANGES = 64  # of an item; of more, those that lie closest are told as one
-
-
-class Range(NamedTuple):
-    """Bytes [start, end) of an item."""
-
-    start: int
-    end: int
-
-
-class TracedItem:
-    """The bytes of one item that a command was given."""
-
-    def __init__(self, content: ItemContent) -> None:
-        self.content = content
-        self.ranges: list[Range] = []  # ascending, apart from each other
-        self.first_read_s: float | None = None  # since 1970
-
-    def add(self, start: int, end: int) -> None:
-        """Note that these bytes were read."""
-        ranges = self.ranges
-        first = bisect.bisect_left(ranges, start, key=lambda each: each.end)
-        last = bisect.bisect_right(ranges, end, lo=first, key=lambda each: each.start)
-        if first < last:
-            start = min(start, ranges[first].start)
-            end = max(end, ranges[last - 1].end)
-        ranges[first:last] = [Range(start, end)]
-        if len(ranges) > MAX_RANGES:
-            at = min(range(len(ranges) - 1), key=lambda i: ranges[i + 1].start - ranges[i].end)
-            ranges[at : at + 2] = [Range(ranges[at].start, ranges[at + 1].end)]
 
 
 class Trace:
@@ -131,7 +100,4 @@ class Traces:
     def read(self, items: Sequence[TracedItem], offset: int, length: int) -> None:
         """Note that these bytes were given to a program."""
         for item in items:
-            if item.first_read_s is None:
-                item.first_read_s = self._clock_s()
-            if length:
-                item.add(offset, offset + length)
+            item.read(offset, length, self._clock_s())

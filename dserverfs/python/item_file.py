@@ -122,7 +122,11 @@ class ItemFile(io.RawIOBase):
         item = self.item
         with os_errors(self.name):
             found = item.read_nowait(offset, size, _scratch.buffer)
-            return item.read(offset, size) if found is None else bytes(found)
+            content = item.read(offset, size) if found is None else bytes(found)
+        if self._traced is not None:
+            trace, noted = self._traced
+            trace.read(noted, offset, len(content))
+        return content
 
     @property
     def item(self) -> OpenItem:
@@ -137,13 +141,19 @@ class ItemFile(io.RawIOBase):
     def close(self) -> None:
         if not self.closed and self._process == os.getpid():
             self._item.close()
+            if self._traced is not None:
+                trace, noted = self._traced
+                trace.closed(noted)
         super().close()
 
     def _opened(self) -> OpenItem:
         with os_errors(self.name):
             session = session_of(self._access)
             content = content_at(session, self._dataset, self._relpath)
-            return OpenItem(session.client.reader, content)
+            item = OpenItem(session.client.reader, content)
+        trace = session.client.trace
+        self._traced = None if trace is None else (trace, trace.opened(content))
+        return item
 
     def _require_open(self) -> None:
         if self.closed:

@@ -135,7 +135,8 @@ class Session:
         """Return a dataset's items as whole files, which dtool's commands share."""
         directory = directory_of(self._dtool_cache, self.client.catalogue.uri_of(dataset))
         client = self.client
-        return ItemFiles(client.reader, client.ranges, directory, client.require_signed_urls)
+        prepare = client.require_signed_urls
+        return ItemFiles(client.reader, client.ranges, directory, prepare, client.trace)
 
     # Datasets that are being made
 

@@ -30,6 +30,7 @@ from dserverfs.base.model import DserverURI, Item
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.open_item import OpenItem
 from dserverfs.reading.ranges import RangeFetcher
+from dserverfs.reading.traced_items import TraceFile
 from dserverfs.reading.whole_item import download
 
 logger = logging.getLogger(__name__)
@@ -50,11 +51,16 @@ class ItemFiles:
         ranges: RangeFetcher,
         directory: Path,
         prepare: Callable[[], None],
+        trace: TraceFile | None = None,
     ) -> None:
-        """`prepare` is called before something is fetched from the store."""
+        """`prepare` is called before something is fetched from the store.
+
+        `trace` is told of each file that is asked for.
+        """
         self._reader = reader
         self._ranges = ranges
         self._prepare = prepare
+        self._trace = trace
         self._directory = directory
         self._made = False
 
@@ -75,6 +81,8 @@ class ItemFiles:
                 f"{path}: cannot be used: {error.strerror};"
                 " DTOOL_CACHE_DIRECTORY names another place"
             ) from error
+        if self._trace is not None:
+            self._trace.read_whole(content)
         return path
 
     def _make_directory(self) -> None:

@@ -25,7 +25,7 @@ from dserverfs.tree.listing import OpenDirectory
 from dserverfs.tree.mount_tree import Inode, Totals, Tree
 from dserverfs.tree.names import looked_up, utf8
 from dserverfs.tree.open_files import OpenBytes, OpenFile, OpenStagedFile, opened
-from dserverfs.tree.own_files import STATS_FILE
+from dserverfs.tree.own_files import CONTROL_FILE, STATS_FILE
 from dserverfs.tree.refusals import (
     AcrossDatasets,
     Invalid,
@@ -162,9 +162,12 @@ class FileSystem:
                 found = yield from self._open_staged(tree, place.number, flags, thread)
                 if found is not None:
                     return found
-            if (place.tree, place.number) == (None, STATS_FILE) and not is_for_writing(flags):
-                text = yield from blocking(self._stats, Limit.DISK)
-                return OpenBytes(text.encode(), has_size=False)
+            if place.tree is None and not is_for_writing(flags):
+                if place.number == STATS_FILE:
+                    text = yield from blocking(self._stats, Limit.DISK)
+                    return OpenBytes(text.encode(), has_size=False)
+                if place.number == CONTROL_FILE and (control := self._tree.own.control):
+                    return OpenBytes(control)
             require_spare()
             frozen = yield from loaded(place.frozen)
             if frozen is not None:

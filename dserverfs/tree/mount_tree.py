@@ -98,11 +98,14 @@ class Tree:
         mounted_ns: int,
         staging: Staging | None = None,
         edits: DatasetEdits | None = None,
+        *,
+        control: bytes | None = None,
     ) -> None:
         """`mounted_ns` is the mtime of the directories above the datasets.
 
         Without `staging` nothing can be made, and nothing staged is shown; without
-        `edits` nothing frozen can be changed.
+        `edits` nothing frozen can be changed. `control` is what `.dserverfs/control` holds,
+        if there is to be one.
         """
         self._uri = uri
         self._catalogue = catalogue
@@ -114,7 +117,7 @@ class Tree:
         self._staged_trees: list[tuple[StagedTree, int]] = []  # with their slots
         self._upper = UpperDirectories(uri, catalogue, mounted_ns)  # slot 0, and so are
         self._searches = Searches(uri, catalogue, self._upper, mounted_ns)
-        self._own = OwnFiles(mounted_ns)
+        self.own = OwnFiles(mounted_ns, control)
         self._shows_one = False
         # By base URI, slots: what was shown as staged last, and what is that no more but
         # may still have its name.
@@ -139,20 +142,20 @@ class Tree:
         if number >= FIRST_SEARCH:
             return self._searches.attributes(number)
         if number >= FIRST_OWN:
-            return self._own.attributes(number)
+            return self.own.attributes(number)
         return self._upper.attributes(self._upper.path(number))
 
     def lookup(self, inode: Inode, name: str) -> Attributes:
         """Return the attributes of an entry; raises NotFound."""
         if inode == ROOT and name == OWN_DIRECTORY:
-            return self._own.top()
+            return self.own.top()
         slot, number = self._split(inode)
         if slot:
             return self._renumber(slot, self._datasets[slot - 1].lookup(number, name))
         if number >= FIRST_SEARCH:
             return self._searches.lookup(number, name)
         if number >= FIRST_OWN:
-            return self._own.lookup(number, name)
+            return self.own.lookup(number, name)
         path = self._upper.path(number)
         if path and path[-1] == UUID_DIRECTORY:
             return self._lookup_uuid(path, name)
@@ -183,7 +186,7 @@ class Tree:
                 yield entry._replace(attributes=self._renumber(slot, entry.attributes))
             return
         if number >= FIRST_OWN:
-            yield from self._own.children(cookie)
+            yield from self.own.children(cookie)
             return
         path = self._upper.path(number)
         if not self._upper.is_base_uri(path):

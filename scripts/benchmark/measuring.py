@@ -36,12 +36,20 @@ class WrongAnswer(Exception):
     """A peer gave other bytes, names or sizes than the manifest's."""
 
 
+class Requests(NamedTuple):
+    """How many were sent."""
+
+    to_server: int
+    to_store: int
+
+
 @dataclass(frozen=True)
 class Measurement:
     row: str
     seconds: float
     cpu_seconds: float | None = None  # of the daemon
     peak_bytes: int | None = None  # of the daemon, while this was measured
+    requests: Requests | None = None
 
 
 def measure(row: str, processes: Processes, work: Callable[[], T]) -> tuple[Measurement, T]:

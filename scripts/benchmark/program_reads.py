@@ -1,17 +1,21 @@
 """One program that reads by fsspec, cold and again: started by `benchmark.programs`.
 
 Takes what it is to do from its standard input, as JSON, and imports nothing of dserverfs: it
-runs with what a peer has installed. Prints the seconds of both readings, and a digest of what
-was read, as JSON.
+runs with what a peer has installed. Prints the seconds of both readings, the requests that each
+sent by port, and a digest of what was read, as JSON.
 """
 
 from __future__ import annotations
 
+import _socket
 import hashlib
 import json
 import random
+import socket
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +25,58 @@ import pyarrow.parquet
 import zarr
 
 READ_BYTES = 4096
+_LINE_END = b" HTTP/1.1\r\n"
+_HEAD_BYTES = 64 * 1024
+
+
+class RequestCounter:
+    """The requests over plain HTTP/1.1 that this process sends, by the port that they go to.
+
+    All libraries here send by a socket object of Python, and a request is known by the end of its
+    first line. That takes 2 us for each piece that is sent (guess). Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[int] = Counter()
+
+    def install(self) -> None:
+        """Count what all sockets send from now on, as long as this process lives."""
+        note = self._note
+
+        def send(self: socket.socket, data: Any, *rest: Any) -> int:
+            count = _socket.socket.send(self, data, *rest)
+            note(self, memoryview(data).cast("B")[:count])
+            return count
+
+        def sendall(self: socket.socket, data: Any, *rest: Any) -> None:
+            _socket.socket.sendall(self, data, *rest)
+            note(self, data)
+
+        def sendmsg(self: socket.socket, buffers: Any, *rest: Any) -> int:
+            buffers = list(buffers)
+            count = _socket.socket.sendmsg(self, buffers, *rest)
+            note(self, b"".join(buffers)[:count])
+            return count
+
+        for name, method in (("send", send), ("sendall", sendall), ("sendmsg", sendmsg)):
+            setattr(socket.socket, name, method)
+
+    def taken(self) -> dict[int, int]:
+        """Return the counts by port, and begin anew."""
+        with self._lock:
+            counts, self._counts = self._counts, Counter()
+        return dict(counts)
+
+    def _note(self, sender: socket.socket, data: Any) -> None:
+        number = bytes(memoryview(data).cast("B")[:_HEAD_BYTES]).count(_LINE_END)
+        if number:
+            try:
+                port = sender.getpeername()[1]
+            except (OSError, IndexError):  # it is closed, or a pair of this process
+                return
+            with self._lock:
+                self._counts[port] += number
 
 
 def ranges(fs: Any, wanted: dict[str, Any]) -> bytes:
@@ -61,16 +117,19 @@ READS: dict[str, Callable[[Any, dict[str, Any]], bytes]] = {
 
 def main() -> None:
     wanted = json.load(sys.stdin)
-    seconds = []
+    counter = RequestCounter()
+    counter.install()
+    seconds, requests = [], []
     digests = set()
     for _ in range(2):
         fs = fsspec.filesystem(wanted["protocol"], **wanted["options"])
         start_s = time.perf_counter()
         content = READS[wanted["reads"]](fs, wanted)
         seconds.append(time.perf_counter() - start_s)
+        requests.append(counter.taken())
         digests.add(hashlib.sha256(content).hexdigest())
     (digest,) = digests
-    print(json.dumps({"seconds": seconds, "digest": digest}))
+    print(json.dumps({"seconds": seconds, "requests": requests, "digest": digest}))
 
 
 if __name__ == "__main__":

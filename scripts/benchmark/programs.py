@@ -3,7 +3,8 @@
 The same program for all, `program_reads`, on the same store: dserverfs by the dataset's URL, s3fs
 (the Python package) with the keys of the store by relpath, and fsspec over http by a signed URL,
 where one file is read. Each reads twice in one process: *cold* with an empty cache, while the
-kernel holds all files of the server, and *again*. What it read has to be what the files have.
+kernel holds all files of the server, and *again*. What it read has to be what the files have. The
+requests of each to the server and to the store are counted.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ import zarr
 import dserverfs
 from benchmark import machine, program_reads
 from benchmark.lab import Lab, Sizes, open_lab
-from benchmark.measuring import LIMIT_S, Measurement, WrongAnswer
+from benchmark.measuring import LIMIT_S, Measurement, Requests, WrongAnswer
 from benchmark.peers import OURS
 from benchmark.plan import Keeper, Plan
 from benchmark.report import Results
+from dserverfs.base.model import DserverURI
 from dserverfs.settings import CACHE_DIR, STAGING_DIR, TOKEN_FILE
 
 S3FS, HTTP = "s3fs (Python)", "http"
@@ -115,9 +117,9 @@ def _once(lab: Lab, work: Path, peer: Peer, job: Job, digest: str, results: Resu
     if None in paths:
         return
     try:
-        for row, seconds in zip(job.rows, _read(lab, work, peer, job, paths, digest), strict=True):
-            if row in results.titles:
-                results.add(peer.name, Measurement(row, seconds))
+        for measured in _read(lab, work, peer, job, paths, digest):
+            if measured.row in results.titles:
+                results.add(peer.name, measured)
     except (OSError, RuntimeError, WrongAnswer, subprocess.SubprocessError) as error:
         rows = [row for row in job.rows if row in results.titles]
         results.fail(peer.name, rows, f"{type(error).__name__}: {error}")
@@ -125,8 +127,8 @@ def _once(lab: Lab, work: Path, peer: Peer, job: Job, digest: str, results: Resu
 
 def _read(
     lab: Lab, work: Path, peer: Peer, job: Job, paths: Sequence[str | None], digest: str
-) -> list[float]:
-    """Return the seconds of the first and the second reading."""
+) -> list[Measurement]:
+    """Return the first and the second reading."""
     shutil.rmtree(work / "cache", ignore_errors=True)
     environment = {**os.environ, TOKEN_FILE: str(lab.token_file), CACHE_DIR: str(work / "cache")}
     os.sync()
@@ -145,8 +147,17 @@ def _read(
     said = json.loads(done.stdout)
     if said["digest"] != digest:
         raise WrongAnswer(f"{job.row}: not what the files have")
-    seconds: list[float] = said["seconds"]
-    return seconds
+    return [
+        Measurement(row, seconds, requests=_requests(lab, counts))
+        for row, seconds, counts in zip(job.rows, said["seconds"], said["requests"], strict=True)
+    ]
+
+
+def _requests(lab: Lab, counts: Mapping[str, int]) -> Requests:
+    """Return the counts by port as those of the server and the store."""
+    server = DserverURI.parse(lab.base_uri).server.rpartition(":")[2]
+    store = lab.storage.endpoint.rpartition(":")[2]
+    return Requests(counts.get(server, 0), counts.get(store, 0))
 
 
 def _order(peer: Peer, job: Job, paths: Sequence[str | None], sizes: Sizes) -> str:
@@ -203,7 +214,7 @@ def _peers(lab: Lab, work: Path, files: Path, names: Collection[str]) -> Iterato
     print("publishing the files", file=sys.stderr)
     os.environ |= {
         TOKEN_FILE: str(lab.token_file),
-        CACHE_DIR: str(work / "cache"),
+        CACHE_DIR: str(work / "cache of publishing"),  # which gets what was published
         STAGING_DIR: str(work / "staging"),
     }
     storage = lab.storage

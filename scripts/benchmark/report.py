@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmark.measuring import Measurement
+from benchmark.measuring import Measurement, Requests
 
 MIB = 1024 * 1024
 NOTHING = "-"
@@ -68,6 +68,14 @@ class Results:
             row, column, lambda each: None if each.peak_bytes is None else each.peak_bytes / MIB
         )
 
+    def requests(self, row: str, column: str) -> str | None:
+        """Return the medians of those to the server and to the store, as text."""
+        to_server = self._median(row, column, lambda each: each.requests and each.requests[0])
+        to_store = self._median(row, column, lambda each: each.requests and each.requests[1])
+        if to_server is None or to_store is None:
+            return None
+        return f"{to_server:,.0f} + {to_store:,.0f}"
+
     def ratio(self, row: str) -> Number:
         """Return our median time by that of the best peer; None if there is none of one."""
         ours = self.seconds(row, self.ours)
@@ -110,6 +118,7 @@ def as_text(results: Results) -> str:
         "Median seconds; the ratio is ours to the best of the other file systems:",
         simple_table(["", *results.columns, "ratio"], times),
         *(_of_daemons(daemons, resources) if resources else ()),
+        *_of_requests(results),
         *(f"- {note}" for note in (*_failures(results), *results.notes)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -121,6 +130,18 @@ def _of_daemons(daemons: Sequence[str], resources: Sequence[Sequence[str]]) -> t
         "The daemons' processor seconds, and their peak memory in MiB:",
         simple_table(heads, resources),
     )
+
+
+def _of_requests(results: Results) -> Iterator[str]:
+    """Yield the table of requests, if any were counted."""
+    cells = [
+        [title, *(results.requests(row, column) or NOTHING for column in results.columns)]
+        for row, title in results.titles.items()
+    ]
+    counted = [line for line in cells if {*line[1:]} != {NOTHING}]
+    if counted:
+        yield "Requests, to the server + to the store:"
+        yield simple_table(["", *results.columns], counted)
 
 
 def _failures(results: Results) -> Iterator[str]:
@@ -176,6 +197,7 @@ def as_json(results: Results, about: Mapping[str, Any]) -> dict[str, Any]:
                         "seconds": [each.seconds for each in found],
                         "cpu_seconds": [each.cpu_seconds for each in found],
                         "peak_bytes": [each.peak_bytes for each in found],
+                        "requests": [each.requests for each in found],
                     }
                     for column in results.columns
                     for found in [results.measurements.get((row, column), [])]
@@ -203,8 +225,12 @@ def from_json(made: Mapping[str, Any]) -> Results:
     for row in made["rows"]:
         for column, found in row["columns"].items():
             values = (found["seconds"], found["cpu_seconds"], found["peak_bytes"])
-            for seconds, cpu_seconds, peak_bytes in zip(*values, strict=True):
-                results.add(column, Measurement(row["row"], seconds, cpu_seconds, peak_bytes))
+            counted = found.get("requests", [None] * len(found["seconds"]))  # not in older files
+            for seconds, cpu_seconds, peak_bytes, sent in zip(*values, counted, strict=True):
+                requests = None if sent is None else Requests(*sent)
+                results.add(
+                    column, Measurement(row["row"], seconds, cpu_seconds, peak_bytes, requests)
+                )
             if found["failed"]:
                 results.fail(column, [row["row"]], found.get("reason") or "")
     results.titles = {row: title for row, title in results.titles.items() if results.has(row)}

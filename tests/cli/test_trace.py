@@ -152,3 +152,80 @@ def test_status_is_what_a_shell_says(
 def test_command_is_not_run_if_its_trace_can_be_written_nowhere(here: CommandsHere) -> None:
     assert "cannot be written" in here.refusal("trace", "-o", "/none/file", "--", "touch", "/none")
     assert "name the command" in here.refusal("trace", "-o", "/dev/null", "--")
+
+
+READS_BY_PYTHON = """
+import multiprocessing, os, sys
+import dserverfs, fsspec
+
+def in_a_child(item):
+    with item.open() as file:
+        file.seek(10)
+        file.read(5)
+
+if __name__ == "__main__":
+    ds = dserverfs.open(sys.argv[1])
+    with ds["second"].open() as file:
+        file.seek(1 << 20)
+        file.read(100)
+    child = multiprocessing.get_context("fork").Process(target=in_a_child, args=(ds["first"],))
+    child.start()
+    child.join()
+    path = sys.argv[1].removeprefix("dserver://") + "/data/"
+    fs = fsspec.filesystem("dserver")
+    assert [len(part) for part in fs.cat_ranges([path + "second"] * 2, [0, 5], [3, 9])] == [3, 4]
+    ds["third"].path
+    left_open = ds["empty"].open()
+    another = ds["first"].open()
+    another.read(2)
+    print(DSERVER if (DSERVER := os.environ.get("DSERVER_TRACE_FILE")) is None else "traced")
+"""
+
+
+def test_items_that_python_reads_without_a_mount_are_told_and_make_a_plan(
+    current_user: Account, uri: str, token: str
+) -> None:
+    env = {"DSERVER_TOKEN": token}
+    program, output = current_user.home / "reads.py", current_user.home / "python.jsonl"
+    program.write_text(READS_BY_PYTHON)
+
+    done = current_user.dserverfs(
+        "trace", "-o", output, "--", current_user.python, program, uri, env=env
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "traced\n", "")
+    told = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [item["relpath"] for item in told] == ["second", "first", "third", "empty"]
+    ranges = [item["ranges"] for item in told]
+    second = [[0, 3], [5, 9], [BLOCK_SIZE, BLOCK_SIZE + 100]]
+    assert ranges == [second, [[0, 2], [10, 15]], [[0, 10]], []]
+    assert [item["bytes_read"] for item in told] == [107, 7, 10, 0]
+    assert {(item["uri"], item["name"]) for item in told} == {(uri, "traced")}
+    cache = current_user.home / "cache-of-plan"
+    warmed = current_user.dserverfs(
+        "warm", "--plan", output, env={**env, "DSERVER_CACHE_DIR": str(cache)}
+    )
+    assert warmed.returncode == 0, warmed.stderr
+    again = current_user.dserverfs(
+        "warm", "--plan", output, "--dry-run", env={**env, "DSERVER_CACHE_DIR": str(cache)}
+    )
+    assert "0 B" in again.stdout + again.stderr
+
+
+def test_program_whose_reads_cannot_be_recorded_reads_on(
+    current_user: Account, uri: str, token: str
+) -> None:
+    script = (
+        "import dserverfs, sys, os\n"
+        "ds = dserverfs.open(sys.argv[1])\n"
+        "print(len(ds['first'].read_bytes()), len(ds['third'].read_bytes()))"
+    )
+    where = current_user.home / "no-directory/read.jsonl"
+
+    done = current_user.run(
+        *(current_user.python, "-c", script, uri),
+        env={"DSERVER_TOKEN": token, "DSERVER_TRACE_FILE": str(where)},
+    )
+
+    assert done.stdout == "5000 10\n"
+    assert done.stderr.count("what is read is not recorded any more") == 1

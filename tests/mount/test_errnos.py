@@ -12,6 +12,7 @@ import pytest
 from pyfuse3 import FUSEError
 
 from dserverfs.base import errors
+from dserverfs.mount.callers import Callers
 from dserverfs.mount.errnos import Told, guarded
 from dserverfs.mount.operations import Operations
 from dserverfs.mount.request_counts import RequestCounts
@@ -39,6 +40,7 @@ def told(request: str, error: Exception) -> tuple[int, list[Told]]:
         def __init__(self) -> None:
             self.remembered: list[Told] = []
             self.counts = RequestCounts()
+            self.callers: Callers | None = None
 
         def remember(self, request: str, arguments: Mapping[str, Any], told: Told) -> None:
             assert arguments == {"inode": 7}

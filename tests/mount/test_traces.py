@@ -16,7 +16,8 @@ from dserverfs.base.errors import UsageError
 from dserverfs.base.items import ItemContent
 from dserverfs.base.model import Identifier
 from dserverfs.mount import traces
-from dserverfs.mount.traces import MAX_RANGES, TracedItem, Traces
+from dserverfs.mount.traces import Traces
+from dserverfs.reading.traced_items import MAX_RANGES, TracedItem
 from tests.support.child_processes import spawn
 from tests.support.reading_world import DATASET
 

@@ -64,6 +64,10 @@ def test_bench_has_programs_read_without_a_mount(tmp_path: Path) -> None:
     assert list(found) == ["files-cold", "files-again"]
     assert all(columns["dserverfs"]["median_seconds"] > 0 for columns in found.values())
     assert "20 x 4 KiB, cold" in done.stdout
+    ((to_server, to_store),) = found["files-cold"]["dserverfs"]["requests"]
+    assert 0 < to_server < 20 <= to_store <= 25
+    assert found["files-again"]["dserverfs"]["requests"] == [[0, 0]]
+    assert "to the server + to the store" in done.stdout
     assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
 
 

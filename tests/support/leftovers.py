@@ -30,6 +30,7 @@ ROOT_VARIABLE = "DSERVERFS_TEST_ROOT"  # in the environment of every process of 
 USER_PREFIX = "dserverfs-t"
 STORE_SOCKETS = Path("/tmp/seaweedfs-*.sock")
 RECORDING = "recording_device"  # the source of that FUSE mount
+GIVEN = "given_devices"  # and of those that a test mounts itself
 
 
 class Run:
@@ -107,12 +108,12 @@ def mounts_below(root: Path, fstype: str | None = FSTYPE) -> list[Path]:
 
 
 def _disks_below(root: Path) -> list[Path]:
-    """Return the mount points below `root` of files that are disks, and of what serves these."""
+    """Return the mount points below `root` of files that are disks, and of other FUSE mounts."""
     return [
         Path(mounted.path)
         for mounted in all_mounted()
         if Path(mounted.path).is_relative_to(root)
-        and (mounted.source.startswith("/dev/loop") or mounted.source == RECORDING)
+        and (mounted.source.startswith("/dev/loop") or mounted.source in (RECORDING, GIVEN))
     ]
 
 
