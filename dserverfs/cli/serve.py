@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from dserverfs.base.errors import UsageError
 from dserverfs.cli import serve_management
 from dserverfs.cli.arguments import Commands, example, missing_extra
 
@@ -33,6 +34,13 @@ def add(commands: Commands) -> None:
         help="bucket of the base URI s3://NAME (default: %(default)s);"
         " on another S3 server if DTOOL_S3_ENDPOINT_NAME is set",
     )
+    command.add_argument(
+        "--database",
+        metavar="URL",
+        help="keep users and datasets in a PostgreSQL, postgresql://USER@HOST/NAME, and not in"
+        " the data directory's SQLite (default: that of the last run); no password: it would be"
+        " seen, ~/.pgpass and DSERVER_DATABASE may have it",
+    )
     command.epilog = example("dserverfs serve --port 5000", "dserverfs serve user add alice")
     command.set_defaults(command=_run)
     serve_management.add(command.add_subparsers(metavar="ACTION"))
@@ -46,10 +54,23 @@ def _run(arguments: argparse.Namespace) -> int:
         core_dumps.forbid()
     try:
         from dserverfs.server.serve import ServeOptions, serve
-        from dserverfs.server.store.settings import ServerSettings
+        from dserverfs.server.store.settings import DATABASE, ServerSettings
 
         data = serve_management.data_directory(arguments.data)
         options = ServeOptions(data, arguments.host, arguments.port, arguments.bucket)
-        return serve(options, ServerSettings(current))
+        named = {} if arguments.database is None else {DATABASE: _database(arguments.database)}
+        return serve(options, ServerSettings(lambda key: named.get(key) or current(key)))
     except ModuleNotFoundError as error:
         raise missing_extra("server", error) from error
+
+
+def _database(text: str) -> str:
+    """Return the address of a database; refuse one with a password, which `ps` shows."""
+    from dserverfs.server.database import connections
+
+    if connections.of_text(text, "--database").has_password:
+        raise UsageError(
+            "--database: has a password, which other users of this machine see; put the address"
+            " into DSERVER_DATABASE in ~/.config/dtool/dtool.json, or the password into ~/.pgpass"
+        )
+    return text

@@ -61,7 +61,7 @@ def serve(options: ServeOptions, settings: ServerSettings) -> int:
                 listener = stack.enter_context(_listening(options.host, options.port))
                 stack.enter_context(directory.locked())
                 seaweedfs = None
-                base_uris = [f"s3://{options.bucket}", *directory.known_base_uris()]
+                base_uris = [f"s3://{options.bucket}", *directory.known_base_uris(settings)]
                 bucket = _own_bucket(base_uris, settings)
                 if bucket is not None:
                     seaweedfs = SeaweedFS(directory.store, bucket=bucket)

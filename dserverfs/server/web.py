@@ -19,7 +19,7 @@ from flask import Flask
 
 from dserverfs.server import app, slow_clients
 from dserverfs.server.bodies import limited_channel
-from dserverfs.server.database import changes, passwords, tokens
+from dserverfs.server.database import changes, locks, passwords, tokens
 from dserverfs.server.datadir import DataDirectory, write_private
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.signals import Signals
@@ -37,7 +37,8 @@ def create_app(
     """Return the app of a data directory, with its first user and that user's new token."""
     flask = app.create(directory, stores, settings)
     with flask.app_context():
-        _prepare_first_user(directory, base_uri)
+        with locks.holding(locks.RIGHTS):
+            _prepare_first_user(directory, base_uri)
         changes.repair_all(stores)
     return flask
 

@@ -18,9 +18,10 @@ from dserverfs.server.database import sessions, tokens
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.pages.page_routing import cookie_name
 from dserverfs.server.store.bucket import ObjectStore
-from dserverfs.server.store.settings import ServerSettings
+from dserverfs.server.store.settings import DATABASE, ServerSettings
 from dserverfs.server.store.stores import Stores
 from dserverfs.server.web import TOKEN_LIFE
+from tests.support import postgresql
 from tests.support.server_store import storage_of
 from tests.support.servers import ServerHandle, encoded, new_uuid, upload_body
 
@@ -38,9 +39,15 @@ class AppClient:
     """A client of an app with one user and one base URI; counts what is asked of the store."""
 
     def __init__(
-        self, server: ServerHandle, directory: Path, *, prefix: str = "", **limits: Any
+        self,
+        server: ServerHandle,
+        directory: Path,
+        *,
+        prefix: str = "",
+        database: str | None = None,
+        **limits: Any,
     ) -> None:
-        """`limits` are the store's, as `Storage` has them."""
+        """`limits` are the store's, as `Storage` has them; `database` is a PostgreSQL's address."""
         data = DataDirectory(directory)
         self.storage = dataclasses.replace(
             storage_of(server), bucket=f"bucket-{new_uuid()}", prefix=prefix, **limits
@@ -51,7 +58,8 @@ class AppClient:
         self._tokens: dict[str, str] = {}
         self._sessions: dict[str, str] = {}
         self.store.client.meta.events.register("before-call.s3", self._count)
-        self.settings = ServerSettings(lambda key: None)
+        named = {DATABASE: database or postgresql.address_for_new_server()}
+        self.settings = ServerSettings(named.get)
         self.app: Flask = app.create(data, self.stores, self.settings)
         self.base_uri = self.storage.base_uri
         with self.app.app_context():
@@ -148,8 +156,7 @@ class AppClient:
 
     def close(self) -> None:
         self.store.client.close()
-        with self.app.app_context():
-            dservercore.sql_db.engine.dispose()
+        app.close(self.app)
 
     def _count(self, model: Any, **_: Any) -> None:
         self.requests[model.name] += 1

@@ -20,11 +20,10 @@ from marshmallow import fields
 
 from dserverfs.base.block_hashes import ManifestDigest
 from dserverfs.base.errors import Conflict
-from dserverfs.server.database import forms, stored_block_hashes
+from dserverfs.server.database import forms, locks, stored_block_hashes
 from dserverfs.server.database.retrieve import registered
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.database.upload_place import UPLOAD_EXPIRY_SECONDS
-from dserverfs.server.database.uploads import KeyedLocks
 from dserverfs.server.routes.routing import Asked
 from dserverfs.server.store.stores import Place, Stores
 
@@ -36,7 +35,6 @@ class BlockHashes:
 
     def __init__(self, stores: Stores) -> None:
         self._stores = stores
-        self._locks = KeyedLocks()
 
     def post_block_hashes(self, asked: Asked) -> Mapping[str, Any]:
         """Sign a URL for them."""
@@ -48,7 +46,7 @@ class BlockHashes:
     def post_block_hashes_complete(self, asked: Asked) -> Mapping[str, Any]:
         """Make what was put the dataset's."""
         uri = asked.uri
-        with self._locks.holding(uri):
+        with locks.holding(locks.BLOCK_HASHES, uri):
             place, digest = self._lacking(uri)
             if not stored_block_hashes.adopt(place, digest, uri):
                 raise Conflict(f"{uri}: its block hashes were not uploaded", uri=uri, status=422)

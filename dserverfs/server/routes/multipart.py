@@ -24,10 +24,9 @@ from marshmallow import fields, validate
 
 from dserverfs.base.errors import Conflict, NotFound, UsageError
 from dserverfs.base.model import Identifier
-from dserverfs.server.database import forms, part_uploads, uploads
+from dserverfs.server.database import forms, locks, part_uploads, uploads
 from dserverfs.server.database.part_uploads import PartUpload
 from dserverfs.server.database.upload_request import UploadItem, is_md5
-from dserverfs.server.database.uploads import KeyedLocks
 from dserverfs.server.routes.routing import Asked
 from dserverfs.server.store import layout
 from dserverfs.server.store.stores import Stores
@@ -49,7 +48,6 @@ class Multipart:
 
     def __init__(self, stores: Stores) -> None:
         self._stores = stores
-        self._locks = KeyedLocks()
 
     def post_begin(self, asked: Asked) -> Mapping[str, Any]:
         """Begin the upload of an item in parts, or take it up again."""
@@ -59,7 +57,7 @@ class Multipart:
         if item.size_in_bytes <= place.store.storage.max_put_bytes:
             # The store would check the MD5 of the parts, and nobody that of the item.
             raise UsageError(f"{item.relpath} fits in one PUT and goes in no parts", status=422)
-        with self._locks.holding(uri + identifier):
+        with locks.holding(locks.ITEM, uri + identifier):
             if part_uploads.is_stored(place, identifier, item):
                 return {"stored": True}
             begun = part_uploads.find(uri, identifier)
@@ -95,7 +93,7 @@ class Multipart:
         """Make the item of its parts."""
         uri, identifier = _subject(asked)
         etags = asked.body["etags"]
-        with self._locks.holding(uri + identifier):
+        with locks.holding(locks.ITEM, uri + identifier):
             begun = _require_begun(uri, identifier)
             store, bucket, keys = self._stores.place(uri)
             key = keys.item(identifier)
