@@ -65,7 +65,8 @@ class Cluster:
             self._become = (SETPRIV, *ids)
         made = subprocess.run(
             [
-                *(*self._become, self._bin / "initdb", "-D", self._data, "-U", "dserverfs"),
+                *self._become,
+                *(str(self._bin / "initdb"), "-D", str(self._data), "-U", "dserverfs"),
                 *("--encoding=UTF8", "--locale=C.UTF-8", "--auth-local=trust"),
                 *("--auth-host=scram-sha-256", "--no-sync"),
             ],
@@ -82,8 +83,9 @@ class Cluster:
             self._process = subprocess.Popen(
                 [
                     *(*self._become, SETPRIV, "--pdeathsig", "KILL", "--"),
-                    *(self._bin / "postgres", "-D", self._data, "-p", str(self.port)),
-                    *("-k", self.directory, "-h", "127.0.0.1", *settings),
+                    *(str(self._bin / "postgres"), "-D", str(self._data)),
+                    *("-p", str(self.port), "-k", str(self.directory)),
+                    *("-h", "127.0.0.1", *settings),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -115,7 +117,7 @@ class Cluster:
 
     def execute(self, statement: str, database: str = "postgres") -> list[Any]:
         with psycopg.connect(self.address_of(database), autocommit=True) as connection:
-            cursor = connection.execute(statement)  # type: ignore[call-overload]
+            cursor = connection.execute(statement)
             return list(cursor.fetchall()) if cursor.description else []
 
     def end_connections(self, address: str) -> int:

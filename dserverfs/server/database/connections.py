@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dserverfs.base.errors import NotConnected, UsageError
 
 if TYPE_CHECKING:
-    import psycopg
+    from psycopg import Connection
 
 LEAST_VERSION = 14
 EXTRA = "postgresql"
@@ -131,11 +131,11 @@ def lock_engine_options() -> dict[str, Any]:
     }
 
 
-def connect(address: Address) -> psycopg.Connection[Any]:
+def connect(address: Address) -> Connection[Any]:
     """Return a connection to PostgreSQL."""
     psycopg = _psycopg()
     own = _parsed(address.conninfo).get("options", "")
-    connection: psycopg.Connection[Any] = psycopg.connect(
+    connection: Connection[Any] = psycopg.connect(
         address.conninfo,
         connect_timeout=CONNECT_TIMEOUT_S,
         application_name="dserverfs",

@@ -10,8 +10,7 @@ is any process on any host, by its advisory locks. Needs an app context.
 A lock of PostgreSQL belongs to a connection: it ends with the process, with the host (by
 TCP's keepalive, after 25 s), and with the database. `Held.require` says whether it still
 does; ask before what must not be done without it. The connections of locks are not those of
-sessions: who waits for a lock keeps nobody from the connection that it needs to let it go. Who holds
-one, takes no other.
+sessions: who waits for a lock keeps nobody from the connection that it needs to let it go.
 """
 
 from __future__ import annotations
