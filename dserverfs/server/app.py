@@ -62,8 +62,12 @@ def create(directory: DataDirectory, stores: Stores, settings: ServerSettings) -
     views.install(app, stores, logins)
     RequestCheck(stores).install(app)
     answers.install(app)
-    _prepare_database(app, address)
-    directory.keep_address(address)
+    try:
+        _prepare_database(app, address)
+        directory.keep_address(address)
+    except BaseException:
+        close(app)
+        raise
     return app
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.pages.page_routing import cookie_name
 from dserverfs.server.store.bucket import ObjectStore
 from dserverfs.server.store.settings import DATABASE, ServerSettings
+from dserverfs.server.store.signing import Storage
 from dserverfs.server.store.stores import Stores
 from dserverfs.server.web import TOKEN_LIFE
 from tests.support import postgresql
@@ -45,13 +47,23 @@ class AppClient:
         *,
         prefix: str = "",
         database: str | None = None,
+        beside: AppClient | None = None,
         **limits: Any,
     ) -> None:
-        """`limits` are the store's, as `Storage` has them; `database` is a PostgreSQL's address."""
+        """`limits` are the store's, as `Storage` has them; `database` is a PostgreSQL's address.
+
+        `beside` another app it has the database, store and keys of that one.
+        """
         data = DataDirectory(directory)
-        self.storage = dataclasses.replace(
+        storage = dataclasses.replace(
             storage_of(server), bucket=f"bucket-{new_uuid()}", prefix=prefix, **limits
         )
+        self.storage: Storage = storage if beside is None else beside.storage
+        self.directory: Path = directory
+        if beside is not None:
+            database = beside.settings.database()
+            shutil.copytree(beside.directory, directory)
+        directory.mkdir(exist_ok=True)
         self.store = ObjectStore(self.storage)
         self.stores = _SwitchedStores(self.store, lambda bucket: None)
         self.requests: Counter[str] = Counter()
@@ -59,14 +71,16 @@ class AppClient:
         self._sessions: dict[str, str] = {}
         self.store.client.meta.events.register("before-call.s3", self._count)
         named = {DATABASE: database or postgresql.address_for_new_server()}
-        self.settings = ServerSettings(named.get)
+        self.settings: ServerSettings = ServerSettings(named.get)
         self.app: Flask = app.create(data, self.stores, self.settings)
         self.base_uri = self.storage.base_uri
+        self._client = self.app.test_client()
+        if beside is not None:
+            return
         with self.app.app_context():
             management.add_base_uri(self.base_uri, self.stores)
         self.add_user("grumpy")
         self.grant("grumpy", search=True, register=True)
-        self._client = self.app.test_client()
 
     def add_user(self, username: str, *, is_admin: bool = False) -> None:
         with self.app.app_context():

@@ -227,6 +227,7 @@ def _parsed(conninfo: str, source: str = "") -> dict[str, str]:
 
 
 def _said(error: Exception) -> str:
-    """Return the last line of what libpq says, which tries each address of a host."""
+    """Return the last thing that libpq says, which tries each address of a host, without hints."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else "it does not answer"
+    facts = [line for line in lines if not line.startswith(("Is the server", "Multiple"))]
+    return facts[-1] if facts else "it does not answer"

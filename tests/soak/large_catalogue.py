@@ -1,0 +1,351 @@
+"""A catalogue of an institute: how long its requests take, with PostgreSQL, and how large it gets.
+
+    scripts/bench-database [--datasets N] [--users N] [--rounds N] [--explain]
+
+A PostgreSQL of its own is filled by COPY: datasets evenly in base URIs, words by Zipf's law. Then
+one process asks by dservercore's and our routes, without a web server between; of some rounds
+the best is told, for a machine in use makes the others worthless. Nothing is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import itertools
+import json
+import random
+import resource
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+from dservercore.extensions import sql_db
+from flask import Flask
+from sqlalchemy import event
+
+from dserverfs.base.model import identifier_of
+from dserverfs.server import app
+from dserverfs.server.database import full_text, tokens
+from dserverfs.server.datadir import DataDirectory
+from dserverfs.server.store.bucket import ObjectStore
+from dserverfs.server.store.settings import DATABASE, ServerSettings
+from dserverfs.server.store.signing import Storage
+from dserverfs.server.store.stores import Stores
+from dserverfs.server.web import TOKEN_LIFE
+from tests.support.postgresql import running
+
+BASE_URIS = 500
+OF_A_USER = 20  # base URIs
+VOCABULARY = 20_000
+ITEMS = 20
+REQUESTS = 200  # of each kind in a round
+MOUNTS = 200
+_START_S = 1_600_000_000
+
+
+class Kind(NamedTuple):
+    """A kind of request, as `make` makes another one each time."""
+
+    name: str
+    goal_ms: float
+    make: Callable[[random.Random], tuple[str, str, Any]]  # method, path, body
+
+
+def _words(chance: random.Random) -> Iterator[str]:
+    """Yield words, each as often as Zipf says."""
+    weights = list(itertools.accumulate(1 / rank for rank in range(1, VOCABULARY + 1)))
+    while True:
+        yield from (
+            f"w{number}"
+            for number in chance.choices(range(VOCABULARY), cum_weights=weights, k=1000)
+        )
+
+
+def dataset_uuid(number: int) -> str:
+    return str(uuid.UUID(int=random.Random(number).getrandbits(128), version=4))
+
+
+def base_uri(number: int) -> str:
+    return f"s3://bucket-{number % BASE_URIS}"
+
+
+def fill(address: str, datasets: int, users: int) -> None:
+    """Load users, base URIs, rights and datasets; build the index of words afterwards."""
+    chance = random.Random(1)
+    words = _words(chance)
+    manifest = gzip.compress(json.dumps({"items": {}}).encode())
+    relpaths = [f"run/image_{number:03}.tif" for number in range(ITEMS)]
+    item_words = full_text.words_in("\n".join(relpaths))
+
+    def text_of(number: int) -> tuple[str, str, str, list[str]]:
+        name = f"{next(words)}-{number}"
+        readme = " ".join(itertools.islice(words, 15))
+        uri = f"{base_uri(number)}/{dataset_uuid(number)}"
+        text = "\n".join((name, uri, dataset_uuid(number), f"user{number % users}", readme, "t1"))
+        return name, uri, readme, full_text.words_in(text)
+
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute("DROP INDEX dserverfs_search_words_words")
+        _copy(
+            connection,
+            '"user" (id, username, is_admin)',
+            ((number, f"user{number}", number == 0) for number in range(users)),
+        )
+        _copy(
+            connection,
+            "base_uri (id, base_uri)",
+            ((number, base_uri(number)) for number in range(BASE_URIS)),
+        )
+        rights = [(0, number) for number in range(BASE_URIS)] + [
+            (user, base)
+            for user in range(1, users)
+            for base in chance.sample(range(BASE_URIS), OF_A_USER)
+        ]
+        for table in ("search_permissions", "register_permissions"):
+            _copy(connection, f"{table} (user_id, base_uri_id)", rights)
+        for start in range(0, datasets, 50_000):
+            rows = range(start, min(start + 50_000, datasets))
+            texts = [text_of(number) for number in rows]
+            facts = [(*texts[number - start], number) for number in rows]
+            _copy(
+                connection,
+                "dataset (base_uri_id, uri, uuid, name, creator_username, frozen_at, created_at,"
+                " number_of_items, size_in_bytes)",
+                (
+                    (
+                        number % BASE_URIS,
+                        uri,
+                        dataset_uuid(number),
+                        name,
+                        f"user{number % users}",
+                        _moment(number),
+                        _moment(number),
+                        ITEMS,
+                        1,
+                    )
+                    for name, uri, _, _, number in facts
+                ),
+            )
+            _copy(
+                connection,
+                "dserverfs_search (id, uri, uuid, base_uri, name, creator_username, frozen_at,"
+                " created_at, number_of_items, size_in_bytes, tags)",
+                (
+                    (
+                        number,
+                        uri,
+                        dataset_uuid(number),
+                        base_uri(number),
+                        name,
+                        f"user{number % users}",
+                        _START_S + number,
+                        _START_S + number,
+                        ITEMS,
+                        1,
+                        json.dumps([f"t{number % 50}"]),
+                    )
+                    for name, uri, _, _, number in facts
+                ),
+            )
+            _copy(
+                connection,
+                "dserverfs_search_tag (tag, id)",
+                ((f"t{number % 50}", number) for number in rows),
+            )
+            _copy(
+                connection,
+                "dserverfs_description (uri, readme, annotations, tags, manifest)",
+                ((uri, json.dumps(readme), "{}", "[]", manifest) for _, uri, readme, _, _ in facts),
+            )
+            _copy(
+                connection,
+                "dserverfs_search_words (id, kind, words, in_order)",
+                (
+                    (number, kind, sorted(set(found)), f" {' '.join(found)} ")
+                    for *_, text, number in facts
+                    for kind, found in ((0, text), (1, item_words))
+                ),
+            )
+        connection.execute("SET maintenance_work_mem = '256MB'")
+        connection.execute(
+            "CREATE INDEX dserverfs_search_words_words ON dserverfs_search_words USING gin (words)"
+        )
+        connection.execute("VACUUM ANALYZE")
+
+
+def _moment(number: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(_START_S + number))
+
+
+def _copy(connection: psycopg.Connection[Any], what: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    with connection.cursor() as cursor, cursor.copy(f"COPY {what} FROM STDIN") as copy:
+        for row in rows:
+            copy.write_row(row)
+
+
+def kinds(datasets: int, users: int) -> list[Kind]:
+    word_of = _words(random.Random(2))
+
+    def page(last: int) -> Callable[[random.Random], tuple[str, str, Any]]:
+        return lambda chance: ("GET", f"/uris?page_size=100&page={chance.randint(1, last)}", None)
+
+    def search(text: Callable[[random.Random], str], sort: str = "") -> Any:
+        return lambda chance: ("POST", f"/uris?page_size=100{sort}", {"free_text": text(chance)})
+
+    def one(chance: random.Random) -> str:
+        return dataset_uuid(chance.randrange(datasets))
+
+    return [
+        Kind("page of a listing", 150, page(datasets * OF_A_USER // BASE_URIS // 100)),
+        Kind("page of a base URI", 150, lambda chance: (
+            "POST", "/uris?page_size=100&sort=-frozen_at", {"base_uris": [base_uri(chance.randrange(BASE_URIS))]})),
+        Kind("search: a word", 150, search(lambda chance: next(word_of))),
+        Kind("search: three words, newest first", 150, search(
+            lambda chance: " ".join(itertools.islice(word_of, 3)), "&sort=-frozen_at")),
+        Kind("search: the most frequent word", 150, search(lambda chance: "w0")),
+        Kind("search: a phrase", 150, search(lambda chance: f'"{next(word_of)} {next(word_of)}"')),
+        Kind("search: a uuid as text", 150, search(one)),
+        Kind("search: a word of every path", 150, search(lambda chance: "tif")),
+        Kind("search: a tag", 150, lambda chance: (
+            "POST", "/uris?page_size=100", {"tags": [f"t{chance.randrange(50)}"]})),
+        Kind("search: a creator", 150, lambda chance: (
+            "POST", "/uris?page_size=100", {"creator_usernames": [f"user{chance.randrange(users)}"]})),
+        Kind("by uuid", 150, lambda chance: ("GET", f"/uuids/{one(chance)}", None)),
+        Kind("user's facts", 150, lambda chance: ("GET", "/me", None)),
+    ]  # fmt: skip
+
+
+class Asker:
+    """Asks an app as one of its users."""
+
+    def __init__(self, flask: Flask, username: str) -> None:
+        with flask.app_context():
+            token = tokens.new_token(username, TOKEN_LIFE)
+        self._flask = flask
+        self._headers = {"Authorization": f"Bearer {token}"}
+
+    def ask(self, method: str, path: str, body: Any) -> float:
+        """Return the milliseconds that an answer took."""
+        begun_s = time.perf_counter()
+        answer = self._flask.test_client().open(
+            path, method=method, json=body, headers=self._headers
+        )
+        took_ms = (time.perf_counter() - begun_s) * 1000
+        assert answer.status_code == 200, (path, body, answer.text)
+        return took_ms
+
+
+def measure(asker: Asker, kind: Kind, rounds: int, count: int) -> tuple[float, float]:
+    """Return the median and the 99th percentile of the best round, in milliseconds."""
+    best = []
+    for number in range(rounds):
+        chance = random.Random(number)
+        took = sorted(asker.ask(*kind.make(chance)) for _ in range(count))
+        best.append((took[len(took) // 2], took[min(len(took) - 1, len(took) * 99 // 100)]))
+    return min(best, key=lambda each: each[1])
+
+
+def explain_slow(flask: Flask, asker: Asker, kind: Kind) -> None:
+    """Print the plans of a request's statements that take long."""
+    plans: list[str] = []
+
+    def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith("SELECT") and "EXPLAIN" not in statement:
+            with connection.connection.cursor() as another:
+                another.execute("EXPLAIN (ANALYZE, BUFFERS) " + statement, parameters)
+                plans.append(statement + "\n" + "\n".join(row[0] for row in another.fetchall()))
+
+    with flask.app_context():
+        engine = sql_db.engine
+    event.listen(engine, "before_cursor_execute", explain)
+    asker.ask(*kind.make(random.Random(0)))
+    event.remove(engine, "before_cursor_execute", explain)
+    for plan in sorted(plans, key=len)[-2:]:
+        print(plan, "\n")
+
+
+def signed_urls_a_second() -> float:
+    """Return how many URLs of items one core signs in a second of its time."""
+    storage = Storage("http://127.0.0.1:9", "key", "secret", "bucket")
+    signer = ObjectStore(storage).signer(3600)
+    keys = [identifier_of(str(number)) for number in range(20_000)]
+    begun_s = time.process_time()
+    for key in keys:
+        signer.get_url("bucket", key)
+    return len(keys) / (time.process_time() - begun_s)
+
+
+def refreshing(askers: list[Asker], threads: int) -> tuple[float, float]:
+    """Return seconds for the first pages of all of them at once, and the longest wait of one."""
+    begun_s = time.perf_counter()
+
+    def ask(asker: Asker) -> float:
+        asker.ask("GET", "/uris?page_size=100", None)
+        return time.perf_counter() - begun_s
+
+    with ThreadPoolExecutor(threads) as pool:
+        waits = list(pool.map(ask, askers))
+    return time.perf_counter() - begun_s, max(waits)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--datasets", type=int, default=500_000)
+    parser.add_argument("--users", type=int, default=5_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=REQUESTS)
+    parser.add_argument(
+        "--explain", action="store_true", help="print plans of what misses its goal"
+    )
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="dserverfs-bench-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        with running(directory) as cluster:
+            address = cluster.new_database()
+            settings = ServerSettings({DATABASE: address}.get)
+            data = DataDirectory(directory / "data")
+            with data.locked():
+                flask = app.create(data, Stores(None, lambda bucket: None), settings)
+                begun_s = time.perf_counter()
+                fill(address, arguments.datasets, arguments.users)
+                size = cluster.execute(
+                    "SELECT pg_size_pretty(sum(pg_database_size(datname))) FROM pg_database"
+                )[0][0]
+                print(
+                    f"{arguments.datasets:,} datasets, {arguments.users:,} users: {size}, filled in {time.perf_counter() - begun_s:.0f} s",
+                    flush=True,
+                )
+                _report(flask, arguments)
+                app.close(flask)
+
+
+def _report(flask: Flask, arguments: argparse.Namespace) -> None:
+    for who, username in (("a user of 20 base URIs", "user7"), ("a user of all", "user0")):
+        asker = Asker(flask, username)
+        first_s = asker.ask("GET", "/uris?page_size=100", None) / 1000
+        print(f"\n{who}: first page of all {first_s:.2f} s")
+        for kind in kinds(arguments.datasets, arguments.users):
+            count = arguments.requests if who.endswith("URIs") else arguments.requests // 4
+            median_ms, last_ms = measure(asker, kind, arguments.rounds, count)
+            verdict = "" if last_ms <= kind.goal_ms else f"  > {kind.goal_ms:.0f}"
+            print(
+                f"  {kind.name:36} {median_ms:7.1f} ms  p99 {last_ms:7.1f} ms{verdict}", flush=True
+            )
+            if verdict and arguments.explain:
+                explain_slow(flask, asker, kind)
+    askers = [Asker(flask, f"user{number}") for number in range(1, MOUNTS + 1)]
+    took_s, longest_s = min(refreshing(askers, 8) for _ in range(arguments.rounds))
+    print(f"\n{MOUNTS} mounts refresh at once: {took_s:.1f} s, the last after {longest_s:.1f} s")
+    print(f"signed URLs a second and core: {max(signed_urls_a_second() for _ in range(3)):,.0f}")
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"memory of this process at most: {memory:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
