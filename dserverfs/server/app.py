@@ -72,9 +72,8 @@ def create(directory: DataDirectory, stores: Stores, settings: ServerSettings) -
 
 
 def close(app: Flask) -> None:
-    """Close the connections of an app to its database."""
+    """Close the connections of an app to its database; no context of it has any by then."""
     with app.app_context():
-        dservercore.sql_db.session.remove()
         dservercore.sql_db.engine.dispose()
         locks.of(app.extensions).dispose()
 

@@ -79,6 +79,7 @@ def opened(directory: DataDirectory, stores: Stores, settings: ServerSettings) -
                     f"the database {trouble.meaning(error)}: {error.__cause__ or error}"
                 ) from error
             finally:
+                sql_db.session.remove()  # of this context
                 app.close(flask)
 
 

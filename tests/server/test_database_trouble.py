@@ -100,7 +100,7 @@ def test_request_without_a_free_connection_is_503(
     with client.app.app_context(), contextlib.ExitStack() as stack:
         pool = sql_db.engine.pool
         monkeypatch.setattr(pool, "_timeout", 0.01)
-        with pytest.raises(PoolTimeoutError):
+        with contextlib.suppress(PoolTimeoutError):
             while True:
                 stack.enter_context(sql_db.engine.connect())
         assert refused(client) == (

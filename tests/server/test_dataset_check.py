@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -103,8 +104,10 @@ def test_dataset_beyond_a_limit_may_not_be_registered(others: dict[str, Any]) ->
 
 
 @pytest.fixture(scope="module")
-def client(server: ServerHandle, tmp_path_factory: pytest.TempPathFactory) -> AppClient:
-    return AppClient(server, tmp_path_factory.mktemp("checked"))
+def client(server: ServerHandle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppClient]:
+    client = AppClient(server, tmp_path_factory.mktemp("checked"))
+    yield client
+    client.close()
 
 
 def test_nothing_of_a_dataset_beyond_a_limit_is_registered(client: AppClient) -> None:

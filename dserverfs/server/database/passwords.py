@@ -38,7 +38,9 @@ def _delete_password(_mapper: object, connection: Connection, user: User) -> Non
 
 
 def is_right(username: str, password: str) -> bool:
-    known = _hash_of(username) if utils_auth.user_exists(username) else None
+    # PostgreSQL takes no text with a NUL.
+    is_known = "\0" not in username and utils_auth.user_exists(username)
+    known = _hash_of(username) if is_known else None
     right = check_password_hash(known or _NOBODY, password)
     return right and known is not None
 
