@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from dserverfs.base.errors import UsageError
 from dserverfs.cli import serve_management
 from dserverfs.cli.arguments import Commands, example, missing_extra
 
@@ -53,24 +52,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if not Settings.load().allows_core_dumps():
         core_dumps.forbid()
     try:
-        from dserverfs.server.serve import ServeOptions, serve
+        from dserverfs.server.serve import ServeOptions, named_database, serve
         from dserverfs.server.store.settings import DATABASE, ServerSettings
 
         data = serve_management.data_directory(arguments.data)
         options = ServeOptions(data, arguments.host, arguments.port, arguments.bucket)
-        named = {} if arguments.database is None else {DATABASE: _database(arguments.database)}
+        named = {} if arguments.database is None else {DATABASE: named_database(arguments.database)}
         return serve(options, ServerSettings(lambda key: named.get(key) or current(key)))
     except ModuleNotFoundError as error:
         raise missing_extra("server", error) from error
-
-
-def _database(text: str) -> str:
-    """Return the address of a database; refuse one with a password, which `ps` shows."""
-    from dserverfs.server.database import connections
-
-    if connections.of_text(text, "--database").has_password:
-        raise UsageError(
-            "--database: has a password, which other users of this machine see; put the address"
-            " into DSERVER_DATABASE in ~/.config/dtool/dtool.json, or the password into ~/.pgpass"
-        )
-    return text

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dserverfs.base import service_manager
 from dserverfs.base.errors import DserverfsError, Unsupported, UsageError
+from dserverfs.server.database import connections
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.log_format import ServerFormatter
 from dserverfs.server.store import signing
@@ -42,6 +43,16 @@ class ServeOptions:
             raise UsageError(f"--port {self.port}: not between 0 and 65535")
         is_foreign = settings.storage(self.bucket) is not None
         signing.require_bucket_name(self.bucket, is_foreign=is_foreign)
+
+
+def named_database(text: str) -> str:
+    """Return the address of a database that an option names; refuse what `ps` should not show."""
+    if connections.of_text(text, "--database").has_password:
+        raise UsageError(
+            "--database: has a password, which other users of this machine see; put the address"
+            " into DSERVER_DATABASE in ~/.config/dtool/dtool.json, or the password into ~/.pgpass"
+        )
+    return text
 
 
 def serve(options: ServeOptions, settings: ServerSettings) -> int:
