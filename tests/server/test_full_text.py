@@ -22,6 +22,8 @@ from dserverfs.server.store.settings import DATABASE, ServerSettings
 from dserverfs.server.store.stores import Stores
 from tests.support import postgresql
 
+BASE_URI = "s3://x"
+
 
 class Catalogue:
     """The search tables of a server, with rows of a test, which are rolled back."""
@@ -41,14 +43,14 @@ class Catalogue:
             try:
                 for number, (lines, relpaths) in enumerate(datasets):
                     sql_db.session.execute(insert(search).values(_row(number)))
-                    full_text.add(number, TEXT_KIND, lines)
-                    full_text.add(number, ITEMS_KIND, relpaths)
+                    full_text.add(number, TEXT_KIND, BASE_URI, lines)
+                    full_text.add(number, ITEMS_KIND, BASE_URI, relpaths)
                 return [self._find(text) for text in asked]
             finally:
                 sql_db.session.rollback()
 
     def _find(self, text: str) -> list[int]:
-        matches = full_text.condition(full_text.question_of(text))
+        matches = full_text.condition(full_text.question_of(text), [BASE_URI, "s3://y"])
         found = sql_db.session.execute(select(search.c.id).where(matches).order_by(search.c.id))
         return list(found.scalars())
 

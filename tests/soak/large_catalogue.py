@@ -121,15 +121,15 @@ def _loaded(datasets: int, users: int, copy: Any) -> Iterator[tuple[Any, ...]]:
     """Yield what is known of each dataset; write its words on the way."""
     words = _words(random.Random(3))
     paths = full_text.words_in("\n".join(f"run/image_{number:03}.tif" for number in range(ITEMS)))
-    row_of_paths = (1, sorted(set(paths)), f" {' '.join(paths)} ")
     for number in range(datasets):
         own = dataset_uuid(number)
         uri, name = f"{base_uri(number)}/{own}", f"{next(words)}-{number}"
         readme = " ".join(itertools.islice(words, 15))
         text = "\n".join((name, uri, own, f"user{number % users}", readme, f"t{number % 50}"))
         found = full_text.words_in(text)
-        copy.write_row((number, 0, sorted(set(found)), f" {' '.join(found)} "))
-        copy.write_row((number, *row_of_paths))
+        base = full_text.word_of_base_uri(base_uri(number))
+        for kind, content in enumerate((found, paths)):
+            copy.write_row((number, kind, [*{base, *content}], f" {' '.join(content)} "))
         yield number, uri, own, name
 
 

@@ -8,6 +8,9 @@ PostgreSQL's own parser would take paths, addresses and hyphens apart by other r
     PostgreSQL   dserverfs_search_words: a row of a dataset for each of the two, with its words
                  as an array, which a GIN index finds, and all in their order, for phrases
 
+Among the words is one that stands for the base URI: so a word that most datasets have costs who
+may see few of them no more than these.
+
 An array, and not a `tsvector`: that has room for 1 MB and for 255 places of a word, and a
 dataset may have the paths of a million items. Text and paths are apart, so that a new tag does not
 have these read again.
@@ -18,7 +21,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -55,6 +58,7 @@ MAX_WORDS = 1000  # of a question
 TEXT_KIND, ITEMS_KIND = 0, 1
 _FTS5_TABLES = {TEXT_KIND: "dserverfs_search_text", ITEMS_KIND: "dserverfs_search_items"}
 _PIECE_CHARACTERS = 64 * 1024
+_MAX_BASE_URIS = 100  # guess: who may see more sees most
 _MAX_INDEXED_BYTES = 1024  # a GIN index has no room for a word of 2,700
 
 # Not in the metadata of `tables`: SQLite has no arrays.
@@ -94,18 +98,24 @@ def _has_word(part: str) -> bool:
     return "\0" not in part and any(character.isalnum() for character in part)
 
 
-def condition(question: Question) -> ColumnElement[bool]:
-    """Return the condition that a row of `search` is of a dataset that is asked for."""
+def condition(question: Question, base_uris: Collection[str]) -> ColumnElement[bool]:
+    """Return the condition that a row of `search` is of a dataset that is asked for.
+
+    Datasets of other base URIs need not be left out: another condition does so.
+    """
     if not question.all_of:
         return false()
-    found = _found_by_words if sql.dialect_name() == POSTGRESQL else _found_by_fts5
-    return and_(*(search.c.id.in_(found(phrases)) for phrases in question.all_of))
+    if sql.dialect_name() == POSTGRESQL:
+        selections = [_found_by_words(phrases, base_uris) for phrases in question.all_of]
+    else:
+        selections = [_found_by_fts5(phrases) for phrases in question.all_of]
+    return and_(*(search.c.id.in_(selection) for selection in selections))
 
 
-def add(identity: int, kind: int, lines: Iterable[str]) -> None:
+def add(identity: int, kind: int, base_uri: str, lines: Iterable[str]) -> None:
     """Index a text of a dataset, which is in lines."""
     if sql.dialect_name() == POSTGRESQL:
-        _add_words(identity, kind, lines)
+        _add_words(identity, kind, base_uri, lines)
         return
     fts5 = _fts5(kind)
     sql.execute(insert(fts5).values(rowid=identity, content="\n".join(lines)))
@@ -142,9 +152,9 @@ def _found_by_fts5(phrases: Sequence[str]) -> SelectBase:
 # PostgreSQL
 
 
-def _add_words(identity: int, kind: int, lines: Iterable[str]) -> None:
+def _add_words(identity: int, kind: int, base_uri: str, lines: Iterable[str]) -> None:
     """Index lines, a piece of them at a time: no word goes over the end of a line."""
-    all_words: set[str] = set()
+    all_words = {word_of_base_uri(base_uri)}
     in_order = [""]
     for piece in _pieces(lines):
         found = words_in(piece)
@@ -156,7 +166,7 @@ def _add_words(identity: int, kind: int, lines: Iterable[str]) -> None:
     )
 
 
-def _found_by_words(phrases: Sequence[str]) -> SelectBase:
+def _found_by_words(phrases: Sequence[str], base_uris: Collection[str]) -> SelectBase:
     """Return a selection of the ids; the index finds the words, of which phrases are made."""
     taken_apart = [found for phrase in phrases if (found := words_in(phrase))]
     single = sorted({found[0] for found in taken_apart if len(found) == 1})
@@ -164,7 +174,15 @@ def _found_by_words(phrases: Sequence[str]) -> SelectBase:
     for phrase in {tuple(found) for found in taken_apart if len(found) > 1}:
         has_all = words.c.words.contains(sorted(set(phrase)))
         ways.append(and_(has_all, func.strpos(words.c.in_order, f" {' '.join(phrase)} ") > 0))
-    return select(words.c.id).where(or_(false(), *ways))
+    selection = select(words.c.id).where(or_(false(), *ways))
+    if not 0 < len(base_uris) <= _MAX_BASE_URIS:
+        return selection
+    return selection.where(words.c.words.overlap(sorted(map(word_of_base_uri, base_uris))))
+
+
+def word_of_base_uri(base_uri: str) -> str:
+    """Return what stands for a base URI among words: no word, for a slash is in none."""
+    return _indexed(f"/{base_uri}")
 
 
 def _pieces(lines: Iterable[str]) -> Iterator[str]:

@@ -73,16 +73,18 @@ class Search(SearchABC):  # type: ignore[misc]
             tags=json.dumps(tags),
         )
         _insert_tags(identity, tags)
-        full_text.add(identity, TEXT_KIND, _searchable_text(dataset_info))
+        base_uri = dataset_info["base_uri"]
+        full_text.add(identity, TEXT_KIND, base_uri, _searchable_text(dataset_info))
         items = dataset_info["manifest"]["items"].values()
-        full_text.add(identity, ITEMS_KIND, (str(item.get("relpath", "")) for item in items))
+        relpaths = (str(item.get("relpath", "")) for item in items)
+        full_text.add(identity, ITEMS_KIND, base_uri, relpaths)
 
     def update_dataset(
         self, uri: str, *, name: str, readme: str, annotations: Mapping[str, Any], tags: list[str]
     ) -> None:
         """Index a dataset's changed description; does nothing if it was not indexed."""
         locks.hold_until_commit(locks.DATASET, uri)
-        known = select(search.c.id, search.c.uuid, search.c.creator_username)
+        known = select(search.c.id, search.c.uuid, search.c.base_uri, search.c.creator_username)
         row = sql.execute(known.where(search.c.uri == uri)).mappings().first()
         if row is None:
             return
@@ -93,7 +95,8 @@ class Search(SearchABC):  # type: ignore[misc]
         _insert_tags(identity, tags)
         changed = {"uri": uri, "name": name, "readme": readme, "annotations": annotations}
         full_text.remove(identity, TEXT_KIND)
-        full_text.add(identity, TEXT_KIND, _searchable_text({**row, **changed, "tags": tags}))
+        lines = _searchable_text({**row, **changed, "tags": tags})
+        full_text.add(identity, TEXT_KIND, row["base_uri"], lines)
 
     def delete_dataset(self, dataset_uri: str) -> None:
         """Forget a dataset; does nothing if it was not indexed."""
@@ -133,7 +136,8 @@ def _conditions(query: Mapping[str, Any]) -> list[ColumnElement[bool]]:
     if "tags" in query:
         conditions += _has_all({str(value) for value in query["tags"]}, dialect_name)
     if "free_text" in query:
-        conditions.append(full_text.condition(full_text.question_of(query["free_text"])))
+        question = full_text.question_of(query["free_text"])
+        conditions.append(full_text.condition(question, query.get("base_uris", ())))
     return conditions
 
 
