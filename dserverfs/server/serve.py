@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dserverfs.base import service_manager
-from dserverfs.base.errors import DserverfsError, Unsupported, UsageError
+from dserverfs.base.errors import DserverfsError, NotConnected, Unsupported, UsageError
 from dserverfs.server.database import connections
+from dserverfs.server.database.connections import Address
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.log_format import ServerFormatter
 from dserverfs.server.store import signing
@@ -26,6 +27,7 @@ from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.signals import Signals, Stopped
 
 _LOOPBACK = ("127.", "::1")
+_LOOK_AGAIN_S = 1.0  # for a database that is away
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ def serve(options: ServeOptions, settings: ServerSettings) -> int:
                 listener = stack.enter_context(_listening(options.host, options.port))
                 stack.enter_context(directory.locked())
                 seaweedfs = None
+                _wait_for_database(directory.address(settings), signals)
                 base_uris = [f"s3://{options.bucket}", *directory.known_base_uris(settings)]
                 bucket = _own_bucket(base_uris, settings)
                 if bucket is not None:
@@ -81,6 +84,20 @@ def serve(options: ServeOptions, settings: ServerSettings) -> int:
         except Stopped:
             _log.info("stopped")
     return 0
+
+
+def _wait_for_database(address: Address, signals: Signals) -> None:
+    """Return when the database answers; raises UsageError if it refuses, Stopped when told to."""
+    is_logged = False
+    while True:
+        try:
+            connections.check(address)
+            return
+        except NotConnected as error:
+            if not is_logged:
+                _log.warning("%s; waits for it", error)
+                is_logged = True
+        signals.wait(_LOOK_AGAIN_S)
 
 
 def _own_bucket(base_uris: Sequence[str], settings: ServerSettings) -> str | None:

@@ -18,9 +18,16 @@ from dserverfs.server.database import connections
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.store.settings import DATABASE, ServerSettings
 from tests.support import postgresql
+from tests.support.child_processes import spawn
 from tests.support.postgresql import PASSWORD, Cluster
 from tests.support.server_app import AppClient
-from tests.support.servers import SOURCES, ServerHandle, encoded
+from tests.support.servers import (
+    SOURCES,
+    ServerHandle,
+    encoded,
+    serve_command,
+    serve_environment,
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +82,30 @@ def test_database_that_is_away_is_503_until_it_is_back(
         cluster.start()
         assert client.get("/me").status_code == 200
         client.close()
+
+
+def test_server_that_starts_before_its_database_waits_for_it(
+    tmp_path: Path, test_root: Path
+) -> None:
+    with postgresql.running(test_root) as cluster:
+        command = serve_command(
+            tmp_path / "data", "--port", "0", "--database", cluster.new_database()
+        )
+        cluster.stop()
+        with spawn(
+            command,
+            env=serve_environment(),
+            cwd=SOURCES,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as served:
+            assert served.stdout is not None
+            assert served.stderr is not None
+            assert b"waits for it" in served.stderr.readline()
+
+            cluster.start()
+
+            assert served.stdout.readline().startswith(b"dserver URL: ")
 
 
 @pytest.mark.expects_log("the database is read-only")
