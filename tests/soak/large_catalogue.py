@@ -41,13 +41,24 @@ from dserverfs.server.store.stores import Stores
 from dserverfs.server.web import TOKEN_LIFE
 from tests.support.postgresql import running
 
-BASE_URIS = 500
 OF_A_USER = 20  # base URIs
 VOCABULARY = 20_000
 ITEMS = 20
 REQUESTS = 200  # of each kind in a round
 MOUNTS = 200
 _START_S = 1_600_000_000
+
+
+class Size(NamedTuple):
+    """How large the catalogue is."""
+
+    datasets: int
+    users: int
+    base_uris: int
+
+    def base_uri(self, number: int) -> str:
+        """Return the base URI of a dataset."""
+        return f"s3://bucket-{number % self.base_uris}"
 
 
 class Kind(NamedTuple):
@@ -72,11 +83,7 @@ def dataset_uuid(number: int) -> str:
     return str(uuid.UUID(int=random.Random(number).getrandbits(128), version=4))
 
 
-def base_uri(number: int) -> str:
-    return f"s3://bucket-{number % BASE_URIS}"
-
-
-def fill(address: str, datasets: int, users: int) -> None:
+def fill(address: str, size: Size) -> None:
     """Load users, base URIs, rights and datasets; build the index of words afterwards."""
     chance = random.Random(1)
     manifest = gzip.compress(json.dumps({"items": {}}).encode())
@@ -86,17 +93,17 @@ def fill(address: str, datasets: int, users: int) -> None:
         connection.execute(
             'INSERT INTO "user" (id, username, is_admin)'
             " SELECT n, 'user' || n, n = 0 FROM generate_series(0, %s) AS n",
-            [users - 1],
+            [size.users - 1],
         )
         _copy(
             connection,
             "base_uri (id, base_uri)",
-            ((number, base_uri(number)) for number in range(BASE_URIS)),
+            ((number, size.base_uri(number)) for number in range(size.base_uris)),
         )
-        rights = [(0, number) for number in range(BASE_URIS)] + [
+        rights = [(0, number) for number in range(size.base_uris)] + [
             (user, base)
-            for user in range(1, users)
-            for base in chance.sample(range(BASE_URIS), OF_A_USER)
+            for user in range(1, size.users)
+            for base in chance.sample(range(size.base_uris), OF_A_USER)
         ]
         for table in ("search_permissions", "register_permissions"):
             _copy(connection, f"{table} (user_id, base_uri_id)", rights)
@@ -107,9 +114,14 @@ def fill(address: str, datasets: int, users: int) -> None:
             other.cursor() as cursor,
             cursor.copy(f"COPY {columns} FROM STDIN") as copy,
         ):
-            _copy(connection, "loaded", _loaded(datasets, users, copy))
+            _copy(connection, "loaded", _loaded(size, copy))
         for statement in _FROM_LOADED:
-            values = {"bases": BASE_URIS, "users": users, "items": ITEMS, "manifest": manifest}
+            values = {
+                "bases": size.base_uris,
+                "users": size.users,
+                "items": ITEMS,
+                "manifest": manifest,
+            }
             connection.execute(statement, {**values, "start": _START_S})
         connection.execute(
             "CREATE INDEX dserverfs_search_words_words ON dserverfs_search_words USING gin (words)"
@@ -117,17 +129,17 @@ def fill(address: str, datasets: int, users: int) -> None:
         connection.execute("VACUUM ANALYZE")
 
 
-def _loaded(datasets: int, users: int, copy: Any) -> Iterator[tuple[Any, ...]]:
+def _loaded(size: Size, copy: Any) -> Iterator[tuple[Any, ...]]:
     """Yield what is known of each dataset; write its words on the way."""
     words = _words(random.Random(3))
     paths = full_text.words_in("\n".join(f"run/image_{number:03}.tif" for number in range(ITEMS)))
-    for number in range(datasets):
+    for number in range(size.datasets):
         own = dataset_uuid(number)
-        uri, name = f"{base_uri(number)}/{own}", f"{next(words)}-{number}"
+        uri, name = f"{size.base_uri(number)}/{own}", f"{next(words)}-{number}"
         readme = " ".join(itertools.islice(words, 15))
-        text = "\n".join((name, uri, own, f"user{number % users}", readme, f"t{number % 50}"))
+        text = "\n".join((name, uri, own, f"user{number % size.users}", readme, f"t{number % 50}"))
         found = full_text.words_in(text)
-        base = full_text.word_of_base_uri(base_uri(number))
+        base = full_text.word_of_base_uri(size.base_uri(number))
         for kind, content in enumerate((found, paths)):
             copy.write_row((number, kind, [*{base, *content}], f" {' '.join(content)} "))
         yield number, uri, own, name
@@ -155,7 +167,7 @@ def _copy(connection: psycopg.Connection[Any], what: str, rows: Iterable[tuple[A
             copy.write_row(row)
 
 
-def kinds(datasets: int, users: int) -> list[Kind]:
+def kinds(size: Size) -> list[Kind]:
     word_of = _words(random.Random(2))
 
     def page(last: int) -> Callable[[random.Random], tuple[str, str, Any]]:
@@ -165,23 +177,23 @@ def kinds(datasets: int, users: int) -> list[Kind]:
         return lambda chance: ("POST", f"/uris?page_size=100{sort}", {"free_text": text(chance)})
 
     def one(chance: random.Random) -> str:
-        return dataset_uuid(chance.randrange(datasets))
+        return dataset_uuid(chance.randrange(size.datasets))
 
     def post(body: Callable[[random.Random], Any], sort: str = "") -> Any:
         return lambda chance: ("POST", f"/uris?page_size=100{sort}", body(chance))
 
     def of_base_uri(chance: random.Random) -> Any:
-        return {"base_uris": [base_uri(chance.randrange(BASE_URIS))]}
+        return {"base_uris": [size.base_uri(chance.randrange(size.base_uris))]}
 
     def of_creator(chance: random.Random) -> Any:
-        return {"creator_usernames": [f"user{chance.randrange(users)}"]}
+        return {"creator_usernames": [f"user{chance.randrange(size.users)}"]}
 
     def three(chance: random.Random) -> str:
         return " ".join(itertools.islice(word_of, 3))
 
     newest = "&sort=-frozen_at"
     return [
-        Kind("page of a listing", 150, page(datasets * OF_A_USER // BASE_URIS // 100)),
+        Kind("page of a listing", 150, page(size.datasets * OF_A_USER // size.base_uris // 100)),
         Kind("page of a base URI, newest first", 150, post(of_base_uri, newest)),
         Kind("search: a word", 150, search(lambda chance: next(word_of))),
         Kind("search: three words, newest first", 150, search(three, newest)),
@@ -296,12 +308,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--datasets", type=int, default=500_000)
     parser.add_argument("--users", type=int, default=5_000)
+    parser.add_argument("--base-uris", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=REQUESTS)
     parser.add_argument(
         "--explain", action="store_true", help="print plans of what misses its goal"
     )
     arguments = parser.parse_args()
+    size = Size(arguments.datasets, arguments.users, arguments.base_uris)
     with tempfile.TemporaryDirectory(prefix="dserverfs-bench-") as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -312,25 +326,25 @@ def main() -> None:
             with data.locked():
                 flask = app.create(data, Stores(None, lambda bucket: None), settings)
                 begun_s = time.perf_counter()
-                filling = Process(target=fill, args=(address, arguments.datasets, arguments.users))
+                filling = Process(target=fill, args=(address, size))
                 filling.start()  # apart, lest its memory counts
                 filling.join()
                 assert filling.exitcode == 0
-                size = cluster.execute(
+                held = cluster.execute(
                     "SELECT pg_size_pretty(sum(pg_database_size(datname))) FROM pg_database"
                 )[0][0]
-                print(f"{arguments.datasets:,} datasets, {arguments.users:,} users: {size}")
+                print(f"{arguments.datasets:,} datasets, {arguments.users:,} users: {held}")
                 print(f"filled in {time.perf_counter() - begun_s:.0f} s", flush=True)
-                _report(flask, arguments)
+                _report(flask, size, arguments)
                 app.close(flask)
 
 
-def _report(flask: Flask, arguments: argparse.Namespace) -> None:
+def _report(flask: Flask, size: Size, arguments: argparse.Namespace) -> None:
     for who, username in (("a user of 20 base URIs", "user7"), ("a user of all", "user0")):
         asker = Asker(flask, username)
         first_s = asker.ask("GET", "/uris?page_size=100", None) / 1000
         print(f"\n{who}: first page of all {first_s:.2f} s")
-        for kind in kinds(arguments.datasets, arguments.users):
+        for kind in kinds(size):
             count = arguments.requests if who.endswith("URIs") else arguments.requests // 4
             took = measure(asker, kind, arguments.rounds, count)
             verdict = "" if took.last_ms <= kind.goal_ms else f"  > {kind.goal_ms:.0f}"
