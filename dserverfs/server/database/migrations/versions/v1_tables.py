@@ -65,7 +65,6 @@ def _make_for_postgresql() -> None:
         ("dataset", "creator_username", 255),
     ):
         op.alter_column(table, column, type_=sa.String(length, collation="C"))
-    op.alter_column("dataset", "number_of_items", type_=sa.BigInteger())  # any number, in SQLite
 
 
 def _text(name: str, **options: Any) -> Any:
