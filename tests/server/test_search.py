@@ -77,6 +77,8 @@ def names(answer: requests.Response) -> list[str]:
         ({"tags": ["x", "y"]}, ["alpha"]),
         ({"tags": ["x", "y", "x"]}, ["alpha"]),
         ({"tags": ["z"]}, []),
+        ({"tags": ["x", "a\0"]}, []),
+        ({"tags": ["x", *map(str, range(30))]}, []),
         ({"tags": ["x"], "creator_usernames": ["happy"], "free_text": "crystal"}, ["beta"]),
         ({"uuids": [new_uuid()]}, []),
     ],
