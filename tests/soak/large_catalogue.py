@@ -16,6 +16,7 @@ import json
 import os
 import random
 import resource
+import signal
 import tempfile
 import time
 import uuid
@@ -315,6 +316,7 @@ def main() -> None:
         "--explain", action="store_true", help="print plans of what misses its goal"
     )
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left then, either
     size = Size(arguments.datasets, arguments.users, arguments.base_uris)
     with tempfile.TemporaryDirectory(prefix="dserverfs-bench-") as name:
         directory = Path(name)
