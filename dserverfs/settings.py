@@ -30,6 +30,7 @@ before what is set for all.
     DSERVER_CACHE_DIR            where blocks and manifests are kept
     DTOOL_CACHE_DIRECTORY        where dtool's commands get whole items (default ~/.cache/dtool)
     DTOOL_S3_PUBLISH_EXPIRY      for how many seconds `dtool publish` lets others read
+    DSERVER_DATABASE             the PostgreSQL of `dserverfs serve`, with a password or without
     DSERVER_STAGING_DIR          where datasets are until they are frozen
     DSERVER_BLOCK_HASHES[_<SERVER>]  overlay: where the server keeps no block hashes, a freeze
                                  writes them as an overlay; none: it does not (default)

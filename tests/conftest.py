@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from tests.support import accounts, fuse_device, leftovers, pace
+from tests.support import accounts, fuse_device, leftovers, pace, postgresql
 from tests.support.accounts import Account
 from tests.support.dtool_commands import warm_dtool
 from tests.support.names import Names
@@ -56,6 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(trylast=True)  # after an interrupt it is pytest's own that ends the fixtures
 def pytest_sessionfinish(session: pytest.Session) -> None:
     warm_dtool.close()
+    postgresql.shared.close()
     config = session.config
     config.stash[_FOUND] = config.stash[_RUN].end()
 

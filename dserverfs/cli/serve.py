@@ -39,6 +39,13 @@ def add(commands: Commands) -> None:
         help="log each request, as a line of JSON; -: to standard output"
         " (default: DSERVER_ACCESS_LOG, else none)",
     )
+    command.add_argument(
+        "--database",
+        metavar="URL",
+        help="keep users and datasets in a PostgreSQL, postgresql://USER@HOST/NAME, and not in"
+        " the data directory's SQLite (default: that of the last run); no password: it would be"
+        " seen, ~/.pgpass and DSERVER_DATABASE may have it",
+    )
     command.epilog = example("dserverfs serve --port 5000", "dserverfs serve user add alice")
     command.set_defaults(command=_run)
     serve_management.add(command.add_subparsers(metavar="ACTION"))
@@ -112,14 +119,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from dserverfs.base import core_dumps
     from dserverfs.settings import ACCESS_LOG, Settings, current
 
-    def get(key: str) -> str | None:
-        return arguments.access_log if key == ACCESS_LOG and arguments.access_log else current(key)
-
     if not Settings.load().allows_core_dumps():
         core_dumps.forbid()
     try:
-        from dserverfs.server.serve import ServeOptions, serve
-        from dserverfs.server.store.settings import ServerSettings
+        from dserverfs.server.serve import ServeOptions, named_database, serve
+        from dserverfs.server.store.settings import DATABASE, ServerSettings
 
         options = ServeOptions(
             serve_management.data_directory(arguments.data),
@@ -127,6 +131,9 @@ def _run(arguments: argparse.Namespace) -> int:
             _addresses(arguments),
             arguments.trusted_proxy,
         )
-        return serve(options, ServerSettings(get))
+        named = {ACCESS_LOG: arguments.access_log}
+        if arguments.database is not None:
+            named[DATABASE] = named_database(arguments.database)
+        return serve(options, ServerSettings(lambda key: named.get(key) or current(key)))
     except ModuleNotFoundError as error:
         raise missing_extra("server", error) from error

@@ -1,4 +1,4 @@
-"""The embedded server of `dserverfs serve`: dservercore, SQLite and SeaweedFS.
+"""The embedded server of `dserverfs serve`: dservercore, SQLite or PostgreSQL, and SeaweedFS.
 
     serve           composition root: process, signals, waitress
     web             the web server and the app's first user
@@ -6,7 +6,7 @@
         request_limits  the limits (pure)
     app             dservercore's Flask app, with the plugins and routes below
     management      users, rights and base URIs, beside a running server
-    datadir         the data directory: version, lock, secrets
+    datadir         the data directory: version, lock, secrets, which database
 
     routes/         HTTP
       table           all routes of ours, each with right, handler and form of the body
@@ -29,7 +29,8 @@
       readme          a README's YAML as a tree (pure)
 
     database/       datasets and users, in dservercore's database and in buckets
-      search          search plugin (SQLite FTS5)
+      search          search plugin
+        full_text       words of texts, found in FTS5 or by an index of PostgreSQL
       retrieve        retrieve plugin (README, manifest, annotations, tags)
         dataset_info    dates, counts and README as dservercore hands them on (pure)
         dataset_check   the rules for a dataset that is registered (pure)
@@ -45,6 +46,13 @@
       item_pages      items of a dataset, so many at a time
       passwords, tokens, sessions, links   of users
       sql             statements in the session of dservercore
+        tables          the tables of ours, as they are
+        dialects        what SQLite and PostgreSQL say differently (pure)
+      locks           locks of requests, in all servers of one database
+      connections     which database it is, and connections to it
+      upgrading       brings a database to the present
+        migrations      the steps to there
+      trouble         what a failure of the database means
       forms           forms of bodies, and their refusal (pure)
       item_rules      rules for items, as tables (pure)
 

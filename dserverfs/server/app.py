@@ -8,36 +8,26 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import sqlite3
 import sys
+from pathlib import Path
 from typing import Any
 
 import dservercore
 from flask import Flask, Response
-from sqlalchemy import event
+from sqlalchemy import create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
 
 from dserverfs import __version__
 from dserverfs.base import wire_names
+from dserverfs.base.errors import DserverfsError
 from dserverfs.server import datadir
-from dserverfs.server.database import (
-    changes,
-    links,
-    locks,
-    part_uploads,
-    passwords,
-    retrieve,
-    search,
-    sessions,
-    sql,
-    stored_block_hashes,
-    tokens,
-    upload_place,
-    uploads,
-)
+from dserverfs.server.database import connections, locks, trouble, upgrading
+from dserverfs.server.database.connections import Address
 from dserverfs.server.database.file_locks import FileLocks
+from dserverfs.server.database.locks import Locks
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.pages import views
-from dserverfs.server.routes import answers, guesses, table
+from dserverfs.server.routes import answers, table
 from dserverfs.server.routes.answers import answer
 from dserverfs.server.routes.health import Health
 from dserverfs.server.routes.logins import Logins
@@ -51,28 +41,26 @@ _PLUGINS = {
     "retrieve": ("dserverfs.server.database.retrieve:Retrieve",),
     "extension": (),
 }
-_MODULES_WITH_TABLES = (
-    *(search, retrieve, uploads, upload_place, part_uploads),
-    *(changes, passwords, tokens, links, sessions, stored_block_hashes, guesses),
+_SECRETS = (
+    *("JWT_PRIVATE_KEY", "SECRET_KEY"),
+    *("SQLALCHEMY_DATABASE_URI", "SQLALCHEMY_ENGINE_OPTIONS"),
 )
-_SECRETS = ["JWT_PRIVATE_KEY", "SECRET_KEY", "SQLALCHEMY_DATABASE_URI"]
-
-# Worker threads wait for each other's transactions this long.
-_BUSY_TIMEOUT_MS = 20_000
 
 
 def create(directory: DataDirectory, stores: Stores, settings: ServerSettings) -> Flask:
-    """Return the app of a data directory, with its tables made if they are missing.
+    """Return the app of a data directory, with its tables as this version has them.
 
-    Raises UsageError for a setting that cannot be used.
+    Raises UsageError for a setting or a database that cannot be used, and NotConnected if
+    PostgreSQL does not answer, which may pass.
     """
     settings.publish_expiry_s()
+    address = directory.address(settings)
+    connections.check(address)
     _inject_plugins()
-    app: Flask = dservercore.create_app(_config(directory))
+    app: Flask = dservercore.create_app(_config(directory, address))
     # It logs the headers of each request at DEBUG, tokens and all.
     app.logger.setLevel(max(logging.INFO, app.logger.getEffectiveLevel()))
     app.view_functions["config.server_versions"] = _versions
-    locks.install(app.extensions, FileLocks(directory.path / "locks"))
     logins = Logins()
     token = directory.metrics_token()
     health, metrics = Health(stores, token), Metrics(token)
@@ -81,14 +69,40 @@ def create(directory: DataDirectory, stores: Stores, settings: ServerSettings) -
     RequestCheck(stores).install(app)
     answers.install(app)
     metrics.install(app)
-    with app.app_context():
-        event.listen(dservercore.sql_db.engine, "connect", _configure_connection)
-        dservercore.sql_db.create_all()
-        for module in _MODULES_WITH_TABLES:
-            for statement in module.SCHEMA:
-                sql.execute(statement)
-        dservercore.sql_db.session.commit()
+    try:
+        _prepare_database(app, address, directory.path / "locks")
+        directory.keep_address(address)
+    except BaseException:
+        close(app)
+        raise
     return app
+
+
+def close(app: Flask) -> None:
+    """Close the connections of an app to its database; no context of it has any by then."""
+    with app.app_context():
+        dservercore.sql_db.engine.dispose()
+        locks.of(app.extensions).dispose()
+
+
+def _prepare_database(app: Flask, address: Address, lock_file: Path) -> None:
+    with app.app_context():
+        engine = dservercore.sql_db.engine
+        if address.is_postgresql:
+            options = {
+                **connections.engine_options(address),
+                **connections.lock_engine_options(),
+            }
+            locks.install(app.extensions, Locks(create_engine(address.sqlalchemy_url, **options)))
+        else:
+            event.listen(engine, "connect", connections.configure_sqlite)
+            locks.install(app.extensions, Locks(FileLocks(lock_file)))
+        try:
+            upgrading.upgrade(engine, address.shown)
+        except SQLAlchemyError as error:
+            raise DserverfsError(
+                f"database {address.shown} {trouble.meaning(error)}: {error.__cause__ or error}"
+            ) from error
 
 
 def _inject_plugins() -> None:
@@ -106,7 +120,7 @@ def _inject_plugins() -> None:
             setattr(sys.modules["dservercore.utils"], f"{group}_entrypoints_iterator", entry_points)
 
 
-def _config(directory: DataDirectory) -> dict[str, Any]:
+def _config(directory: DataDirectory, address: Address) -> dict[str, Any]:
     """Return Flask's configuration; `/config/info` shows every key in capitals but `_SECRETS`."""
     private_key_pem = directory.private_key_pem()
     return {
@@ -114,7 +128,8 @@ def _config(directory: DataDirectory) -> dict[str, Any]:
         "API_VERSION": "v1",
         "OPENAPI_VERSION": "3.0.2",
         "SECRET_KEY": directory.secret_key(),
-        "SQLALCHEMY_DATABASE_URI": f"sqlite:///{directory.database.absolute()}",
+        "SQLALCHEMY_DATABASE_URI": address.sqlalchemy_url,
+        "SQLALCHEMY_ENGINE_OPTIONS": connections.engine_options(address),
         "SQLALCHEMY_TRACK_MODIFICATIONS": False,
         "JWT_ALGORITHM": "RS256",
         "JWT_PRIVATE_KEY": private_key_pem,
@@ -136,12 +151,3 @@ def _versions() -> Response:
     """
     versions = {"dservercore": dservercore.__version__}
     return answer({"versions": versions | wire_names.published(__version__)})
-
-
-def _configure_connection(connection: sqlite3.Connection, _record: object) -> None:
-    """Write-ahead log: readers do not wait for writers. FULL: registered means on the disk."""
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-    cursor.close()

@@ -7,7 +7,8 @@
     secret_key, jwt_private.pem, username, password, token, metrics_token
     metrics/           figures of the processes of gunicorn, made anew by the first one
     s3_credentials     written by `dserverfs serve credentials`
-    dserver.sqlite     users, permissions, datasets, pending uploads
+    dserver.sqlite     users, permissions, datasets, pending uploads, or, if they are in PostgreSQL,
+    database           its address, without the password
     store/             of seaweedfs
 
 Every file appears whole or not at all (written beside, synced, renamed), and
@@ -18,10 +19,10 @@ after the other, so that each file is made once. Main thread only.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -32,9 +33,16 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from dserverfs.base.durable_files import left_beside, write_durably
 from dserverfs.base.errors import Conflict, UsageError
 from dserverfs.base.locks import locked_within, open_lock, try_lock, try_share
+from dserverfs.server.database import connections
+from dserverfs.server.database.connections import Address
+from dserverfs.server.store.settings import DATABASE, ServerSettings
 
 VERSION = "dserverfs server 1"
 START_S = 120.0  # for which a process waits until others have started
+
+_DATABASE_FILE = "database"
+
+_log = logging.getLogger(__name__)
 
 
 class DataDirectory:
@@ -119,18 +127,36 @@ class DataDirectory:
                 ) from error
             yield
 
-    def known_base_uris(self) -> list[str]:
-        """Return the base URIs in the database; asked before dservercore is there to ask."""
-        if not self.database.exists():
-            return []
-        connection = sqlite3.connect(self.database, timeout=20.0)
+    def address(self, settings: ServerSettings) -> Address:
+        """Return the database: the one that is named, else the one of the last run.
+
+        Raises UsageError for one that cannot be.
+        """
+        named = settings.database()
+        if named is not None:
+            return connections.of_text(named, DATABASE)
         try:
-            found = connection.execute("SELECT base_uri FROM base_uri ORDER BY base_uri")
-            return [row[0] for row in found]
-        except sqlite3.OperationalError:  # a first start was killed before the tables were there
-            return []
-        finally:
-            connection.close()
+            return connections.of_kept((self.path / _DATABASE_FILE).read_text())
+        except FileNotFoundError:
+            return connections.of_file(self.database)
+
+    def keep_address(self, address: Address) -> None:
+        """Let commands that are not told find the same database."""
+        if not address.is_postgresql:
+            return
+        path, text = self.path / _DATABASE_FILE, address.without_password() + "\n"
+        if not path.exists() and self.database.exists():
+            _log.warning(
+                "%s is not used any more: datasets and users are in %s",
+                self.database,
+                address.shown,
+            )
+        if not path.exists() or path.read_text() != text:
+            write_private(path, text)
+
+    def known_base_uris(self, settings: ServerSettings) -> list[str]:
+        """Return the base URIs in the database; asked before dservercore is there to ask."""
+        return connections.known_base_uris(self.address(settings))
 
     def first_user(self) -> str | None:
         """Return the user that serve makes, if it has run."""

@@ -18,11 +18,19 @@ import dservercore.utils
 from dservercore.extensions import sql_db
 from dservercore.sql_models import BaseURI, User
 from flask import Flask
+from sqlalchemy.exc import SQLAlchemyError
 
-from dserverfs.base.errors import Conflict, NotFound, Unreachable, UsageError
+from dserverfs.base.errors import Conflict, DserverfsError, NotFound, Unreachable, UsageError
 from dserverfs.base.progress import OnProgress, unwatched
 from dserverfs.server import app
-from dserverfs.server.database import bucket_index, passwords, tokens, uploads
+from dserverfs.server.database import (
+    bucket_index,
+    locks,
+    passwords,
+    tokens,
+    trouble,
+    uploads,
+)
 from dserverfs.server.database.bucket_index import Indexed
 from dserverfs.server.datadir import DataDirectory, write_private
 from dserverfs.server.store.bucket import ObjectStore
@@ -69,9 +77,13 @@ def opened(directory: DataDirectory, stores: Stores, settings: ServerSettings) -
         with flask.app_context():
             try:
                 yield flask
+            except SQLAlchemyError as error:
+                raise DserverfsError(
+                    f"the database {trouble.meaning(error)}: {error.__cause__ or error}"
+                ) from error
             finally:
-                sql_db.session.remove()
-                sql_db.engine.dispose()
+                sql_db.session.remove()  # of this context
+                app.close(flask)
 
 
 def add_user(username: str, *, is_admin: bool) -> None:
@@ -160,19 +172,21 @@ def base_uris() -> list[str]:
 
 
 def grant(username: str, base_uri: str, *, search: bool, register: bool) -> None:
-    user, base = _user(username), _base_uri(base_uri)
-    for wanted, users in ((search, base.search_users), (register, base.register_users)):
-        if wanted and user not in users:
-            users.append(user)
-    sql_db.session.commit()
+    with locks.holding(locks.RIGHTS):
+        user, base = _user(username), _base_uri(base_uri)
+        for wanted, users in ((search, base.search_users), (register, base.register_users)):
+            if wanted and user not in users:
+                users.append(user)
+        sql_db.session.commit()
 
 
 def revoke(username: str, base_uri: str, *, search: bool, register: bool) -> None:
-    user, base = _user(username), _base_uri(base_uri)
-    for wanted, users in ((search, base.search_users), (register, base.register_users)):
-        if wanted and user in users:
-            users.remove(user)
-    sql_db.session.commit()
+    with locks.holding(locks.RIGHTS):
+        user, base = _user(username), _base_uri(base_uri)
+        for wanted, users in ((search, base.search_users), (register, base.register_users)):
+            if wanted and user in users:
+                users.remove(user)
+        sql_db.session.commit()
 
 
 def s3_access(directory: DataDirectory, stores: Stores) -> S3Access:

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dserverfs.base import service_manager
-from dserverfs.base.errors import DserverfsError, Unsupported, UsageError
+from dserverfs.base.errors import DserverfsError, NotConnected, Unsupported, UsageError
 from dserverfs.server import log_format
 from dserverfs.server.addresses import Addresses, is_local, network_of
 from dserverfs.server.certificates import Certificates
+from dserverfs.server.database import connections
+from dserverfs.server.database.connections import Address
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.proxies import ClientAddresses, ProxiesOnly
 from dserverfs.server.store import signing
@@ -32,6 +34,8 @@ from dserverfs.server.store.signals import Signals, Stopped
 
 if TYPE_CHECKING:
     from dserverfs.server.web import Middleware
+
+_LOOK_AGAIN_S = 1.0  # for a database that is away
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +56,16 @@ class ServeOptions:
         signing.require_bucket_name(self.bucket, is_foreign=is_foreign)
 
 
+def named_database(text: str) -> str:
+    """Return the address of a database that an option names; refuse what `ps` should not show."""
+    if connections.of_text(text, "--database").has_password:
+        raise UsageError(
+            "--database: has a password, which other users of this machine see; put the address"
+            " into DSERVER_DATABASE in ~/.config/dtool/dtool.json, or the password into ~/.pgpass"
+        )
+    return text
+
+
 def serve(options: ServeOptions, settings: ServerSettings) -> int:
     """Run the server until SIGINT or SIGTERM; return 0 then. Raises DserverfsError."""
     options.check(settings)
@@ -67,6 +81,7 @@ def serve(options: ServeOptions, settings: ServerSettings) -> int:
             with ExitStack() as stack:
                 listener = stack.enter_context(_listening(options.addresses))
                 stack.enter_context(directory.locked())
+                _wait_for_database(directory.address(settings), signals)
                 server = _Server(options, settings, directory, signals, stack)
                 server.run(listener, certificates)
         except Stopped:
@@ -130,7 +145,8 @@ class _Server:
     def _begin_store(self) -> SeaweedFS | None:
         """Start the embedded store, if a base URI needs it; it may not answer yet."""
         addresses = self._options.addresses
-        base_uris = [f"s3://{self._options.bucket}", *self._directory.known_base_uris()]
+        known = self._directory.known_base_uris(self._settings)
+        base_uris = [f"s3://{self._options.bucket}", *known]
         bucket = _own_bucket(base_uris, self._settings)
         if bucket is None:
             if (addresses.store_host, addresses.store_port, addresses.store_url) != (None,) * 3:
@@ -193,6 +209,20 @@ def mount_command(settings: ServerSettings, base_uri: str) -> str:
         login = f"--insecure {login}"
     mounted = shlex.quote(base_uri)
     return f"dserverfs login {login} && mkdir -p ~/datasets && dserverfs mount {mounted} ~/datasets"
+
+
+def _wait_for_database(address: Address, signals: Signals) -> None:
+    """Return when the database answers; raises UsageError if it refuses, Stopped when told to."""
+    is_logged = False
+    while True:
+        try:
+            connections.check(address)
+            return
+        except NotConnected as error:
+            if not is_logged:
+                _log.warning("%s; waits for it", error)
+                is_logged = True
+        signals.wait(_LOOK_AGAIN_S)
 
 
 def _own_bucket(base_uris: Sequence[str], settings: ServerSettings) -> str | None:

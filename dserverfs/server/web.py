@@ -51,7 +51,7 @@ def create_app(
             health = Health(stores, "")
             changes.repair_all(stores, lambda uri: not health.look_at_stores([uri]).failing)
             dservercore.sql_db.session.remove()
-            dservercore.sql_db.engine.dispose()  # processes may be forked now
+        app.close(flask)  # processes may be forked now
     return flask
 
 

@@ -21,6 +21,7 @@ from dserverfs.reading.cache import block_keys, maintenance, pins
 from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.cache.blocks import MemoryBlock
 from dserverfs.server import datadir
+from dserverfs.server.database import upgrading
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.writing.edits import journal
 from dserverfs.writing.edits.journal import EditSession, Note, all_unsent, root_of
@@ -123,7 +124,7 @@ def answers(directory: Path, server: ServerHandle) -> tuple[object, object]:
 
 
 def server_data(directory: Path, server: ServerHandle) -> tuple[object, object]:
-    return datadir.VERSION, {
+    return f"{datadir.VERSION}, tables {upgrading.head()}", {
         "files": [path.name for path in sorted(server.data.iterdir()) if path.name in _FILES],
         "ports": sorted(json.loads((server.data / "store/ports.json").read_text())),
         "tables": tables(server.data / "dserver.sqlite"),

@@ -96,8 +96,10 @@ def claims_of(token: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def client(server: ServerHandle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppClient]:
-    client = AppClient(server, tmp_path_factory.mktemp("accounts"))
+def client(
+    server: ServerHandle, tmp_path_factory: pytest.TempPathFactory, database: str | None
+) -> Iterator[AppClient]:
+    client = AppClient(server, tmp_path_factory.mktemp("accounts"), database=database)
     yield client
     client.close()
 

@@ -19,6 +19,7 @@ from dserverfs.base.model import identifier_of
 from dserverfs.server.database import bucket_index
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.store.bucket import ObjectStore
+from tests.support import postgresql
 from tests.support.server_app import AppClient, put_all
 from tests.support.servers import ServerHandle, encoded, new_uuid, upload_body
 
@@ -186,6 +187,7 @@ def test_manifest_is_sent_as_it_was_registered(client: AppClient, encoding: str)
     assert manifest_of(client, uri, encoding) == StoredMetadata(place).manifest()
 
 
+@pytest.mark.skipif(postgresql.is_wanted(), reason="no earlier version had a PostgreSQL")
 def test_manifest_that_an_earlier_version_kept_as_text_is_sent(client: AppClient) -> None:
     uri = client.upload({"a": b"a"})
     manifest = manifest_of(client, uri, "identity")
@@ -230,8 +232,8 @@ def test_only_identifiers_are_signed(client: AppClient) -> None:
     manifest = {"items": dict.fromkeys([good, *NO_IDENTIFIERS], item)}
     with client.app.app_context():
         sql_db.session.execute(
-            text("UPDATE dserverfs_description SET manifest = :text WHERE uri = :uri"),
-            {"text": json.dumps(manifest), "uri": uri},
+            text("UPDATE dserverfs_description SET manifest = :kept WHERE uri = :uri"),
+            {"kept": gzip.compress(json.dumps(manifest).encode()), "uri": uri},
         )
         sql_db.session.commit()
     path = encoded(uri)

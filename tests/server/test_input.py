@@ -11,8 +11,10 @@ from urllib.parse import quote
 
 import pytest
 from dservercore.extensions import sql_db
+from sqlalchemy import delete, func, select
 
 from dserverfs.server.database import passwords, sql
+from dserverfs.server.database.tables import guess as guess_table
 from dserverfs.server.request_limits import (
     DEFAULT_BYTES,
     LARGEST_BYTES,
@@ -279,10 +281,10 @@ class Clock:
 def no_guesses(client: AppClient) -> Iterator[None]:
     """Be in the app's context; nobody has guessed, or will have."""
     with client.app.app_context():
-        sql.execute("DELETE FROM dserverfs_guess")
+        sql.execute(delete(guess_table))
         sql_db.session.commit()
         yield
-        sql.execute("DELETE FROM dserverfs_guess")
+        sql.execute(delete(guess_table))
         sql_db.session.commit()
 
 
@@ -321,7 +323,7 @@ def test_right_guesses_do_not_count() -> None:
         assert guess.wait_s == 0
         guesses.was_right(guess)
 
-    assert sql.value("SELECT count(*) FROM dserverfs_guess") == 0
+    assert sql.value(select(func.count()).select_from(guess_table)) == 0
 
 
 @pytest.mark.usefixtures("no_guesses")
@@ -340,12 +342,12 @@ def test_guesses_of_one_from_or_with_many_are_limited(of: str) -> None:
 def test_guesses_keep_no_name_and_not_for_ever() -> None:
     clock = Clock()
     Guesses(clock).begin("my password, by mistake", "::1")
-    assert "mistake" not in str(sql.execute("SELECT * FROM dserverfs_guess").all())
+    assert "mistake" not in str(sql.execute(select(guess_table)).all())
     clock.now += 2 * 3600
 
     Guesses(clock).begin("doc", "::1")
 
-    assert sql.value("SELECT count(*) FROM dserverfs_guess") == 1
+    assert sql.value(select(func.count()).select_from(guess_table)) == 1
 
 
 def test_wrong_passwords_are_429_and_the_right_one_then_too(client: AppClient) -> None:

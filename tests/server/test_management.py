@@ -60,7 +60,8 @@ def test_user_logs_in_while_the_server_runs(
     assert served.get("/me", token=answer.json()["token"]).json()["username"] == name
     assert f"{name} - password\n" in run("user", "list")[1]
     assert f"{served.username} admin password\n" in run("user", "list")[1]
-    assert b"correct horse" not in (served.data / "dserver.sqlite").read_bytes()
+    for kept in served.data.glob("dserver.sqlite*"):
+        assert b"correct horse" not in kept.read_bytes()
 
     assert run("user", "remove", name) == (0, "", "")
     assert served.post("/token", login, token="").status_code == 401

@@ -244,8 +244,8 @@ def test_dataset_that_is_registered_but_not_stored_is_not_changed(server: Server
 
 
 @pytest.fixture
-def client(server: ServerHandle, tmp_path: Path) -> Iterator[AppClient]:
-    client = AppClient(server, tmp_path)
+def client(server: ServerHandle, tmp_path: Path, database: str | None) -> Iterator[AppClient]:
+    client = AppClient(server, tmp_path, database=database)
     yield client
     client.close()
 

@@ -13,10 +13,12 @@ import pytest
 import requests
 from dservercore import sql_db
 from dservercore.sql_models import User
+from sqlalchemy import update
 
 from dserverfs.base import item_stream
 from dserverfs.base.model import identifier_of
 from dserverfs.server.database import item_pages, passwords, sessions, sql, tokens
+from dserverfs.server.database.tables import description, session
 from dserverfs.server.pages import views
 from tests.server.test_accounts import password_of
 from tests.server.test_input import PARTS, QUERIES
@@ -178,8 +180,7 @@ def remove(username: str) -> None:
 
 
 def expire(username: str) -> None:
-    statement = "UPDATE dserverfs_session SET expires_at = 0 WHERE username = :username"
-    sql.execute(statement, username=username)
+    sql.execute(update(session).where(session.c.username == username).values(expires_at=0))
 
 
 @pytest.mark.parametrize("end", [change_password, tokens.revoke, remove, expire])
@@ -419,7 +420,7 @@ def test_page_of_items_takes_memory_for_its_own_alone(
     kept = {"uri": uri, "readme": "", "annotations": "{}", "tags": "[]", "manifest": manifest}
     most: list[int] = []
     with client.app.app_context():
-        sql.insert("dserverfs_description", **kept)
+        sql.insert_row(description, **kept)
         for ask in (
             lambda: item_pages.page_of(uri, after="directory/000100.txt", part="", count=100),
             lambda: json.loads(gzip.decompress(manifest)),

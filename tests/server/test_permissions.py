@@ -117,8 +117,10 @@ class Subject(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def client(server: ServerHandle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppClient]:
-    client = AppClient(server, tmp_path_factory.mktemp("permissions"))
+def client(
+    server: ServerHandle, tmp_path_factory: pytest.TempPathFactory, database: str | None
+) -> Iterator[AppClient]:
+    client = AppClient(server, tmp_path_factory.mktemp("permissions"), database=database)
     for username in USERS[1:]:
         client.add_user(username, is_admin=username == "boss")
     client.grant("searcher", search=True, register=False)

@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from dserverfs.base.model import identifier_of
-from dserverfs.server.database.search import fts_queries
+from dserverfs.server.database.full_text import question_of
 from tests.support.servers import (
     ServerHandle,
     begin,
@@ -77,6 +77,8 @@ def names(answer: requests.Response) -> list[str]:
         ({"tags": ["x", "y"]}, ["alpha"]),
         ({"tags": ["x", "y", "x"]}, ["alpha"]),
         ({"tags": ["z"]}, []),
+        ({"tags": ["x", "a\0"]}, []),
+        ({"tags": ["x", *map(str, range(30))]}, []),
         ({"tags": ["x"], "creator_usernames": ["happy"], "free_text": "crystal"}, ["beta"]),
         ({"uuids": [new_uuid()]}, []),
     ],
@@ -233,17 +235,17 @@ def test_a_dataset_registered_by_hand_is_found_and_replaced(server: ServerHandle
 
 
 @pytest.mark.parametrize(
-    ("text", "queries"),
+    ("text", "phrases"),
     [
-        ("one two", ['"one" OR "two"']),
-        ('"one two" three', ['"one two"']),
-        ('"one two" "three"', ['"one two"', '"three"']),
-        ("e-coli", ['"e-coli"']),
-        ('un"closed', ['"un" OR "closed"']),
+        ("one two", [["one", "two"]]),
+        ('"one two" three', [["one two"]]),
+        ('"one two" "three"', [["one two"], ["three"]]),
+        ("e-coli", [["e-coli"]]),
+        ('un"closed', [["un", "closed"]]),
         ('"--"', []),
-        ("a\0b c", ['"c"']),
+        ("a\0b c", [["c"]]),
         ("", []),
     ],
 )
-def test_fts_queries_quote_every_word(text: str, queries: list[str]) -> None:
-    assert fts_queries(text) == queries
+def test_question_is_of_phrases_or_of_any_word(text: str, phrases: list[list[str]]) -> None:
+    assert question_of(text).all_of == phrases

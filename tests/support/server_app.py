@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,11 @@ from dserverfs.server.database import sessions, tokens
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.pages.page_routing import cookie_name
 from dserverfs.server.store.bucket import ObjectStore
-from dserverfs.server.store.settings import ServerSettings
+from dserverfs.server.store.settings import DATABASE, ServerSettings
+from dserverfs.server.store.signing import Storage
 from dserverfs.server.store.stores import Stores
 from dserverfs.server.web import TOKEN_LIFE
+from tests.support import postgresql
 from tests.support.server_store import storage_of
 from tests.support.servers import ServerHandle, encoded, new_uuid, upload_body
 
@@ -40,27 +43,46 @@ class AppClient:
     """A client of an app with one user and one base URI; counts what is asked of the store."""
 
     def __init__(
-        self, server: ServerHandle, directory: Path, *, prefix: str = "", **limits: Any
+        self,
+        server: ServerHandle,
+        directory: Path,
+        *,
+        prefix: str = "",
+        database: str | None = None,
+        beside: AppClient | None = None,
+        **limits: Any,
     ) -> None:
-        """`limits` are the store's, as `Storage` has them."""
+        """`limits` are the store's, as `Storage` has them; `database` is a PostgreSQL's address.
+
+        `beside` another app it has the database, store and keys of that one.
+        """
         data = DataDirectory(directory)
-        self.storage = dataclasses.replace(
+        storage = dataclasses.replace(
             storage_of(server), bucket=f"bucket-{new_uuid()}", prefix=prefix, **limits
         )
+        self.storage: Storage = storage if beside is None else beside.storage
+        self.directory: Path = directory
+        if beside is not None:
+            database = beside.settings.database()
+            shutil.copytree(beside.directory, directory)
+        directory.mkdir(exist_ok=True)
         self.store = ObjectStore(self.storage)
         self.stores = _SwitchedStores(self.store, lambda bucket: None)
         self.requests: Counter[str] = Counter()
         self._tokens: dict[str, str] = {}
         self._sessions: dict[str, str] = {}
         self.store.client.meta.events.register("before-call.s3", self._count)
-        self.settings = ServerSettings(lambda key: None, public_url=PUBLIC_URL)
+        named = {DATABASE: database or postgresql.address_for_new_server()}
+        self.settings: ServerSettings = ServerSettings(named.get, public_url=PUBLIC_URL)
         self.app: Flask = app.create(data, self.stores, self.settings)
         self.base_uri = self.storage.base_uri
+        self._client = self.app.test_client()
+        if beside is not None:
+            return
         with self.app.app_context():
             management.add_base_uri(self.base_uri, self.stores)
         self.add_user("grumpy")
         self.grant("grumpy", search=True, register=True)
-        self._client = self.app.test_client()
 
     def add_user(self, username: str, *, is_admin: bool = False) -> None:
         with self.app.app_context():
@@ -150,8 +172,7 @@ class AppClient:
 
     def close(self) -> None:
         self.store.client.close()
-        with self.app.app_context():
-            dservercore.sql_db.engine.dispose()
+        app.close(self.app)
 
     def _count(self, model: Any, **_: Any) -> None:
         self.requests[model.name] += 1

@@ -24,6 +24,7 @@ import jwt
 import requests
 
 from dserverfs.server.store import die_with_parent
+from tests.support.postgresql import address_for_new_server
 
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 10
@@ -118,6 +119,8 @@ def running_server(
 ) -> Iterator[ServerHandle]:
     """Run `dserverfs serve` of some version's sources on a free port until the end of the block."""
     log_path = data.with_name(data.name + ".log")
+    if sources == SOURCES and not data.exists() and (address := address_for_new_server()):
+        options = (*options, "--database", address)
     with (
         open(log_path, "ab") as log,
         subprocess.Popen(

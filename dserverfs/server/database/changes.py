@@ -9,7 +9,10 @@ database, where the note goes in the same transaction. The state after a stop ha
 
 An unsure dataset is read anew from the bucket at the next start, and before the
 next change of it. `number` counts changes, so that `serve index`, another
-process, notices one that it has overtaken.
+process, notices one that it has overtaken, and so does a change whose lock was lost.
+
+A transaction that changes the note does so before it changes the dataset's rows: two that had
+the other order would wait for each other.
 """
 
 from __future__ import annotations
@@ -22,21 +25,16 @@ from typing import Any
 import dservercore.utils
 from dservercore import UnknownURIError
 from dservercore.extensions import sql_db
+from dservercore.sql_models import Dataset
 from flask import current_app
+from sqlalchemy import Select, Update, select, update
 
 from dserverfs.base.errors import Busy, DserverfsError, NotFound
-from dserverfs.server.database import indexing, locks, sql
+from dserverfs.server.database import dialects, indexing, locks, sql
 from dserverfs.server.database.retrieve import registered
 from dserverfs.server.database.stored_metadata import StoredMetadata
+from dserverfs.server.database.tables import change as change_table
 from dserverfs.server.store.stores import Stores
-
-SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS dserverfs_change (
-        uri TEXT PRIMARY KEY,
-        number INTEGER NOT NULL,
-        unsure INTEGER NOT NULL
-    )""",
-)
 
 _log = logging.getLogger(__name__)
 
@@ -63,8 +61,8 @@ class Changes:
     def make(self, uri: str, change: Change) -> Description:
         """Let `change` alter the bucket and return the new description; keep that.
 
-        Raises NotFound if the dataset is not registered or not in the bucket,
-        and the errors of `change`.
+        Raises NotFound if the dataset is not registered or not in the bucket, Busy if
+        another change of it takes long, and the errors of `change`.
         """
         with locks.holding(locks.CHANGE, uri):
             before = _describe(uri)
@@ -74,15 +72,15 @@ class Changes:
             if _is_unsure(uri):
                 _repair(self._stores, uri)
                 before = _describe(uri)
-            begin(uri)
+            number = begin(uri)
             try:
                 after = change(metadata, before)
                 place.store.sync()
+                _end_one(uri, number)
             except BaseException:
                 repair_if_possible(self._stores, uri)
                 raise
             _update(uri, after)
-            _end(uri)
             sql_db.session.commit()
             return after
 
@@ -91,9 +89,11 @@ def repair_all(stores: Stores, store_answers: Callable[[str], bool]) -> None:
     """Read the datasets anew that an earlier run left unsure; before requests are answered.
 
     Those of a base URI whose store does not answer are left as they are, until they are changed
-    or a server starts again; so is what another process is changing now, to that process.
+    or a server starts again; those that another server changes at the moment are left to it.
     """
-    unsure = list(sql.execute("SELECT uri FROM dserverfs_change WHERE unsure").scalars())
+    unsure = list(
+        sql.execute(select(change_table.c.uri).where(change_table.c.unsure != 0)).scalars()
+    )
     sql_db.session.rollback()  # nothing is held while others are waited for
     base_uris = {uri.rpartition("/")[0] for uri in unsure}
     answering = {base_uri for base_uri in base_uris if store_answers(base_uri)}
@@ -101,16 +101,16 @@ def repair_all(stores: Stores, store_answers: Callable[[str], bool]) -> None:
         if uri.rpartition("/")[0] not in answering:
             _log.warning("%s: what is listed may be older than what is stored", uri)
             continue
-        try:
-            with locks.holding(locks.CHANGE, uri, wait_s=0.0):
-                if _is_unsure(uri):
-                    repair_if_possible(stores, uri)
-        except Busy:
-            continue
+        with locks.holding_if_free(locks.CHANGE, uri) as is_held:
+            if is_held and _is_unsure(uri):
+                repair_if_possible(stores, uri)
 
 
 def repair_if_possible(stores: Stores, uri: str) -> None:
-    """Read a dataset anew; leave it unsure, and say so, if that cannot be done now."""
+    """Read a dataset anew; leave it unsure, and say so, if that cannot be done now.
+
+    The caller holds its lock.
+    """
     sql_db.session.rollback()
     try:
         _repair(stores, uri)
@@ -121,17 +121,19 @@ def repair_if_possible(stores: Stores, uri: str) -> None:
 
 def change_number(uri: str) -> int:
     """Return how many changes were begun or ended so far."""
-    statement = "SELECT number FROM dserverfs_change WHERE uri = :uri"
-    number: int | None = sql.value(statement, uri=uri)
+    number: int | None = sql.value(_number_of(uri))
     return number or 0
 
 
 def claim(uri: str, number: int) -> bool:
     """Return whether nothing has changed since `number`; nothing does until the commit then."""
-    sql.execute(
-        "INSERT OR IGNORE INTO dserverfs_change (uri, number, unsure) VALUES (:uri, 0, 0)", uri=uri
-    )
-    return change_number(uri) == number
+    unchanged = {"uri": uri, "number": 0, "unsure": 0}
+    sql.execute(dialects.upsert(sql.dialect_name(), change_table, unchanged, {}))
+    return bool(sql.value(_number_of(uri).with_for_update()) == number)
+
+
+def _number_of(uri: str) -> Select[tuple[int]]:
+    return select(change_table.c.number).where(change_table.c.uri == uri)
 
 
 def _repair(stores: Stores, uri: str) -> None:
@@ -142,7 +144,11 @@ def _repair(stores: Stores, uri: str) -> None:
     stores.forget(uri)
     dataset_info = indexing.read_dataset(stores.place(uri), uri)
     _end(uri)
-    indexing.register(dataset_info)  # commits
+    locks.hold_until_commit(locks.DATASET, uri)
+    if dservercore.utils.dataset_uri_exists(uri):
+        indexing.register(dataset_info)  # commits
+    else:
+        sql_db.session.commit()
 
 
 def _describe(uri: str) -> Description:
@@ -161,23 +167,33 @@ def _describe(uri: str) -> Description:
 
 
 def _is_unsure(uri: str) -> bool:
-    return bool(sql.value("SELECT unsure FROM dserverfs_change WHERE uri = :uri", uri=uri))
+    row = sql.first(change_table, change_table.c.uri == uri)
+    return row is not None and bool(row.unsure)
 
 
-def begin(uri: str) -> None:
-    """Note a change as begun, and so the dataset as unsure; commits."""
-    sql.execute(
-        "INSERT INTO dserverfs_change (uri, number, unsure) VALUES (:uri, 1, 1)"
-        " ON CONFLICT (uri) DO UPDATE SET number = number + 1, unsure = 1",
-        uri=uri,
-    )
+def begin(uri: str) -> int:
+    """Note a change as begun, and so the dataset as unsure; commits. Return its number."""
+    first = {"uri": uri, "number": 1, "unsure": 1}
+    another = {"number": change_table.c.number + 1, "unsure": 1}
+    noted = dialects.upsert(sql.dialect_name(), change_table, first, another)
+    number: int = sql.execute(noted.returning(change_table.c.number)).scalar_one()
     sql_db.session.commit()
+    return number
 
 
 def _end(uri: str) -> None:
-    sql.execute(
-        "UPDATE dserverfs_change SET number = number + 1, unsure = 0 WHERE uri = :uri", uri=uri
-    )
+    sql.execute(_ended().where(change_table.c.uri == uri))
+
+
+def _end_one(uri: str, number: int) -> None:
+    """End the change that has this number; raises Busy if there was another since."""
+    is_last = (change_table.c.uri == uri, change_table.c.number == number)
+    if sql.execute(_ended().where(*is_last)).rowcount != 1:
+        raise Busy(f"{uri} was changed by another server at the same time; try again", uri=uri)
+
+
+def _ended() -> Update:
+    return update(change_table).values(number=change_table.c.number + 1, unsure=0)
 
 
 def _update(uri: str, after: Description) -> None:
@@ -187,4 +203,4 @@ def _update(uri: str, after: Description) -> None:
     search.update_dataset(
         uri, name=after.name, readme=after.readme, annotations=after.annotations, tags=tags
     )
-    sql.execute("UPDATE dataset SET name = :name WHERE uri = :uri", name=after.name, uri=uri)
+    sql.execute(update(Dataset).where(Dataset.uri == uri).values(name=after.name))

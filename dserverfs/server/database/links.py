@@ -10,19 +10,10 @@ import time
 from typing import NamedTuple
 
 from dservercore.sql_models import User
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, delete, event, select
 
 from dserverfs.server.database import sql
-
-SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS dserverfs_publication (
-        token_hash TEXT PRIMARY KEY,
-        uri TEXT NOT NULL,
-        username TEXT NOT NULL,
-        expires_at REAL NOT NULL
-    )""",
-    "CREATE INDEX IF NOT EXISTS dserverfs_publication_uri ON dserverfs_publication (uri)",
-)
+from dserverfs.server.database.tables import publication
 
 
 class Link(NamedTuple):
@@ -33,31 +24,25 @@ class Link(NamedTuple):
 
 def add(token: str, link: Link) -> None:
     """Keep a link, and delete those that have expired."""
-    sql.execute("DELETE FROM dserverfs_publication WHERE expires_at < :now", now=time.time())
-    sql.insert("dserverfs_publication", token_hash=hash_of(token), **link._asdict())
+    sql.delete_rows(publication, publication.c.expires_at < time.time())
+    sql.insert_row(publication, token_hash=hash_of(token), **link._asdict())
 
 
 def find(token: str) -> Link | None:
-    row = sql.execute(
-        "SELECT uri, username, expires_at FROM dserverfs_publication WHERE token_hash = :hash",
-        hash=hash_of(token),
-    ).first()
+    of_link = select(publication.c.uri, publication.c.username, publication.c.expires_at)
+    row = sql.execute(of_link.where(publication.c.token_hash == hash_of(token))).first()
     return None if row is None else Link(*row)
 
 
-def delete(uri: str) -> int:
+def delete_all(uri: str) -> int:
     """Delete all links to a dataset; return how many there were."""
-    statement = "DELETE FROM dserverfs_publication WHERE uri = :uri"
-    deleted: int = sql.execute(statement, uri=uri).rowcount
-    return deleted
+    return sql.delete_rows(publication, publication.c.uri == uri)
 
 
 @event.listens_for(User, "after_delete")
 def _delete_links(_mapper: object, connection: Connection, user: User) -> None:
     """Delete the links of a deleted user: the name may be given to another one."""
-    connection.execute(
-        text("DELETE FROM dserverfs_publication WHERE username = :name"), {"name": user.username}
-    )
+    connection.execute(delete(publication).where(publication.c.username == user.username))
 
 
 def hash_of(token: str) -> str:

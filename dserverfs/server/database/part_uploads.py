@@ -9,25 +9,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dservercore.extensions import sql_db
+from sqlalchemy import ColumnElement, select
 
 from dserverfs.base.errors import NotFound
 from dserverfs.server.database import sql
+from dserverfs.server.database.tables import multipart
 from dserverfs.server.database.upload_request import UploadItem
 from dserverfs.server.store import layout
 from dserverfs.server.store.signing import MAX_PARTS, MIB
 from dserverfs.server.store.stores import Place
-
-SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS dserverfs_multipart (
-        uri TEXT NOT NULL,
-        identifier TEXT NOT NULL,
-        md5 TEXT NOT NULL,
-        size_in_bytes INTEGER NOT NULL,
-        part_bytes INTEGER NOT NULL,
-        upload_id TEXT NOT NULL,
-        PRIMARY KEY (uri, identifier)
-    )""",
-)
 
 
 class PartUpload(NamedTuple):
@@ -50,8 +40,7 @@ class PartUpload(NamedTuple):
 
 def forget(place: Place, uri: str) -> None:
     """Delete all parts that are left of a dataset's uploads; the caller commits."""
-    statement = "SELECT identifier, upload_id FROM dserverfs_multipart WHERE uri = :uri"
-    for row in sql.execute(statement, uri=uri).all():
+    for row in sql.execute(select(multipart).where(multipart.c.uri == uri)).all():
         abort(place, row.identifier, row.upload_id)
         delete(uri, row.identifier)
 
@@ -88,7 +77,7 @@ def begin(place: Place, uri: str, identifier: str, item: UploadItem) -> PartUplo
     metadata = {"handle": layout.handle_of(item.relpath), "checksum": item.md5}
     upload_id = place.store.begin_parts(place.bucket, place.keys.item(identifier), metadata)
     begun = PartUpload(item.md5, item.size_in_bytes, part_bytes, upload_id)
-    sql.replace("dserverfs_multipart", uri=uri, identifier=identifier, **begun._asdict())
+    sql.replace_row(multipart, uri=uri, identifier=identifier, **begun._asdict())
     sql_db.session.commit()
     return begun
 
@@ -98,15 +87,15 @@ def abort(place: Place, identifier: str, upload_id: str) -> None:
 
 
 def find(uri: str, identifier: str) -> PartUpload | None:
-    row = sql.execute(
-        "SELECT md5, size_in_bytes, part_bytes, upload_id FROM dserverfs_multipart"
-        " WHERE uri = :uri AND identifier = :identifier",
-        uri=uri,
-        identifier=identifier,
-    ).first()
-    return None if row is None else PartUpload(*row)
+    row = sql.first(multipart, *_of_item(uri, identifier))
+    if row is None:
+        return None
+    return PartUpload(row.md5, row.size_in_bytes, row.part_bytes, row.upload_id)
 
 
 def delete(uri: str, identifier: str) -> None:
-    statement = "DELETE FROM dserverfs_multipart WHERE uri = :uri AND identifier = :identifier"
-    sql.execute(statement, uri=uri, identifier=identifier)
+    sql.delete_rows(multipart, *_of_item(uri, identifier))
+
+
+def _of_item(uri: str, identifier: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return multipart.c.uri == uri, multipart.c.identifier == identifier

@@ -19,23 +19,13 @@ from typing import Any
 
 from dservercore import RetrieveABC, UnknownURIError
 from flask import current_app
+from sqlalchemy import select, update
 
 from dserverfs.base.item_stream import ItemStream
 from dserverfs.base.limits import is_identifier
 from dserverfs.server.database import sql
 from dserverfs.server.database.dataset_info import readme_text
-
-SCHEMA = (
-    # AUTOINCREMENT: an id is never used again, so it names one version of a manifest.
-    """CREATE TABLE IF NOT EXISTS dserverfs_description (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        uri TEXT NOT NULL UNIQUE,
-        readme TEXT NOT NULL,
-        annotations TEXT NOT NULL,
-        tags TEXT NOT NULL,
-        manifest BLOB NOT NULL
-    )""",
-)
+from dserverfs.server.database.tables import description
 
 # About 100 bytes each.
 _MAX_CACHED_IDENTIFIERS = 1_000_000
@@ -63,8 +53,8 @@ class Retrieve(RetrieveABC):  # type: ignore[misc]
     def register_dataset(self, dataset_info: Mapping[str, Any]) -> None:
         """Keep a dataset's description; replaces an earlier one of its URI."""
         self.delete_dataset(dataset_info["uri"])
-        sql.insert(
-            "dserverfs_description",
+        sql.insert_row(
+            description,
             uri=dataset_info["uri"],
             readme=_kept_readme(dataset_info),
             annotations=json.dumps(dataset_info["annotations"]),
@@ -76,18 +66,16 @@ class Retrieve(RetrieveABC):  # type: ignore[misc]
         self, uri: str, *, readme: str, annotations: Mapping[str, Any], tags: list[str]
     ) -> None:
         """Replace the description of a dataset; its manifest stays."""
-        sql.execute(
-            "UPDATE dserverfs_description SET readme = :readme, annotations = :annotations,"
-            " tags = :tags WHERE uri = :uri",
-            uri=uri,
-            readme=readme,
-            annotations=json.dumps(annotations),
-            tags=json.dumps(tags),
-        )
+        values = {
+            "readme": readme,
+            "annotations": json.dumps(annotations),
+            "tags": json.dumps(tags),
+        }
+        sql.execute(update(description).where(description.c.uri == uri).values(values))
 
     def delete_dataset(self, dataset_uri: str) -> None:
         """Forget a dataset; does nothing if it is not known."""
-        sql.execute("DELETE FROM dserverfs_description WHERE uri = :uri", uri=dataset_uri)
+        sql.delete_rows(description, description.c.uri == dataset_uri)
 
     def get_readme(self, uri: str) -> Any:
         """Return the README as it was registered: a text, or the mapping that it is."""
@@ -173,7 +161,7 @@ def _compressed(manifest: str) -> bytes:
 
 
 def _column(uri: str, column: str) -> Any:
-    value = sql.value(f"SELECT {column} FROM dserverfs_description WHERE uri = :uri", uri=uri)
+    value = sql.value(select(description.c[column]).where(description.c.uri == uri))
     if value is None:
         raise UnknownURIError(uri)
     return value

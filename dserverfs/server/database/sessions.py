@@ -13,18 +13,12 @@ import datetime
 import secrets
 import time
 
+from sqlalchemy import select
+
 from dserverfs.server.database import sql, tokens
 from dserverfs.server.database.links import hash_of
+from dserverfs.server.database.tables import session
 
-SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS dserverfs_session (
-        secret_hash TEXT PRIMARY KEY,
-        username TEXT NOT NULL,
-        generation INTEGER NOT NULL,
-        expires_at REAL NOT NULL
-    )""",
-    "CREATE INDEX IF NOT EXISTS dserverfs_session_username ON dserverfs_session (username)",
-)
 MAX_OF_USER = 100  # the last ones; a program may log in again for every page
 
 
@@ -32,31 +26,25 @@ def begin(username: str, life: datetime.timedelta) -> str:
     """Return the secret of a new session, and delete those that have expired."""
     secret = secrets.token_urlsafe(32)
     now_s = time.time()
-    sql.execute("DELETE FROM dserverfs_session WHERE expires_at < :now", now=now_s)
-    sql.insert(
-        "dserverfs_session",
+    sql.delete_rows(session, session.c.expires_at < now_s)
+    sql.insert_row(
+        session,
         secret_hash=hash_of(secret),
         username=username,
         generation=tokens.generation_of(username),
         expires_at=now_s + life.total_seconds(),
     )
-    sql.execute(
-        "DELETE FROM dserverfs_session WHERE username = :username AND rowid NOT IN (SELECT rowid"
-        " FROM dserverfs_session WHERE username = :username ORDER BY rowid DESC LIMIT :count)",
-        username=username,
-        count=MAX_OF_USER,
-    )
+    of_user = session.c.username == username
+    last = select(session.c.secret_hash).where(of_user).order_by(session.c.expires_at.desc())
+    sql.delete_rows(session, of_user, session.c.secret_hash.not_in(last.limit(MAX_OF_USER)))
     return secret
 
 
 def username_of(secret: str) -> str:
     """Return the user whose session it is; empty if it is none, or is over."""
-    row = sql.execute(
-        "SELECT username, generation FROM dserverfs_session"
-        " WHERE secret_hash = :hash AND expires_at >= :now",
-        hash=hash_of(secret),
-        now=time.time(),
-    ).first()
+    row = sql.first(
+        session, session.c.secret_hash == hash_of(secret), session.c.expires_at >= time.time()
+    )
     if row is None or row.generation != tokens.generation_of(row.username):
         return ""
     return str(row.username)
@@ -64,4 +52,4 @@ def username_of(secret: str) -> str:
 
 def end(secret: str) -> None:
     """Delete a session, if it is one."""
-    sql.execute("DELETE FROM dserverfs_session WHERE secret_hash = :hash", hash=hash_of(secret))
+    sql.delete_rows(session, session.c.secret_hash == hash_of(secret))

@@ -21,14 +21,9 @@ from dserverfs.base.block_hashes import HEAD_BYTES, ManifestDigest, digest_of, r
 from dserverfs.base.errors import Conflict, IntegrityError, NotFound
 from dserverfs.base.model import Identifier
 from dserverfs.server.database import sql
+from dserverfs.server.database.tables import block_hashes
 from dserverfs.server.database.upload_request import UploadItem
 from dserverfs.server.store.stores import Place
-
-SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS dserverfs_block_hashes (
-        uri TEXT PRIMARY KEY
-    )""",
-)
 
 
 def of_announced(items: Mapping[Identifier, UploadItem]) -> ManifestDigest:
@@ -52,16 +47,15 @@ def is_taken(place: Place, digest: ManifestDigest) -> bool:
 
 def is_stored(uri: str) -> bool:
     """Return whether a dataset has the object; if it is gone since, the store says so."""
-    statement = "SELECT 1 FROM dserverfs_block_hashes WHERE uri = :uri"
-    return sql.value(statement, uri=uri) is not None
+    return sql.first(block_hashes, block_hashes.c.uri == uri) is not None
 
 
 def note(uri: str, *, is_stored: bool) -> None:
     """Note whether a dataset has the object, once it is on the disk."""
     if is_stored:
-        sql.replace("dserverfs_block_hashes", uri=uri)
+        sql.replace_row(block_hashes, uri=uri)
     else:
-        sql.execute("DELETE FROM dserverfs_block_hashes WHERE uri = :uri", uri=uri)
+        sql.delete_rows(block_hashes, block_hashes.c.uri == uri)
 
 
 def is_right(place: Place, digest: ManifestDigest) -> bool:

@@ -23,23 +23,14 @@ from typing import Any
 from dservercore.extensions import jwt
 from dservercore.sql_models import User
 from flask_jwt_extended import create_access_token
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, event, select
 
-from dserverfs.server.database import sql
+from dserverfs.server.database import dialects, sql
+from dserverfs.server.database.tables import token_generation
 
-SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS dserverfs_token_generation (
-        username TEXT PRIMARY KEY,
-        generation INTEGER NOT NULL
-    )""",
-)
 SESSION_LIFE = datetime.timedelta(days=90)
 _CLAIM = "dserverfs_generation"
 _SESSION_END = "dserverfs_renewable_until"  # in epoch seconds
-_ADVANCE = (
-    "INSERT INTO dserverfs_token_generation (username, generation) VALUES (:name, 1)"
-    " ON CONFLICT (username) DO UPDATE SET generation = generation + 1"
-)
 
 
 def new_token(username: str, life: datetime.timedelta) -> str:
@@ -75,7 +66,7 @@ def _token(username: str, life: datetime.timedelta, claims: Mapping[str, int]) -
 
 def revoke(username: str) -> None:
     """Let no token be good that the user has by now."""
-    sql.execute(_ADVANCE, name=username)
+    sql.execute(_advance(sql.dialect_name(), username))
 
 
 @jwt.token_in_blocklist_loader  # type: ignore[untyped-decorator]
@@ -87,11 +78,21 @@ def _is_revoked(_header: Mapping[str, Any], claims: Mapping[str, Any]) -> bool:
 @event.listens_for(User, "after_delete")
 def _revoke_all(_mapper: object, connection: Connection, user: User) -> None:
     """In the transaction in which the user is removed, from whichever side."""
-    connection.execute(text(_ADVANCE), {"name": user.username})
+    connection.execute(_advance(connection.dialect.name, user.username))
 
 
 def generation_of(username: str) -> int:
     """Return the number that all good tokens of the user have."""
-    statement = "SELECT generation FROM dserverfs_token_generation WHERE username = :username"
-    found: int | None = sql.value(statement, username=username)
+    present = select(token_generation.c.generation).where(token_generation.c.username == username)
+    found: int | None = sql.value(present)
     return found or 0
+
+
+def _advance(dialect_name: str, username: str) -> Any:
+    """Return a statement by which the user's generation grows, whoever else lets it grow."""
+    return dialects.upsert(
+        dialect_name,
+        token_generation,
+        {"username": username, "generation": 1},
+        {"generation": token_generation.c.generation + 1},
+    )

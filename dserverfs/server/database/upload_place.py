@@ -25,6 +25,7 @@ from contextlib import suppress
 from dserverfs.base.errors import Conflict, NotFound
 from dserverfs.server.database import completing, part_uploads, sql
 from dserverfs.server.database.stored_metadata import StoredMetadata
+from dserverfs.server.database.tables import deleted_upload
 from dserverfs.server.database.uploads import PendingUpload
 from dserverfs.server.store.stores import Place, Stores
 
@@ -32,13 +33,6 @@ UPLOAD_EXPIRY_SECONDS = 4 * 3600
 MAX_COPIED = 10_000  # at 200 a second here: 50 s, of the time that a client waits
 _THREADS = 8
 _CLOCKS_APART_S = 300.0
-
-SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS dserverfs_deleted_upload (
-        uri TEXT PRIMARY KEY,
-        urls_end_at REAL NOT NULL
-    )""",
-)
 
 
 def prepare(stores: Stores, upload: PendingUpload, before: PendingUpload | None) -> Place:
@@ -96,8 +90,8 @@ def note_deleted(uri: str) -> None:
     """Remember that URLs of a deleted upload are still good; the caller commits."""
     now = time.time()
     urls_end_at = now + UPLOAD_EXPIRY_SECONDS + _CLOCKS_APART_S
-    sql.execute("DELETE FROM dserverfs_deleted_upload WHERE urls_end_at < :now", now=now)
-    sql.replace("dserverfs_deleted_upload", uri=uri, urls_end_at=urls_end_at)
+    sql.delete_rows(deleted_upload, deleted_upload.c.urls_end_at < now)
+    sql.replace_row(deleted_upload, uri=uri, urls_end_at=urls_end_at)
 
 
 def is_frozen(place: Place) -> bool:
@@ -129,9 +123,8 @@ def _in_the_bucket_already(upload: PendingUpload) -> Conflict:
 
 
 def _was_deleted_lately(uri: str) -> bool:
-    statement = "SELECT urls_end_at FROM dserverfs_deleted_upload WHERE uri = :uri"
-    urls_end_at: float | None = sql.value(statement, uri=uri)
-    return urls_end_at is not None and urls_end_at > time.time()
+    row = sql.first(deleted_upload, deleted_upload.c.uri == uri)
+    return row is not None and row.urls_end_at > time.time()
 
 
 def _copy(old: Place, new: Place, upload: PendingUpload) -> None:

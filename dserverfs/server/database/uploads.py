@@ -8,22 +8,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from sqlalchemy import ColumnElement, func, select
+
 from dserverfs.server.database import sql
+from dserverfs.server.database.tables import upload as upload_table
 from dserverfs.server.database.upload_request import UploadRequest
-
-SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS dserverfs_upload (
-        uri TEXT PRIMARY KEY,
-        uuid TEXT NOT NULL UNIQUE,
-        base_uri TEXT NOT NULL,
-        username TEXT NOT NULL,
-        started_at REAL NOT NULL,
-        request TEXT NOT NULL
-    )""",
-)
-
-
-_SELECT = "SELECT uri, base_uri, username, started_at, request FROM dserverfs_upload"
 
 
 class PendingUpload(NamedTuple):
@@ -42,30 +31,31 @@ class PendingUpload(NamedTuple):
 
 
 def find_by_uri(uri: str) -> PendingUpload | None:
-    return _find("uri", uri)
+    return _find(upload_table.c.uri == uri)
 
 
 def find_by_uuid(uuid: str) -> PendingUpload | None:
-    return _find("uuid", uuid)
+    return _find(upload_table.c.uuid == uuid)
 
 
 def list_of(username: str) -> list[PendingUpload]:
     """Return the user's pending uploads, oldest first."""
-    statement = f"{_SELECT} WHERE username = :username ORDER BY started_at, uri"
-    return [_from_row(row) for row in sql.execute(statement, username=username)]
+    of_user = select(upload_table).where(upload_table.c.username == username)
+    rows = sql.execute(of_user.order_by(upload_table.c.started_at, upload_table.c.uri))
+    return [_from_row(row) for row in rows]
 
 
 def owner_of(uri: str) -> str | None:
     """Return the user who began the pending upload of a dataset; None if there is none."""
-    statement = "SELECT username FROM dserverfs_upload WHERE uri = :uri"
-    username: str | None = sql.value(statement, uri=uri)
+    of_upload = select(upload_table.c.username).where(upload_table.c.uri == uri)
+    username: str | None = sql.value(of_upload)
     return username
 
 
 def save(upload: PendingUpload) -> None:
     """Keep the upload; replaces an earlier announcement of its URI."""
-    sql.replace(
-        "dserverfs_upload",
+    sql.replace_row(
+        upload_table,
         uri=upload.uri,
         uuid=upload.request.uuid,
         base_uri=upload.base_uri,
@@ -75,19 +65,20 @@ def save(upload: PendingUpload) -> None:
     )
 
 
-def delete(uri: str) -> None:
-    sql.execute("DELETE FROM dserverfs_upload WHERE uri = :uri", uri=uri)
+def delete(uri: str) -> bool:
+    """Delete a pending upload; return whether it was there."""
+    return sql.delete_rows(upload_table, upload_table.c.uri == uri) > 0
 
 
 def number_in(base_uri: str) -> int:
     """Return how many pending uploads a base URI has."""
-    statement = "SELECT count(*) FROM dserverfs_upload WHERE base_uri = :base_uri"
-    number: int = sql.value(statement, base_uri=base_uri)
+    of_base_uri = select(func.count()).where(upload_table.c.base_uri == base_uri)
+    number: int = sql.value(of_base_uri)
     return number
 
 
-def _find(column: str, value: str) -> PendingUpload | None:
-    row = sql.execute(f"{_SELECT} WHERE {column} = :value", value=value).first()
+def _find(condition: ColumnElement[bool]) -> PendingUpload | None:
+    row = sql.first(upload_table, condition)
     return None if row is None else _from_row(row)
 
 

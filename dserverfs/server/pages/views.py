@@ -204,7 +204,10 @@ def install(app: Flask, stores: Stores, settings: ServerSettings, logins: Logins
 def _show(error: Exception) -> Response:
     told = answers.told(error)
     values = {"title": told.status.phrase, "message": told.message}
-    return page("error.html", values, status=told.status)
+    shown = page("error.html", values, status=told.status)
+    if told.retry_after_s:
+        shown.headers["Retry-After"] = str(told.retry_after_s)
+    return shown
 
 
 def _protect(response: Response) -> Response:

@@ -41,10 +41,7 @@ class Accounts:
         """Exchange a username and a password for a token."""
         username, password = asked.body["username"], asked.body["password"]
         if refusal := self._logins.refusal(username, password):
-            refused = error_answer(refusal.status, refusal.message)
-            if refusal.wait_s:
-                refused.headers["Retry-After"] = str(refusal.wait_s)
-            return refused
+            return error_answer(refusal.status, refusal.message, refusal.wait_s)
         token = tokens.new_session(username, LOGIN_TOKEN_LIFE)
         return {"token": token, "username": username, "token_type": "Bearer", "status": "success"}
 

@@ -20,26 +20,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dservercore.extensions import sql_db
-from sqlalchemy import Column, Double, Index, MetaData, Table, Text, delete, insert, select
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy import delete, insert, select
 
 from dserverfs.server.database.links import hash_of
+from dserverfs.server.database.tables import guess as guess_table
 
-guess_table = Table(
-    "dserverfs_guess",
-    MetaData(),
-    Column("id", Text, primary_key=True),
-    Column("user_hash", Text, nullable=False),
-    Column("address", Text, nullable=False),
-    Column("made_at", Double, nullable=False),  # in epoch seconds
-    Index("dserverfs_guess_user", "user_hash", "made_at"),
-    Index("dserverfs_guess_address", "address", "made_at"),
-    Index("dserverfs_guess_made_at", "made_at"),
-)
-SCHEMA = (
-    str(CreateTable(guess_table, if_not_exists=True)),
-    *(str(CreateIndex(index, if_not_exists=True)) for index in guess_table.indexes),
-)
 WINDOW_S = 600.0
 MAX_OF_PAIR = 10
 MAX_OF_ONE = 100

@@ -20,10 +20,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from flask import Flask, Response, g
+from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from dserverfs.base.errors import Unsupported
 from dserverfs.server.database import sql
+from dserverfs.server.database.tables import upload
 from dserverfs.server.routes import operator
 from dserverfs.server.routes.routing import Asked
 
@@ -114,7 +116,7 @@ class _OpenUploads:
 
     def collect(self) -> Iterator[Any]:
         try:
-            number = sql.value("SELECT count(*) FROM dserverfs_upload")
+            number = sql.value(select(func.count()).select_from(upload))
         except SQLAlchemyError:
             return
         yield GaugeMetricFamily(

@@ -71,7 +71,7 @@ class Publications:
 
     def delete_publish(self, asked: Asked) -> Mapping[str, Any]:
         """End all links to a dataset."""
-        revoked = links.delete(asked.uri)
+        revoked = links.delete_all(asked.uri)
         sql_db.session.commit()
         return {"uri": asked.uri, "revoked": revoked}
 

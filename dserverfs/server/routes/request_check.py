@@ -1,7 +1,8 @@
 """The check of every request before a route sees it.
 
-dservercore's routes parse a body before they ask for its sender's rights, and answer 500 to
- numbers that SQLite cannot hold, to JSON that is nested too deeply and to text that
+dservercore changes users, base URIs and rights by what it has read before: such requests take
+turns. Its routes parse a body before they ask for its sender's rights, and answer 500 to
+numbers that SQLite cannot hold, to JSON that is nested too deeply and to text that
 UTF-8 cannot hold. Here such input is refused, in JSON, as by our own routes.
 """
 
@@ -12,12 +13,12 @@ import re
 from typing import Any
 
 import dservercore.utils
-from flask import Flask, request
+from flask import Flask, g, request
 from flask_jwt_extended import verify_jwt_in_request
 
 from dserverfs.base.errors import Conflict, NotFound, ProtocolError, Unsupported, UsageError
 from dserverfs.base.limits import parse_json
-from dserverfs.server.database import upload_place
+from dserverfs.server.database import locks, upload_place
 from dserverfs.server.database.completing import contents_of
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.routes.routing import Right, require
@@ -27,6 +28,7 @@ MAX_PAGE = 1_000_000_000  # times a page's 100 it is an offset that SQLite can h
 _OF_DSERVERCORE = (
     *("base-uris", "users", "uris", "uuids", "manifests", "readmes", "annotations", "tags"),
 )
+_OF_RIGHTS = ("base-uris", "users")
 _MAYBE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -38,6 +40,7 @@ class RequestCheck:
 
     def install(self, app: Flask) -> None:
         app.before_request(self._check)
+        app.teardown_request(_release)
 
     def _check(self) -> None:
         """Raise why the request is refused."""
@@ -52,6 +55,10 @@ class RequestCheck:
             self._check_registration()
         elif endpoint.partition(".")[0] in _OF_DSERVERCORE and request.is_json:
             _checked_json()
+        if endpoint.partition(".")[0] in _OF_RIGHTS and request.method in ("PUT", "DELETE"):
+            lock = locks.holding(locks.RIGHTS)
+            lock.__enter__()
+            g.dserverfs_lock = lock
 
     def _check_registration(self) -> None:
         """Ask for the right before a manifest is parsed, then check the dataset."""
@@ -84,6 +91,13 @@ class RequestCheck:
         if contents_of({"items": items}) != contents_of(StoredMetadata(place).manifest()):
             raise Conflict(f"{uri} is frozen with other items", uri=uri)
         place.store.sync()  # who wrote it to the store may delete the only other copy
+
+
+def _release(_error: BaseException | None) -> None:
+    """Let go of the lock of a request that has one."""
+    lock = g.pop("dserverfs_lock", None)
+    if lock is not None:
+        lock.__exit__(None, None, None)
 
 
 def _is_number(value: str) -> bool:

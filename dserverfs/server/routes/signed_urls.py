@@ -158,7 +158,7 @@ class SignedUrls:
         store = self._stores.of(base_uri)
         announced = UploadRequest.of(asked.body, max_item_bytes=MAX_OBJECT_BYTES)
         uri = f"{base_uri}/{announced.uuid}"
-        with locks.holding(locks.UPLOAD, announced.uuid):
+        with locks.holding(locks.UPLOAD, announced.uuid) as held:
             before = uploads.find_by_uuid(announced.uuid)
             upload = _announce(uri, base_uri, asked.username, announced, before)
             self._stores.ensure_bucket(base_uri)
@@ -171,6 +171,7 @@ class SignedUrls:
             )
             if before is not None and hashes_are_taken:
                 stored_block_hashes.forget_uploaded(place)  # they may be of other items
+            held.require()
             uploads.save(upload)
             sql_db.session.commit()
         _, bucket, keys = place
@@ -228,13 +229,14 @@ class SignedUrls:
     def delete_upload(self, asked: Asked) -> Mapping[str, Any]:
         """Delete a pending upload and all that is stored of it."""
         uri = asked.uri
-        with locks.holding(locks.UPLOAD, uri.rpartition("/")[2]):
+        with locks.holding(locks.UPLOAD, uri.rpartition("/")[2]) as held:
             _pending(asked)
             place = self._stores.place_now(uri)
             _require_not_frozen(place, uri)
             upload_place.delete_all(place, uri)
             place.store.delete(place.bucket, [place.keys.registration])
             self._stores.forget(uri)
+            held.require()
             uploads.delete(uri)
             upload_place.note_deleted(uri)
             sql_db.session.commit()
@@ -244,7 +246,7 @@ class SignedUrls:
         """Freeze a pending upload whose items are all there, and register it."""
         uri = asked.uri
         uuid = uri.rpartition("/")[2]
-        with locks.holding(locks.UPLOAD, uuid):
+        with locks.holding(locks.UPLOAD, uuid) as held:
             upload = uploads.find_by_uri(uri)
             if upload is None and uploads.find_by_uuid(uuid) is not None:
                 raise Conflict(f"{uuid} is being uploaded to another base URI", uri=uri)
@@ -259,6 +261,7 @@ class SignedUrls:
             stored = completing.compare(place, upload)
             completing.require_complete(stored, uri)
             dataset_info = completing.freeze(place, upload, stored.orphans)
+            held.require()
             uploads.delete(uri)
             part_uploads.forget(place, uri)
             dservercore.utils.register_dataset(dataset_info)  # commits both

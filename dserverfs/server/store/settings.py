@@ -6,6 +6,7 @@
     DTOOL_S3_DATASET_PREFIX_<bucket>     for new datasets; as it is, so end it with a slash
     DTOOL_S3_PUBLISH_EXPIRY              for how many seconds a link to a dataset is good
     AWS_REGION, AWS_DEFAULT_REGION       of those buckets, unless the endpoint's name says it
+    DSERVER_DATABASE                     a PostgreSQL in place of the SQLite of the data directory
 
 Where they are read is the caller's: this room reads no environment and no file. They are
 asked for anew each time, so an operator can name another bucket while the server runs.
@@ -25,6 +26,7 @@ MAX_EXPIRY_SECONDS = 7 * 24 * 3600  # S3 signs for no longer
 _AWS_HOST = re.compile(r"s3[.-]([a-z]{2}(?:-[a-z]+)+-\d)\.amazonaws\.com")
 _DEFAULT_REGION = "us-east-1"
 _PUBLISH_EXPIRY = "DTOOL_S3_PUBLISH_EXPIRY"
+DATABASE = "DSERVER_DATABASE"
 
 
 class ServerSettings:
@@ -55,6 +57,10 @@ class ServerSettings:
     def get(self, name: str) -> str | None:
         """Return a setting that is no store's."""
         return self._get(name)
+
+    def database(self) -> str | None:
+        """Return the address of a database, maybe with a password; None: that of the last run."""
+        return self._get(DATABASE)
 
     def publish_expiry_s(self) -> int:
         """Return how long links last; raises UsageError for a setting that is no number."""

@@ -1,0 +1,12 @@
+"""Run by alembic: on the connection of `upgrading`, in the transaction that it has begun."""
+
+from alembic import context
+
+from dserverfs.server.database.upgrading import VERSION_TABLE
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    version_table=VERSION_TABLE,
+    transactional_ddl=True,
+)
+context.run_migrations()
