@@ -55,7 +55,7 @@ SHOWN = {
     "mount": "control daemon launcher mountpoint",
     "broker": "proto",
     "python": "api",
-    "server": "datadir management serve store.settings store.stores",
+    "server": "datadir management serve store.migration store.settings store.stores",
     "cli": "main",
 }
 ASYNC = {"mount"}

@@ -94,7 +94,9 @@ class Cluster:
             self.tend()
             ending = [part.name for part in self._running.values() if part.ends >= GIVE_UP]
             if ending:
-                raise DserverfsError(f"{ending[0]} ends again and again; see {self._directory}/{ending[0]}/log")
+                raise DserverfsError(
+                    f"{ending[0]} ends again and again; see {self._directory}/{ending[0]}/log"
+                )
 
     def _stop(self) -> None:
         for names, time_s in (*STOP, (("postgresql",), STOP_DATABASE_S)):
@@ -159,7 +161,9 @@ def _prepared(directory: Path, stack: ExitStack) -> Path:
         stack.enter_context(locked_within(directory / "lock", 0.0))
         strangers = {entry.name for entry in directory.iterdir()} - {"lock"}
     except BlockingIOError as error:
-        raise UsageError(f"{directory} has a cluster that runs; end that scripts/cluster") from error
+        raise UsageError(
+            f"{directory} has a cluster that runs; end that scripts/cluster"
+        ) from error
     except OSError as error:
         raise UsageError(f"{directory}: {error.strerror}") from error
     if strangers and "ports.json" not in strangers:

@@ -86,9 +86,7 @@ def write_all(directory: Path, ports: Ports, password: str) -> None:
         database=DATABASE,
     )
     write_durably(directory / "config" / "filer.toml", filer.encode())
-    servers = "\n".join(
-        f"    server {name} {HOST}:{ports[name]['s3.port']}" for name in FILERS
-    )
+    servers = "\n".join(f"    server {name} {HOST}:{ports[name]['s3.port']}" for name in FILERS)
     haproxy = _HAPROXY.format(host=HOST, port=ports["haproxy"]["port"], servers=servers)
     write_durably(directory / "config" / "haproxy.cfg", haproxy.encode())
 
