@@ -1,0 +1,330 @@
+"""`dserverfs serve migrate`: a bucket moves to another S3 server, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from dserverfs.base.model import identifier_of
+from dserverfs.cli.main import main
+from dserverfs.server.store.bucket import ObjectStore
+from dserverfs.server.store.seaweedfs import SeaweedFS
+from dserverfs.server.store.signals import Signals
+from dserverfs.server.store.signing import Storage
+from tests.support.accounts import Account
+from tests.support.child_processes import spawn
+from tests.support.crash_world import _free_port
+from tests.support.dtool_commands import Dtool
+from tests.support.mount_daemons import remountable, wait_for
+from tests.support.server_store import storage_of
+from tests.support.servers import (
+    ServerHandle,
+    begin,
+    encoded,
+    new_uuid,
+    put_items,
+    running_server,
+    upload,
+    upload_body,
+)
+
+LARGE = 17 * 1024**2  # moves in parts
+SMALL = {f"dir/{n}": random.Random(n).randbytes(n * 100) for n in range(40)}
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
+    """The S3 server that the buckets move to."""
+    store = SeaweedFS(tmp_path_factory.mktemp("elsewhere"), bucket="first")
+    with contextlib.closing(Signals()) as signals, store.running(signals):
+        ready = store.wait_ready(signals)
+        yield ready.storage
+        ready.client.close()
+
+
+@pytest.fixture
+def target(elsewhere: Storage) -> Iterator[ObjectStore]:
+    """A new bucket there."""
+    store = ObjectStore(dataclasses.replace(elsewhere, bucket=f"moved-{new_uuid()[:8]}"))
+    store.ensure_bucket(store.storage.bucket)
+    yield store
+    store.client.close()
+
+
+def settings_of(storage: Storage) -> dict[str, str]:
+    return {
+        f"DTOOL_S3_ENDPOINT_{storage.bucket}": storage.endpoint,
+        f"DTOOL_S3_ACCESS_KEY_ID_{storage.bucket}": storage.access_key,
+        f"DTOOL_S3_SECRET_ACCESS_KEY_{storage.bucket}": storage.secret_key,
+        f"DTOOL_S3_DATASET_PREFIX_{storage.bucket}": storage.prefix,
+    }
+
+
+@pytest.fixture
+def migrate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run the command, to its end, on the data in `tmp_path`."""
+
+    def run(storage: Storage, *options: str) -> int:
+        with monkeypatch.context() as patch:
+            for name, value in settings_of(storage).items():
+                patch.setenv(name, value)
+            return main(command(tmp_path, storage.bucket, *options))
+
+    return run
+
+
+def command(tmp_path: Path, bucket: str, *options: str) -> list[str]:
+    return ["serve", "--data", str(tmp_path / "data"), "migrate", f"s3://{bucket}", *options]
+
+
+def contents(store: ObjectStore) -> dict[str, tuple[str, Mapping[str, str]]]:
+    """Return MD5 and metadata of each object, by its key."""
+    bucket, found = store.storage.bucket, {}
+    for stored in store.iter_objects(bucket, ""):
+        answer = store.client.get_object(Bucket=bucket, Key=stored.key)
+        found[stored.key] = (hashlib.md5(answer["Body"].read()).hexdigest(), answer["Metadata"])
+    return found
+
+
+@contextlib.contextmanager
+def embedded(server: ServerHandle) -> Iterator[ObjectStore]:
+    store = ObjectStore(storage_of(server))
+    yield store
+    store.client.close()
+
+
+def test_bucket_moves_while_it_is_written_and_mounts_go_on(
+    tmp_path: Path,
+    target: ObjectStore,
+    migrate: Callable[..., int],
+    current_user: Account,
+    fuse: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bucket = target.storage.bucket
+    options = ("--port", str(_free_port(random.Random(bucket))), "--bucket", bucket)
+    large = {"large": random.Random(0).randbytes(LARGE)}
+    with contextlib.ExitStack() as stack:
+        with running_server(tmp_path / "data", *options) as server:
+            one = upload(server, SMALL, name="one", tags=["goes", "stays"])
+            upload(server, large, name="large")
+            token = server.token
+            mount = stack.enter_context(
+                remountable(current_user, server.base_uri, {"DSERVER_TOKEN": token})
+            )
+            mount.mount("--freeze-delay", "manual")
+            assert (mount.path / "one/data/dir/3").read_bytes() == SMALL["dir/3"]
+
+            for enough in (3, 30):  # a kill at some moment, twice
+                kill_when(tmp_path, target, enough)
+            writer = threading.Thread(target=upload_some, args=(server,))
+            writer.start()
+            assert migrate(target.storage) == 0
+            assert "stop it, run this again" in capsys.readouterr().out
+            writer.join()
+            begun = begin(server, upload_body(SMALL, name="pending"))
+            put_items(begun, {"dir/1": SMALL["dir/1"]})
+            server.request("DELETE", f"/tags/{encoded(one)}/goes").raise_for_status()
+            server.post(f"/tags/{encoded(one)}/comes").raise_for_status()
+            with embedded(server) as source:
+                before = contents(source)
+        assert migrate(target.storage) == 0
+        assert "1 deleted there" in capsys.readouterr().out
+        assert contents(target) == before
+        assert migrate(target.storage, "--verify") == 0
+        assert f"{len(before)} items" in capsys.readouterr().out  # here nothing is deleted
+
+        for name, value in settings_of(target.storage).items():
+            monkeypatch.setenv(name, value)
+        with running_server(tmp_path / "data", *options) as server:
+            assert (mount.path / "one/data/dir/9").read_bytes() == SMALL["dir/9"]
+            assert (mount.path / "large/data/large").read_bytes() == large["large"]
+            assert sorted(os.listdir(mount.path / "one/.dtool/tags")) == ["comes", "stays"]
+            (mount.path / "later").mkdir()
+            (mount.path / "later/file").write_bytes(b"after the move")
+            done = current_user.dserverfs("freeze", mount.path / "later")
+            assert done.returncode == 0, done.stderr
+            env = {"DSERVER_TOKEN": token}
+            done = current_user.dserverfs("verify", server.base_uri, env=env)
+            assert done.returncode == 0, done.stdout
+            put_items(begin(server, upload_body(SMALL, name="again")), SMALL)
+
+
+def kill_when(tmp_path: Path, target: ObjectStore, enough: int) -> None:
+    """Kill a migration when so many objects have arrived."""
+    bucket = target.storage.bucket
+    program = [sys.executable, "-m", "dserverfs", *command(tmp_path, bucket)]
+    environment = {**os.environ, **settings_of(target.storage)}
+    with spawn(program, env=environment, stdout=subprocess.DEVNULL) as process:
+        wait_for(
+            lambda: (
+                process.poll() is not None
+                or sum(1 for _ in target.iter_objects(bucket, "")) >= enough
+            ),
+            "objects arrive",
+        )
+        process.send_signal(signal.SIGKILL)
+
+
+def upload_some(server: ServerHandle) -> None:
+    for n in range(5):
+        upload(server, {"a": b"%d" % n}, name=f"meanwhile-{n}")
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, target: ObjectStore) -> str:
+    """The data of a server that has ended, with one dataset; return its uuid."""
+    with running_server(tmp_path / "data", "--bucket", target.storage.bucket) as server:
+        return upload(server, SMALL, readme=b"a: 1\n", tags=["tag"]).rpartition("/")[2]
+
+
+def damage(store: Path, content: bytes) -> None:
+    """Flip a bit of some content on the disk."""
+    for path in store.glob("data/**/*.dat"):
+        whole = path.read_bytes()
+        if content in whole:
+            with path.open("r+b") as file:
+                file.seek(whole.index(content) + len(content) // 2)
+                file.write(bytes([whole[file.tell()] ^ 1]))
+            return
+    raise AssertionError("the content is in no volume")
+
+
+def test_damaged_object_is_named_and_the_rest_moves(
+    tmp_path: Path,
+    target: ObjectStore,
+    stopped: str,
+    migrate: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damage(tmp_path / "data" / "store", SMALL["dir/39"])
+
+    status = migrate(target.storage)
+
+    out, err = capsys.readouterr()
+    key = f"{stopped}/data/{identifier_of('dir/39')}"
+    assert status == 1
+    assert out.startswith(f"bad: {key}: ")
+    assert "1 objects were not copied" in err
+    there = contents(target)
+    assert key not in there
+    assert f"dtool-{stopped}" in there
+    assert len([each for each in there if "/data/" in each]) == len(SMALL) - 1
+    assert migrate(target.storage, "--verify") == 1
+    assert f"bad: {key}: it is not in " in capsys.readouterr().out
+
+
+def test_prefix_of_there_is_before_all_keys_and_what_others_have_there_stays(
+    tmp_path: Path,
+    target: ObjectStore,
+    stopped: str,
+    migrate: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    storage = dataclasses.replace(target.storage, prefix="u/x/")
+    bucket = storage.bucket
+    target.write(bucket, "u/x/theirs", b"theirs")
+    target.write(bucket, f"u/x/{stopped}/README.yml", b"theirs: 1\n")
+
+    assert migrate(storage, "--dry-run") == 0
+    assert len(contents(target)) == 2
+    assert migrate(storage) == 1
+
+    out, _ = capsys.readouterr()
+    assert f"bad: {stopped}/README.yml: " in out
+    assert "it is not written over" in out
+    assert target.read(bucket, "u/x/theirs", limit_in_bytes=100) == b"theirs"
+    assert target.read(bucket, f"u/x/{stopped}/README.yml", limit_in_bytes=100) == b"theirs: 1\n"
+    target.delete(bucket, [f"u/x/{stopped}/README.yml"])
+    assert migrate(storage) == 0
+    assert target.read(bucket, f"dtool-{stopped}", limit_in_bytes=100) == b"u/x/"
+    strangers = {"u/x/theirs", f"dtool-{stopped}"}
+    assert all(key.startswith(f"u/x/{stopped}/") for key in contents(target).keys() - strangers)
+    assert migrate(storage, "--verify") == 0
+
+    # What a server changes there after the move is not undone.
+    target.write(bucket, f"u/x/{stopped}/README.yml", b"a: 2\n")
+    capsys.readouterr()
+    assert migrate(storage) == 1
+    assert "were changed or deleted there" in capsys.readouterr().err
+    assert target.read(bucket, f"u/x/{stopped}/README.yml", limit_in_bytes=100) == b"a: 2\n"
+
+
+def test_damage_there_is_found_by_verify(
+    tmp_path: Path,
+    elsewhere: Storage,
+    target: ObjectStore,
+    stopped: str,
+    migrate: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert migrate(target.storage) == 0
+    key = f"{stopped}/data/{identifier_of('dir/7')}"
+    target.write(target.storage.bucket, key, SMALL["dir/7"][:-1] + b"x")
+    (tmp_path / "data" / f"migration-{target.storage.bucket}.sqlite").unlink()
+
+    assert migrate(target.storage, "--verify") == 1
+    assert f"bad: {key}: " in capsys.readouterr().out
+    assert migrate(target.storage) == 1
+    assert f"bad: {key}: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"endpoint": "http://127.0.0.1:9"}, "does not answer"),
+        ({"secret_key": "wrong"}, "give keys that may do this"),
+        ({"bucket": "never-made"}, "there is no base URI s3://never-made"),
+        (None, "there is no such bucket; make it there"),
+    ],
+)
+def test_target_that_cannot_be_used_is_an_error_of_one_line(
+    changed: dict[str, str] | None,
+    said: str,
+    target: ObjectStore,
+    stopped: str,
+    migrate: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if changed is None:
+        target.client.delete_bucket(Bucket=target.storage.bucket)
+
+    status = migrate(dataclasses.replace(target.storage, **(changed or {})))
+
+    _, err = capsys.readouterr()
+    assert status == 1
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_store_is_not_moved_to_itself(
+    tmp_path: Path, migrate: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running_server(tmp_path / "data") as server:
+        storage = storage_of(server)
+        same = dataclasses.replace(
+            storage, endpoint=storage.endpoint.replace("127.0.0.1", "localhost")
+        )
+
+        assert migrate(same) == 1
+
+    assert "is the embedded store itself" in capsys.readouterr().err
+
+
+def test_nothing_is_moved_without_settings(
+    tmp_path: Path, stopped: str, target: ObjectStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(tmp_path, target.storage.bucket)) == 1
+    assert f"set DTOOL_S3_ENDPOINT_{target.storage.bucket}" in capsys.readouterr().err
