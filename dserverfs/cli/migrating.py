@@ -22,7 +22,6 @@ def migrate(
     """Copy, compare, or tell what there is to do; return the exit status."""
     record = directory.path / f"migration-{bucket}.sqlite"
     with migration.opened(directory.store, bucket, settings, record) as (moving, is_running):
-        moving.require_bucket()
         if not (arguments.dry_run or arguments.verify):
             moving.require_writable()
         with ProgressLine() as line:

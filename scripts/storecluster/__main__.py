@@ -56,11 +56,12 @@ class Cluster:
         ports = parts.load_ports(self._directory / "ports.json")
         database = Database(self._directory, ports)
         database.prepare()
-        settings.write_all(self._directory, ports, database.password)
+        weed = find_weed()
+        settings.write_all(self._directory, ports, database.password, weed)
         with ExitStack() as stack:
             stack.callback(self._stop)
             self._start(database.part())
-            for part in parts.weed_parts(find_weed(), self._directory, ports):
+            for part in parts.weed_parts(weed, self._directory, ports):
                 if part.name == parts.FILERS[0]:  # they end without their database
                     self._wait(database.answers, "PostgreSQL", signals)
                     database.create_database()
@@ -193,7 +194,8 @@ def _print(directory: Path, ports: Ports, buckets: Sequence[str]) -> None:
         file = settings.write_serve_settings(directory, of_bucket)
         print(f"settings of dserverfs serve --bucket {bucket}, also in {file}:")
         print("".join(f"    {line}\n" for line in file.read_text().splitlines()), end="")
-    sys.stdout.flush()
+    print(f"administrator's shell: {directory}/weed-shell")
+    print("ready: kill any part by the pid in its directory, and see", flush=True)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

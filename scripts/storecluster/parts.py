@@ -105,7 +105,7 @@ def _master(weed: str, directory: Path, ports: Ports, name: str) -> Part:
         name,
         ports,
         *(weed, "-logtostderr", "-v=-1", "master"),
-        f"-peers={_masters(ports)}",
+        f"-peers={masters(ports)}",
         f"-mdir={directory / name}",
         "-defaultReplication=001",  # each object on one more server of the same rack
         # When the leader dies another one is elected; until then nobody gets a place to write.
@@ -124,7 +124,7 @@ def _volume(weed: str, directory: Path, ports: Ports, name: str) -> Part:
         name,
         ports,
         *(weed, "-logtostderr", "-v=-1", "volume"),
-        f"-master={_masters(ports)}",
+        f"-master={masters(ports)}",
         f"-dir={directory / name}",  # one directory a disk, with commas between them
         "-max=10000",  # volumes; 0 divides the free space by the size of one
         "-minFreeSpace=2",  # percent; then it takes no more, and the others go on
@@ -139,7 +139,7 @@ def _filer(weed: str, directory: Path, ports: Ports, name: str) -> Part:
         name,
         ports,
         *(weed, "-logtostderr", "-v=-1", "filer"),
-        f"-master={_masters(ports)}",
+        f"-master={masters(ports)}",
         "-defaultReplicaPlacement=001",
         "-disableHttp",
         f"-localSocket={directory / name / 'filer.sock'}",
@@ -160,7 +160,7 @@ def _part(name: str, ports: Ports, *command: str) -> Part:
     return Part(name, [*command, f"-ip={HOST}", f"-ip.bind={HOST}", *addresses], ports[name])
 
 
-def _masters(ports: Ports) -> str:
+def masters(ports: Ports) -> str:
     return ",".join(f"{HOST}:{ports[name]['port']}" for name in MASTERS)
 
 

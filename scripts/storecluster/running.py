@@ -2,6 +2,7 @@
 
     NAME/pid    of the process that runs now
     NAME/log    its output; log.1 is that of the process before
+    NAME/down   keeps it from being started again, as long as this file is there
 
 A part that ends is started again, after a pause, as `Restart=always` of systemd does.
 All die with this process, however that ends. Main thread only.
@@ -62,7 +63,7 @@ class Running:
     def tend(self) -> str | None:
         """Start the part again when it is time; return what happened, if it just ended."""
         if self._start_at_s is not None:
-            if time.monotonic() >= self._start_at_s:
+            if time.monotonic() >= self._start_at_s and not (self._directory / "down").exists():
                 self.start()
             return None
         status = None if self._process is None else self._process.poll()

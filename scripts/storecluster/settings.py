@@ -4,6 +4,7 @@
     config/filer.toml      where the filers have the names of objects
     config/haproxy.cfg     the one address of both S3 gateways
     tls/, s3.json          certificates, and the one identity of S3
+    weed-shell             a program: the administrator's shell, such as `cluster.raft.ps`
     NAME.env               what `dserverfs serve --bucket NAME` has to know of it
 
 Every weed has `config/` as its working directory, where it looks first.
@@ -11,13 +12,14 @@ Every weed has `config/` as its working directory, where it looks first.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from dserverfs.base.durable_files import write_durably
 from dserverfs.server.store.signing import Storage
 from dserverfs.server.store.weed_config import WeedConfig
 from storecluster.database import DATABASE, USER
-from storecluster.parts import FILERS, HOST, Ports, s3_endpoint
+from storecluster.parts import FILERS, HOST, Ports, masters, s3_endpoint
 
 _FILER = """\
 [postgres2]
@@ -75,7 +77,14 @@ backend gateways
 """
 
 
-def write_all(directory: Path, ports: Ports, password: str) -> None:
+_SHELL = """\
+#!/bin/sh
+# The administrator's shell: commands on standard input, or typed; `help` lists them.
+cd {config} && exec {weed} shell -master={masters}
+"""
+
+
+def write_all(directory: Path, ports: Ports, password: str, weed: str) -> None:
     """Write the files; only while no part runs."""
     WeedConfig(directory).prepare()
     filer = _FILER.format(
@@ -89,6 +98,10 @@ def write_all(directory: Path, ports: Ports, password: str) -> None:
     servers = "\n".join(f"    server {name} {HOST}:{ports[name]['s3.port']}" for name in FILERS)
     haproxy = _HAPROXY.format(host=HOST, port=ports["haproxy"]["port"], servers=servers)
     write_durably(directory / "config" / "haproxy.cfg", haproxy.encode())
+    config = shlex.quote(str(directory / "config"))
+    shell = _SHELL.format(config=config, weed=shlex.quote(weed), masters=masters(ports))
+    write_durably(directory / "weed-shell", shell.encode())
+    (directory / "weed-shell").chmod(0o700)
 
 
 def storage(directory: Path, ports: Ports, bucket: str) -> Storage:

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,20 +26,19 @@ from dserverfs.server.store.signing import Storage
 from tests.support.accounts import Account
 from tests.support.child_processes import spawn
 from tests.support.crash_world import _free_port
-from tests.support.dtool_commands import Dtool
 from tests.support.mount_daemons import remountable, wait_for
 from tests.support.server_store import storage_of
 from tests.support.servers import (
     ServerHandle,
     begin,
     encoded,
-    new_uuid,
     put_items,
     running_server,
     upload,
     upload_body,
 )
 
+BUCKET = "moved"
 LARGE = 17 * 1024**2  # moves in parts
 SMALL = {f"dir/{n}": random.Random(n).randbytes(n * 100) for n in range(40)}
 
@@ -55,9 +55,10 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
 
 @pytest.fixture
 def target(elsewhere: Storage) -> Iterator[ObjectStore]:
-    """A new bucket there."""
-    store = ObjectStore(dataclasses.replace(elsewhere, bucket=f"moved-{new_uuid()[:8]}"))
-    store.ensure_bucket(store.storage.bucket)
+    """The bucket there, which is empty."""
+    store = ObjectStore(dataclasses.replace(elsewhere, bucket=BUCKET))
+    store.ensure_bucket(BUCKET)
+    store.delete(BUCKET, [stored.key for stored in store.iter_objects(BUCKET, "")])
     yield store
     store.client.close()
 
@@ -114,7 +115,7 @@ def test_bucket_moves_while_it_is_written_and_mounts_go_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     bucket = target.storage.bucket
-    options = ("--port", str(_free_port(random.Random(bucket))), "--bucket", bucket)
+    options = ("--port", str(_free_port(random.Random())), "--bucket", bucket)
     large = {"large": random.Random(0).randbytes(LARGE)}
     with contextlib.ExitStack() as stack:
         with running_server(tmp_path / "data", *options) as server:
@@ -183,11 +184,21 @@ def upload_some(server: ServerHandle) -> None:
         upload(server, {"a": b"%d" % n}, name=f"meanwhile-{n}")
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The data of a server that has ended, with one dataset, and its uuid."""
+    data = tmp_path_factory.mktemp("made") / "data"
+    with running_server(data, "--bucket", BUCKET) as server:
+        uri = upload(server, SMALL, readme=b"a: 1\n", tags=["tag"])
+    return data, uri.rpartition("/")[2]
+
+
 @pytest.fixture
-def stopped(tmp_path: Path, target: ObjectStore) -> str:
-    """The data of a server that has ended, with one dataset; return its uuid."""
-    with running_server(tmp_path / "data", "--bucket", target.storage.bucket) as server:
-        return upload(server, SMALL, readme=b"a: 1\n", tags=["tag"]).rpartition("/")[2]
+def stopped(made: tuple[Path, str], tmp_path: Path) -> str:
+    """The same, in `tmp_path`; the uuid."""
+    data, uuid = made
+    shutil.copytree(data, tmp_path / "data")
+    return uuid
 
 
 def damage(store: Path, content: bytes) -> None:
@@ -301,7 +312,7 @@ def test_target_that_cannot_be_used_is_an_error_of_one_line(
     if changed is None:
         target.client.delete_bucket(Bucket=target.storage.bucket)
 
-    status = migrate(dataclasses.replace(target.storage, **(changed or {})))
+    status = migrate(dataclasses.replace(target.storage, **(changed or {})))  # type: ignore[arg-type]
 
     _, err = capsys.readouterr()
     assert status == 1
@@ -312,7 +323,7 @@ def test_target_that_cannot_be_used_is_an_error_of_one_line(
 def test_store_is_not_moved_to_itself(
     tmp_path: Path, migrate: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with running_server(tmp_path / "data") as server:
+    with running_server(tmp_path / "data", "--bucket", BUCKET) as server:
         storage = storage_of(server)
         same = dataclasses.replace(
             storage, endpoint=storage.endpoint.replace("127.0.0.1", "localhost")

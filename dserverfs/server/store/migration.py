@@ -75,13 +75,6 @@ class Migration:
         self._stopped = threading.Event()
         self.fault: DserverfsError | None = None  # for which all tasks have ended
 
-    def require_bucket(self) -> None:
-        """Raise NotFound, Unreachable or PermissionDenied unless the bucket is there."""
-        try:
-            self.target.require()
-        except NotFound as error:
-            raise NotFound(f"{self.target.name}: there is no such bucket; make it there") from error
-
     def require_writable(self) -> None:
         """Raise PermissionDenied, Unreachable or UsageError unless objects can be written there."""
         key = f"{self._prefix}{_PROBE}{secrets.token_hex(8)}"
@@ -277,8 +270,8 @@ def opened(
     """Give the migration of a bucket to where its settings lead, and whether a server runs here.
 
     If none does, `weed` is run on the `directory` of the store until the end of the block.
-    Main thread only. Raises UsageError without such settings, and Conflict if another process
-    migrates this bucket.
+    Main thread only. Raises UsageError without such settings, Conflict if another process
+    migrates this bucket, and NotFound, Unreachable or PermissionDenied without a bucket there.
     """
     target = settings.storage(bucket)
     if target is None:
@@ -291,12 +284,20 @@ def opened(
             stack.enter_context(locked_within(record.with_suffix(".lock"), 0.0))
         except BlockingIOError as error:
             raise Conflict(f"another process migrates s3://{bucket}; wait for its end") from error
+        there = Side(ObjectStore(target), bucket)
+        _require_bucket(there)
         own, is_running = _embedded(directory, bucket, stack)
-        source, there = Side(own, bucket), Side(ObjectStore(target), bucket)
         own.require_bucket(bucket)
         place = f"{target.endpoint} {bucket} {target.prefix}"
         opened_record = stack.enter_context(MigrationRecord.opened(record, place))
-        yield Migration(source, there, opened_record), is_running
+        yield Migration(Side(own, bucket), there, opened_record), is_running
+
+
+def _require_bucket(there: Side) -> None:
+    try:
+        there.require()
+    except NotFound as error:
+        raise NotFound(f"{there.name}: there is no such bucket; make it there") from error
 
 
 def _embedded(directory: Path, bucket: str, stack: ExitStack) -> tuple[ObjectStore, bool]:
