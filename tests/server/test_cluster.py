@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import random
 import subprocess
 import time
@@ -31,6 +32,8 @@ GOES_ON_S = 120.0
 
 @pytest.fixture(scope="module")
 def cluster(test_root: Path) -> Iterator[StoreCluster]:
+    for name in ("botocore", "boto3"):  # at DEBUG they tell a page per request
+        logging.getLogger(name).setLevel(logging.INFO)
     with running_cluster(test_root / "cluster", "killed", "--restart-after", "1") as cluster:
         yield cluster
 

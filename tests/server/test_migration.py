@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import os
 import random
 import shutil
@@ -31,6 +32,7 @@ from tests.support.server_store import storage_of
 from tests.support.servers import (
     ServerHandle,
     begin,
+    complete,
     encoded,
     put_items,
     running_server,
@@ -46,6 +48,9 @@ SMALL = {f"dir/{n}": random.Random(n).randbytes(n * 100) for n in range(40)}
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
     """The S3 server that the buckets move to."""
+    # At DEBUG, the level of the tests, they fill the report of a failure with a page per request.
+    for name in ("botocore", "boto3"):
+        logging.getLogger(name).setLevel(logging.INFO)
     store = SeaweedFS(tmp_path_factory.mktemp("elsewhere"), bucket="first")
     with contextlib.closing(Signals()) as signals, store.running(signals):
         ready = store.wait_ready(signals)
@@ -73,20 +78,20 @@ def settings_of(storage: Storage) -> dict[str, str]:
 
 
 @pytest.fixture
-def migrate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run the command, to its end, on the data in `tmp_path`."""
+def migrate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run the command, to its end, on some data."""
 
-    def run(storage: Storage, *options: str) -> int:
+    def run(data: Path, storage: Storage, *options: str) -> int:
         with monkeypatch.context() as patch:
             for name, value in settings_of(storage).items():
                 patch.setenv(name, value)
-            return main(command(tmp_path, storage.bucket, *options))
+            return main(command(data, storage.bucket, *options))
 
     return run
 
 
-def command(tmp_path: Path, bucket: str, *options: str) -> list[str]:
-    return ["serve", "--data", str(tmp_path / "data"), "migrate", f"s3://{bucket}", *options]
+def command(data: Path, bucket: str, *options: str) -> list[str]:
+    return ["serve", "--data", str(data), "migrate", f"s3://{bucket}", *options]
 
 
 def contents(store: ObjectStore) -> dict[str, tuple[str, Mapping[str, str]]]:
@@ -132,19 +137,20 @@ def test_bucket_moves_while_it_is_written_and_mounts_go_on(
                 kill_when(tmp_path, target, enough)
             writer = threading.Thread(target=upload_some, args=(server,))
             writer.start()
-            assert migrate(target.storage) == 0
+            assert migrate(tmp_path / "data", target.storage) == 0
             assert "stop it, run this again" in capsys.readouterr().out
             writer.join()
-            begun = begin(server, upload_body(SMALL, name="pending"))
+            pending = upload_body(SMALL, name="pending")
+            begun = begin(server, pending)
             put_items(begun, {"dir/1": SMALL["dir/1"]})
             server.request("DELETE", f"/tags/{encoded(one)}/goes").raise_for_status()
             server.post(f"/tags/{encoded(one)}/comes").raise_for_status()
             with embedded(server) as source:
                 before = contents(source)
-        assert migrate(target.storage) == 0
+        assert migrate(tmp_path / "data", target.storage) == 0
         assert "1 deleted there" in capsys.readouterr().out
         assert contents(target) == before
-        assert migrate(target.storage, "--verify") == 0
+        assert migrate(tmp_path / "data", target.storage, "--verify") == 0
         assert f"{len(before)} items" in capsys.readouterr().out  # here nothing is deleted
 
         for name, value in settings_of(target.storage).items():
@@ -160,13 +166,15 @@ def test_bucket_moves_while_it_is_written_and_mounts_go_on(
             env = {"DSERVER_TOKEN": token}
             done = current_user.dserverfs("verify", server.base_uri, env=env)
             assert done.returncode == 0, done.stdout
-            put_items(begin(server, upload_body(SMALL, name="again")), SMALL)
+            begun = begin(server, pending)
+            put_items(begun, SMALL)
+            assert complete(server, begun["uri"]).status_code == 200
 
 
 def kill_when(tmp_path: Path, target: ObjectStore, enough: int) -> None:
     """Kill a migration when so many objects have arrived."""
     bucket = target.storage.bucket
-    program = [sys.executable, "-m", "dserverfs", *command(tmp_path, bucket)]
+    program = [sys.executable, "-m", "dserverfs", *command(tmp_path / "data", bucket)]
     environment = {**os.environ, **settings_of(target.storage)}
     with spawn(program, env=environment, stdout=subprocess.DEVNULL) as process:
         wait_for(
@@ -185,20 +193,21 @@ def upload_some(server: ServerHandle) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The data of a server that has ended, with one dataset, and its uuid."""
-    data = tmp_path_factory.mktemp("made") / "data"
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerHandle]:
+    """A server with one dataset."""
+    data = tmp_path_factory.mktemp("running") / "data"
     with running_server(data, "--bucket", BUCKET) as server:
-        uri = upload(server, SMALL, readme=b"a: 1\n", tags=["tag"])
-    return data, uri.rpartition("/")[2]
+        upload(server, SMALL, readme=b"a: 1\n", tags=["tag"])
+        yield server
 
 
 @pytest.fixture
-def stopped(made: tuple[Path, str], tmp_path: Path) -> str:
-    """The same, in `tmp_path`; the uuid."""
-    data, uuid = made
-    shutil.copytree(data, tmp_path / "data")
-    return uuid
+def uuid(running: ServerHandle) -> str:
+    """That of its dataset, of which no migration knows."""
+    for record in running.data.glob("migration-*"):
+        record.unlink()
+    (listed,) = running.post("/uris", {}).json()
+    return str(listed["uuid"])
 
 
 def damage(store: Path, content: bytes) -> None:
@@ -216,79 +225,81 @@ def damage(store: Path, content: bytes) -> None:
 def test_damaged_object_is_named_and_the_rest_moves(
     tmp_path: Path,
     target: ObjectStore,
-    stopped: str,
+    running: ServerHandle,
+    uuid: str,
     migrate: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    damage(tmp_path / "data" / "store", SMALL["dir/39"])
+    data = tmp_path / "data"  # of a server that has ended
+    shutil.copytree(running.data, data)
+    damage(data / "store", SMALL["dir/39"])
 
-    status = migrate(target.storage)
+    status = migrate(data, target.storage)
 
     out, err = capsys.readouterr()
-    key = f"{stopped}/data/{identifier_of('dir/39')}"
+    key = f"{uuid}/data/{identifier_of('dir/39')}"
     assert status == 1
     assert out.startswith(f"bad: {key}: ")
     assert "1 objects were not copied" in err
     there = contents(target)
     assert key not in there
-    assert f"dtool-{stopped}" in there
+    assert f"dtool-{uuid}" in there
     assert len([each for each in there if "/data/" in each]) == len(SMALL) - 1
-    assert migrate(target.storage, "--verify") == 1
+    assert migrate(data, target.storage, "--verify") == 1
     assert f"bad: {key}: it is not in " in capsys.readouterr().out
 
 
 def test_prefix_of_there_is_before_all_keys_and_what_others_have_there_stays(
-    tmp_path: Path,
+    running: ServerHandle,
     target: ObjectStore,
-    stopped: str,
+    uuid: str,
     migrate: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     storage = dataclasses.replace(target.storage, prefix="u/x/")
     bucket = storage.bucket
     target.write(bucket, "u/x/theirs", b"theirs")
-    target.write(bucket, f"u/x/{stopped}/README.yml", b"theirs: 1\n")
+    target.write(bucket, f"u/x/{uuid}/README.yml", b"theirs: 1\n")
 
-    assert migrate(storage, "--dry-run") == 0
+    assert migrate(running.data, storage, "--dry-run") == 0
     assert len(contents(target)) == 2
-    assert migrate(storage) == 1
+    assert migrate(running.data, storage) == 1
 
     out, _ = capsys.readouterr()
-    assert f"bad: {stopped}/README.yml: " in out
+    assert f"bad: {uuid}/README.yml: " in out
     assert "it is not written over" in out
     assert target.read(bucket, "u/x/theirs", limit_in_bytes=100) == b"theirs"
-    assert target.read(bucket, f"u/x/{stopped}/README.yml", limit_in_bytes=100) == b"theirs: 1\n"
-    target.delete(bucket, [f"u/x/{stopped}/README.yml"])
-    assert migrate(storage) == 0
-    assert target.read(bucket, f"dtool-{stopped}", limit_in_bytes=100) == b"u/x/"
-    strangers = {"u/x/theirs", f"dtool-{stopped}"}
-    assert all(key.startswith(f"u/x/{stopped}/") for key in contents(target).keys() - strangers)
-    assert migrate(storage, "--verify") == 0
+    assert target.read(bucket, f"u/x/{uuid}/README.yml", limit_in_bytes=100) == b"theirs: 1\n"
+    target.delete(bucket, [f"u/x/{uuid}/README.yml"])
+    assert migrate(running.data, storage) == 0
+    assert target.read(bucket, f"dtool-{uuid}", limit_in_bytes=100) == b"u/x/"
+    strangers = {"u/x/theirs", f"dtool-{uuid}"}
+    assert all(key.startswith(f"u/x/{uuid}/") for key in contents(target).keys() - strangers)
+    assert migrate(running.data, storage, "--verify") == 0
 
     # What a server changes there after the move is not undone.
-    target.write(bucket, f"u/x/{stopped}/README.yml", b"a: 2\n")
+    target.write(bucket, f"u/x/{uuid}/README.yml", b"a: 2\n")
     capsys.readouterr()
-    assert migrate(storage) == 1
+    assert migrate(running.data, storage) == 1
     assert "were changed or deleted there" in capsys.readouterr().err
-    assert target.read(bucket, f"u/x/{stopped}/README.yml", limit_in_bytes=100) == b"a: 2\n"
+    assert target.read(bucket, f"u/x/{uuid}/README.yml", limit_in_bytes=100) == b"a: 2\n"
 
 
 def test_damage_there_is_found_by_verify(
-    tmp_path: Path,
-    elsewhere: Storage,
+    running: ServerHandle,
     target: ObjectStore,
-    stopped: str,
+    uuid: str,
     migrate: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert migrate(target.storage) == 0
-    key = f"{stopped}/data/{identifier_of('dir/7')}"
+    assert migrate(running.data, target.storage) == 0
+    key = f"{uuid}/data/{identifier_of('dir/7')}"
     target.write(target.storage.bucket, key, SMALL["dir/7"][:-1] + b"x")
-    (tmp_path / "data" / f"migration-{target.storage.bucket}.sqlite").unlink()
+    (running.data / f"migration-{target.storage.bucket}.sqlite").unlink()
 
-    assert migrate(target.storage, "--verify") == 1
+    assert migrate(running.data, target.storage, "--verify") == 1
     assert f"bad: {key}: " in capsys.readouterr().out
-    assert migrate(target.storage) == 1
+    assert migrate(running.data, target.storage) == 1
     assert f"bad: {key}: " in capsys.readouterr().out
 
 
@@ -304,15 +315,16 @@ def test_damage_there_is_found_by_verify(
 def test_target_that_cannot_be_used_is_an_error_of_one_line(
     changed: dict[str, str] | None,
     said: str,
+    running: ServerHandle,
     target: ObjectStore,
-    stopped: str,
+    uuid: str,
     migrate: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if changed is None:
         target.client.delete_bucket(Bucket=target.storage.bucket)
 
-    status = migrate(dataclasses.replace(target.storage, **(changed or {})))  # type: ignore[arg-type]
+    status = migrate(running.data, dataclasses.replace(target.storage, **(changed or {})))  # type: ignore[arg-type]
 
     _, err = capsys.readouterr()
     assert status == 1
@@ -321,21 +333,18 @@ def test_target_that_cannot_be_used_is_an_error_of_one_line(
 
 
 def test_store_is_not_moved_to_itself(
-    tmp_path: Path, migrate: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    running: ServerHandle, migrate: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with running_server(tmp_path / "data", "--bucket", BUCKET) as server:
-        storage = storage_of(server)
-        same = dataclasses.replace(
-            storage, endpoint=storage.endpoint.replace("127.0.0.1", "localhost")
-        )
+    storage = storage_of(running)
+    same = storage.endpoint.replace("127.0.0.1", "localhost")
 
-        assert migrate(same) == 1
+    assert migrate(running.data, dataclasses.replace(storage, endpoint=same)) == 1
 
     assert "is the embedded store itself" in capsys.readouterr().err
 
 
 def test_nothing_is_moved_without_settings(
-    tmp_path: Path, stopped: str, target: ObjectStore, capsys: pytest.CaptureFixture[str]
+    running: ServerHandle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command(tmp_path, target.storage.bucket)) == 1
-    assert f"set DTOOL_S3_ENDPOINT_{target.storage.bucket}" in capsys.readouterr().err
+    assert main(command(running.data, BUCKET)) == 1
+    assert f"set DTOOL_S3_ENDPOINT_{BUCKET}" in capsys.readouterr().err

@@ -14,26 +14,29 @@ The state after a stop at any moment: objects there, each whole; and their rows 
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from dserverfs.base.disk_tables import DiskDict
 from dserverfs.base.errors import (
     Conflict,
     DserverfsError,
     IntegrityError,
     NotFound,
     PermissionDenied,
+    ProtocolError,
     Unreachable,
     UsageError,
 )
 from dserverfs.base.hashes import Taker, hasher_of
-from dserverfs.base.limits import MAX_MANIFEST_BYTES, parse_json
-from dserverfs.base.locks import locked_within
+from dserverfs.base.item_stream import Items, ItemStream
+from dserverfs.base.locks import locked_within, open_lock, try_lock
 from dserverfs.server.store import object_copy
 from dserverfs.server.store.bucket import ObjectStore, StoredObject
 from dserverfs.server.store.layout import REGISTRATION_PREFIX
@@ -45,7 +48,8 @@ from dserverfs.server.store.signals import Signals
 
 _ITEM = re.compile(r"(?P<dataset>.*[0-9a-f-]{36}/)data/(?P<identifier>[0-9a-f]{40})\Z")
 _PROBE = "dserverfs-migrate-probe-"
-_READS = 2  # of an object, before it counts as damaged
+# SeaweedFS tries for some seconds to read what is damaged, before it says so.
+_ATTEMPTS_HERE = 1
 
 
 class Survey(NamedTuple):
@@ -174,25 +178,20 @@ class Migration:
             self._adopt(waiting, wanted, so_far)
             return
         self._record.begin(waiting)
-        for left in reversed(range(_READS)):
-            try:
-                etag = object_copy.copy(
-                    self.source,
-                    self.target,
-                    waiting.key,
-                    self._key_there(waiting.key),
-                    wanted,
-                    prefix=self._prefix_in(waiting.key),
-                    so_far=so_far,
-                )
-                self._record.done(waiting, etag)
-                return
-            except NotFound:  # deleted meanwhile; the next run sees that
-                self._record.forget(waiting.key)
-                return
-            except Damaged:
-                if not left:
-                    raise
+        try:
+            etag = object_copy.copy(
+                self.source,
+                self.target,
+                waiting.key,
+                self._key_there(waiting.key),
+                wanted,
+                prefix=self._prefix_in(waiting.key),
+                so_far=so_far,
+            )
+        except NotFound:  # deleted meanwhile; the next run sees that
+            self._record.forget(waiting.key)
+        else:
+            self._record.done(waiting, etag)
 
     def _compare(self, waiting: Waiting, wanted: Wanted, so_far: Taker) -> None:
         if waiting.target_etag is None:
@@ -223,13 +222,13 @@ class Migration:
 
 
 class _ManifestHashes:
-    """What items have to be, by the manifests of their datasets; one of these is in memory."""
+    """What items have to be, by the manifests of their datasets; one of these is at hand."""
 
     def __init__(self, source: Side) -> None:
         self._source = source
         self._dataset = ""
         self._hash_function: str | None = None
-        self._hashes: Mapping[str, str] = {}
+        self._hashes = DiskDict()
 
     def wanted(self, waiting: Waiting) -> Wanted:
         plain = Wanted(waiting.size_in_bytes, waiting.etag)
@@ -239,28 +238,28 @@ class _ManifestHashes:
         if match["dataset"] != self._dataset:
             self._dataset = match["dataset"]
             self._load(f"{self._dataset}manifest.json")
-        hash = self._hashes.get(match["identifier"])
-        if hash is None or self._hash_function is None:
+        if self._hash_function is None or match["identifier"] not in self._hashes:
             return plain
+        hash = self._hashes[match["identifier"]]
         return plain._replace(hash_function=self._hash_function, hash=hash)
 
     def _load(self, key: str) -> None:
         """Read a manifest; without one, as of an upload under way, nothing is known."""
-        self._hash_function, self._hashes = None, {}
+        self._hash_function, self._hashes = None, DiskDict()
+        stream = ItemStream(key)
         try:
-            content = self._source.store.read(
-                self._source.bucket, key, limit_in_bytes=MAX_MANIFEST_BYTES
-            )
-            manifest: Any = parse_json(content, key)
-            hash_function = str(manifest["hash_function"])
-            if hasher_of(hash_function) is not None:
-                self._hashes = {
-                    identifier: str(item["hash"]).lower()
-                    for identifier, item in manifest["items"].items()
-                }
-                self._hash_function = hash_function
-        except (DserverfsError, KeyError, TypeError, AttributeError):
-            return  # the manifest is an object like others, and is found damaged itself
+            for piece in object_copy.pieces(self._source, key):
+                self._take(stream.feed(piece))
+            self._take(stream.close())
+            hash_function = str(stream.beside["hash_function"])
+        except (NotFound, IntegrityError, ProtocolError, KeyError, TypeError, AttributeError):
+            return  # it is an object like others, and is found damaged itself
+        if hasher_of(hash_function) is not None:
+            self._hash_function = hash_function
+
+    def _take(self, items: Items) -> None:
+        for identifier, item in items.items():
+            self._hashes[identifier] = str(item["hash"]).lower()
 
 
 @contextmanager
@@ -303,15 +302,23 @@ def _require_bucket(there: Side) -> None:
 def _embedded(directory: Path, bucket: str, stack: ExitStack) -> tuple[ObjectStore, bool]:
     """Return the embedded store, started unless it runs, and whether it ran."""
     seaweedfs = SeaweedFS(directory, bucket=bucket)
-    running = ObjectStore(seaweedfs.storage_of_running())
-    try:
-        running.buckets()
-        return running, True
-    except Unreachable:
+    if is_running := _is_used(directory):
+        storage = seaweedfs.storage_of_running()
+    else:
         # Not entered: it only waits, and leaves signals to Python.
         signals = stack.enter_context(closing(Signals()))
         stack.enter_context(seaweedfs.running(signals))
-        return seaweedfs.wait_ready(signals), False
+        storage = seaweedfs.wait_ready(signals).storage
+    return ObjectStore(storage, attempts=_ATTEMPTS_HERE), is_running
+
+
+def _is_used(directory: Path) -> bool:
+    """Return whether a `weed` runs on the directory of a store."""
+    lock = open_lock(directory / "lock")
+    try:
+        return not try_lock(lock)
+    finally:
+        os.close(lock)
 
 
 def _counted(

@@ -27,7 +27,7 @@ from dserverfs.base.errors import (
     PermissionDenied,
     Unreachable,
 )
-from dserverfs.base.hashes import Hasher, Taker, known_hasher, new_md5
+from dserverfs.base.hashes import MD5, Hasher, Taker, known_hasher, new_md5
 from dserverfs.base.printable import public_url
 from dserverfs.base.retry import Deadline, Retries
 from dserverfs.server.store.bucket import ObjectStore
@@ -131,7 +131,7 @@ def copy(
             whole = checked.read(content.size_in_bytes)
             checked.require()
             return _put(target, target_key, prefix.encode() + whole, content.headers)
-        return _put_parts(target, target_key, checked, content)
+        return _put_parts(target, target_key, checked, content, wanted)
 
 
 def require_same(
@@ -166,6 +166,17 @@ def require_same(
             f"{target.name} has {found.size_in_bytes} bytes with the hash {found.digest},"
             f" and not {size} bytes with {right}"
         )
+
+
+def pieces(source: Side, key: str) -> Iterator[bytes]:
+    """Yield the content of an object; raises NotFound, and Damaged if it cannot be read."""
+    with _opened_here(source, key) as content:
+        wanted = Wanted(content.size_in_bytes, "")
+        checked, left = _Checked(content, source, key, wanted), content.size_in_bytes
+        while left:
+            size = min(left, MIB)
+            yield checked.read(size)
+            left -= size
 
 
 class Found(NamedTuple):
@@ -224,12 +235,13 @@ class _Checked:
         while self._left:
             self.read(min(self._left, MIB))
 
-    def require(self) -> None:
-        """Raise Damaged unless all that was read is what it has to be."""
+    def require(self) -> str:
+        """Return the hash of all that was read; raises Damaged unless it is what it has to be."""
         digest, wanted = self._hasher.hexdigest(), self._wanted
         right = wanted.hash if wanted.hash is not None else wanted.etag
         if (wanted.hash is not None or wanted.is_plain()) and digest != right:
             raise Damaged(f"its hash is {digest}, not {right}")
+        return digest
 
 
 @contextmanager
@@ -265,11 +277,11 @@ def _put(target: Side, key: str, content: bytes, headers: Mapping[str, Any]) -> 
 
     etag = patiently(target, key, put)
     if etag != md5.hexdigest():
-        _read_back(target, key, md5.hexdigest())
+        _read_back(target, key, MD5, md5.hexdigest())
     return etag
 
 
-def _put_parts(target: Side, key: str, checked: _Checked, content: Content) -> str:
+def _put_parts(target: Side, key: str, checked: _Checked, content: Content, wanted: Wanted) -> str:
     client, place = target.store.client, {"Bucket": target.bucket, "Key": key}
 
     def begin() -> str:
@@ -278,11 +290,10 @@ def _put_parts(target: Side, key: str, checked: _Checked, content: Content) -> s
 
     upload_id = patiently(target, key, begin)
     of_upload = {**place, "UploadId": upload_id}
-    whole, digests, parts = new_md5(), [], []
+    digests, parts = [], []
     try:
         for number, size in enumerate(_part_sizes(content.size_in_bytes), 1):
             piece = checked.read(size)
-            whole.update(piece)
             digest = hashlib.md5(piece, usedforsecurity=False).digest()
 
             def put(piece: bytes = piece, number: int = number, digest: bytes = digest) -> str:
@@ -293,7 +304,7 @@ def _put_parts(target: Side, key: str, checked: _Checked, content: Content) -> s
 
             parts.append({"PartNumber": number, "ETag": f'"{patiently(target, key, put)}"'})
             digests.append(digest)
-        checked.require()
+        whole = checked.require()
     except BaseException:
         with suppress(DserverfsError), target.reporting(key):
             client.abort_multipart_upload(**of_upload)
@@ -310,7 +321,7 @@ def _put_parts(target: Side, key: str, checked: _Checked, content: Content) -> s
     etag = patiently(target, key, complete)
     of_digests = hashlib.md5(b"".join(digests), usedforsecurity=False).hexdigest()
     if etag != f"{of_digests}-{len(parts)}":
-        _read_back(target, key, whole.hexdigest())
+        _read_back(target, key, wanted.hash_function or MD5, whole)
     return etag
 
 
@@ -320,10 +331,10 @@ def _part_sizes(size_in_bytes: int) -> Iterator[int]:
         yield min(part, size_in_bytes - begin)
 
 
-def _read_back(target: Side, key: str, md5: str) -> None:
+def _read_back(target: Side, key: str, hash_function: str, digest: str) -> None:
     """Raise Unreachable unless an object that was just written is what was sent."""
-    found = digest_there(target, key, new_md5(), new_md5())
-    if found.digest != md5:
+    found = digest_there(target, key, known_hasher(hash_function), new_md5())
+    if found.digest != digest:
         raise Unreachable(f"{key}: {target.name} gives back other bytes than it was sent")
 
 
