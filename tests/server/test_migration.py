@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -133,8 +134,7 @@ def test_bucket_moves_while_it_is_written_and_mounts_go_on(
             mount.mount("--freeze-delay", "manual")
             assert (mount.path / "one/data/dir/3").read_bytes() == SMALL["dir/3"]
 
-            for enough in (3, 30):  # a kill at some moment, twice
-                kill_when(tmp_path, target, enough)
+            kill_when(tmp_path, target, random.Random().randrange(1, 40))
             writer = threading.Thread(target=upload_some, args=(server,))
             writer.start()
             assert migrate(tmp_path / "data", target.storage) == 0
@@ -148,10 +148,12 @@ def test_bucket_moves_while_it_is_written_and_mounts_go_on(
             with embedded(server) as source:
                 before = contents(source)
         assert migrate(tmp_path / "data", target.storage) == 0
-        assert "1 deleted there" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        copied, there, deleted = map(
+            int, re.findall(r"(\d+)(?: objects copied| were| deleted)", out)
+        )
+        assert (copied + there, deleted) == (len(before), 1)  # here nothing is deleted
         assert contents(target) == before
-        assert migrate(tmp_path / "data", target.storage, "--verify") == 0
-        assert f"{len(before)} items" in capsys.readouterr().out  # here nothing is deleted
 
         for name, value in settings_of(target.storage).items():
             monkeypatch.setenv(name, value)
@@ -231,7 +233,7 @@ def test_damaged_object_is_named_and_the_rest_moves(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = tmp_path / "data"  # of a server that has ended
-    shutil.copytree(running.data, data)
+    shutil.copytree(running.data, data, ignore=shutil.ignore_patterns("*.sock"))
     damage(data / "store", SMALL["dir/39"])
 
     status = migrate(data, target.storage)
