@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from types import FrameType
 
 from dserverfs.cli.arguments import say
 from dserverfs.cli.progress import ProgressLine, size
@@ -75,9 +78,26 @@ def _run(
     moving: Migration, summary: Summary, what: str, tasks: Iterable[Task], totals: Totals
 ) -> None:
     """Do the tasks; raises the fault for which they ended."""
-    summary.run(what, _items(tasks), lambda: totals)
+    with _stopped_by_signals(moving):
+        summary.run(what, _items(tasks), lambda: totals)
     if moving.fault is not None:
         raise moving.fault
+
+
+@contextmanager
+def _stopped_by_signals(moving: Migration) -> Iterator[None]:
+    """Have SIGINT and SIGTERM end what is under way, and not only what has not begun."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        moving.stop()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _items(tasks: Iterable[Task]) -> Iterator[WholeItem]:

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from dserverfs.base.disk_tables import DiskDict
 from dserverfs.base.errors import (
+    Cancelled,
     Conflict,
     DserverfsError,
     IntegrityError,
@@ -34,7 +35,7 @@ from dserverfs.base.errors import (
     Unreachable,
     UsageError,
 )
-from dserverfs.base.hashes import Taker, hasher_of
+from dserverfs.base.hashes import Buffer, Taker, hasher_of
 from dserverfs.base.item_stream import Items, ItemStream
 from dserverfs.base.locks import locked_within, open_lock, try_lock
 from dserverfs.server.store import object_copy
@@ -116,6 +117,10 @@ class Migration:
         """Yield a comparison of each object of the source with the target's."""
         yield from self._tasks(self._record.iter_all, self._compare)
 
+    def stop(self) -> None:
+        """Have no other task come, and those that are under way end soon; from any thread."""
+        self._stopped.set()
+
     def finish(self) -> int:
         """Delete there what a migration copied and the source has no longer; return the number."""
         gone = self._record.gone_here()
@@ -166,7 +171,9 @@ class Migration:
             if self._stopped.is_set():
                 return
             try:
-                work(waiting, wanted, so_far)
+                work(waiting, wanted, _Stoppable(so_far, self._stopped))
+            except Cancelled:
+                return
             except (PermissionDenied, Unreachable) as error:
                 self.fault = self.fault or error
                 self._stopped.set()
@@ -219,6 +226,19 @@ class Migration:
     def _prefix_in(self, key: str) -> str:
         """Return what goes before the object's content: a registration key holds the prefix."""
         return self._prefix if key.startswith(REGISTRATION_PREFIX) else ""
+
+
+class _Stoppable:
+    """A Taker that raises Cancelled when a migration was stopped, or has met a fault."""
+
+    def __init__(self, taker: Taker, stopped: threading.Event) -> None:
+        self._taker = taker
+        self._stopped = stopped
+
+    def update(self, data: Buffer, /) -> None:
+        if self._stopped.is_set():
+            raise Cancelled("the migration was stopped")
+        self._taker.update(data)
 
 
 class _ManifestHashes:

@@ -345,7 +345,13 @@ def patiently(side: Side, what: str, attempt: Callable[[], str]) -> str:
         with side.reporting(what):
             return attempt()
 
-    return Retries(Deadline(PATIENCE_S), what=what, attempts=_ATTEMPTS).run(reported)
+    try:
+        return Retries(Deadline(PATIENCE_S), what=what, attempts=_ATTEMPTS).run(reported)
+    except Unreachable as error:
+        raise Unreachable(
+            f"{error}; tried for {PATIENCE_S:.0f} s: look at its log and at the free space of its"
+            " disks, then run this again, which carries on"
+        ) from error
 
 
 def _etag(answer: Mapping[str, Any]) -> str:
