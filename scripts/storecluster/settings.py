@@ -57,7 +57,7 @@ defaults
     timeout connect 1s
     timeout client  5m
     timeout server  5m
-    timeout check   700ms
+    timeout check   600ms
     timeout http-request    30s
     timeout http-keep-alive 2m
     retries 3
@@ -72,7 +72,8 @@ frontend s3
 backend gateways
     balance leastconn
     option httpchk GET /healthz
-    default-server check inter 500ms fall 2 rise 2 on-marked-down shutdown-sessions
+    default-server check inter 400ms fastinter 100ms fall 2 rise 2
+    default-server on-marked-down shutdown-sessions
 {servers}
 """
 

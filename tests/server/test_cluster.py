@@ -20,14 +20,15 @@ from dserverfs.server.store.bucket import ObjectStore
 from tests.support.accounts import Account
 from tests.support.child_processes import spawn
 from tests.support.cluster_objects import require_frozen
-from tests.support.mount_daemons import Remountable, remountable, wait_for
+from tests.support.mount_daemons import Remountable, remountable
 from tests.support.promises import PromiseList
 from tests.support.server_store import set_dtool_s3
 from tests.support.servers import ServerHandle, running_server, upload
-from tests.support.store_cluster import StoreCluster, running_cluster
+from tests.support.store_cluster import SCRIPT, StoreCluster, running_cluster
 
 CLIENTS = ("a1", "b1", "a2", "b2", "a3", "b3", "a4", "b4")
 GOES_ON_S = 120.0
+POLL_S = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -110,19 +111,21 @@ class Clients:
         self.promises.read()
         frozen, read = self._frozen(), len(self.reads())
 
-        def have_gone_on() -> bool:
+        end_s = time.monotonic() + GOES_ON_S
+        late: set[str] = set(CLIENTS)
+        while late:
+            assert time.monotonic() < end_s, f"{late} do not go on: {self.log.read_text()}"
             assert all(each.poll() is None for each in self._running), self.log.read_text()
+            time.sleep(POLL_S)
             self.promises.read()
-            readers = {each["client"] for each in self.reads()[read:]}
-            made = self._frozen()
-            return readers == set(CLIENTS) and all(made[c] > frozen[c] for c in CLIENTS)
-
-        wait_for(have_gone_on, "all clients go on", timeout_s=GOES_ON_S)
+            made, readers = self._frozen(), {each["client"] for each in self.reads()[read:]}
+            late = {c for c in CLIENTS if made[c] <= frozen[c] or c not in readers}
 
     def end(self) -> None:
         """Let each make what it has begun, and end."""
         for process in self._running:
             process.terminate()
+        print(f"{len(self.log.read_text().splitlines())} freezes were refused at first")
         assert [process.wait(GOES_ON_S) for process in self._running] == [0] * len(CLIENTS), (
             self.log.read_text()
         )
@@ -158,6 +161,29 @@ def test_no_part_of_the_store_takes_a_dataset_or_a_mount_with_it(
     frozen = [each for each in clients.promises.datasets.values() if each.frozen]
     assert len(frozen) >= len(CLIENTS)
     require_frozen(cluster.storage, server, frozen)
+
+
+def test_directory_of_others_is_left_alone(
+    cluster: StoreCluster, test_root: Path, tmp_path: Path
+) -> None:
+    foreign = test_root / "not-a-cluster"
+    foreign.mkdir()
+    (foreign / "file").touch()
+    before = foreign.stat()
+
+    for directory, said in ((foreign, ""), (cluster.directory, "has a cluster that runs")):
+        done = subprocess.run([SCRIPT, directory], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith("cluster: ")
+        assert done.stderr.count("\n") == 1
+        assert said in done.stderr
+
+    after = foreign.stat()
+    assert (after.st_uid, after.st_mode, after.st_mtime) == (
+        before.st_uid,
+        before.st_mode,
+        before.st_mtime,
+    )
 
 
 def test_bucket_moves_into_the_cluster_and_outlives_one_of_its_parts(

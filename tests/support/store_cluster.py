@@ -19,6 +19,7 @@ from tests.support.mount_daemons import wait_for
 SCRIPT = Path(__file__).parents[2] / "scripts" / "cluster"
 START_TIMEOUT_S = 240.0  # 8 s where the packages are installed
 READY = "ready: "
+PARTS = 10
 MASTERS = ("master1", "master2", "master3")
 
 
@@ -76,6 +77,9 @@ def running_cluster(directory: Path, bucket: str, *options: str) -> Iterator[Sto
         said = _said(process, log)
         storage = Storage(said["S3 endpoint"], said["access key"], said["secret key"], bucket)
         yield StoreCluster(directory, storage, process)
+        pids = [int(file.read_text()) for file in directory.glob("*/pid")]
+    assert len(pids) == PARTS
+    assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []  # it ends with all of them
 
 
 def _said(process: subprocess.Popen[bytes], log: Path) -> dict[str, str]:
