@@ -125,7 +125,7 @@ class Clients:
         """Let each make what it has begun, and end."""
         for process in self._running:
             process.terminate()
-        print(f"{len(self.log.read_text().splitlines())} freezes were refused at first")
+        print(f"{len(self.log.read_text().splitlines())} freezes took more than 25 s")
         assert [process.wait(GOES_ON_S) for process in self._running] == [0] * len(CLIENTS), (
             self.log.read_text()
         )

@@ -287,6 +287,29 @@ def test_prefix_of_there_is_before_all_keys_and_what_others_have_there_stays(
     assert target.read(bucket, f"u/x/{uuid}/README.yml", limit_in_bytes=100) == b"a: 2\n"
 
 
+def test_copy_of_a_dataset_that_is_lost_here_is_not_deleted(
+    running: ServerHandle,
+    target: ObjectStore,
+    uuid: str,
+    migrate: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = upload(running, {"a": b"a"}, name="lost").rpartition("/")[2]
+    assert migrate(running.data, target.storage) == 0
+    before = contents(target)
+    with embedded(running) as here:
+        here.delete(BUCKET, [each for each in before if other in each])
+    capsys.readouterr()
+
+    assert migrate(running.data, target.storage) == 1
+
+    assert f"{other}/manifest.json, are not in the bucket here" in capsys.readouterr().err
+    assert contents(target) == before
+    target.delete(BUCKET, [each for each in before if other in each])
+    running.request("DELETE", f"/uris/{encoded(f's3://{BUCKET}/{other}')}").raise_for_status()
+    assert migrate(running.data, target.storage) == 0
+
+
 def test_damage_there_is_found_by_verify(
     running: ServerHandle,
     target: ObjectStore,

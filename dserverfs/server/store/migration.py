@@ -8,6 +8,8 @@ the registration keys as well. These come last: whoever lists datasets there see
 Each object is compared with what it has to be while it is read: an item with the hash of
 its manifest, another object with its ETag. One that is damaged is not copied, and named.
 
+A frozen dataset that was copied and is here no longer is not deleted there: it ends the run.
+
 The state after a stop at any moment: objects there, each whole; and their rows in
 `migration_record`, which the next run goes by.
 """
@@ -18,7 +20,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +44,7 @@ from dserverfs.server.store import object_copy
 from dserverfs.server.store.bucket import ObjectStore, StoredObject
 from dserverfs.server.store.layout import REGISTRATION_PREFIX
 from dserverfs.server.store.migration_record import Counts, MigrationRecord, Waiting
-from dserverfs.server.store.object_copy import Damaged, Side, Wanted
+from dserverfs.server.store.object_copy import Damaged, Gone, Side, Wanted
 from dserverfs.server.store.seaweedfs import SeaweedFS
 from dserverfs.server.store.settings import ServerSettings
 from dserverfs.server.store.signals import Signals
@@ -106,8 +108,19 @@ class Migration:
                 " there after they were copied; if a server uses that bucket by now, there is"
                 " nothing left to be done"
             )
-        waiting, gone = self._record.waiting(), len(self._record.gone_here())
-        return Survey(self._record.all(), waiting, gone)
+        gone = self._record.gone_here()
+        self._require_datasets(gone)
+        return Survey(self._record.all(), self._record.waiting(), len(gone))
+
+    def _require_datasets(self, gone: Sequence[str]) -> None:
+        """Raise Conflict if frozen datasets are here no longer: the copies may be the only ones."""
+        lost = [key for key in gone if key.endswith("/manifest.json")]
+        if lost:
+            raise Conflict(
+                f"{len(lost)} datasets that were copied, such as {lost[0]}, are not in the bucket"
+                f" here any more; nothing is deleted in {self.target.name}: if that is right,"
+                " delete all of them there, else look at the store here"
+            )
 
     def copies(self) -> Iterator[Task]:
         """Yield what is to be copied; registrations last. None comes after a fault."""
@@ -195,10 +208,9 @@ class Migration:
                 prefix=self._prefix_in(waiting.key),
                 so_far=so_far,
             )
-        except NotFound:  # deleted meanwhile; the next run sees that
-            self._record.forget(waiting.key)
-        else:
-            self._record.done(waiting, etag)
+        except Gone:  # deleted meanwhile; the next run sees that
+            return
+        self._record.done(waiting, etag)
 
     def _compare(self, waiting: Waiting, wanted: Wanted, so_far: Taker) -> None:
         if waiting.target_etag is None:

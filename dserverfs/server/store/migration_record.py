@@ -107,7 +107,7 @@ class MigrationRecord:
         while together := list(islice(rows, _TOGETHER)):
             with self._lock:
                 self._connection.execute("BEGIN")
-                self._connection.executemany(f"INSERT INTO {table} VALUES (?, ?, ?)", together)
+                self._connection.executemany(f"REPLACE INTO {table} VALUES (?, ?, ?)", together)
                 self._connection.execute("COMMIT")
 
     def all(self) -> Counts:
@@ -141,16 +141,23 @@ class MigrationRecord:
             last = rows[-1][0]
 
     def changed_there(self) -> tuple[int, str]:
-        """Return how many copies others have changed or deleted there, and the key of one."""
+        """Return how many copies others have changed or deleted there, and the key of one.
+
+        What is gone here as well does not count.
+        """
         ((number, key),) = self._rows(
             "SELECT count(*), min(key) FROM copied LEFT JOIN target USING (key)"
             " WHERE target_etag IS NOT NULL AND target.etag IS NOT target_etag"
+            " AND (target.etag IS NOT NULL OR key IN (SELECT key FROM source))"
         )
         return number, key or ""
 
     def gone_here(self) -> list[str]:
-        """Return the keys of copies whose objects are here no longer."""
-        rows = self._rows("SELECT key FROM copied WHERE key NOT IN (SELECT key FROM source)")
+        """Return the keys of copies that are there, and whose objects are here no longer."""
+        rows = self._rows(
+            "SELECT key FROM copied WHERE key NOT IN (SELECT key FROM source)"
+            " AND key IN (SELECT key FROM target)"
+        )
         return [key for (key,) in rows]
 
     def begin(self, waiting: Waiting) -> None:

@@ -100,6 +100,10 @@ class Damaged(IntegrityError):
     """The object is not at the source what it has to be."""
 
 
+class Gone(NotFound):
+    """The object is at the source no longer."""
+
+
 class Content(NamedTuple):
     """The content of an object that is being read."""
 
@@ -120,7 +124,7 @@ def copy(
 ) -> str:
     """Copy an object; return the ETag that it has there. `prefix` goes before its content.
 
-    Raises Damaged and NotFound for the source's object alone; PermissionDenied and
+    Raises Damaged and Gone for the source's object alone; PermissionDenied, NotFound and
     Unreachable when the target takes nothing.
     """
     with _opened_here(source, key) as content:
@@ -169,7 +173,7 @@ def require_same(
 
 
 def pieces(source: Side, key: str) -> Iterator[bytes]:
-    """Yield the content of an object; raises NotFound, and Damaged if it cannot be read."""
+    """Yield the content of an object; raises Gone, and Damaged if it cannot be read."""
     with _opened_here(source, key) as content:
         wanted = Wanted(content.size_in_bytes, "")
         checked, left = _Checked(content, source, key, wanted), content.size_in_bytes
@@ -246,10 +250,12 @@ class _Checked:
 
 @contextmanager
 def _opened_here(source: Side, key: str) -> Iterator[Content]:
-    """As `_opened`; raises Damaged if the object alone cannot be read, else Unreachable."""
+    """As `_opened`; raises Gone, Damaged if it alone cannot be read, else Unreachable."""
     with ExitStack() as stack:
         try:
             content = stack.enter_context(_opened(source, key))
+        except NotFound as error:
+            raise Gone(str(error)) from error
         except Unreachable as error:
             source.require()
             raise Damaged(f"it cannot be read: {error}") from error
