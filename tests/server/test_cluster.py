@@ -142,7 +142,7 @@ class Clients:
         pytest.param(
             ("filer1", "filer2"),
             marks=pytest.mark.xfail(
-                reason="in one run of four, objects put through the other gateway are not listed:"
+                reason="in one run of three, objects put through the other gateway are not listed:"
                 " the server says that they are not uploaded, and the dataset stays staged",
                 strict=False,
             ),
