@@ -56,7 +56,7 @@ SHOWN = {
     "mount": "control daemon given_device launcher mountpoint",
     "broker": "proto",
     "python": "api",
-    "server": "addresses datadir management serve store.settings store.stores",
+    "server": "addresses datadir management serve store.migration store.settings store.stores",
     "cli": "main",
 }
 ASYNC = {"mount"}

@@ -1,4 +1,4 @@
-"""`dserverfs serve user|token|base-uri|permission|credentials|index`: an operator's actions.
+"""`dserverfs serve ACTION`: the table of an operator's actions.
 
 `user add` is carried out by the function `user_add` of `server_actions`, which is imported
 when an action is run.
@@ -75,6 +75,15 @@ ACTIONS = (
     Action("credentials", "show endpoint and keys for S3 clients of a running server"),
     Action("s3", "the same as credentials"),
     Action("index", "register the datasets that are in a bucket", (_BASE_URI,)),
+    Action(
+        "migrate",
+        "copy a bucket of the embedded store to the S3 server that DTOOL_S3_ENDPOINT_NAME names",
+        (
+            _BASE_URI,
+            _flag("--dry-run", "say what is to be copied, and copy nothing"),
+            _flag("--verify", "compare what is there with what is here, and copy nothing"),
+        ),
+    ),
 )
 
 

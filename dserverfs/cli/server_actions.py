@@ -29,6 +29,7 @@ class Server(NamedTuple):
 
     directory: DataDirectory
     stores: Stores
+    settings: ServerSettings
 
 
 def user_add(server: Server, arguments: argparse.Namespace) -> None:
@@ -137,6 +138,13 @@ def index(server: Server, arguments: argparse.Namespace) -> int:
     return 1 if result.left_out else 0
 
 
+def migrate(server: Server, arguments: argparse.Namespace) -> int:
+    from dserverfs.cli import migrating
+
+    bucket = management.require_base_uri(arguments.base_uri)
+    return migrating.migrate(server.directory, arguments, bucket, server.settings)
+
+
 def _require_a_right(arguments: argparse.Namespace) -> None:
     if not arguments.search and not arguments.register:
         raise UsageError("say which right: --search, --register or both")
@@ -158,6 +166,7 @@ ACTIONS: dict[str, Callable[[Server, argparse.Namespace], int | None]] = {
     "credentials": credentials,
     "s3": credentials,
     "index": index,
+    "migrate": migrate,
 }
 
 
@@ -166,6 +175,6 @@ def run(
 ) -> int:
     """Carry out one action; `get` reads the configuration."""
     settings = ServerSettings(get)
-    server = Server(DataDirectory(data), Stores(None, settings.storage))
+    server = Server(DataDirectory(data), Stores(None, settings.storage), settings)
     with management.opened(server.directory, server.stores, settings):
         return ACTIONS[words](server, arguments) or 0

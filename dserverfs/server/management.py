@@ -167,6 +167,12 @@ def remove_base_uri(base_uri: str) -> None:
     dservercore.utils.delete_base_uri(base_uri)
 
 
+def require_base_uri(base_uri: str) -> str:
+    """Return the bucket of a base URI; raises NotFound unless it is registered."""
+    _base_uri(base_uri)
+    return bucket_of(base_uri)
+
+
 def base_uris() -> list[str]:
     return sorted(base.base_uri for base in BaseURI.query.all())
 
