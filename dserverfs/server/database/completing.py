@@ -7,7 +7,7 @@ database are written, in this order, and doing it again from the start is right.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import dtoolcore
@@ -37,12 +37,24 @@ class Stored(NamedTuple):
 
 def compare(place: Place, upload: PendingUpload) -> Stored:
     """Compare by listing: one request per 1,000 items, and one per item of doubtful content."""
+    return _compared(place, upload, place.store.iter_objects(place.bucket, place.keys.items))
+
+
+def compare_each(place: Place, upload: PendingUpload) -> Stored:
+    """Compare as `compare`, and ask for each item that the listing lacks, until one is not there.
+
+    Of a SeaweedFS cluster whose filer has died a listing can lack whole directories.
+    """
+    return _compared(place, upload, _stored_items(place, upload.request.items))
+
+
+def _compared(place: Place, upload: PendingUpload, found: Iterable[StoredObject]) -> Stored:
     keys = place.keys
     announced = upload.request.items
     complete: set[Identifier] = set()
     different = []
     orphans = []
-    for stored in place.store.iter_objects(place.bucket, keys.items):
+    for stored in found:
         identifier = Identifier(stored.key[len(keys.items) :])
         item = announced.get(identifier)
         if item is None:
@@ -56,6 +68,20 @@ def compare(place: Place, upload: PendingUpload) -> Stored:
     there = complete | {identifier_of(relpath) for relpath in different}
     missing = [item.relpath for key, item in announced.items() if key not in there]
     return Stored(frozenset(complete), tuple(missing), tuple(different), tuple(orphans))
+
+
+def _stored_items(
+    place: Place, announced: Mapping[Identifier, UploadItem]
+) -> Iterator[StoredObject]:
+    keys, unlisted = place.keys, set(announced)
+    for stored in place.store.iter_objects(place.bucket, keys.items):
+        unlisted.discard(Identifier(stored.key[len(keys.items) :]))
+        yield stored
+    for identifier in sorted(unlisted):
+        found = place.store.find(place.bucket, keys.item(identifier))
+        if found is None:
+            return
+        yield found
 
 
 def _is_stored(place: Place, stored: StoredObject, item: UploadItem) -> bool:

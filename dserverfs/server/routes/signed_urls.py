@@ -258,7 +258,7 @@ class SignedUrls:
                 )
             _require_same_user(upload, asked.username)
             place = upload_place.of_pending(self._stores, upload)
-            stored = completing.compare(place, upload)
+            stored = completing.compare_each(place, upload)
             completing.require_complete(stored, uri)
             dataset_info = completing.freeze(place, upload, stored.orphans)
             held.require()

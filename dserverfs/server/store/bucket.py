@@ -151,6 +151,20 @@ class ObjectStore:
                     etag = entry["ETag"].strip('"')
                     yield StoredObject(entry["Key"], entry["Size"], etag, is_sure)
 
+    def find(self, bucket: str, key: str) -> StoredObject | None:
+        """Return an object by its key, also one that a listing lacks; None if it is not there.
+
+        Of a store that knows power cuts, where only a listing says what is sure, none is found.
+        """
+        if self.sure_since_s:
+            return None
+        try:
+            with _reporting(f"{bucket}/{key}"):
+                answer = self.client.head_object(Bucket=bucket, Key=key)
+        except NotFound:
+            return None
+        return StoredObject(key, answer["ContentLength"], answer["ETag"].strip('"'))
+
     def is_unsure(self, bucket: str, key: str) -> bool:
         """Return whether an object is there and a power cut may have taken its bytes."""
         if not self.sure_since_s:
