@@ -11,6 +11,7 @@ import contextlib
 import os
 import pwd
 import re
+import signal
 import socket
 import subprocess
 import threading
@@ -95,9 +96,9 @@ class Cluster:
         wait_for(self._answers, "PostgreSQL to answer")
 
     def stop(self, timeout_s: float = 10) -> None:
-        """End the server at once, as `pg_ctl stop --mode immediate` does."""
+        """End the server and all its connections, as `pg_ctl stop --mode fast` does."""
         if self._process is not None:
-            self._process.send_signal(3)  # SIGQUIT
+            self._process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout_s)
             stop(self._process)
@@ -111,7 +112,7 @@ class Cluster:
         return self.address_of(name)
 
     def address_of(self, name: str, **parameters: str) -> str:
-        found = "&".join(f"{key}={value}" for key, value in {**parameters}.items())
+        found = "&".join(f"{key}={value}" for key, value in parameters.items())
         socket_of = f"host={self.directory}&port={self.port}"
         return f"postgresql://dserverfs@/{name}?{socket_of}" + (f"&{found}" if found else "")
 
