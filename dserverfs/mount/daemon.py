@@ -17,6 +17,7 @@ from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.refreshed import loaded
 from dserverfs.client import Client
 from dserverfs.mount import mountpoint
+from dserverfs.mount.channel.link import Link
 from dserverfs.mount.launcher import MountOptions
 from dserverfs.settings import Settings
 from dserverfs.tree.upper_directories import directories_below, parts_of
@@ -30,6 +31,8 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
     `ready_fd` is where to say that the mount answers; it is closed.
     """
     mountpoint.require_fuse()
+    # Before there are threads, and much to be copied.
+    channel = Link.start() if options.channel else None
     descriptors.raise_limit()  # the client's cache keeps files open by it
     client = Client(
         options.uri.server,
@@ -52,8 +55,10 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
                 raise UsageError(
                     f"what mounts need cannot be loaded: {error}; dserverfs doctor says more"
                 ) from error
-            serving.run(options, settings, client, only, ready_fd)
+            serving.run(options, settings, client, only, ready_fd, channel)
         finally:
+            if channel is not None:
+                channel.close()
             asking.shutdown(wait=False, cancel_futures=True)
 
 

@@ -49,6 +49,7 @@ class MountOptions(NamedTuple):
     freeze_delay_s: float | None = None  # None: only by command
     xattr: bool = False
     metrics_at: tuple[str, int] | None = None  # host and port
+    channel: bool = False  # whether a process of its own answers warm reads
 
 
 def start(serve: Callable[[int], int]) -> None:

@@ -17,6 +17,7 @@ import os
 import stat
 import threading
 from collections.abc import Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 import pyfuse3
@@ -35,8 +36,11 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
+from dserverfs.base.errors import DserverfsError
+from dserverfs.base.hashes import Buffer
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.mount import replies
+from dserverfs.mount.channel.link import Link
 from dserverfs.mount.errnos import Told, guarded
 from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.replies import Ownership
@@ -74,8 +78,10 @@ class Operations(pyfuse3.Operations):
         ownership: Ownership,
         recent_errors: RecentErrors,
         counts: RequestCounts,
+        channel: Link | None = None,
     ) -> None:
         super().__init__()
+        self._channel = channel
         self.counts = counts
         self._fs = file_system
         self._errors = recent_errors
@@ -197,11 +203,13 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         found = await self._finish(self._fs.open(Inode(inode), flags, ctx.pid))
         if isinstance(found, ItemContent):
-            item = OpenItem(self._reader, found, lambda: _forget_pages(found, inode))
+            item = OpenItem(self._reader, found, lambda: self._forget_pages(found, inode))
             handle = self._keep(item, inode)
             traced = self.traces.opened(found, ctx.pid) if self.traces.active else None
             if traced:
                 self._traced[handle] = traced
+                if self._channel is not None:  # what it answers is not noted
+                    self._channel.forget(inode)
             # What the kernel has already would not be asked for, and not be noted.
             return replies.opened(handle, keeps_pages=not traced)
         handle = self._keep(found, inode)
@@ -240,6 +248,55 @@ class Operations(pyfuse3.Operations):
         if self._traced and (traced := self._traced.get(fh)):
             self.traces.read(traced, off, len(data))
         return data  # type: ignore[return-value]  # pyfuse3 takes any buffer, its stub says bytes
+
+    def read_at_once(self, handle: int, offset: int, size: int) -> Buffer | int | None:
+        """Read as `read`, if nothing has to be waited for; else return None.
+
+        What was read may then be told to the channel, which answers the next such read.
+        """
+        begun_s = perf_counter()
+        fh = FileHandleT(handle)
+        item = self._handles.get(fh)
+        if not isinstance(item, OpenItem):
+            return None
+        try:
+            data = item.read_nowait(offset, size, self._reply)
+        except DserverfsError:
+            return None  # `read_later` meets it again, and tells it
+        if data is None:
+            return None
+        self.counts.reads_at_once += 1
+        self.counts.read_bytes += len(data)
+        if self._traced:
+            if traced := self._traced.get(fh):
+                self.traces.read(traced, offset, len(data))
+        elif self._channel is not None:
+            index = offset // BLOCK_SIZE
+            block = item.shareable(index)
+            if block is not None:
+                self._channel.tell(self._inodes[fh], index, block)
+        self.counts.done("read", perf_counter() - begun_s)
+        return data
+
+    async def read_later(self, handle: int, offset: int, size: int) -> Buffer | int:
+        """Return bytes, or a negative errno."""
+        try:
+            return await self.read(FileHandleT(handle), offset, size)
+        except pyfuse3.FUSEError as error:
+            return -error.errno
+
+    async def write_direct(self, handle: int, offset: int, data: bytes) -> int:
+        """Return how much was written, or a negative errno."""
+        try:
+            return await self.write(FileHandleT(handle), offset, data)
+        except pyfuse3.FUSEError as error:
+            return -error.errno
+
+    def touched(self, handle: int, offset: int, size: int) -> None:
+        """Note that bytes of a handle were read by the channel."""
+        item = self._handles.get(FileHandleT(handle))
+        if isinstance(item, OpenItem):
+            item.touched(offset, size)
 
     @guarded
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
@@ -343,20 +400,24 @@ class Operations(pyfuse3.Operations):
         self._inodes[handle] = inode
         return handle
 
+    def _forget_pages(self, content: ItemContent, inode: InodeT) -> None:
+        """Let the kernel forget bytes of an item that turned out wrong; called in any thread."""
+        if self._channel is not None:
+            self._channel.forget(inode)
+
+        def invalidate() -> None:
+            try:
+                if self._channel is not None:
+                    self._channel.invalidate_inode(inode)
+                else:
+                    pyfuse3.invalidate_inode(inode)
+            except OSError as error:
+                logger.warning("the kernel may keep wrong bytes of %s: %s", content.key, error)
+
+        # In a thread of its own: it waits for pages under read, of which some wait for us.
+        threading.Thread(target=invalidate, name="invalidate", daemon=True).start()
+
     def _file(self, handle: FileHandleT) -> OpenFile:
         file = self._handles[handle]
         assert not isinstance(file, OpenItem)  # the kernel writes to no item: it was not opened so
         return file
-
-
-def _forget_pages(content: ItemContent, inode: InodeT) -> None:
-    """Let the kernel forget the bytes of an item that turned out wrong; called in any thread."""
-
-    def invalidate() -> None:
-        try:
-            pyfuse3.invalidate_inode(inode)
-        except OSError as error:
-            logger.warning("the kernel may keep wrong bytes of %s: %s", content.key, error)
-
-    # In a thread of its own: it waits for pages under read, of which some wait for us.
-    threading.Thread(target=invalidate, name="invalidate", daemon=True).start()
