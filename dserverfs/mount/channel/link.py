@@ -11,26 +11,36 @@ import errno
 import itertools
 import logging
 import os
-import select
-import signal
 import socket
-import traceback
+import subprocess
+import sys
+import threading
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 import trio
 
+import dserverfs
 from dserverfs.base.errors import DserverfsError
 from dserverfs.base.hashes import Buffer
-from dserverfs.mount.channel import device, messages, process, wire
-from dserverfs.mount.channel.messages import Counts, Kind, Shared
+from dserverfs.base.items import BLOCK_SIZE
+from dserverfs.mount.channel import device, messages, wire
+from dserverfs.mount.channel.messages import Counts, Kind, Shared, Sockets
 from dserverfs.reading.cache.blocks import FileBlock
 
 logger = logging.getLogger(__name__)
 
 END_TIMEOUT_S = 5.0
+
+# Without the packages that are installed, and without a look at the environment: it starts in
+# the time that the daemon takes to import a part of what it needs.
+_ROOT = str(Path(dserverfs.__file__).parents[1])
+_PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv[1]);"
+    " from dserverfs.mount.channel.process import main; main(*map(int, sys.argv[2:]))"
+)
 
 
 class ChannelFailed(DserverfsError):
@@ -56,14 +66,13 @@ class Requests(Protocol):
 class Link:
     """One mount's channel."""
 
-    def __init__(
-        self, pid: int, libfuse: socket.socket, channel: socket.socket, shared: Shared
-    ) -> None:
+    def __init__(self, running: subprocess.Popen[bytes], sockets: Sockets, shared: Shared) -> None:
         """Made by `start`."""
-        self._pid = pid
-        self._libfuse = libfuse
-        self._channel = channel
+        self._running = running
+        self._sockets = sockets
+        self._messages = sockets.messages
         self._shared = shared
+        self._forgetting = threading.Lock()
         self._device = -1
         self._numbers = itertools.count(1)
         self._told: dict[tuple[int, int], int] = {}  # id of the block, by inode and index
@@ -71,16 +80,24 @@ class Link:
 
     @classmethod
     def start(cls) -> Link:
-        """Fork the channel; only for a process with one thread."""
-        shared = Shared()
-        libfuse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
-        if pid == 0:
-            _be_channel(libfuse, channel, shared)
-        libfuse[1].close()
-        channel[1].close()
-        return cls(pid, libfuse[0], channel[0], shared)
+        """Start the channel's process; it goes on to start while this one goes on."""
+        ours, theirs = Sockets.pair()
+        memory = Shared.create()
+        fds = [*(each.fileno() for each in theirs), memory]
+        try:
+            running = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _PROGRAM, _ROOT, *map(str, fds)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env={},
+                pass_fds=fds,
+            )
+            return cls(running, ours, Shared(memory))
+        finally:
+            theirs.close()
+            os.close(memory)
 
     @property
     def counts(self) -> Counts:
@@ -90,27 +107,26 @@ class Link:
     def mount(self, path: Path, options: Iterable[str]) -> str:
         """Mount at a directory; return what libfuse is to be told to mount. Raises UsageError."""
         self._device = device.mount(path, options)
-        socket.send_fds(self._channel, [messages.KIND.pack(Kind.DEVICE)], [self._device])
+        socket.send_fds(
+            self._messages, [messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE)], [self._device]
+        )
         # libfuse closes the one that it is given.
-        return f"/dev/fd/{os.dup(self._libfuse.fileno())}"
+        return f"/dev/fd/{os.dup(self._sockets.libfuse.fileno())}"
 
     def close(self) -> None:
         """End the channel, and with it the connection with the kernel."""
         if self._is_over:
             return
         self._is_over = True
-        for each in (self._libfuse, self._channel):
-            each.close()
+        self._sockets.end()
         if self._device >= 0:
             os.close(self._device)
             self._device = -1
-        ended = os.pidfd_open(self._pid)
         try:
-            if not select.select([ended], [], [], END_TIMEOUT_S)[0]:
-                signal.pidfd_send_signal(ended, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-        finally:
-            os.close(ended)
+            self._running.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._running.kill()
+            self._running.wait()
 
     # What the channel may answer
 
@@ -126,10 +142,13 @@ class Link:
         lost.atexit = False
 
     def forget(self, inode: int) -> None:
-        """Have the channel answer no read of an inode any more."""
-        self._send(messages.FORGET.pack(Kind.FORGET, 0, inode))
-        for key in [key for key in list(self._told) if key[0] == inode]:
-            self._told.pop(key, None)
+        """Have the channel answer no read of an inode any more; waits until that is so."""
+        with self._forgetting:
+            for key in [key for key in list(self._told) if key[0] == inode]:
+                self._told.pop(key, None)
+            self._send(messages.FORGET.pack(Kind.FORGET, 0, inode))
+            with contextlib.suppress(OSError):  # it has ended, and answers nothing
+                self._sockets.forgotten.recv(messages.MAX_BYTES)
 
     def _lost(self, inode: int, index: int, number: int, block: int) -> None:
         if self._told.get((inode, index)) == block:
@@ -139,7 +158,7 @@ class Link:
     def _send(self, message: bytes, *fds: int) -> None:
         """Send; a channel that has ended, and answers nothing, need not be told."""
         try:
-            socket.send_fds(self._channel, [message], fds)
+            socket.send_fds(self._messages, [message], fds)
         except OSError as error:
             if not self._is_over:
                 logger.debug("the channel is not told: %s", error)
@@ -161,10 +180,10 @@ class Link:
         """Answer reads and writes until the mount ends; raises ChannelFailed."""
         async with trio.open_nursery() as nursery:
             while True:
-                await trio.lowlevel.wait_readable(self._channel)
+                await trio.lowlevel.wait_readable(self._messages)
                 while True:
                     try:
-                        message = self._channel.recv(messages.MAX_BYTES, socket.MSG_DONTWAIT)
+                        message = self._messages.recv(messages.MAX_BYTES, socket.MSG_DONTWAIT)
                     except BlockingIOError:
                         break
                     except ConnectionError:
@@ -198,7 +217,7 @@ class Link:
             handle, offset, size, *_ = wire.WRITE.unpack_from(request, wire.REQUEST.size)
             start = wire.REQUEST.size + wire.WRITE.size
             data = bytes(request[start : start + size])
-            self._channel.send(messages.FREE.pack(Kind.FREE, slot))
+            self._messages.send(messages.FREE.pack(Kind.FREE, slot))
             nursery.start_soon(self._write, requests, unique, handle, offset, data)
         elif kind == Kind.TOUCHED:
             _, size, handle, offset = messages.TOUCHED.unpack(message)
@@ -226,30 +245,3 @@ class Link:
             # Interrupted, or unmounted, which the channel tells.
             if error.errno not in (errno.ENOENT, errno.ENODEV):
                 raise
-
-
-def _be_channel(
-    libfuse: tuple[socket.socket, socket.socket],
-    channel: tuple[socket.socket, socket.socket],
-    shared: Shared,
-) -> NoReturn:
-    status = 1
-    try:
-        os.chdir("/")
-        own = {libfuse[1].fileno(), channel[1].fileno()}
-        null = os.open(os.devnull, os.O_RDWR)
-        for name in os.listdir("/proc/self/fd"):
-            if int(name) <= 2:
-                os.dup2(null, int(name))
-            elif int(name) not in own:
-                with contextlib.suppress(OSError):  # that of the listing itself
-                    os.close(int(name))
-        process.main(libfuse[1], channel[1], shared)
-        status = 0
-    except BaseException:
-        with contextlib.suppress(OSError):
-            channel[1].setblocking(True)
-            said = traceback.format_exc()[-messages.MAX_FAILED_BYTES :]
-            channel[1].send(messages.KIND.pack(Kind.FAILED) + said.encode("utf-8", "replace"))
-    finally:
-        os._exit(status)

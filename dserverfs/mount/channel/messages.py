@@ -13,7 +13,10 @@ too long for a packet. Pure but for that.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import os
+import socket
 from enum import IntEnum
 from struct import Struct
 from typing import NamedTuple
@@ -41,6 +44,7 @@ class Kind(IntEnum):
 
 
 KIND = Struct("=I")
+DEVICE = Struct("=II")  # kind, bytes of a block
 READ_AT = KIND.size  # where the kernel's request begins in a READ
 WRITE = Struct("=III")  # kind, slot, length of the request
 TOUCHED = Struct("=IIQQ")  # kind, size, handle, offset
@@ -51,6 +55,32 @@ FORGET = Struct("=IIQ")  # kind, padding, inode
 FREE = Struct("=II")  # kind, slot
 MAX_FAILED_BYTES = 3000  # of text
 MAX_BYTES = 16 * 1024  # of any message
+
+
+class Sockets(NamedTuple):
+    """The ends of one process."""
+
+    libfuse: socket.socket  # requests and replies of the kernel
+    messages: socket.socket
+    forgotten: socket.socket  # each FORGET comes back, when it is in force
+
+    @classmethod
+    def pair(cls) -> tuple[Sockets, Sockets]:
+        """Return the daemon's ends and the channel's."""
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
+        return cls(*(each[0] for each in pairs)), cls(*(each[1] for each in pairs))
+
+    def close(self) -> None:
+        """Close these descriptors; another process may have them, too."""
+        for each in self:
+            each.close()
+
+    def end(self) -> None:
+        """End the connections, which wakes threads that wait for them, and close."""
+        for each in self:
+            with contextlib.suppress(OSError):  # the other end is closed already
+                each.shutdown(socket.SHUT_RDWR)
+        self.close()
 
 
 class Counts(NamedTuple):
@@ -64,11 +94,20 @@ NOTHING = Counts(0, 0)
 
 
 class Shared:
-    """Memory that the two processes share; made before the fork."""
+    """Memory that the two processes share: a file without a name."""
 
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _PAGE + SLOTS * MAX_REQUEST_BYTES)
-        self._view = memoryview(self._memory)
+    BYTES = _PAGE + SLOTS * MAX_REQUEST_BYTES
+
+    def __init__(self, fd: int) -> None:
+        """`fd` is of a file of so many BYTES; it may be closed then."""
+        self._view = memoryview(mmap.mmap(fd, self.BYTES))
+
+    @classmethod
+    def create(cls) -> int:
+        """Return the descriptor of a new one."""
+        fd = os.memfd_create("dserverfs-channel")
+        os.ftruncate(fd, cls.BYTES)
+        return fd
 
     def slot(self, number: int) -> memoryview:
         start = _PAGE + number * MAX_REQUEST_BYTES

@@ -19,15 +19,16 @@ import contextlib
 import errno
 import gc
 import os
+import resource
 import select
 import signal
 import socket
+import traceback
 from collections import deque
 from typing import NamedTuple
 
-from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.mount.channel import messages, wire
-from dserverfs.mount.channel.messages import Kind, Shared
+from dserverfs.mount.channel.messages import Kind, Shared, Sockets
 from dserverfs.mount.channel.wire import Opcode
 
 BURST = 32  # requests that are taken before other descriptors are looked at
@@ -71,13 +72,16 @@ class Unmounted(Exception):
 class Channel:
     """The state of the process."""
 
-    def __init__(self, libfuse: socket.socket, daemon: socket.socket, shared: Shared) -> None:
-        libfuse.setblocking(False)
-        daemon.setblocking(False)
-        self._libfuse = _Outbox(libfuse)
-        self._daemon = _Outbox(daemon)
+    def __init__(self, sockets: Sockets, shared: Shared) -> None:
+        """`sockets` are the channel's ends."""
+        sockets.libfuse.setblocking(False)
+        sockets.messages.setblocking(False)
+        self._libfuse = _Outbox(sockets.libfuse)
+        self._daemon = _Outbox(sockets.messages)
+        self._forgotten = sockets.forgotten
         self._shared = shared
         self._device = -1
+        self._block_bytes = 1
         self._blocks: dict[int, dict[int, _Told]] = {}  # by inode and index
         self._touched: dict[int, set[int]] = {}  # indices of blocks, by handle
         self._free = deque(range(messages.SLOTS))
@@ -130,6 +134,7 @@ class Channel:
     def _take_requests(self) -> None:
         """Answer or pass on what requests there are, up to a bound; raises Unmounted."""
         device, blocks, reply = self._device, self._blocks, self._reply
+        block_bytes = self._block_bytes
         slot = self._shared.slot(self._free[0])
         buffers = [slot]
         for _ in range(BURST):
@@ -143,12 +148,14 @@ class Channel:
                 if error.errno == errno.ENODEV:
                     raise Unmounted from None
                 raise
+            if not length:
+                raise Unmounted
             _, opcode, unique, inode, *_ = wire.REQUEST.unpack_from(slot)
             if opcode == Opcode.READ:
                 handle, offset, size, *_ = wire.READ.unpack_from(slot, wire.REQUEST.size)
                 told = blocks.get(inode)
-                block = None if told is None else told.get(offset // BLOCK_SIZE)
-                count = 0 if block is None else self._read(block, offset % BLOCK_SIZE, size)
+                block = None if told is None else told.get(offset // block_bytes)
+                count = 0 if block is None else self._read(block, offset % block_bytes, size)
                 if count:
                     wire.REPLY.pack_into(reply, 0, wire.REPLY.size + count, 0, unique)
                     self._write(reply[: wire.REPLY.size + count])
@@ -172,7 +179,7 @@ class Channel:
         """Read from a block behind the header of the reply; return 0 if the daemon has to."""
         wanted = min(size, block.length - start)
         # Beyond the end of a block that is not the last of its item there is another one.
-        if wanted <= 0 or (wanted < size and block.length == BLOCK_SIZE):
+        if wanted <= 0 or (wanted < size and block.length == self._block_bytes):
             return 0
         target = self._reply[wire.REPLY.size : wire.REPLY.size + wanted]
         try:
@@ -189,7 +196,7 @@ class Channel:
         touched = self._touched.get(handle)
         if touched is None:
             touched = self._touched[handle] = set()
-        index = offset // BLOCK_SIZE
+        index = offset // self._block_bytes
         if index not in touched:
             touched.add(index)
             with contextlib.suppress(BlockingIOError):  # it is a hint: what to fetch ahead
@@ -240,6 +247,7 @@ class Channel:
         if kind == Kind.DEVICE:
             os.set_blocking(fd, False)
             self._device = fd
+            _, self._block_bytes = messages.DEVICE.unpack(message)
         elif kind == Kind.BLOCK:
             _, length, inode, index, number, start = messages.BLOCK.unpack(message)
             self._lose(inode, index)
@@ -254,6 +262,7 @@ class Channel:
             _, _, inode = messages.FORGET.unpack(message)
             for index in list(self._blocks.get(inode, ())):
                 self._lose(inode, index)
+            self._forgotten.send(message)
         elif kind == Kind.FREE:
             self._free.append(messages.FREE.unpack(message)[1])
 
@@ -266,10 +275,23 @@ class Channel:
             del self._blocks[inode]
 
 
-def main(libfuse: socket.socket, daemon: socket.socket, shared: Shared) -> None:
-    """Be the channel; the daemon alone ends it, for it goes on while there are requests."""
+def main(*fds: int) -> None:
+    """Be the channel; the daemon alone ends it, for it goes on while there are requests.
+
+    `fds` are those of the sockets and of the shared memory.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     gc.freeze()
     gc.disable()
-    Channel(libfuse, daemon, shared).run()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    *sockets, memory = fds
+    ends = Sockets(*(socket.socket(fileno=fd) for fd in sockets))
+    try:
+        Channel(ends, Shared(memory)).run()
+    except BaseException:
+        with contextlib.suppress(OSError):
+            ends.messages.setblocking(True)
+            said = traceback.format_exc()[-messages.MAX_FAILED_BYTES :]
+            ends.messages.send(messages.KIND.pack(Kind.FAILED) + said.encode("utf-8", "replace"))
+        raise
