@@ -249,54 +249,40 @@ class Operations(pyfuse3.Operations):
             self.traces.read(traced, off, len(data))
         return data  # type: ignore[return-value]  # pyfuse3 takes any buffer, its stub says bytes
 
-    def read_at_once(self, handle: int, offset: int, size: int) -> Buffer | int | None:
-        """Read as `read`, if nothing has to be waited for; else return None.
+    def read_at_once(self, fh: int, off: int, size: int) -> Buffer | None:
+        """Read as `read`, if nothing has to be waited for and nothing is wrong; else return None.
 
         What was read may then be told to the channel, which answers the next such read.
         """
         begun_s = perf_counter()
-        fh = FileHandleT(handle)
-        item = self._handles.get(fh)
+        handle = FileHandleT(fh)
+        item = self._handles.get(handle)
         if not isinstance(item, OpenItem):
             return None
         try:
-            data = item.read_nowait(offset, size, self._reply)
+            data = item.read_nowait(off, size, self._reply)
         except DserverfsError:
-            return None  # `read_later` meets it again, and tells it
+            return None  # `read` meets it again, and tells it
         if data is None:
             return None
         self.counts.reads_at_once += 1
         self.counts.read_bytes += len(data)
         if self._traced:
-            if traced := self._traced.get(fh):
-                self.traces.read(traced, offset, len(data))
+            if traced := self._traced.get(handle):
+                self.traces.read(traced, off, len(data))
         elif self._channel is not None:
-            index = offset // BLOCK_SIZE
+            index = off // BLOCK_SIZE
             block = item.shareable(index)
             if block is not None:
-                self._channel.tell(self._inodes[fh], index, block)
+                self._channel.tell(self._inodes[handle], index, block)
         self.counts.done("read", perf_counter() - begun_s)
         return data
 
-    async def read_later(self, handle: int, offset: int, size: int) -> Buffer | int:
-        """Return bytes, or a negative errno."""
-        try:
-            return await self.read(FileHandleT(handle), offset, size)
-        except pyfuse3.FUSEError as error:
-            return -error.errno
-
-    async def write_direct(self, handle: int, offset: int, data: bytes) -> int:
-        """Return how much was written, or a negative errno."""
-        try:
-            return await self.write(FileHandleT(handle), offset, data)
-        except pyfuse3.FUSEError as error:
-            return -error.errno
-
-    def touched(self, handle: int, offset: int, size: int) -> None:
-        """Note that bytes of a handle were read by the channel."""
-        item = self._handles.get(FileHandleT(handle))
+    def touched(self, fh: int, off: int, size: int) -> None:
+        """Note that the channel has answered a read."""
+        item = self._handles.get(FileHandleT(fh))
         if isinstance(item, OpenItem):
-            item.touched(offset, size)
+            item.touched(off, size)
 
     @guarded
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:

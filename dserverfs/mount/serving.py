@@ -27,7 +27,7 @@ from dserverfs.base import service_manager
 from dserverfs.base.errors import DserverfsError, LocalDiskError, UsageError
 from dserverfs.base.model import Dataset, DserverURI, is_below
 from dserverfs.client import Client
-from dserverfs.mount import allocator, mountpoint
+from dserverfs.mount import allocator, direct_requests, mountpoint
 from dserverfs.mount.cache_commands import CacheCommands
 from dserverfs.mount.channel.link import Link
 from dserverfs.mount.control import Address, Server
@@ -252,7 +252,7 @@ async def _serve_requests(
 
 
 async def _answer_directly(channel: Link, operations: Operations) -> None:
-    await channel.serve(operations)
+    await direct_requests.serve(channel, operations)
     pyfuse3.terminate()  # unmounted
 
 

@@ -74,9 +74,9 @@ class Bench:
 
     def close(self) -> None:
         self.kernel.close()
+        self.ours.end()
         self._thread.join(WAIT_S)
         assert not self._thread.is_alive()
-        self.ours.close()
         if self.fault is not None:
             raise self.fault
 

@@ -1,4 +1,4 @@
-"""The daemon's side of the channel: starts it, tells it of blocks, and answers what it cannot.
+"""The daemon's end of the channel: starts it, tells it of blocks, and answers the kernel.
 
 `tell` and `forget` may be called in any thread, all else in the event loop. A block is taken
 back when it is not hot any more, which is when nothing in this process refers to it.
@@ -18,12 +18,8 @@ import threading
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
-
-import trio
 
 import dserverfs
-from dserverfs.base.errors import DserverfsError
 from dserverfs.base.hashes import Buffer
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.mount.channel import device, messages, wire
@@ -41,26 +37,6 @@ _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]);"
     " from dserverfs.mount.channel.process import main; main(*map(int, sys.argv[2:]))"
 )
-
-
-class ChannelFailed(DserverfsError):
-    """The channel ended, and the mount with it."""
-
-
-class Requests(Protocol):
-    """Those that the daemon answers by itself, without libfuse."""
-
-    def read_at_once(self, handle: int, offset: int, size: int) -> Buffer | int | None:
-        """Return bytes, or a negative errno, if nothing has to be waited for; else None."""
-
-    async def read_later(self, handle: int, offset: int, size: int) -> Buffer | int:
-        """Return bytes, or a negative errno."""
-
-    async def write_direct(self, handle: int, offset: int, data: bytes) -> int:
-        """Return how much was written, or a negative errno."""
-
-    def touched(self, handle: int, offset: int, size: int) -> None:
-        """Note that bytes of a handle were read by the channel."""
 
 
 class Link:
@@ -176,65 +152,27 @@ class Link:
 
     # What the channel leaves to the daemon
 
-    async def serve(self, requests: Requests) -> None:
-        """Answer reads and writes until the mount ends; raises ChannelFailed."""
-        async with trio.open_nursery() as nursery:
-            while True:
-                await trio.lowlevel.wait_readable(self._messages)
-                while True:
-                    try:
-                        message = self._messages.recv(messages.MAX_BYTES, socket.MSG_DONTWAIT)
-                    except BlockingIOError:
-                        break
-                    except ConnectionError:
-                        message = b""
-                    if not message:
-                        raise ChannelFailed("the mount's channel ended unexpectedly")
-                    (kind,) = messages.KIND.unpack_from(message)
-                    if kind == Kind.FAILED:
-                        said = message[messages.KIND.size :].decode("utf-8", "replace")
-                        raise ChannelFailed(f"the mount's channel failed: {said}")
-                    if kind == Kind.ENDED:
-                        nursery.cancel_scope.cancel()
-                        return
-                    self._begin(kind, message, requests, nursery)
+    def fileno(self) -> int:
+        """Return what becomes readable when there is a message."""
+        return self._messages.fileno()
 
-    def _begin(self, kind: int, message: bytes, requests: Requests, nursery: trio.Nursery) -> None:
-        if kind == Kind.READ:
-            unique = wire.REQUEST.unpack_from(message, messages.READ_AT)[2]
-            handle, offset, size, *_ = wire.READ.unpack_from(
-                message, messages.READ_AT + wire.REQUEST.size
-            )
-            data = requests.read_at_once(handle, offset, size)
-            if data is None:
-                nursery.start_soon(self._read, requests, unique, handle, offset, size)
-            else:
-                self._answer(unique, data)
-        elif kind == Kind.WRITE:
-            _, slot, length = messages.WRITE.unpack(message)
-            request = self._shared.slot(slot)[:length]
-            unique = wire.REQUEST.unpack_from(request)[2]
-            handle, offset, size, *_ = wire.WRITE.unpack_from(request, wire.REQUEST.size)
-            start = wire.REQUEST.size + wire.WRITE.size
-            data = bytes(request[start : start + size])
-            self._messages.send(messages.FREE.pack(Kind.FREE, slot))
-            nursery.start_soon(self._write, requests, unique, handle, offset, data)
-        elif kind == Kind.TOUCHED:
-            _, size, handle, offset = messages.TOUCHED.unpack(message)
-            requests.touched(handle, offset, size)
+    def message(self) -> bytes | None:
+        """Return the next message of the channel, b"" at its end; None if there is none yet."""
+        try:
+            return self._messages.recv(messages.MAX_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            return b""
 
-    async def _read(
-        self, requests: Requests, unique: int, handle: int, offset: int, size: int
-    ) -> None:
-        self._answer(unique, await requests.read_later(handle, offset, size))
+    def written(self, message: bytes) -> bytes:
+        """Return the request of a WRITE; its slot is free then."""
+        _, slot, length = messages.WRITE.unpack(message)
+        request = bytes(self._shared.slot(slot)[:length])
+        self._send(messages.FREE.pack(Kind.FREE, slot))
+        return request
 
-    async def _write(
-        self, requests: Requests, unique: int, handle: int, offset: int, data: bytes
-    ) -> None:
-        count = await requests.write_direct(handle, offset, data)
-        self._answer(unique, count if count < 0 else wire.WRITTEN.pack(count, 0))
-
-    def _answer(self, unique: int, answer: Buffer | int) -> None:
+    def answer(self, unique: int, answer: Buffer | int) -> None:
         """Answer the kernel with bytes or a negative errno."""
         try:
             if isinstance(answer, int):

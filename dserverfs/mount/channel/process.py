@@ -116,10 +116,21 @@ class Channel:
                     else:  # nothing was waited for but the end of the connection
                         raise Unmounted
                 except Unmounted:
-                    self._daemon.sock.setblocking(True)
-                    self._daemon.flush()
-                    self._daemon.sock.send(messages.ENDED.pack(Kind.ENDED))
+                    self.say(messages.ENDED.pack(Kind.ENDED))
                     return
+
+    def say(self, last: bytes) -> None:
+        """Tell the daemon the last message; return when it has ended the connections.
+
+        Until then libfuse must not find the end of its own.
+        """
+        daemon = self._daemon.sock
+        daemon.setblocking(True)
+        with contextlib.suppress(ConnectionError):
+            self._daemon.flush()
+            daemon.send(last)
+            while daemon.recv(messages.MAX_BYTES):
+                pass
 
     def _want(self, fd: int, events: int) -> None:
         if self._wanted.get(fd) != events:
@@ -287,11 +298,10 @@ def main(*fds: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     *sockets, memory = fds
     ends = Sockets(*(socket.socket(fileno=fd) for fd in sockets))
+    channel = Channel(ends, Shared(memory))
     try:
-        Channel(ends, Shared(memory)).run()
+        channel.run()
     except BaseException:
-        with contextlib.suppress(OSError):
-            ends.messages.setblocking(True)
-            said = traceback.format_exc()[-messages.MAX_FAILED_BYTES :]
-            ends.messages.send(messages.KIND.pack(Kind.FAILED) + said.encode("utf-8", "replace"))
+        said = traceback.format_exc()[-messages.MAX_FAILED_BYTES :].encode("utf-8", "replace")
+        channel.say(messages.KIND.pack(Kind.FAILED) + said)
         raise
