@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "__main__": "cli",
 }
 SUB_ROOMS = {
+    "mount": ["channel"],
     "reading": ["cache"],
     "writing": ["staging", "upload", "edits"],
     "server": ["store", "database", "routes", "pages"],

@@ -87,6 +87,12 @@ def define(parser: argparse.ArgumentParser) -> None:
         help="show figures of the mount to Prometheus at http://HOST:PORT/metrics, at 127.0.0.1"
         " without HOST; they are in MOUNTPOINT/.dserverfs/stats, too",
     )
+    parser.add_argument(
+        "--channel",
+        default="off",
+        choices=("on", "off"),
+        help="on: a process of its own answers reads of what is in the cache (default: off)",
+    )
     _add_logging(parser)
     parser.epilog = example("dserverfs mount dserver://data.example.org/s3/lab ~/lab")
     parser.set_defaults(command=_run)
@@ -232,6 +238,7 @@ def _serve(
         xattr=wanted.xattr,
         metrics_at=arguments.metrics,
         given=given_device.number_of(path),
+        channel=arguments.channel == "on",
     )
     status = 0
     try:

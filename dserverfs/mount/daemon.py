@@ -17,6 +17,7 @@ from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.refreshed import loaded
 from dserverfs.client import Client
 from dserverfs.mount import mountpoint
+from dserverfs.mount.channel.link import Link
 from dserverfs.mount.launcher import MountOptions
 from dserverfs.settings import Settings
 from dserverfs.tree.upper_directories import directories_below, parts_of
@@ -33,6 +34,10 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
         mountpoint.require_fuse()
     else:  # who gives it has opened and mounted it, and unmounts it
         mountpoint.require_packages()
+        if options.channel:
+            raise UsageError(f"{options.path}: is a given device, which has no --channel")
+    # Before there are threads, and much to be copied.
+    channel = Link.start() if options.channel else None
     descriptors.raise_limit()  # the client's cache keeps files open by it
     client = Client(
         options.uri.server,
@@ -55,8 +60,10 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
                 raise UsageError(
                     f"what mounts need cannot be loaded: {error}; dserverfs doctor says more"
                 ) from error
-            serving.run(options, settings, client, only, ready_fd)
+            serving.run(options, settings, client, only, ready_fd, channel)
         finally:
+            if channel is not None:
+                channel.close()
             asking.shutdown(wait=False, cancel_futures=True)
 
 

@@ -14,7 +14,7 @@ import functools
 import inspect
 import logging
 import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from time import perf_counter
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
@@ -145,6 +145,14 @@ def guarded(
             self.counts.done(name, perf_counter() - begun_s)
 
     return answer
+
+
+async def or_errno(answer: Awaitable[R]) -> R | int:
+    """Return what a handler answers, or the negative of the errno that it raises."""
+    try:
+        return await answer
+    except FUSEError as error:
+        return -error.errno
 
 
 def _told(request: str, error: Exception) -> Told:

@@ -50,6 +50,7 @@ class MountOptions(NamedTuple):
     xattr: bool = False
     metrics_at: tuple[str, int] | None = None  # host and port
     given: int | None = None  # the descriptor of a device that is mounted already
+    channel: bool = False  # whether a process of its own answers warm reads
 
 
 def start(serve: Callable[[int], int], kept: Collection[int] = ()) -> None:

@@ -74,7 +74,12 @@ class Metrics:
             for (request, number), count in sorted(requests.errors.copy().items())
         ]
         yield _counter("request_errors", "Requests that were answered with an errno.", *errors)
-        yield _counter("read_bytes", "Bytes given to programs.", Sample(requests.read_bytes))
+        of_channel = requests.of_channel()
+        yield _counter(
+            "read_bytes",
+            "Bytes given to programs.",
+            Sample(requests.read_bytes + of_channel.read_bytes),
+        )
         yield _counter(
             "written_bytes", "Bytes that programs wrote.", Sample(requests.written_bytes)
         )
@@ -82,6 +87,7 @@ class Metrics:
             "item_reads",
             "Reads of items: from memory or an open file of the cache, or after a wait.",
             Sample(requests.reads_at_once, {"found": "memory"}),
+            Sample(of_channel.reads, {"found": "channel"}),
             Sample(requests.reads_that_waited, {"found": "elsewhere"}),
         )
         counts = client.reader.report.counts

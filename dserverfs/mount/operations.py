@@ -17,6 +17,7 @@ import os
 import stat
 import threading
 from collections.abc import Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 import pyfuse3
@@ -36,9 +37,12 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
+from dserverfs.base.errors import DserverfsError
+from dserverfs.base.hashes import Buffer
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.mount import replies
 from dserverfs.mount.callers import Callers
+from dserverfs.mount.channel.link import Link
 from dserverfs.mount.errnos import Told, guarded
 from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.replies import Ownership
@@ -77,11 +81,13 @@ class Operations(pyfuse3.Operations):
         ownership: Ownership,
         recent_errors: RecentErrors,
         counts: RequestCounts,
+        channel: Link | None = None,
         *,
         others_read: bool | None = None,
     ) -> None:
         """`others_read` says whether other users may read; None leaves that to the kernel."""
         super().__init__()
+        self._channel = channel
         self.counts = counts
         self.callers: Callers | None = None
         if others_read is not None:
@@ -210,11 +216,13 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         found = await self._finish(self._fs.open(Inode(inode), flags, ctx.pid))
         if isinstance(found, ItemContent):
-            item = OpenItem(self._reader, found, lambda: _forget_pages(found, inode))
+            item = OpenItem(self._reader, found, lambda: self._forget_pages(found, inode))
             handle = self._keep(item, inode)
             traced = self.traces.opened(found, ctx.pid) if self.traces.active else None
             if traced:
                 self._traced[handle] = traced
+                if self._channel is not None:  # what it answers is not noted
+                    self._channel.forget(inode)
             # What the kernel has already would not be asked for, and not be noted.
             return replies.opened(handle, keeps_pages=not traced)
         handle = self._keep(found, inode)
@@ -253,6 +261,41 @@ class Operations(pyfuse3.Operations):
         if self._traced and (traced := self._traced.get(fh)):
             self.traces.read(traced, off, len(data))
         return data  # type: ignore[return-value]  # pyfuse3 takes any buffer, its stub says bytes
+
+    def read_at_once(self, fh: int, off: int, size: int) -> Buffer | None:
+        """Read as `read`, if nothing has to be waited for and nothing is wrong; else return None.
+
+        What was read may then be told to the channel, which answers the next such read.
+        """
+        begun_s = perf_counter()
+        handle = FileHandleT(fh)
+        item = self._handles.get(handle)
+        if not isinstance(item, OpenItem):
+            return None
+        try:
+            data = item.read_nowait(off, size, self._reply)
+        except DserverfsError:
+            return None  # `read` meets it again, and tells it
+        if data is None:
+            return None
+        self.counts.reads_at_once += 1
+        self.counts.read_bytes += len(data)
+        if self._traced:
+            if traced := self._traced.get(handle):
+                self.traces.read(traced, off, len(data))
+        elif self._channel is not None:
+            index = off // BLOCK_SIZE
+            block = item.shareable(index)
+            if block is not None:
+                self._channel.tell(self._inodes[handle], index, block)
+        self.counts.done("read", perf_counter() - begun_s)
+        return data
+
+    def touched(self, fh: int, off: int, size: int) -> None:
+        """Note that the channel has answered a read."""
+        item = self._handles.get(FileHandleT(fh))
+        if isinstance(item, OpenItem):
+            item.touched(off, size)
 
     @guarded
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
@@ -361,20 +404,24 @@ class Operations(pyfuse3.Operations):
         self._inodes[handle] = inode
         return handle
 
+    def _forget_pages(self, content: ItemContent, inode: InodeT) -> None:
+        """Let the kernel forget bytes of an item that turned out wrong; called in any thread."""
+        if self._channel is not None:
+            self._channel.forget(inode)
+
+        def invalidate() -> None:
+            try:
+                if self._channel is not None:
+                    self._channel.invalidate_inode(inode)
+                else:
+                    pyfuse3.invalidate_inode(inode)
+            except OSError as error:
+                logger.warning("the kernel may keep wrong bytes of %s: %s", content.key, error)
+
+        # In a thread of its own: it waits for pages under read, of which some wait for us.
+        threading.Thread(target=invalidate, name="invalidate", daemon=True).start()
+
     def _file(self, handle: FileHandleT) -> OpenFile:
         file = self._handles[handle]
         assert not isinstance(file, OpenItem)  # the kernel writes to no item: it was not opened so
         return file
-
-
-def _forget_pages(content: ItemContent, inode: InodeT) -> None:
-    """Let the kernel forget the bytes of an item that turned out wrong; called in any thread."""
-
-    def invalidate() -> None:
-        try:
-            pyfuse3.invalidate_inode(inode)
-        except OSError as error:
-            logger.warning("the kernel may keep wrong bytes of %s: %s", content.key, error)
-
-    # In a thread of its own: it waits for pages under read, of which some wait for us.
-    threading.Thread(target=invalidate, name="invalidate", daemon=True).start()

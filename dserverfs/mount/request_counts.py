@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable
+
+from dserverfs.mount.channel.messages import NOTHING, Counts
 
 # A read of a hot block takes 20 us, one from the store some 10 ms; the longest wait is 150 s.
 BOUNDS_S = (0.0001, 0.0005, 0.002, 0.01, 0.05, 0.2, 1.0, 5.0, 30.0)
@@ -26,7 +29,9 @@ class Durations:
 class RequestCounts:
     """Those of one mount."""
 
-    def __init__(self) -> None:
+    def __init__(self, of_channel: Callable[[], Counts] = lambda: NOTHING) -> None:
+        """`of_channel` gives what the channel has answered, which is not among the durations."""
+        self.of_channel = of_channel
         self.durations: dict[str, Durations] = {}  # by the request
         self.errors: Counter[tuple[str, int]] = Counter()  # by the request and the errno
         self.read_bytes = self.written_bytes = 0

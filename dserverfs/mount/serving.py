@@ -14,6 +14,7 @@ import logging
 import os
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -27,8 +28,9 @@ from dserverfs.base import service_manager
 from dserverfs.base.errors import DserverfsError, LocalDiskError, UsageError
 from dserverfs.base.model import Dataset, DserverURI, is_below
 from dserverfs.client import Client
-from dserverfs.mount import allocator, given_device, mountpoint
+from dserverfs.mount import allocator, direct_requests, given_device, mountpoint
 from dserverfs.mount.cache_commands import CacheCommands
+from dserverfs.mount.channel.link import Link
 from dserverfs.mount.control import Address, Server, told_by_mount
 from dserverfs.mount.control_commands import Commander
 from dserverfs.mount.launcher import READY, MountOptions
@@ -73,6 +75,7 @@ def run(
     client: Client,
     only: Future[Dataset | None],
     ready_fd: int | None,
+    channel: Link | None = None,
 ) -> None:
     """Mount and serve until unmounted or told to end; raises DserverfsError if it cannot.
 
@@ -84,7 +87,7 @@ def run(
         if options.allow_other:
             mountpoint.require_allow_other()
         mountpoint.prepare(options.path)
-    parts = _Parts.of(options, client, only.result())
+    parts = _Parts.of(options, client, only.result(), channel)
     with _metrics_served(options, parts.metrics):
         _mount(options, parts, settings, ready_fd)
     if not parts.signals:
@@ -96,8 +99,10 @@ def run(
 def _mount(options: MountOptions, parts: _Parts, settings: Settings, ready_fd: int | None) -> None:
     if options.given is not None:
         given_device.require_waiting(options.given)
+    wanted, channel = _fuse_options(options), parts.channel
+    target = str(options.path) if channel is None else channel.mount(options.path, wanted)
     try:
-        pyfuse3.init(parts.operations, str(options.path), _fuse_options(options))
+        pyfuse3.init(parts.operations, target, wanted)
     except RuntimeError as error:
         raise UsageError(f"{options.path}: cannot be mounted: {error}") from error
     try:
@@ -111,6 +116,10 @@ def _mount(options: MountOptions, parts: _Parts, settings: Settings, ready_fd: i
         pyfuse3.close(unmount=False)
         raise
     pyfuse3.close(unmount=options.given is None)
+    if channel is not None:
+        channel.close()
+        if parts.signals:  # else it is unmounted already
+            mountpoint.detach(options.path)
 
 
 @contextlib.contextmanager
@@ -147,9 +156,12 @@ class _Parts(NamedTuple):
     control: bytes | None  # what a mount says whose device was given
     signals: list[int]  # that told it to end
     failures: list[DserverfsError]  # to become one that answers
+    channel: Link | None
 
     @classmethod
-    def of(cls, options: MountOptions, client: Client, only: Dataset | None) -> _Parts:
+    def of(
+        cls, options: MountOptions, client: Client, only: Dataset | None, channel: Link | None
+    ) -> _Parts:
         freezer, edits = client.freezer, client.edits
         staging = None
         if not options.read_only:
@@ -169,7 +181,7 @@ class _Parts(NamedTuple):
         )
         if only is not None:
             tree.show_only(only)
-        counts = RequestCounts()
+        counts = RequestCounts() if channel is None else RequestCounts(lambda: channel.counts)
         metrics = Metrics(
             client,
             counts,
@@ -194,6 +206,7 @@ class _Parts(NamedTuple):
             ownership,
             recent_errors,
             counts,
+            channel,
             others_read=None if options.given is None else options.allow_other,
         )
         return cls(
@@ -213,6 +226,7 @@ class _Parts(NamedTuple):
             control,
             [],
             [],
+            channel,
         )
 
 
@@ -260,10 +274,17 @@ async def _serve_requests(
         nursery.start_soon(_end_on_signal, nursery.cancel_scope, parts.signals)
         nursery.start_soon(_begin, options, parts, control_directory, ready_fd)
         nursery.start_soon(keep_token, parts.tokens)
+        if parts.channel is not None:
+            nursery.start_soon(_answer_directly, parts.channel, parts.operations)
         await pyfuse3.main(max_tasks=MAX_REQUESTS)
         if ready_fd is None:
             service_manager.stopping(f"{options.path} is unmounted")
         nursery.cancel_scope.cancel()
+
+
+async def _answer_directly(channel: Link, operations: Operations) -> None:
+    await direct_requests.serve(channel, operations)
+    pyfuse3.terminate()  # unmounted
 
 
 async def keep_token(tokens: TokenSource) -> None:
@@ -320,7 +341,7 @@ async def _tell_ready(
         parts.site_cache,
         parts.look,
         lambda call: trio.from_thread.run_sync(call, trio_token=token),
-        _forget_name,
+        functools.partial(_forget_name, parts.channel),
     )
     control = Server(address, commander)
     control.open()
@@ -355,8 +376,12 @@ async def _answering(options: MountOptions, parts: _Parts, directory: Path) -> A
     return Address.of_given(directory, parts.control)
 
 
-def _forget_name(directory: Inode, name: str) -> None:
-    # By a thread of pyfuse3's: the kernel may wait for a request of ours before it does.
+def _forget_name(channel: Link | None, directory: Inode, name: str) -> None:
+    # By another thread: the kernel may wait for a request of ours before it does.
+    if channel is not None:
+        forget = functools.partial(channel.invalidate_entry, directory, os.fsencode(name))
+        threading.Thread(target=forget, name="invalidate", daemon=True).start()
+        return
     pyfuse3.invalidate_entry_async(
         pyfuse3.InodeT(directory), pyfuse3.FileNameT(os.fsencode(name)), ignore_enoent=True
     )

@@ -8,6 +8,7 @@ cuts its bytes out of the blocks. `read` does all that and blocks. Thread-safe.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -17,7 +18,7 @@ from dserverfs.base.hashes import Buffer
 from dserverfs.base.items import BLOCK_SIZE, ItemContent, Run, leading_run
 from dserverfs.base.retry import Deadline
 from dserverfs.reading.block_reader import BlockReader
-from dserverfs.reading.cache.blocks import Block, DamagedBlock
+from dserverfs.reading.cache.blocks import Block, DamagedBlock, FileBlock
 from dserverfs.reading.read_ahead import ReadAhead
 from dserverfs.reading.single_flight import wait_for
 
@@ -110,6 +111,35 @@ class OpenItem:
             return block.read_nowait(start, size, buffer)
         except DamagedBlock:
             return None
+
+    def shareable(self, index: int) -> FileBlock | None:
+        """Return a hot block in a file of which every byte may be handed out; else None.
+
+        Compares those checksum chunks that nobody has read yet, if they are in the page cache.
+        """
+        block = self._hot.get(index)
+        if not isinstance(block, FileBlock):
+            return None
+        if not self._reader.verification.needs_no_verification(self._content, whole=True):
+            return None
+        with contextlib.suppress(DamagedBlock):
+            if not block.is_checked:
+                block.read_nowait(0, BLOCK_SIZE)
+            if block.is_checked and not self._hot.is_dropped:
+                return block
+        return None
+
+    def touched(self, offset: int, size: int) -> None:
+        """Note a read of a shareable block that somebody else has answered."""
+        if offset == 0:
+            self._reader.prefetch.begun(self._content)
+        with self._lock:
+            ahead = self._ahead.plan(offset, size, self._blocks)
+        if ahead.length:
+            self._filler.request_ahead(self._content, ahead)
+        block = self._hot.get(offset // BLOCK_SIZE)
+        if block is not None and not block.used:
+            self._flight.note_use(block)
 
     def request_blocks(self, offset: int, size: int) -> list[Block | Future[Block]]:
         """Return the blocks of bytes [offset, offset+size); start fetching those missing.

@@ -106,7 +106,7 @@ class FileBlock:
     """
 
     __slots__ = (
-        *("_checked", "_fd", "_file", "_length", "_start"),
+        *("__weakref__", "_checked", "_fd", "_file", "_length", "_start"),
         *("checksums", "row", "serial", "used"),
     )
 
@@ -140,6 +140,15 @@ class FileBlock:
     def is_removed(self) -> bool:
         """Return True if the cache does not have it any more."""
         return self._file.is_removed()
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether all of it was compared with its checksums."""
+        return self._checked.find(0) < 0
+
+    def place(self) -> tuple[int, int, int]:
+        """Return the open file that it is in, where it begins there, and its length."""
+        return self._fd, self._start, self._length
 
     def read_nowait(
         self, offset: int, size: int, buffer: memoryview | None = None

@@ -1,0 +1,1 @@
+"""The channel: a process that owns the FUSE device and answers reads of warm blocks by itself."""

@@ -1,0 +1,185 @@
+"""The daemon's end of the channel: starts it, tells it of blocks, and answers the kernel.
+
+`tell` and `forget` may be called in any thread, all else in the event loop. A block is taken
+back when it is not hot any more, which is when nothing in this process refers to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+
+import dserverfs
+from dserverfs.base.hashes import Buffer
+from dserverfs.base.items import BLOCK_SIZE
+from dserverfs.mount.channel import device, messages, wire
+from dserverfs.mount.channel.messages import Counts, Kind, Shared, Sockets
+from dserverfs.reading.cache.blocks import FileBlock
+
+logger = logging.getLogger(__name__)
+
+END_TIMEOUT_S = 5.0
+
+# Without the packages that are installed, and without a look at the environment: it starts in
+# the time that the daemon takes to import a part of what it needs.
+_ROOT = str(Path(dserverfs.__file__).parents[1])
+_PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv[1]);"
+    " from dserverfs.mount.channel.process import main; main(*map(int, sys.argv[2:]))"
+)
+
+
+class Link:
+    """One mount's channel."""
+
+    def __init__(self, running: subprocess.Popen[bytes], sockets: Sockets, shared: Shared) -> None:
+        """Made by `start`."""
+        self._running = running
+        self._sockets = sockets
+        self._messages = sockets.messages
+        self._shared = shared
+        self._forgetting = threading.Lock()
+        self._device = -1
+        self._numbers = itertools.count(1)
+        self._told: dict[tuple[int, int], int] = {}  # id of the block, by inode and index
+        self._is_over = False
+
+    @classmethod
+    def start(cls) -> Link:
+        """Start the channel's process; it goes on to start while this one goes on."""
+        ours, theirs = Sockets.pair()
+        memory = Shared.create()
+        fds = [*(each.fileno() for each in theirs), memory]
+        try:
+            running = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _PROGRAM, _ROOT, *map(str, fds)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env={},
+                pass_fds=fds,
+            )
+            return cls(running, ours, Shared(memory))
+        finally:
+            theirs.close()
+            os.close(memory)
+
+    @property
+    def counts(self) -> Counts:
+        """How much the channel has answered by itself."""
+        return self._shared.counts
+
+    def mount(self, path: Path, options: Iterable[str]) -> str:
+        """Mount at a directory; return what libfuse is to be told to mount. Raises UsageError."""
+        self._device = device.mount(path, options)
+        socket.send_fds(
+            self._messages, [messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE)], [self._device]
+        )
+        # libfuse closes the one that it is given.
+        return f"/dev/fd/{os.dup(self._sockets.libfuse.fileno())}"
+
+    def close(self) -> None:
+        """End the channel, and with it the connection with the kernel."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._sockets.end()
+        if self._device >= 0:
+            os.close(self._device)
+            self._device = -1
+        try:
+            self._running.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._running.kill()
+            self._running.wait()
+
+    # What the channel may answer
+
+    def tell(self, inode: int, index: int, block: FileBlock) -> None:
+        """Let the channel answer reads of a block until that is gone."""
+        if self._told.get((inode, index)) == id(block):
+            return
+        number = next(self._numbers)
+        fd, start, length = block.place()
+        self._told[inode, index] = id(block)
+        self._send(messages.BLOCK.pack(Kind.BLOCK, length, inode, index, number, start), fd)
+        lost = weakref.finalize(block, self._lost, inode, index, number, id(block))
+        lost.atexit = False
+
+    def forget(self, inode: int) -> None:
+        """Have the channel answer no read of an inode any more; waits until that is so."""
+        with self._forgetting:
+            for key in [key for key in list(self._told) if key[0] == inode]:
+                self._told.pop(key, None)
+            self._send(messages.FORGET.pack(Kind.FORGET, 0, inode))
+            with contextlib.suppress(OSError):  # it has ended, and answers nothing
+                self._sockets.forgotten.recv(messages.MAX_BYTES)
+
+    def _lost(self, inode: int, index: int, number: int, block: int) -> None:
+        if self._told.get((inode, index)) == block:
+            self._told.pop((inode, index), None)
+        self._send(messages.LOST.pack(Kind.LOST, 0, inode, index, number))
+
+    def _send(self, message: bytes, *fds: int) -> None:
+        """Send; a channel that has ended, and answers nothing, need not be told."""
+        try:
+            socket.send_fds(self._messages, [message], fds)
+        except OSError as error:
+            if not self._is_over:
+                logger.debug("the channel is not told: %s", error)
+
+    # What the kernel is told
+
+    def invalidate_inode(self, inode: int) -> None:
+        """Make the kernel forget an inode's pages; waits for reads of them. Raises OSError."""
+        os.write(self._device, wire.invalidate_inode(inode))
+
+    def invalidate_entry(self, directory: int, name: bytes) -> None:
+        """Make the kernel forget a name; may wait for requests. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            os.write(self._device, wire.invalidate_entry(directory, name))
+
+    # What the channel leaves to the daemon
+
+    def fileno(self) -> int:
+        """Return what becomes readable when there is a message."""
+        return self._messages.fileno()
+
+    def message(self) -> bytes | None:
+        """Return the next message of the channel, b"" at its end; None if there is none yet."""
+        try:
+            return self._messages.recv(messages.MAX_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            return b""
+
+    def written(self, message: bytes) -> bytes:
+        """Return the request of a WRITE; its slot is free then."""
+        _, slot, length = messages.WRITE.unpack(message)
+        request = bytes(self._shared.slot(slot)[:length])
+        self._send(messages.FREE.pack(Kind.FREE, slot))
+        return request
+
+    def answer(self, unique: int, answer: Buffer | int) -> None:
+        """Answer the kernel with bytes or a negative errno."""
+        try:
+            if isinstance(answer, int):
+                os.write(self._device, wire.reply(unique, -answer))
+            else:
+                os.writev(self._device, [wire.reply(unique, 0, len(answer)), answer])
+        except OSError as error:
+            # Interrupted, or unmounted, which the channel tells.
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise

@@ -1,0 +1,122 @@
+"""What the channel and the daemon tell each other, each message in a packet of its own.
+
+    channel to daemon                 daemon to channel
+    READ     a read to be answered    DEVICE  the FUSE device (with its descriptor)
+    WRITE    the slot it lies in      BLOCK   a block that may be read (with its descriptor)
+    TOUCHED  a block that was read    LOST    a block that may be read no more
+    ENDED    unmounted                FORGET  no block of an inode may be read any more
+    FAILED   a fault, in words        FREE    a slot that may be used again
+
+`Shared` is the memory that both have: counts of the channel, and slots for writes, which are
+too long for a packet. Pure but for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import socket
+from enum import IntEnum
+from struct import Struct
+from typing import NamedTuple
+
+from dserverfs.mount.channel.wire import MAX_REQUEST_BYTES
+
+SLOTS = 8
+_COUNTS = Struct("=QQ")
+_PAGE = 4096
+
+
+class Kind(IntEnum):
+    """The first number of a message."""
+
+    READ = 1
+    WRITE = 2
+    TOUCHED = 3
+    ENDED = 4
+    DEVICE = 5
+    BLOCK = 6
+    LOST = 7
+    FORGET = 8
+    FREE = 9
+    FAILED = 10
+
+
+KIND = Struct("=I")
+DEVICE = Struct("=II")  # kind, bytes of a block
+READ_AT = KIND.size  # where the kernel's request begins in a READ
+WRITE = Struct("=III")  # kind, slot, length of the request
+TOUCHED = Struct("=IIQQ")  # kind, size, handle, offset
+ENDED = Struct("=I")
+BLOCK = Struct("=IIQQQQ")  # kind, length, inode, index, number, start in the file
+LOST = Struct("=IIQQQ")  # kind, padding, inode, index, number
+FORGET = Struct("=IIQ")  # kind, padding, inode
+FREE = Struct("=II")  # kind, slot
+MAX_FAILED_BYTES = 3000  # of text
+MAX_BYTES = 16 * 1024  # of any message
+
+
+class Sockets(NamedTuple):
+    """The ends of one process."""
+
+    libfuse: socket.socket  # requests and replies of the kernel
+    messages: socket.socket
+    forgotten: socket.socket  # each FORGET comes back, when it is in force
+
+    @classmethod
+    def pair(cls) -> tuple[Sockets, Sockets]:
+        """Return the daemon's ends and the channel's."""
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
+        return cls(*(each[0] for each in pairs)), cls(*(each[1] for each in pairs))
+
+    def close(self) -> None:
+        """Close these descriptors; another process may have them, too."""
+        for each in self:
+            each.close()
+
+    def end(self) -> None:
+        """End the connections, which wakes threads that wait for them, and close."""
+        for each in self:
+            with contextlib.suppress(OSError):  # the other end is closed already
+                each.shutdown(socket.SHUT_RDWR)
+        self.close()
+
+
+class Counts(NamedTuple):
+    """What the channel has answered by itself."""
+
+    reads: int
+    read_bytes: int
+
+
+NOTHING = Counts(0, 0)
+
+
+class Shared:
+    """Memory that the two processes share: a file without a name."""
+
+    BYTES = _PAGE + SLOTS * MAX_REQUEST_BYTES
+
+    def __init__(self, fd: int) -> None:
+        """`fd` is of a file of so many BYTES; it may be closed then."""
+        self._view = memoryview(mmap.mmap(fd, self.BYTES))
+
+    @classmethod
+    def create(cls) -> int:
+        """Return the descriptor of a new one."""
+        fd = os.memfd_create("dserverfs-channel")
+        os.ftruncate(fd, cls.BYTES)
+        return fd
+
+    def slot(self, number: int) -> memoryview:
+        start = _PAGE + number * MAX_REQUEST_BYTES
+        return self._view[start : start + MAX_REQUEST_BYTES]
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(*_COUNTS.unpack_from(self._view, 0))
+
+    def note(self, reads: int, read_bytes: int) -> None:
+        """Set the counts; by the channel alone."""
+        _COUNTS.pack_into(self._view, 0, reads, read_bytes)

@@ -1,0 +1,307 @@
+"""The channel's process: between the kernel and the daemon, one thread, no waiting.
+
+It reads the requests of the kernel from the FUSE device. A READ of a block that the daemon
+has told it of is answered here. Other READs and WRITEs go to the daemon as messages, and the
+daemon answers them on the device; all other requests go to libfuse as they are, and its
+replies come back. INTERRUPT is not passed on: it is about requests that libfuse may not know,
+and nobody would act on it.
+
+The rule for an answer from here: the daemon has told the block, with its descriptor, after all
+of it was compared with its checksums and its item with the manifest; and it has not taken it
+back. A read that is not wholly in one such block, or not in the page cache, is the daemon's.
+
+Ends when the mount or the daemon does. A fault here ends the mount (ENOTCONN).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import resource
+import select
+import signal
+import socket
+import traceback
+from collections import deque
+from typing import NamedTuple
+
+from dserverfs.mount.channel import messages, wire
+from dserverfs.mount.channel.messages import Kind, Shared, Sockets
+from dserverfs.mount.channel.wire import Opcode
+
+BURST = 32  # requests that are taken before other descriptors are looked at
+MAX_QUEUED = 1024  # messages that could not be sent; until they are, no request is taken
+
+
+class _Told(NamedTuple):
+    """A block that may be read."""
+
+    fd: int
+    start: int
+    length: int
+    number: int
+
+
+class _Outbox:
+    """A socket to which nothing is lost and nothing waits."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.queue: deque[bytes] = deque()
+
+    def send(self, message: bytes | memoryview) -> None:
+        if not self.queue:
+            with contextlib.suppress(BlockingIOError):
+                self.sock.send(message)
+                return
+        self.queue.append(bytes(message))
+
+    def flush(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self.queue:
+                self.sock.send(self.queue[0])
+                self.queue.popleft()
+
+
+class Unmounted(Exception):
+    """The kernel has ended the connection."""
+
+
+class Channel:
+    """The state of the process."""
+
+    def __init__(self, sockets: Sockets, shared: Shared) -> None:
+        """`sockets` are the channel's ends."""
+        sockets.libfuse.setblocking(False)
+        sockets.messages.setblocking(False)
+        self._libfuse = _Outbox(sockets.libfuse)
+        self._daemon = _Outbox(sockets.messages)
+        self._forgotten = sockets.forgotten
+        self._shared = shared
+        self._device = -1
+        self._block_bytes = 1
+        self._blocks: dict[int, dict[int, _Told]] = {}  # by inode and index
+        self._touched: dict[int, set[int]] = {}  # indices of blocks, by handle
+        self._free = deque(range(messages.SLOTS))
+        self._reply = memoryview(bytearray(wire.REPLY.size + wire.MAX_DATA_BYTES))
+        self._answer = memoryview(bytearray(wire.MAX_REQUEST_BYTES))
+        self._reads = self._read_bytes = 0
+        self._poll = select.poll()
+        self._wanted: dict[int, int] = {}
+
+    def run(self) -> None:
+        """Serve until the mount or the daemon ends."""
+        daemon, libfuse = self._daemon.sock.fileno(), self._libfuse.sock.fileno()
+        while True:
+            self._want(daemon, select.POLLIN | (select.POLLOUT if self._daemon.queue else 0))
+            self._want(libfuse, select.POLLIN | (select.POLLOUT if self._libfuse.queue else 0))
+            if self._device >= 0:
+                self._want(self._device, select.POLLIN if self._has_room() else 0)
+            ready = dict(self._poll.poll())
+            # First what the daemon takes back.
+            if ready.get(daemon, 0) & ~select.POLLOUT and not self._take_messages():
+                return
+            if ready.get(daemon, 0) & select.POLLOUT:
+                self._daemon.flush()
+            if ready.get(libfuse, 0) & select.POLLOUT:
+                self._libfuse.flush()
+            if ready.get(libfuse, 0) & ~select.POLLOUT and not self._pass_replies():
+                return
+            if self._device in ready:
+                try:
+                    if self._has_room():
+                        self._take_requests()
+                    else:  # nothing was waited for but the end of the connection
+                        raise Unmounted
+                except Unmounted:
+                    self.say(messages.ENDED.pack(Kind.ENDED))
+                    return
+
+    def say(self, last: bytes) -> None:
+        """Tell the daemon the last message; return when it has ended the connections.
+
+        Until then libfuse must not find the end of its own.
+        """
+        daemon = self._daemon.sock
+        daemon.setblocking(True)
+        with contextlib.suppress(ConnectionError):
+            self._daemon.flush()
+            daemon.send(last)
+            while daemon.recv(messages.MAX_BYTES):
+                pass
+
+    def _want(self, fd: int, events: int) -> None:
+        if self._wanted.get(fd) != events:
+            self._wanted[fd] = events
+            self._poll.register(fd, events)
+
+    def _has_room(self) -> bool:
+        return bool(self._free) and len(self._daemon.queue) + len(self._libfuse.queue) < MAX_QUEUED
+
+    # From the kernel
+
+    def _take_requests(self) -> None:
+        """Answer or pass on what requests there are, up to a bound; raises Unmounted."""
+        device, blocks, reply = self._device, self._blocks, self._reply
+        block_bytes = self._block_bytes
+        slot = self._shared.slot(self._free[0])
+        buffers = [slot]
+        for _ in range(BURST):
+            try:
+                length = os.readv(device, buffers)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.EINTR):  # the request was interrupted
+                    continue
+                if error.errno == errno.ENODEV:
+                    raise Unmounted from None
+                raise
+            if not length:
+                raise Unmounted
+            _, opcode, unique, inode, *_ = wire.REQUEST.unpack_from(slot)
+            if opcode == Opcode.READ:
+                handle, offset, size, *_ = wire.READ.unpack_from(slot, wire.REQUEST.size)
+                told = blocks.get(inode)
+                block = None if told is None else told.get(offset // block_bytes)
+                count = 0 if block is None else self._read(block, offset % block_bytes, size)
+                if count:
+                    wire.REPLY.pack_into(reply, 0, wire.REPLY.size + count, 0, unique)
+                    self._write(reply[: wire.REPLY.size + count])
+                    self._note(handle, offset, count)
+                else:
+                    self._daemon.send(messages.KIND.pack(Kind.READ) + slot[: wire.READ_BYTES])
+            elif opcode == Opcode.WRITE:
+                self._daemon.send(messages.WRITE.pack(Kind.WRITE, self._free.popleft(), length))
+                if not self._has_room():
+                    return
+                slot = self._shared.slot(self._free[0])
+                buffers = [slot]
+            elif opcode != Opcode.INTERRUPT:
+                if opcode == Opcode.RELEASE:
+                    self._touched.pop(wire.RELEASE.unpack_from(slot, wire.REQUEST.size)[0], None)
+                self._libfuse.send(slot[:length])
+                if self._libfuse.queue:
+                    return
+
+    def _read(self, block: _Told, start: int, size: int) -> int:
+        """Read from a block behind the header of the reply; return 0 if the daemon has to."""
+        wanted = min(size, block.length - start)
+        # Beyond the end of a block that is not the last of its item there is another one.
+        if wanted <= 0 or (wanted < size and block.length == self._block_bytes):
+            return 0
+        target = self._reply[wire.REPLY.size : wire.REPLY.size + wanted]
+        try:
+            count = os.preadv(block.fd, [target], block.start + start, os.RWF_NOWAIT)
+        except OSError:
+            return 0
+        return count if count == wanted else 0
+
+    def _note(self, handle: int, offset: int, count: int) -> None:
+        """Count a read, and tell the daemon of the first one of each block."""
+        self._reads += 1
+        self._read_bytes += count
+        self._shared.note(self._reads, self._read_bytes)
+        touched = self._touched.get(handle)
+        if touched is None:
+            touched = self._touched[handle] = set()
+        index = offset // self._block_bytes
+        if index not in touched:
+            touched.add(index)
+            with contextlib.suppress(BlockingIOError):  # it is a hint: what to fetch ahead
+                self._daemon.sock.send(messages.TOUCHED.pack(Kind.TOUCHED, count, handle, offset))
+
+    def _write(self, message: memoryview) -> None:
+        """Answer the kernel; that the request was interrupted is its own business."""
+        try:
+            os.write(self._device, message)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                raise Unmounted from None
+            if error.errno != errno.ENOENT:
+                raise
+
+    # From libfuse and the daemon
+
+    def _pass_replies(self) -> bool:
+        """Pass replies of libfuse on; return False at its end."""
+        for _ in range(BURST):
+            try:
+                length = self._libfuse.sock.recv_into(self._answer)
+            except BlockingIOError:
+                return True
+            except ConnectionError:
+                return False
+            if not length:
+                return False
+            with contextlib.suppress(Unmounted):  # read from the device, that is told
+                self._write(self._answer[:length])
+        return True
+
+    def _take_messages(self) -> bool:
+        """Take what the daemon tells; return False at its end."""
+        while True:
+            try:
+                message, fds, _, _ = socket.recv_fds(self._daemon.sock, messages.MAX_BYTES, 1)
+            except BlockingIOError:
+                return True
+            except ConnectionError:
+                return False
+            if not message:
+                return False
+            self._take(message, fds[0] if fds else -1)
+
+    def _take(self, message: bytes, fd: int) -> None:
+        (kind,) = messages.KIND.unpack_from(message)
+        if kind == Kind.DEVICE:
+            os.set_blocking(fd, False)
+            self._device = fd
+            _, self._block_bytes = messages.DEVICE.unpack(message)
+        elif kind == Kind.BLOCK:
+            _, length, inode, index, number, start = messages.BLOCK.unpack(message)
+            self._lose(inode, index)
+            if fd >= 0:  # -1: this process has too many files open
+                self._blocks.setdefault(inode, {})[index] = _Told(fd, start, length, number)
+        elif kind == Kind.LOST:
+            _, _, inode, index, number = messages.LOST.unpack(message)
+            told = self._blocks.get(inode, {}).get(index)
+            if told is not None and told.number == number:
+                self._lose(inode, index)
+        elif kind == Kind.FORGET:
+            _, _, inode = messages.FORGET.unpack(message)
+            for index in list(self._blocks.get(inode, ())):
+                self._lose(inode, index)
+            self._forgotten.send(message)
+        elif kind == Kind.FREE:
+            self._free.append(messages.FREE.unpack(message)[1])
+
+    def _lose(self, inode: int, index: int) -> None:
+        told = self._blocks.get(inode, {}).pop(index, None)
+        if told is None:
+            return
+        os.close(told.fd)
+        if not self._blocks[inode]:
+            del self._blocks[inode]
+
+
+def main(*fds: int) -> None:
+    """Be the channel; the daemon alone ends it, for it goes on while there are requests.
+
+    `fds` are those of the sockets and of the shared memory.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    gc.freeze()
+    gc.disable()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    *sockets, memory = fds
+    ends = Sockets(*(socket.socket(fileno=fd) for fd in sockets))
+    channel = Channel(ends, Shared(memory))
+    try:
+        channel.run()
+    except BaseException:
+        said = traceback.format_exc()[-messages.MAX_FAILED_BYTES :].encode("utf-8", "replace")
+        channel.say(messages.KIND.pack(Kind.FAILED) + said)
+        raise

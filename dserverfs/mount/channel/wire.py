@@ -1,0 +1,66 @@
+"""The kernel's FUSE protocol, as far as the channel speaks it (linux/fuse.h, version 7.12 on).
+
+A request is a header, then what its kind asks for; a reply is a header with the number of the
+request, then the answer. All numbers are in the machine's byte order. Pure.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from struct import Struct
+
+
+class Opcode(IntEnum):
+    """The kinds of requests that the channel looks into; all others go through as they are."""
+
+    READ = 15
+    WRITE = 16
+    RELEASE = 18
+    INTERRUPT = 36
+
+
+class Notice(IntEnum):
+    """What a file system tells the kernel without being asked, in the place of an errno."""
+
+    INVALIDATE_INODE = 2
+    INVALIDATE_ENTRY = 3
+
+
+# length, opcode, number of the request, inode, uid, gid, pid, extensions, padding
+REQUEST = Struct("=IIQQIIIHH")
+# length, negative errno or 0, number of the request
+REPLY = Struct("=IiQ")
+# handle, offset, size, read flags, lock owner, open flags, padding
+READ = Struct("=QQIIQII")
+# handle, offset, size, write flags, lock owner, open flags, padding; the bytes follow
+WRITE = Struct("=QQIIQII")
+# size, padding
+WRITTEN = Struct("=II")
+# handle, and flags that are not looked at
+RELEASE = Struct("=Q")
+# inode, offset, length
+INODE = Struct("=Qqq")
+# inode of the directory, length of the name, flags; the name and a NUL follow
+ENTRY = Struct("=QII")
+
+READ_BYTES = REQUEST.size + READ.size
+MAX_DATA_BYTES = 1024 * 1024  # of a read or a write: 256 pages, the kernel's limit
+# The device refuses a read into less than this.
+MAX_REQUEST_BYTES = MAX_DATA_BYTES + 4096
+
+
+def reply(unique: int, errno: int = 0, length: int = 0) -> bytes:
+    """Return the header of a reply with `length` bytes behind it; `errno` is positive."""
+    return REPLY.pack(REPLY.size + length, -errno, unique)
+
+
+def invalidate_inode(inode: int) -> bytes:
+    """Return the notice that makes the kernel forget an inode's attributes and pages."""
+    body = INODE.pack(inode, 0, 0)
+    return REPLY.pack(REPLY.size + len(body), Notice.INVALIDATE_INODE, 0) + body
+
+
+def invalidate_entry(directory: int, name: bytes) -> bytes:
+    """Return the notice that makes the kernel forget a name."""
+    body = ENTRY.pack(directory, len(name), 0) + name + b"\0"
+    return REPLY.pack(REPLY.size + len(body), Notice.INVALIDATE_ENTRY, 0) + body

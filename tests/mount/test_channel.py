@@ -1,0 +1,287 @@
+"""The channel between the kernel and the daemon, with sockets in the place of the device.
+
+Whatever the daemon tells and the kernel asks, an answer is of a block that may be read, and has
+its bytes; all else is passed on as it came, once, in its order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import select
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dserverfs.base.items import BLOCK_SIZE
+from dserverfs.mount.channel import messages, wire
+from dserverfs.mount.channel.messages import Kind, Shared, Sockets
+from dserverfs.mount.channel.process import Channel
+
+WAIT_S = 20.0
+LENGTHS = (BLOCK_SIZE, BLOCK_SIZE, 70_001)  # of an item's blocks
+
+
+class Answer(NamedTuple):
+    unique: int
+    errno: int
+    data: bytes
+
+
+class Bench:
+    """The channel in a thread, and all that is around it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for each in (self.kernel, device):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        self.ours, theirs = Sockets.pair()
+        memory = Shared.create()
+        self.shared = Shared(memory)
+        os.close(memory)
+        self.path = directory / "blocks"
+        self.fault: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(theirs,), daemon=True)
+        self._thread.start()
+        with device:
+            told = messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE)
+            socket.send_fds(self.ours.messages, [told], [device.fileno()])
+        self._unique = 0
+        self.touched: list[tuple[int, ...]] = []
+
+    def await_touched(self, number: int) -> list[tuple[int, ...]]:
+        """Return what was told of reads, when it is so many."""
+        while len(self.touched) < number:
+            message = readable(self.ours.messages).recv(messages.MAX_BYTES)
+            self.touched.append(messages.TOUCHED.unpack(message))
+        return self.touched
+
+    def _run(self, theirs: Sockets) -> None:
+        try:
+            Channel(theirs, self.shared).run()
+        except BaseException as error:  # noqa: BLE001 - told by `close`
+            self.fault = error
+        finally:
+            theirs.close()
+
+    def close(self) -> None:
+        self.kernel.close()
+        self.ours.end()
+        self._thread.join(WAIT_S)
+        assert not self._thread.is_alive()
+        if self.fault is not None:
+            raise self.fault
+
+    # The kernel
+
+    def ask(self, opcode: int, inode: int, body: bytes) -> tuple[int, bytes]:
+        """Ask; return the number of the request, and all of it."""
+        self._unique += 1
+        length = wire.REQUEST.size + len(body)
+        request = wire.REQUEST.pack(length, opcode, self._unique, inode, 0, 0, 0, 0, 0) + body
+        self.kernel.send(request)
+        return self._unique, request
+
+    def read(self, inode: int, offset: int, size: int, handle: int = 1) -> Answer | None:
+        """Return what the channel answers; None if it passes the request on as it is."""
+        body = wire.READ.pack(handle, offset, size, 0, 0, 0, 0)
+        unique, request = self.ask(wire.Opcode.READ, inode, body)
+        while True:
+            if readable(self.kernel, self.ours.messages) is self.kernel:
+                answer = answer_in(self.kernel.recv(1 << 21))
+                assert answer.unique == unique
+                return answer
+            message = self.ours.messages.recv(messages.MAX_BYTES)
+            if messages.KIND.unpack_from(message)[0] == Kind.READ:
+                assert message[messages.READ_AT :] == request
+                return None
+            self.touched.append(messages.TOUCHED.unpack(message))
+
+    # The daemon
+
+    def tell(self, inode: int, index: int, number: int, length: int, start: int) -> None:
+        message = messages.BLOCK.pack(Kind.BLOCK, length, inode, index, number, start)
+        with self.path.open("rb") as file:
+            socket.send_fds(self.ours.messages, [message], [file.fileno()])
+
+    def lose(self, inode: int, index: int, number: int) -> None:
+        self.ours.messages.send(messages.LOST.pack(Kind.LOST, 0, inode, index, number))
+
+    def forget(self, inode: int) -> None:
+        self.ours.messages.send(messages.FORGET.pack(Kind.FORGET, 0, inode))
+        assert readable(self.ours.forgotten) is self.ours.forgotten
+        self.ours.forgotten.recv(messages.MAX_BYTES)
+
+
+def readable(*sockets: socket.socket) -> socket.socket:
+    """Return the first socket from which something can be read."""
+    found, _, _ = select.select(sockets, [], [], WAIT_S)
+    assert found, "nothing comes"
+    first: socket.socket = found[0]
+    return first
+
+
+def answer_in(reply: bytes) -> Answer:
+    length, errno, unique = wire.REPLY.unpack_from(reply)
+    assert length == len(reply)
+    return Answer(unique, -errno, reply[wire.REPLY.size :])
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Bench]:
+    with tempfile.TemporaryDirectory() as directory:
+        bench = Bench(Path(directory))
+        try:
+            yield bench
+        finally:
+            bench.close()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with running() as made:
+        yield made
+
+
+ITEMS = st.integers(5, 7)
+INDICES = st.integers(0, len(LENGTHS) - 1)
+READS = st.tuples(
+    st.just("read"),
+    ITEMS,
+    st.integers(0, sum(LENGTHS) + 10) | st.sampled_from([BLOCK_SIZE - 1, BLOCK_SIZE, 4096]),
+    st.sampled_from([1, 4096, 128 * 1024]) | st.integers(0, wire.MAX_DATA_BYTES),
+)
+STEPS = st.lists(
+    READS
+    | st.tuples(st.sampled_from(["tell", "lose", "lose-older"]), ITEMS, INDICES, st.just(0))
+    | st.tuples(st.just("forget"), ITEMS, st.just(0), st.just(0)),
+    max_size=30,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS, st.integers(0, 1000))
+def test_answer_is_of_a_block_that_may_be_read(
+    steps: list[tuple[str, int, int, int]], seed: int
+) -> None:
+    rng = random.Random(seed)
+    with running() as bench:
+        content = rng.randbytes(1 << 16) * 20
+        bench.path.write_bytes(content)
+        told: dict[tuple[int, int], tuple[int, int]] = {}  # number and start
+        for number, (step, inode, first, size) in enumerate(steps, 1):
+            if step == "tell":
+                start = rng.randrange(1 << 16)
+                bench.tell(inode, first, number, LENGTHS[first], start)
+                told[inode, first] = (number, start)
+            elif step == "lose":
+                bench.lose(inode, first, told.pop((inode, first), (0, 0))[0])
+            elif step == "lose-older":
+                bench.lose(inode, first, told.get((inode, first), (1, 0))[0] - 1)
+            elif step == "forget":
+                bench.forget(inode)
+                told = {key: each for key, each in told.items() if key[0] != inode}
+            else:
+                index, offset = divmod(first, BLOCK_SIZE)
+                place = told.get((inode, index))
+                answer = bench.read(inode, first, size)
+                if place is None:
+                    assert answer is None
+                elif answer is not None:
+                    end = min(offset + size, LENGTHS[index])
+                    assert 0 < len(answer.data) == end - offset
+                    assert end == offset + size or index == len(LENGTHS) - 1
+                    assert answer.data == content[place[1] + offset : place[1] + end]
+                    assert answer.errno == 0
+
+
+def test_warm_block_is_answered_and_told_once_for_each_handle(bench: Bench) -> None:
+    content = os.urandom(BLOCK_SIZE)
+    bench.path.write_bytes(content)
+    bench.tell(9, 2, 1, BLOCK_SIZE, 0)
+
+    for handle in (3, 3, 4):
+        answer = bench.read(9, 2 * BLOCK_SIZE + 4096, 4096, handle)
+        assert answer is not None
+        assert answer.data == content[4096:8192]
+
+    assert bench.await_touched(2) == [
+        (Kind.TOUCHED, 4096, handle, 2 * BLOCK_SIZE + 4096) for handle in (3, 4)
+    ]
+    assert bench.shared.counts == (3, 3 * 4096)
+    bench.ask(wire.Opcode.RELEASE, 9, wire.RELEASE.pack(3) + bytes(16))
+    assert readable(bench.ours.libfuse).recv(1000)
+    assert bench.read(9, 2 * BLOCK_SIZE, 10, 3) is not None
+    assert bench.await_touched(3)[2][2] == 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 2**32 - 1).filter(lambda each: each not in {*wire.Opcode}),
+            st.integers(0, 2**64 - 1),
+            st.binary(max_size=200),
+        ),
+        max_size=40,
+    )
+)
+def test_all_other_requests_and_all_replies_go_through_as_they_are(
+    requests: list[tuple[int, int, bytes]],
+) -> None:
+    with running() as bench:
+        asked = [bench.ask(*request)[1] for request in requests]
+        bench.ask(wire.Opcode.INTERRUPT, 0, bytes(8))
+
+        passed = [readable(bench.ours.libfuse).recv(1 << 17) for _ in asked]
+        assert passed == asked
+        for request in asked:
+            bench.ours.libfuse.send(request)
+        assert [readable(bench.kernel).recv(1 << 17) for _ in asked] == asked
+
+
+def test_write_lies_in_a_slot_until_it_is_freed(bench: Bench) -> None:
+    requests = []
+    for number in range(messages.SLOTS + 3):
+        data = bytes([number]) * 1000
+        body = wire.WRITE.pack(7, number * 1000, len(data), 0, 0, 0, 0) + data
+        requests.append(bench.ask(wire.Opcode.WRITE, 5, body)[1])
+
+    seen = []
+    for _ in requests:
+        message = readable(bench.ours.messages).recv(messages.MAX_BYTES)
+        _, slot, length = messages.WRITE.unpack(message)
+        seen.append(bytes(bench.shared.slot(slot)[:length]))
+        bench.ours.messages.send(messages.FREE.pack(Kind.FREE, slot))
+
+    assert seen == requests
+
+
+def test_requests_wait_while_the_daemon_takes_none(bench: Bench) -> None:
+    """And nothing is lost or answered twice: warm reads go on as far as there is room."""
+    bench.path.write_bytes(os.urandom(BLOCK_SIZE))
+    passed = 3 * 1024
+    sending = threading.Thread(
+        target=lambda: [bench.ask(1, number, b"name\0") for number in range(passed)], daemon=True
+    )
+    sending.start()
+
+    for number in range(passed):
+        request = readable(bench.ours.libfuse).recv(1000)
+        assert wire.REQUEST.unpack_from(request)[3] == number
+    sending.join(WAIT_S)
+
+
+def test_end_of_the_connection_is_told(bench: Bench) -> None:
+    bench.kernel.close()
+
+    message = readable(bench.ours.messages).recv(messages.MAX_BYTES)
+    assert messages.KIND.unpack_from(message)[0] == Kind.ENDED

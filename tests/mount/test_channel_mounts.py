@@ -1,0 +1,167 @@
+"""Mounts with a channel: what it answers, how it ends, and that nothing of it is left."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dserverfs.base.items import BLOCK_SIZE
+from dserverfs.base.mountinfo import find_mounted
+from tests.support.accounts import Account
+from tests.support.dtool_datasets import content_of, make_dataset
+from tests.support.mount_daemons import Remountable, remountable, wait_for_end
+from tests.support.mounts import publish
+from tests.support.servers import ServerHandle
+
+SIZE = 5 * BLOCK_SIZE + 4321
+CONTENT = content_of("channel", SIZE)
+
+
+@pytest.fixture(scope="module")
+def uri(server: ServerHandle, token: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("channel")
+    local = make_dataset(directory, "warm", {"large": CONTENT, "small": b"small\n"})
+    return publish(server.base_uri, token, directory / "cache", local)[0]
+
+
+@pytest.fixture
+def mount(fuse: None, current_user: Account, token: str, uri: str) -> Iterator[Remountable]:
+    with remountable(current_user, uri, {"DSERVER_TOKEN": token}) as made:
+        made.mount("--channel", "on")
+        yield made
+
+
+def channel_of(daemon: int) -> int:
+    (found,) = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
+    return int(found)
+
+
+def answered(mount: Remountable) -> int:
+    """Return how many reads the channel has answered."""
+    text = (mount.path / ".dserverfs/stats").read_text()
+    match = re.search(r'item_reads_total\{found="channel"\} (\d+)', text)
+    assert match is not None
+    return int(match[1])
+
+
+def forget_pages(fd: int) -> None:
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_at_random(path: Path, times: int, seed: int) -> None:
+    """Require the right bytes at places all over a file, none of them from the page cache."""
+    rng = random.Random(seed)
+    with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        for _ in range(times):
+            forget_pages(file.fileno())
+            offset, size = rng.randrange(SIZE), rng.choice([1, 100, 4096, 200_000])
+            assert os.pread(file.fileno(), size, offset) == CONTENT[offset : offset + size]
+
+
+def test_warm_reads_are_answered_by_the_channel_with_the_right_bytes(mount: Remountable) -> None:
+    path = mount.path / "data/large"
+    assert path.read_bytes() == CONTENT
+
+    read_at_random(path, 200, 1)
+    before = answered(mount)
+    read_at_random(path, 200, 2)
+
+    assert answered(mount) >= before + 150  # the others are across two blocks, or at the end
+    assert (mount.path / "data/small").read_bytes() == b"small\n"
+
+
+def test_bytes_that_turn_out_wrong_are_not_answered_any_more(
+    mount: Remountable, current_user: Account
+) -> None:
+    path = mount.path / "data/large"
+    assert path.read_bytes() == CONTENT
+    read_at_random(path, 100, 3)
+
+    assert current_user.dserverfs("cache", "clear").returncode == 0
+    read_at_random(path, 100, 4)
+
+
+def test_reads_of_a_traced_program_are_all_noted(
+    mount: Remountable, current_user: Account, tmp_path: Path
+) -> None:
+    path, trace = mount.path / "data/large", current_user.home / "channel.trace"
+    assert path.read_bytes() == CONTENT
+    read_at_random(path, 100, 5)
+
+    done = current_user.dserverfs("trace", "-o", trace, "--", "md5sum", path)
+
+    assert done.returncode == 0, done.stderr
+    assert f'"ranges": [[0, {SIZE}]]' in trace.read_text()
+
+
+def test_dataset_is_made_and_frozen(
+    fuse: None, current_user: Account, server: ServerHandle, token: str
+) -> None:
+    with remountable(current_user, server.base_uri, {"DSERVER_TOKEN": token}) as mount:
+        mount.mount("--channel", "on", "--freeze-delay", "manual")
+        made = mount.path / "made-by-channel"
+        made.mkdir()
+        (made / "large").write_bytes(CONTENT)
+        with (made / "appended").open("ab", buffering=0) as file:
+            for start in range(0, len(CONTENT), 3 * BLOCK_SIZE):
+                file.write(CONTENT[start : start + 3 * BLOCK_SIZE])
+        assert current_user.dserverfs("freeze", made).returncode == 0
+        for name in ("large", "appended"):
+            assert (made / "data" / name).read_bytes() == CONTENT
+            read_at_random(made / "data" / name, 50, 6)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda each: each.name)
+def test_end_of_the_channel_is_the_end_of_the_mount(
+    mount: Remountable, number: signal.Signals
+) -> None:
+    daemon = mount.daemon()
+    channel = channel_of(daemon)
+
+    os.kill(channel, number)
+
+    if number == signal.SIGTERM:  # it is the daemon's to end
+        assert (mount.path / "data/small").read_bytes() == b"small\n"
+        os.kill(channel, signal.SIGKILL)
+    wait_for_end(daemon)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+        os.listdir(mount.path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda each: each.name)
+def test_channel_ends_with_the_daemon(mount: Remountable, number: signal.Signals) -> None:
+    daemon = mount.daemon()
+    channel = channel_of(daemon)
+    fd = os.open(mount.path / "data/large", os.O_RDONLY)
+    os.read(fd, 10)
+
+    mount.end(number)
+
+    wait_for_end(channel)
+    with contextlib.suppress(OSError):  # there is nobody any more who could be told
+        os.close(fd)
+    if number == signal.SIGKILL:
+        with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+            os.listdir(mount.path)
+    else:
+        assert find_mounted(mount.path) is None
+
+
+def test_unmounting_leaves_no_process(mount: Remountable, current_user: Account) -> None:
+    daemon = mount.daemon()
+    channel = channel_of(daemon)
+
+    done = current_user.dserverfs("umount", mount.path)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    wait_for_end(daemon)
+    wait_for_end(channel)
