@@ -32,7 +32,7 @@ def test_all_are_listed_with_their_places(capsys: pytest.CaptureFixture[str]) ->
 
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [name for name, _ in lines] == NAMES
-    assert len(NAMES) == 6
+    assert len(NAMES) == 7
     for name, place in lines:
         assert place == str(place_of(printed(name, capsys)))
         assert "/systemd/" in place

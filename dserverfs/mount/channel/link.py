@@ -13,13 +13,12 @@ import logging
 import os
 import socket
 import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
-import dserverfs
+from dserverfs.base import child_processes
 from dserverfs.base.hashes import Buffer
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.mount.channel import device, messages, wire
@@ -29,14 +28,7 @@ from dserverfs.reading.cache.blocks import FileBlock
 logger = logging.getLogger(__name__)
 
 END_TIMEOUT_S = 5.0
-
-# Without the packages that are installed, and without a look at the environment: it starts in
-# the time that the daemon takes to import a part of what it needs.
-_ROOT = str(Path(dserverfs.__file__).parents[1])
-_PROGRAM = (
-    "import sys; sys.path.insert(0, sys.argv[1]);"
-    " from dserverfs.mount.channel.process import main; main(*map(int, sys.argv[2:]))"
-)
+_PROGRAM = "dserverfs.mount.channel.process"
 
 
 class Link:
@@ -62,12 +54,12 @@ class Link:
         fds = [*(each.fileno() for each in theirs), memory]
         try:
             running = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _PROGRAM, _ROOT, *map(str, fds)],
+                child_processes.module_command(_PROGRAM, *map(str, fds)),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
-                env={},
+                env=child_processes.environment(),
                 pass_fds=fds,
             )
             return cls(running, ours, Shared(memory))

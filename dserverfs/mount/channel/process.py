@@ -23,6 +23,7 @@ import resource
 import select
 import signal
 import socket
+import sys
 import traceback
 from collections import deque
 from typing import NamedTuple
@@ -305,3 +306,7 @@ def main(*fds: int) -> None:
         said = traceback.format_exc()[-messages.MAX_FAILED_BYTES :].encode("utf-8", "replace")
         channel.say(messages.KIND.pack(Kind.FAILED) + said)
         raise
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

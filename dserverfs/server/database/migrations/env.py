@@ -4,9 +4,10 @@ from alembic import context
 
 from dserverfs.server.database.upgrading import VERSION_TABLE
 
-context.configure(
-    connection=context.config.attributes["connection"],
-    version_table=VERSION_TABLE,
-    transactional_ddl=True,
-)
-context.run_migrations()
+if hasattr(context, "config"):  # else it is imported, by whoever looks at all modules
+    context.configure(
+        connection=context.config.attributes["connection"],
+        version_table=VERSION_TABLE,
+        transactional_ddl=True,
+    )
+    context.run_migrations()
