@@ -6,6 +6,7 @@ model what it did and was told, and checks at once what can be checked at once.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from collections.abc import Callable
@@ -165,11 +166,14 @@ class Writer:
         return False
 
     def _require_directories(self, files: Files, top: str, path: str, made: set[str]) -> None:
-        try:
-            self._make_directories(files, top, path, made)
-        except Failed as error:
-            if error.errno != 17:  # EEXIST
-                raise
+        """Make those that are missing: a power cut may have taken the lower ones alone."""
+        while True:
+            try:
+                self._make_directories(files, top, path, made)
+                return
+            except Failed as error:
+                if error.errno != errno.EEXIST:
+                    raise
 
     def _let_freeze(self, job: Job, top: str) -> None:
         """Wait for it to be frozen by itself; after a while say by command that it is complete."""
