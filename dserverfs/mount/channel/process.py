@@ -32,7 +32,8 @@ from dserverfs.mount.channel import messages, wire
 from dserverfs.mount.channel.messages import Kind, Shared, Sockets
 from dserverfs.mount.channel.wire import Opcode
 
-BURST = 32  # requests that are taken before other descriptors are looked at
+BURST = 64  # requests that are taken before other descriptors are looked at
+SPINS = 15  # looks for the next request of a reader that was answered: to sleep takes longer
 MAX_QUEUED = 1024  # messages that could not be sent; until they are, no request is taken
 
 
@@ -149,11 +150,15 @@ class Channel:
         block_bytes = self._block_bytes
         slot = self._shared.slot(self._free[0])
         buffers = [slot]
+        spins = 0
         for _ in range(BURST):
             try:
                 length = os.readv(device, buffers)
             except BlockingIOError:
-                return
+                if not spins:
+                    return
+                spins -= 1
+                continue
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.EINTR):  # the request was interrupted
                     continue
@@ -172,6 +177,7 @@ class Channel:
                     wire.REPLY.pack_into(reply, 0, wire.REPLY.size + count, 0, unique)
                     self._write(reply[: wire.REPLY.size + count])
                     self._note(handle, offset, count)
+                    spins = SPINS
                 else:
                     self._daemon.send(messages.KIND.pack(Kind.READ) + slot[: wire.READ_BYTES])
             elif opcode == Opcode.WRITE:
