@@ -288,6 +288,8 @@ class Operations(pyfuse3.Operations):
             block = item.shareable(index)
             if block is not None:
                 self._channel.tell(self._inodes[handle], index, block)
+                if item.is_dropped:  # in another thread, since the block was looked at
+                    self._channel.forget(self._inodes[handle])
         self.counts.done("read", perf_counter() - begun_s)
         return data
 

@@ -112,6 +112,11 @@ class OpenItem:
         except DamagedBlock:
             return None
 
+    @property
+    def is_dropped(self) -> bool:
+        """Whether bytes of it turned out wrong: this handle gives none any more."""
+        return self._hot.is_dropped
+
     def shareable(self, index: int) -> FileBlock | None:
         """Return a hot block in a file of which every byte may be handed out; else None.
 
@@ -125,7 +130,7 @@ class OpenItem:
         with contextlib.suppress(DamagedBlock):
             if not block.is_checked:
                 block.read_nowait(0, BLOCK_SIZE)
-            if block.is_checked and not self._hot.is_dropped:
+            if block.is_checked and not self.is_dropped:
                 return block
         return None
 

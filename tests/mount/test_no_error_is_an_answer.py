@@ -160,9 +160,11 @@ def test_trouble_while_what_is_known_is_refreshed(
     right = walk.explore()
 
     quirky.broken = {OF_SERVER: FAULTS[fault]}
+    asked = quirky.asked(OF_SERVER)
     for _ in range(3):
         walk.age()
         require_right_or_refused(walk.ask_again(right), right)
+    assert quirky.asked(OF_SERVER) > asked, "the fault was met"
 
 
 def test_right_that_is_lost_is_refused_and_empties_no_directory(

@@ -375,8 +375,10 @@ def test_discard_takes_everything(base: Path, dataset: Path, current_user: Accou
 def test_name_of_what_was_discarded_is_free(dataset: Path, current_user: Account) -> None:
     """Also if nothing was listed while it was there."""
     for _ in range(2):
+        (dataset / "file").write_text("x")
         current_user.dserverfs("discard", dataset, check=True)
         dataset.mkdir()
+        assert os.listdir(dataset) == []
 
 
 def test_setfattr_freezes(dataset: Path, current_user: Account) -> None:

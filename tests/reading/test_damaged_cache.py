@@ -74,9 +74,12 @@ def test_undamaged_cache_has_all(killed: Path, tmp_path: Path) -> None:
 def changed(directory: Path, *statements: str) -> None:
     """Have SQL done in a cache that is closed."""
     database = sqlite3.connect(directory / "cache.db", isolation_level=None)
+    before = [*database.iterdump()]
     for statement in statements:
         database.execute(statement)
+    after = [*database.iterdump()]
     database.close()
+    assert after != before, "nothing is damaged"
 
 
 # Damage that SQLite does not see: a value is another one, of its type or not.

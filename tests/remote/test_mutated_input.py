@@ -146,11 +146,12 @@ class Answers(NamedTuple):
     versions: Mapping[str, Any] | None = OURS
 
 
-def upload(resolver: Resolver) -> None:
+def upload(resolver: Resolver) -> object:
     head = {key: value for key, value in UPLOAD_BODY.items() if key != "items"}
     urls = resolver.uploads.start(BASE_URI, head, UPLOAD_BODY["items"])  # type: ignore[arg-type]
     for entry in urls.items.values():
         requests.Request("PUT", entry.url, headers=dict(entry.headers))
+    return urls.items
 
 
 def metadata(resolver: Resolver) -> None:
@@ -271,7 +272,7 @@ def test_the_answer_itself_is_read(kind: str) -> None:
     answer, read, versions = ANSWERS[kind]
     transport = cast("ServerTransport", Answering(json.dumps(answer).encode(), versions, {}))
 
-    read(Resolver(transport, Storage()))
+    assert read(Resolver(transport, Storage())) is not None
 
 
 @settings(max_examples=75, deadline=None)

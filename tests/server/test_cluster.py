@@ -137,17 +137,7 @@ class Clients:
 
 @pytest.mark.parametrize(
     "parts",
-    [
-        ("volume1", "leader", "postgresql"),
-        pytest.param(
-            ("filer1", "filer2"),
-            marks=pytest.mark.xfail(
-                reason="in one run of three, objects put through the other gateway are not listed:"
-                " the server says that they are not uploaded, and the dataset stays staged",
-                strict=False,
-            ),
-        ),
-    ],
+    [("volume1", "leader", "postgresql"), ("filer1", "filer2")],
     ids=" ".join,
 )
 def test_no_part_of_the_store_takes_a_dataset_or_a_mount_with_it(

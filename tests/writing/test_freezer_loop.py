@@ -82,6 +82,7 @@ def test_sealed_one_goes_on_though_nobody_knows_who_may_still_write(bench: Freez
     bench.freezer.open()
 
     wait_until_frozen(bench, bench.staged)
+    assert len(bench.server.registered_uuids) == 1
 
 
 def test_shells_that_wrote_are_looked_at_again_and_again(bench: FreezeBench) -> None:
