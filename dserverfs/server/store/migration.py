@@ -94,8 +94,18 @@ class Migration:
         finally:
             with self.target.reporting("the deletion of a first object"):
                 client.delete_object(**place)
+                self._delete_probes_of_killed_runs()
         if is_same:
             raise UsageError(f"{self.target.name} is the embedded store itself")
+
+    def _delete_probes_of_killed_runs(self) -> None:
+        store, bucket = self.target.store, self.target.bucket
+        left = [
+            each.key
+            for each in store.iter_objects(bucket, self._prefix + _PROBE)
+            if not each.size_in_bytes
+        ]
+        store.delete(bucket, left)
 
     def survey(self, on_count: Callable[[str, int], None]) -> Survey:
         """List both sides; raises Conflict if others have changed what was copied there."""
