@@ -239,7 +239,7 @@ def _open_staging(client: Client) -> Staging:
                 client.freezer.resume(staged)
         except LocalDiskError as error:
             logger.warning("%s", error)
-    client.freezer.open()
+    client.freezer.open(staging.left_behind)
     return staging
 
 

@@ -40,6 +40,8 @@ from dserverfs.server.store.signing import bucket_of, require_bucket_name
 from dserverfs.server.store.stores import Stores
 from dserverfs.server.web import write_token
 
+# One that does not run refuses at once; one that is slow has work to do.
+STORE_TIMEOUT_S = 30.0
 # dservercore keeps 64 characters; a slash could not be in a path, a space not in a list.
 _USERNAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._@+-]{0,63}\Z")
 
@@ -204,7 +206,7 @@ def s3_access(directory: DataDirectory, stores: Stores) -> S3Access:
     buckets = [bucket_of(uri) for uri in own]
     storage = SeaweedFS(directory.store, bucket="").storage_of_running()
     try:
-        existing = set(ObjectStore(storage, attempts=1, timeout_s=5.0).buckets())
+        existing = set(ObjectStore(storage, attempts=1, timeout_s=STORE_TIMEOUT_S).buckets())
     except Unreachable as error:
         raise UsageError(f"the store does not run; run: dserverfs serve ({error})") from error
     file = directory.path / "s3_credentials"

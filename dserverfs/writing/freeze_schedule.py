@@ -102,4 +102,4 @@ class Schedule:
 
 def is_sealed(staged: StagedDataset) -> bool:
     """Return whether it is ours and on its way to be frozen."""
-    return staged.is_owned and staged.record.state not in (State.OPEN, State.FAILED)
+    return staged.is_owned and staged.is_on_its_way

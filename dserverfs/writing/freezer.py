@@ -7,14 +7,17 @@ everything staged, with the reason in its state. Thread-safe; the jobs run in th
 of their own.
 
 After a crash at each step: not yet sealed, it is open, whatever of it is stored;
-sealed or uploading, the next mount carries on; completing, the next mount asks the
-server again; frozen, the next mount only deletes.
+sealed or uploading, a mount carries on; completing, a mount asks the server again;
+frozen, a mount only deletes. That mount is the next one, or one that runs and finds that
+nobody owns it any more.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -43,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 JOBS = 2
 CLOSE_GRACE_S = 5.0
+# Between looks for what another process left on its way: who runs that again comes first.
+LOOK_AROUND_S = 10.0
 
 
 class Freezer:
@@ -63,11 +68,15 @@ class Freezer:
         self._closed = False
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
+        self._find_left_behind: Callable[[], Iterable[StagedDataset]] = tuple
+        self._look_around_at_s = 0.0
         self.max_item_bytes: int | None = None  # of one item; None: no limit is known
         self._knows_limit = False
 
-    def open(self) -> None:
-        """Start to freeze by itself."""
+    def open(self, find_left_behind: Callable[[], Iterable[StagedDataset]] = tuple) -> None:
+        """Start to freeze by itself, also what is found now and then that others left behind."""
+        self._find_left_behind = find_left_behind
+        self._look_around_at_s = time.monotonic() + LOOK_AROUND_S
         self._thread = threading.Thread(target=self._run, name="freezer", daemon=True)
         self._thread.start()
 
@@ -239,9 +248,12 @@ class Freezer:
                         if staged.written_by.has_shell:
                             shells.append(staged)
                 others = list(self._others.values())
-                if not due and not shells and not others:
-                    self._condition.wait(wait_s)
+                around_s = self._look_around_at_s - time.monotonic()
+                if not due and not shells and not others and around_s > 0:
+                    self._condition.wait(around_s if wait_s is None else min(wait_s, around_s))
                     continue
+            if around_s <= 0:
+                self._look_around()
             for staged in others:
                 if self._take_over(staged):
                     with self._condition:
@@ -253,6 +265,12 @@ class Freezer:
                 with self._condition:
                     if not self._closed:
                         self._condition.wait(min(wait_s or LOOK_AGAIN_S, LOOK_AGAIN_S))
+
+    def _look_around(self) -> None:
+        """Carry on with what processes left behind that ended while this one runs."""
+        for staged in self._find_left_behind():
+            self._take_over(staged)
+        self._look_around_at_s = time.monotonic() + LOOK_AROUND_S
 
     def _freeze_all(self, due: list[StagedDataset]) -> bool:
         """Freeze those whose writers have all ended; return whether there was one."""

@@ -100,7 +100,7 @@ class Daemon:
             for base_uri in staging.base_uris():
                 for staged in staging.datasets(base_uri):
                     client.freezer.resume(staged)
-            client.freezer.open()
+            client.freezer.open(staging.left_behind)
         tree = Tree(DserverURI(SERVER), client.catalogue, self.scheduler.wall_ns(), staging, edits)
         self.tree = tree
         self.fs = FileSystem(tree, client.freezer, client.give_way, staging=staging, edits=edits)

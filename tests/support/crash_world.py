@@ -21,7 +21,7 @@ from tests.support.promises import Promised, PromiseList
 from tests.support.server_store import weed_of
 from tests.support.servers import ServerHandle, running_server
 
-SETTLE_S = 240.0
+SETTLE_S = 120.0
 POLL_S = 0.05
 Running = contextlib.AbstractContextManager[subprocess.Popen[bytes]]
 # Below those that the kernel gives to whom asks for any.

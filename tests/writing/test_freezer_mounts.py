@@ -1,4 +1,4 @@
-"""The freezer and its mount: what is carried on with, what happens by itself, and the end."""
+"""The freezer and its mount: what happens by itself, and the end."""
 
 from __future__ import annotations
 
@@ -40,106 +40,6 @@ ENDING = Cancelled("the mount is ending")
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FreezeBench:
     """One that freezes nothing by itself."""
     return freeze_bench(tmp_path / "staging", monkeypatch)
-
-
-# The next mount
-
-
-@pytest.mark.parametrize(
-    "step",
-    [
-        *("announce", "send", "complete", "answer", "registered", "learn"),
-        pytest.param("adopt", marks=pytest.mark.expects_log("cannot be put away")),
-    ],
-)
-def test_next_mount_carries_on_after_a_kill_at_any_step(bench: FreezeBench, step: str) -> None:
-    """What it registered itself others may have changed since: it need not be the same."""
-    bench.server.plans[step] = Cancelled("killed")
-    bench.freeze()
-    bench.server.plans.clear()
-    bench.server.steps.clear()
-
-    staged = bench.crash()
-    freezer = bench.mount(delay_s=3600.0)
-    freezer.resume(staged)
-    assert not freezer._others
-    freezer.open()
-    wait_for(lambda: not staged.directory.exists(), "it is frozen and put away")
-    freezer.close()
-
-    assert "same" not in bench.server.names_of_steps()
-    assert bench.server.registered_uuids == {staged.id: 1}
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        pytest.param(None, marks=pytest.mark.expects_log("it was open when its mount ended")),
-        NO_RIGHT,
-    ],
-)
-def test_open_and_failed_ones_of_the_mount_before_wait_for_a_person_and_belong_to_nobody(
-    bench: FreezeBench, error: Exception | None
-) -> None:
-    if error is not None:
-        bench.server.plans["announce"] = error
-        bench.freeze()
-    staged = bench.crash()
-
-    bench.mount(delay_s=0.0).resume(staged)
-
-    assert not staged.is_owned
-    assert not bench.is_watched()
-    assert bench.freezer.drain() == []
-    if error is None:
-        assert not staged.record.armed
-
-
-def test_one_of_a_mount_that_still_lives_is_taken_over_when_that_has_ended(
-    bench: FreezeBench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dserverfs.writing.freezer.LOOK_AGAIN_S", 0.01)
-    bench.server.plans["announce"] = AWAY
-    bench.freeze()
-    bench.server.plans.clear()
-    living = bench.staged
-    (staged,) = type(bench.staging)(bench.staging.directory, "server").open().datasets(BASE_URI)
-    bench.server.staged = staged
-    freezer = bench.mount()
-    freezer.resume(staged)
-    freezer.open()
-    assert not staged.is_owned
-    assert not bench.is_watched()
-
-    living.disown()
-
-    wait_for(lambda: not staged.directory.exists(), "it is frozen and put away")
-    freezer.close()
-    assert len(bench.server.registered_uuids) == 1
-
-
-@pytest.mark.expects_log("cannot be carried on with")
-def test_one_whose_state_is_damaged_is_left_as_it_is(bench: FreezeBench) -> None:
-    staged = bench.crash()
-    (staged.directory / "state").write_text("{")
-
-    bench.mount().resume(staged)
-
-    assert staged.problem is not None
-    assert staged.problem.startswith("cannot be carried on with")
-    assert not bench.is_watched()
-    assert not bench.freezer._others
-
-
-def test_one_that_was_put_away_meanwhile_is_no_problem(bench: FreezeBench) -> None:
-    staged = bench.crash()
-    bench.staged.directory.rename(staged.directory.with_name(".gone"))
-
-    bench.mount().resume(staged)
-
-    assert staged.problem is None
-    assert not bench.is_watched()
-    assert not bench.freezer._others
 
 
 # The end of a mount

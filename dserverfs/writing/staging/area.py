@@ -136,6 +136,20 @@ class Staging:
                     staged._gone = True
         return sorted(found, key=lambda staged: (staged.record.created_at, staged.id))
 
+    def left_behind(self) -> list[StagedDataset]:
+        """Return what is on its way to be frozen, not this process' own, and can be read."""
+        found = []
+        try:
+            for base_uri in self.base_uris():
+                found += self.datasets(base_uri)
+        except (OSError, LocalDiskError) as error:
+            logger.debug("%s", error)  # whoever lists them is told
+        return [
+            staged
+            for staged in found
+            if staged.is_on_its_way and not staged.is_owned and staged.problem is None
+        ]
+
     def _has_staged_locked(self, base: Path) -> bool:
         return any(path.parent == base and not one.is_over for path, one in self._known.items())
 

@@ -103,6 +103,11 @@ class StagedDataset:
         return self._gone or self.frozen_as is not None or self._record.state is State.FROZEN
 
     @property
+    def is_on_its_way(self) -> bool:
+        """Whether it was sealed, to be frozen or about to be deleted after that."""
+        return self._record.state not in (State.OPEN, State.FAILED)
+
+    @property
     def uuid(self) -> UUID:
         """The uuid of the dataset it becomes, as far as that is known."""
         return UUID(self._record.uuid or self._record.id)
