@@ -26,6 +26,7 @@ from tests.support.accounts import Account
 from tests.support.child_processes import spawn
 from tests.support.dtool_commands import dtool_of
 from tests.support.names import Names
+from tests.support.patience import LATE_S
 from tests.support.recorded_disk import recorded_disk
 from tests.support.unexpected_log import complaint
 
@@ -68,7 +69,7 @@ def test_clean_removes_dead_and_live_mounts_and_their_processes(dead_root: Path)
 
     found = leftovers.clean(dead_root)
 
-    assert live.wait(10) in (0, -signal.SIGKILL)
+    assert live.wait(LATE_S) in (0, -signal.SIGKILL)
     assert f"mount {dead_root / 'dead mount'}" in found
     assert f"mount {dead_root / 'live'}" in found
     assert not leftovers.mounts_below(dead_root, fstype=None)
@@ -86,7 +87,7 @@ def test_clean_touches_no_mount_of_another_kind(dead_root: Path, tmp_path: Path)
         assert found == [f"{dead_root}: kept, for {dead_root / 'other'} is still mounted"]
     finally:
         subprocess.run(["fusermount3", "-uz", dead_root / "other"], check=True)
-        process.wait(10)
+        process.wait(LATE_S)
 
 
 @pytest.mark.usefixtures("fuse")
@@ -107,7 +108,7 @@ def test_clean_kills_only_processes_of_the_root(dead_root: Path, tmp_path: Path)
     try:
         found = leftovers.clean(dead_root)
 
-        assert ours.wait(10) == -signal.SIGKILL
+        assert ours.wait(LATE_S) == -signal.SIGKILL
         assert other.poll() is None
         assert found == [f"process {ours.pid} (sleep 60)"]
     finally:
@@ -164,7 +165,7 @@ def test_spawned_child_dies_with_its_parent() -> None:
     assert_gone(int(parent.stdout))
 
 
-def assert_gone(pid: int, timeout_s: float = 10) -> None:
+def assert_gone(pid: int, timeout_s: float = LATE_S) -> None:
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:

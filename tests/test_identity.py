@@ -28,6 +28,7 @@ from dserverfs.writing.staging.area import Staging
 from tests.support.accounts import Account
 from tests.support.dtool_commands import Dtool, dtool_of
 from tests.support.mounts import mounted
+from tests.support.patience import LATE_S
 from tests.support.rewritten_files import wait_for
 from tests.support.servers import ServerHandle, running_server
 from tests.support.staged_datasets import freeze, status
@@ -398,7 +399,7 @@ def test_each_is_shown_from_what_is_kept_when_their_server_has_stopped(
         ThreadPoolExecutor(len(own)) as pool,  # each question waits for the server for a while
     ):
         stoppable.process.terminate()
-        stoppable.process.wait(30)
+        stoppable.process.wait(LATE_S)
 
         again = list(pool.map(show, [path / twin.path for twin in own]))
 

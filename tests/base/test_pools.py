@@ -6,8 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from dserverfs.base import pools
-
-WAIT_S = 20.0
+from tests.support.patience import LATE_S
 
 
 def test_work_is_done_or_told_of_but_never_both_nor_neither() -> None:
@@ -16,13 +15,13 @@ def test_work_is_done_or_told_of_but_never_both_nor_neither() -> None:
 
     def work() -> None:
         begun.set()
-        assert go_on.wait(WAIT_S)
+        assert go_on.wait(LATE_S)
         told.append("done")
 
     pool = ThreadPoolExecutor(1)
     pools.submit(pool, work, dropped=lambda: told.append("dropped, though begun"))
     pools.submit(pool, work, dropped=lambda: told.append("dropped before its turn"))
-    assert begun.wait(WAIT_S)
+    assert begun.wait(LATE_S)
 
     pool.shutdown(wait=False, cancel_futures=True)
     assert told == ["dropped before its turn"]

@@ -21,6 +21,7 @@ from tests.support.accounts import Account
 from tests.support.dtool_commands import Dtool, dtool_of, s3_access, stored_dataset
 from tests.support.dtool_datasets import README, content_of, make_dataset, make_varied_dataset
 from tests.support.mounts import detach, mounted
+from tests.support.patience import LATE_S
 from tests.support.quirky_server import TOKEN, QuirkyServer, quirky_server
 from tests.support.server_store import storage_of
 from tests.support.servers import ServerHandle, new_uuid
@@ -416,7 +417,7 @@ def test_published_dataset_is_read_by_its_link_until_that_expires(
     anybody.output("cp", "-q", link, "copies")
     assert anybody.output("diff", "--full", local, tmp_path / "copies/published-by-broker")
     assert dtool.run("publish", uri, env={"DTOOL_S3_PUBLISH_EXPIRY": "x"}).returncode == 1
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + LATE_S
     while anybody.run("name", brief).returncode == 0:
         assert time.monotonic() < deadline
 

@@ -39,10 +39,10 @@ from dserverfs.mount import waiting
 from dserverfs.remote.api import Resolver
 from tests.support.broken_disks import DISK_ERRNOS, WAYS, own_disk, read_only
 from tests.support.mount_daemons import wait_for
+from tests.support.patience import LATE_S
 from tests.support.quirky_server import CONTENTS, QuirkyServer, says
 
 pytest_plugins = ["tests.support.resolver_fixtures"]
-TIMEOUT_S = 20
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ class Halt:
 
     def __call__(self, handler: Any) -> None:
         self.arrived.set()
-        assert self._go.wait(TIMEOUT_S)
+        assert self._go.wait(LATE_S)
         handler._route(handler.path)
 
     def release(self) -> None:
@@ -95,7 +95,7 @@ def begun_and_halted(
     halt = Halt()
     quirky.faults = [halt]
     load = begun(lambda: manifests.index(dataset))
-    assert halt.arrived.wait(TIMEOUT_S)
+    assert halt.arrived.wait(LATE_S)
     return load, halt
 
 
@@ -105,7 +105,7 @@ def test_index_and_file_are_asked_for_once_whoever_waits(
     load, halt = begun_and_halted(quirky, manifests, dataset)
     again = [begun(lambda: manifests.index(dataset)), begun(lambda: manifests.file(dataset))]
     halt.release()
-    load.future.result(TIMEOUT_S)
+    load.future.result(LATE_S)
 
     assert again == [load, load]
     assert manifests.index(dataset).number_of_items == len(CONTENTS)
@@ -131,7 +131,7 @@ def test_failed_load_is_told_to_all_who_wait_and_begun_anew_by_the_next(
 
     load = begun(lambda: manifests.index(dataset))
     with pytest.raises(NotFound):
-        load.future.result(TIMEOUT_S)
+        load.future.result(LATE_S)
 
     assert not list((tmp_path / "kept").iterdir())
     assert loaded(lambda: manifests.index(dataset)).number_of_items == len(CONTENTS)
@@ -294,9 +294,9 @@ def test_closing_is_told_to_who_waits_for_a_load_whose_turn_did_not_come(
     manifests.close()
 
     with pytest.raises(Cancelled):
-        second.future.result(TIMEOUT_S)
+        second.future.result(LATE_S)
     halt.release()
-    assert first.future.exception(TIMEOUT_S) is not None
+    assert first.future.exception(LATE_S) is not None
 
 
 def test_closing_ends_a_load_and_begins_no_other(
@@ -308,7 +308,7 @@ def test_closing_ends_a_load_and_begins_no_other(
     halt.release()
 
     with pytest.raises(Cancelled):
-        load.future.result(TIMEOUT_S)
+        load.future.result(LATE_S)
     with pytest.raises(Cancelled):
         loaded(lambda: manifests.index(dataset))
 
@@ -468,12 +468,12 @@ def test_what_is_on_the_disk_waits_for_no_server(
     others = [dataclasses.replace(dataset, uri=BackendURI(f"{dataset.uri}{n}")) for n in "12"]
     with contextlib.closing(manifests_of_one_directory()) as after:
         loads = [begun(partial(after.index, other)) for other in others]
-        assert halt.arrived.wait(TIMEOUT_S)
+        assert halt.arrived.wait(LATE_S)
 
-        begun(lambda: after.index(dataset)).future.result(TIMEOUT_S)
+        begun(lambda: after.index(dataset)).future.result(LATE_S)
 
         assert after.index(dataset).number_of_items == len(CONTENTS)
         assert not any(load.future.done() for load in loads)
         halt.release()
         for load in loads:
-            load.future.exception(TIMEOUT_S)
+            load.future.exception(LATE_S)

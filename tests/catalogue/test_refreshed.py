@@ -21,6 +21,7 @@ from dserverfs.catalogue.refreshed import (
     RefreshWaits,
     loaded,
 )
+from tests.support.patience import LATE_S
 
 
 class Inline(Executor):
@@ -341,7 +342,7 @@ def test_many_who_find_a_value_old_refresh_it_once() -> None:
 
         futures = [pool.submit(loaded, value.get_at_once) for _ in range(50)]
         for future in futures:
-            future.result(20)
+            future.result(LATE_S)
         loaded(value.get)
 
     assert len(asked) == 2
@@ -363,7 +364,7 @@ def test_all_who_wait_for_a_failing_load_are_told_by_one_request() -> None:
     with ThreadPoolExecutor(5) as pool:
         value: RefreshedValue[object] = RefreshedValue(fetch, 60.0, pool)
         first = pool.submit(value.load)
-        errors = [load.exception(20) for load in (first, *others)]
+        errors = [load.exception(LATE_S) for load in (first, *others)]
 
         assert [str(error) for error in errors] == ["gone for a moment"] * len(errors)
         assert asked == 1

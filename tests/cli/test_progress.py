@@ -12,6 +12,7 @@ import pytest
 from dserverfs.base.progress import Progress
 from dserverfs.cli.progress import IN_PIPE_S, ProgressLine, text_of
 from dserverfs.cli.whole_items import BytesSoFar, Summary, Totals, WholeItem
+from tests.support.patience import LATE_S
 
 
 class Clock:
@@ -91,7 +92,7 @@ def test_bytes_of_items_that_are_under_way_are_shown(
 
     def work() -> None:
         so_far.update(b"x" * 300)
-        assert is_under_way.wait(30)
+        assert is_under_way.wait(LATE_S)
 
     items = [WholeItem("large", 1000, work, so_far), WholeItem("small", 10, lambda: None)]
     summary = Summary()

@@ -29,6 +29,7 @@ from tests.support import accounts
 from tests.support.accounts import Account
 from tests.support.dtool_datasets import content_of, make_dataset
 from tests.support.mount_daemons import Remountable, remountable, stopped, wait_for_end
+from tests.support.patience import LATE_S
 from tests.support.servers import ServerHandle, begin, put_items, running_server, upload_body
 from tests.support.staged_states import staged_states
 
@@ -245,7 +246,7 @@ def kill_when(mount: Remountable, is_so: Callable[[], bool]) -> None:
 
 def stop(server: ServerHandle) -> None:
     server.process.terminate()
-    server.process.wait(30)
+    server.process.wait(LATE_S)
 
 
 def pack(directory: Path, archive: Path) -> None:

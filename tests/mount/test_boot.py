@@ -17,6 +17,7 @@ from dserverfs.cli.main import main
 from tests.support.accounts import Account, is_reachable_by_all
 from tests.support.mount_daemons import daemon_of
 from tests.support.mounts import detach, mounted
+from tests.support.patience import LATE_S
 from tests.support.servers import ServerHandle
 from tests.support.service_manager import manager
 
@@ -239,7 +240,7 @@ def test_manager_of_services_is_told_of_a_mount_in_the_foreground(
                 }
                 process.terminate()
                 assert systemd.told()["STOPPING"] == "1"
-                assert process.wait(30) == 0
+                assert process.wait(LATE_S) == 0
         finally:
             detach(place)
 

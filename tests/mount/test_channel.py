@@ -25,8 +25,8 @@ from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.mount.channel import messages, wire
 from dserverfs.mount.channel.messages import Kind, Shared, Sockets
 from dserverfs.mount.channel.process import Channel
+from tests.support.patience import LATE_S
 
-WAIT_S = 20.0
 LENGTHS = (BLOCK_SIZE, BLOCK_SIZE, 70_001)  # of an item's blocks
 
 
@@ -75,7 +75,7 @@ class Bench:
     def close(self) -> None:
         self.kernel.close()
         self.ours.end()
-        self._thread.join(WAIT_S)
+        self._thread.join(LATE_S)
         assert not self._thread.is_alive()
         if self.fault is not None:
             raise self.fault
@@ -123,7 +123,7 @@ class Bench:
 
 def readable(*sockets: socket.socket) -> socket.socket:
     """Return the first socket from which something can be read."""
-    found, _, _ = select.select(sockets, [], [], WAIT_S)
+    found, _, _ = select.select(sockets, [], [], LATE_S)
     assert found, "nothing comes"
     first: socket.socket = found[0]
     return first
@@ -277,7 +277,7 @@ def test_requests_wait_while_the_daemon_takes_none(bench: Bench) -> None:
     for number in range(passed):
         request = readable(bench.ours.libfuse).recv(1000)
         assert wire.REQUEST.unpack_from(request)[3] == number
-    sending.join(WAIT_S)
+    sending.join(LATE_S)
 
 
 def test_end_of_the_connection_is_told(bench: Bench) -> None:

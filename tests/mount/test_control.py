@@ -21,6 +21,7 @@ from dserverfs.base.errors import DaemonSilent, UsageError
 from dserverfs.mount.control import Address, Answer, Server, ask
 from tests.support.accounts import Account
 from tests.support.mutations import mangled
+from tests.support.patience import LATE_S
 
 DEVICE = os.makedev(0, 900_000 + os.getpid() % 100_000)  # no mount of this machine has it
 TIMEOUT_S = 0.2
@@ -35,7 +36,7 @@ class Daemon:
     def __call__(self, request: dict[str, Any]) -> Iterator[Answer]:
         if request["command"] == "work":
             yield {"progress": {"done": 0}}
-            self.release.wait(30)
+            self.release.wait(LATE_S)
         elif request["command"] != "echo":
             raise UsageError(f"{request['command']!r}: no such command")
         yield {"result": request}
@@ -139,7 +140,7 @@ def test_a_daemon_that_is_stopped_is_given_up(address: Address, daemon: Daemon) 
 
     class Silent(Server):
         def _serve(self, connection: Any) -> None:
-            daemon.release.wait(30)
+            daemon.release.wait(LATE_S)
             connection.close()
 
     address.path.unlink()

@@ -24,6 +24,7 @@ from tests.support.accounts import Account
 from tests.support.child_processes import SETPRIV
 from tests.support.given_devices import Device, mounted_device
 from tests.support.mount_daemons import wait_for, wait_for_end
+from tests.support.patience import LATE_S
 from tests.support.servers import ServerHandle, upload
 from tests.support.service_manager import manager
 from tests.support.staged_datasets import freeze, leave, status
@@ -172,7 +173,7 @@ def test_daemon_in_the_foreground_tells_its_manager_and_ends_without_unmounting(
             device.close()
             assert user.run("ls", device.path).returncode == 0
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(LATE_S) == 0
         finally:
             process.kill()
             process.wait()

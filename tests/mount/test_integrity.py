@@ -15,6 +15,7 @@ from dserverfs.base.items import BLOCK_SIZE
 from tests.support.accounts import Account
 from tests.support.dtool_datasets import content_of, make_dataset
 from tests.support.mounts import mounted, publish
+from tests.support.patience import LATE_S
 from tests.support.server_store import StoredItems
 from tests.support.servers import ServerHandle
 
@@ -56,7 +57,7 @@ def test_copy_of_damaged_bytes_fails_and_of_mended_ones_is_right(
 
         stored.put(relpath, right)
         # The kernel is told in another thread to forget what it was given.
-        end = time.monotonic() + 20
+        end = time.monotonic() + LATE_S
         while (path / "data" / relpath).read_bytes() != right:
             assert time.monotonic() < end, "wrong bytes stay in the page cache"
         assert hashlib.md5((path / "data" / relpath).read_bytes()).digest() == (

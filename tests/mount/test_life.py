@@ -17,6 +17,7 @@ from dserverfs.mount.mountpoint import refuse_own_files, resolve
 from tests.support.accounts import Account
 from tests.support.mount_daemons import Remountable, stopped, wait_for, wait_for_end
 from tests.support.mounts import detach
+from tests.support.patience import LATE_S
 from tests.support.servers import ServerHandle, upload
 from tests.support.tcp_relay import relay
 
@@ -101,9 +102,7 @@ def test_own_files_in_a_mount_are_refused(
     where = mount.path if place != "other" else current_user.home / "elsewhere"
     where.mkdir(exist_ok=True)
 
-    line = failed(
-        current_user.dserverfs("mount", server.base_uri, where, option, target, timeout_s=30)
-    )
+    line = failed(current_user.dserverfs("mount", server.base_uri, where, option, target))
 
     assert f"{option} {target}: is " in line
     assert "outside" in line
@@ -169,8 +168,8 @@ def test_a_stopped_daemon_is_told_in_bounded_time_and_stays_mounted(
     (mount.path / "kept-while-stopped/file").write_text("content")
 
     with stopped(mount.daemon()):
-        ended = failed(current_user.dserverfs("umount", "--timeout", "1", mount.path, timeout_s=30))
-        asked = current_user.dserverfs("status", timeout_s=40)
+        ended = failed(current_user.dserverfs("umount", "--timeout", "1", mount.path))
+        asked = current_user.dserverfs("status")
 
     assert "does not answer" in ended
     assert "fusermount3" in ended
@@ -260,7 +259,7 @@ def test_a_mount_command_that_is_ended_mounts_nothing_later(
             wait_for(children.read_text, "the daemon")
             daemon = int(children.read_text())
             waiting.send_signal(number)
-            waiting.wait(20)
+            waiting.wait(LATE_S)
         line.resume()
         wait_for_end(daemon)
 

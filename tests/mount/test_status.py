@@ -11,6 +11,7 @@ from typing import Any
 from tests.support.accounts import Account
 from tests.support.mount_daemons import Remountable
 from tests.support.mounts import mounted
+from tests.support.patience import LATE_S
 from tests.support.servers import ServerHandle, upload
 from tests.support.staged_datasets import status
 
@@ -69,7 +70,7 @@ def test_watch_reports_again_and_again_until_it_is_interrupted(current_user: Acc
         assert watching.stdout is not None
         reports = [json.loads(watching.stdout.readline()) for _ in range(2)]
         watching.send_signal(signal.SIGINT)
-        assert watching.wait(30) == 0
+        assert watching.wait(LATE_S) == 0
         rest = watching.stdout.read()
 
     assert all({"mounts", "staged", "unsent", "logins"} <= report.keys() for report in reports)

@@ -21,6 +21,7 @@ from tests.support.accounts import Account
 from tests.support.dtool_datasets import make_dataset
 from tests.support.mount_daemons import daemon_of, wait_for_end
 from tests.support.mounts import detach, mounted, publish
+from tests.support.patience import LATE_S
 from tests.support.server_store import weed_of
 from tests.support.servers import ServerHandle
 from tests.support.tcp_relay import relay
@@ -348,7 +349,7 @@ def test_foreground_mount_ends_with_its_terminal_command(
             said += line
         assert (mountpoint / "trouble/data/hello.txt").read_bytes() == b"hello\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(LATE_S) == 0
     assert find_mounted(mountpoint) is None
 
 

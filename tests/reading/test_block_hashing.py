@@ -18,6 +18,7 @@ from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.reading import block_hashing
 from dserverfs.reading.open_item import OpenItem
 from tests.support.faulty_store import FaultyStore, faulty_store
+from tests.support.patience import LATE_S
 from tests.support.reading_world import CONTENT, World
 
 IN_ORDER = list(range(0, len(CONTENT), BLOCK_SIZE))
@@ -62,10 +63,12 @@ def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
     may_begin = threading.Event()
     hasher = _HeldHasher(may_begin, [])
     with faulty_store(CONTENT) as store:
-        world = World(store, tmp_path / "blocks", read_timeout_s=5.0, make_hasher=lambda _: hasher)
+        world = World(
+            store, tmp_path / "blocks", read_timeout_s=LATE_S, make_hasher=lambda _: hasher
+        )
         item = OpenItem(world.reader, world.content())
         first = item.read(0, BLOCK_SIZE)
-        assert hasher.has_begun.wait(20)
+        assert hasher.has_begun.wait(LATE_S)
         yield Held(store, world, item, first, hasher, may_begin)
         may_begin.set()
         world.close()
@@ -84,7 +87,7 @@ def test_item_is_hashed_while_another_one_is(
         return hashers[-1]
 
     with faulty_store(CONTENT) as store:
-        world = World(store, tmp_path / "blocks", read_timeout_s=3.0, make_hasher=make)
+        world = World(store, tmp_path / "blocks", read_timeout_s=LATE_S, make_hasher=make)
         first = OpenItem(world.reader, world.content(key="dserver://one/i"))
         for start in IN_ORDER[:-1]:
             first.read(start, BLOCK_SIZE)
@@ -120,10 +123,12 @@ def test_reader_far_from_what_is_hashed_does_not_wait_for_it(
     content = CONTENT * 3
 
     with faulty_store(content) as store:
-        world = World(store, tmp_path / "blocks", read_timeout_s=5.0, make_hasher=lambda _: hasher)
+        world = World(
+            store, tmp_path / "blocks", read_timeout_s=LATE_S, make_hasher=lambda _: hasher
+        )
         near, far = (OpenItem(world.reader, world.content(len(content))) for _ in range(2))
         near.read(0, BLOCK_SIZE)
-        assert hasher.has_begun.wait(20)
+        assert hasher.has_begun.wait(LATE_S)
         near.read(BLOCK_SIZE, BLOCK_SIZE)
         place = 8 * BLOCK_SIZE
 
@@ -144,7 +149,7 @@ def test_readers_whose_blocks_are_put_off_fail_when_the_mount_ends(held: Held) -
     held.world.reader.close()
 
     with pytest.raises(Unreachable):
-        awaited.result(20)
+        awaited.result(LATE_S)
 
 
 class _Switching:
@@ -186,7 +191,7 @@ def test_block_that_comes_at_the_end_of_a_turn_is_hashed(tmp_path: Path) -> None
                 hashing is not None and hashing.next >= 2
             )
 
-        end_s = time.monotonic() + 20
+        end_s = time.monotonic() + LATE_S
         while not came or not is_hashed():
             assert time.monotonic() < end_s, "a block was forgotten"
             time.sleep(0.01)
@@ -220,7 +225,7 @@ def test_block_that_comes_again_with_other_bytes_is_not_the_one_that_was_hashed(
         hashing = world.reader.hashes.hashing(content)
         assert hashing is not None
         with hashing.changed:
-            assert hashing.changed.wait_for(lambda: hashing.next >= known, 20)
+            assert hashing.changed.wait_for(lambda: hashing.next >= known, LATE_S)
         # In the place of those; the fetch ahead may find out meanwhile that the item is wrong.
         for start in IN_ORDER[3:5]:
             bytes_or_error(beginning, start, BLOCK_SIZE)

@@ -27,6 +27,7 @@ from tests.support.faulty_store import (
     ignore_range,
     refuse,
 )
+from tests.support.patience import LATE_S
 from tests.support.reading_world import CONTENT, World, wrong_bytes
 
 pytest_plugins = ["tests.support.reading_fixtures"]
@@ -242,7 +243,7 @@ def test_want_never_blocks_and_hands_out_futures(world: World) -> None:
 
     wanted = item.request_blocks(BLOCK_SIZE - 5, 10)
 
-    blocks = [entry.result(20) if isinstance(entry, Future) else entry for entry in wanted]
+    blocks = [entry.result(LATE_S) if isinstance(entry, Future) else entry for entry in wanted]
     assert bytes(item.cut(blocks, BLOCK_SIZE - 5, 10)) == CONTENT[BLOCK_SIZE - 5 : BLOCK_SIZE + 5]
 
 

@@ -26,6 +26,7 @@ from dserverfs.reading.hot_blocks import HotBlocks
 from tests.support.accounts import Account
 from tests.support.cache_worker import BLOCKS, ITEMS, check
 from tests.support.child_processes import spawn
+from tests.support.patience import LATE_S
 from tests.support.servers import SOURCES
 from tests.support.small_disk import MIB, fill, free_bytes, small_disk
 
@@ -154,7 +155,7 @@ def test_what_a_killed_process_left_is_swept_away_and_nothing_else(tmp_path: Pat
 
     cache.open()
 
-    end = time.monotonic() + 20
+    end = time.monotonic() + LATE_S
     while files_in(directory) != {kept, f"0/{'0' * 31}.blk"}:
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -178,7 +179,7 @@ def test_database_that_another_holds_stops_writing_for_a_while_and_no_reading(
     assert files_in(tmp_path / "blocks") == set(), "what was not entered is taken back"
     other.execute("ROLLBACK")
     other.close()
-    end = time.monotonic() + 20
+    end = time.monotonic() + LATE_S
     while cache.load(BlockKey("item", 1), 5) is None:
         cache.store([(BlockKey("item", 1), MemoryBlock(b"after"))])
         assert time.monotonic() < end
@@ -201,7 +202,7 @@ def test_database_that_is_damaged_while_it_is_used_is_made_anew(
         file.seek(4096)
         file.write(b"garbage" * 100_000)
 
-    end = time.monotonic() + 20
+    end = time.monotonic() + LATE_S
     while cache.load(BlockKey("new", 0), 3) is None:
         for index in range(50):
             cache.load(BlockKey("item", index), 20_000)
@@ -265,7 +266,7 @@ def test_what_is_cleared_every_process_closes(tmp_path: Path) -> None:
 
     maintenance.clear(cleaner)
 
-    end = time.monotonic() + 20
+    end = time.monotonic() + LATE_S
     while any(("item", number) in holder.loaded for number in range(3)):
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -301,7 +302,7 @@ def test_cache_larger_than_its_new_limit_shrinks_when_it_is_opened(tmp_path: Pat
     cache = BlockCache(directory, size_limit=4 * MIB)
     cache.open()
 
-    end = time.monotonic() + 20
+    end = time.monotonic() + LATE_S
     while size_of_files(directory) > 4 * MIB:
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -21,6 +21,7 @@ from dserverfs.reading.hash_objects import HashObjects
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.signed_urls import SignedURL
 from tests.support.faulty_store import Fault, FaultyStore, Handler, faulty_store, refuse
+from tests.support.patience import LATE_S
 from tests.support.reading_world import DATASET, OneUrl
 
 BLOCKS = 40
@@ -125,7 +126,7 @@ def test_chunk_is_fetched_once_for_all_who_ask_at_once(
     store: FaultyStore, objects: HashObjects
 ) -> None:
     def late(handler: Handler) -> None:
-        assert store.released.wait(30)
+        assert store.released.wait(LATE_S)
         handler.serve()
 
     store.faults.append(late)
@@ -326,17 +327,17 @@ def test_failure_is_told_to_those_who_wait_and_the_next_asks_anew(
 
     def late(handler: Handler) -> None:
         asked.set()
-        assert store.released.wait(30)
+        assert store.released.wait(LATE_S)
         refuse(412, "PreconditionFailed")(handler)
 
     store.faults.append(late)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(objects.fetch, item(1), 0, 1)
-        assert asked.wait(30)
+        assert asked.wait(LATE_S)
         key = next(iter(objects._coming))
         second = objects._coming[key]
         store.released.set()
 
-        assert isinstance(first.exception(30), DserverfsError)
-        assert second.exception(30) is first.exception()
+        assert isinstance(first.exception(LATE_S), DserverfsError)
+        assert second.exception(LATE_S) is first.exception()
     assert objects.fetch(item(1), 0, 5) == hashes_of(1, 0, 5)

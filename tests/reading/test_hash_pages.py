@@ -18,6 +18,7 @@ from dserverfs.reading import hash_pages
 from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.cache.block_keys import PAGE
 from dserverfs.reading.hash_pages import ABSENT_S, RETRY_S, HashPages, NoHashes
+from tests.support.patience import LATE_S
 from tests.support.reading_world import DATASET, Hashes
 
 NUMBER = PAGE + 3  # of the blocks of an item, whose hashes are two pages
@@ -356,7 +357,7 @@ def test_wait_is_over_when_what_came_is_kept(bench: Bench) -> None:
     may_be_kept = threading.Event()
 
     def come(content: ItemContent, indices: range) -> None:
-        assert may_be_kept.wait(20)
+        assert may_be_kept.wait(LATE_S)
         done.append("kept")
 
     def wait() -> None:
@@ -369,7 +370,7 @@ def test_wait_is_over_when_what_came_is_kept(bench: Bench) -> None:
     waiting.start()
     waiting.join(0.05)  # time to be wrong in
     may_be_kept.set()
-    waiting.join(20)
+    waiting.join(LATE_S)
 
     assert done == ["kept", "waited"]
 
@@ -403,7 +404,7 @@ def test_who_waits_for_hashes_has_them_when_they_come(
     reader.start()
 
     bench.source.may_answer.set()
-    reader.join(20)
+    reader.join(LATE_S)
 
     assert got == EACH[:1]
 
@@ -419,7 +420,7 @@ def test_end_lets_go_of_those_who_wait_for_hashes(
     reader.start()
 
     bench.pages.close()
-    reader.join(20)
+    reader.join(LATE_S)
     bench.pages.request(TWO_BLOCKS_OF_ANOTHER, 0)
 
     assert got == [None]

@@ -15,6 +15,7 @@ from dserverfs.base.model import Identifier
 from dserverfs.reading import item_hashes
 from dserverfs.reading.cache.blocks import MemoryBlock
 from dserverfs.reading.item_hashes import Hashing, ItemHashes, Verdict
+from tests.support.patience import LATE_S
 from tests.support.reading_world import DATASET
 
 CONTENT = bytes(2 * BLOCK_SIZE)
@@ -239,7 +240,7 @@ def test_end_and_a_lost_block_let_go_of_all_who_wait() -> None:
 
     def wait(hashing: Hashing) -> None:
         with hashing.changed:
-            woken.append(hashing.changed.wait_for(lambda: hashing.is_given_up, 20))
+            woken.append(hashing.changed.wait_for(lambda: hashing.is_given_up, LATE_S))
 
     waiting = [threading.Thread(target=wait, args=(hashing,)) for hashing in begun]
     for thread in waiting:
@@ -250,7 +251,7 @@ def test_end_and_a_lost_block_let_go_of_all_who_wait() -> None:
     assert [hashes.hashing(item) is None for item in items] == [True, True, False]
     hashes.close()
     for thread in waiting:
-        thread.join(30)
+        thread.join(LATE_S)
 
     assert woken == [True] * 3
     assert [hashes.hashing(item) for item in items] == [None] * 3
@@ -263,13 +264,13 @@ def test_who_waits_for_a_block_is_told_when_it_is_hashed() -> None:
 
     def wait() -> None:
         with hashing.changed:
-            told.append(hashing.changed.wait_for(lambda: hashing.next == 1, 20))
+            told.append(hashing.changed.wait_for(lambda: hashing.next == 1, LATE_S))
 
     waiting = threading.Thread(target=wait)
     waiting.start()
     assert hashing.next == 0
     hashing.feed(MemoryBlock(BLOCKS[0]), ITEM)
-    waiting.join(30)
+    waiting.join(LATE_S)
 
     assert told == [True]
     assert len(hashing.serials) == 1

@@ -17,6 +17,7 @@ from dserverfs.base.model import Identifier
 from dserverfs.reading.item_order import FIRST_WINDOW
 from dserverfs.reading.open_item import OpenItem
 from tests.support.faulty_store import Fault, Handler, faulty_store, refuse, stall
+from tests.support.patience import LATE_S
 from tests.support.reading_world import DATASET, LoneItem, World
 
 CONTENT = b"0123456789" * 400
@@ -75,7 +76,7 @@ def ahead(fault: Fault) -> Fault:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 20
+    end_s = time.monotonic() + LATE_S
     while not condition():
         assert time.monotonic() < end_s
         time.sleep(0.005)
@@ -182,7 +183,7 @@ def test_closing_releases_those_who_wait_for_what_stalls(directory: Directory) -
 
     (entry,) = waiting
     assert hasattr(entry, "exception")
-    assert entry.exception(timeout=20) is not None
+    assert entry.exception(LATE_S) is not None
 
 
 def test_of_larger_items_the_beginnings_are_fetched_within_the_budget(

@@ -13,6 +13,7 @@ from dserverfs.base.items import BLOCK_SIZE, Run
 from dserverfs.reading.open_item import OpenItem
 from tests.reading.test_item_prefetch import Directory
 from tests.support.faulty_store import FaultyStore, Handler, faulty_store
+from tests.support.patience import LATE_S
 from tests.support.reading_world import World, reading_world
 
 BLOCKS = 60
@@ -100,7 +101,7 @@ class Gate:
 
     def __call__(self, handler: Handler) -> None:
         self.arrived.set()
-        assert self.opened.wait(20)
+        assert self.opened.wait(LATE_S)
         handler.serve()
 
 
@@ -117,7 +118,7 @@ def test_what_is_fetched_ahead_is_left_when_the_last_closes_the_file(
     content = world.content(len(CONTENT))
     for first in (20, 30, 40, 50):
         world.reader.filler.request_ahead(content, Run(first, 4))
-    assert all(gate.arrived.wait(20) for gate in gates)
+    assert all(gate.arrived.wait(LATE_S) for gate in gates)
 
     items[0].close()
     for gate in gates:
@@ -139,11 +140,11 @@ def test_read_ahead_that_somebody_waits_for_is_fetched_though_the_file_is_closed
     item = OpenItem(world.reader, world.content(len(CONTENT)))
     world.store.faults = [gate]
     world.reader.filler.request_ahead(world.content(len(CONTENT)), Run(0, 3))
-    assert gate.arrived.wait(20)
+    assert gate.arrived.wait(LATE_S)
 
     (waiting,) = item.request_blocks(2 * BLOCK_SIZE, 10)
     item.close()
     gate.opened.set()
 
     assert hasattr(waiting, "result")
-    assert bytes(waiting.result(20).read(0, 10)) == bytes(10)
+    assert bytes(waiting.result(LATE_S).read(0, 10)) == bytes(10)

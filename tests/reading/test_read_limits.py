@@ -19,6 +19,7 @@ from dserverfs.base.items import BLOCK_SIZE, ItemContent, Run
 from dserverfs.reading.block_filling import DEMAND_THREADS
 from dserverfs.reading.open_item import OpenItem
 from tests.support.faulty_store import FaultyStore, cut_after, faulty_store, stall
+from tests.support.patience import LATE_S
 from tests.support.reading_world import CONTENT, LoneItem, World
 from tests.support.servers import SOURCES
 
@@ -97,7 +98,7 @@ def test_refusal_is_forgotten_after_a_moment(world: World, store: FaultyStore) -
         item.read(0, 10)
     store.faults.clear()
 
-    end_s = time.monotonic() + 20
+    end_s = time.monotonic() + LATE_S
     while True:
         try:
             assert item.read(0, 10) == CONTENT[:10]
@@ -181,7 +182,7 @@ def test_end_is_told_to_every_reader_also_to_those_whose_turn_did_not_come(
     store: FaultyStore, tmp_path: Path, policy: Policy
 ) -> None:
     """Without that each of them would wait until its time is over."""
-    world = World(store, tmp_path / "blocks", policy, read_timeout_s=60.0)
+    world = World(store, tmp_path / "blocks", policy, read_timeout_s=2 * LATE_S)
     readers = DEMAND_THREADS + 2
     store.faults = [*[stall] * 4 * readers]
     contents = [world.content(key=f"key{number}") for number in range(readers)]
@@ -198,6 +199,6 @@ def test_end_is_told_to_every_reader_also_to_those_whose_turn_did_not_come(
     last = pending[-1]
     assert isinstance(last, Future)
     with pytest.raises(Unreachable, match="has come to its end"):
-        last.result(5)
+        last.result(LATE_S)
     store.released.set()
     world.close()

@@ -18,6 +18,7 @@ from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import checksums
 from dserverfs.reading.open_item import OpenItem
 from tests.support.faulty_store import FaultyStore, faulty_store
+from tests.support.patience import LATE_S
 from tests.support.reading_world import CONTENT, World, wrong_bytes
 
 wrong_is_said = pytest.mark.expects_log("does not have the manifest's hash")
@@ -48,7 +49,7 @@ def read(world: World, content: ItemContent, order: list[int] = IN_ORDER) -> byt
 
 def read_when_dropped(world: World, content: ItemContent, order: list[int]) -> bytes:
     """As `read`; begin anew as long as wrong bytes are just being dropped, behind us."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + LATE_S
     while True:
         try:
             return read(world, content, order)
@@ -244,7 +245,7 @@ def test_those_who_have_a_wrong_item_open_are_told(store: FaultyStore, tmp_path:
     with pytest.raises(IntegrityError):
         list(map(item.read, IN_ORDER, [BLOCK_SIZE] * 6))
 
-    assert told.wait(20)
+    assert told.wait(LATE_S)
     assert not told_too_late.is_set()
     world.close()
 
@@ -457,7 +458,7 @@ def test_block_that_is_damaged_while_it_is_hot_is_fetched_again_to_compare_the_i
     read(world, world.content(), [IN_ORDER[2]])
     world.close()
 
-    other = World(store, tmp_path / "blocks", read_timeout_s=20.0)
+    other = World(store, tmp_path / "blocks", read_timeout_s=LATE_S)
     item = OpenItem(other.reader, other.content())
     # In its file, and not hashed yet: those before it come first.
     start = 2 * BLOCK_SIZE

@@ -22,9 +22,9 @@ from dserverfs.reading.block_hashing import BlockHashing
 from dserverfs.reading.cache.blocks import Block, DamagedBlock, MemoryBlock
 from dserverfs.reading.item_hashes import ItemHashes
 from dserverfs.reading.verification import Verification
+from tests.support.patience import LATE_S
 from tests.support.reading_world import DATASET
 
-WAIT_S = 20.0
 CONTENT = random.Random(5).randbytes(2 * BLOCK_SIZE + 5)
 
 
@@ -74,7 +74,7 @@ class Bench:
         self.rule = Verification(parts, filler, max_named_large=max_named)
 
     def _obtain(self, content: ItemContent, index: int, deadline: Deadline) -> Block:
-        assert self.may_go_on.wait(WAIT_S)
+        assert self.may_go_on.wait(LATE_S)
         self.fetched.append(index)
         if self.failure is not None:
             raise self.failure
@@ -91,7 +91,7 @@ class Bench:
         """Have an item compared; return what its reader gets."""
         future = self.rule.verification_pending(content, whole=True)
         assert future is not None
-        return future.exception(WAIT_S)
+        return future.exception(LATE_S)
 
 
 def item(size: int = len(CONTENT), *, key: str = "key", function: str = "md5sum_hexdigest") -> Any:
@@ -142,7 +142,7 @@ def test_what_has_to_be_compared_before_bytes_are_handed_out(
     try:
         future = bench.rule.verification_pending(content, whole=whole)
         came = NOTHING if future is None else COMPARED
-        assert future is None or future.exception(WAIT_S) is None
+        assert future is None or future.exception(LATE_S) is None
     except IntegrityError:
         came = REFUSED
 
@@ -255,7 +255,7 @@ def test_one_comparison_serves_all_who_ask_and_the_end_is_told_to_the_next() -> 
     assert late is not None
     assert isinstance(late.exception(0), Unreachable)
     bench.may_go_on.set()
-    assert first.exception(WAIT_S) is None
+    assert first.exception(LATE_S) is None
 
 
 def test_end_lets_go_of_those_who_wait_for_a_verdict() -> None:

@@ -25,6 +25,7 @@ from dserverfs.base.retry import ATTEMPTS, Deadline
 from dserverfs.remote.api import Resolver
 from dserverfs.remote.objects import Storage
 from tests.support import servers
+from tests.support.patience import LATE_S
 from tests.support.quirky_server import (
     BASE_URI,
     CONTENTS,
@@ -107,7 +108,7 @@ def test_signed_url_leads_to_the_item(side: Side) -> None:
     url = side.resolver.item_url(side.dataset, HELLO, only_hello)
     storage = Storage()
 
-    assert storage.read_object(url.url, Deadline(20)) == b"hello\n"
+    assert storage.read_object(url.url, Deadline(LATE_S)) == b"hello\n"
     storage.close()
 
 

@@ -21,6 +21,7 @@ from dserverfs.remote.objects import Storage
 from dserverfs.remote.tokens import TokenSource
 from dserverfs.remote.trust import Trust
 from tests.support.faulty_store import faulty_store
+from tests.support.patience import LATE_S
 from tests.support.several_addresses import NAME, Place, black_hole, give_addresses, refusing
 from tests.support.web_front import make_certificates
 
@@ -41,7 +42,7 @@ def drip(*pieces: bytes, first: bytes = b"") -> Behaviour:
 
 
 def say_nothing(link: socket.socket, over: threading.Event) -> None:
-    over.wait(30)
+    over.wait(LATE_S)
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -93,7 +94,7 @@ def listening() -> Iterator[Callable[[Behaviour], int]]:
             listener.shutdown(socket.SHUT_RDWR)
         listener.close()
     for thread in list(threads):
-        thread.join(10)
+        thread.join(LATE_S)
 
 
 def ask_server(url: str) -> None:
@@ -144,7 +145,7 @@ def test_name_that_is_looked_up_for_ever_ends_with_the_deadline(
     over = threading.Event()
 
     def look_up(*arguments: Any, **options: Any) -> Any:
-        over.wait(30)
+        over.wait(LATE_S)
         raise socket.gaierror(socket.EAI_AGAIN, "no answer")
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)

@@ -22,6 +22,7 @@ from dserverfs.remote.metadata_api import MetadataWrites
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.routes import Routes
 from dserverfs.remote.tokens import TokenSource
+from tests.support.patience import LATE_S
 from tests.support.quirky_changes import become, put_annotations, put_readme, put_tags
 from tests.support.quirky_server import BASE_URI, CONTENTS, OTHERS, TOKEN, QuirkyServer
 
@@ -236,7 +237,7 @@ def test_of_two_that_change_at_once_both_get_what_they_wanted(world: World, chan
     def hold() -> None:
         world.quirky.before_change = lambda: None
         has_read.set()
-        assert second_may_write.wait(20)
+        assert second_may_write.wait(LATE_S)
 
     def other() -> None:
         # What the first takes away may look to the second as if it had vanished.
@@ -249,15 +250,15 @@ def test_of_two_that_change_at_once_both_get_what_they_wanted(world: World, chan
 
     def let_it_write() -> None:
         second_may_write.set()
-        assert second_is_done.wait(20)
+        assert second_is_done.wait(LATE_S)
 
     world.quirky.before_change = hold
     thread = threading.Thread(target=other)
     thread.start()
-    assert has_read.wait(20)
+    assert has_read.wait(LATE_S)
     world.one.in_pause = [let_it_write]
     make(world.one.writes, dataset)
-    thread.join(20)
+    thread.join(LATE_S)
 
     before = {"tags": {"a", "b"}, "annotations": {"n"}}[kind]
     changed = before | {"x"} if "put" in change else before - {"a", "n"}

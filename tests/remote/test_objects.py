@@ -40,6 +40,7 @@ from tests.support.faulty_store import (
 )
 from tests.support.faulty_store import stall as stall_fault
 from tests.support.local_web import Certificates
+from tests.support.patience import LATE_S
 from tests.support.web_front import make_certificates
 
 CONTENT = bytes(range(256)) * 41 + b"end"
@@ -66,7 +67,7 @@ def read(
     length: int = len(CONTENT),
     *,
     etag: str | None = None,
-    timeout_s: float = 20,
+    timeout_s: float = LATE_S,
     blocks: list[bytes] | None = None,
 ) -> bytes:
     blocks = [] if blocks is None else blocks
@@ -83,7 +84,7 @@ def read(
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + LATE_S
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -126,14 +127,14 @@ def test_idle_connections_are_no_more_than_allowed(store: FaultyStore) -> None:
     gate = threading.Barrier(12)
 
     def together(handler: Handler) -> None:
-        gate.wait(20)
+        gate.wait(LATE_S)
         handler.serve()
 
     store.faults = [together] * 12
 
     with ThreadPoolExecutor(12) as pool:
         for done in [pool.submit(read, storage, store, 0, 10) for _ in range(12)]:
-            assert done.result(20) == CONTENT[:10]
+            assert done.result(LATE_S) == CONTENT[:10]
 
     wait_until(lambda: store.open_connections == 4)
     storage.close()
@@ -147,7 +148,7 @@ def test_after_a_lost_connection_none_is_used_that_was_kept(
     gate = threading.Barrier(3)
 
     def together(handler: Handler) -> None:
-        gate.wait(20)
+        gate.wait(LATE_S)
         handler.serve()
 
     store.faults = [together] * 3
@@ -300,16 +301,16 @@ def test_stalled_store_is_given_up(storage: Storage, store: FaultyStore) -> None
 
 def test_store_that_is_not_there_is_unreachable(storage: Storage) -> None:
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1") as refusal:
-        storage.read_object("http://127.0.0.1:1/b/k?X-Amz-Signature=secret", Deadline(20))
+        storage.read_object("http://127.0.0.1:1/b/k?X-Amz-Signature=secret", Deadline(LATE_S))
     assert type(refusal.value) is NotConnected
 
 
 def test_small_object_is_read_whole(storage: Storage, store: FaultyStore) -> None:
-    assert storage.read_object(store.url, Deadline(20)) == CONTENT
+    assert storage.read_object(store.url, Deadline(LATE_S)) == CONTENT
 
 
 def test_truncated_object_is_an_error(storage: Storage, store: FaultyStore) -> None:
     store.faults = [lambda handler: handler.answer(200, b"half", promised=8)]
 
     with pytest.raises(Unreachable):
-        storage.read_object(store.url, Deadline(20))
+        storage.read_object(store.url, Deadline(LATE_S))

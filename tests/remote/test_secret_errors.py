@@ -19,6 +19,7 @@ from dserverfs.base.retry import Deadline
 from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.objects import ByteRange, Storage
 from dserverfs.remote.tokens import TokenSource
+from tests.support.patience import LATE_S
 
 SIGNATURE = "5ec4e7516na7u4e"
 TOKEN = "70k3nOfNobody"
@@ -68,15 +69,15 @@ def _read_range(storage: Storage, url: str) -> None:
         ByteRange(0, 5, 5),
         block_size=5,
         etag=None,
-        deadline=Deadline(10),
+        deadline=Deadline(LATE_S),
         on_etag=lambda etag: None,
         on_block=lambda block: None,
     )
 
 
 OF_A_STORE: dict[str, Callable[[Storage, str], object]] = {
-    "object": lambda storage, url: storage.read_object(url, Deadline(10)),
-    "look": lambda storage, url: storage.look(url, Deadline(10)),
+    "object": lambda storage, url: storage.read_object(url, Deadline(LATE_S)),
+    "look": lambda storage, url: storage.look(url, Deadline(LATE_S)),
     "range": _read_range,
     "put": lambda storage, url: storage.write(url, {}, b"x", lambda count: None),
 }
@@ -124,7 +125,7 @@ def test_error_of_a_dserver_has_no_token(what: str, caplog: pytest.LogCaptureFix
         with saying_nothing_of(TOKEN, caplog):
             transport.request("GET", "/me", attempts=1).json()
         with saying_nothing_of(TOKEN, caplog):
-            transport.request_once("POST", "/x", Deadline(10), json={"a": 1})
+            transport.request_once("POST", "/x", Deadline(LATE_S), json={"a": 1})
         transport.close()
 
 

@@ -10,6 +10,7 @@ import pytest
 from dserverfs.base.errors import NotFound, Unreachable
 from dserverfs.base.model import BackendURI, Identifier
 from dserverfs.remote.signed_urls import DEFAULT_LIFETIME_S, MARGIN_S, SignedURL, UrlBook, expiry_of
+from tests.support.patience import LATE_S
 
 DATASET = BackendURI("s3://bucket/11111111-2222-3333-4444-555555555555")
 ITEM = Identifier("a" * 40)
@@ -93,13 +94,13 @@ def test_many_who_wait_for_one_url_ask_once() -> None:
 
     def ask() -> dict[Identifier, SignedURL]:
         asked.append(1)
-        gate.wait(10)
+        gate.wait(LATE_S)
         return {ITEM: SignedURL("url", 10.0)}
 
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(book.get, DATASET, ITEM, ask) for _ in range(8)]
         gate.set()
-        urls = {future.result(10).url for future in waiting}
+        urls = {future.result(LATE_S).url for future in waiting}
 
     assert urls == {"url"}
     assert len(asked) == 1
@@ -164,20 +165,20 @@ def test_who_waits_for_a_question_that_leaves_out_its_item_asks_again() -> None:
 
     def first() -> dict[Identifier, SignedURL]:
         started.set()
-        gate.wait(10)
+        gate.wait(LATE_S)
         raise NotFound("no such item")
 
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(book.get, DATASET, ITEM, first, question=DATASET)
-        started.wait(10)
+        started.wait(LATE_S)
         two = pool.submit(
             book.get, DATASET, other, lambda: {other: SignedURL("u", 1.0)}, question=DATASET
         )
         gate.set()
 
-        assert two.result(10).url == "u"
+        assert two.result(LATE_S).url == "u"
         with pytest.raises(NotFound):
-            one.result(10)
+            one.result(LATE_S)
 
 
 def test_urls_of_a_host_that_cannot_be_reached_are_forgotten_and_no_others() -> None:

@@ -19,6 +19,7 @@ from tests.support import front_faults
 from tests.support.faulty_store import FaultyStore, faulty_store
 from tests.support.front import Exchange, Fault, Front, for_good, front
 from tests.support.nginx import site_cache
+from tests.support.patience import LATE_S
 from tests.support.servers import ServerHandle
 from tests.support.signed_store import SignedStore, signed_store
 from tests.support.small_disk import fill, small_disk
@@ -75,7 +76,7 @@ class World(NamedTuple):
     def read(self, start: int = 0, length: int = len(CONTENT), **how: Any) -> bytes:
         """Read as readers do, who try again."""
         blocks: list[bytes] = []
-        read_s = Deadline(20)
+        read_s = Deadline(LATE_S)
 
         def attempt(limit: Deadline) -> None:
             done = sum(map(len, blocks))
@@ -128,8 +129,8 @@ def test_ranges_and_small_objects_come_by_the_cache_with_the_stores_host(world: 
 
 def test_what_nothing_is_compared_with_comes_from_the_store(world: World) -> None:
     with world.front.planned("", for_good(as_cache(right))) as plan:
-        assert world.storage.read_object(world.url, Deadline(9)) == CONTENT
-        assert world.storage.look(world.url, Deadline(9)).size_in_bytes == len(CONTENT)
+        assert world.storage.read_object(world.url, Deadline(LATE_S)) == CONTENT
+        assert world.storage.look(world.url, Deadline(LATE_S)).size_in_bytes == len(CONTENT)
         assert world.read(source=Source.STORE) == CONTENT
 
     assert plan.requests == []
@@ -306,7 +307,7 @@ def test_cache_whose_disk_takes_nothing_costs_no_byte(
                     ByteRange(done, len(content) - done, len(content)),
                     block_size=1024**2,
                     etag=None,
-                    deadline=Deadline(20),
+                    deadline=Deadline(LATE_S),
                     on_etag=lambda etag: None,
                     on_block=blocks.append,
                 )

@@ -20,6 +20,7 @@ from dserverfs.remote.trust import Trust, pool_manager, proxy_for
 from dserverfs.settings import Settings
 from tests.support.authority import Authority
 from tests.support.local_web import Certificates
+from tests.support.patience import LATE_S
 from tests.support.quirky_server import TOKEN, quirky_server
 from tests.support.servers import ServerHandle
 from tests.support.web_front import front, make_certificates
@@ -102,10 +103,10 @@ def test_store_behind_the_private_certificate_is_read(
         url = f"{before.url}/store/key?signature=secret"
 
         trusting = storage_with(Trust(ca_file=certificates.authority))
-        assert trusting.read_object(url, Deadline(20)) == b"content"
-        assert storage_with(Trust(verify=False)).read_object(url, Deadline(20)) == b"content"
+        assert trusting.read_object(url, Deadline(LATE_S)) == b"content"
+        assert storage_with(Trust(verify=False)).read_object(url, Deadline(LATE_S)) == b"content"
         with pytest.raises(DserverfsError) as refusal:
-            storage_with(Trust()).read_object(url, Deadline(20))
+            storage_with(Trust()).read_object(url, Deadline(LATE_S))
     assert "certificate" in str(refusal.value)
     assert "secret" not in str(refusal.value)
 
@@ -145,12 +146,12 @@ def test_proxy_is_used_for_other_hosts_and_not_for_this_one(
         url = "http://store.invalid/store/key?s=1"
         environment = {"DSERVER_TOKEN_dserver.invalid": TOKEN}
 
-        assert storage_with(Trust()).read_object(url, Deadline(20)) == b"content"
+        assert storage_with(Trust()).read_object(url, Deadline(LATE_S)) == b"content"
         assert whoami("dserver.invalid", Settings(environment, {})).username == "grumpy"
 
         monkeypatch.setenv("http_proxy", "http://proxy.invalid:1")
         url = f"{proxy.url}/store/key?s=1"
-        assert storage_with(Trust()).read_object(url, Deadline(20)) == b"content"
+        assert storage_with(Trust()).read_object(url, Deadline(LATE_S)) == b"content"
 
 
 def test_which_urls_go_by_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

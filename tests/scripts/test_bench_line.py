@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patience import LATE_S
+
 SOURCES = Path(__file__).parents[2]
 ROUND_TRIP_S = 0.1
 
@@ -36,7 +38,7 @@ def echo() -> Iterator[int]:
         thread.start()
         yield listener.getsockname()[1]
         listener.shutdown(socket.SHUT_RDWR)
-    thread.join(10)
+    thread.join(LATE_S)
 
 
 def start_line(port: int, megabits: int) -> subprocess.Popen[str]:

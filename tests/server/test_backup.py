@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.accounts import Account
+from tests.support.patience import LATE_S
 from tests.support.server_store import storage_of
 from tests.support.servers import ServerHandle, running_server, upload
 
@@ -87,7 +88,7 @@ def test_copy_of_the_data_directory_has_all_users_and_every_dataset_right(
     before = verified(original, current_user, original.base_uri.partition("/s3/")[0], tmp_path)
     assert len(before) == 3
     original.process.terminate()  # for good: this test is the last one
-    original.process.wait(20)
+    original.process.wait(LATE_S)
 
     subprocess.run(["rsync", "-a", f"{original.data}/", tmp_path / "restored"], check=True)
     shutil.rmtree(original.data)

@@ -22,6 +22,7 @@ from tests.support.authority import Authority
 from tests.support.child_processes import spawn
 from tests.support.mount_daemons import wait_for
 from tests.support.mounts import mounted
+from tests.support.patience import LATE_S
 from tests.support.servers import ServerHandle, encoded, running_server
 
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
@@ -64,7 +65,10 @@ def configuration(directory: Path, values: Mapping[str, str]) -> str:
 
 
 def listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection(("127.0.0.1", port), timeout=LATE_S),
+    ):
         return True
     return False
 

@@ -17,6 +17,7 @@ from dserverfs.server.store.gateway import Door, Gateway
 from dserverfs.server.store.seaweedfs import SeaweedFS
 from dserverfs.server.store.signals import Signals
 from tests.support.authority import Authority
+from tests.support.patience import LATE_S
 from tests.support.server_store import children_of
 from tests.support.servers import ServerHandle, encoded, running_server, upload
 
@@ -61,7 +62,7 @@ def test_buckets_that_are_new_are_reached_and_serve_ends_when_the_door_does(
     )
     os.kill(door, signal.SIGKILL)
 
-    assert with_door.process.wait(20) == 1
+    assert with_door.process.wait(LATE_S) == 1
     error = with_door.data.with_name("data.log").read_text().splitlines()[-1]
     assert error.startswith("dserverfs: weed ended by signal 9")
     assert str(with_door.data / "store" / "gateway.log") in error

@@ -21,6 +21,7 @@ import requests
 from dserverfs.server.wsgi import EXIT_STATUS
 from tests.support import steps
 from tests.support.gunicorn import WITH_STEPS, new_bucket, running_gunicorn, settings, started
+from tests.support.patience import LATE_S
 from tests.support.server_store import storage_of
 from tests.support.servers import (
     SOURCES,
@@ -206,8 +207,8 @@ def test_a_completion_that_is_under_way_ends_well_when_gunicorn_is_stopped(
             wait_logged(log, "Handling signal: term")
             (here / "go").write_bytes(b"x")
 
-            assert answer.result(30).status_code == 200
-        assert server.process.wait(30) == 0
+            assert answer.result(LATE_S).status_code == 200
+        assert server.process.wait(LATE_S) == 0
 
     require_registered(server.data, begun["uri"])
 
@@ -217,7 +218,7 @@ def wait_refused(server: ServerHandle) -> None:
     host, _, port = server.url.removeprefix("http://").partition(":")
     with contextlib.suppress(ConnectionError):
         while True:
-            socket.create_connection((host, int(port)), timeout=10).close()
+            socket.create_connection((host, int(port)), timeout=LATE_S).close()
             os.sched_yield()
 
 
@@ -239,8 +240,8 @@ def test_a_completion_that_is_under_way_ends_well_when_serve_is_stopped(
                 server.process.wait(STILL_S)
             (here / "go").write_bytes(b"x")
 
-            assert answer.result(30).status_code == 200
-        assert server.process.wait(30) == 0
+            assert answer.result(LATE_S).status_code == 200
+        assert server.process.wait(LATE_S) == 0
 
     require_registered(tmp_path / "serve", begun["uri"])
 

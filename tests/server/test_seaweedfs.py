@@ -20,6 +20,7 @@ import requests
 from dserverfs.base.errors import UsageError
 from dserverfs.server.store import seaweedfs
 from dserverfs.server.store.weed_config import WeedConfig
+from tests.support.patience import LATE_S
 from tests.support.server_store import weed_of
 from tests.support.servers import ServerHandle, running_server, upload
 
@@ -91,21 +92,21 @@ def token_for(server: ServerHandle, file_id: str, section: str) -> str:
 def test_volumes_ask_for_a_token(served: ServerHandle, stored: StoredFile, method: str) -> None:
     wrong = token_for(served, "1,1", "jwt.signing.read")
     for headers in ({}, {"Authorization": f"Bearer {wrong}"}):
-        answer = requests.request(method, stored.url, data=b"x", headers=headers, timeout=10)
+        answer = requests.request(method, stored.url, data=b"x", headers=headers, timeout=LATE_S)
         assert answer.status_code == 401
 
     right = {"Authorization": f"Bearer {token_for(served, stored.file_id, 'jwt.signing.read')}"}
-    assert requests.get(stored.url, headers=right, timeout=10).content == CONTENT
+    assert requests.get(stored.url, headers=right, timeout=LATE_S).content == CONTENT
 
 
 def test_master_and_filer_answer_nothing(served: ServerHandle) -> None:
     ports = ports_of(served)
     filer = f"http://127.0.0.1:{ports['filer.port']}"
     for answer in (
-        requests.get(f"{filer}/", timeout=10),
-        requests.get(f"{filer}/buckets/datasets/", timeout=10),
-        requests.put(f"{filer}/buckets/datasets/evil", data=b"x", timeout=10),
-        requests.delete(f"{filer}/buckets/datasets?recursive=true", timeout=10),
+        requests.get(f"{filer}/", timeout=LATE_S),
+        requests.get(f"{filer}/buckets/datasets/", timeout=LATE_S),
+        requests.put(f"{filer}/buckets/datasets/evil", data=b"x", timeout=LATE_S),
+        requests.delete(f"{filer}/buckets/datasets?recursive=true", timeout=LATE_S),
     ):
         assert answer.status_code == 404
 
@@ -118,7 +119,7 @@ def test_master_and_filer_answer_nothing(served: ServerHandle) -> None:
 def test_s3_asks_for_a_signature(served: ServerHandle, method: str, path: str) -> None:
     url = f"http://127.0.0.1:{ports_of(served)['s3.port']}{path}"
 
-    answer = requests.request(method, url, data=b"Action=ListUsers&Version=1", timeout=10)
+    answer = requests.request(method, url, data=b"Action=ListUsers&Version=1", timeout=LATE_S)
 
     assert answer.status_code in (403, 405)
 
@@ -129,7 +130,7 @@ def refuses_strangers(port: int) -> bool:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2", "http/1.1"])
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=LATE_S) as connection:
         try:
             with context.wrap_socket(connection) as secured:
                 secured.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")

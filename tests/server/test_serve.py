@@ -16,6 +16,7 @@ import requests
 
 from dserverfs.cli.serve_management import data_directory
 from dserverfs.server.store.seaweedfs import grpc_sockets
+from tests.support.patience import LATE_S
 from tests.support.server_store import weed_of
 from tests.support.servers import (
     SOURCES,
@@ -88,7 +89,7 @@ def test_serve_stops_on_a_signal_and_tells_its_manager(
             assert systemd.told() == {"READY": "1", "STATUS": f"serves {server.url}"}
             weed = weed_of(server)
             server.process.send_signal(number)
-            status = server.process.wait(10)
+            status = server.process.wait(LATE_S)
 
             assert status == 0
             assert systemd.told()["STOPPING"] == "1"
@@ -176,7 +177,7 @@ def test_serve_reports_the_end_of_weed_and_fails(data: Path) -> None:
     with running_server(data) as server:
         os.kill(weed_of(server), signal.SIGKILL)
 
-        assert server.process.wait(10) == 1
+        assert server.process.wait(LATE_S) == 1
 
     error = data.with_name("data.log").read_text().splitlines()[-1]
     assert error.startswith("dserverfs: weed ended by signal 9")

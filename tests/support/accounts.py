@@ -18,6 +18,7 @@ from pathlib import Path
 import dserverfs
 from tests.support.child_processes import SETPRIV, spawn
 from tests.support.leftovers import ROOT_VARIABLE, USER_PREFIX
+from tests.support.patience import LATE_S
 
 _PACKAGE = Path(dserverfs.__file__).resolve().parent
 
@@ -43,7 +44,7 @@ class Account:
         *arguments: str | Path,
         env: Mapping[str, str] | None = None,
         input: str | None = None,  # as subprocess.run calls it
-        timeout_s: float = 60,
+        timeout_s: float = LATE_S,
         check: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in this user's home and return it with its output."""
@@ -62,7 +63,7 @@ class Account:
         self,
         *arguments: str | Path,
         env: Mapping[str, str] | None = None,
-        timeout_s: float = 60,
+        timeout_s: float = LATE_S,
         check: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         """Run `dserverfs ARGUMENTS...` as this user."""

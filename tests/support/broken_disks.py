@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from tests.support.patience import LATE_S
 from tests.support.small_disk import MIB, fill, small_disk
 
 # The errors of a disk, or of a directory on one, that calls of the system say.
@@ -65,9 +66,9 @@ def read_only(directory: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            subprocess.run(["umount", "--lazy", directory.parent], check=True, timeout=20)
+            subprocess.run(["umount", "--lazy", directory.parent], check=True, timeout=LATE_S)
     finally:
-        subprocess.run(["umount", "--lazy", view], check=False, timeout=20)
+        subprocess.run(["umount", "--lazy", view], check=False, timeout=LATE_S)
         view.rmdir()
 
 
@@ -107,4 +108,4 @@ def _remount(path: Path, options: str) -> None:
 
 
 def _mount(*arguments: str | Path) -> None:
-    subprocess.run(["mount", *arguments], check=True, timeout=20)
+    subprocess.run(["mount", *arguments], check=True, timeout=LATE_S)

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from tests.support.patience import LATE_S
+
 SETPRIV = "/usr/bin/setpriv"  # of util-linux; by its path, for a test may change PATH
 
 
@@ -46,7 +48,7 @@ def spawn(
             stop(process)
 
 
-def stop(process: subprocess.Popen[bytes], timeout_s: float = 10) -> int:
+def stop(process: subprocess.Popen[bytes], timeout_s: float = LATE_S) -> int:
     """End `process` and return its exit status."""
     process.terminate()
     try:

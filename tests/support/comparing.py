@@ -17,10 +17,11 @@ from dserverfs.base.retry import Deadline
 from dserverfs.reading.block_hashing import BlockHashing, Checked
 from dserverfs.reading.cache.blocks import Block, DamagedBlock, MemoryBlock
 from dserverfs.reading.item_hashes import Hashing, ItemHashes
+from tests.support.patience import LATE_S
 from tests.support.reading_world import DATASET
 
 CONTENT = random.Random(6).randbytes(3 * BLOCK_SIZE + 5)
-WAIT_S = 20.0
+WAIT_S = LATE_S
 
 
 def item_of(data: bytes, key: str = "item", function: str = "md5sum_hexdigest") -> ItemContent:

@@ -17,10 +17,10 @@ from dserverfs.reading.cache.block_cache import BlockCache, CacheTuning
 from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import MemoryBlock
 from tests.support.cache_worker import BLOCKS, bytes_of, check
+from tests.support.patience import LATE_S
 
 ITEMS = 6
 _TUNING = CacheTuning(busy_timeout_s=2.0, retry_after_failure_s=0.02)
-IN_USE_S = 20.0
 # Every kind of file of a cache directory, by the name that it has there.
 KINDS = {
     "database": r"cache\.db",
@@ -87,7 +87,7 @@ def require_right(directory: Path, about: str) -> dict[str, int]:
         for item in range(ITEMS):
             for block in range(BLOCKS):
                 check(cache, item, block, seen)
-        end_s = time.monotonic() + IN_USE_S
+        end_s = time.monotonic() + LATE_S
         while not _is_in_use(cache, seen):
             assert time.monotonic() < end_s, f"{about}: the cache is not used again"
             time.sleep(0.01)

@@ -30,11 +30,12 @@ from dserverfs.writing.edits.editable import EditableFiles
 from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.edits.journal import root_of
 from dserverfs.writing.edits.local_file import EditHandle
+from tests.support.patience import LATE_S
 from tests.support.quirky_server import BASE_URI, CONTENTS, OTHERS, TOKEN, QuirkyServer
 
 README = "README.yml"
 BEFORE = b"readme: 1\n"
-WAIT_S = 20.0
+WAIT_S = LATE_S
 
 
 class Writes(MetadataWrites):

@@ -18,9 +18,10 @@ from dserverfs.writing.staging import sealing
 from dserverfs.writing.staging.area import Staging
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.states import Move, Record, State
+from tests.support.patience import LATE_S
 
 BASE_URI = "s3://bucket"
-WAIT_S = 60.0
+WAIT_S = LATE_S
 
 
 def state_on_disk(staged: StagedDataset) -> Record:

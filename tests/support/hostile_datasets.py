@@ -11,6 +11,7 @@ from contextlib import closing
 from typing import Any
 
 from dserverfs.base.model import Identifier
+from tests.support.patience import LATE_S
 from tests.support.servers import ServerHandle, encoded, new_uuid
 
 
@@ -43,7 +44,7 @@ def register(server: ServerHandle, name: str, items: Mapping[Identifier, Any]) -
 def replace_manifest(server: ServerHandle, uri: str, manifest: Mapping[str, Any]) -> None:
     """Have the server answer another manifest of a dataset than it let in."""
     content = gzip.compress(json.dumps(manifest).encode(), mtime=0)
-    with closing(sqlite3.connect(server.data / "dserver.sqlite", timeout=20)) as database:
+    with closing(sqlite3.connect(server.data / "dserver.sqlite", timeout=LATE_S)) as database:
         changed = database.execute(
             "UPDATE dserverfs_description SET manifest = ? WHERE uri = ?", (content, uri)
         ).rowcount

@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support.patience import LATE_S
+
 
 class Certificates(NamedTuple):
     authority: Path  # PEM of the private CA
@@ -54,4 +56,4 @@ def serving(
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(10)
+        thread.join(LATE_S)

@@ -13,9 +13,8 @@ from pathlib import Path
 from dserverfs.base.mountinfo import find_mounted
 from tests.support.accounts import Account
 from tests.support.mounts import detach
+from tests.support.patience import LATE_S
 from tests.support.staged_states import staged_states
-
-TIMEOUT_S = 60.0
 
 
 class Remountable:
@@ -74,7 +73,7 @@ def daemon_of(path: Path) -> int:
     raise AssertionError(f"no daemon serves {path}")
 
 
-def wait_for_end(pid: int, timeout_s: float = TIMEOUT_S) -> None:
+def wait_for_end(pid: int, timeout_s: float = LATE_S) -> None:
     with contextlib.suppress(ProcessLookupError):
         fd = os.pidfd_open(pid)
         try:
@@ -83,7 +82,7 @@ def wait_for_end(pid: int, timeout_s: float = TIMEOUT_S) -> None:
             os.close(fd)
 
 
-def wait_for(condition: Callable[[], object], what: str, timeout_s: float = TIMEOUT_S) -> None:
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = LATE_S) -> None:
     """Return when `condition` holds; looks without a pause, for what lasts only moments."""
     end_s = time.monotonic() + timeout_s
     while not condition():

@@ -26,6 +26,7 @@ import pytest
 from tests.support.child_processes import SETPRIV, stop
 from tests.support.leftovers import ROOT_VARIABLE
 from tests.support.mount_daemons import wait_for
+from tests.support.patience import LATE_S
 
 SWITCH = "DSERVERFS_TEST_DATABASE"  # =postgresql: every server of the tests has one
 _PROGRAMS = Path("/usr/lib/postgresql")
@@ -95,7 +96,7 @@ class Cluster:
             )
         wait_for(self._answers, "PostgreSQL to answer")
 
-    def stop(self, timeout_s: float = 10) -> None:
+    def stop(self, timeout_s: float = LATE_S) -> None:
         """End the server and all its connections, as `pg_ctl stop --mode fast` does."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)

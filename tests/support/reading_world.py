@@ -21,6 +21,7 @@ from dserverfs.reading.hot_blocks import MAX_MEMORY_BYTES, HotBlocks
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.signed_urls import SignedURL
 from tests.support.faulty_store import FaultyStore, Handler, faulty_store
+from tests.support.patience import LATE_S
 
 CONTENT = random.Random(1).randbytes(5 * BLOCK_SIZE + 777)
 DATASET = Dataset(UUID("u"), BackendURI("s3://b/u"), "s3://b", "n", "c", 0.0, 0.0, 1, len(CONTENT))
@@ -73,7 +74,7 @@ class Hashes:
 
     def fetch(self, content: ItemContent, first: int, count: int) -> bytes | None:
         self.asked += 1
-        assert self.may_answer.wait(30)
+        assert self.may_answer.wait(LATE_S)
         if self.failure is not None:
             raise self.failure
         if not self.are_there:

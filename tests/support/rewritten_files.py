@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.accounts import Account
+from tests.support.patience import LATE_S
 from tests.support.servers import ServerHandle, encoded
 from tests.support.staged_datasets import status
 
 BEFORE = "---\ndescription: before\n"
 CONTENTS = {"hello.txt": b"hello\n", "sub/other.bin": b"x"}
 DATASETS = 40
-TIMEOUT_S = 30.0
 
 
 def run(dataset: Path, command: str) -> subprocess.CompletedProcess[str]:
@@ -44,7 +44,7 @@ def readme_of(server: ServerHandle, dataset: Path) -> str:
 
 def wait_for(found: Callable[[], Any], wanted: Any) -> None:
     """Wait until the server has what was sent after close(2) had returned."""
-    end_s = time.monotonic() + TIMEOUT_S
+    end_s = time.monotonic() + LATE_S
     while (now := found()) != wanted:
         assert time.monotonic() < end_s, f"{now!r} is not {wanted!r}"
 

@@ -24,10 +24,10 @@ import jwt
 import requests
 
 from dserverfs.server.store import die_with_parent
+from tests.support.patience import LATE_S
 from tests.support.postgresql import address_for_new_server
 
 START_TIMEOUT_S = 180
-STOP_TIMEOUT_S = 10
 SOURCES = Path(__file__).parents[2]
 
 
@@ -141,7 +141,7 @@ def running_server(
             if process.poll() is None:
                 process.terminate()
                 try:
-                    process.wait(STOP_TIMEOUT_S)
+                    process.wait(LATE_S)
                 except subprocess.TimeoutExpired:
                     process.kill()
 

@@ -6,7 +6,7 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
-TIMEOUT_S = 60.0
+from tests.support.patience import LATE_S
 
 
 class Manager:
@@ -29,7 +29,7 @@ class Manager:
         except BlockingIOError:
             return True
         finally:
-            self._listener.settimeout(TIMEOUT_S)
+            self._listener.settimeout(LATE_S)
         return False
 
 
@@ -38,5 +38,5 @@ def manager(name: str) -> Iterator[Manager]:
     """Listen at a path, or at an abstract name that begins with @."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind("\0" + name[1:] if name.startswith("@") else name)
-        listener.settimeout(TIMEOUT_S)
+        listener.settimeout(LATE_S)
         yield Manager(listener, name)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.accounts import Account
-
-STATE_TIMEOUT_S = 60.0
+from tests.support.patience import LATE_S
 
 
 def job(account: Account, script: str, *arguments: str | Path) -> None:
@@ -36,7 +35,7 @@ def status(account: Account, *path: Path) -> dict[str, Any]:
 
 def wait_until(account: Account, path: Path, **facts: Any) -> dict[str, Any]:
     """Ask for the status of `path` until it is as in `facts`; return it."""
-    end_s = time.monotonic() + STATE_TIMEOUT_S
+    end_s = time.monotonic() + LATE_S
     while True:
         found = status(account, path)
         if all(found.get(key) == value for key, value in facts.items()):
@@ -46,7 +45,7 @@ def wait_until(account: Account, path: Path, **facts: Any) -> dict[str, Any]:
 
 def wait_until_gone(directory: Path) -> None:
     """Wait until a staged dataset's directory is deleted, as it is soon after the freeze."""
-    end_s = time.monotonic() + STATE_TIMEOUT_S
+    end_s = time.monotonic() + LATE_S
     while directory.exists():
         assert time.monotonic() < end_s, f"{directory} is still there"
 

@@ -7,6 +7,8 @@ import socket
 import threading
 from collections.abc import Iterator
 
+from tests.support.patience import LATE_S
+
 _PIECE = 64 * 1024
 
 
@@ -67,7 +69,7 @@ class Relay:
                 near.close()
                 continue
             try:
-                far = socket.create_connection(self._target, timeout=10)
+                far = socket.create_connection(self._target, timeout=LATE_S)
             except OSError:
                 near.close()
                 continue

@@ -15,6 +15,7 @@ from dserverfs.base.errors import Conflict, Frozen, NameTaken, UsageError
 from dserverfs.writing.staging.area import Staging, servers
 from dserverfs.writing.staging.dataset import GONE, ORPHANED, StagedDataset, delete_tree
 from dserverfs.writing.staging.states import Move, State
+from tests.support.patience import LATE_S
 
 SERVER = "localhost:5000"
 BASE = "s3://bucket"
@@ -145,7 +146,7 @@ def test_another_process_owns_it_until_it_is_killed(staging: Staging, directory:
         with pytest.raises(Conflict, match=f"process {owner.pid}"):
             staged.require_writable()
         owner.kill()
-        owner.wait(10)
+        owner.wait(LATE_S)
 
     staged.require_writable()
     assert staged.is_owned

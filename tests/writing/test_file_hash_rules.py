@@ -21,6 +21,7 @@ from dserverfs.base.limits import FIRST_SHOWN_NS, LAST_SHOWN_NS
 from dserverfs.base.progress import Progress
 from dserverfs.writing.staging import file_hashes
 from dserverfs.writing.staging.file_hashes import Begun, Hashes, Stamp
+from tests.support.patience import LATE_S
 
 SMALL, LARGE = b"small", b"x" * (BLOCK_SIZE + 1)
 CONTENTS = {"a": SMALL, "b": LARGE, "c": b""}
@@ -233,7 +234,7 @@ def test_as_many_files_are_read_at_once_as_there_are_threads_for(
     def begun(stamp: Stamp) -> None:
         if len(names) < at_once:
             names.add(threading.current_thread().name)
-            barrier.wait(20)
+            barrier.wait(LATE_S)
 
     with bench.opened(threads=threads, begun=begun) as hashes:
         hashes.all_of(bench.files)
@@ -279,11 +280,11 @@ def test_failure_stops_the_others_and_is_what_is_told(bench: Bench) -> None:
     def begun(stamp: Stamp) -> None:
         read.append(stamp.size)
         if len(read) <= 2:
-            both.wait(20)
+            both.wait(LATE_S)
         if stamp.size == len(LARGE):
             has_failed.set()
             raise ZeroDivisionError("ours")
-        assert has_failed.wait(20)
+        assert has_failed.wait(LATE_S)
 
     with (
         bench.opened(threads=2, begun=begun) as hashes,
@@ -303,18 +304,18 @@ def test_file_whose_reading_failed_for_another_is_read_by_the_next(bench: Bench)
     def begun(stamp: Stamp) -> Begun | None:
         if not first_reads.is_set():
             first_reads.set()
-            assert may_fail.wait(20)
+            assert may_fail.wait(LATE_S)
             raise OSError("the disk")
         return None
 
     with bench.opened(begun=begun) as hashes, ThreadPoolExecutor(2) as pool:
         first = pool.submit(hashes.of, bench.files[0])
-        assert first_reads.wait(20)
+        assert first_reads.wait(LATE_S)
         second = pool.submit(hashes.of, bench.files[0])
         may_fail.set()
 
-        assert isinstance(first.exception(20), OSError)
-        assert second.result(20) == hashlib.md5(SMALL).hexdigest()
+        assert isinstance(first.exception(LATE_S), OSError)
+        assert second.result(LATE_S) == hashlib.md5(SMALL).hexdigest()
         assert hashes._running == {}
 
 

@@ -38,6 +38,7 @@ from tests.support.faulty_put_front import (
 )
 from tests.support.local_uploads import local_dataset, stored
 from tests.support.mounts import client_of
+from tests.support.patience import LATE_S
 from tests.support.server_app import AppClient
 from tests.support.servers import ServerHandle, encoded
 
@@ -102,7 +103,7 @@ def limited(app: AppClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(10)
+        thread.join(LATE_S)
 
 
 def test_large_item_arrives_in_parts_and_dtool_s3_finds_what_it_needs(

@@ -30,6 +30,7 @@ from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.writing import registry
 from dserverfs.writing.registry import Registration
 from tests.support.local_uploads import local_dataset
+from tests.support.patience import LATE_S
 
 BASE = "s3://bucket"
 STAGED = UUID("0" * 8 + "-0000-0000-0000-" + "0" * 12)
@@ -167,7 +168,7 @@ def test_no_more_is_looked_for_after_a_failure(
             super().shutdown(wait=wait)
 
     def require(content: ItemContent) -> None:
-        assert content.identifier == first or may_go_on.wait(20)
+        assert content.identifier == first or may_go_on.wait(LATE_S)
         bench._require(content)
 
     monkeypatch.setattr(registry, "LOOKING_THREADS", 1)

@@ -19,8 +19,8 @@ from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.edits.journal import Note, root_of
 from dserverfs.writing.edits.local_file import EditHandle, LocalFile
 from tests.support.edit_sessions import DATASET, README
+from tests.support.patience import LATE_S
 
-WAIT_S = 20.0
 TAG, OTHER = (f".dtool/annotations/{name}.json" for name in "tu")
 LEAST_S, MOST_S = 4.0, 10.0
 AWAY = Unreachable("the server is away")
@@ -42,7 +42,7 @@ class Server:
     def put(self, target: Any, dataset: Any, content: bytes, read: Any) -> None:
         self.asked.append((target.path, content))
         self.reached.set()
-        assert self.may_go_on.wait(WAIT_S)
+        assert self.may_go_on.wait(LATE_S)
         error = self.errors.pop(0) if self.errors else self.error
         if error is not None:
             raise error
@@ -114,7 +114,7 @@ class Bench:
     def wait(self) -> None:
         """Return when nothing is being sent."""
         while sending := list(self.edits._sender._sending):
-            wait(sending, WAIT_S)
+            wait(sending, LATE_S)
 
     def file(self, path: str) -> LocalFile:
         file = self.edits.shown(DATASET, path).file
@@ -214,7 +214,7 @@ def test_change_that_is_refused_anew_has_all_tried_soon(bench: Bench) -> None:
 def test_what_was_sent_meanwhile_is_not_tried_again(bench: Bench) -> None:
     bench.server.errors = [AWAY]
     bench.write(TAG, b"5")
-    bench.edits.flush(WAIT_S)
+    bench.edits.flush(LATE_S)
     assert len(bench.server.asked) == 2
 
     bench.timers[0].over()
@@ -244,7 +244,7 @@ def test_what_is_being_written_again_is_not_tried_before_that_is_done(bench: Ben
     bench.server.may_go_on.clear()
     bench.server.errors = [AWAY]
     bench.edits.release(bench.begin(TAG, b"5"))
-    assert bench.server.reached.wait(WAIT_S)
+    assert bench.server.reached.wait(LATE_S)
     handle = bench.begin(TAG, b"6")
     bench.server.may_go_on.set()
     bench.wait()
@@ -265,7 +265,7 @@ def test_fault_of_ours_is_told_and_loses_nothing(bench: Bench) -> None:
     bench.write(TAG, b"5")
 
     assert bench.unsent() == {TAG: None}
-    bench.edits.flush(WAIT_S)
+    bench.edits.flush(LATE_S)
     assert bench.server.contents[TAG] == b"5"
 
 
@@ -275,14 +275,14 @@ def test_fault_of_ours_is_told_and_loses_nothing(bench: Bench) -> None:
 def test_flush_waits_for_what_is_being_sent_as_long_as_it_may(bench: Bench) -> None:
     bench.server.may_go_on.clear()
     bench.edits.release(bench.begin(TAG, b"5"))
-    assert bench.server.reached.wait(WAIT_S)
+    assert bench.server.reached.wait(LATE_S)
 
     bench.edits.flush(0.05)
     assert TAG not in bench.server.contents
-    flushing = threading.Thread(target=bench.edits.flush, args=(WAIT_S,))
+    flushing = threading.Thread(target=bench.edits.flush, args=(LATE_S,))
     flushing.start()
     bench.server.may_go_on.set()
-    flushing.join(WAIT_S)
+    flushing.join(LATE_S)
 
     assert bench.server.contents[TAG] == b"5"
     assert len(bench.server.asked) == 1, "what is under way is not sent twice"
@@ -293,13 +293,13 @@ def test_flush_sends_once_more_what_was_refused_while_it_waited(bench: Bench) ->
     bench.server.may_go_on.clear()
     bench.server.errors = [AWAY]
     bench.edits.release(bench.begin(TAG, b"5"))
-    assert bench.server.reached.wait(WAIT_S)
-    flushing = threading.Thread(target=bench.edits.flush, args=(WAIT_S,))
+    assert bench.server.reached.wait(LATE_S)
+    flushing = threading.Thread(target=bench.edits.flush, args=(LATE_S,))
     flushing.start()
     flushing.join(0.05)  # until it waits
 
     bench.server.may_go_on.set()
-    flushing.join(WAIT_S)
+    flushing.join(LATE_S)
 
     assert bench.server.contents[TAG] == b"5"
 
@@ -307,14 +307,14 @@ def test_flush_sends_once_more_what_was_refused_while_it_waited(bench: Bench) ->
 def test_flush_waits_shortly_for_what_was_just_closed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "LATE_CLOSE_S", WAIT_S)
+    monkeypatch.setattr(sender, "LATE_CLOSE_S", LATE_S)
     handle = bench.begin(TAG, b"5")
-    flushing = threading.Thread(target=bench.edits.flush, args=(WAIT_S,))
+    flushing = threading.Thread(target=bench.edits.flush, args=(LATE_S,))
     flushing.start()
     flushing.join(0.05)
 
     bench.edits.release(handle)
-    flushing.join(WAIT_S)
+    flushing.join(LATE_S)
 
     assert bench.server.contents[TAG] == b"5"
 
@@ -341,7 +341,7 @@ def test_end_sends_once_more_and_then_nothing_is_tried(bench: Bench) -> None:
 def test_changes_of_one_dataset_are_sent_one_after_the_other(bench: Bench) -> None:
     bench.server.may_go_on.clear()
     bench.edits.release(bench.begin(TAG, b"5"))
-    assert bench.server.reached.wait(WAIT_S)
+    assert bench.server.reached.wait(LATE_S)
     bench.edits.release(bench.begin(TAG, b"6"))
     bench.edits.release(bench.begin(OTHER, b"7"))
 

@@ -29,8 +29,6 @@ from dserverfs.writing.upload.uploader import (
     has_same_items,
 )
 
-WAIT_S = 20.0
-
 
 def dataset(**sizes: int) -> LocalDataset:
     items = ItemTable()

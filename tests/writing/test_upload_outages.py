@@ -25,6 +25,7 @@ from tests.support.dtool_datasets import content_of
 from tests.support.faulty_put_front import Detour, Handler, put_front
 from tests.support.local_uploads import SMALL, Site, local_dataset, stored
 from tests.support.mounts import client_of
+from tests.support.patience import LATE_S
 from tests.support.server_store import weed_of
 from tests.support.servers import ServerHandle, running_server
 from tests.support.web_front import make_certificates
@@ -99,7 +100,7 @@ def test_server_and_store_that_are_restarted_half_way(tmp_path: Path) -> None:
         )
         assert half_way.wait(60)
         first.process.terminate()
-        first.process.wait(20)
+        first.process.wait(LATE_S)
         stack.enter_context(running_server(data, "--port", str(port)))
         restarted.set()
 

@@ -30,6 +30,7 @@ from dserverfs.remote.upload_urls import UploadUrl, UploadUrls
 from dserverfs.writing.upload import uploader as uploader_module
 from dserverfs.writing.upload.uploader import Uploader, has_same_items
 from tests.support.local_uploads import local_dataset
+from tests.support.patience import LATE_S
 from tests.support.reading_world import DATASET
 
 BASE = "s3://bucket"
@@ -181,7 +182,7 @@ def test_first_failure_is_told_and_not_that_the_others_were_stopped_for_it(tmp_p
     both = threading.Barrier(2)
 
     def fail_together(name: str) -> None:
-        both.wait(20)
+        both.wait(LATE_S)
         if name != "0":
             raise Cancelled("stopped")
         raise NotStored("no such bucket")
@@ -204,7 +205,7 @@ def test_as_many_items_are_sent_at_once_as_there_are_threads_for(
     def together(name: str) -> None:
         if name in CONTENTS and len(names) < threads:
             names.add(threading.current_thread().name)
-            all_at_once.wait(20)
+            all_at_once.wait(LATE_S)
         assert threads > 1 or threading.current_thread() is threading.main_thread()
 
     bench.at_put = together
