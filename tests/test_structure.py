@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,6 +81,21 @@ def name_of(path: Path) -> str:
 NAMES = {name_of(path) for path in MODULES}
 
 
+@functools.cache
+def source_of(path: Path) -> str:
+    return path.read_text()
+
+
+@functools.cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(source_of(path))))
+
+
+@functools.cache
+def imports_of(path: Path) -> frozenset[str]:
+    return frozenset(imported(source_of(path)))
+
+
 def room_of(name: str) -> str:
     return name.partition(".")[0]
 
@@ -139,24 +155,22 @@ def is_shown(name: str, other: str) -> bool:
     return room in (room_of(name), "base") or not rest or rest in SHOWN[room].split()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_room_imports_only_the_rooms_before_it_and_what_they_show(path: Path) -> None:
-    name = name_of(path)
-    others = set(imported(path.read_text()))
-    if name == "__init__":
-        assert others == {"python.api"}  # when it is first used, as the test of what is heavy shows
-        return
+def test_rooms_import_only_the_rooms_before_them_and_what_they_show() -> None:
+    names = {name_of(path): imports_of(path) for path in MODULES}
+    # When it is first used, as the test of what is heavy shows.
+    assert names.pop("__init__") == {"python.api"}
+    assert {room_of(name) for name in names} <= MAY_IMPORT.keys(), "one has no place in the house"
 
-    assert room_of(name) in MAY_IMPORT, f"{room_of(name)} has no place in the house"
-    assert {other for other in others if not may_import(name, other)} == set()
-    assert {other for other in others if not is_shown(name, other)} == set()
+    pairs = [(name, other) for name, others in names.items() for other in others]
+    assert [pair for pair in pairs if not may_import(*pair)] == []
+    assert [pair for pair in pairs if not is_shown(*pair)] == []
 
 
 def test_a_room_shows_only_what_another_asks_for() -> None:
     asked = {
         other
         for path in MODULES
-        for other in imported(path.read_text())
+        for other in imports_of(path)
         if room_of(other) != room_of(name_of(path)) and "." in other
     }
 
@@ -167,19 +181,19 @@ def test_a_room_shows_only_what_another_asks_for() -> None:
 
 def test_one_function_alone_imports_what_needs_the_packages_of_mounts() -> None:
     """Everything else works where pyfuse3 and trio are not installed."""
-    first = {name_of(path): set(imported_first(path.read_text())) for path in MODULES}
+    first = {name_of(path): set(imported_first(source_of(path))) for path in MODULES}
 
     needs = {name for name, others in first.items() if others & {"pyfuse3", "trio"}}
     while more := {name for name, others in first.items() if others & needs} - needs:
         needs |= more
-    users = {name_of(path) for path in MODULES if set(imported(path.read_text())) & needs}
+    users = {name_of(path) for path in MODULES if imports_of(path) & needs}
 
     assert {room_of(name) for name in needs} == {"mount"}
     assert users - needs == {"mount.daemon"}
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    imports = {name_of(path): set(imported(path.read_text())) for path in MODULES}
+    imports = {name_of(path): imports_of(path) for path in MODULES}
 
     while leaves := {name for name, others in imports.items() if not others & imports.keys()}:
         imports = {name: others for name, others in imports.items() if name not in leaves}
@@ -220,32 +234,29 @@ def test_imports_are_found_wherever_they_are(source: str, names: list[str]) -> N
     assert list(imported(source)) == names
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_only_the_mount_is_asynchronous(path: Path) -> None:
-    nodes = list(ast.walk(ast.parse(path.read_text())))
+def test_only_the_mount_is_asynchronous() -> None:
+    kinds = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor)
 
-    found = [n for n in nodes if isinstance(n, (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor))]
+    found = {name_of(path) for path in MODULES if any(isinstance(n, kinds) for n in nodes_of(path))}
 
-    assert not found or room_of(name_of(path)) in ASYNC
-
-
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_only_one_table_answers_with_an_errno(path: Path) -> None:
-    nodes = list(ast.walk(ast.parse(path.read_text())))
-
-    found = [
-        node
-        for node in nodes
-        if (isinstance(node, ast.Attribute) and node.attr == "FUSEError")
-        or (isinstance(node, ast.alias) and node.name == "FUSEError")
-    ]
-
-    assert not found or name_of(path) == ERRNO
+    assert {room_of(name) for name in found} == ASYNC, found
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_file_can_be_read_in_one_sitting(path: Path) -> None:
-    assert len(path.read_text().splitlines()) < MAX_LINES
+def test_only_one_table_answers_with_an_errno() -> None:
+    def names_the_error(node: ast.AST) -> bool:
+        return (isinstance(node, ast.Attribute) and node.attr == "FUSEError") or (
+            isinstance(node, ast.alias) and node.name == "FUSEError"
+        )
+
+    found = {name_of(path) for path in MODULES if any(map(names_the_error, nodes_of(path)))}
+
+    assert found == {ERRNO}
+
+
+def test_files_can_be_read_in_one_sitting() -> None:
+    lines = {relative(path): source_of(path).count("\n") for path in FILES}
+
+    assert {file: count for file, count in lines.items() if count >= MAX_LINES} == {}
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dserverfs.base.child_processes import environment, module_command
-from tests.test_structure import MODULES, relative
+from tests.test_structure import MODULES, nodes_of, relative
 
 STARTS = {"run", "Popen", "call", "check_call", "check_output", "getoutput", "getstatusoutput"}
 
@@ -52,16 +52,26 @@ def test_module_gets_its_arguments_as_they_are() -> None:
     assert "no such page" in done.stderr
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_programs_are_started_with_an_environment_that_was_chosen(path: Path) -> None:
+def wrong_start(path: Path, node: ast.AST) -> bool:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        of, name = node.func.value, node.func.attr
+        if isinstance(of, ast.Name) and of.id == "subprocess" and name in STARTS:
+            return "env" not in {keyword.arg for keyword in node.keywords}
+        return name in ("system", "popen", "create_subprocess_exec")
+    return (
+        isinstance(node, ast.List)
+        and any(isinstance(each, ast.Attribute) and each.attr == "executable" for each in node.elts)
+        and path.name != "child_processes.py"
+    )
+
+
+def test_programs_are_started_with_an_environment_that_was_chosen() -> None:
     """And modules of ours by the one command that looks for them nowhere else."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            of = node.func.value
-            if isinstance(of, ast.Name) and of.id == "subprocess" and node.func.attr in STARTS:
-                assert "env" in {keyword.arg for keyword in node.keywords}, node.lineno
-            assert node.func.attr not in ("system", "popen", "create_subprocess_exec"), node.lineno
-        if isinstance(node, ast.List) and any(
-            isinstance(each, ast.Attribute) and each.attr == "executable" for each in node.elts
-        ):
-            assert path.name == "child_processes.py", node.lineno
+    wrong = [
+        f"{relative(path)}:{getattr(node, 'lineno', 0)}"
+        for path in MODULES
+        for node in nodes_of(path)
+        if wrong_start(path, node)
+    ]
+
+    assert wrong == []
