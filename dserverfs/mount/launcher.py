@@ -150,8 +150,9 @@ def stop(path: Path, timeout_s: float, daemon: int | None = None) -> None:
     if daemon is not None:
         poll = select.poll()
         poll.register(daemon, select.POLLIN)
-        if not poll.poll(max(end_s - time.monotonic(), CLOSING_S) * 1000):
+        closing_s = max(end_s - time.monotonic(), CLOSING_S)
+        if not poll.poll(closing_s * 1000):
             raise UsageError(
-                f"{path}: unmounted, but its daemon is at work still after {timeout_s:.0f} s;"
+                f"{path}: unmounted, but its daemon is at work still after {closing_s:.0f} s;"
                 " what it has not sent is kept, and the next mount sends it"
             )

@@ -158,7 +158,7 @@ def test_the_next_mount_carries_on_with_an_upload_however_the_last_one_ended(
         elif ending == "fusermount3 -u":
             assert account.run("fusermount3", "-u", mount.path).returncode == 0
         elif ending == "umount":
-            done = account.dserverfs("umount", mount.path, "--timeout", "1")
+            done = account.dserverfs("umount", mount.path, "--timeout", "3")
             assert (done.returncode, find_mounted(mount.path)) == (1, None)
             assert f"stays staged: {server.base_uri} {name} (uploading)" in done.stderr
         else:

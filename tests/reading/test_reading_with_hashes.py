@@ -52,6 +52,11 @@ class HashedWorld(World):
     def open(self, key: str = "key") -> OpenItem:
         return OpenItem(self.reader, self.content(len(self.store.content), key))
 
+    def close(self) -> None:
+        """Wait for what is read ahead: a wrong block there is told of in this test, too."""
+        self.reader.flush()
+        super().close()
+
 
 def flip(store: FaultyStore, place: int) -> None:
     """Flip a bit of the stored object."""
