@@ -122,10 +122,10 @@ def refuse_unread(status: int, code: str) -> Fault:
 
 
 def cut_after(count: int) -> Fault:
-    """Reset the connection after so much of the body."""
+    """Reset the connection after so much of the body, and before its end."""
 
     def fault(handler: Handler) -> None:
-        handler.rfile.read(count)
+        handler.rfile.read(min(count, int(handler.headers["Content-Length"]) - 1))
         linger = struct.pack("ii", 1, 0)
         handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         handler.close_connection = True
