@@ -130,7 +130,7 @@ def test_doctor_names_what_is_wrong_with_a_server(
     with contextlib.ExitStack() as stack:
         for each, wrong in plans:
             stack.enter_context(before.planned(each, for_good(wrong)))
-        limit = "3" if fault is stall else "10"
+        limit = "5" if fault is stall else "60"
         found = doctor(server, "--timeout", limit, DSERVER_TOKEN=looked_at.token)
 
     assert found.status == (state == "problem")

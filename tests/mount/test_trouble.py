@@ -21,7 +21,7 @@ from tests.support.accounts import Account
 from tests.support.dtool_datasets import make_dataset
 from tests.support.mount_daemons import daemon_of, wait_for_end
 from tests.support.mounts import detach, mounted, publish
-from tests.support.patience import LATE_S
+from tests.support.patience import LATE_S, SOON_S
 from tests.support.server_store import weed_of
 from tests.support.servers import ServerHandle
 from tests.support.tcp_relay import relay
@@ -154,7 +154,7 @@ def test_wrong_port_is_not_tried_for_long(
     line = refused(current_user, "mount", wrong, mountpoint, token=token)
 
     assert "cannot be reached" in line
-    assert time.monotonic() - began < 15  # about 1 s where nothing else runs
+    assert time.monotonic() - began < SOON_S  # about 1 s where nothing else runs
 
 
 def test_uuid_that_no_base_uri_has(
@@ -399,7 +399,7 @@ def test_two_hundred_stalled_reads_do_not_delay_what_is_known(
             assert sorted(os.listdir(path / "data/many")) == names
             assert (path / "data/more/data.bin").stat().st_size == 3_000_000
             assert (path / "data/hello.txt").read_bytes() == b"hello\n"
-            assert time.monotonic() - started < 10
+            assert time.monotonic() - started < SOON_S
             assert not any(read.done() for read in reads)
         finally:
             os.kill(weed, signal.SIGCONT)

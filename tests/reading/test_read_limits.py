@@ -73,7 +73,7 @@ def test_who_asks_again_at_once_as_the_kernel_does_does_not_wait_again(
     with pytest.raises(DeadlineExceeded):
         item.request_blocks(0, 10)
 
-    assert time.monotonic() - start_s < 0.5
+    assert time.monotonic() - start_s < TIMEOUT_S
 
 
 def test_who_gives_up_waiting_for_what_is_still_under_way_does_not_wait_again(

@@ -120,14 +120,11 @@ def test_interrupted_set_up_is_begun_anew_and_the_next_is_quick(checkout: Path) 
     rest.touch()
 
     again = set_up(checkout, "one")
-    started = time.monotonic()
     quick = set_up(checkout, "one")
-    took = time.monotonic() - started
 
     assert again.returncode == 0, again.stderr
     assert not rest.exists()
-    assert (quick.returncode, quick.stdout, quick.stderr) == (0, "", "")
-    assert took < 10  # 0.03 s on a quiet machine; building anew takes longer
+    assert (quick.returncode, quick.stdout, quick.stderr) == (0, "", "")  # it builds nothing
     imported = subprocess.run([checkout / ".venv" / "bin" / "python", "-c", "import tiny"])
     assert imported.returncode == 0
 

@@ -18,6 +18,7 @@ from tests.simulation.planted import PLANTED
 
 _STEPS = 1_000_000
 _PROCESSES = 2
+_LATE_S = 1500.0  # two minutes where nothing else runs, of both processors
 
 # Each failed once: what was wrong, the seed, and the steps of the run.
 KEPT = {
@@ -46,24 +47,25 @@ def started(*options: str) -> subprocess.Popen[str]:
     )
 
 
-def output_of(process: subprocess.Popen[str]) -> tuple[str, str]:
+def output_of(process: subprocess.Popen[str], timeout_s: float = 280) -> tuple[str, str]:
     """Return what a simulation printed by its end; fails if that does not come."""
     try:
-        return process.communicate(timeout=280)
+        return process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
         _, wrong = process.communicate()
         pytest.fail(f"{process.args!r} does not end: {wrong}")
 
 
-def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
+def ended(process: subprocess.Popen[str], timeout_s: float = 280) -> dict[str, Any]:
     """Return what a simulation counted; fails with how to replay it."""
-    said, wrong = output_of(process)
+    said, wrong = output_of(process, timeout_s)
     assert process.returncode == 0, wrong
     counts: dict[str, Any] = json.loads(said.splitlines()[-1])
     return counts
 
 
+@pytest.mark.timeout(_LATE_S + 100)
 def test_a_million_steps_keep_every_promise() -> None:
     steps = _STEPS // _PROCESSES
     running = [
@@ -71,7 +73,7 @@ def test_a_million_steps_keep_every_promise() -> None:
         for number in range(_PROCESSES)
     ]
     try:
-        counts = [ended(each) for each in running]
+        counts = [ended(each, _LATE_S) for each in running]
     finally:
         for each in running:
             each.kill()

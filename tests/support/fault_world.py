@@ -28,6 +28,7 @@ from tests.support.accounts import Account
 from tests.support.child_processes import spawn
 from tests.support.front import Front, front
 from tests.support.mounts import detach
+from tests.support.patience import LATE_S
 from tests.support.server_app import AppClient, put_all
 from tests.support.servers import ServerHandle, encoded, new_uuid, upload_body
 from tests.support.staged_states import staged_states
@@ -37,7 +38,7 @@ MIB = 1024 * KIB
 LARGE_BYTES = 2 * MIB + 5
 PARTS_FROM = 3 * MIB  # for one PUT; the server has larger items sent in parts
 README = b"---\ndescription: of faults\n"
-RECOVERY_S = 60.0
+RECOVERY_S = LATE_S
 
 Constants = Mapping[str, Mapping[str, Any]]
 
