@@ -38,7 +38,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_NAMES] = Names()
     run = config.stash[_RUN] = leftovers.Run.start()
     os.environ[leftovers.ROOT_VARIABLE] = str(run.root)
-    set_hypothesis_home_dir(run.root / "hypothesis")  # else it makes a directory in the checkout
     if config.option.basetemp is None:
         config.option.basetemp = str(run.root / "pytest")
     collector = config.stash[_WARNINGS] = WarningCollector()
@@ -46,6 +45,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", None):
         config.option.loadscopereorder = False  # xdist keeps the order of `longest_first`
         config.pluginmanager.register(pace.Seconds())
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    # Else it makes a directory in the checkout. What it finds in the code it keeps there: 2 s of
+    # each worker.
+    cache = getattr(session.config, "cache", None)
+    home = cache.mkdir("hypothesis") if cache else session.config.stash[_RUN].root / "hypothesis"
+    set_hypothesis_home_dir(home)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

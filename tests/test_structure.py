@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -64,6 +65,7 @@ SHOWN = {
 ASYNC = {"mount"}
 ERRNO = "mount.errnos"
 MAX_LINES = 500
+TIMED = {"simulation", "soak"}  # tests whose clocks are simulated, or that promise times
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 FILES = [*MODULES, *sorted((ROOT / "tests").rglob("*.py"))]
@@ -257,6 +259,24 @@ def test_files_can_be_read_in_one_sitting() -> None:
     lines = {relative(path): source_of(path).count("\n") for path in FILES}
 
     assert {file: count for file, count in lines.items() if count >= MAX_LINES} == {}
+
+
+def test_no_test_fails_because_something_took_a_few_seconds() -> None:
+    """A wait is LATE_S long; shorter than a second are those in which nothing may happen."""
+    wait = re.compile(
+        r"(?:\.(?:wait|result|join|exception)\(|\btimeout(?:_s)?=)(\d+(?:\.\d+)?)\b(?! \*)|"
+        r"monotonic\(\) \+ (\d+)\b(?! \*)"
+    )
+
+    found = [
+        f"{relative(path)}: {match.group()}"
+        for path in FILES
+        if path.is_relative_to(ROOT / "tests") and path.parts[-2] not in TIMED
+        for match in wait.finditer(source_of(path))
+        if 1 <= float(match.group(1) or match.group(2)) < 30
+    ]
+
+    assert found == []
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -37,21 +37,6 @@ def rows_of(path: Path) -> dict[str, Any]:
     return {row["row"]: row["columns"] for row in json.loads(path.read_text())["rows"]}
 
 
-def test_bench_measures_one_row(fuse: None, tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    options = ["--row", "sequential-cold", "--only", "dserverfs", "--size", "4M", "--repeat", "1"]
-
-    done = bench(*options, "--directory", tmp_path, "--json", path)
-
-    assert done.returncode == 0, done.stderr
-    ((row, columns),) = rows_of(path).items()
-    assert row == "sequential-cold"
-    assert columns["dserverfs"]["median_seconds"] > 0
-    assert columns["dserverfs"]["median_peak_mib"] > 0
-    assert "4 MiB, cold" in done.stdout
-    assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
-
-
 def test_bench_has_programs_read_without_a_mount(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     options = ["--row", "files-cold", "--row", "files-again", "--only", "dserverfs"]
@@ -146,14 +131,17 @@ def test_bench_that_is_interrupted_shows_and_keeps_what_it_has(
     assert bench("--from", path).stdout == said
 
 
-def test_bench_makes_one_table_of_rows_that_were_measured_singly(
-    fuse: None, tmp_path: Path
-) -> None:
+def test_bench_measures_rows_singly_and_makes_one_table_of_them(fuse: None, tmp_path: Path) -> None:
     options = ["--only", "dserverfs", "--size", "1M", "--list-items", "3", "--repeat", "1"]
     files = {row: tmp_path / f"{row}.json" for row in ("list-first", "sequential-cold")}
     for row, path in files.items():
         done = bench(*options, "--row", row, "--directory", tmp_path, "--json", path)
         assert done.returncode == 0, done.stderr
+        assert list(rows_of(path)) == [row]
+        assert rows_of(path)[row]["dserverfs"]["median_seconds"] > 0
+    assert rows_of(files["sequential-cold"])["sequential-cold"]["dserverfs"]["median_peak_mib"] > 0
+    assert "1 MiB, cold" in done.stdout
+    assert sorted(each.name for each in tmp_path.iterdir()) == [f"{row}.json" for row in files]
     both, picture = tmp_path / "both.json", tmp_path / "both.png"
 
     shown = bench(
