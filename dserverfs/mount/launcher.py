@@ -154,5 +154,6 @@ def stop(path: Path, timeout_s: float, daemon: int | None = None) -> None:
         if not poll.poll(closing_s * 1000):
             raise UsageError(
                 f"{path}: unmounted, but its daemon is at work still after {closing_s:.0f} s;"
-                " what it has not sent is kept, and the next mount sends it"
+                " what it has not sent is kept, and the next mount sends it; if it has sent all, a"
+                " mount namespace of others (a container, a service) holds the mount"
             )

@@ -94,12 +94,17 @@ def _run(argv: Sequence[str], work: Path) -> int:
         return INTERRUPTED
 
 
+# The mounts of others are not held: a daemon whose mount point is gone ends only when no namespace
+# has it any more.
+_APART = 'umount -i -c -l -a -t fuse.dserverfs 2>/dev/null; exec "$@"'
+
+
 def _unshare() -> list[str]:
     """Return the command for namespaces of its own, empty if they are not to be had."""
     program = shutil.which("unshare")
     if os.geteuid() != 0 or program is None:
         return []
-    command = [program, *_ISOLATED]
+    command = [program, *_ISOLATED, "sh", "-c", _APART, "sh"]
     tried = subprocess.run([*command, "true"], capture_output=True, timeout=30, check=False)
     return command if tried.returncode == 0 else []
 

@@ -16,7 +16,7 @@ from dserverfs.cli import mount_helper
 from dserverfs.cli.main import main
 from tests.support.accounts import Account, is_reachable_by_all
 from tests.support.mount_daemons import daemon_of
-from tests.support.mounts import detach, mounted
+from tests.support.mounts import WITHOUT_MOUNTS, detach, mounted
 from tests.support.patience import LATE_S
 from tests.support.servers import ServerHandle
 from tests.support.service_manager import manager
@@ -50,7 +50,7 @@ def with_helpers(helpers: Path, fstab: Path, script: str) -> list[str]:
     if not Path("/etc/fstab").exists():
         pytest.skip("there is no /etc/fstab to mount another over")
     binds = f"mount --bind {helpers} /usr/sbin && mount --bind {fstab} /etc/fstab"
-    return ["unshare", "--mount", "sh", "-ec", f"{binds}\n{script}"]
+    return ["unshare", "--mount", "sh", "-ec", f"{WITHOUT_MOUNTS} {binds}\n{script}"]
 
 
 def of_fstab(*fields: str | Path) -> str:

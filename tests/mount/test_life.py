@@ -13,10 +13,13 @@ import pytest
 from dserverfs.base.errors import UsageError
 from dserverfs.base.model import DserverURI
 from dserverfs.base.mountinfo import find_mounted
+from dserverfs.cli.main import main
+from dserverfs.mount import launcher
 from dserverfs.mount.mountpoint import refuse_own_files, resolve
 from tests.support.accounts import Account
+from tests.support.child_processes import spawn
 from tests.support.mount_daemons import Remountable, stopped, wait_for, wait_for_end
-from tests.support.mounts import detach
+from tests.support.mounts import WITHOUT_MOUNTS, detach
 from tests.support.patience import LATE_S
 from tests.support.servers import ServerHandle, upload
 from tests.support.tcp_relay import relay
@@ -224,6 +227,36 @@ def test_umount_without_a_way_to_the_daemon_says_so_and_leaves_the_mount(
 
     assert "nothing was frozen or sent" in line
     assert find_mounted(mount.path) is not None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace of its own needs root")
+@pytest.mark.parametrize("is_held", [True, False])
+def test_umount_of_what_another_namespace_has_says_what_stays_and_why(
+    mount: Remountable,
+    current_user: Account,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_held: bool,
+) -> None:
+    monkeypatch.setattr(launcher, "CLOSING_S", 0.0 if is_held else LATE_S)
+    for name, value in current_user.environment.items():
+        monkeypatch.setenv(name, value)
+    mount.mount("--freeze-delay", "manual")
+    (mount.path / "held").mkdir()
+    daemon = mount.daemon()
+    script = f"{'' if is_held else WITHOUT_MOUNTS} echo; exec sleep 1000"
+
+    with spawn(["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        status = main(["umount", str(mount.path), "--timeout", "3"])
+
+    said = capsys.readouterr().err
+    assert status == int(is_held)
+    assert find_mounted(mount.path) is None
+    assert "stays staged: " in said
+    assert ("a mount namespace of others" in said) == is_held
+    wait_for_end(daemon)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can unmount without fusermount3")

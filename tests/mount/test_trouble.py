@@ -20,7 +20,7 @@ from dserverfs.base.mountinfo import find_mounted
 from tests.support.accounts import Account
 from tests.support.dtool_datasets import make_dataset
 from tests.support.mount_daemons import daemon_of, wait_for_end
-from tests.support.mounts import detach, mounted, publish
+from tests.support.mounts import WITHOUT_MOUNTS, detach, mounted, publish
 from tests.support.patience import LATE_S, SOON_S
 from tests.support.server_store import weed_of
 from tests.support.servers import ServerHandle
@@ -255,8 +255,9 @@ def test_fuse_that_is_not_installed_or_not_open(
         device.chmod(mode)
     assert "/dev/fuse has mode 0600" in line
     assert "chmod 0666" in line
+    without_device = f'{WITHOUT_MOUNTS} mount -t tmpfs none /dev && exec "$@"'
     hidden = current_user.run(
-        *("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev && exec "$@"', "sh"),
+        *("unshare", "--mount", "sh", "-c", without_device, "sh"),
         *(current_user.python, "-m", "dserverfs", "mount", server.base_uri, mountpoint),
         env={"DSERVER_TOKEN": token},
     )

@@ -59,6 +59,11 @@ def mounted(
     assert not log.exists() or "a fault of ours" not in log.read_text()
 
 
+# The begin of a script in a mount namespace of its own: it holds no mounts of others, whose daemons
+# would not end while it runs.
+WITHOUT_MOUNTS = "umount -i -c -l -a -t fuse.dserverfs 2>/dev/null || true;"
+
+
 def detach(path: Path) -> None:
     """Take a mount away, alive or dead."""
     subprocess.run(["fusermount3", "-uz", str(path)], capture_output=True, timeout=30, check=False)
