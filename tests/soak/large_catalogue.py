@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import itertools
 import json
 import os
@@ -81,26 +82,27 @@ def _words(chance: random.Random) -> Iterator[str]:
 
 
 def dataset_uuid(number: int) -> str:
-    return str(uuid.UUID(int=random.Random(number).getrandbits(128), version=4))
+    """Return a uuid of digits, for which SQL and FTS5 have the same words."""
+    digits = hashlib.md5(str(number).encode()).hexdigest()
+    return str(uuid.UUID(digits.translate(str.maketrans("abcdef", "012345"))))
 
 
 def fill(address: str, size: Size) -> None:
-    """Load users, base URIs, rights and datasets; build the index of words afterwards."""
+    """Make users, base URIs, rights and datasets; build the index of words afterwards."""
     chance = random.Random(1)
-    manifest = gzip.compress(json.dumps({"items": {}}).encode())
     with psycopg.connect(address, autocommit=True) as connection:
         connection.execute("DROP INDEX dserverfs_search_words_words")
-        connection.execute("SET maintenance_work_mem = '256MB'")
-        connection.execute(
-            'INSERT INTO "user" (id, username, is_admin)'
-            " SELECT n, 'user' || n, n = 0 FROM generate_series(0, %s) AS n",
-            [size.users - 1],
-        )
-        _copy(
-            connection,
-            "base_uri (id, base_uri)",
-            ((number, size.base_uri(number)) for number in range(size.base_uris)),
-        )
+        connection.execute("SET maintenance_work_mem = '512MB'")
+        connection.execute("SET statement_timeout = 0")
+        values = {
+            **size._asdict(),
+            "start": _START_S,
+            "items": ITEMS,
+            "vocabulary": VOCABULARY,
+            "manifest": gzip.compress(json.dumps({"items": {}}).encode()),
+        }
+        for statement in _SIZED:
+            connection.execute(statement, values)
         rights = [(0, number) for number in range(size.base_uris)] + [
             (user, base)
             for user in range(1, size.users)
@@ -108,58 +110,55 @@ def fill(address: str, size: Size) -> None:
         ]
         for table in ("search_permissions", "register_permissions"):
             _copy(connection, f"{table} (user_id, base_uri_id)", rights)
-        connection.execute("CREATE TABLE loaded (n integer, uri text, uuid text, name text)")
-        columns = "dserverfs_search_words (id, kind, words, in_order)"
-        with (
-            psycopg.connect(address, autocommit=True) as other,
-            other.cursor() as cursor,
-            cursor.copy(f"COPY {columns} FROM STDIN") as copy,
-        ):
-            _copy(connection, "loaded", _loaded(size, copy))
-        for statement in _FROM_LOADED:
-            values = {
-                "bases": size.base_uris,
-                "users": size.users,
-                "items": ITEMS,
-                "manifest": manifest,
-            }
-            connection.execute(statement, {**values, "start": _START_S})
-        connection.execute(
-            "CREATE INDEX dserverfs_search_words_words ON dserverfs_search_words USING gin (words)"
-        )
+        _check_words(connection)
         connection.execute("VACUUM ANALYZE")
 
 
-def _loaded(size: Size, copy: Any) -> Iterator[tuple[Any, ...]]:
-    """Yield what is known of each dataset; write its words on the way."""
-    words = _words(random.Random(3))
-    paths = full_text.words_in("\n".join(f"run/image_{number:03}.tif" for number in range(ITEMS)))
-    for number in range(size.datasets):
-        own = dataset_uuid(number)
-        uri, name = f"{size.base_uri(number)}/{own}", f"{next(words)}-{number}"
-        readme = " ".join(itertools.islice(words, 15))
-        text = "\n".join((name, uri, own, f"user{number % size.users}", readme, f"t{number % 50}"))
-        found = full_text.words_in(text)
-        base = full_text.word_of_base_uri(size.base_uri(number))
-        for kind, content in enumerate((found, paths)):
-            copy.write_row((number, kind, [*{base, *content}], f" {' '.join(content)} "))
-        yield number, uri, own, name
-
-
-_FROM_LOADED = (
-    "INSERT INTO dataset (base_uri_id, uri, uuid, name, creator_username, frozen_at, created_at,"
-    " number_of_items, size_in_bytes) SELECT n %% %(bases)s, uri, uuid, name, 'user' || n %%"
-    " %(users)s, to_timestamp(%(start)s + n) AT TIME ZONE 'UTC', to_timestamp(%(start)s + n) AT"
-    " TIME ZONE 'UTC', %(items)s, 1 FROM loaded",
+# Words by Zipf's law: the logarithm of their rank is even. `n` is a dataset.
+_TABLES_OF = "FROM generate_series(0, %(datasets)s - 1) AS n"
+_UUID = "translate(md5(n::text), 'abcdef', '012345')::uuid"
+_BASE = "'s3://bucket-' || n %% %(base_uris)s"
+_WORD = "'w' || floor(exp(random() * ln(%(vocabulary)s))) - 1"
+_SIZED = (
+    'INSERT INTO "user" (id, username, is_admin)'
+    " SELECT n, 'user' || n, n = 0 FROM generate_series(0, %(users)s - 1) AS n",
+    "INSERT INTO base_uri (id, base_uri)"
+    " SELECT n, 's3://bucket-' || n FROM generate_series(0, %(base_uris)s - 1) AS n",
     "INSERT INTO dserverfs_search (id, uri, uuid, base_uri, name, creator_username, frozen_at,"
-    " created_at, number_of_items, size_in_bytes, tags) SELECT n, uri, uuid, 's3://bucket-' || n"
-    " %% %(bases)s, name, 'user' || n %% %(users)s, %(start)s + n, %(start)s + n, %(items)s, 1,"
-    " '[\"t' || n %% 50 || '\"]' FROM loaded",
-    "INSERT INTO dserverfs_search_tag (tag, id) SELECT 't' || n %% 50, n FROM loaded",
+    f" created_at, number_of_items, size_in_bytes, tags) SELECT n, {_BASE} || '/' || {_UUID},"
+    f" {_UUID}, {_BASE}, {_WORD} || '-' || n, 'user' || n %% %(users)s, %(start)s + n,"
+    f" %(start)s + n, %(items)s, 1, '[\"t' || n %% 50 || '\"]' {_TABLES_OF}",
+    "INSERT INTO dserverfs_search_tag (tag, id) SELECT 't' || n %% 50, n " + _TABLES_OF,
+    "INSERT INTO dataset (base_uri_id, uri, uuid, name, creator_username, frozen_at, created_at,"
+    " number_of_items, size_in_bytes) SELECT id %% %(base_uris)s, uri, uuid, name,"
+    " creator_username, to_timestamp(frozen_at) AT TIME ZONE 'UTC', to_timestamp(created_at) AT"
+    " TIME ZONE 'UTC', number_of_items, size_in_bytes FROM dserverfs_search",
     "INSERT INTO dserverfs_description (uri, readme, annotations, tags, manifest)"
-    " SELECT uri, '\"about it\"', '{}', '[]', %(manifest)s::bytea FROM loaded",
-    "DROP TABLE loaded",
+    " SELECT uri, '\"about it\"', '{}', '[]', %(manifest)s::bytea FROM dserverfs_search",
+    # Words of the name, address, uuid, creator, README and tag, as _check_words compares them.
+    "INSERT INTO dserverfs_search_words SELECT id, 0, array(SELECT DISTINCT unnest(found || ('/' ||"
+    " base_uri))), ' ' || array_to_string(found, ' ') || ' ' FROM (SELECT id, base_uri,"
+    " string_to_array(translate(name, '-', ' ') || ' s3 bucket ' || id %% %(base_uris)s"
+    " || translate(' ' || uuid || ' ' || uuid, '-', ' ') || ' ' || creator_username, ' ')"
+    f" || array(SELECT {_WORD} FROM generate_series(1, 15) WHERE id >= 0)"
+    " || ('t' || id %% 50) AS found FROM dserverfs_search) AS texts",
+    "INSERT INTO dserverfs_search_words SELECT id, 1, ARRAY['/' || base_uri, 'run', 'imag', 'tif']"
+    " || numbers, (SELECT ' ' || string_agg('run imag ' || number || ' tif', ' ') || ' '"
+    " FROM unnest(numbers) AS number) FROM dserverfs_search, (SELECT array_agg(lpad(k::text, 3,"
+    " '0')) AS numbers FROM generate_series(0, %(items)s - 1) AS k) AS items",
+    "CREATE INDEX dserverfs_search_words_words ON dserverfs_search_words USING gin (words)",
 )
+
+
+def _check_words(connection: psycopg.Connection[Any]) -> None:
+    """Compare the words that SQL made with those that a server makes of the same texts."""
+    found = connection.execute(
+        "SELECT name, uri, uuid, creator_username, in_order FROM dserverfs_search"
+        " JOIN dserverfs_search_words USING (id) WHERE id = 7 AND kind = 0"
+    ).fetchone()
+    assert found is not None
+    *texts, in_order = found
+    assert in_order.startswith(f" {' '.join(full_text.words_in(chr(10).join(texts)))} "), found
 
 
 def _copy(connection: psycopg.Connection[Any], what: str, rows: Iterable[tuple[Any, ...]]) -> None:

@@ -37,6 +37,7 @@ from sqlalchemy import (
     Text,
     and_,
     column,
+    distinct,
     false,
     func,
     insert,
@@ -105,11 +106,23 @@ def condition(question: Question, base_uris: Collection[str]) -> ColumnElement[b
     """
     if not question.all_of:
         return false()
-    if sql.dialect_name() == POSTGRESQL:
-        selections = [_found_by_words(phrases, base_uris) for phrases in question.all_of]
-    else:
-        selections = [_found_by_fts5(phrases) for phrases in question.all_of]
+    selections = [_selection(phrases, base_uris) for phrases in question.all_of]
     return and_(*(search.c.id.in_(selection) for selection in selections))
+
+
+def number(question: Question) -> SelectBase | None:
+    """Return a statement that counts what any user would find, None if it would not be quick."""
+    if len(question.all_of) != 1:
+        return None
+    found = _selection(question.all_of[0], ()).subquery("found")
+    return select(func.count(distinct(found.c[0])))
+
+
+def _selection(phrases: Sequence[str], base_uris: Collection[str]) -> SelectBase:
+    """Return a selection of the ids of datasets that have any of the phrases."""
+    if sql.dialect_name() == POSTGRESQL:
+        return _found_by_words(phrases, base_uris)
+    return _found_by_fts5(phrases)
 
 
 def add(identity: int, kind: int, base_uri: str, lines: Iterable[str]) -> None:

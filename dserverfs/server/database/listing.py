@@ -1,0 +1,162 @@
+"""Pages of datasets in an order, and how many there are on all pages: one statement for both.
+
+Used by `search`. The page is chosen by keys and terms of the order alone, of which indexes
+have all that is usual; then its rows are read. There are three ways to choose it:
+
+    a few base URIs, nothing else asked    an index scan of each, merged: costs what is before
+                                           the end of the page, however much the user may see
+    more base URIs, nothing else asked     the database chooses: it scans all in order, and
+                                           leaves out what the user may not see
+    anything else                          what matches is found once, then counted and ordered
+
+A user who may see all is not asked for base URIs, and a word that so many datasets have is
+counted apart from the page: the first datasets in the order have it as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dservercore.sql_models import BaseURI
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    RowMapping,
+    Select,
+    SelectBase,
+    Subquery,
+    func,
+    select,
+    union_all,
+)
+
+from dserverfs.server.database import dialects, sql
+from dserverfs.server.database.tables import search
+
+COLUMNS = (
+    *(search.c.uri, search.c.uuid, search.c.base_uri, search.c.name, search.c.creator_username),
+    *(search.c.frozen_at, search.c.created_at, search.c.number_of_items),
+    *(search.c.size_in_bytes, search.c.tags),
+)
+NAMES = tuple(column.name for column in COLUMNS)
+_SORTABLE = ("base_uri", "created_at", "creator_username", "frozen_at", "name", "uri", "uuid")
+MAX_MERGED = 64  # base URIs; to plan for one takes PostgreSQL 80 us
+
+
+class Page(NamedTuple):
+    """Datasets of a page, and how many all pages have."""
+
+    rows: Sequence[RowMapping]
+    total: int
+
+
+class Asked(NamedTuple):
+    """What is asked for.
+
+    `number` is a statement that counts it without a look at the datasets, if there is one.
+    """
+
+    base_uris: Collection[str]
+    may_see_all: bool  # all that there are are in these base URIs
+    conditions: Sequence[ColumnElement[bool]]
+    number: SelectBase | None = None
+
+    def where(self) -> list[ColumnElement[bool]]:
+        return [*([] if self.may_see_all else [in_any(self.base_uris)]), *self.conditions]
+
+
+class Term(NamedTuple):
+    """A column to order by."""
+
+    name: str
+    is_descending: bool
+
+    def of(self, source: FromClause) -> ColumnElement[Any]:
+        column = source.c[self.name]
+        return column.desc() if self.is_descending else column.asc()
+
+
+def order_of(fields: Mapping[str, int], base_uris: Collection[str]) -> list[Term]:
+    """Return the terms to order by; the URI decides last, so that pages do not overlap.
+
+    `fields` has a negative number for what descends. Within one base URI the order of uuids is
+    that of URIs, of which an index is made.
+    """
+    terms = [Term(name, number < 0) for name, number in fields.items() if name in _SORTABLE]
+    if len(base_uris) == 1:
+        terms = [
+            Term("uri", term.is_descending) if term.name == "uuid" else term
+            for term in terms
+            if term.name != "base_uri"
+        ]
+    terms.append(Term("uri", False))
+    decided = next(number for number, term in enumerate(terms) if term.name == "uri")
+    return terms[: decided + 1]
+
+
+def are_all(base_uris: Collection[str]) -> bool:
+    """Return whether no dataset is in another base URI; not asked of a few."""
+    if len(base_uris) <= MAX_MERGED:
+        return False
+    count: int = sql.value(select(func.count()).select_from(BaseURI))
+    return len(base_uris) == count
+
+
+def page_of(asked: Asked, order: Sequence[Term], limit: int, offset: int) -> Page:
+    """Return a page of the datasets that are asked for."""
+    source, total = _found(asked, order)
+    chosen = select(source.c.uri).order_by(*(term.of(source) for term in order))
+    page = chosen.limit(limit).offset(offset).subquery("page")
+    statement = (
+        select(*COLUMNS, total.scalar_subquery().label("total"))
+        .join(page, page.c.uri == search.c.uri)
+        .order_by(*(term.of(search) for term in order))
+    )
+    rows = sql.execute(statement).mappings().all()
+    if not rows:
+        return Page([], sql.value(select(total.scalar_subquery())) if offset else 0)
+    # A base URI that is new since the rights were read is not among them.
+    visible = [row for row in rows if row["base_uri"] in asked.base_uris]
+    return Page(visible, rows[0]["total"])
+
+
+def all_of(asked: Asked, order: Sequence[Term]) -> Sequence[RowMapping]:
+    """Return all datasets that `page_of` has pages of."""
+    found = select(*COLUMNS).where(*asked.where()).order_by(*(term.of(search) for term in order))
+    rows: Sequence[RowMapping] = sql.execute(found).mappings().all()
+    return [row for row in rows if row["base_uri"] in asked.base_uris]
+
+
+def _found(asked: Asked, order: Sequence[Term]) -> tuple[FromClause, SelectBase]:
+    """Return the keys of what is asked for, and the statement that counts it."""
+    where = asked.where()
+    count = select(func.count())
+    if asked.number is not None:
+        return _keys(*where, order=order).subquery("found"), asked.number
+    if asked.conditions:
+        matching = _keys(*where, order=order).cte("matching")
+        return matching, count.select_from(matching)
+    count = count.select_from(search).where(*where)
+    if 0 < len(asked.base_uris) <= MAX_MERGED:
+        return _each_in_order(asked.base_uris, order), count
+    return _keys(*where, order=order).subquery("found"), count
+
+
+def in_any(base_uris: Collection[str]) -> ColumnElement[bool]:
+    """Return the condition that a dataset is in one of the base URIs."""
+    if len(base_uris) == 1:  # whose index then has the order
+        return search.c.base_uri == next(iter(base_uris))
+    return dialects.is_any_of(sql.dialect_name(), search.c.base_uri, base_uris)
+
+
+def _keys(*conditions: ColumnElement[bool], order: Sequence[Term]) -> Select[Any]:
+    """Return a selection of URIs with what the order is made of."""
+    names = dict.fromkeys(term.name for term in order)
+    return select(*(search.c[name] for name in names)).where(*conditions)
+
+
+def _each_in_order(base_uris: Collection[str], order: Sequence[Term]) -> Subquery:
+    """Return the keys of each base URI, of which the database merges ordered scans."""
+    each = (_keys(search.c.base_uri == base_uri, order=order) for base_uri in sorted(base_uris))
+    return union_all(*each).subquery("found")
