@@ -1,28 +1,28 @@
 """A catalogue of an institute: how long its requests take, with PostgreSQL, and how large it gets.
 
-    scripts/bench-database [--datasets N] [--users N] [--rounds N] [--explain]
+    scripts/bench-database [--datasets N] [--users N] [--rounds N] [--keep DIR] [--explain]
 
-A PostgreSQL of its own is filled by COPY: datasets evenly in base URIs, words by Zipf's law. Then
-one process asks by dservercore's and our routes, without a web server between; of some rounds
-the best is told, for a machine in use makes the others worthless. Nothing is left.
+A PostgreSQL of its own is filled: datasets evenly in base URIs, words by Zipf's law. Then one
+process asks by dservercore's and our routes, without a web server between; of some rounds the
+best is told, for a machine in use makes the others worthless. At last gunicorn serves it to
+mounts. Nothing is left, but in DIR with `--keep`, which is measured again without the filling.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import hashlib
 import itertools
 import json
 import os
 import random
-import resource
 import signal
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import Process
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,13 +41,17 @@ from dserverfs.server.store.settings import DATABASE, ServerSettings
 from dserverfs.server.store.signing import Storage
 from dserverfs.server.store.stores import Stores
 from dserverfs.server.web import TOKEN_LIFE
-from tests.support.postgresql import running
+from tests.soak import large_server
+from tests.support.postgresql import Cluster, programs
 
 OF_A_USER = 20  # base URIs
 VOCABULARY = 20_000
 ITEMS = 20
 REQUESTS = 200  # of each kind in a round
 MOUNTS = 200
+_DATABASE = "institute"
+# As the documentation has them: a quarter of the memory of a machine with 4 GiB.
+_SETTINGS = ("shared_buffers=1GB", "max_wal_size=4GB")
 _START_S = 1_600_000_000
 
 
@@ -110,6 +114,10 @@ def fill(address: str, size: Size) -> None:
         ]
         for table in ("search_permissions", "register_permissions"):
             _copy(connection, f"{table} (user_id, base_uri_id)", rights)
+        for table in ('"user"', "base_uri", "dserverfs_search"):
+            connection.execute(
+                f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}"
+            )
         _check_words(connection)
         connection.execute("VACUUM ANALYZE")
 
@@ -167,7 +175,8 @@ def _copy(connection: psycopg.Connection[Any], what: str, rows: Iterable[tuple[A
             copy.write_row(row)
 
 
-def kinds(size: Size) -> list[Kind]:
+def kinds(size: Size, own: Sequence[int]) -> list[Kind]:
+    """Return what is asked by a user of the base URIs of these numbers."""
     word_of = _words(random.Random(2))
 
     def page(last: int) -> Callable[[random.Random], tuple[str, str, Any]]:
@@ -177,13 +186,14 @@ def kinds(size: Size) -> list[Kind]:
         return lambda chance: ("POST", f"/uris?page_size=100{sort}", {"free_text": text(chance)})
 
     def one(chance: random.Random) -> str:
-        return dataset_uuid(chance.randrange(size.datasets))
+        of_base_uri = chance.randrange(size.datasets // size.base_uris)
+        return dataset_uuid(of_base_uri * size.base_uris + chance.choice(own))
 
     def post(body: Callable[[random.Random], Any], sort: str = "") -> Any:
         return lambda chance: ("POST", f"/uris?page_size=100{sort}", body(chance))
 
     def of_base_uri(chance: random.Random) -> Any:
-        return {"base_uris": [size.base_uri(chance.randrange(size.base_uris))]}
+        return {"base_uris": [size.base_uri(chance.choice(own))]}
 
     def of_creator(chance: random.Random) -> Any:
         return {"creator_usernames": [f"user{chance.randrange(size.users)}"]}
@@ -194,6 +204,11 @@ def kinds(size: Size) -> list[Kind]:
     newest = "&sort=-frozen_at"
     return [
         Kind("page of a listing", 150, page(size.datasets * OF_A_USER // size.base_uris // 100)),
+        Kind(
+            "first page, newest first",
+            150,
+            lambda chance: ("GET", f"/uris?page_size=100{newest}", None),
+        ),
         Kind("page of a base URI, newest first", 150, post(of_base_uri, newest)),
         Kind("search: a word", 150, search(lambda chance: next(word_of))),
         Kind("search: three words, newest first", 150, search(three, newest)),
@@ -205,6 +220,7 @@ def kinds(size: Size) -> list[Kind]:
         Kind("search: a creator", 150, post(of_creator)),
         Kind("by uuid", 150, lambda chance: ("GET", f"/uuids/{one(chance)}", None)),
         Kind("user's facts", 150, lambda chance: ("GET", "/me", None)),
+        Kind("summary of all", 1000, lambda chance: ("GET", "/me/summary", None)),
     ]
 
 
@@ -216,6 +232,12 @@ class Asker:
             token = tokens.new_token(username, TOKEN_LIFE)
         self._flask = flask
         self._headers = {"Authorization": f"Bearer {token}"}
+
+    def own(self) -> list[int]:
+        """Return the numbers of the base URIs that the user may search."""
+        answer = self._flask.test_client().get("/me", headers=self._headers)
+        base_uris = answer.get_json()["search_permissions_on_base_uris"]
+        return [int(base_uri.rpartition("-")[2]) for base_uri in base_uris]
 
     def ask(self, method: str, path: str, body: Any) -> float:
         """Return the milliseconds that an answer took."""
@@ -291,61 +313,78 @@ def signed_urls_a_second() -> float:
     return len(keys) / (time.process_time() - begun_s)
 
 
-def refreshing(askers: list[Asker], threads: int) -> tuple[float, float]:
-    """Return seconds for the first pages of all of them at once, and the longest wait of one."""
-    begun_s = time.perf_counter()
-
-    def ask(asker: Asker) -> float:
-        asker.ask("GET", "/uris?page_size=100", None)
-        return time.perf_counter() - begun_s
-
-    with ThreadPoolExecutor(threads) as pool:
-        waits = list(pool.map(ask, askers))
-    return time.perf_counter() - begun_s, max(waits)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--datasets", type=int, default=500_000)
     parser.add_argument("--users", type=int, default=5_000)
     parser.add_argument("--base-uris", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=REQUESTS)
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="of each kind in a round")
+    parser.add_argument("--mounts", type=int, default=MOUNTS, help="that refresh at once")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="fill a database there, or measure the one there"
+    )
     parser.add_argument(
         "--explain", action="store_true", help="print plans of what misses its goal"
     )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left then, either
-    size = Size(arguments.datasets, arguments.users, arguments.base_uris)
-    with tempfile.TemporaryDirectory(prefix="dserverfs-bench-") as name:
-        directory = Path(name)
+    with contextlib.ExitStack() as stack:
+        directory: Path = arguments.keep or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="dserverfs-bench-"))
+        )
+        directory.mkdir(exist_ok=True)
         directory.chmod(0o755)
-        with running(directory) as cluster:
-            address = cluster.new_database()
-            settings = ServerSettings({DATABASE: address}.get)
-            data = DataDirectory(directory / "data")
-            with data.locked():
-                flask = app.create(data, Stores(None, lambda bucket: None), settings)
-                begun_s = time.perf_counter()
-                filling = Process(target=fill, args=(address, size))
-                filling.start()  # apart, lest its memory counts
-                filling.join()
-                assert filling.exitcode == 0
-                held = cluster.execute(
-                    "SELECT pg_size_pretty(sum(pg_database_size(datname))) FROM pg_database"
-                )[0][0]
-                print(f"{arguments.datasets:,} datasets, {arguments.users:,} users: {held}")
-                print(f"filled in {time.perf_counter() - begun_s:.0f} s", flush=True)
-                _report(flask, size, arguments)
-                app.close(flask)
+        cluster = stack.enter_context(_cluster(directory))
+        _measure_all(cluster, directory, arguments)
 
 
-def _report(flask: Flask, size: Size, arguments: argparse.Namespace) -> None:
+@contextlib.contextmanager
+def _cluster(directory: Path) -> Iterator[Cluster]:
+    """Run a PostgreSQL with its files in a directory, which may have them already."""
+    bin_directory = programs()
+    assert bin_directory is not None, "PostgreSQL is not installed: apt-get install postgresql"
+    cluster = Cluster(directory / "postgresql", bin_directory)
+    if not cluster.is_made:
+        cluster.create()
+    try:
+        cluster.start(*_SETTINGS)
+        yield cluster
+    finally:
+        cluster.stop(timeout_s=60)
+
+
+def _measure_all(cluster: Cluster, directory: Path, arguments: argparse.Namespace) -> None:
+    size = Size(arguments.datasets, arguments.users, arguments.base_uris)
+    is_filled = bool(cluster.execute(f"SELECT 1 FROM pg_database WHERE datname = '{_DATABASE}'"))
+    if not is_filled:
+        cluster.execute(f"CREATE DATABASE {_DATABASE}")
+    address = cluster.address_of(_DATABASE)
+    data = DataDirectory(directory / "server")
+    with data.locked():
+        settings = ServerSettings({DATABASE: address}.get)
+        flask = app.create(data, Stores(None, lambda bucket: None), settings)
+        if not is_filled:
+            begun_s = time.perf_counter()
+            filling = Process(target=fill, args=(address, size))
+            filling.start()  # apart, lest its memory counts
+            filling.join()
+            assert filling.exitcode == 0
+            print(f"filled in {time.perf_counter() - begun_s:.0f} s", flush=True)
+        held = cluster.execute(f"SELECT pg_size_pretty(pg_database_size('{_DATABASE}'))")[0][0]
+        print(f"{size.datasets:,} datasets, {size.users:,} users: {held}", flush=True)
+        _report_requests(flask, size, arguments)
+        app.close(flask)
+    print(f"signed URLs a second and core: {max(signed_urls_a_second() for _ in range(3)):,.0f}")
+    _report_server(directory, address, arguments)
+
+
+def _report_requests(flask: Flask, size: Size, arguments: argparse.Namespace) -> None:
     for who, username in (("a user of 20 base URIs", "user7"), ("a user of all", "user0")):
         asker = Asker(flask, username)
         first_s = asker.ask("GET", "/uris?page_size=100", None) / 1000
         print(f"\n{who}: first page of all {first_s:.2f} s")
-        for kind in kinds(size):
+        for kind in kinds(size, asker.own()):
             count = arguments.requests if who.endswith("URIs") else arguments.requests // 4
             took = measure(asker, kind, arguments.rounds, count)
             verdict = "" if took.last_ms <= kind.goal_ms else f"  > {kind.goal_ms:.0f}"
@@ -356,16 +395,33 @@ def _report(flask: Flask, size: Size, arguments: argparse.Namespace) -> None:
             )
             if verdict and arguments.explain:
                 explain_slow(flask, asker, kind)
-    askers = [
-        Asker(flask, f"user{number}") for number in range(1, min(MOUNTS, arguments.users - 1) + 1)
-    ]
-    took_s, longest_s = min(refreshing(askers, 8) for _ in range(arguments.rounds))
-    print(
-        f"\n{len(askers)} mounts refresh at once: {took_s:.1f} s, the last after {longest_s:.1f} s"
-    )
-    print(f"signed URLs a second and core: {max(signed_urls_a_second() for _ in range(3)):,.0f}")
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"memory of this process at most: {memory:.0f} MiB")
+
+
+def _report_server(directory: Path, address: str, arguments: argparse.Namespace) -> None:
+    """Print what only a server with clients shows."""
+    with (
+        tempfile.TemporaryDirectory(prefix="dserverfs-bench-") as name,
+        large_server.running(directory / "server", address, directory / "gunicorn.log") as server,
+    ):
+        scratch = Path(name)
+        print("\ngunicorn with 2 workers of 8 threads:")
+        pages = [large_server.ask_pages(server, "user7", 100) for _ in range(arguments.rounds)]
+        print(f"  99 % of pages of all, over HTTP, within {min(pages):.0f} ms")
+        mounts = [
+            large_server.mount_and_list(server, "user7", scratch) for _ in range(arguments.rounds)
+        ]
+        took_s, names = min(mounts)
+        print(f"  mount of a base URI and its first listing, {names} names: {took_s:.2f} s")
+        if arguments.mounts:
+            found = large_server.refresh(server, arguments.mounts, scratch)
+            print(
+                f"  {arguments.mounts} mounts list {found.datasets:,} datasets at once:"
+                f" half within {found.median_s:.1f} s, all within {found.all_s:.1f} s;"
+                f" {found.server_s:.1f} s of processor time of the server"
+            )
+        for path in ("/uris?page_size=100", "/me/summary") * 4:
+            server.get(path, token=server.token_for("user0")).raise_for_status()
+        print(f"  memory of a worker at most: {large_server.memory_mib(server):.0f} MiB")
 
 
 if __name__ == "__main__":

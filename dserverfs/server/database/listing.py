@@ -3,10 +3,10 @@
 Used by `search`. The page is chosen by keys and terms of the order alone, of which indexes
 have all that is usual; then its rows are read. There are three ways to choose it:
 
-    a few base URIs, nothing else asked    an index scan of each, merged: costs what is before
-                                           the end of the page, however much the user may see
-    more base URIs, nothing else asked     the database chooses: it scans all in order, and
-                                           leaves out what the user may not see
+    a few base URIs, nothing else asked    PostgreSQL scans an index of each in order, as far as
+                                           the end of the page, and sorts what it has then
+    nothing else asked                     the database chooses: it scans all in order, and
+                                           leaves out what the user may not see, or sorts
     anything else                          what matches is found once, then counted and ordered
 
 A user who may see all is not asked for base URIs, and a word that so many datasets have is
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from dservercore.sql_models import BaseURI
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
     FromClause,
     RowMapping,
@@ -27,12 +28,13 @@ from sqlalchemy import (
     SelectBase,
     Subquery,
     func,
+    literal,
     select,
-    union_all,
+    true,
 )
 
 from dserverfs.server.database import dialects, sql
-from dserverfs.server.database.tables import search
+from dserverfs.server.database.tables import POSTGRESQL, TEXT, search
 
 COLUMNS = (
     *(search.c.uri, search.c.uuid, search.c.base_uri, search.c.name, search.c.creator_username),
@@ -41,7 +43,7 @@ COLUMNS = (
 )
 NAMES = tuple(column.name for column in COLUMNS)
 _SORTABLE = ("base_uri", "created_at", "creator_username", "frozen_at", "name", "uri", "uuid")
-MAX_MERGED = 64  # base URIs; to plan for one takes PostgreSQL 80 us
+MAX_MERGED = 64  # base URIs; of each, datasets of a page and of all before it are looked at
 
 
 class Page(NamedTuple):
@@ -105,7 +107,7 @@ def are_all(base_uris: Collection[str]) -> bool:
 
 def page_of(asked: Asked, order: Sequence[Term], limit: int, offset: int) -> Page:
     """Return a page of the datasets that are asked for."""
-    source, total = _found(asked, order)
+    source, total = _found(asked, order, offset + limit)
     chosen = select(source.c.uri).order_by(*(term.of(source) for term in order))
     page = chosen.limit(limit).offset(offset).subquery("page")
     statement = (
@@ -128,7 +130,7 @@ def all_of(asked: Asked, order: Sequence[Term]) -> Sequence[RowMapping]:
     return [row for row in rows if row["base_uri"] in asked.base_uris]
 
 
-def _found(asked: Asked, order: Sequence[Term]) -> tuple[FromClause, SelectBase]:
+def _found(asked: Asked, order: Sequence[Term], end: int) -> tuple[FromClause, SelectBase]:
     """Return the keys of what is asked for, and the statement that counts it."""
     where = asked.where()
     count = select(func.count())
@@ -138,8 +140,8 @@ def _found(asked: Asked, order: Sequence[Term]) -> tuple[FromClause, SelectBase]
         matching = _keys(*where, order=order).cte("matching")
         return matching, count.select_from(matching)
     count = count.select_from(search).where(*where)
-    if 0 < len(asked.base_uris) <= MAX_MERGED:
-        return _each_in_order(asked.base_uris, order), count
+    if 1 < len(asked.base_uris) <= MAX_MERGED and sql.dialect_name() == POSTGRESQL:
+        return _first_of_each(asked.base_uris, order, end), count
     return _keys(*where, order=order).subquery("found"), count
 
 
@@ -156,7 +158,10 @@ def _keys(*conditions: ColumnElement[bool], order: Sequence[Term]) -> Select[Any
     return select(*(search.c[name] for name in names)).where(*conditions)
 
 
-def _each_in_order(base_uris: Collection[str], order: Sequence[Term]) -> Subquery:
-    """Return the keys of each base URI, of which the database merges ordered scans."""
-    each = (_keys(search.c.base_uri == base_uri, order=order) for base_uri in sorted(base_uris))
-    return union_all(*each).subquery("found")
+def _first_of_each(base_uris: Collection[str], order: Sequence[Term], end: int) -> Subquery:
+    """Return the keys that may be among the first `end` of all: so many of each base URI."""
+    texts = literal(sorted(base_uris), ARRAY(TEXT))
+    each = func.unnest(texts).table_valued("base_uri", name="each").render_derived()
+    of_each = _keys(search.c.base_uri == each.c.base_uri, order=order)
+    first = of_each.order_by(*(term.of(search) for term in order)).limit(end).lateral("first")
+    return select(*first.c).select_from(each.join(first, true())).subquery("found")

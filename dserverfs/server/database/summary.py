@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, FromClause, SelectBase, func, literal, select, union_all
+from sqlalchemy import ColumnElement, FromClause, SelectBase, func, literal, select, true, union_all
 
-from dserverfs.server.database import listing, sql
-from dserverfs.server.database.tables import search, search_tag
+from dserverfs.server.database import dialects, listing, sql
+from dserverfs.server.database.tables import search
 
 _CREATOR, _BASE_URI, _TAG = "creator", "base_uri", "tag"
 _HALF = 1 << 32  # SQLite adds up to 64 bits: so the halves of sizes are added up apart
@@ -41,21 +41,21 @@ def summary_of(base_uris: Collection[str]) -> dict[str, Any]:
 
 
 def _counted(base_uris: Collection[str]) -> Any:
-    visible = (
-        select(search.c.id, search.c.base_uri, search.c.creator_username, search.c.size_in_bytes)
-        .where(listing.in_any(base_uris))
-        .cte("visible")
-    )
-    tagged = visible.join(search_tag, search_tag.c.id == visible.c.id)
+    columns = (search.c.base_uri, search.c.creator_username, search.c.size_in_bytes, search.c.tags)
+    visible = select(*columns).where(listing.in_any(base_uris)).cte("visible")
+    # A third of the time of a join with the table of tags.
+    tags = dialects.elements(sql.dialect_name(), visible.c.tags)
+    tagged = visible.join(tags, true())
     return union_all(
-        _per(_CREATOR, visible.c.creator_username, visible, visible),
-        _per(_BASE_URI, visible.c.base_uri, visible, visible),
-        _per(_TAG, search_tag.c.tag, visible, tagged),
+        _per(_CREATOR, visible.c.creator_username, visible.c.size_in_bytes, visible),
+        _per(_BASE_URI, visible.c.base_uri, visible.c.size_in_bytes, visible),
+        _per(_TAG, tags.c.value, visible.c.size_in_bytes, tagged),
     )
 
 
-def _per(kind: str, column: ColumnElement[str], visible: CTE, source: FromClause) -> SelectBase:
+def _per(
+    kind: str, column: ColumnElement[str], size: ColumnElement[int], source: FromClause
+) -> SelectBase:
     """Return a selection of the values of a column, each with its datasets and their size."""
-    size = visible.c.size_in_bytes
     halves = (func.sum(size // _HALF), func.sum(size % _HALF))
     return select(literal(kind), column, func.count(), *halves).select_from(source).group_by(column)
