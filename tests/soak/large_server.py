@@ -83,7 +83,7 @@ def mount_and_list(server: ServerHandle, username: str, directory: Path) -> tupl
     command = [sys.executable, "-m", "dserverfs", "mount", uri, str(mountpoint)]
     begun_s = time.perf_counter()
     try:
-        subprocess.run(command, env=environment, check=True)
+        subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
         names = os.listdir(mountpoint)
         return time.perf_counter() - begun_s, len(names)
     finally:

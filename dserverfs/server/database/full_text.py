@@ -37,7 +37,6 @@ from sqlalchemy import (
     Text,
     and_,
     column,
-    distinct,
     false,
     func,
     insert,
@@ -99,23 +98,14 @@ def _has_word(part: str) -> bool:
     return "\0" not in part and any(character.isalnum() for character in part)
 
 
-def condition(question: Question, base_uris: Collection[str]) -> ColumnElement[bool]:
-    """Return the condition that a row of `search` is of a dataset that is asked for.
+def selections(question: Question, base_uris: Collection[str]) -> list[SelectBase]:
+    """Return selections of ids of datasets: what is asked for is in all of them.
 
     Datasets of other base URIs need not be left out: another condition does so.
     """
     if not question.all_of:
-        return false()
-    selections = [_selection(phrases, base_uris) for phrases in question.all_of]
-    return and_(*(search.c.id.in_(selection) for selection in selections))
-
-
-def number(question: Question) -> SelectBase | None:
-    """Return a statement that counts what any user would find, None if it would not be quick."""
-    if len(question.all_of) != 1:
-        return None
-    found = _selection(question.all_of[0], ()).subquery("found")
-    return select(func.count(distinct(found.c[0])))
+        return [select(search.c.id).where(false())]
+    return [_selection(phrases, base_uris) for phrases in question.all_of]
 
 
 def _selection(phrases: Sequence[str], base_uris: Collection[str]) -> SelectBase:

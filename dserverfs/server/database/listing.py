@@ -27,6 +27,7 @@ from sqlalchemy import (
     Select,
     SelectBase,
     Subquery,
+    distinct,
     func,
     literal,
     select,
@@ -54,18 +55,16 @@ class Page(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What is asked for.
-
-    `number` is a statement that counts it without a look at the datasets, if there is one.
-    """
+    """What is asked for: the datasets of these base URIs that keep all the conditions."""
 
     base_uris: Collection[str]
-    may_see_all: bool  # all that there are are in these base URIs
+    may_see_all: bool  # no dataset is in another base URI
     conditions: Sequence[ColumnElement[bool]]
-    number: SelectBase | None = None
+    selections: Sequence[SelectBase]  # of ids, each without another column
 
     def where(self) -> list[ColumnElement[bool]]:
-        return [*([] if self.may_see_all else [in_any(self.base_uris)]), *self.conditions]
+        visible = [] if self.may_see_all else [in_any(self.base_uris)]
+        return [*visible, *self.conditions, *(search.c.id.in_(each) for each in self.selections)]
 
 
 class Term(NamedTuple):
@@ -134,9 +133,11 @@ def _found(asked: Asked, order: Sequence[Term], end: int) -> tuple[FromClause, S
     """Return the keys of what is asked for, and the statement that counts it."""
     where = asked.where()
     count = select(func.count())
-    if asked.number is not None:
-        return _keys(*where, order=order).subquery("found"), asked.number
-    if asked.conditions:
+    if asked.may_see_all and not asked.conditions and len(asked.selections) == 1:
+        selected = asked.selections[0].subquery("selected")
+        alone = select(func.count(distinct(selected.c[0])))
+        return _keys(*where, order=order).subquery("found"), alone
+    if asked.conditions or asked.selections:
         matching = _keys(*where, order=order).cte("matching")
         return matching, count.select_from(matching)
     count = count.select_from(search).where(*where)

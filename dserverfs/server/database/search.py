@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dservercore import SearchABC, ValidationError
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import SelectBase, func, select, update
 
 from dserverfs.base.errors import UsageError
 from dserverfs.server.database import dialects, full_text, listing, locks, sql
@@ -124,40 +124,31 @@ class Search(SearchABC):  # type: ignore[misc]
 
 def _asked(query: Mapping[str, Any]) -> Asked:
     base_uris = {str(each) for each in query["base_uris"]}
-    conditions = _conditions(query)
-    may_see_all = listing.are_all(base_uris)
-    number = None
-    if may_see_all and "free_text" in query and len(conditions) == 1:
-        number = full_text.number(full_text.question_of(query["free_text"]))
-    return Asked(base_uris, may_see_all, conditions, number)
-
-
-def _conditions(query: Mapping[str, Any]) -> list[ColumnElement[bool]]:
     dialect_name = sql.dialect_name()
     conditions = [
         dialects.is_any_of(dialect_name, column, {str(value) for value in query[name]})
         for name, column in _COLUMN_OF.items()
         if name in query
     ]
+    selections = []
     if "tags" in query:
-        conditions += _has_all({str(value) for value in query["tags"]}, dialect_name)
+        selections += _with_tags({str(value) for value in query["tags"]}, dialect_name)
     if "free_text" in query:
-        question = full_text.question_of(query["free_text"])
-        conditions.append(full_text.condition(question, query["base_uris"]))
-    return conditions
+        selections += full_text.selections(full_text.question_of(query["free_text"]), base_uris)
+    return Asked(base_uris, listing.are_all(base_uris), conditions, selections)
 
 
-def _has_all(tags: set[str], dialect_name: str) -> list[ColumnElement[bool]]:
-    """Return the conditions that a dataset has all these tags.
+def _with_tags(tags: set[str], dialect_name: str) -> list[SelectBase]:
+    """Return selections of ids of datasets: those that have all these tags are in all of them.
 
     One for each of a few: so the database may begin with the rarest, or with what the user may see.
     """
     if len(tags) <= _MAX_TAGS_APART:
         tagged = [dialects.is_any_of(dialect_name, search_tag.c.tag, {tag}) for tag in sorted(tags)]
-        return [search.c.id.in_(select(search_tag.c.id).where(each)) for each in tagged]
+        return [select(search_tag.c.id).where(each) for each in tagged]
     has_any = dialects.is_any_of(dialect_name, search_tag.c.tag, tags)
     has_all = select(search_tag.c.id).where(has_any).group_by(search_tag.c.id)
-    return [search.c.id.in_(has_all.having(func.count() == len(tags)))]
+    return [has_all.having(func.count() == len(tags))]
 
 
 def _as_answer(row: Any) -> dict[str, Any]:
