@@ -319,7 +319,10 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=5_000)
     parser.add_argument("--base-uris", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=REQUESTS, help="of each kind in a round")
+    parser.add_argument(
+        "--requests", type=int, default=REQUESTS, help="of each kind in a round; 0: none"
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="kinds whose name has it")
     parser.add_argument("--mounts", type=int, default=MOUNTS, help="that refresh at once")
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="fill a database there, or measure the one there"
@@ -373,7 +376,8 @@ def _measure_all(cluster: Cluster, directory: Path, arguments: argparse.Namespac
             print(f"filled in {time.perf_counter() - begun_s:.0f} s", flush=True)
         held = cluster.execute(f"SELECT pg_size_pretty(pg_database_size('{_DATABASE}'))")[0][0]
         print(f"{size.datasets:,} datasets, {size.users:,} users: {held}", flush=True)
-        _report_requests(flask, size, arguments)
+        if arguments.requests:
+            _report_requests(flask, size, arguments)
         app.close(flask)
     print(f"signed URLs a second and core: {max(signed_urls_a_second() for _ in range(3)):,.0f}")
     _report_server(directory, address, arguments)
@@ -385,6 +389,8 @@ def _report_requests(flask: Flask, size: Size, arguments: argparse.Namespace) ->
         first_s = asker.ask("GET", "/uris?page_size=100", None) / 1000
         print(f"\n{who}: first page of all {first_s:.2f} s")
         for kind in kinds(size, asker.own()):
+            if arguments.only not in kind.name:
+                continue
             count = arguments.requests if who.endswith("URIs") else arguments.requests // 4
             took = measure(asker, kind, arguments.rounds, count)
             verdict = "" if took.last_ms <= kind.goal_ms else f"  > {kind.goal_ms:.0f}"
@@ -417,7 +423,8 @@ def _report_server(directory: Path, address: str, arguments: argparse.Namespace)
             print(
                 f"  {arguments.mounts} mounts list {found.datasets:,} datasets at once:"
                 f" half within {found.median_s:.1f} s, all within {found.all_s:.1f} s;"
-                f" {found.server_s:.1f} s of processor time of the server"
+                f" {found.server_s:.1f} s of processor time of the server,"
+                f" {found.given_up} gave up"
             )
         for path in ("/uris?page_size=100", "/me/summary") * 4:
             server.get(path, token=server.token_for("user0")).raise_for_status()

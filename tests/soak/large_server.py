@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import requests
 
+from dserverfs.base.errors import DserverfsError
 from dserverfs.base.model import DserverURI
 from dserverfs.server.store.signing import Storage
 from tests.support import gunicorn
@@ -36,6 +37,7 @@ class Refreshed(NamedTuple):
     all_s: float
     median_s: float
     datasets: int  # of all their listings
+    given_up: int  # of the mounts: they show what they have, and ask again later
     server_s: float  # processor time of the server's workers
 
 
@@ -110,20 +112,24 @@ def refresh(server: ServerHandle, count: int, directory: Path) -> Refreshed:
         found = [each for future in waiting for each in future.result()]
     waits = sorted(took_s for took_s, _ in found)
     server_s = sum(map(cpu_seconds, workers(server))) - before_s
-    listed = sum(datasets for _, datasets in found)
-    return Refreshed(waits[-1], waits[len(waits) // 2], listed, server_s)
+    counts = [count for _, count in found if count >= 0]
+    given_up = len(found) - len(counts)
+    return Refreshed(waits[-1], waits[len(waits) // 2], sum(counts), given_up, server_s)
 
 
 def _refresh_here(asked: list[tuple[str, str]], directory: Path) -> list[tuple[float, int]]:
-    """Return for each how long its listing took, and how many datasets it has."""
+    """Return for each how long its listing took, and how many datasets it has; -1 for none."""
     begun_s = time.perf_counter()
 
     def listed(number: int, uri: str, token: str) -> tuple[float, int]:
         parsed = DserverURI.parse(uri)
         assert parsed.base_uri is not None
         with client_of(uri, token, directory / str(number)) as client:
-            found = client.resolver.datasets(parsed.base_uri)
-        return time.perf_counter() - begun_s, len(found)
+            try:
+                count = len(client.resolver.datasets(parsed.base_uri))
+            except DserverfsError:
+                count = -1
+        return time.perf_counter() - begun_s, count
 
     with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
         futures = [pool.submit(listed, number, *each) for number, each in enumerate(asked)]

@@ -42,7 +42,7 @@ def summary_of(base_uris: Collection[str]) -> dict[str, Any]:
 
 def _counted(base_uris: Collection[str]) -> Any:
     columns = (search.c.base_uri, search.c.creator_username, search.c.size_in_bytes, search.c.tags)
-    visible = select(*columns).where(listing.in_any(base_uris)).cte("visible")
+    visible = select(*columns).where(listing.in_any(base_uris)).subquery("visible")
     # A third of the time of a join with the table of tags.
     tags = dialects.elements(sql.dialect_name(), visible.c.tags)
     tagged = visible.join(tags, true())
