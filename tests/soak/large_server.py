@@ -7,13 +7,14 @@ the same cores.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 import random
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,14 @@ PROCESSES = 4  # of those that refresh
 NOWHERE = Storage("http://127.0.0.1:9", "key", "secret", "bucket-0")  # no item is read
 
 
+class Mounted(NamedTuple):
+    """How long it takes until a mount is listed, in seconds."""
+
+    took_s: float
+    processor_s: float  # of command, daemon and server
+    names: int
+
+
 class Refreshed(NamedTuple):
     """How long mounts waited that all listed their base URI at once, in seconds."""
 
@@ -41,7 +50,7 @@ class Refreshed(NamedTuple):
     server_s: float  # processor time of the server's workers
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(data: Path, address: str, log: Path) -> Iterator[ServerHandle]:
     """Run gunicorn on a data directory and a database."""
     environment = gunicorn.settings(data, NOWHERE, "bucket-0", DSERVER_DATABASE=address)
@@ -70,8 +79,8 @@ def base_uris(server: ServerHandle, username: str) -> list[str]:
     ]
 
 
-def mount_and_list(server: ServerHandle, username: str, directory: Path) -> tuple[float, int]:
-    """Return seconds until a mount of a base URI is listed, and how many datasets it has."""
+def mount_and_list(server: ServerHandle, username: str, directory: Path) -> Mounted:
+    """Mount a base URI and list it; at the end it is not mounted."""
     home, mountpoint = directory / "home", directory / "mnt"
     for path in (home, mountpoint):
         path.mkdir(exist_ok=True)
@@ -83,11 +92,18 @@ def mount_and_list(server: ServerHandle, username: str, directory: Path) -> tupl
     }
     uri = random.choice(base_uris(server, username))
     command = [sys.executable, "-m", "dserverfs", "mount", uri, str(mountpoint)]
-    begun_s = time.perf_counter()
+
+    def processor_s() -> float:
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        pids = [*workers(server), *_daemons(mountpoint)]
+        return ended.ru_utime + ended.ru_stime + sum(map(cpu_seconds, pids))
+
+    before_s, begun_s = processor_s(), time.perf_counter()
     try:
         subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
         names = os.listdir(mountpoint)
-        return time.perf_counter() - begun_s, len(names)
+        took_s = time.perf_counter() - begun_s
+        return Mounted(took_s, processor_s() - before_s, len(names))
     finally:
         subprocess.run(
             [sys.executable, "-m", "dserverfs", "umount", str(mountpoint)],
@@ -95,6 +111,16 @@ def mount_and_list(server: ServerHandle, username: str, directory: Path) -> tupl
             check=False,
         )
         detach(mountpoint)
+
+
+def _daemons(mountpoint: Path) -> list[int]:
+    """Return the processes that have a mount point among their arguments."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            if os.fsencode(mountpoint) in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
 
 
 def refresh(server: ServerHandle, count: int, directory: Path) -> Refreshed:
