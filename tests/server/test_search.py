@@ -137,6 +137,22 @@ def test_search_pages(server: ServerHandle, base_uri: str) -> None:
     assert (pages["total"], pages["total_pages"], pages["next_page"]) == (3, 2, 2)
 
 
+def test_listing_of_all_pages_as_a_search_does(server: ServerHandle, base_uri: str) -> None:
+    doc = server.token_for("doc")
+    server.request("PUT", "/users/stranger", {}).raise_for_status()
+
+    pages = [
+        server.get(f"/uris?sort=-name&page_size=2&page={page}", token=doc) for page in (1, 2, 3)
+    ]
+    nothing = server.get("/uris", token=server.token_for("stranger"))
+
+    assert [names(page) for page in pages[:2]] == [["gamma", "beta"], ["alpha"]]
+    assert json.loads(pages[1].headers["X-Pagination"])["total"] == 3
+    assert pages[2].status_code == 404
+    assert nothing.json() == []
+    assert json.loads(nothing.headers["X-Pagination"])["total"] == 0
+
+
 def test_search_finds_only_what_is_permitted(server: ServerHandle, base_uri: str) -> None:
     doc, nobody = server.token_for("doc"), server.token_for("nobody")
 
