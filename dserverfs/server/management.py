@@ -7,10 +7,10 @@ request. Each function commits its changes. Needs the app context that
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,14 @@ from dservercore.sql_models import BaseURI, User
 from flask import Flask
 from sqlalchemy.exc import SQLAlchemyError
 
-from dserverfs.base.errors import Conflict, DserverfsError, NotFound, Unreachable, UsageError
+from dserverfs.base.errors import (
+    Conflict,
+    DserverfsError,
+    NotFound,
+    Unreachable,
+    Unsupported,
+    UsageError,
+)
 from dserverfs.base.progress import OnProgress, unwatched
 from dserverfs.server import app
 from dserverfs.server.database import (
@@ -71,7 +78,7 @@ class Rights(NamedTuple):
     may_register: bool
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened(directory: DataDirectory, stores: Stores, settings: ServerSettings) -> Iterator[Flask]:
     """Give the app of a data directory, in its context; raises UsageError if it is none."""
     with directory.shared():
@@ -202,8 +209,11 @@ def s3_access(directory: DataDirectory, stores: Stores) -> S3Access:
 
     Raises UsageError if it was never started, or does not answer now.
     """
-    own = [uri for uri in base_uris() if not stores.is_foreign(uri)]
-    buckets = [bucket_of(uri) for uri in own]
+    buckets = []
+    for uri in base_uris():
+        with contextlib.suppress(Unsupported):  # azure://..., of which there are no items here
+            if not stores.is_foreign(uri):
+                buckets.append(bucket_of(uri))
     storage = SeaweedFS(directory.store, bucket="").storage_of_running()
     try:
         existing = set(ObjectStore(storage, attempts=1, timeout_s=STORE_TIMEOUT_S).buckets())

@@ -11,7 +11,7 @@ import pytest
 from dservercore.extensions import sql_db
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import insert, select
+from sqlalchemy import and_, insert, select
 
 from dserverfs.server import app
 from dserverfs.server.database import full_text
@@ -50,7 +50,8 @@ class Catalogue:
                 sql_db.session.rollback()
 
     def _find(self, text: str) -> list[int]:
-        matches = full_text.condition(full_text.question_of(text), [BASE_URI, "s3://y"])
+        found_by = full_text.selections(full_text.question_of(text), [BASE_URI, "s3://y"])
+        matches = and_(*(search.c.id.in_(each) for each in found_by))
         found = sql_db.session.execute(select(search.c.id).where(matches).order_by(search.c.id))
         return list(found.scalars())
 

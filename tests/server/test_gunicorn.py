@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 import requests
 
@@ -186,7 +187,13 @@ def wait_logged(log: Path, text: str) -> None:
 
 def require_registered(data: Path, uri: str) -> None:
     """Require that a dataset is the one that the database of a stopped server has."""
-    with contextlib.closing(sqlite3.connect(data / "dserver.sqlite")) as database:
+    kept = data / "database"  # where it is, if it is a PostgreSQL
+    connection: Any = (
+        psycopg.connect(kept.read_text())
+        if kept.exists()
+        else sqlite3.connect(data / "dserver.sqlite")
+    )
+    with contextlib.closing(connection) as database:
         for table in ("dataset", "dserverfs_description", "dserverfs_search"):
             assert database.execute(f"SELECT uri FROM {table}").fetchall() == [(uri,)]
         assert database.execute("SELECT uri FROM dserverfs_upload").fetchall() == []

@@ -15,6 +15,7 @@ import pytest
 from dserverfs.server.routes import health
 from dserverfs.server.routes.health import Health
 from dserverfs.server.store.stores import Stores
+from tests.support import postgresql
 from tests.support.server_app import AppClient
 from tests.support.servers import ServerHandle
 
@@ -39,6 +40,8 @@ def ready(client: AppClient, token: str = "") -> tuple[int, Any]:
 
 @pytest.mark.expects_log("not ready: database: OperationalError: unable to open")
 def test_database_that_is_away_is_told(client: AppClient, token: str, tmp_path: Path) -> None:
+    if postgresql.is_wanted():
+        pytest.skip("a PostgreSQL that is away is in test_database_trouble.py")
     with client.app.app_context():
         dservercore.sql_db.engine.dispose()
     database = tmp_path / "dserver.sqlite"

@@ -221,8 +221,9 @@ def test_our_routes_need_the_rights_of_the_table(client: AppClient) -> None:
     assert len(ours) > 20
     for route in ours:
         said = {**ROUTES, **PAGES}[route.method, route.rule]
-        # The operator's token is no user's, and the handler asks for it.
-        assert said in (needed[route.right], OPERATOR), route.address
+        # The operator's token is no user's, and the handler asks for it; and filters.
+        filters = (FILTERED,) if route.right is Right.USER else ()
+        assert said in (needed[route.right], OPERATOR, *filters), route.address
         views = {
             client.app.view_functions[rule.endpoint]
             for rule in client.app.url_map.iter_rules()

@@ -24,7 +24,7 @@ import requests
 from tests.support.accounts import Account
 from tests.support.authority import Authority
 from tests.support.directory_trees import md5_of_files
-from tests.support.servers import ServerHandle, new_uuid, running_server
+from tests.support.servers import ServerHandle, encoded, new_uuid, running_server
 
 PART_BYTES = 5 * 1024 * 1024  # S3's least size of a part that is not the last
 KEYS = (
@@ -65,6 +65,7 @@ def told(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Told]:
     if request.param == "endpoint":
+        server.request("PUT", f"/base-uris/{encoded('azure://account')}", {}).raise_for_status()
         yield told_of(server, request.param)
         return
     directory = tmp_path_factory.mktemp("others")

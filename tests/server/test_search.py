@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import requests
 
+from dserverfs.base.limits import MAX_SIZE_BYTES
 from dserverfs.base.model import identifier_of
 from dserverfs.server.database.full_text import question_of
 from tests.support.servers import (
@@ -136,6 +137,22 @@ def test_search_pages(server: ServerHandle, base_uri: str) -> None:
     assert (pages["total"], pages["total_pages"], pages["next_page"]) == (3, 2, 2)
 
 
+def test_listing_of_all_pages_as_a_search_does(server: ServerHandle, base_uri: str) -> None:
+    doc = server.token_for("doc")
+    server.request("PUT", "/users/stranger", {}).raise_for_status()
+
+    pages = [
+        server.get(f"/uris?sort=-name&page_size=2&page={page}", token=doc) for page in (1, 2, 3)
+    ]
+    nothing = server.get("/uris", token=server.token_for("stranger"))
+
+    assert [names(page) for page in pages[:2]] == [["gamma", "beta"], ["alpha"]]
+    assert json.loads(pages[1].headers["X-Pagination"])["total"] == 3
+    assert pages[2].status_code == 404
+    assert nothing.json() == []
+    assert json.loads(nothing.headers["X-Pagination"])["total"] == 0
+
+
 def test_search_finds_only_what_is_permitted(server: ServerHandle, base_uri: str) -> None:
     doc, nobody = server.token_for("doc"), server.token_for("nobody")
 
@@ -154,6 +171,18 @@ def test_summary_counts(server: ServerHandle, base_uri: str) -> None:
     assert summary["total_size_in_bytes"] == 14
     assert summary["datasets_per_creator"] == {"grumpy": 2, "happy": 1}
     assert summary["datasets_per_tag"] == {"x": 2, "y": 1}
+
+
+def test_summary_adds_up_more_than_an_integer_of_the_database_holds(server: ServerHandle) -> None:
+    base_uri = server.add_base_uri(search=["sum"], register=[server.username])
+    for _ in range(2):
+        body = {**registration(base_uri), "size_in_bytes": MAX_SIZE_BYTES}
+        server.request("PUT", f"/uris/{encoded(body['uri'])}", body).raise_for_status()
+
+    summary = server.get("/me/summary", token=server.token_for("sum")).json()
+
+    assert summary["total_size_in_bytes"] == 2 * MAX_SIZE_BYTES
+    assert summary["size_in_bytes_per_tag"] == {"once": 2 * MAX_SIZE_BYTES}
 
 
 def test_metadata_routes_answer(server: ServerHandle, base_uri: str) -> None:
@@ -196,15 +225,14 @@ def test_a_deleted_dataset_can_be_uploaded_again(server: ServerHandle) -> None:
     assert complete(server, uri).status_code == 200
 
 
-def test_a_dataset_registered_by_hand_is_found_and_replaced(server: ServerHandle) -> None:
-    base_uri = server.add_base_uri(search=[server.username], register=[server.username])
+def registration(base_uri: str) -> dict[str, Any]:
+    """Return the body of a registration by hand, of a new dataset of one item."""
     uuid = new_uuid()
-    uri = f"{base_uri}/{uuid}"
     item = {"relpath": "by-hand.txt", "size_in_bytes": 7, "hash": "0" * 32, "utc_timestamp": 1.0}
-    body = {
+    return {
         "uuid": uuid,
         "base_uri": base_uri,
-        "uri": uri,
+        "uri": f"{base_uri}/{uuid}",
         "name": "by-hand",
         "type": "dataset",
         "readme": "sneezes",
@@ -218,6 +246,12 @@ def test_a_dataset_registered_by_hand_is_found_and_replaced(server: ServerHandle
         "annotations": {},
         "tags": ["once"],
     }
+
+
+def test_a_dataset_registered_by_hand_is_found_and_replaced(server: ServerHandle) -> None:
+    base_uri = server.add_base_uri(search=[server.username], register=[server.username])
+    body = registration(base_uri)
+    uri = body["uri"]
 
     created = server.request("PUT", f"/uris/{encoded(uri)}", body)
     first = find(server, free_text="sneezes").json()

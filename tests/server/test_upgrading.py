@@ -17,12 +17,11 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from dservercore.extensions import sql_db
-from sqlalchemy import MetaData, create_engine, inspect
+from sqlalchemy import MetaData, create_engine, insert, inspect, select
 
 from dserverfs.base.errors import UsageError
 from dserverfs.server import app
 from dserverfs.server.database import full_text, tables, upgrading
-from dserverfs.server.database.migrations.versions import v2_indexes
 from dserverfs.server.datadir import DataDirectory
 from dserverfs.server.store.settings import DATABASE, ServerSettings
 from dserverfs.server.store.stores import Stores
@@ -43,7 +42,7 @@ directory, address, *killed = sys.argv[1:]
 if killed:
     before = op.create_index
     def create_index(name, *arguments, **options):
-        if name == "dserverfs_upload_base_uri":
+        if name == "dserverfs_search_newest":
             os.kill(os.getpid(), 9)
         before(name, *arguments, **options)
     op.create_index = create_index
@@ -57,6 +56,8 @@ with directory.shared():
 app.close(flask)
 print("made")
 """
+
+EARLIER = [str(number) for number in range(1, int(upgrading.head()))]
 
 
 @contextlib.contextmanager
@@ -129,7 +130,7 @@ def test_data_directory_of_a_released_version_is_upgraded_whole_or_not_at_all(
     assert ended.returncode == -signal.SIGKILL
     assert dump(data / "dserver.sqlite") == before
     with opened(data, None) as engine:
-        assert {"dserverfs_block_hashes", "dserverfs_upload_base_uri"} <= names_in(engine)
+        assert {"dserverfs_block_hashes", "dserverfs_search_newest"} <= names_in(engine)
 
     after = dump(data / "dserver.sqlite")
     assert [line for line in before if line.startswith("INSERT") and line not in after] == []
@@ -195,17 +196,23 @@ def test_database_of_a_newer_version_is_refused(tmp_path: Path, database: str | 
         pass
 
 
-def test_upgrade_says_what_it_did_once(
-    tmp_path: Path, database: str | None, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("version", EARLIER)
+def test_database_of_an_earlier_version_is_upgraded_and_says_so_once(
+    tmp_path: Path,
+    database: str | None,
+    version: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with opened(tmp_path, database) as engine, engine.begin() as connection:
-        for index, *_ in v2_indexes.INDEXES:
-            connection.exec_driver_sql(f"DROP INDEX {index}")
-        connection.exec_driver_sql("UPDATE dserverfs_version SET version_num = '1'")
+    with monkeypatch.context() as patch:
+        patch.setattr(upgrading, "head", lambda: version)
+        with opened(tmp_path, database) as engine, engine.begin() as connection:
+            connection.execute(insert(tables.password).values(username="alice", hash="#"))
 
     with caplog.at_level(logging.INFO, upgrading.__name__):
         for _ in range(2):
-            with opened(tmp_path, database):
-                pass
+            with opened(tmp_path, database) as engine, engine.begin() as connection:
+                assert connection.scalar(select(tables.password.c.hash)) == "#"
+                assert upgrading.version_of(connection) == upgrading.head()
 
     assert len([text for text in caplog.messages if "is now of version" in text]) == 1

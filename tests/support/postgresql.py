@@ -29,6 +29,7 @@ from tests.support.mount_daemons import wait_for
 from tests.support.patience import LATE_S
 
 SWITCH = "DSERVERFS_TEST_DATABASE"  # =postgresql: every server of the tests has one
+VERSION_SWITCH = "DSERVERFS_TEST_POSTGRESQL"  # =DIR: initdb and postgres of another version
 _PROGRAMS = Path("/usr/lib/postgresql")
 _FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "wal_level=minimal")
 _SETTINGS = (*_FAST, "max_wal_senders=0", "max_connections=300", "shared_buffers=64MB")
@@ -41,7 +42,9 @@ def is_wanted() -> bool:
 
 
 def programs() -> Path | None:
-    """Return the directory of the newest PostgreSQL of this machine."""
+    """Return the directory of the PostgreSQL that is asked for, else of this machine's newest."""
+    if VERSION_SWITCH in os.environ:
+        return Path(os.environ[VERSION_SWITCH])
     found = [path for path in _PROGRAMS.glob("*/bin") if (path / "initdb").exists()]
     return max(found, key=lambda path: int(path.parent.name), default=None)
 
@@ -55,16 +58,18 @@ class Cluster:
         self._data = directory / "data"
         self.port = _free_port()
         self._become: tuple[str, ...] = ()
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            ids = (f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups")
+            self._become = (SETPRIV, *ids)
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
     def create(self) -> None:
         self.directory.mkdir(mode=0o755)
-        if os.geteuid() == 0:
+        if self._become:
             nobody = pwd.getpwnam("nobody")
             os.chown(self.directory, nobody.pw_uid, nobody.pw_gid)
-            ids = (f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups")
-            self._become = (SETPRIV, *ids)
         made = subprocess.run(
             [
                 *self._become,
@@ -79,8 +84,13 @@ class Cluster:
         )
         assert made.returncode == 0, made.stderr
 
-    def start(self) -> None:
-        settings = [word for each in _SETTINGS for word in ("-c", each)]
+    @property
+    def is_made(self) -> bool:
+        return self._data.exists()
+
+    def start(self, *others: str) -> None:
+        """Start the server; `others` are settings beside, or in place of, those of tests."""
+        settings = [word for each in (*_SETTINGS, *others) for word in ("-c", each)]
         with open(self.directory / "log", "ab") as log:
             self._process = subprocess.Popen(
                 [

@@ -6,7 +6,20 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import ARRAY, Column, ColumnElement, Table, Text, any_, func, literal, select
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    Column,
+    ColumnElement,
+    Table,
+    TableValuedAlias,
+    Text,
+    any_,
+    cast,
+    func,
+    literal,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from dserverfs.server.database.tables import POSTGRESQL
@@ -42,3 +55,11 @@ def is_any_of(
         return column == any_(literal(askable, ARRAY(Text)))
     values = func.json_each(json.dumps(sorted(set(texts)))).table_valued("value")
     return column.in_(select(values.c.value))
+
+
+def elements(dialect_name: str, column: ColumnElement[str]) -> TableValuedAlias:
+    """Return the texts of a JSON array, in the column `value`; to be joined with its table."""
+    if dialect_name == POSTGRESQL:
+        expanded = func.json_array_elements_text(cast(column, JSON))
+        return expanded.table_valued("value").render_derived()
+    return func.json_each(column).table_valued("value")

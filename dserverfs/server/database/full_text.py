@@ -98,18 +98,21 @@ def _has_word(part: str) -> bool:
     return "\0" not in part and any(character.isalnum() for character in part)
 
 
-def condition(question: Question, base_uris: Collection[str]) -> ColumnElement[bool]:
-    """Return the condition that a row of `search` is of a dataset that is asked for.
+def selections(question: Question, base_uris: Collection[str]) -> list[SelectBase]:
+    """Return selections of ids of datasets: what is asked for is in all of them.
 
     Datasets of other base URIs need not be left out: another condition does so.
     """
     if not question.all_of:
-        return false()
+        return [select(search.c.id).where(false())]
+    return [_selection(phrases, base_uris) for phrases in question.all_of]
+
+
+def _selection(phrases: Sequence[str], base_uris: Collection[str]) -> SelectBase:
+    """Return a selection of the ids of datasets that have any of the phrases."""
     if sql.dialect_name() == POSTGRESQL:
-        selections = [_found_by_words(phrases, base_uris) for phrases in question.all_of]
-    else:
-        selections = [_found_by_fts5(phrases) for phrases in question.all_of]
-    return and_(*(search.c.id.in_(selection) for selection in selections))
+        return _found_by_words(phrases, base_uris)
+    return _found_by_fts5(phrases)
 
 
 def add(identity: int, kind: int, base_uri: str, lines: Iterable[str]) -> None:

@@ -17,24 +17,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from dservercore import SearchABC, ValidationError
-from sqlalchemy import ColumnElement, func, select, true, update
+from sqlalchemy import SelectBase, func, select, update
 
 from dserverfs.base.errors import UsageError
-from dserverfs.server.database import dialects, full_text, locks, sql
+from dserverfs.server.database import dialects, full_text, listing, locks, sql
 from dserverfs.server.database.dataset_check import check_dataset
 from dserverfs.server.database.dataset_info import dates_of, readme_text, sizes_of
 from dserverfs.server.database.full_text import ITEMS_KIND, TEXT_KIND
+from dserverfs.server.database.listing import Asked
 from dserverfs.server.database.tables import search, search_tag
 
-_COLUMNS = (
-    *(search.c.uri, search.c.uuid, search.c.base_uri, search.c.name, search.c.creator_username),
-    *(search.c.frozen_at, search.c.created_at, search.c.number_of_items),
-    *(search.c.size_in_bytes, search.c.tags),
-)
-_SORTABLE = ("base_uri", "created_at", "creator_username", "frozen_at", "name", "uri", "uuid")
 _MAX_TAGS_APART = 20
 _COLUMN_OF = {
-    "base_uris": search.c.base_uri,
     "creator_usernames": search.c.creator_username,
     "uuids": search.c.uuid,
 }
@@ -116,59 +110,50 @@ class Search(SearchABC):  # type: ignore[misc]
         sort_parameters: Any = None,
     ) -> list[dict[str, Any]]:
         """Return the datasets that match; `query` has the permitted base URIs, by dservercore."""
-        conditions = _conditions(query) or [true()]
-        found = select(*_COLUMNS).where(*conditions).order_by(*_order(sort_parameters))
-        if pagination_parameters is not None:
-            count = select(func.count()).select_from(search).where(*conditions)
-            pagination_parameters.item_count = sql.value(count)
-            found = found.limit(pagination_parameters.page_size).offset(
-                (pagination_parameters.page - 1) * pagination_parameters.page_size
-            )
-        return [_as_answer(row) for row in sql.execute(found).mappings()]
+        asked = _asked(query)
+        fields = {} if sort_parameters is None else sort_parameters.order
+        order = listing.order_of(fields, asked.base_uris)
+        if pagination_parameters is None:
+            return [_as_answer(row) for row in listing.all_of(asked, order)]
+        limit = pagination_parameters.page_size
+        offset = (pagination_parameters.page - 1) * limit
+        page = listing.page_of(asked, order, limit, offset)
+        pagination_parameters.item_count = page.total
+        return [_as_answer(row) for row in page.rows]
 
 
-def _conditions(query: Mapping[str, Any]) -> list[ColumnElement[bool]]:
+def _asked(query: Mapping[str, Any]) -> Asked:
+    base_uris = {str(each) for each in query["base_uris"]}
     dialect_name = sql.dialect_name()
     conditions = [
         dialects.is_any_of(dialect_name, column, {str(value) for value in query[name]})
         for name, column in _COLUMN_OF.items()
         if name in query
     ]
+    selections = []
     if "tags" in query:
-        conditions += _has_all({str(value) for value in query["tags"]}, dialect_name)
+        selections += _with_tags({str(value) for value in query["tags"]}, dialect_name)
     if "free_text" in query:
-        question = full_text.question_of(query["free_text"])
-        conditions.append(full_text.condition(question, query.get("base_uris", ())))
-    return conditions
+        selections += full_text.selections(full_text.question_of(query["free_text"]), base_uris)
+    return Asked(base_uris, listing.are_all(base_uris), conditions, selections)
 
 
-def _has_all(tags: set[str], dialect_name: str) -> list[ColumnElement[bool]]:
-    """Return the conditions that a dataset has all these tags.
+def _with_tags(tags: set[str], dialect_name: str) -> list[SelectBase]:
+    """Return selections of ids of datasets: those that have all these tags are in all of them.
 
     One for each of a few: so the database may begin with the rarest, or with what the user may see.
     """
     if len(tags) <= _MAX_TAGS_APART:
         tagged = [dialects.is_any_of(dialect_name, search_tag.c.tag, {tag}) for tag in sorted(tags)]
-        return [search.c.id.in_(select(search_tag.c.id).where(each)) for each in tagged]
+        return [select(search_tag.c.id).where(each) for each in tagged]
     has_any = dialects.is_any_of(dialect_name, search_tag.c.tag, tags)
     has_all = select(search_tag.c.id).where(has_any).group_by(search_tag.c.id)
-    return [search.c.id.in_(has_all.having(func.count() == len(tags)))]
-
-
-def _order(sort_parameters: Any) -> list[ColumnElement[Any]]:
-    """Return the terms to order by; the URI decides last, so that pages do not overlap."""
-    order = {} if sort_parameters is None else sort_parameters.order
-    terms = [
-        search.c[field].desc() if direction < 0 else search.c[field].asc()
-        for field, direction in order.items()
-        if field in _SORTABLE
-    ]
-    return [*terms, search.c.uri.asc()]
+    return [has_all.having(func.count() == len(tags))]
 
 
 def _as_answer(row: Any) -> dict[str, Any]:
     """Return a row as dservercore wants it: naive datetimes in UTC, tags as a list."""
-    dataset = dict(row)
+    dataset = {name: row[name] for name in listing.NAMES}
     for name in ("frozen_at", "created_at"):
         moment = datetime.datetime.fromtimestamp(dataset[name], datetime.timezone.utc)
         dataset[name] = moment.replace(tzinfo=None)

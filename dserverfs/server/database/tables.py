@@ -90,6 +90,8 @@ search = Table(
     _text("tags"),
     Index("dserverfs_search_uuid", "uuid"),
     Index("dserverfs_search_base_uri", "base_uri", "uri"),
+    # With the id, by which words and tags know a dataset; SQLite's indexes all have it.
+    Index("dserverfs_search_newest", "base_uri", "frozen_at", "uri", postgresql_include=["id"]),
     Index("dserverfs_search_frozen_at", "frozen_at", "uri"),
     Index("dserverfs_search_creator", "creator_username", "uri"),
 )

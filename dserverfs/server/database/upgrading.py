@@ -47,7 +47,7 @@ def upgrade(engine: Engine, shown: str) -> None:
         configuration.set_main_option("script_location", str(_STEPS).replace("%", "%%"))
         configuration.attributes["connection"] = connection
         is_new = not inspect(connection).has_table("dataset")
-        command.upgrade(configuration, "head")
+        command.upgrade(configuration, head())
     if not is_new:
         _log.info("database %s is now of version %s", shown, head())
 

@@ -34,6 +34,7 @@ REPLACED = {
     "annotations.annotations": Route(
         "GET /annotations/<path:uri>", U | S, core_views.get_annotations
     ),
+    "me.me_summary_get": Route("GET /me/summary", U, core_views.get_summary),
     "manifests.manifest": Route("GET /manifests/<path:uri>", U | S, core_views.get_manifest),
 }
 
@@ -116,6 +117,7 @@ def routes(parts: Parts) -> tuple[Route, ...]:
 
 def install(app: Flask, parts: Parts) -> None:
     """Give dservercore's app our routes."""
+    core_views.list_by_search()
     for endpoint, route in REPLACED.items():
         app.view_functions[endpoint] = view_of(route)
     for route in routes(parts):
