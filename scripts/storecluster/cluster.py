@@ -27,8 +27,8 @@ OTHERS_S = 30.0  # for which a server's host waits until all gateways work
 # In the order in which they end, with the time that they have: a filer waits for its
 # connections, and what was acknowledged is with the volume servers.
 STOP = (
-    (("haproxy", "haproxy1", "haproxy2", "haproxy3", "gunicorn", *FILERS), 1.0),
-    ((*VOLUMES, *MASTERS), 3.0),
+    (("haproxy", "haproxy1", "haproxy2", "haproxy3", *FILERS), 1.0),
+    ((*VOLUMES, *MASTERS, "gunicorn"), 3.0),
     (("postgresql",), 10.0),
 )
 GIVE_UP = 3  # ends of one part while the others are waited for

@@ -26,13 +26,13 @@ from dserverfs.base.durable_files import write_unsynced
 from dserverfs.base.errors import DserverfsError, UsageError
 from dserverfs.server.store import die_with_parent
 from dserverfs.server.store.signals import Signals
-from storecluster.layout import ADDRESSES, OF_HOSTS, SERVER, STORES
+from storecluster.layout import ADDRESSES, OF_HOSTS, SERVER
 from storecluster.running import Part, Running
 
 READY = "ready"  # a file that the server's host makes
 _SWITCH = "switch"
 _START_S = 180.0
-_STOP_S = 8.0
+_STOP_S = 20.0
 _POLL_S = 0.1
 _COMMAND_S = 30.0
 
@@ -69,12 +69,11 @@ def running(
             _wait_for(ready, hosts, directory, signals)
             yield hosts
         finally:
-            for names in (STORES, (SERVER,)):
-                for name in names:
-                    hosts[name].begin_to_stop()
-                deadline_s = time.monotonic() + _STOP_S
-                for name in names:
-                    hosts[name].stop(deadline_s)
+            for host in hosts.values():
+                host.begin_to_stop()
+            deadline_s = time.monotonic() + _STOP_S
+            for host in hosts.values():
+                host.stop(deadline_s)
 
 
 def prefix(pid: int) -> list[str]:

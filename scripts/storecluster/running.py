@@ -23,8 +23,8 @@ from dserverfs.base import child_processes
 from dserverfs.base.durable_files import write_unsynced
 from dserverfs.server.store import die_with_parent
 
-# PostgreSQL ends at once by SIGINT, closing connections; by SIGTERM it waits for them.
-_END = {"postgresql": signal.SIGINT}
+# They end at once by SIGINT, closing connections; by SIGTERM they wait for them.
+_END = {"postgresql": signal.SIGINT, "gunicorn": signal.SIGINT}
 
 
 class Part(NamedTuple):
@@ -92,11 +92,11 @@ class Running:
             self._process.send_signal(_END.get(self.name, signal.SIGTERM))
 
     def stop(self, deadline_s: float) -> None:
-        """Return when the process has ended, by SIGKILL at the deadline."""
+        """Return when the process has ended, by SIGKILL at the deadline, with its own children."""
         if self._process is None:
             return
         try:
             self._process.wait(max(0.0, deadline_s - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
