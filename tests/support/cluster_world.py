@@ -80,7 +80,9 @@ class Users:
         """
         for process in self._running:
             process.terminate()
-        print(f"{len(self.log.read_text().splitlines())} freezes took more than 25 s")
+        lines = self.log.read_text().splitlines()
+        reads = sum(" read: " in line for line in lines)
+        print(f"{len(lines) - reads} freezes took more than 25 s; {reads} reads found no server")
         assert [process.wait(GOES_ON_S) for process in self._running] == [0] * len(CLIENTS), (
             self.log.read_text()
         )

@@ -28,8 +28,8 @@ STOP_S = 40.0
 READY = "ready: "
 ON_HOSTS, HERE = 17, 11  # processes of a cluster that is whole
 MASTERS = ("master1", "master2", "master3")
-# One of each kind; without those at the end nothing can go on.
-KINDS = ("volume1", "leader", "filer1", "haproxy1", "store3", "postgresql", "gunicorn", "server")
+# One of each kind, the hosts included; without some nothing can go on.
+KINDS = ("gunicorn", "volume1", "postgresql", "filer1", "leader", "store1")
 NEEDED = frozenset({"postgresql", "gunicorn", "haproxy", "haproxy3", "server"})
 
 
