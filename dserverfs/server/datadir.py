@@ -135,10 +135,14 @@ class DataDirectory:
         named = settings.database()
         if named is not None:
             return connections.of_text(named, DATABASE)
+        return self.kept_address() or connections.of_file(self.database)
+
+    def kept_address(self) -> Address | None:
+        """Return the PostgreSQL of the last run, without its password; None if it had none."""
         try:
             return connections.of_kept((self.path / _DATABASE_FILE).read_text())
         except FileNotFoundError:
-            return connections.of_file(self.database)
+            return None
 
     def keep_address(self, address: Address) -> None:
         """Let commands that are not told find the same database."""

@@ -69,8 +69,10 @@ def test_directory_of_others_is_left_alone(
     (foreign / "file").touch()
     before = foreign.stat()
 
+    same = ["--hosts"] if cluster.hosts else ["--server"]
     for directory, said in ((foreign, ""), (cluster.directory, "has a cluster that runs")):
-        done = subprocess.run([SCRIPT, directory], capture_output=True, text=True, check=False)
+        command = [SCRIPT, directory, *same]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert done.stderr.startswith("cluster: ")
         assert done.stderr.count("\n") == 1

@@ -61,7 +61,8 @@ class StoreCluster(NamedTuple):
         """Kill a part, which is down until the end of the block; it is started again then."""
         pid, down = self.pid(part), self.directory / part / "down"
         down.touch()
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # its host was killed
+            os.kill(pid, signal.SIGKILL)
         try:
             yield
         finally:
@@ -76,7 +77,8 @@ class StoreCluster(NamedTuple):
         """
         pids = _children(self.pid(part)) if part == "gunicorn" else [self.pid(part)]
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
         try:
             yield
         finally:
