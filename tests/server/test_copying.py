@@ -75,7 +75,7 @@ def test_server_that_moves_to_postgresql_answers_as_before(
     command = ["serve", "--data", str(before.directory), "copy-database", "--database", address]
     before.close()
 
-    for steps in (2, 6, 9):
+    for steps in (2, 5, 7):
         seen: list[str] = []
 
         def on_table(table: str, *rows: int, seen: list[str] = seen, steps: int = steps) -> None:
