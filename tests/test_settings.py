@@ -106,7 +106,7 @@ def test_configuration_in_a_directory_that_is_closed_is_one_line(
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
 
-    said = ordinary_user.dserverfs("whoami", env={"XDG_CONFIG_HOME": str(closed)})
+    said = ordinary_user.dserverfs("whoami", "127.0.0.1", env={"XDG_CONFIG_HOME": str(closed)})
 
     closed.chmod(0o700)
     assert said.returncode == 1

@@ -71,7 +71,7 @@ def test_directory_of_others_is_left_alone(
 
     same = ["--hosts"] if cluster.hosts else ["--server"]
     for directory, said in ((foreign, ""), (cluster.directory, "has a cluster that runs")):
-        command = [SCRIPT, directory, *same]
+        command = [str(SCRIPT), str(directory), *same]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert done.stderr.startswith("cluster: ")
