@@ -148,13 +148,17 @@ class DataDirectory:
         """Let commands that are not told find the same database."""
         if not address.is_postgresql:
             return
-        path, text = self.path / _DATABASE_FILE, address.without_password() + "\n"
-        if not path.exists() and self.database.exists():
+        if self.kept_address() is None and self.database.exists():
             _log.warning(
                 "%s is not used any more: datasets and users are in %s",
                 self.database,
                 address.shown,
             )
+        self.write_address(address)
+
+    def write_address(self, address: Address) -> None:
+        """As `keep_address`, of a PostgreSQL that has all that was here."""
+        path, text = self.path / _DATABASE_FILE, address.without_password() + "\n"
         if not path.exists() or path.read_text() != text:
             write_private(path, text)
 

@@ -121,7 +121,7 @@ def copy_database(
                 identity = hashlib.sha256(directory.secret_key().encode()).hexdigest()
                 copying.begin(identity, address.shown)
                 copied = copying.copy(connection, on_table)
-                directory.keep_address(address)
+                directory.write_address(address)
                 copying.finish()
                 sql_db.session.remove()
         except SQLAlchemyError as error:
