@@ -477,4 +477,8 @@ def _dtool_config(environment: Mapping[str, str]) -> Path:
     """Return the file with dtool's configuration."""
     wanted = _config_home(environment) / "dtool" / "dtool.json"
     # dtool's own commands write to ~/.config under any XDG_CONFIG_HOME.
-    return wanted if wanted.exists() else Path("~/.config/dtool/dtool.json").expanduser()
+    try:
+        is_there = wanted.exists()
+    except OSError:  # as of another user's directory: to read it says why
+        is_there = True
+    return wanted if is_there else Path("~/.config/dtool/dtool.json").expanduser()

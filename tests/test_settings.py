@@ -11,6 +11,7 @@ from dserverfs.base.errors import DserverfsError, NotAuthenticated, Unreachable,
 from dserverfs.base.excluded import DEFAULT
 from dserverfs.client import whoami
 from dserverfs.settings import Settings
+from tests.support.accounts import Account
 from tests.support.quirky_server import TOKEN, quirky_server
 
 SERVER = "data.example:5000"
@@ -97,6 +98,20 @@ def test_token_that_names_the_server_is_not_bound(tmp_path: Path) -> None:
     assert found is not None
     assert found.token == "t"
     assert not found.goes_anywhere
+
+
+def test_configuration_in_a_directory_that_is_closed_is_one_line(
+    ordinary_user: Account, tmp_path: Path
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+
+    said = ordinary_user.dserverfs("whoami", "127.0.0.1", env={"XDG_CONFIG_HOME": str(closed)})
+
+    closed.chmod(0o700)
+    assert said.returncode == 1
+    assert "dtool.json: cannot be read: " in said.stderr
+    assert said.stderr.count("\n") == 1
 
 
 def test_url_that_is_none_is_told() -> None:

@@ -50,6 +50,10 @@ MAX_WAIT_S = 15.0
 MAX_RETRY_AFTER_S = 60.0
 STALL_S = 30.0  # by default
 FIRST_STALL_S = 10.0
+# Of an answer of an address whose host has another one that works. A gateway that hangs has
+# one such wait of each process, which then asks the other one; so has a store that is slow, once in
+# half a minute at most. Guess: longer than a checked proxy needs to take a gateway out.
+ELSEWHERE_S = 3.0
 # A slower answer has stalled: bytes that trickle are as good as none. A modem's speed.
 MIN_BYTES_PER_S = 4096
 # Of the time that is left, the share in which a busy server is waited for: then there is time
@@ -82,6 +86,8 @@ class Deadline:
         self.stall_s = stall_s
         # The rest of `stall_s`: waiting uses it up, and bytes that come renew it.
         self._patience_s = stall_s
+        # One wait takes no longer, if what is asked for can be had from another address.
+        self.elsewhere_s: float | None = None
         self._clock_s = clock_s
         self._whole = self  # whose end counts: an attempt has that of its operation
         self._end_s = clock_s() + timeout_s
@@ -125,11 +131,12 @@ class Deadline:
         """Note that a connection is used from now on, for the first time or again."""
         self._patience_s = self.stall_s
 
-    def of_attempt(self, stall_s: float) -> Deadline:
+    def of_attempt(self, stall_s: float, elsewhere_s: float | None = None) -> Deadline:
         """Return the same end with other waits: extending one extends both."""
         attempt = Deadline.__new__(Deadline)
         attempt.timeout_s = self.timeout_s
         attempt.stall_s = attempt._patience_s = stall_s
+        attempt.elsewhere_s = elsewhere_s
         attempt._clock_s = self._clock_s
         attempt._whole = self._whole
         return attempt
@@ -194,11 +201,14 @@ class Retries:
         what: str = "",
         attempts: int | None = None,
         first_stall_s: float | None = None,
+        elsewhere_s: float | None = None,
         repeatable: Callable[[DserverfsError], bool] = anything,
         sleep: Callable[[float], None] | None = None,
     ) -> None:
         """`what` is for the log. `first_stall_s` is a third of the time unless given.
 
+        `elsewhere_s` is how long the first attempt waits for an address that is not the only one:
+        for what costs nothing to ask for twice.
         `repeatable` says after which failures the same may be asked again at all.
         """
         self.failures = 0  # in a row
@@ -206,6 +216,7 @@ class Retries:
         self._what = what
         self._attempts = ATTEMPTS if attempts is None else attempts
         self._first_stall_s = deadline.timeout_s / 3 if first_stall_s is None else first_stall_s
+        self._elsewhere_s = elsewhere_s
         self._repeatable = repeatable
         self._sleep = time.sleep if sleep is None else sleep
         self._refused = False
@@ -213,7 +224,8 @@ class Retries:
     def limit(self) -> Deadline:
         """Return the limits of the next attempt."""
         self._deadline.remaining_s()
-        return self._deadline.of_attempt(stall_s(self._first_stall_s, self.failures))
+        elsewhere_s = None if self.failures else self._elsewhere_s
+        return self._deadline.of_attempt(stall_s(self._first_stall_s, self.failures), elsewhere_s)
 
     def progressed(self) -> None:
         """Note that a part came: failures are counted anew."""

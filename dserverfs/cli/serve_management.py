@@ -84,6 +84,19 @@ ACTIONS = (
             _flag("--verify", "compare what is there with what is here, and copy nothing"),
         ),
     ),
+    Action(
+        "copy-database",
+        "copy users, rights and datasets of a server that is stopped from SQLite to PostgreSQL",
+        (
+            _argument(
+                "--database",
+                dest="target",
+                metavar="URL",
+                help="where to, postgresql://USER@HOST/NAME, an empty one (default:"
+                " DSERVER_DATABASE)",
+            ),
+        ),
+    ),
 )
 
 

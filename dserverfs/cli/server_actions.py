@@ -18,10 +18,13 @@ from dserverfs.cli.arguments import read_new_password, say
 from dserverfs.cli.progress import ProgressLine
 from dserverfs.server import management
 from dserverfs.server.datadir import DataDirectory, write_private
-from dserverfs.server.store.settings import ServerSettings
+from dserverfs.server.serve import named_database
+from dserverfs.server.store.settings import DATABASE, ServerSettings
 from dserverfs.server.store.stores import Stores
 
 MAX_TOKEN_DAYS = 3650
+
+Get = Callable[[str], str | None]
 
 
 class Server(NamedTuple):
@@ -145,6 +148,27 @@ def migrate(server: Server, arguments: argparse.Namespace) -> int:
     return migrating.migrate(server.directory, arguments, bucket, server.settings)
 
 
+def copy_database(directory: DataDirectory, get: Get, arguments: argparse.Namespace) -> int:
+    named = arguments.target
+    if named is not None:
+        named_database(named)
+    settings = ServerSettings(lambda name: named if named and name == DATABASE else get(name))
+    with ProgressLine() as line:
+        copied = management.copy_database(
+            directory,
+            settings,
+            lambda table, done, total: line.count(f"copying {table}", done, total, "rows"),
+        )
+    if copied is None:
+        print("the server has this database already; nothing is copied")
+        return 0
+    print(
+        f"{copied.users} users, {copied.base_uris} base URIs and {copied.datasets} datasets copied;"
+        f" the server has them in PostgreSQL from now on, {directory.database.name} stays as it was"
+    )
+    return 0
+
+
 def _require_a_right(arguments: argparse.Namespace) -> None:
     if not arguments.search and not arguments.register:
         raise UsageError("say which right: --search, --register or both")
@@ -170,10 +194,10 @@ ACTIONS: dict[str, Callable[[Server, argparse.Namespace], int | None]] = {
 }
 
 
-def run(
-    words: str, data: Path, get: Callable[[str], str | None], arguments: argparse.Namespace
-) -> int:
+def run(words: str, data: Path, get: Get, arguments: argparse.Namespace) -> int:
     """Carry out one action; `get` reads the configuration."""
+    if words == "copy-database":  # not on the database of the server, but on two
+        return copy_database(DataDirectory(data), get, arguments)
     settings = ServerSettings(get)
     server = Server(DataDirectory(data), Stores(None, settings.storage), settings)
     with management.opened(server.directory, server.stores, settings):

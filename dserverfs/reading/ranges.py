@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 from dserverfs.base.errors import DserverfsError, IntegrityError, NotConnected, StorageRefused
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
-from dserverfs.base.retry import FIRST_STALL_S, Deadline, Retries
+from dserverfs.base.retry import ELSEWHERE_S, FIRST_STALL_S, Deadline, Retries
 from dserverfs.reading.cache_lookup import HashMismatch
 from dserverfs.remote.objects import ByteRange, Source, Storage, StoredObject
 from dserverfs.remote.signed_urls import UrlSource
@@ -98,7 +98,12 @@ class RangeFetcher:
         offset = wanted.start
         end = wanted.start + wanted.length
         has_mismatched = False
-        retries = Retries(deadline, what=f"item {content.identifier}", first_stall_s=FIRST_STALL_S)
+        retries = Retries(
+            deadline,
+            what=f"item {content.identifier}",
+            first_stall_s=FIRST_STALL_S,
+            elsewhere_s=ELSEWHERE_S,
+        )
 
         def receive(data: bytes) -> None:
             nonlocal offset, has_mismatched

@@ -129,6 +129,7 @@ class Peer(NamedTuple):
 
     address: Address
     connected_s: float = math.inf  # on the clock of `FAILED`
+    others: tuple[Address, ...] = ()  # of its host
 
     def failed(self) -> None:
         FAILED.failed(self.address)
@@ -139,6 +140,10 @@ class Peer(NamedTuple):
             FAILED.failed(self.address)
         else:
             FAILED.answered(self.address, self.connected_s)
+
+    def has_another(self) -> bool:
+        """Return whether another address need not be avoided."""
+        return _only.address is None and not all(map(FAILED.is_avoided, self.others))
 
     def is_wanted(self) -> bool:
         """Return whether a new connection would go there."""
@@ -166,8 +171,9 @@ def only(address: Address) -> Iterator[None]:
 
 def peer_of(address: Address, places: Sequence[Address]) -> Peer | None:
     """Return whom to tell what becomes of a connection; None if its host has no other address."""
-    has_others = len(places) > 1 or address == _only.address
-    return Peer(address, FAILED.now_s()) if has_others else None
+    others = tuple(place for place in places if place != address)
+    has_others = bool(others) or address == _only.address
+    return Peer(address, FAILED.now_s(), others) if has_others else None
 
 
 def to_try(host: str, port: int, timeout_s: float) -> list[Address]:

@@ -106,8 +106,15 @@ class _Waits:
         """Set the timeout of the next wait; return when that begins."""
         # One that does not wait is left so: what it has is taken, and no more.
         if self.limit is not None and self.gettimeout() != 0:  # type: ignore[attr-defined]
-            self.settimeout(_wait_s(self.limit))  # type: ignore[attr-defined]
+            self.settimeout(self._longest_s(self.limit))  # type: ignore[attr-defined]
         return time.monotonic()
+
+    def _longest_s(self, limit: Deadline) -> float:
+        """Return how long to wait; raises as `_wait_s`."""
+        wait_s = _wait_s(limit)
+        if limit.elsewhere_s is None or self.peer is None or not self.peer.has_another():
+            return wait_s
+        return min(wait_s, limit.elsewhere_s)
 
     def _waited(self, began_s: float, count: int) -> None:
         if self.limit is not None:

@@ -21,7 +21,7 @@ from dserverfs import __version__
 from dserverfs.base import wire_names
 from dserverfs.base.errors import DserverfsError
 from dserverfs.server import datadir
-from dserverfs.server.database import connections, locks, trouble, upgrading
+from dserverfs.server.database import connections, copying, locks, trouble, upgrading
 from dserverfs.server.database.connections import Address
 from dserverfs.server.database.file_locks import FileLocks
 from dserverfs.server.database.locks import Locks
@@ -55,6 +55,21 @@ def create(directory: DataDirectory, stores: Stores, settings: ServerSettings) -
     """
     settings.publish_expiry_s()
     address = directory.address(settings)
+    app = on_database(directory, stores, settings, address)
+    try:
+        with app.app_context():
+            copying.require_whole(address.shown)
+        directory.keep_address(address)
+    except BaseException:
+        close(app)
+        raise
+    return app
+
+
+def on_database(
+    directory: DataDirectory, stores: Stores, settings: ServerSettings, address: Address
+) -> Flask:
+    """Return the app on a database that the directory is not told of; raises as `create`."""
     connections.check(address)
     _inject_plugins()
     app: Flask = dservercore.create_app(_config(directory, address))
@@ -71,7 +86,6 @@ def create(directory: DataDirectory, stores: Stores, settings: ServerSettings) -
     metrics.install(app)
     try:
         _prepare_database(app, address, directory.path / "locks")
-        directory.keep_address(address)
     except BaseException:
         close(app)
         raise

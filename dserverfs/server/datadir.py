@@ -135,22 +135,30 @@ class DataDirectory:
         named = settings.database()
         if named is not None:
             return connections.of_text(named, DATABASE)
+        return self.kept_address() or connections.of_file(self.database)
+
+    def kept_address(self) -> Address | None:
+        """Return the PostgreSQL of the last run, without its password; None if it had none."""
         try:
             return connections.of_kept((self.path / _DATABASE_FILE).read_text())
         except FileNotFoundError:
-            return connections.of_file(self.database)
+            return None
 
     def keep_address(self, address: Address) -> None:
         """Let commands that are not told find the same database."""
         if not address.is_postgresql:
             return
-        path, text = self.path / _DATABASE_FILE, address.without_password() + "\n"
-        if not path.exists() and self.database.exists():
+        if self.kept_address() is None and self.database.exists():
             _log.warning(
                 "%s is not used any more: datasets and users are in %s",
                 self.database,
                 address.shown,
             )
+        self.write_address(address)
+
+    def write_address(self, address: Address) -> None:
+        """As `keep_address`, of a PostgreSQL that has all that was here."""
+        path, text = self.path / _DATABASE_FILE, address.without_password() + "\n"
         if not path.exists() or path.read_text() != text:
             write_private(path, text)
 

@@ -9,6 +9,10 @@ needs no file of one's own. Of a name here gunicorn's documentation says what it
 from __future__ import annotations
 
 import os
+import signal
+
+from dserverfs.base.local_files import call_libc
+from dserverfs.server.store.die_with_parent import PR_SET_PDEATHSIG
 
 wsgi_app = "dserverfs.server.wsgi:application"
 bind = "127.0.0.1:5000"  # a proxy that ends TLS, and takes in slow clients' requests, is before it
@@ -21,3 +25,12 @@ timeout = 60  # for which a worker may be stuck as a whole; a long request does 
 graceful_timeout = 90  # clients wait for 60 s
 keepalive = 65  # longer than nginx's 60 s, so that the proxy closes first
 control_socket_disable = True  # gunicorn's own, which would be in the home directory
+
+
+def post_fork(server: object, worker: object) -> None:
+    """Have a worker end with the process above it, also where that is killed and no systemd is.
+
+    gunicorn's workers end by themselves then, but after requests that are under way: until then a
+    gunicorn that is started anew finds the address in use, and connections to it are not answered.
+    """
+    call_libc("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0, path="prctl")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import dservercore.utils
 from dservercore.extensions import sql_db
 from dservercore.sql_models import BaseURI, User
 from flask import Flask
+from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from dserverfs.base.errors import (
@@ -32,13 +34,17 @@ from dserverfs.base.progress import OnProgress, unwatched
 from dserverfs.server import app
 from dserverfs.server.database import (
     bucket_index,
+    connections,
+    copying,
     locks,
     passwords,
     tokens,
     trouble,
+    upgrading,
     uploads,
 )
 from dserverfs.server.database.bucket_index import Indexed
+from dserverfs.server.database.copying import Copied, OnTable
 from dserverfs.server.datadir import DataDirectory, write_private
 from dserverfs.server.store.bucket import ObjectStore
 from dserverfs.server.store.seaweedfs import SeaweedFS
@@ -93,6 +99,46 @@ def opened(directory: DataDirectory, stores: Stores, settings: ServerSettings) -
             finally:
                 sql_db.session.remove()  # of this context
                 app.close(flask)
+
+
+def copy_database(
+    directory: DataDirectory, settings: ServerSettings, on_table: OnTable
+) -> Copied | None:
+    """Copy the SQLite of a directory into the PostgreSQL of the settings, and have that used.
+
+    Returns None if it is used already. Raises Conflict while a server runs.
+    """
+    if not directory.database.exists():
+        raise UsageError(f"--data {directory.path}: has no {directory.database.name} to copy")
+    address = directory.address(settings)
+    if not address.is_postgresql:
+        raise UsageError("say where to: give --database, or set DSERVER_DATABASE")
+    with directory.locked():
+        if (kept := directory.kept_address()) is not None:
+            if kept.shown != address.shown:
+                raise UsageError(f"--data {directory.path}: is in {kept.shown} already")
+            return None
+        source = create_engine(
+            connections.of_file(directory.database).sqlalchemy_url, hide_parameters=True
+        )
+        flask = app.on_database(directory, Stores(None, settings.storage), settings, address)
+        try:
+            upgrading.upgrade(source, str(directory.database))
+            with flask.app_context(), source.connect() as connection:
+                identity = hashlib.sha256(directory.secret_key().encode()).hexdigest()
+                copying.begin(identity, address.shown)
+                copied = copying.copy(connection, on_table)
+                directory.write_address(address)
+                copying.finish()
+                sql_db.session.remove()
+        except SQLAlchemyError as error:
+            raise DserverfsError(
+                f"the database {trouble.meaning(error)}: {error.__cause__ or error}"
+            ) from error
+        finally:
+            source.dispose()
+            app.close(flask)
+    return copied
 
 
 def add_user(username: str, *, is_admin: bool) -> None:

@@ -3,135 +3,35 @@
 Three masters, three volume servers with each object on two of them, two filers on
 PostgreSQL with an S3 gateway each, and HAProxy before these. Everything is in DIR and
 listens on 127.0.0.1. What is stored stays there for the next start. When all works, the
-S3 endpoint, its credentials and the settings of `dserverfs serve` are printed.
+S3 endpoint, its credentials and the settings of `dserverfs serve` are printed. With --server a
+server runs as well, gunicorn on PostgreSQL, by TLS; with --hosts, as root, each part is on a host
+of its own, a network namespace, and there are two hosts for clients.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import signal
+import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+from dserverfs.base.durable_files import write_unsynced
 from dserverfs.base.errors import DserverfsError, UsageError
 from dserverfs.base.local_files import call_libc
 from dserverfs.base.locks import locked_within
-from dserverfs.server.store.bucket import ObjectStore
 from dserverfs.server.store.die_with_parent import PR_SET_PDEATHSIG
-from dserverfs.server.store.seaweedfs import PROBE_TIMEOUT_S, find_weed
 from dserverfs.server.store.signals import Signals, Stopped
 from dserverfs.server.store.signing import require_bucket_name
-from storecluster import parts, settings
-from storecluster.database import Database
-from storecluster.parts import Part, Ports
-from storecluster.running import Running
+from storecluster import hosts, layout, settings
+from storecluster.cluster import POLL_S, Cluster
+from storecluster.layout import ADDRESSES, CLIENTS, OF_HOSTS, SERVER, Layout
+from storecluster.web import ServerFiles
 
-START_DEADLINE_S = 180.0
-# In the order in which they end, with the time that they have: a filer waits for its
-# connections, and what was acknowledged is with the volume servers.
-STOP = ((("haproxy", *parts.FILERS), 1.0), ((*parts.VOLUMES, *parts.MASTERS), 3.0))
-STOP_DATABASE_S = 10.0
-GIVE_UP = 3  # ends of one part while the others are waited for
-POLL_S = 0.1
-_PROBE = "dserverfs-probe"
-
-
-class Cluster:
-    """The cluster in one directory."""
-
-    def __init__(self, directory: Path, restart_after_s: float) -> None:
-        self._directory = directory
-        self._restart_after_s = restart_after_s
-        self._running: dict[str, Running] = {}
-
-    @contextmanager
-    def running(self, buckets: Sequence[str], signals: Signals) -> Iterator[Ports]:
-        """Give the ports when all parts work and the buckets are there; raises DserverfsError."""
-        ports = parts.load_ports(self._directory / "ports.json")
-        database = Database(self._directory, ports)
-        database.prepare()
-        weed = find_weed()
-        settings.write_all(self._directory, ports, database.password, weed)
-        with ExitStack() as stack:
-            stack.callback(self._stop)
-            self._start(database.part())
-            for part in parts.weed_parts(weed, self._directory, ports):
-                if part.name == parts.FILERS[0]:  # they end without their database
-                    self._wait(database.answers, "PostgreSQL", signals)
-                    database.create_database()
-                self._start(part)
-            self._start(_haproxy(self._directory, ports))
-            for bucket in buckets:
-                for endpoint in (*parts.gateway_endpoints(ports), parts.s3_endpoint(ports)):
-                    self._wait(_taking(self._directory, endpoint, bucket, ports), endpoint, signals)
-            yield ports
-
-    def tend(self) -> None:
-        """Start again what has ended, when it is time."""
-        for part in self._running.values():
-            if what := part.tend():
-                print(f"cluster: {what}", file=sys.stderr, flush=True)
-
-    def _start(self, part: Part) -> None:
-        running = Running(part, self._directory, self._restart_after_s)
-        self._running[part.name] = running
-        running.start()
-
-    def _wait(self, is_ready: Callable[[], bool], what: str, signals: Signals) -> None:
-        deadline_s = time.monotonic() + START_DEADLINE_S
-        while not is_ready():
-            if time.monotonic() > deadline_s:
-                raise DserverfsError(
-                    f"{what} does not answer after {START_DEADLINE_S:.0f} s;"
-                    f" logs are {self._directory}/*/log"
-                )
-            signals.wait(POLL_S)
-            self.tend()
-            ending = [part.name for part in self._running.values() if part.ends >= GIVE_UP]
-            if ending:
-                raise DserverfsError(
-                    f"{ending[0]} ends again and again; see {self._directory}/{ending[0]}/log"
-                )
-
-    def _stop(self) -> None:
-        for names, time_s in (*STOP, (("postgresql",), STOP_DATABASE_S)):
-            ending = [self._running[name] for name in names if name in self._running]
-            for part in ending:
-                part.begin_to_stop()
-            deadline_s = time.monotonic() + time_s
-            for part in ending:
-                part.stop(deadline_s)
-
-
-def _haproxy(directory: Path, ports: Ports) -> Part:
-    path = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if path is None:
-        raise UsageError("the program haproxy is not installed; run: apt-get install haproxy")
-    config = directory / "config" / "haproxy.cfg"
-    return Part("haproxy", [path, "-db", "-f", config], ports["haproxy"])
-
-
-def _taking(directory: Path, endpoint: str, bucket: str, ports: Ports) -> Callable[[], bool]:
-    """Return what says whether an S3 address has the bucket and takes objects."""
-    storage = replace(settings.storage(directory, ports, bucket), endpoint=endpoint)
-    store = ObjectStore(storage, attempts=1, timeout_s=PROBE_TIMEOUT_S)
-
-    def takes_objects() -> bool:
-        try:
-            store.ensure_bucket(bucket)
-            store.write(bucket, _PROBE, b"probe")
-            store.delete(bucket, [_PROBE])
-        except DserverfsError:
-            return False
-        return True
-
-    return takes_objects
+_LOCKS = {"lock", "lock.hosts"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,27 +40,91 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with Signals() as signals, ExitStack() as stack:
             _end_with(arguments.parent)
-            directory = _prepared(arguments.directory, stack)
-            cluster = Cluster(directory, arguments.restart_after)
-            ports = stack.enter_context(cluster.running(arguments.bucket, signals))
-            _print(directory, ports, arguments.bucket)
-            while True:
-                signals.wait(POLL_S)
-                cluster.tend()
+            _work(arguments, signals, stack)
     except Stopped:
         return 0
     except DserverfsError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 1
+    return 0
 
 
-def _prepared(directory: Path, stack: ExitStack) -> Path:
-    """Return the absolute path of a directory that is ours alone from now on."""
-    directory = directory.absolute()
+def _work(arguments: argparse.Namespace, signals: Signals, stack: ExitStack) -> None:
+    """Do what one of the processes of a cluster does; returns for one that only prepares."""
+    directory: Path = arguments.directory.absolute()
+    if arguments.on:
+        _run_host(directory, arguments, signals, stack)
+    elif arguments.hosts and not arguments.prepare:
+        _run_hosts(directory, arguments, signals, stack)
+    else:
+        _prepare(directory, stack, "lock")
+        cluster, of = _cluster(directory, arguments)
+        cluster.prepare()
+        if arguments.prepare:
+            return
+        stack.enter_context(cluster.running(arguments.bucket, signals))
+        _print(directory, of, arguments.bucket)
+        _tend(cluster, signals)
+
+
+def _cluster(directory: Path, arguments: argparse.Namespace) -> tuple[Cluster, Layout]:
+    addresses = ADDRESSES if arguments.hosts or arguments.on else {}
+    with_server = arguments.server or bool(addresses)
+    of = layout.load(directory, addresses, with_server=with_server)
+    if with_server:  # read when boto3 makes a client; certificates of programs are not of the file
+        os.environ["AWS_CA_BUNDLE"] = str(ServerFiles(directory).authority)
+    return Cluster(directory, of, arguments.restart_after, arguments.on), of
+
+
+def _run_host(
+    directory: Path, arguments: argparse.Namespace, signals: Signals, stack: ExitStack
+) -> None:
+    """Run the parts of one host, whose namespaces this process has."""
+    stack.enter_context(locked_within(directory / f"lock.{arguments.on}", 5.0))
+    cluster, _ = _cluster(directory, arguments)
+    stack.enter_context(cluster.running(arguments.bucket, signals))
+    if arguments.on == SERVER:
+        write_unsynced(directory / "config" / hosts.READY, b"")
+    _tend(cluster, signals)
+
+
+def _run_hosts(
+    directory: Path, arguments: argparse.Namespace, signals: Signals, stack: ExitStack
+) -> None:
+    """Run a process of the ordinary user on each host."""
+    if os.geteuid() != 0:
+        raise UsageError("--hosts: only root makes network namespaces")
+    _prepare(directory, stack, "lock.hosts")
+    options = [f"--restart-after={arguments.restart_after}"]
+    options += [f"--bucket={bucket}" for bucket in arguments.bucket]
+    become = ("setpriv", f"--reuid={arguments.user}", f"--regid={arguments.user}", "--init-groups")
+    command = (sys.executable, "-m", "storecluster", str(directory), "--hosts", "--prepare")
+    if subprocess.run([*become, "--", *command, *options], check=False).returncode != 0:
+        raise Stopped  # it has said why
+    running = stack.enter_context(
+        hosts.running(directory, arguments.user, options, arguments.restart_after, signals)
+    )
+    of = layout.load(directory, ADDRESSES, with_server=True)
+    for name in (*OF_HOSTS, *CLIENTS):
+        print(f"on {name}: {hosts.shown(directory, name)}")
+    _print(directory, of, arguments.bucket)
+    while True:
+        signals.wait(POLL_S)
+        hosts.tend(running)
+
+
+def _tend(cluster: Cluster, signals: Signals) -> None:
+    while True:
+        signals.wait(POLL_S)
+        cluster.tend()
+
+
+def _prepare(directory: Path, stack: ExitStack, lock: str) -> None:
+    """Have a directory that is ours alone from now on."""
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
-        stack.enter_context(locked_within(directory / "lock", 0.0))
-        strangers = {entry.name for entry in directory.iterdir()} - {"lock"}
+        stack.enter_context(locked_within(directory / lock, 0.0))
+        strangers = {entry.name for entry in directory.iterdir()} - _LOCKS
     except BlockingIOError as error:
         raise UsageError(
             f"{directory} has a cluster that runs; end that scripts/cluster"
@@ -172,7 +136,6 @@ def _prepared(directory: Path, stack: ExitStack) -> Path:
             f"{directory} is not empty and has no cluster ({min(strangers)} is in it);"
             " give an empty or a new directory"
         )
-    return directory
 
 
 def _end_with(parent: int | None) -> None:
@@ -184,18 +147,36 @@ def _end_with(parent: int | None) -> None:
         raise Stopped
 
 
-def _print(directory: Path, ports: Ports, buckets: Sequence[str]) -> None:
-    storage = settings.storage(directory, ports, buckets[0])
+def _print(directory: Path, of: Layout, buckets: Sequence[str]) -> None:
+    storage = settings.storage(directory, of, buckets[0])
     print(f"S3 endpoint: {storage.endpoint}")
     print(f"access key: {storage.access_key}")
     print(f"secret key: {storage.secret_key}")
-    for bucket in buckets:
-        of_bucket = settings.storage(directory, ports, bucket)
-        file = settings.write_serve_settings(directory, of_bucket)
-        print(f"settings of dserverfs serve --bucket {bucket}, also in {file}:")
-        print("".join(f"    {line}\n" for line in file.read_text().splitlines()), end="")
+    if of.with_server:
+        _print_server(directory, of, buckets[0])
+    else:
+        for bucket in buckets:
+            of_bucket = settings.storage(directory, of, bucket)
+            file = settings.write_serve_settings(directory, of_bucket)
+            print(f"settings of dserverfs serve --bucket {bucket}, also in {file}:")
+            print("".join(f"    {line}\n" for line in file.read_text().splitlines()), end="")
     print(f"administrator's shell: {directory}/weed-shell")
     print("ready: kill any part by the pid in its directory, and see", flush=True)
+
+
+def _print_server(directory: Path, of: Layout, bucket: str) -> None:
+    files = ServerFiles(directory)
+    base_uri = f"dserver://{of.server_url.partition('://')[2]}/s3/{bucket}"
+    print(f"dserver URL: {of.server_url}")
+    print(f"base URI: {base_uri}")
+    print(f"certificate authority, for clients: {files.authority}")
+    print(f"user: {(files.data / 'username').read_text()}, password: {files.data / 'password'}")
+    where = "on client1 or client2" if of.hosts else "here"
+    print(
+        f"to mount {where}: export DSERVER_CA_FILE={files.authority};"
+        f" dserverfs login {of.server_url} && mkdir -p ~/datasets &&"
+        f" dserverfs mount {base_uri} ~/datasets"
+    )
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -211,6 +192,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="SECONDS",
         help="a part that ends is started again so much later (default: %(default)s)",
     )
+    parser.add_argument(
+        "--server", action="store_true", help="with a server of the first bucket, by TLS"
+    )
+    parser.add_argument(
+        "--hosts", action="store_true", help="the same, each part on a host of its own"
+    )
+    for name in ("--user", "--on"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     arguments.bucket = arguments.bucket or ["datasets"]

@@ -15,15 +15,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from dserverfs.base import child_processes
 from dserverfs.base.durable_files import write_unsynced
 from dserverfs.server.store import die_with_parent
-from storecluster.parts import Part
 
-# PostgreSQL ends at once by SIGINT, closing connections; by SIGTERM it waits for them.
-_END = {"postgresql": signal.SIGINT}
+# They end at once by SIGINT, closing connections; by SIGTERM they wait for them.
+_END = {"postgresql": signal.SIGINT, "gunicorn": signal.SIGINT}
+
+
+class Part(NamedTuple):
+    """One program, and what is in its environment beside this process's."""
+
+    name: str
+    command: Sequence[str | Path]
+    environment: Mapping[str, str] = {}
 
 
 class Running:
@@ -53,7 +62,7 @@ class Running:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=child_processes.environment(),
+                env=child_processes.environment(**self._part.environment),
                 cwd=self._config,
                 start_new_session=True,  # Ctrl-C in a terminal is for us alone
             )
@@ -74,17 +83,20 @@ class Running:
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
         return f"{self.name} ended {how}; it is started again in {self._restart_after_s:g} s"
 
+    def has_ended(self) -> bool:
+        return self._process is not None and self._process.poll() is not None
+
     def begin_to_stop(self) -> None:
         self._start_at_s = None
         if self._process is not None:
             self._process.send_signal(_END.get(self.name, signal.SIGTERM))
 
     def stop(self, deadline_s: float) -> None:
-        """Return when the process has ended, by SIGKILL at the deadline."""
+        """Return when the process has ended, by SIGKILL at the deadline, with its own children."""
         if self._process is None:
             return
         try:
             self._process.wait(max(0.0, deadline_s - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

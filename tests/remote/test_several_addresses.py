@@ -178,6 +178,14 @@ LATER: dict[str, Fault | None] = {
 }
 
 
+def hangs_half_way(exchange: Exchange) -> None:
+    """Say nothing more in the middle of an answer."""
+    answer = exchange.ask()
+    length = ("Content-Length", str(len(answer.body)))
+    exchange.say(exchange.head(answer, length) + b"\r\n", answer.body[: len(answer.body) // 2])
+    faults.stall(exchange)
+
+
 # Operations
 
 
@@ -187,23 +195,7 @@ def listing(world: World) -> None:
 
 
 def item(world: World) -> None:
-    blocks: list[bytes] = []
-    url = world.url_of("large")
-
-    def attempt(limit: Deadline) -> None:
-        blocks.clear()
-        world.storage.read_range(
-            url,
-            ByteRange(0, len(LARGE), len(LARGE)),
-            block_size=MIB,
-            etag=None,
-            deadline=limit,
-            on_etag=lambda etag: None,
-            on_block=blocks.append,
-        )
-
-    retry.Retries(Deadline(60.0)).run(attempt)
-    assert b"".join(blocks) == LARGE
+    retry.Retries(Deadline(60.0)).run(lambda limit: read_large(world, limit))
 
 
 def many_items(world: World) -> None:
@@ -323,3 +315,40 @@ def test_operation_succeeds_though_the_address_of_kept_connections_goes_down(
             patience.silent = [("127.0.0.1", gateways[side].port) for side in OPERATIONS[operation]]
 
         operation(world)
+
+
+def test_address_that_hangs_in_the_middle_of_ranges_is_left_once_and_a_slow_store_is_waited_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A stall as long as the whole time: only what is shorter elsewhere lets it end."""
+    store = site.ways["store"]
+    retries = retry.Retries(Deadline(PATIENT_S), first_stall_s=PATIENT_S, elsewhere_s=STALL_S)
+    with front(store.target) as bad, contextlib.ExitStack() as stack:
+        bad.add(Plan("", for_good(hangs_half_way)))
+        places = [("127.0.0.1", bad.port), ("127.0.0.1", store.port)]
+        give_addresses(monkeypatch, {store.port: places})
+        world = stack.enter_context(client(site, Patience(), tmp_path))
+
+        for _ in range(3):
+            retries.run(lambda limit: read_large(world, limit))
+        assert bad.connections == 1
+
+        # With no other address that is good nothing is given up before its time.
+        only = [addresses.Address(2, place) for place in places]
+        peer = addresses.peer_of(only[1], only)
+        assert peer is not None
+        assert not peer.has_another()
+
+
+def read_large(world: World, limit: Deadline) -> None:
+    blocks: list[bytes] = []
+    world.storage.read_range(
+        world.url_of("large"),
+        ByteRange(0, len(LARGE), len(LARGE)),
+        block_size=MIB,
+        etag=None,
+        deadline=limit,
+        on_etag=lambda etag: None,
+        on_block=blocks.append,
+    )
+    assert b"".join(blocks) == LARGE

@@ -22,8 +22,9 @@ import requests
 from dserverfs.server.wsgi import EXIT_STATUS
 from tests.support import steps
 from tests.support.gunicorn import WITH_STEPS, new_bucket, running_gunicorn, settings, started
+from tests.support.mount_daemons import wait_for_end
 from tests.support.patience import LATE_S
-from tests.support.server_store import storage_of
+from tests.support.server_store import children_of, storage_of
 from tests.support.servers import (
     SOURCES,
     ServerHandle,
@@ -218,6 +219,31 @@ def test_a_completion_that_is_under_way_ends_well_when_gunicorn_is_stopped(
         assert server.process.wait(LATE_S) == 0
 
     require_registered(server.data, begun["uri"])
+
+
+def test_workers_end_with_the_gunicorn_above_them_whatever_they_do(
+    environment: dict[str, str], log: Path
+) -> None:
+    """Else the next one finds the address in use until their requests have ended."""
+    here = Path(environment[steps.HERE])
+    with (
+        running_gunicorn(environment, app=WITH_STEPS, log=log) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        begun = begin(server, upload_body(CONTENTS, **DESCRIBED))
+        put_items(begun, CONTENTS, README)
+        (here / "hold").write_text("5")
+        answer = pool.submit(complete, server, begun["uri"])
+        (here / "reached").read_bytes()
+        workers = children_of(server)
+
+        server.process.kill()
+
+        assert len(workers) == 2
+        for worker in workers:
+            wait_for_end(worker)
+        with pytest.raises(requests.ConnectionError):
+            answer.result(30)
 
 
 def wait_refused(server: ServerHandle) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.soak import (
+    cluster_rounds,
     crash_rounds,
     damaged_caches,
     faults,
@@ -19,6 +20,7 @@ from tests.soak import (
 from tests.soak.turns import Part
 
 PARTS: tuple[Part, ...] = (
+    cluster_rounds.PART,
     crash_rounds.PART,
     damaged_caches.PART,
     faults.PART,

@@ -44,7 +44,8 @@ class Part(NamedTuple):
     """A kind of test: `run` returns its figures, or raises what is wrong.
 
     `share` is its part of the time, in comparison with the others'. `is_alone` are those
-    that measure latency, which others would disturb.
+    that measure latency, which others would disturb. The suite gives each a short turn, but for
+    those of which a test of its own has the same.
     """
 
     name: str
@@ -52,3 +53,4 @@ class Part(NamedTuple):
     run: Callable[[Turn], Figures]
     share: float = 1.0
     is_alone: bool = False
+    has_short_turn: bool = True

@@ -6,7 +6,9 @@ it freezes is noted in the list of `tests.support.promises`, and each read in RE
     {"client": PREFIX, "dataset": NAME, "wait_s": LONGEST, "at_s": WHEN}
 
 with the longest wait for one file, and the moment by the clock of the epoch. A freeze that
-is refused, or takes longer than 25 s, is tried again; a read that fails ends the program.
+is refused, or takes longer than 25 s, is tried again. So is a read that finds no server
+(EHOSTUNREACH, ETIMEDOUT), which is what a program sees while the only one is away: its wait goes
+on. Each is a line on standard error. Any other read that fails ends the program.
 """
 
 from __future__ import annotations
@@ -21,14 +23,19 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from tests.support.promises import Notes, Promised, PromiseList
 from tests.support.steady_writer import FREEZE, md5_of
 
 FILES = 4
-REFUSED_S = 120.0  # for which a freeze is tried again
+REFUSED_S = 120.0  # for which a freeze or a read is tried again
+AWAY = (errno.EHOSTUNREACH, errno.ETIMEDOUT)
 PAUSE_S = 0.2
+
+T = TypeVar("T")
 
 
 class Client:
@@ -52,19 +59,27 @@ class Client:
         (self._mount / name / "data").mkdir(parents=True)
         for relpath, content in contents.items():
             (self._mount / name / "data" / relpath).write_bytes(content)
+        self._try(name, lambda: self._freeze(name), lambda error: True)
+        self._notes.note(name, frozen=True)
+
+    def _freeze(self, name: str) -> None:
+        try:
+            os.setxattr(self._mount / name, FREEZE, b"1")
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:  # of a frozen dataset: it went on by itself
+                raise
+
+    def _try(self, what: str, work: Callable[[], T], may_pass: Callable[[OSError], bool]) -> T:
+        """Return the outcome of `work`, which is tried again."""
         end_s = time.monotonic() + REFUSED_S
         while True:
             try:
-                os.setxattr(self._mount / name, FREEZE, b"1")
-                break
+                return work()
             except OSError as error:
-                if error.errno == errno.EOPNOTSUPP:  # of a frozen dataset: it went on by itself
-                    break
-                if time.monotonic() > end_s:
+                if not may_pass(error) or time.monotonic() > end_s:
                     raise
-                print(f"{time.time():.1f} {name}: {error}", file=sys.stderr, flush=True)
+                print(f"{time.time():.1f} {what}: {error}", file=sys.stderr, flush=True)
                 time.sleep(PAUSE_S)
-        self._notes.note(name, frozen=True)
 
     def read(self) -> None:
         """Read a dataset that this client has not read, if others have frozen one."""
@@ -93,7 +108,8 @@ class Client:
 
     def _read_one(self, promised: Promised, relpath: str) -> float:
         begun_s = time.monotonic()
-        content = (self._mount / promised.name / "data" / relpath).read_bytes()
+        path = self._mount / promised.name / "data" / relpath
+        content = self._try("read", path.read_bytes, lambda error: error.errno in AWAY)
         took_s = time.monotonic() - begun_s
         if hashlib.md5(content).hexdigest() != promised.plan[relpath]:
             raise AssertionError(f"{promised.name}/{relpath} is not what was frozen")

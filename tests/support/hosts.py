@@ -25,6 +25,7 @@ class Host(NamedTuple):
 
     namespace: Path
     addresses: tuple[str, ...]
+    mounts: Path | None = None  # a namespace of mounts, where it has names of its own
 
     @property
     def address(self) -> str:
@@ -33,7 +34,8 @@ class Host(NamedTuple):
     @property
     def prefix(self) -> tuple[str, ...]:
         """Return what goes before a command that is run on the host."""
-        return ("nsenter", f"--net={self.namespace}", "--")
+        mounts = () if self.mounts is None else (f"--mount={self.mounts}",)
+        return ("nsenter", f"--net={self.namespace}", *mounts, "--")
 
     def run(self, *command: str) -> None:
         subprocess.run([*self.prefix, *command], check=True, timeout=30)
@@ -52,22 +54,29 @@ class Host(NamedTuple):
             os.close(there)
 
 
+def why_there_are_none() -> str:
+    """Return why this machine gives no hosts; empty if it does."""
+    if os.geteuid() != 0:
+        return "only root makes network namespaces"
+    if shutil.which("ip") is None:
+        return "the program ip is not installed; it is in Debian's iproute2"
+    tried = "ip link add x type bridge && ip link add y type veth && mount --bind /etc /etc"
+    command = ["unshare", "--net", "--mount", "sh", "-c", tried]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return f"no network namespaces: {done.stderr.strip()}" if done.returncode else ""
+
+
 @contextlib.contextmanager
 def two_hosts(*addresses: tuple[str, ...]) -> Iterator[tuple[Host, Host]]:
     """Yield two hosts with these addresses; skips the test where that is not allowed."""
-    if os.geteuid() != 0:
-        pytest.skip("only root makes network namespaces")
-    if shutil.which("ip") is None:
-        pytest.skip("the program ip is not installed; it is in Debian's iproute2")
-    if subprocess.run(["unshare", "--net", "true"], capture_output=True, timeout=30).returncode:
-        pytest.skip("network namespaces are not allowed here")
+    if why_not := why_there_are_none():
+        pytest.skip(why_not)
     with contextlib.ExitStack() as stack:
         first, second = (stack.enter_context(_host(each)) for each in addresses)
         pids = [host.namespace.parts[2] for host in (first, second)]
         cable = ["ip", "link", "add", "lan", "netns", pids[0], "type", "veth"]
         cable += ["peer", "name", "lan", "netns", pids[1]]
-        if subprocess.run(cable, capture_output=True, timeout=30).returncode:
-            pytest.skip("virtual Ethernet is not there or not allowed")
+        subprocess.run(cable, capture_output=True, timeout=30, check=True)
         for host in (first, second):
             for address in host.addresses:
                 # At once: an IPv6 address is looked for on the cable else.

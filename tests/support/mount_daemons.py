@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from dserverfs.base.mountinfo import find_mounted
 from tests.support.accounts import Account
 from tests.support.mounts import detach
 from tests.support.patience import LATE_S
@@ -56,9 +55,9 @@ def remountable(account: Account, uri: str, env: Mapping[str, str]) -> Iterator[
     try:
         yield mount
     finally:
-        if find_mounted(mount.path) is not None:
-            with contextlib.suppress(AssertionError, ProcessLookupError):
-                mount.end(signal.SIGKILL)
+        # On a host of its own it is in none of our mounts, and its daemon runs all the same.
+        with contextlib.suppress(AssertionError, ProcessLookupError):
+            mount.end(signal.SIGKILL)
         detach(mount.path)
 
 
