@@ -243,6 +243,34 @@ def test_only_one_table_answers_with_an_errno(path: Path) -> None:
     assert not found or name_of(path) == ERRNO
 
 
+# They find nothing, too, in a directory that cannot be read.
+FORGIVING = ("glob", "rglob", "walk")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for room in ("broker", "tree", "writing") for path in (PACKAGE / room).rglob("*.py")],
+    ids=relative,
+)
+def test_what_users_wrote_is_not_listed_by_what_forgives_errors(path: Path) -> None:
+    called = [
+        (call.lineno, call.func.attr)
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in FORGIVING
+        and not {"found", "self"} & set(names_of_owner(call.func))
+        and "onerror" not in {keyword.arg for keyword in call.keywords}
+    ]
+
+    assert not called, "files_below and named of base/local_files raise what the disk says"
+
+
+def names_of_owner(attribute: ast.Attribute) -> list[str]:
+    """Return the name that a method is called on, if it is one."""
+    return [attribute.value.id] if isinstance(attribute.value, ast.Name) else []
+
+
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_file_can_be_read_in_one_sitting(path: Path) -> None:
     assert len(path.read_text().splitlines()) < MAX_LINES
