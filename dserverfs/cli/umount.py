@@ -76,8 +76,19 @@ def unmount(path: Path, timeout_s: float) -> int:
                     f"{path}: {error}; nothing was frozen or sent, and it is still mounted;"
                     f" fusermount3 -u {path} unmounts it all the same and leaves everything staged"
                 ) from error
+        _tell_left(staged, unsent)  # also if it cannot be unmounted
         if not is_given:
             launcher.stop(path, timeout_s, daemon)
+    if is_given:
+        say(f"{path}: stays mounted: the program that mounted it unmounts it", file=sys.stderr)
+        return EXIT_LEFT
+    # A dataset that is open, or waits for a command, was not to be frozen; the rest was.
+    waits = (State.OPEN.value, "unusable")
+    late = [dataset for dataset in staged if dataset["state"] not in waits]
+    return EXIT_LEFT if late or unsent else 0
+
+
+def _tell_left(staged: list[dict[str, Any]], unsent: list[dict[str, Any]]) -> None:
     for dataset in staged:
         why = dataset["reason"] or dataset["waits_for"]
         reason = f": {why}" if why else ""
@@ -91,13 +102,6 @@ def unmount(path: Path, timeout_s: float) -> int:
             f" kept in {change['file']}",
             file=sys.stderr,
         )
-    if is_given:
-        say(f"{path}: stays mounted: the program that mounted it unmounts it", file=sys.stderr)
-        return EXIT_LEFT
-    # A dataset that is open, or waits for a command, was not to be frozen; the rest was.
-    waits = (State.OPEN.value, "unusable")
-    late = [dataset for dataset in staged if dataset["state"] not in waits]
-    return EXIT_LEFT if late or unsent else 0
 
 
 def _drain(

@@ -28,6 +28,7 @@ from dserverfs.mount import mountpoint
 READY_TIMEOUT_S = 90.0
 READY = b"ready\n"
 END_TIMEOUT_S = 5.0
+LETTING_GO_S = 1.0  # before it is looked who else has the mount; a daemon ends within 0.1 s
 CLOSING_S = 15.0  # a daemon that was unmounted may send and close for so long, at least
 
 
@@ -147,11 +148,22 @@ def stop(path: Path, timeout_s: float, daemon: int | None = None) -> None:
         if time.monotonic() >= end_s:
             raise UsageError(f"{path}: still mounted after {timeout_s:.0f} s")
         time.sleep(0.05)
-    if daemon is not None:
-        poll = select.poll()
-        poll.register(daemon, select.POLLIN)
-        if not poll.poll(max(end_s - time.monotonic(), CLOSING_S) * 1000):
-            raise UsageError(
-                f"{path}: unmounted, but its daemon is at work still after {timeout_s:.0f} s;"
-                " what it has not sent is kept, and the next mount sends it"
-            )
+    if daemon is None or _has_ended(daemon, LETTING_GO_S):
+        return
+    if (where := mountinfo.where_else(mounted.device)) is not None:
+        raise UsageError(
+            f"{path}: unmounted, and still mounted {where}: until that ends, its daemon goes on,"
+            " and keeps what is staged and not sent from the next mount"
+        )
+    if not _has_ended(daemon, max(end_s - time.monotonic(), CLOSING_S)):
+        raise UsageError(
+            f"{path}: unmounted, but its daemon is at work still after {timeout_s:.0f} s;"
+            " what it has not sent is kept, and the next mount sends it"
+        )
+
+
+def _has_ended(daemon: int, timeout_s: float) -> bool:
+    """Return whether a process has ended, for which it waits so long; `daemon` is its pidfd."""
+    poll = select.poll()
+    poll.register(daemon, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -15,6 +18,7 @@ from dserverfs.base.model import DserverURI
 from dserverfs.base.mountinfo import find_mounted
 from dserverfs.mount.mountpoint import refuse_own_files, resolve
 from tests.support.accounts import Account
+from tests.support.child_processes import spawn
 from tests.support.mount_daemons import Remountable, stopped, wait_for, wait_for_end
 from tests.support.mounts import detach
 from tests.support.servers import ServerHandle, upload
@@ -194,6 +198,45 @@ def test_umount_returns_when_the_daemon_has_ended(mount: Remountable, server: Se
             assert select.select([daemon], [], [], 0)[0]
     finally:
         os.close(daemon)
+
+
+@contextlib.contextmanager
+def in_another_namespace(path: Path, tmp_path: Path) -> Iterator[str]:
+    """Have a process keep a copy of all mounts."""
+    with spawn(["unshare", "--mount", "sh", "-c", "echo; exec sleep 600"], stdout=PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield f"in the mount namespace of process {process.pid} ("
+
+
+@contextlib.contextmanager
+def bound(path: Path, tmp_path: Path) -> Iterator[str]:
+    """Have it mounted at a second place."""
+    subprocess.run(["mount", "--bind", path, tmp_path], check=True)
+    try:
+        yield f"at {tmp_path}:"
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting something twice needs root")
+@pytest.mark.parametrize("kept", [in_another_namespace, bound])
+def test_umount_says_where_else_it_is_mounted_and_what_stays_staged(
+    mount: Remountable,
+    tmp_path: Path,
+    kept: Callable[[Path, Path], contextlib.AbstractContextManager[str]],
+) -> None:
+    mount.mount("--freeze-delay", "manual")
+    (mount.path / "staged").mkdir()
+    daemon = mount.daemon()
+
+    with kept(mount.path, tmp_path) as where:
+        ended = mount.account.dserverfs("umount", mount.path)
+
+    assert ended.returncode == 1
+    assert f"still mounted {where}" in ended.stderr
+    assert ended.stderr.startswith("stays staged: ")
+    wait_for_end(daemon)
 
 
 def test_umount_finds_the_daemon_whatever_home_is(
