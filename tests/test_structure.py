@@ -279,6 +279,32 @@ def test_no_test_fails_because_something_took_a_few_seconds() -> None:
     assert found == []
 
 
+# They find nothing, too, in a directory that cannot be read.
+FORGIVING = ("glob", "rglob", "walk")
+
+
+def test_what_users_wrote_is_not_listed_by_what_forgives_errors() -> None:
+    """`files_below` and `named` of base/local_files raise what the disk says."""
+    called = [
+        f"{relative(path)}:{call.lineno}"
+        for path in MODULES
+        if room_of(name_of(path)) in ("broker", "tree", "writing")
+        for call in nodes_of(path)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in FORGIVING
+        and not {"found", "self"} & set(names_of_owner(call.func))
+        and "onerror" not in {keyword.arg for keyword in call.keywords}
+    ]
+
+    assert called == []
+
+
+def names_of_owner(attribute: ast.Attribute) -> list[str]:
+    """Return the name that a method is called on, if it is one."""
+    return [attribute.value.id] if isinstance(attribute.value, ast.Name) else []
+
+
 def test_importing_the_package_imports_nothing_heavy() -> None:
     before_and_after = (
         "import sys; before = set(sys.modules); import dserverfs; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fnmatch
 import os
 import shutil
 import stat
@@ -130,6 +131,17 @@ def subdirectories(path: Path) -> list[Path]:
     try:
         with os.scandir(path) as entries:
             return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+
+
+def named(path: Path, pattern: str) -> list[Path]:
+    """Return what has such a name in a directory, sorted; none if it is not there. OSError.
+
+    `Path.glob` finds nothing, too, where it may not or cannot look.
+    """
+    try:
+        return [path / name for name in sorted(fnmatch.filter(os.listdir(path), pattern))]
     except FileNotFoundError:
         return []
 

@@ -7,13 +7,15 @@ any character that `str.splitlines` takes for the end of a line.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 FSTYPE = "fuse.dserverfs"
-_MOUNTINFO = Path("/proc/self/mountinfo")
+_OF_PROC = "mountinfo"
+_MOUNTINFO = Path("/proc/self") / _OF_PROC
 
 
 class Mounted(NamedTuple):
@@ -57,6 +59,23 @@ def mount_of(path: str) -> Mounted | None:
         if inside and len(mounted.path) >= length:  # a later one hides an earlier one
             found, length = mounted, len(mounted.path)
     return found
+
+
+def where_else(device: int) -> str | None:
+    """Return where a file system is mounted though it was unmounted: a place, or a process.
+
+    A process is one of another mount namespace, a copy of ours that nobody told of the
+    unmounting. Those of other users cannot be looked into.
+    """
+    for mounted in all_mounted():
+        if mounted.device == device:
+            return f"at {mounted.path}"
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # another user's, or one that has ended
+            if any(mounted.device == device for mounted in parse((entry / _OF_PROC).read_bytes())):
+                name = (entry / "comm").read_text(errors="replace").strip()
+                return f"in the mount namespace of process {entry.name} ({name})"
+    return None
 
 
 def parse(text: bytes) -> list[Mounted]:

@@ -51,6 +51,7 @@ from dserverfs.base.limits import (
     relpath_is_usable,
     usable_date,
 )
+from dserverfs.base.local_files import files_below
 from dserverfs.base.model import Dataset, identifier_of, seconds_of
 from dserverfs.base.progress import Progress
 from dserverfs.broker.ahead import Ahead, Bounds
@@ -152,7 +153,7 @@ class ProtoDataset:
                 return ""
             raise NotFound(f"{self.staged.record.name}: has no {key}") from error
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{self._tree / key}: cannot be read: {error}") from error
+            raise self._unreadable(self._tree / key, error) from error
 
     def put_text(self, key: str, text: str) -> None:
         if self.staged.record.state in _SETTLED:
@@ -218,12 +219,16 @@ class ProtoDataset:
     def handles(self) -> list[str]:
         """Return the relpaths of all items, sorted."""
         root, excluded = self._items_root(), self._excluded()
-        found = []
-        for directory, directories, names in os.walk(root):
-            prefix = os.path.relpath(directory, root)
-            prefix = "" if prefix == "." else f"{prefix}/"
-            directories[:] = [name for name in directories if name not in excluded]
-            found += [prefix + name for name in names if name not in excluded]
+        if not root.is_dir():
+            return []
+        try:
+            found = [
+                relpath
+                for relpath, _ in files_below(root)
+                if not any(part in excluded for part in relpath.split("/"))
+            ]
+        except OSError as error:
+            raise self._unreadable(root, error) from error
         if root == self._tree:
             found = [r for r in found if r != README and not r.startswith(f"{METADATA}/")]
         for relpath in found:
@@ -336,8 +341,14 @@ class ProtoDataset:
     def _status(self, handle: str) -> os.stat_result:
         try:
             return (self._items_root() / handle).stat()
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound(f"{self.staged.record.name}: has no item {handle!r}") from error
+        except OSError as error:
+            raise self._unreadable(self._items_root() / handle, error) from error
+
+    def _unreadable(self, path: Path, error: Exception) -> UsageError:
+        problem = (isinstance(error, OSError) and error.strerror) or error
+        return UsageError(f"{self.staged.record.name}: {path}: cannot be read: {problem}")
 
     def _rename(self, name: str) -> None:
         try:

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from dserverfs.base.errors import DserverfsError, LocalDiskError
 from dserverfs.base.local_files import SharedFile
-from dserverfs.base.model import BackendURI
 from dserverfs.catalogue.manifest_index import ManifestIndex
 from dserverfs.catalogue.manifest_indexing import (
     IN_PROCESS_DIRECTORIES,
@@ -36,7 +35,7 @@ class ManifestShelter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: OrderedDict[BackendURI, bytes | SharedFile] = OrderedDict()
+        self._files: OrderedDict[str, bytes | SharedFile] = OrderedDict()
 
     def take_index(self, pieces: Iterator[bytes]) -> ManifestIndex:
         """Return an index of the manifest; raises LocalDiskError, and what `pieces` raises."""
@@ -59,7 +58,7 @@ class ManifestShelter:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def take_file(self, key: BackendURI, pieces: Iterator[bytes]) -> None:
+    def take_file(self, key: str, pieces: Iterator[bytes]) -> None:
         """Keep the manifest as it was sent; raises as `take_index`."""
         head, is_all = _head(pieces)
         kept: bytes | SharedFile
@@ -76,13 +75,13 @@ class ManifestShelter:
             while len(self._files) > MAX_FILES:
                 self._files.popitem(last=False)
 
-    def file(self, key: BackendURI) -> Path | bytes | None:
+    def file(self, key: str) -> Path | bytes | None:
         """Return a manifest that was taken, or a path by which this process can open it."""
         with self._lock:
             kept = self._files.get(key)
         return Path(f"/proc/self/fd/{kept.fd}") if isinstance(kept, SharedFile) else kept
 
-    def drop(self, key: BackendURI) -> None:
+    def drop(self, key: str) -> None:
         with self._lock:
             self._files.pop(key, None)
 

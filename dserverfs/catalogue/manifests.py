@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import math
 import os
 import sqlite3
 import threading
@@ -41,7 +42,7 @@ from dserverfs.base.errors import (
     UsageError,
 )
 from dserverfs.base.local_files import clear_way, remove_if_possible
-from dserverfs.base.model import BackendURI, Dataset
+from dserverfs.base.model import Dataset
 from dserverfs.base.sealed_files import Sealing, has_seal_beside, write_seal_beside
 from dserverfs.catalogue import manifest_indexing
 from dserverfs.catalogue.manifest_index import ManifestIndex
@@ -61,6 +62,7 @@ MAX_CHECKED = 10_000  # manifests whose files have had their seals; 200 bytes ea
 MAX_IN_MEMORY_BYTES = 64 * 1024 * 1024  # of manifests whose indexes are in memory
 # After so much of a manifest the disk is looked at: a small answer can be one of 2 GiB, unpacked.
 BYTES_BETWEEN_LOOKS = 16 * 1024 * 1024
+DATE_TOLERANCE_S = 0.001  # of a date by way of another form, at the edge of a second
 ABANDONED_S = 24 * 3600.0  # a manifest that is being fetched is written to more often
 
 T = TypeVar("T")
@@ -141,8 +143,9 @@ class Manifests:
         # What is on the disk does not wait for those of a server that does not answer.
         self._kept_threads = ThreadPoolExecutor(KEPT_AT_ONCE, thread_name_prefix="kept")
         self._lock = threading.Lock()
-        self._indexes: OrderedDict[BackendURI, _OpenIndex] = OrderedDict()
-        self._loads: dict[BackendURI, ManifestLoad] = {}
+        # By `_freeze_of`, as the files are.
+        self._indexes: OrderedDict[str, _OpenIndex] = OrderedDict()
+        self._loads: dict[str, ManifestLoad] = {}
         self._indexings: set[Indexing] = set()
         self._checked: dict[str, _FileVersion] = {}  # by the names of the files
         self._is_tidy = False
@@ -164,12 +167,12 @@ class Manifests:
     def index(self, dataset: Dataset) -> ManifestIndex:
         """Return the manifest as a tree; keep it no longer than one operation."""
         with self._lock:
-            opened = self._indexes.get(dataset.uri)
+            opened = self._indexes.get(_freeze_of(dataset))
             if opened is not None:
                 if opened.is_as_it_was():
-                    self._indexes.move_to_end(dataset.uri)
+                    self._indexes.move_to_end(_freeze_of(dataset))
                     return opened.index
-                del self._indexes[dataset.uri]
+                del self._indexes[_freeze_of(dataset)]
         raise NotLoaded(begin=lambda: self._begin(dataset, self._load_index))
 
     def file(self, dataset: Dataset) -> Path | bytes:
@@ -180,7 +183,7 @@ class Manifests:
         path = self._path(dataset, "json")
         if self._was_checked(path):
             return path
-        sheltered = self._shelter.file(dataset.uri)
+        sheltered = self._shelter.file(_freeze_of(dataset))
         if sheltered is None:
             raise NotLoaded(begin=lambda: self._begin(dataset, self._load_file))
         return sheltered
@@ -198,7 +201,7 @@ class Manifests:
         remove_if_possible(path)
         with self._lock:
             self._checked.pop(path.name, None)
-        self._shelter.drop(dataset.uri)
+        self._shelter.drop(_freeze_of(dataset))
 
     def _was_checked(self, path: Path) -> bool:
         """Return whether a file is there and has been as it is when it had its seal."""
@@ -236,9 +239,9 @@ class Manifests:
         with self._lock:
             if self._closed:
                 raise _ending()
-            under_way = self._loads.get(dataset.uri)
+            under_way = self._loads.get(_freeze_of(dataset))
             if under_way is None:
-                begun = under_way = self._loads[dataset.uri] = ManifestLoad()
+                begun = under_way = self._loads[_freeze_of(dataset)] = ManifestLoad()
                 pools.submit(
                     self._kept_threads if is_kept else self._threads,
                     lambda: self._run(dataset, load, begun),
@@ -274,7 +277,7 @@ class Manifests:
         self, dataset: Dataset, under_way: ManifestLoad, fault: BaseException | None
     ) -> None:
         with self._lock:
-            del self._loads[dataset.uri]
+            del self._loads[_freeze_of(dataset)]
         if fault is None:
             under_way.future.set_result(None)
         else:
@@ -313,7 +316,7 @@ class Manifests:
                 lambda: self._shelter.take_index(self._pieces(dataset, load)),
             )
         with self._lock:
-            self._indexes[dataset.uri] = _OpenIndex(index, path)
+            self._indexes[_freeze_of(dataset)] = _OpenIndex(index, path)
             in_memory = sum(held.index.memory_in_bytes for held in self._indexes.values())
             while len(self._indexes) > MAX_OPEN_INDEXES or in_memory > MAX_IN_MEMORY_BYTES:
                 _, dropped = self._indexes.popitem(last=False)
@@ -359,7 +362,7 @@ class Manifests:
         if not self._is_sound(path):
             self._kept_or_sheltered(
                 lambda: self._fetch(self._parsed(dataset, load), path, _nothing, _nothing),
-                lambda: self._shelter.take_file(dataset.uri, self._parsed(dataset, load)),
+                lambda: self._shelter.take_file(_freeze_of(dataset), self._parsed(dataset, load)),
             )
 
     def _fetch(
@@ -427,8 +430,17 @@ class Manifests:
             raise explained from error
 
     def _path(self, dataset: Dataset, suffix: str) -> Path:
-        key = hashlib.sha256(f"{KEPT_FORMAT} {self._server} {dataset.uri}".encode()).hexdigest()
+        about = f"{KEPT_FORMAT} {self._server} {_freeze_of(dataset)}"
+        key = hashlib.sha256(about.encode()).hexdigest()
         return self._directory / f"{key[:40]}.{suffix}"
+
+
+def _freeze_of(dataset: Dataset) -> str:
+    """Return what a manifest is of: a dataset can be deleted and made again with its uuid.
+
+    A date that another route of a server tells differs by less than a second.
+    """
+    return f"{dataset.uri} {math.floor(dataset.frozen_at + DATE_TOLERANCE_S)}"
 
 
 def _version_of(path: Path) -> _FileVersion | None:

@@ -76,11 +76,9 @@ def unmount(path: Path, timeout_s: float) -> int:
                     f"{path}: {error}; nothing was frozen or sent, and it is still mounted;"
                     f" fusermount3 -u {path} unmounts it all the same and leaves everything staged"
                 ) from error
-        try:
-            if not is_given:
-                launcher.stop(path, timeout_s, daemon)
-        finally:  # also if it stays mounted, or the daemon is late
-            _say_what_stays(staged, unsent)
+        _tell_left(staged, unsent)  # also if it cannot be unmounted
+        if not is_given:
+            launcher.stop(path, timeout_s, daemon)
     if is_given:
         say(f"{path}: stays mounted: the program that mounted it unmounts it", file=sys.stderr)
         return EXIT_LEFT
@@ -90,7 +88,7 @@ def unmount(path: Path, timeout_s: float) -> int:
     return EXIT_LEFT if late or unsent else 0
 
 
-def _say_what_stays(staged: list[dict[str, Any]], unsent: list[dict[str, Any]]) -> None:
+def _tell_left(staged: list[dict[str, Any]], unsent: list[dict[str, Any]]) -> None:
     for dataset in staged:
         why = dataset["reason"] or dataset["waits_for"]
         reason = f": {why}" if why else ""

@@ -28,6 +28,9 @@ from dserverfs.mount import mountpoint
 READY_TIMEOUT_S = 90.0
 READY = b"ready\n"
 END_TIMEOUT_S = 5.0
+# Before it is looked who else has the mount. A daemon ends within 0.1 s, and a mount namespace that
+# begins has copies of all mounts for a moment.
+LETTING_GO_S = 3.0
 CLOSING_S = 15.0  # a daemon that was unmounted may send and close for so long, at least
 
 
@@ -147,13 +150,23 @@ def stop(path: Path, timeout_s: float, daemon: int | None = None) -> None:
         if time.monotonic() >= end_s:
             raise UsageError(f"{path}: still mounted after {timeout_s:.0f} s")
         time.sleep(0.05)
-    if daemon is not None:
-        poll = select.poll()
-        poll.register(daemon, select.POLLIN)
-        closing_s = max(end_s - time.monotonic(), CLOSING_S)
-        if not poll.poll(closing_s * 1000):
-            raise UsageError(
-                f"{path}: unmounted, but its daemon is at work still after {closing_s:.0f} s;"
-                " what it has not sent is kept, and the next mount sends it; if it has sent all, a"
-                " mount namespace of others (a container, a service) holds the mount"
-            )
+    if daemon is None or _has_ended(daemon, LETTING_GO_S):
+        return
+    if (where := mountinfo.where_else(mounted.device)) is not None:
+        raise UsageError(
+            f"{path}: unmounted, and still mounted {where}: until that ends, its daemon goes on,"
+            " and keeps what is staged and not sent from the next mount"
+        )
+    closing_s = max(end_s - time.monotonic(), CLOSING_S)
+    if not _has_ended(daemon, closing_s):
+        raise UsageError(
+            f"{path}: unmounted, but its daemon is at work still after {closing_s:.0f} s;"
+            " what it has not sent is kept, and the next mount sends it"
+        )
+
+
+def _has_ended(daemon: int, timeout_s: float) -> bool:
+    """Return whether a process has ended, for which it waits so long; `daemon` is its pidfd."""
+    poll = select.poll()
+    poll.register(daemon, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))

@@ -5,12 +5,14 @@ Pure but for the tree; raises NotLoaded as the tree does.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 from dserverfs.base.dtool_layout import DATA, METADATA, README
 from dserverfs.base.errors import NotFound, UsageError
+from dserverfs.base.local_files import files_below
 from dserverfs.base.model import DserverURI
 from dserverfs.tree.frozen_dataset import DatasetTree
 from dserverfs.writing.edits.journal import UnsentEdit
@@ -178,14 +180,13 @@ def _amount(staged: StagedDataset) -> dict[str, Any]:
     """Return the number of items and their bytes; where the layout is unclear, of all files."""
     number_of_items = size_in_bytes = 0
     excluded = None
-    try:
-        found = survey(staged.tree, excluded=staged.excluded)
-        number_of_items, size_in_bytes = len(found.items), found.size_in_bytes
-        excluded = str(found.excluded) or None
-    except (UsageError, NotFound):
-        number_of_items, size_in_bytes = _amount_of_files(staged.tree)
-    except (OSError, ValueError):
-        pass
+    with contextlib.suppress(OSError, ValueError):  # it changes while it is looked at
+        try:
+            found = survey(staged.tree, excluded=staged.excluded)
+            number_of_items, size_in_bytes = len(found.items), found.size_in_bytes
+            excluded = str(found.excluded) or None
+        except (UsageError, NotFound):
+            number_of_items, size_in_bytes = _amount_of_files(staged.tree)
     return {
         "number_of_items": number_of_items,
         "size_in_bytes": size_in_bytes,
@@ -197,8 +198,8 @@ def _amount_of_files(tree: Path) -> tuple[int, int]:
     """Return the number and bytes of what may be items: with `.dtool` beside it, that in `data`."""
     top = tree / DATA if (tree / METADATA).is_dir() else tree
     files = [
-        path.stat()
-        for path in top.rglob("*")
-        if path.is_file() and path not in (tree / README, tree / METADATA)
+        entry.stat()
+        for relpath, entry in files_below(top)
+        if entry.is_file() and (top != tree or relpath not in (README, METADATA))
     ]
     return len(files), sum(status.st_size for status in files)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
 from dserverfs.base.errors import UsageError
 from dserverfs.base.model import DserverURI
 from dserverfs.base.mountinfo import find_mounted
-from dserverfs.cli.main import main
-from dserverfs.mount import launcher
 from dserverfs.mount.mountpoint import refuse_own_files, resolve
 from tests.support.accounts import Account
 from tests.support.child_processes import spawn
 from tests.support.mount_daemons import Remountable, stopped, wait_for, wait_for_end
-from tests.support.mounts import WITHOUT_MOUNTS, detach
+from tests.support.mounts import WITHOUT_OTHER_MOUNTS, detach
 from tests.support.patience import LATE_S
 from tests.support.servers import ServerHandle, upload
 from tests.support.tcp_relay import relay
@@ -198,6 +199,47 @@ def test_umount_returns_when_the_daemon_has_ended(mount: Remountable, server: Se
         os.close(daemon)
 
 
+@contextlib.contextmanager
+def in_another_namespace(path: Path, tmp_path: Path) -> Iterator[str]:
+    """Have a process keep a copy of the mount, and of no other: their daemons would not end."""
+    script = WITHOUT_OTHER_MOUNTS + "echo; exec sleep 600"
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", str(path)]
+    with spawn(command, stdout=PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield f"in the mount namespace of process {process.pid} ("
+
+
+@contextlib.contextmanager
+def bound(path: Path, tmp_path: Path) -> Iterator[str]:
+    """Have it mounted at a second place."""
+    subprocess.run(["mount", "--bind", path, tmp_path], check=True)
+    try:
+        yield f"at {tmp_path}:"
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting something twice needs root")
+@pytest.mark.parametrize("kept", [in_another_namespace, bound])
+def test_umount_says_where_else_it_is_mounted_and_what_stays_staged(
+    mount: Remountable,
+    tmp_path: Path,
+    kept: Callable[[Path, Path], contextlib.AbstractContextManager[str]],
+) -> None:
+    mount.mount("--freeze-delay", "manual")
+    (mount.path / "staged").mkdir()
+    daemon = mount.daemon()
+
+    with kept(mount.path, tmp_path) as where:
+        ended = mount.account.dserverfs("umount", mount.path)
+
+    assert ended.returncode == 1
+    assert f"still mounted {where}" in ended.stderr
+    assert ended.stderr.startswith("stays staged: ")
+    wait_for_end(daemon)
+
+
 def test_umount_finds_the_daemon_whatever_home_is(
     mount: Remountable, current_user: Account, tmp_path: Path
 ) -> None:
@@ -227,36 +269,6 @@ def test_umount_without_a_way_to_the_daemon_says_so_and_leaves_the_mount(
 
     assert "nothing was frozen or sent" in line
     assert find_mounted(mount.path) is not None
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace of its own needs root")
-@pytest.mark.parametrize("is_held", [True, False])
-def test_umount_of_what_another_namespace_has_says_what_stays_and_why(
-    mount: Remountable,
-    current_user: Account,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    is_held: bool,
-) -> None:
-    monkeypatch.setattr(launcher, "CLOSING_S", 0.0 if is_held else LATE_S)
-    for name, value in current_user.environment.items():
-        monkeypatch.setenv(name, value)
-    mount.mount("--freeze-delay", "manual")
-    (mount.path / "held").mkdir()
-    daemon = mount.daemon()
-    script = f"{'' if is_held else WITHOUT_MOUNTS} echo; exec sleep 1000"
-
-    with spawn(["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        status = main(["umount", str(mount.path), "--timeout", "3"])
-
-    said = capsys.readouterr().err
-    assert status == int(is_held)
-    assert find_mounted(mount.path) is None
-    assert "stays staged: " in said
-    assert ("a mount namespace of others" in said) == is_held
-    wait_for_end(daemon)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can unmount without fusermount3")

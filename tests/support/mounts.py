@@ -62,6 +62,12 @@ def mounted(
 # The begin of a script in a mount namespace of its own: it holds no mounts of others, whose daemons
 # would not end while it runs.
 WITHOUT_MOUNTS = "umount -i -c -l -a -t fuse.dserverfs 2>/dev/null || true;"
+# The same, but that it holds the mount at "$1".
+WITHOUT_OTHER_MOUNTS = (
+    "while read -r _ path type _; do"
+    ' [ "$type" = fuse.dserverfs ] && [ "$path" != "$1" ] && umount -i -c -l "$path" 2>/dev/null;'
+    " done </proc/self/mounts;"
+)
 
 
 def detach(path: Path) -> None:

@@ -45,7 +45,7 @@ from dserverfs.base.durable_files import (
 from dserverfs.base.errors import DserverfsError, ProtocolError, UsageError
 from dserverfs.base.hashes import MD5, file_digest
 from dserverfs.base.limits import parse_json, record_of, understood
-from dserverfs.base.local_files import subdirectories
+from dserverfs.base.local_files import named, subdirectories
 from dserverfs.base.locks import OwnerLock, locked
 from dserverfs.base.model import Dataset
 from dserverfs.base.versions import Version
@@ -242,7 +242,7 @@ def all_unsent(staging_directory: Path) -> Iterator[tuple[str, UnsentEdit]]:
 
 
 def _notes(session: Path) -> Iterator[tuple[Path, Note]]:
-    for noted in sorted(session.glob(f"*{_NOTE}")):
+    for noted in named(session, f"*{_NOTE}"):
         path = noted.with_suffix("")
         try:
             note = Note.from_json(noted.read_text("utf-8"))
@@ -256,7 +256,7 @@ def _notes(session: Path) -> Iterator[tuple[Path, Note]]:
 
 
 def _is_of_a_newer_version(session: Path) -> bool:
-    for noted in session.glob(f"*{_NOTE}"):
+    for noted in named(session, f"*{_NOTE}"):
         try:
             values = parse_json(noted.read_text("utf-8"), "the note")
         except (OSError, ValueError, DserverfsError):

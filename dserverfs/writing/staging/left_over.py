@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from dserverfs.base.dtool_layout import DATA, METADATA, README
 from dserverfs.base.local_dataset import LocalDataset
-from dserverfs.base.local_files import files_below, make_private
+from dserverfs.base.local_files import files_below, make_private, named, subdirectories
 from dserverfs.base.model import identifier_of
 from dserverfs.writing.staging.dataset import KEPT, StagedDataset
 from dserverfs.writing.staging.sealing import has_dtool_layout
@@ -43,12 +43,16 @@ def keep(staged: StagedDataset, local: LocalDataset) -> None:
 
 
 def all_kept(directory: Path) -> list[Kept]:
-    """Return what the freezes of a staging directory left over, and nobody deleted."""
+    """Return what the freezes of a staging directory left over, and nobody deleted. OSError."""
     found = []
-    for path in sorted(directory.glob(f"*/*/{KEPT}*")):
-        with contextlib.suppress(OSError):  # it is deleted just now
-            sizes = [each.stat(follow_symlinks=False).st_size for _, each in files_below(path)]
-            found.append(Kept(path, len(sizes), sum(sizes)))
+    for server in sorted(subdirectories(directory)):
+        for base_uri in sorted(subdirectories(server)):
+            for path in named(base_uri, f"{KEPT}*"):
+                with contextlib.suppress(FileNotFoundError):  # it is deleted just now
+                    sizes = [
+                        each.stat(follow_symlinks=False).st_size for _, each in files_below(path)
+                    ]
+                    found.append(Kept(path, len(sizes), sum(sizes)))
     return found
 
 
