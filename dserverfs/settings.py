@@ -393,6 +393,10 @@ class Settings:
         """Return whether the memory of long-lived processes may be read, to debug them."""
         return _truth(CORE_DUMPS, self._raw(CORE_DUMPS) or "false")
 
+    def errors_directory(self) -> Path:
+        """Return where the last errors of this user's mounts are kept."""
+        return self.state_directory() / "errors"
+
     def control_directory(self) -> Path:
         """Return where the mounts of this user listen for commands."""
         return self.state_directory() / "control"

@@ -56,7 +56,7 @@ SHOWN = {
     " edits.editable edits.journal edits.local_file",
     "tree": "attributes description filesystem frozen_dataset listing mount_tree open_files"
     " refusals steps upper_directories",
-    "mount": "control daemon given_device launcher mountpoint",
+    "mount": "control daemon given_device kept_errors launcher mountpoint",
     "broker": "proto",
     "python": "api",
     "server": "addresses datadir management serve store.migration store.settings store.stores",

@@ -11,6 +11,7 @@ of a signed URL.
     |   +-- NotUTF8              a name that is no text
     |   +-- CannotHold           a kind of file that no dataset can hold
     |   +-- DaemonSilent         the daemon of a mount cannot be asked
+    |       +-- DaemonStopped    a signal, or a debugger, has stopped it
     +-- NotFound                 dataset, item or route is gone
     +-- PermissionDenied         the token is good, the right is missing
     |   +-- NotAuthenticated     token missing, expired or malformed
@@ -78,6 +79,10 @@ class CannotHold(UsageError):
 
 class DaemonSilent(UsageError):
     """The daemon of a mount is gone, stopped or cannot be reached: nothing was done."""
+
+
+class DaemonStopped(DaemonSilent):
+    """The daemon of a mount is there, and stopped: it answers when it is let go on."""
 
 
 class NotFound(DserverfsError):

@@ -70,6 +70,11 @@ class PrintableFormatter(logging.Formatter):
         return "\n".join(printable(line) for line in lines)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return how many there are of what `noun` names one of; all nouns here take an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def size(size_in_bytes: float) -> str:
     """Return a size as people read it."""
     if size_in_bytes < 1024:

@@ -18,6 +18,7 @@ from dserverfs.base.printable import printable
 _STATE, _PARENT, _GROUP, _SESSION, _TERMINAL, _FOREGROUND, _FLAGS = range(7)
 _THREADS, _STARTED = 17, 19
 _ENDED = frozenset({"Z", "X", "x"})
+_STOPPED = frozenset({"T", "t"})  # by a signal, by a debugger
 _IS_KERNEL = 0x00200000  # PF_KTHREAD of the kernel's include/linux/sched.h
 
 
@@ -35,6 +36,7 @@ class Process(NamedTuple):
     foreground: int  # the process group that has this terminal; -1: none
     has_ended: bool  # and its parent has not asked for its exit status yet
     is_kernel: bool  # a thread of the kernel, as of its NFS server
+    is_stopped: bool = False
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -80,6 +82,7 @@ class Processes:
                 # Its first thread may have ended before the others.
                 has_ended=fields[_STATE] in _ENDED and int(fields[_THREADS]) <= 1,
                 is_kernel=bool(int(fields[_FLAGS]) & _IS_KERNEL),
+                is_stopped=fields[_STATE] in _STOPPED,
             )
         except (OSError, ValueError, IndexError):
             return None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dserverfs.base.printable import counted
 from dserverfs.cli.arguments import Commands, example, sentence
 
 if TYPE_CHECKING:
@@ -82,10 +83,10 @@ def _corrupt(arguments: argparse.Namespace) -> int:
             Path(own),
             seed=seed,
             rounds=arguments.rounds,
-            progress=lambda done: line.count("damaging", done, arguments.rounds, "rounds"),
+            progress=lambda done: line.count("damaging", done, arguments.rounds, "round"),
         )
     print(
-        f"seed {seed}: {arguments.rounds} rounds on {result.items} items,"
+        f"seed {seed}: {counted(arguments.rounds, 'round')} on {counted(result.items, 'item')},"
         f" {size(result.size_in_bytes)}; damaged "
         + ", ".join(f"{count} {kind}" for kind, count in sorted(result.damaged.items()))
     )
@@ -130,13 +131,14 @@ def _clear(arguments: argparse.Namespace) -> int:
         print(json.dumps(before._asdict(), indent=2))
         return 0
     print(
-        f"forgot {before.blocks - left.blocks} blocks of {before.items - left.items} items,"
+        f"forgot {counted(before.blocks - left.blocks, 'block')}"
+        f" of {counted(before.items - left.items, 'item')},"
         f" {size(before.size_in_bytes - left.size_in_bytes)}"
     )
     if left.blocks:
         print(
-            f"{left.items} items, {size(left.size_in_bytes)}, are pinned and stay; cache clear"
-            " --pinned forgets them as well"
+            f"kept, as pinned: {counted(left.items, 'item')}, {size(left.size_in_bytes)}; cache"
+            " clear --pinned forgets what is pinned as well"
         )
     return 0
 
@@ -147,15 +149,16 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     with opened(arguments.cache_dir) as cache, ProgressLine() as line:
         result = maintenance.check(
-            cache, lambda done, total: line.count("reading", done, total, "blocks")
+            cache, lambda done, total: line.count("reading", done, total, "block")
         )
     if arguments.json:
         print(json.dumps(result._asdict(), indent=2))
     else:
         print(
-            f"read {result.blocks} blocks, {size(result.size_in_bytes)}; dropped"
+            f"read {counted(result.blocks, 'block')}, {size(result.size_in_bytes)}; dropped"
             f" {result.damaged} damaged and {result.missing} missing ones,"
-            f" {result.outdated} of other versions, and {result.orphaned} files of no block"
+            f" {result.outdated} of other versions, and"
+            f" {counted(result.orphaned, 'file')} of no block"
         )
     return EXIT_DAMAGED if result.damaged else 0
 

@@ -6,7 +6,7 @@ import argparse
 
 from dserverfs.cli.arguments import Commands, example
 
-SHELLS = ("bash", "zsh")
+SHELLS = ("bash", "zsh", "fish")
 
 
 def add(commands: Commands) -> None:
@@ -16,9 +16,10 @@ def add(commands: Commands) -> None:
         " shells find it by themselves where dserverfs is installed for all users; else it is to"
         " be put where they look, or read by their start-up file."
     )
-    parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help="bash or zsh")
+    parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help="bash, zsh or fish")
     parser.epilog = example(
         "dserverfs completion zsh > ~/.zfunc/_dserverfs",
+        "dserverfs completion fish > ~/.config/fish/completions/dserverfs.fish",
     )
     parser.set_defaults(command=_run)
 
@@ -26,6 +27,10 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from dserverfs.cli import made_files
 
-    makers = {"bash": made_files.completion_of_bash, "zsh": made_files.completion_of_zsh}
+    makers = {
+        "bash": made_files.completion_of_bash,
+        "zsh": made_files.completion_of_zsh,
+        "fish": made_files.completion_of_fish,
+    }
     print(makers[arguments.shell](), end="")
     return 0

@@ -19,6 +19,7 @@ from dserverfs.base import child_processes, mountinfo
 from dserverfs.base.errors import Conflict, UsageError
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import DserverURI
+from dserverfs.base.printable import counted
 from dserverfs.cli.demo_datasets import build_datasets
 from dserverfs.client import Client
 from dserverfs.mount import mountpoint
@@ -46,7 +47,10 @@ def run(path: Path | None, data: Path, *, once: bool) -> None:
         mountpoint.require_fuse("demo")
         if path is None:
             path = Path(stack.enter_context(_temporary_directory())) / "datasets"
-        path.mkdir(exist_ok=True)
+        try:
+            path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be made a mount point: {error.strerror}") from error
         path = mountpoint.resolve(path)
         served = stack.enter_context(_serve(data))
         with tempfile.TemporaryDirectory(prefix="dserverfs-demo-") as scratch:
@@ -164,9 +168,9 @@ def _show(path: Path) -> None:
     for dataset in sorted(path.iterdir()):
         items = [item for item in sorted((dataset / "data").rglob("*")) if item.is_file()]
         size = sum(len(item.read_bytes()) for item in items)
-        print(f"  {dataset.name}: {len(items)} items, {size} bytes read")
+        print(f"  {dataset.name}: {counted(len(items), 'item')}, {counted(size, 'byte')} read")
         for item in items[:3]:
-            print(f"    {item.relative_to(dataset)}  {item.stat().st_size} bytes")
+            print(f"    {item.relative_to(dataset)}  {counted(item.stat().st_size, 'byte')}")
         text = items[0].read_bytes()[:SHOWN_BYTES].decode("utf-8", "replace")
         print("    " + "\n    ".join(text.splitlines()[:3]))
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dserverfs.base.printable import counted
 from dserverfs.cli.arguments import Commands, example, say
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def _print(
         say(f"{md5}{size(file.size_in_bytes):>10}  {relpath}")
     readme = size(len(found.readme)) if found.readme else "none"
     say(
-        f"{staged['name']}: {len(found.items)} items, {size(found.size_in_bytes)}, for"
+        f"{staged['name']}: {counted(len(found.items), 'item')}, {size(found.size_in_bytes)}, for"
         f" {staged['base_uri']}"
     )
     if found.manifest is not None:
@@ -161,7 +162,7 @@ def _print(
     for note in staged.get("notes", ()):
         say(note)
     if staged["open_files"]:
-        say(f"open for writing: {staged['open_files']} files, which have to be closed first")
+        say(f"open for writing: {counted(staged['open_files'], 'file')}, to be closed first")
     if staged["reason"]:
         state = staged["state"] if staged["armed"] else "waits for dserverfs freeze"
         say(f"{state}: {staged['reason']}")

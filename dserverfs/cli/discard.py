@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dserverfs.base.printable import counted
 from dserverfs.cli.arguments import Commands, example, has_terminal, say, says_yes
 
 EXIT_KEPT = 1
@@ -45,7 +46,7 @@ def _question(path: Path, facts: Mapping[str, Any]) -> str | None:
     from dserverfs.cli.progress import size
 
     if "number_of_items" in facts:
-        amount = f"{facts['number_of_items']} items, {size(facts['size_in_bytes'])}"
+        amount = f"{counted(facts['number_of_items'], 'item')}, {size(facts['size_in_bytes'])}"
         return f"Delete {facts['name']} for good, with {amount}, which no server has?"
     if facts.get("unsent"):
         return f"Delete what was written to {path} and is not sent?"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from dserverfs.base.errors import UsageError
+from dserverfs.base.printable import counted
 from dserverfs.cli.arguments import say
 from dserverfs.cli.progress import ProgressLine, size
 from dserverfs.cli.whole_items import EXIT_FAILED, Summary, Totals, WholeItem
@@ -50,7 +51,8 @@ class Amount(NamedTuple):
         )
 
     def text(self) -> str:
-        return f"{self.missing} of {self.items} items, {size(self.to_fetch)} of {size(self.size)}"
+        items = counted(self.items, "item")
+        return f"{self.missing} of {items}, {size(self.to_fetch)} of {size(self.size)}"
 
 
 class Target(Protocol):
@@ -162,7 +164,7 @@ def _looked_at(targets: Sequence[Target], refuse: Refuse) -> Amount:
                 amounts.add(target, found)
                 total = total.plus(found)
                 if total.items % _SHOWN_EVERY == 0:
-                    line.show(f"looking: {total.items} items")
+                    line.show(f"looking: {counted(total.items, 'item')}")
     amounts.require(targets, refuse)
     return total
 
@@ -183,12 +185,12 @@ def _fetch(
     left_out = sum(target.left_out() for target in targets)
     if summary.failed:
         all_items = max(total.items, summary.failed)  # a directory may have failed
-        say(f"{summary.failed} of {all_items} items could not be read")
+        say(f"{summary.failed} of {counted(all_items, 'item')} could not be read")
     elif not left_out:
-        say(f"{total.items} items, {size(total.size)}: in the cache")
+        say(f"{counted(total.items, 'item')}, {size(total.size)}: in the cache")
     if left_out:
         say(
-            f"{left_out} of {total.items} items are not in the cache, which has no room for them,"
-            " or cannot be written; see dserverfs cache info, and mount --cache-size"
+            f"not in the cache: {left_out} of {counted(total.items, 'item')}; the cache has no"
+            " room, or cannot be written; see dserverfs cache info, and mount --cache-size"
         )
     return EXIT_FAILED if summary.failed or left_out else 0

@@ -89,7 +89,8 @@ def _run(arguments: argparse.Namespace) -> int:
         try:
             findings = _find(place, conditions)
         except DserverfsError as error:  # another server may answer
-            trouble = _tell(f"{place.uri}: {error}")
+            said = str(error).removeprefix(f"{place.uri}: ")
+            trouble = _tell(f"{place.uri}: {said}")
             continue
         for found in findings.found:
             uri = DserverURI(server, found.dataset.base_uri, found.dataset.uuid)
@@ -152,7 +153,7 @@ def _find(place: _Place, conditions: Conditions) -> Findings:
         return client.catalogue.finder.find(
             place.uri,
             conditions,
-            lambda done, total: line.count("looking into", done, total, "datasets"),
+            lambda done, total: line.count("looking into", done, total, "dataset"),
         )
 
 

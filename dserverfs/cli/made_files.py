@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,6 +106,23 @@ else
 fi
 """
 
+_FISH = """\
+# dserverfs(1) completion for fish
+set -g __dserverfs_commands COMMANDS
+function __dserverfs_at
+    set -l command dserverfs
+    for each in (commandline -opc)[2..]
+        if contains -- "$command $each" $__dserverfs_commands
+            set command "$command $each"
+        end
+    end
+    test "$command" = "$argv"
+end
+complete -c dserverfs -f
+CASES
+"""
+_FISH_PATHS = {"dirnames": " -a '(__fish_complete_directories)'", "default": " -F", "": ""}
+
 
 def write(directory: Path) -> list[Path]:
     """Write all files below a directory, as MADE has them; return their paths below it."""
@@ -125,6 +142,37 @@ def completion_of_zsh() -> str:
     """Return the function by which zsh does; for `source`, and for a file of $fpath."""
     commands, cases = _commands(), _cases()
     return _ZSH.replace("COMMANDS", commands).replace("CASES", cases)
+
+
+def completion_of_fish() -> str:
+    """Return the commands by which fish does."""
+    commands = " ".join(f"'{each.prog}'" for each in parser.below(parser.of([])))
+    return _FISH.replace("COMMANDS", commands).replace("CASES", "\n".join(_lines_of_fish()))
+
+
+def _lines_of_fish() -> Iterator[str]:
+    """Yield a line for each option, and one for all other arguments of a command."""
+    every = parser.of([])
+    for each in (every, *parser.below(every)):
+        begin = f"complete -c dserverfs -n '__dserverfs_at {each.prog}'"
+        positional = [action for action in each.arguments() if not action.option_strings]
+        if positional:
+            yield f"{begin}{_values_in_fish(_Completed.of(each, positional))}"
+        for action in each.arguments():
+            names = "".join(
+                f" -l {name[2:]}" if name.startswith("--") else f" -s {name[1:]}"
+                for name in action.option_strings
+            )
+            if names:
+                needs = "" if action.nargs == 0 else " -r"
+                value = "" if not needs else _values_in_fish(_Completed.of(each, [action]))
+                about = each.help_of(action).replace("\\", "\\\\").replace("'", "\\'")
+                yield f"{begin}{names}{needs}{value} -d '{about}'"
+
+
+def _values_in_fish(completed: _Completed) -> str:
+    choices = f" -a '{' '.join(completed.choices)}'" if completed.choices else ""
+    return f"{choices}{_FISH_PATHS[completed.paths]}"
 
 
 class _Completed(NamedTuple):
@@ -230,4 +278,5 @@ MADE: dict[Path, Callable[[], str]] = {
     Path("share/man/man1/dserverfs.1"): man_page,
     Path("share/bash-completion/completions/dserverfs"): completion_of_bash,
     Path("share/zsh/site-functions/_dserverfs"): completion_of_zsh,
+    Path("share/fish/vendor_completions.d/dserverfs.fish"): completion_of_fish,
 }

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
+from dserverfs.base.printable import counted
 from dserverfs.cli.arguments import say
 from dserverfs.cli.progress import ProgressLine, size
 from dserverfs.cli.whole_items import EXIT_FAILED, BytesSoFar, Summary, Totals, WholeItem
@@ -28,7 +29,9 @@ def migrate(
         if not (arguments.dry_run or arguments.verify):
             moving.require_writable()
         with ProgressLine() as line:
-            survey = moving.survey(lambda what, number: line.show(f"{what}: {number} objects"))
+            survey = moving.survey(
+                lambda what, number: line.show(f"{what}: {counted(number, 'object')}")
+            )
         if arguments.dry_run:
             return _tell(moving, survey)
         if arguments.verify:
@@ -38,10 +41,12 @@ def migrate(
 
 def _tell(moving: Migration, survey: Survey) -> int:
     objects, size_in_bytes = survey.waiting
-    say(f"{objects} objects, {size(size_in_bytes)}: to be copied to {moving.target.name}")
-    say(f"{survey.all.objects - survey.waiting.objects} objects are there already")
+    say(
+        f"{counted(objects, 'object')}, {size(size_in_bytes)}: to be copied to {moving.target.name}"
+    )
+    say(f"there already: {counted(survey.all.objects - survey.waiting.objects, 'object')}")
     if survey.gone:
-        say(f"{survey.gone} objects to be deleted there, which are here no longer")
+        say(f"{counted(survey.gone, 'object')} to be deleted there, here no longer")
     return 0
 
 
@@ -58,11 +63,14 @@ def _copy(moving: Migration, survey: Survey, *, is_running: bool) -> int:
     deleted = moving.finish()
     there = survey.all.objects - survey.waiting.objects
     say(
-        f"{summary.items - summary.failed} objects copied to {moving.target.name},"
-        f" {there} were there already" + (f", {deleted} deleted there" if deleted else "")
+        f"{counted(summary.items - summary.failed, 'object')} copied to {moving.target.name},"
+        f" {there} there already" + (f", {deleted} deleted there" if deleted else "")
     )
     if summary.failed:
-        say(f"dserverfs: {summary.failed} objects were not copied, see above", file=sys.stderr)
+        say(
+            f"dserverfs: not copied: {counted(summary.failed, 'object')}, see above",
+            file=sys.stderr,
+        )
         return EXIT_FAILED
     if is_running:
         print(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dserverfs.base import mountinfo
-from dserverfs.base.errors import DaemonSilent, UsageError
+from dserverfs.base.errors import DaemonSilent, DaemonStopped, UsageError
 from dserverfs.base.mountinfo import Mounted
 from dserverfs.mount import control, mountpoint
 from dserverfs.mount.control import Address, Answer
@@ -35,6 +35,7 @@ class Mount(NamedTuple):
     owner: int  # the uid of the user who may ask it
     address: Address
     is_given: bool = False  # another program mounted it, and unmounts it
+    silence: str | None = None  # why its daemon does not answer, if that was found out
 
 
 class MountedPath(NamedTuple):
@@ -91,6 +92,15 @@ def nearest(path: Path) -> Nearest:
 
 
 def _looked_at(path: Path) -> os.stat_result:
+    """Return the status of a path; raises OSError, and UsageError if its mount does not answer."""
+    mounted = mountinfo.mount_of(os.path.abspath(path))
+    if mounted is not None and mounted.fstype == mountinfo.FSTYPE:
+        owner = os.geteuid() if mounted.owner is None else mounted.owner
+        directory = Settings.load().control_directory()
+        try:  # else the path is waited for
+            control.require_running(Address.of(directory, mounted.device, owner))
+        except DaemonStopped as error:
+            raise UsageError(f"{path}: {error}") from None
     return mountpoint.within(mountpoint.ANSWER_TIMEOUT_S, path, lambda: os.stat(path))
 
 
@@ -132,11 +142,11 @@ def given_mounts() -> list[Mount]:
 def _of_given(address: Address) -> Mount:
     """Return what the daemon of a given device says of its mount."""
     try:
-        told = last(control.ask(address, {"command": "mount"}))
-        path, uri = f"{told['path']} of process {told['pid']}", str(told["uri"])
-    except UsageError:  # it hangs
-        path, uri = f"a given device ({address.path})", "what is not known"
-    return Mount(path, uri, address.owner, address, is_given=True)
+        told = last(control.ask(address, {"command": "mount"}, CONTROL_TIMEOUT_S))
+        path, uri, silence = f"{told['path']} of process {told['pid']}", str(told["uri"]), None
+    except UsageError as error:  # it is stopped, or hangs
+        path, uri, silence = f"a given device ({address.path})", "what is not known", str(error)
+    return Mount(path, uri, address.owner, address, is_given=True, silence=silence)
 
 
 def mount_of(mounted: Mounted) -> Mount | None:

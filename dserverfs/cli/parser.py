@@ -14,6 +14,7 @@ from dserverfs.base.printable import listed, printable
 from dserverfs.cli.arguments import Commands
 
 EXIT_USAGE = 2
+_NUMBERS = {int: "whole number", float: "number"}
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -41,6 +42,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with one line on standard error."""
         self.exit(EXIT_USAGE, printable(f"{self.prog}: {message}; see {self.prog} --help") + "\n")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Return an argument's value; argparse would say of a number that it is invalid."""
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError:
+            kind = _NUMBERS.get(cast(Any, action.type))
+            if kind is None:
+                raise
+            raise argparse.ArgumentError(action, f"{arg_string!r} is not a {kind}") from None
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from dserverfs.base.printable import counted
 from dserverfs.cli import warm
 from dserverfs.cli.arguments import Commands, example, say
 
@@ -60,8 +61,8 @@ def _list(arguments: argparse.Namespace) -> int:
         if each["items_here"] < each["items"]:
             here = f"{each['items_here']} of them here"
         say(
-            f"{size(each['size_in_bytes']):>10}  {each['name']}: {each['items']} items, {here}:"
-            f" {each['uri']}"
+            f"{size(each['size_in_bytes']):>10}  {each['name']}: {counted(each['items'], 'item')},"
+            f" {here}: {each['uri']}"
         )
     if not found:
         say("nothing is pinned")

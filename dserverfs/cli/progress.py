@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from dserverfs.base.printable import printable
+from dserverfs.base.printable import counted, printable
 from dserverfs.base.printable import size as size  # as all of the command line shows it
 from dserverfs.base.progress import Meter, Progress
 from dserverfs.cli.arguments import duration
@@ -60,10 +60,10 @@ class ProgressLine:
         self.show(f"{what}: {text_of(progress, meter.per_s(), left_s)}")
 
     def count(self, what: str, done: int, total: int, noun: str) -> None:
-        """As `progress`, of a task whose steps take about the same time each."""
+        """As `progress`, of a task whose steps take about the same time each; see `counted`."""
         left_s = self._metered(what, done).left_s(total - done)
         left = "" if left_s is None else f", {duration(left_s)} left"
-        self.show(f"{what}: {done} of {total} {noun}{left}")
+        self.show(f"{what}: {done} of {counted(total, noun)}{left}")
 
     def clear(self) -> None:
         """Take the line away, for others to be printed in its place."""
@@ -98,8 +98,8 @@ def text_of(progress: Progress, bytes_per_s: float | None, left_s: float | None)
     if progress.bytes_total:
         share = min(progress.bytes_done / progress.bytes_total, 1.0)
         parts = [f"{int(share * 100)} % of {size(progress.bytes_total)}"]
-    of_all = f" of {progress.items_total}" if progress.items_total else ""
-    parts.append(f"{progress.items_done}{of_all} items")
+    items = counted(progress.items_total or progress.items_done, "item")
+    parts.append(f"{progress.items_done} of {items}" if progress.items_total else items)
     if bytes_per_s is not None:
         parts.append(f"{size(bytes_per_s)}/s")
     if left_s:

@@ -24,6 +24,7 @@ from dserverfs.base.errors import (
     UsageError,
 )
 from dserverfs.base.model import Dataset, DserverURI
+from dserverfs.base.printable import counted
 from dserverfs.base.progress import Progress
 from dserverfs.base.retry import AWAY
 from dserverfs.cli import remote_items
@@ -47,11 +48,11 @@ class Summary:
 
     def text(self) -> str:
         """Return one line on the outcome."""
-        parts = [f"{self.proven} datasets proven"]
+        parts = [f"{counted(self.proven, 'dataset')} proven"]
         if self.passed_over:
-            parts.append(f"{self.passed_over} need no proof")
+            parts.append(f"no proof needed by {self.passed_over}")
         if self.wrong:
-            parts.append(f"{self.wrong} are wrong")
+            parts.append(f"{self.wrong} wrong")
         return ", ".join(parts)
 
 
@@ -72,7 +73,7 @@ def prove_all(client: Client, uri: DserverURI, summary: Summary) -> None:
     datasets = client.catalogue.datasets_below(uri)
     with ProgressLine() as line:
         for number, dataset in enumerate(datasets, 1):
-            line.count("looking for block hashes", number, len(datasets), "datasets")
+            line.count("looking for block hashes", number, len(datasets), "dataset")
             proof = _Proof(client, dataset, line, f"dataset {number} of {len(datasets)}, ")
             if proof.has_block_hashes() or not proof.has_large_items():
                 summary.passed_over += 1
@@ -119,7 +120,7 @@ class _Proof:
             say(f"wrong: {self._name}: {fault}")
             return
         summary.proven += 1
-        say(f"proven: {self._name}: {self._items} items, {size(self._bytes)}; {outcome}")
+        say(f"proven: {self._name}: {counted(self._items, 'item')}, {size(self._bytes)}; {outcome}")
 
     def _all(self) -> Iterator[RemoteItem]:
         for relpath, content in self._client.catalogue.contents(self._dataset):
@@ -171,7 +172,7 @@ class _Proof:
     def _fault(self) -> str | None:
         if not self._wrong:
             return None
-        return f"{self._wrong} of {self._items} items; {self._first_wrong}"
+        return f"{self._wrong} of {counted(self._items, 'item')}; {self._first_wrong}"
 
     def _add(self, file: BinaryIO) -> str:
         """Add the hashes of its blocks; return what became of them."""

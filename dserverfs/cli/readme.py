@@ -16,6 +16,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,7 +170,13 @@ def _write(directory: Path, content: str) -> None:
 
 
 def _run_editor(path: Path) -> None:
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    if not editor and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(
+            "--edit: there is no terminal for vi, and neither VISUAL nor EDITOR names an editor"
+            " that needs none; --message TEXT describes a dataset as well"
+        )
+    editor = editor or "vi"
     # Ctrl-C is for the editor, whose text would be lost with us.
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:

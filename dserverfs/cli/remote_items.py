@@ -16,6 +16,7 @@ from dserverfs.base.errors import IntegrityError, UsageError
 from dserverfs.base.hashes import Taker
 from dserverfs.base.items import ItemContent
 from dserverfs.base.model import SCHEME, Dataset, DserverURI
+from dserverfs.base.printable import public_url
 from dserverfs.cli import mounted
 from dserverfs.cli.whole_items import BytesSoFar, Totals, WholeItem
 from dserverfs.client import AS_COMMANDS, Client
@@ -31,6 +32,11 @@ class RemoteItem(NamedTuple):
 
 
 def is_uri(target: str) -> bool:
+    """Return whether a target is no path but a URI; raises UsageError for one of another scheme."""
+    if target.startswith(("http://", "https://", "s3://", "azure://")):
+        raise UsageError(
+            f"{public_url(target)}: name a path in a mount, or dserver://HOST[:PORT]/s3/BUCKET/UUID"
+        )
     return target.startswith(f"{SCHEME}://")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dserverfs.base.errors import UsageError
+from dserverfs.base.printable import counted
 from dserverfs.cli.arguments import read_new_password, say
 from dserverfs.cli.progress import ProgressLine
 from dserverfs.server import management
@@ -131,13 +132,13 @@ def index(server: Server, arguments: argparse.Namespace) -> int:
             server.directory,
             server.stores,
             arguments.base_uri,
-            lambda now: line.count("indexing", now.items_done, now.items_total, "datasets"),
+            lambda now: line.count("indexing", now.items_done, now.items_total, "dataset"),
         )
     for reason in result.left_out:
         say(f"dserverfs: left out: {reason}", file=sys.stderr)
     for uri in result.missing:
         say(f"dserverfs: registered, but no longer there: {uri}", file=sys.stderr)
-    say(f"{result.registered} datasets registered in {arguments.base_uri}")
+    say(f"{counted(result.registered, 'dataset')} registered in {arguments.base_uri}")
     return 1 if result.left_out else 0
 
 

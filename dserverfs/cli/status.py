@@ -72,6 +72,8 @@ def _run(arguments: argparse.Namespace) -> int:
             say(line)
     if not all(mount["answers"] for mount in facts.get("mounts", ())):
         return EXIT_SILENT  # of what it has staged, only what the disk says is told
+    if facts.get("mounted") is False:
+        return EXIT_SILENT  # what is told is of a mount that has ended
     return 0
 
 

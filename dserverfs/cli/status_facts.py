@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dserverfs.base.errors import DserverfsError, NotAuthenticated, UsageError
+from dserverfs.base.errors import DaemonStopped, DserverfsError, NotAuthenticated, UsageError
 from dserverfs.base.excluded import Excluded
 from dserverfs.base.model import DserverURI
 from dserverfs.cli import mounted
 from dserverfs.cli.mounted import Mount
 from dserverfs.mount import control, mountpoint
+from dserverfs.mount.kept_errors import OfMount, all_kept, those_below
 from dserverfs.remote.tokens import TokenSource, expires_at
 from dserverfs.settings import Settings
 from dserverfs.tree import description
@@ -31,9 +32,16 @@ _ROOT_INODE = 1  # FUSE: the number of a mount point
 def of_path(path: Path) -> dict[str, Any]:
     """Return the facts of a path in a mount, and the last errors at or below it.
 
-    Raises UsageError for one that is in no mount, or not there and never was refused.
+    Raises UsageError for one that is in no mount, nor was when errors were given there, or not
+    there and never was refused.
     """
-    nearest = mounted.nearest(path)
+    try:
+        nearest = mounted.nearest(path)
+    except UsageError as problem:
+        if (ended := _of_ended(path)) is None:
+            raise
+        said = f"{problem}; {ended['uri']} was mounted at {ended['path']}"
+        return {"mounted": False, "problem": said, "errors": ended["errors"]}
     errors = nearest.errors()
     if nearest.below and not errors:
         raise UsageError(f"{path}: {nearest.problem}")
@@ -46,6 +54,23 @@ def of_path(path: Path) -> dict[str, Any]:
                 raise
             facts = {"problem": str(error)}
     return {**facts, "errors": [_shown(error, nearest.place.mountpoint) for error in errors]}
+
+
+def _of_ended(path: Path) -> dict[str, Any] | None:
+    """Return the last errors at or below a path of mounts that have ended; None without any."""
+    wanted = Path(os.path.abspath(path))
+    for known in all_kept(Settings.load().errors_directory()):
+        mounted_at = Path(known.path)
+        if wanted == mounted_at or mounted_at in wanted.parents:
+            below = str(wanted.relative_to(mounted_at))
+            shown = those_below(known.errors, "" if below == "." else below)
+            return _ended(known._replace(errors=shown)) if shown else None
+    return None
+
+
+def _ended(known: OfMount) -> dict[str, Any]:
+    errors = [_shown(each._asdict(), known.path) for each in known.errors]
+    return {"path": known.path, "uri": known.uri, "errors": errors}
 
 
 def of_all() -> dict[str, Any]:
@@ -69,6 +94,11 @@ def of_all() -> dict[str, Any]:
     return {
         "logins": _logins(settings),
         "mounts": mounts,
+        "ended": [
+            _ended(known)
+            for known in all_kept(settings.errors_directory())
+            if all(known.path != mount["path"] for mount in mounts)
+        ],
         "staging_directories": directories,
         "staged": sorted(found.staged.values(), key=lambda one: one["created_at"]),
         "unsent": sorted(found.unsent.values(), key=lambda one: one["changed_at"]),
@@ -92,6 +122,8 @@ class _Found:
         def ask(command: str, **arguments: object) -> Iterator[control.Answer]:
             return control.ask(mount.address, {"command": command, **arguments})
 
+        if mount.silence is not None:  # it is not waited for again
+            return entry | {"answers": False, "problem": mount.silence}
         try:
             for known in mounted.last(ask("pending")):
                 self.staged[known["directory"]] = known
@@ -137,6 +169,8 @@ def _shown(error: dict[str, Any], mountpoint: str) -> dict[str, Any]:
 
 def _problem(path: str, error: DserverfsError) -> str:
     """Return why a mount does not answer."""
+    if isinstance(error, DaemonStopped):
+        return str(error)
     try:
         is_dead = mountpoint.is_dead(Path(path), DEAD_TIMEOUT_S)
     except UsageError as hangs:

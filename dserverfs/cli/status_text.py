@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dserverfs.base.printable import counted
 from dserverfs.base.progress import Progress
 from dserverfs.cli.arguments import moment
 from dserverfs.cli.progress import size, text_of
@@ -37,7 +39,7 @@ def _value(key: str, value: Any) -> str:
     if key == "server":
         return _server(value)
     if key == "size_in_bytes":
-        return f"{size(value)} ({value} bytes)"
+        return f"{size(value)} ({counted(value, 'byte')})"
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -48,12 +50,12 @@ def _server(server: Mapping[str, Any]) -> str:
     return f"has not answered since {moment(server['since_at'])}: {server['reason']}"
 
 
-def _cached(counted: Mapping[str, int]) -> str:
+def _cached(held: Mapping[str, int]) -> str:
     """Return how much of an item or a dataset is in the cache."""
-    pinned = f"; {counted['pinned_items']} pinned" if counted["pinned_items"] else ""
+    pinned = f"; {held['pinned_items']} pinned" if held["pinned_items"] else ""
     return (
-        f"{counted['items']} of {counted['of_items']} items, {size(counted['size_in_bytes'])} of"
-        f" {size(counted['of_size_in_bytes'])}{pinned}"
+        f"{held['items']} of {counted(held['of_items'], 'item')}, {size(held['size_in_bytes'])} of"
+        f" {size(held['of_size_in_bytes'])}{pinned}"
     )
 
 
@@ -85,6 +87,9 @@ def of_all(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines on all that this user has."""
     for mount in found["mounts"]:
         yield from _mount(mount)
+    for ended in found["ended"]:
+        yield f"not mounted any more: {ended['uri']} at {ended['path']}"
+        yield from _last_error(ended)
     for directory in found["staging_directories"]:
         if directory["problem"]:
             yield f"staging directory {directory['path']}: {directory['problem']}"
@@ -93,7 +98,7 @@ def of_all(found: Mapping[str, Any]) -> Iterator[str]:
     for kept in found["kept"]:
         yield (
             f"left out of a frozen dataset, and kept until you delete it: {kept['directory']}:"
-            f" {kept['number_of_files']} files, {size(kept['size_in_bytes'])}"
+            f" {counted(kept['number_of_files'], 'file')}, {size(kept['size_in_bytes'])}"
         )
     for change in found["unsent"]:
         where = f"{change['dataset']} ({change['name']})"
@@ -133,11 +138,16 @@ def _mount(mount: Mapping[str, Any]) -> Iterator[str]:
             yield f"        does not know the store {store}"
     if reading.get("bytes_per_s"):
         yield f"    fetching: {size(reading['bytes_per_s'])}/s"
-    if errors := mount.get("errors"):
-        last = errors[-1]
-        number = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
-        yield f"    {number}, the last {moment(last['last_at'])}: {last['reason']}"
-        yield f"    dserverfs status {mount['path']} shows all"
+    if mount.get("errors"):
+        yield from _last_error(mount)
+
+
+def _last_error(mount: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines on the last error of a mount."""
+    errors = mount["errors"]
+    last, number = errors[-1], counted(len(errors), "error")
+    yield f"    {number}, the last {moment(last['last_at'])}: {last['reason']}"
+    yield f"    dserverfs status {shlex.quote(mount['path'])} shows all"
 
 
 def _site_cache(near: Mapping[str, Any]) -> str:
@@ -152,7 +162,7 @@ def _site_cache(near: Mapping[str, Any]) -> str:
 def _staged(staged: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{staged['state']}: {staged['base_uri']} {staged['name']}:"
-        f" {staged['number_of_items']} items, {size(staged['size_in_bytes'])},"
+        f" {counted(staged['number_of_items'], 'item')}, {size(staged['size_in_bytes'])},"
         f" in {os.path.join(staged['directory'], 'tree')}"
     )
     if progress := staged.get("progress"):

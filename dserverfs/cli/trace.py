@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from dserverfs.base.printable import counted
 from dserverfs.cli.arguments import Commands, example, say
 
 if TYPE_CHECKING:
@@ -149,8 +150,8 @@ def _of_mounts(traced: Sequence[_Traced]) -> Iterator[dict[str, Any]]:
             continue
         if answer["left_out"]:
             say(
-                f"dserverfs: {mount.path}: {answer['left_out']} items were opened that the trace"
-                " has no room for",
+                f"dserverfs: {mount.path}: the trace has no room for"
+                f" {counted(answer['left_out'], 'item')} that were opened",
                 file=sys.stderr,
             )
         yield from answer["items"]
@@ -165,7 +166,7 @@ def _of_programs(path: Path) -> Iterator[dict[str, Any]]:
     except FileNotFoundError:
         return
     if wrong := lines.count(None):
-        say(f"dserverfs: {wrong} lines of what was read are lost", file=sys.stderr)
+        say(f"dserverfs: lost of what was read: {counted(wrong, 'line')}", file=sys.stderr)
     yield from (line for line in lines if line is not None)
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dserverfs.base.printable import counted
 from dserverfs.cli.arguments import Commands, example, say
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
             unpinned += PathTarget(Path(target), ItemGlobs([]), summary).unpin()
     if not unpinned and not summary.failed:
         raise UsageError("nothing of that is pinned; pin --list says what is")
-    say(f"{unpinned} items are not pinned any more")
+    say(f"unpinned: {counted(unpinned, 'item')}")
     return EXIT_FAILED if summary.failed else 0
 
 

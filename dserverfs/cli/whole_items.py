@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from dserverfs.base.errors import DserverfsError
 from dserverfs.base.hashes import Buffer
+from dserverfs.base.printable import counted
 from dserverfs.base.progress import Progress
 from dserverfs.cli.arguments import say
 from dserverfs.cli.progress import ProgressLine, size
@@ -97,8 +98,8 @@ class Summary:
     def text(self, all_well: str, not_well: str) -> str:
         """Return one line on the outcome."""
         if self.failed:
-            return f"{self.failed} of {self.items} items {not_well}"
-        return f"{self.items} items, {size(self.size_in_bytes)}: {all_well}"
+            return f"{self.failed} of {counted(self.items, 'item')} {not_well}"
+        return f"{counted(self.items, 'item')}, {size(self.size_in_bytes)}: {all_well}"
 
 
 def for_each(

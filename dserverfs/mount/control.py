@@ -24,9 +24,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dserverfs.base.clock import boot_id
-from dserverfs.base.errors import DaemonSilent, DserverfsError, ProtocolError, UsageError
+from dserverfs.base.errors import (
+    DaemonSilent,
+    DaemonStopped,
+    DserverfsError,
+    ProtocolError,
+    UsageError,
+)
 from dserverfs.base.limits import parse_json, understood
 from dserverfs.base.local_files import make_private
+from dserverfs.base.processes import Processes
 
 logger = logging.getLogger(__name__)
 
@@ -221,10 +228,11 @@ def ask(
     """Yield the answers of the daemon at `address`, up to the last, a `result`.
 
     A daemon that says nothing for a while is asked whether it is there, which it has to answer
-    within `answer_timeout_s`. Raises DaemonSilent if it does not, and UsageError with what an
-    `error` says.
+    within `answer_timeout_s`. Raises DaemonSilent if it does not, DaemonStopped at once for one
+    that a signal has stopped, and UsageError with what an `error` says.
     """
     with _connected(address, answer_timeout_s) as connection:
+        _require_running(_peer(connection).pid)
         connection.settimeout(min(SILENCE_S, answer_timeout_s))
         for line in _lines(connection, request, lambda: _ping(address, answer_timeout_s)):
             try:
@@ -239,6 +247,17 @@ def ask(
             if "result" in answer:
                 return
     raise DaemonSilent("the mount ended before it was done")
+
+
+def require_running(address: Address) -> None:
+    """Raise DaemonStopped if the daemon at `address` is stopped; of all other trouble, nothing."""
+    try:
+        with _connected(address, ANSWER_TIMEOUT_S) as connection:
+            _require_running(_peer(connection).pid)
+    except DaemonStopped:
+        raise
+    except DaemonSilent:
+        pass  # whoever asks it something is told
 
 
 @contextlib.contextmanager
@@ -294,6 +313,15 @@ def _ping(address: Address, timeout_s: float) -> None:
     with _connected(address, timeout_s) as connection:
         for _ in _lines(connection, {"command": PING}, silent):
             return
+
+
+def _require_running(pid: int) -> None:
+    """Raise DaemonStopped if a daemon is stopped; of one in another pid namespace, nothing."""
+    process = Processes().find(pid) if pid else None
+    if process is not None and process.is_stopped:
+        raise DaemonStopped(
+            f"the mount's daemon is stopped (process {pid}): kill -CONT {pid} lets it go on"
+        )
 
 
 def _connected(address: Address, timeout_s: float) -> socket.socket:

@@ -2,7 +2,7 @@
 
 Used by the operations, which note them, and by the commands, which show them. A program shows
 the text of an errno, `Permission denied`, and seldom more; who asks for the reason finds it
-here. In memory, and bounded. Thread-safe.
+here. In memory, and bounded; `kept_errors` has them on the disk. Thread-safe.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import errno
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
 from dserverfs.base import errors
 from dserverfs.base.printable import one_line, printable
 from dserverfs.mount.errnos import Told
+from dserverfs.mount.kept_errors import MAX_ERRORS, RecentError, those_below
 from dserverfs.tree import refusals
 
-MAX_ERRORS = 100
 MAX_REASON_LETTERS = 1000
 
 # What a request does, for people.
@@ -84,19 +83,6 @@ _REMEDIES: tuple[tuple[type[Exception], str | None], ...] = (
 _FULL = "free space there: dserverfs cache clear, or freeze what is complete"
 
 
-class RecentError(NamedTuple):
-    """An error, and how often it was given."""
-
-    path: str  # below the mount point, fit to be printed
-    tried: str
-    errno: str
-    reason: str
-    remedy: str | None
-    times: int
-    first_at: float  # epoch seconds
-    last_at: float
-
-
 class RecentErrors:
     """The last errors of one mount of `server`."""
 
@@ -105,6 +91,12 @@ class RecentErrors:
         self._clock_s = clock_s
         self._lock = threading.Lock()
         self._errors: OrderedDict[tuple[str, str, str], RecentError] = OrderedDict()
+
+    def restore(self, errors: Iterable[RecentError]) -> None:
+        """Take over those that an earlier mount had, before there is any."""
+        with self._lock:
+            for error in errors:
+                self._errors[error.tried, error.path, error.reason] = error
 
     def note(self, request: str, path: str, told: Told) -> None:
         """Remember an error; one that is known is counted."""
@@ -129,22 +121,10 @@ class RecentErrors:
                 self._errors.popitem(last=False)
 
     def below(self, top: str, rest: str = "") -> list[RecentError]:
-        """Return those at or below a path, the last one last; "" is the mount point.
-
-        With `rest`, which leads on from `top`, those at or below it, and on the way there.
-        """
-        names = printable(rest).split("/") if rest else []
-        way = [printable(top)]
-        for name in names:
-            way.append(f"{way[-1]}/{name}".lstrip("/"))
-        end = f"{way[-1]}/"
+        """Return those at or below a path, as `those_below`, the last one last."""
         with self._lock:
             known = list(self._errors.values())
-        return [
-            each
-            for each in known
-            if end == "/" or f"{each.path}/".startswith(end) or each.path in way[1:]
-        ]
+        return those_below(known, top, rest)
 
     def _remedy(self, told: Told) -> str | None:
         if told.number in (errno.ENOSPC, errno.EDQUOT):

@@ -33,6 +33,7 @@ from dserverfs.mount.cache_commands import CacheCommands
 from dserverfs.mount.channel.link import Link
 from dserverfs.mount.control import Address, Server, told_by_mount
 from dserverfs.mount.control_commands import Commander
+from dserverfs.mount.kept_errors import KeptErrors
 from dserverfs.mount.launcher import READY, MountOptions
 from dserverfs.mount.metrics import Metrics
 from dserverfs.mount.operations import Operations
@@ -59,6 +60,7 @@ logger = logging.getLogger(__name__)
 GRACE_S = 2.0
 # Requests answered at a time; at pyfuse3's 99, so many stalled reads stop `ls`.
 MAX_REQUESTS = 10_000
+ERRORS_KEPT_S = 10.0  # guess: a mount that is killed forgets those of so long
 TOKEN_CHECK_S = 600.0  # a token that lasts a day is renewed after half of it
 # Reads that the kernel sends before the first is answered; its default is 12.
 MAX_BACKGROUND = 256
@@ -88,7 +90,7 @@ def run(
             mountpoint.require_allow_other()
         mountpoint.prepare(options.path)
     parts = _Parts.of(options, client, only.result(), channel)
-    with _metrics_served(options, parts.metrics):
+    with _metrics_served(options, parts.metrics), _errors_kept(options, parts, settings):
         _mount(options, parts, settings, ready_fd)
     if not parts.signals:
         client.edits.take_as_closed()
@@ -137,6 +139,21 @@ def _metrics_served(options: MountOptions, metrics: Metrics) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _errors_kept(options: MountOptions, parts: _Parts, settings: Settings) -> Iterator[None]:
+    """Go on with the errors that the last mount there told of, and leave them for the next."""
+    if options.given is not None:  # it has no place that is the same the next time
+        yield
+        return
+    kept = KeptErrors(settings.errors_directory(), options.path, str(options.uri))
+    parts.recent_errors.restore(kept.load())
+    parts.kept_errors.append(kept)
+    try:
+        yield
+    finally:
+        kept.keep(parts.recent_errors.below(""))
+
+
 class _Parts(NamedTuple):
     """The operations, and the objects that they and the commands work on."""
 
@@ -149,6 +166,7 @@ class _Parts(NamedTuple):
     cached: CacheCommands
     tokens: TokenSource
     recent_errors: RecentErrors
+    kept_errors: list[KeptErrors]  # those of this mount, if they are kept
     cache_usage: Callable[[], CacheUsage | None]
     site_cache: SiteCache | None
     look: Callable[[], Away | None]
@@ -219,6 +237,7 @@ class _Parts(NamedTuple):
             CacheCommands(options.uri.server, client.reader, client.cache),
             client.tokens,
             recent_errors,
+            [],
             client.cache_usage,
             client.site_cache,
             client.resolver.look,
@@ -274,6 +293,7 @@ async def _serve_requests(
         nursery.start_soon(_end_on_signal, nursery.cancel_scope, parts.signals)
         nursery.start_soon(_begin, options, parts, control_directory, ready_fd)
         nursery.start_soon(keep_token, parts.tokens)
+        nursery.start_soon(_keep_errors, parts)
         if parts.channel is not None:
             nursery.start_soon(_answer_directly, parts.channel, parts.operations)
         await pyfuse3.main(max_tasks=MAX_REQUESTS)
@@ -295,6 +315,14 @@ async def keep_token(tokens: TokenSource) -> None:
             await trio.to_thread.run_sync(tokens.token, abandon_on_cancel=True)
         except DserverfsError as error:
             logger.debug("the token was looked at: %s", error)
+
+
+async def _keep_errors(parts: _Parts) -> None:
+    """Write the errors that programs were given; of a mount that is killed, the next one knows."""
+    while parts.kept_errors:
+        await trio.sleep(ERRORS_KEPT_S)
+        errors = parts.recent_errors.below("")
+        await trio.to_thread.run_sync(parts.kept_errors[0].keep, errors)
 
 
 async def _end_on_signal(scope: trio.CancelScope, seen: list[int]) -> None:

@@ -17,6 +17,7 @@ from dserverfs.base import model
 from dserverfs.base.errors import NotFound, UsageError
 from dserverfs.base.items import ItemContent
 from dserverfs.base.model import DserverURI, seconds_of
+from dserverfs.base.printable import counted
 from dserverfs.catalogue.manifest_index import Row
 from dserverfs.catalogue.refreshed import loaded
 from dserverfs.python import notebook
@@ -168,7 +169,7 @@ class Items(Mapping[str, "Item"]):
         return _Pairs(self)
 
     def __repr__(self) -> str:
-        return f"<{len(self)} items of {self._dataset.name}>"
+        return f"<{counted(len(self), 'item')} of {self._dataset.name}>"
 
     def all(self) -> Iterator[Item]:
         """Yield all items, some thousand look-ups at a time."""
@@ -291,7 +292,9 @@ class Item:
         return str(self.path)
 
     def __repr__(self) -> str:
-        return f"<dserverfs.Item {self.relpath} of {self._dataset.name}, {self.size} bytes>"
+        return (
+            f"<dserverfs.Item {self.relpath} of {self._dataset.name}, {counted(self.size, 'byte')}>"
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Item) and self._key == other._key

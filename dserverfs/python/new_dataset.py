@@ -58,9 +58,15 @@ class NewDataset:
     def put(self, relpath: str, content: Content) -> None:
         """Add an item, or replace it: bytes, text, the file at a path, or what an open file has.
 
-        Text is encoded as UTF-8. A file at a path keeps its date.
+        Text is encoded as UTF-8. A file at a path, which is a `pathlib.Path`, keeps its date.
+        Raises UsageError for a text that is the name of a file here: as a rule that file is meant.
         """
         self._require_new()
+        if isinstance(content, str) and os.path.isfile(content):
+            raise UsageError(
+                f"{relpath}: {content!r} is the name of a file: put({relpath!r}, Path(...)) puts"
+                " the file, and put(..., text.encode()) this text"
+            )
         if isinstance(content, os.PathLike):
             self._proto.put_item(Path(content), relpath)
             return

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import socket
 import ssl
@@ -39,11 +40,19 @@ CONNECT_TIMEOUT_S = 10.0
 # Linux sends a SYN again after 1 s: one that is lost opens no second connection.
 NEXT_ADDRESS_S = 1.5
 HANDSHAKE_TIMEOUT_S = 5.0  # with both attempts of a first contact as long as a connection may take
+# A handshake over two oceans takes 0.5 s; one that takes longer is asked about, and goes on.
+QUIET_HANDSHAKE_S = 1.0
+_PLAIN_QUESTION = b"HEAD / HTTP/1.0\r\n\r\n"
+# Servers with TLS say 400 to plain HTTP, or lead to https.
+_PLAIN_ANSWER = re.compile(rb"HTTP/1\.[01] (?!400|3)[1-5][0-9][0-9]\b")
+_PLAIN_ANSWER_BYTES = 16  # of its first line
+WRONG_VERSION = "WRONG_VERSION_NUMBER: plain HTTP is spoken there"  # as OpenSSL says of an answer
 _SENT_BYTES = 64 * 1024  # in one wait
 
 
 class _Limit(threading.local):
     deadline: Deadline | None = None
+    is_direct = False  # the connection that is being made goes by way of no proxy
 
 
 _limit = _Limit()
@@ -132,6 +141,52 @@ class BoundedSocket(_Waits, socket.socket):
 class BoundedSSLSocket(_Waits, ssl.SSLSocket):
     """A TLS connection, made by a context whose `sslsocket_class` it is."""
 
+    def do_handshake(self, block: bool = False) -> None:
+        """Shake hands; raises SSLError soon if the other end turns out to speak plain HTTP.
+
+        Most servers that do say nothing to a handshake: they wait for the end of a line.
+        """
+        timeout_s = self.gettimeout()
+        if block or not timeout_s or timeout_s <= QUIET_HANDSHAKE_S or not _limit.is_direct:
+            super().do_handshake(block)
+            return
+        try:
+            self.settimeout(QUIET_HANDSHAKE_S)
+            super().do_handshake()
+            return
+        except TimeoutError:
+            if _speaks_plain_http(self.family, self.getpeername()):
+                raise ssl.SSLError(WRONG_VERSION) from None
+        finally:
+            self.settimeout(timeout_s)
+        self.settimeout(timeout_s - QUIET_HANDSHAKE_S)
+        try:
+            super().do_handshake()
+        finally:
+            self.settimeout(timeout_s)
+
+
+def _speaks_plain_http(family: int, place: Any) -> bool:
+    """Return whether the server at an address answers a question without TLS; it is told nothing.
+
+    Blocks for a second at most.
+    """
+    answer = b""
+    end_s = time.monotonic() + QUIET_HANDSHAKE_S
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as asked:
+            asked.settimeout(QUIET_HANDSHAKE_S)
+            asked.connect(place)
+            asked.sendall(_PLAIN_QUESTION)
+            while len(answer) < _PLAIN_ANSWER_BYTES and (left_s := end_s - time.monotonic()) > 0:
+                asked.settimeout(left_s)
+                if not (piece := asked.recv(_PLAIN_ANSWER_BYTES)):
+                    break
+                answer += piece
+    except OSError:
+        pass
+    return _PLAIN_ANSWER.match(answer) is not None
+
 
 class _Connection:
     """A connection of urllib3 that hands its socket the limit of each exchange.
@@ -152,11 +207,15 @@ class _Connection:
         return self.peer is None or self.peer.is_wanted()
 
     def connect(self) -> None:
+        connection: Any = self
+        _limit.is_direct = connection.proxy is None
         try:
             super().connect()  # type: ignore[misc]
         except (OSError, HTTPError):
             self.broke_off()
             raise
+        finally:
+            _limit.is_direct = False
         self._take_limit()
 
     def request(self, *arguments: Any, **options: Any) -> None:

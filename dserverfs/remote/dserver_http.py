@@ -348,7 +348,8 @@ class ServerTransport:
         if isinstance(error, urllib3.exceptions.SSLError):
             if "WRONG_VERSION_NUMBER" in reason or "record layer failure" in reason.lower():
                 return UsageError(
-                    f"{self.base_url} does not speak https: set DSERVER_PROTOCOL=http"
+                    f"{self.base_url} does not speak https: set DSERVER_PROTOCOL=http, or name it"
+                    " as http://..."
                 )
             if fault := certificate_fault(reason):
                 return UsageError(f"{self.base_url}: its certificate is not accepted: {fault}")

@@ -30,6 +30,7 @@ from dserverfs.base.errors import (
     Unsupported,
     UsageError,
 )
+from dserverfs.base.printable import counted
 from dserverfs.base.progress import OnProgress, unwatched
 from dserverfs.server import app
 from dserverfs.server.database import (
@@ -216,7 +217,8 @@ def remove_base_uri(base_uri: str) -> None:
     pending = uploads.number_in(base_uri)
     if base.datasets or pending:
         raise Conflict(
-            f"base URI {base_uri} has {len(base.datasets)} datasets and {pending} pending uploads:"
+            f"base URI {base_uri} has {counted(len(base.datasets), 'dataset')} and"
+            f" {counted(pending, 'pending upload')}:"
             " delete these first"
         )
     dservercore.utils.delete_base_uri(base_uri)

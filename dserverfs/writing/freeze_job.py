@@ -20,6 +20,7 @@ from dserverfs.base.errors import Cancelled, LocalDiskError, UsageError
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.local_files import is_full
 from dserverfs.base.model import UUID, Dataset
+from dserverfs.base.printable import counted
 from dserverfs.base.progress import Doing, Phases, Progress
 from dserverfs.writing.staging import sealing
 from dserverfs.writing.staging.dataset import StagedDataset
@@ -145,7 +146,8 @@ class FreezeJob:
         while staged.writers:
             if time.monotonic() > end_s:
                 raise UsageError(
-                    f"{staged.record.name}: {staged.writers} files in it are open for writing"
+                    f"{staged.record.name}: open for writing in it:"
+                    f" {counted(staged.writers, 'file')}"
                 )
             self.stop.wait(0.02)
         described = sealing.describe(

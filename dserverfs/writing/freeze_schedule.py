@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from dserverfs.base import retry
+from dserverfs.base.printable import counted
 from dserverfs.writing.staging.dataset import PAUSES, StagedDataset
 from dserverfs.writing.staging.states import State
 from dserverfs.writing.staging.writers import sentence
@@ -73,7 +74,7 @@ class Schedule:
         if self._delay_s is None or not self.is_armed(staged):
             return None
         if staged.writers:
-            return f"{staged.writers} files in it are open for writing"
+            return f"open for writing in it: {counted(staged.writers, 'file')}"
         if running := staged.written_by.running(asked_by=asked_by):
             return f"{sentence(running)}; dserverfs freeze DIR freezes it now"
         wait_s = staged.settles_in_s(self._delay_s)

@@ -69,7 +69,7 @@ def test_name_of_any_letters_is_read(tmp_path: Path, name: str) -> None:
     found = Processes(tmp_path).find(7)
 
     assert found is not None
-    assert found[3:] == (1, 2, 3, 4, 5, False, False)
+    assert found[3:] == (1, 2, 3, 4, 5, False, False, False)
     assert found.name.isprintable()
 
 

@@ -140,7 +140,7 @@ def test_what_the_cache_has_no_room_for_is_not_said_to_be_in_it(
 
     assert "3.1 MiB do not fit: the cache holds at most 1.0 MiB" in by_path
     assert by_uri.returncode == 1
-    assert re.match(rf"[1-3] of {ITEMS} items are not in the cache", by_uri.stdout.splitlines()[-1])
+    assert re.match(rf"not in the cache: [1-3] of {ITEMS} items;", by_uri.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("command", ["warm", "verify"])
@@ -174,7 +174,7 @@ def test_dataset_that_is_right_passes(
     with mounted(commands.account, uri, token, "--cache-dir", str(commands.cache)) as path:
         assert commands.run("verify", path) == right
         assert commands.run("verify", path / "data/deep").startswith("2 items, ")
-        assert commands.run("verify", path / "data/small").startswith("1 items, ")
+        assert commands.run("verify", path / "data/small").startswith("1 item, ")
 
 
 def test_damage_in_the_store_is_found_and_named(commands: Commands, damaged_uri: str) -> None:
@@ -261,7 +261,7 @@ def test_cache_is_cleared_under_a_mount_that_goes_on(
         item = path / "data/deep/large"
         assert item.read_bytes() == content
 
-        assert commands.run("cache", "clear").startswith("forgot 4 blocks of 1 items, ")
+        assert commands.run("cache", "clear").startswith("forgot 4 blocks of 1 item, ")
 
         assert commands.facts()["blocks"] == 0
         assert commands.run("verify", path).startswith(f"{ITEMS} items, ")

@@ -125,6 +125,44 @@ def test_bash_completes_commands_options_values_and_paths(
     assert bash.completed(typed) == words.replace("HOME", str(bash.home))
 
 
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish")
+def test_fish_completes_commands_options_values_and_paths(tmp_path: Path) -> None:
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "notes.txt").touch()
+    script = tmp_path / "script.fish"
+    script.write_text(made_files.completion_of_fish())
+    expected = {
+        "statu": {"status"},
+        "serve user pass": {"password"},
+        "serve user add --ad": {"--admin"},
+        "mount --foreg": {"--foreground"},
+        "mount --verify st": {"strict"},
+        "mount --verify=st": {"--verify=strict"},
+        "freeze datas": {"datasets/"},
+        "freeze not": set(),
+        "status not": {"notes.txt"},
+        "warm --from not": {"notes.txt"},
+        "completion fi": {"fish"},
+        "help semant": {"semantics"},
+        "unit automou": {"automount"},
+    }
+    asked = "; echo END; ".join(f"complete -C 'dserverfs {typed}'" for typed in expected)
+
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", f"source {script}; {asked}"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stderr == ""
+    parts = done.stdout.split("END\n")
+    found = [{line.partition("\t")[0] for line in part.splitlines()} for part in parts]
+    assert dict(zip(expected, found, strict=True)) == expected
+
+
 @pytest.mark.parametrize("shell", completion.SHELLS)
 def test_completion_has_every_command_and_option(
     shell: str, capsys: pytest.CaptureFixture[str]
@@ -133,9 +171,14 @@ def test_completion_has_every_command_and_option(
 
     script = capsys.readouterr().out
     for each in EVERY:
-        (flags,) = re.findall(rf"^ +'{each.prog}'\) flags='(.*?)'", script, re.MULTILINE)
         options = [name for action in each.arguments() for name in action.option_strings]
-        assert flags.split() == options
+        if shell == "fish":
+            lines = "\n".join(re.findall(rf"'__dserverfs_at {each.prog}'(.*) -d ", script))
+            found = re.findall(r" -(?:l|s) (\S+)", lines)
+            assert found == [name.lstrip("-") for name in options]
+        else:
+            (flags,) = re.findall(rf"^ +'{each.prog}'\) flags='(.*?)'", script, re.MULTILINE)
+            assert flags.split() == options
 
 
 @pytest.mark.parametrize("shell", completion.SHELLS)
@@ -147,7 +190,7 @@ def test_completion_is_in_the_language_of_its_shell(
     main(["completion", shell])
     script = capsys.readouterr().out
 
-    for text, is_right in ((script, True), (f"{script}\nfor\n", False)):
+    for text, is_right in ((script, True), (f"{script}\necho $(\n", False)):
         checked = subprocess.run([shell, "-n"], input=text, capture_output=True, text=True)
         assert (checked.returncode == 0) is is_right, checked.stderr
 

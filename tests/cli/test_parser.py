@@ -150,6 +150,28 @@ def test_too_many_arguments_are_named(capsys: pytest.CaptureFixture[str]) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["umount", "--timeout", "soon", "x"], "argument --timeout: 'soon' is not a number;"),
+        (["serve", "token", "x", "--days", "1.5"], "argument --days: '1.5' is not a whole number;"),
+    ],
+)
+def test_what_is_no_number_is_told(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert said in refusal_of(capsys, *words)
+
+
+@pytest.mark.parametrize("command", ["warm", "verify", "find"])
+def test_uri_of_another_kind_is_no_path(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert main([command, "https://user:secret@data.example.org/x"]) != 0
+
+    err = capsys.readouterr().err
+    assert err.startswith("dserverfs: https://data.example.org/x: name a path in a mount, or ")
+    assert err.count("\n") == 1
+
+
 def test_a_wrong_choice_is_told_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     line = refusal_of(capsys, "mount", "--verify", "strickt", "dserver://localhost:1", "x")
 

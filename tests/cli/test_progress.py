@@ -133,8 +133,8 @@ def test_steps_are_counted_with_the_time_that_is_left(terminal: Terminal) -> Non
     clock = Clock()
     with ProgressLine(terminal, clock_s=clock) as line:
         for done in range(5):
-            line.count("indexing", done, 20, "sets")
+            line.count("indexing", done, 20, "set")
             clock.now_s += 2
-        line.count("indexing", 5, 20, "sets")
+        line.count("indexing", 5, 20, "set")
 
         assert screen(terminal) == ["indexing: 5 of 20 sets, 30 seconds left"]

@@ -87,7 +87,7 @@ def test_proven_dataset_gets_block_hashes(prover: Prover) -> None:
 def test_dataset_of_small_items_needs_none(prover: Prover) -> None:
     uri = prover.upload(SMALL)
 
-    assert prover.prove(uri) == [f"proven: {uri}: 1 items, 5 B; it needs no block hashes"]
+    assert prover.prove(uri) == [f"proven: {uri}: 1 item, 5 B; it needs no block hashes"]
 
 
 def forge(stored: StoredItems) -> None:
@@ -176,8 +176,8 @@ def test_all_of_a_base_uri_are_proven_and_those_that_are_need_it_no_more(
     proven, wrong = sorted(first[:-1])
     assert proven == f"proven: {uris[2]}: 4 items, 5.0 MiB; block hashes added"
     assert wrong.startswith(f"wrong: {uris[1]}: 1 of 4 items; deep/large: has hash")
-    assert first[-1] == "1 datasets proven, 2 need no proof, 1 are wrong"
-    assert again == [wrong, "0 datasets proven, 3 need no proof, 1 are wrong"]
+    assert first[-1] == "1 dataset proven, no proof needed by 2, 1 wrong"
+    assert again == [wrong, "0 datasets proven, no proof needed by 3, 1 wrong"]
     assert [prover.served(uri) for uri in uris] == [object_of(LARGE), None, object_of(LARGE)]
     assert "--all" in prover.refusal(base)
 

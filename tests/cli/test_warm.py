@@ -204,9 +204,9 @@ def test_pinned_dataset_stays_when_the_cache_is_cleared_until_it_is_unpinned(
     assert pinned[-1] == "4 items, 2.0 MiB: in the cache"
     assert listed == [f"   2.0 MiB  to-warm: 4 items, all here: {uri}"]
     assert cleared[0].startswith("forgot 0 blocks of 0 items, ")
-    assert cleared[1].startswith("3 items, 2.")
+    assert cleared[1].startswith("kept, as pinned: 3 items, 2.")
     assert "--pinned" in cleared[1]
-    assert unpinned == ["4 items are not pinned any more"]
+    assert unpinned == ["unpinned: 4 items"]
     assert cleared_again[0].startswith("forgot 4 blocks of 3 items, ")
     assert here.run("pin", "--list") == ["nothing is pinned"]
     assert "nothing of that is pinned" in here.refusal("unpin", uri)
@@ -231,7 +231,7 @@ def test_unpinning_names_a_dataset_or_what_has_it_and_needs_no_server(
 
     assert "nothing" in here.refusal("unpin", f"{server}/s3/other")
     assert "nothing" in here.refusal("unpin", f"{server}/{new_uuid()}")
-    assert here.run("unpin", named[of]) == ["2 items are not pinned any more"]
+    assert here.run("unpin", named[of]) == ["unpinned: 2 items"]
 
 
 def test_path_in_a_mount_is_pinned_in_the_cache_of_that_mount(
@@ -264,5 +264,5 @@ def test_path_in_a_mount_is_pinned_in_the_cache_of_that_mount(
     assert re.fullmatch(r"cached: 3 of 4 items, .* of 2\.0 MiB; 2 pinned", line)
     (pinned,) = listed
     assert (pinned["uri"], pinned["items"], pinned["items_here"]) == (uri, 3, 3)
-    assert unpinned == ["2 items are not pinned any more"]
+    assert unpinned == ["unpinned: 2 items"]
     assert [each["items"] for each in left] == [1]

@@ -7,6 +7,8 @@ import errno
 import os
 import random
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -17,9 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dserverfs.base.errors import DaemonSilent, UsageError
+from dserverfs.base.errors import DaemonSilent, DaemonStopped, UsageError
+from dserverfs.base.processes import Processes
 from dserverfs.mount.control import Address, Answer, Server, ask
 from tests.support.accounts import Account
+from tests.support.child_processes import spawn
+from tests.support.mount_daemons import stopped, wait_for
 from tests.support.mutations import mangled
 from tests.support.patience import LATE_S
 
@@ -151,6 +156,29 @@ def test_a_daemon_that_is_stopped_is_given_up(address: Address, daemon: Daemon) 
         next(answers)
     daemon.release.set()
     silent.close()
+
+
+def test_a_daemon_that_a_signal_has_stopped_is_told_of_with_its_process(tmp_path: Path) -> None:
+    """At once, and not after the time in which one that hangs may still answer."""
+    address = Address.of(tmp_path / "control", DEVICE, os.geteuid())
+    code = (
+        "from pathlib import Path; from dserverfs.mount.control import Address, Server\n"
+        f"address = Address(Path({str(address.path)!r}), {address.abstract!r}, {address.owner})\n"
+        "Server(address, lambda request: iter([{'result': 1}])).open()\n"
+        "print('ready', flush=True); input()"
+    )
+    command = [sys.executable, "-c", code]
+    with spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as daemon:
+        assert daemon.stdout is not None
+        assert daemon.stdin is not None
+        assert daemon.stdout.readline() == b"ready\n"
+        with stopped(daemon.pid):
+            state = Processes()
+            wait_for(lambda: getattr(state.find(daemon.pid), "is_stopped", False), "it stops")
+            with pytest.raises(DaemonStopped, match=f"kill -CONT {daemon.pid} lets it go on"):
+                results(address, "echo")
+        assert results(address, "echo") == [{"result": 1}]
+        daemon.stdin.close()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="there is one user only")

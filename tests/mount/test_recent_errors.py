@@ -16,7 +16,8 @@ import pytest
 from dserverfs.base import errors
 from dserverfs.base.model import DserverURI
 from dserverfs.mount.errnos import Told
-from dserverfs.mount.recent_errors import _TRIED, MAX_ERRORS, MAX_REASON_LETTERS, RecentErrors
+from dserverfs.mount.kept_errors import KEPT_S, MAX_ERRORS, KeptErrors, all_kept
+from dserverfs.mount.recent_errors import _TRIED, MAX_REASON_LETTERS, RecentErrors
 from tests.mount.test_errnos import REQUESTS
 from tests.support.accounts import Account
 from tests.support.mount_daemons import Remountable
@@ -211,3 +212,54 @@ def test_dead_daemon_is_told_with_what_to_do(
     assert listed.returncode == 1
     assert ended.returncode == 0
     assert "its daemon had died" in ended.stderr
+
+
+def test_errors_stay_after_the_mount_has_ended(
+    mount: Remountable,
+    current_user: Account,
+    server: ServerHandle,
+) -> None:
+    mount.mount()
+    refusing = mount.path / "outlasting"
+    refusing.mkdir()
+    with refused(errno.EPERM):
+        (refusing / "link").symlink_to("/etc/passwd")
+    path = f"{refusing}/link"
+    assert set(one_line_each(current_user, mount.path)) == {path}
+    current_user.dserverfs("umount", mount.path)
+
+    listed = status(current_user)
+    (ended,) = [one for one in listed["ended"] if one["path"] == str(mount.path)]
+    assert (ended["uri"], ended["errors"][0]["path"]) == (server.base_uri, path)
+    told = current_user.dserverfs("status").stdout
+    assert f"not mounted any more: {server.base_uri} at {mount.path}\n    1 error, the" in told
+    asked = current_user.dserverfs("status", refusing)
+    assert asked.returncode == 1
+    assert f"make the symbolic link {path} (EPERM)" in asked.stdout
+    assert current_user.dserverfs("status", mount.path.parent).returncode == 1
+
+    # The next mount goes on with them, and one of another URI does not.
+    mount.mount()
+    assert set(one_line_each(current_user, mount.path)) == {path}
+    assert str(mount.path) not in [one["path"] for one in status(current_user)["ended"]]
+
+
+def test_kept_errors_of_long_ago_and_damaged_ones_are_none(tmp_path: Path) -> None:
+    recent = RecentErrors("host", clock_s=Clock())
+    recent.note("open", "a\x1b[2Jb", FROZEN)
+    errors_then = recent.below("")
+    for name in ("one", "two", "cut"):
+        KeptErrors(tmp_path, Path("/lab", name), "dserver://host").keep(errors_then)
+    files = {each.uri + each.path: each for each in all_kept(tmp_path, lambda: 1002.0)}
+    assert len(files) == 3
+    assert KeptErrors(tmp_path, Path("/lab/one"), "dserver://host").load() == errors_then
+    assert KeptErrors(tmp_path, Path("/lab/one"), "dserver://other").load() == []
+
+    (cut, *_) = tmp_path.iterdir()
+    content = cut.read_bytes()
+    for damaged in (content[:-10], b"", b"[]", content.replace(b'"times": 1', b'"times": "x"')):
+        cut.write_bytes(damaged)
+        assert len(all_kept(tmp_path, lambda: 1002.0)) == 2
+        assert not cut.exists()
+    assert all_kept(tmp_path, lambda: 1002.0 + KEPT_S) == []
+    assert list(tmp_path.iterdir()) == []

@@ -72,7 +72,7 @@ def test_discard_asks_on_a_terminal_and_nowhere_else(base: Path, current_user: A
     dataset.mkdir()
     (dataset / "file").write_text("content")
     said = on_terminal("n")
-    assert "Delete asked-about for good, with 1 items, 7 B, which no server has? [y/N]" in said
+    assert "Delete asked-about for good, with 1 item, 7 B, which no server has? [y/N]" in said
     assert "nothing was discarded" in said
     assert dataset.exists()
     assert "discarded: asked-about" in on_terminal("y")

@@ -37,7 +37,7 @@ def test_everything_staged_is_listed_wherever_and_when_it_was(
     gone = current_user.dserverfs("status").stdout
     again = current_user.dserverfs("status").stdout
 
-    assert f" staged-elsewhere: 1 items, 7 B, in {mount.staging}/" in listed
+    assert f" staged-elsewhere: 1 item, 7 B, in {mount.staging}/" in listed
     assert {"path": str(mount.staging), "there": True, "problem": None} in facts[
         "staging_directories"
     ]

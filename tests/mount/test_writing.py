@@ -304,7 +304,7 @@ def test_an_open_file_keeps_it_from_being_frozen(dataset: Path, current_user: Ac
         done = current_user.dserverfs("freeze", dataset)
 
     assert done.returncode == 1
-    assert "1 files in it are open for writing" in done.stderr
+    assert "open for writing in it: 1 file" in done.stderr
     freeze(current_user, dataset)
 
 

@@ -123,6 +123,9 @@ def test_wrong_input_is_told_and_changes_nothing(programs: Programs, tmp_path: P
         new.put("x", tmp_path / "nothing")
     with pytest.raises(dserverfs.UsageError):
         new.put("x", tmp_path)
+    (tmp_path / "meant").write_bytes(b"the file")
+    with pytest.raises(dserverfs.UsageError, match="is the name of a file"):
+        new.put("x", str(tmp_path / "meant"))
     with pytest.raises(dserverfs.UsageError, match="cannot be a tag"):
         new.tag("no/tag")
     new.put("once", b"x")

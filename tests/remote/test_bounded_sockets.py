@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dserverfs.base.errors import DeadlineExceeded, NotConnected, Unreachable
+from dserverfs.base.errors import DeadlineExceeded, NotConnected, Unreachable, UsageError
 from dserverfs.base.retry import Deadline
 from dserverfs.remote import addresses, bounded_sockets
 from dserverfs.remote.addresses import addresses_of
@@ -136,6 +137,53 @@ def test_handshake_ends_with_the_deadline(
 
     with pytest.raises(DeadlineExceeded):
         ask(f"https://127.0.0.1:{port}")
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS")
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_plain_server_is_told_from_a_slow_one_with_tls(tmp_path: Path, is_plain: bool) -> None:
+    """Both say nothing to a handshake for a second; one of them answers a plain question."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(make_certificates(tmp_path)[1])
+    asked = threading.Event()
+
+    def serve() -> None:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", 0)) as listener:
+            ports.append(listener.getsockname()[1])
+            listening_now.set()
+            shaken, _ = listener.accept()
+            question, _ = listener.accept()  # while the handshake waits
+            with question:
+                asked.set()
+                assert question.recv(100).startswith(b"HEAD / HTTP/1.0\r\n")
+                status = b"404 Not Found" if is_plain else b"400 Bad Request"
+                question.sendall(b"HTTP/1.1 " + status + b"\r\n\r\n")
+            if is_plain:
+                shaken.close()
+                return
+            with context.wrap_socket(shaken, server_side=True) as link:
+                link.recv(1000)
+                link.sendall(HEAD + b"Content-Length: 2\r\n\r\n{}")
+
+    ports: list[int] = []
+    listening_now = threading.Event()
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    assert listening_now.wait(10)
+    transport = ServerTransport(
+        f"https://127.0.0.1:{ports[0]}", TokenSource("token", None), trust=Trust(verify=False)
+    )
+    try:
+        if is_plain:
+            with pytest.raises(UsageError, match="does not speak https: set DSERVER_PROTOCOL=http"):
+                transport.request("GET", "/me", timeout_s=30.0, authenticated=False)
+        else:
+            answer = transport.request("GET", "/me", timeout_s=30.0, authenticated=False)
+            assert answer.json() == {}
+    finally:
+        transport.close()
+        thread.join(10)
+    assert asked.is_set()
 
 
 @pytest.mark.parametrize("ask", [ask_server, ask_store])

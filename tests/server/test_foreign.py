@@ -143,7 +143,7 @@ def test_index_reads_anew_tells_what_is_gone_and_leaves_out_what_is_broken(
 
     out, err = capsys.readouterr()
     assert status == 1
-    assert out == f"1 datasets registered in {serve.backend_uri}\n"
+    assert out == f"1 dataset registered in {serve.backend_uri}\n"
     assert f"left out: {broken}: " in err
     assert f"no longer there: {gone}\n" in err
     assert serve.get(f"/tags/{encoded(uri)}").json() == {"tags": ["later", "theirs"]}

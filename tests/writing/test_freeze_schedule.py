@@ -127,7 +127,7 @@ def test_what_is_open_for_writing_is_looked_at_later(
     clock.now_s += 2 * DELAY_S
 
     assert schedule.due_in_s(staged) == looked_at_in_s
-    assert schedule.waits_for(staged) == "1 files in it are open for writing"
+    assert schedule.waits_for(staged) == "open for writing in it: 1 file"
 
 
 def test_one_that_could_not_be_frozen_as_it_is_waits_for_a_change(

@@ -327,7 +327,7 @@ def test_what_stays_open_for_writing_is_not_frozen(
     failure = bench.freeze()
 
     assert isinstance(failure, UsageError)
-    assert "1 files in it are open for writing" in str(failure)
+    assert "open for writing in it: 1 file" in str(failure)
     assert not bench.server.steps
     record = bench.staged.record
     assert (record.state, record.armed, record.reason) == (State.OPEN, True, str(failure))

@@ -40,6 +40,7 @@ from dserverfs.base.errors import (
 from dserverfs.base.hashes import Buffer, Taker, hasher_of
 from dserverfs.base.item_stream import Items, ItemStream
 from dserverfs.base.locks import locked_within, open_lock, try_lock
+from dserverfs.base.printable import counted
 from dserverfs.server.store import object_copy
 from dserverfs.server.store.bucket import ObjectStore, StoredObject
 from dserverfs.server.store.layout import REGISTRATION_PREFIX
@@ -114,9 +115,9 @@ class Migration:
         number, key = self._record.changed_there()
         if number:
             raise Conflict(
-                f"{self.target.name}: {number} objects, such as {key}, were changed or deleted"
-                " there after they were copied; if a server uses that bucket by now, there is"
-                " nothing left to be done"
+                f"{self.target.name}: what was copied there was changed or deleted:"
+                f" {counted(number, 'object')}, such as {key}; if a server uses that"
+                " bucket by now, there is nothing left to be done"
             )
         gone = self._record.gone_here()
         self._require_datasets(gone)
@@ -127,9 +128,10 @@ class Migration:
         lost = [key for key in gone if key.endswith("/manifest.json")]
         if lost:
             raise Conflict(
-                f"{len(lost)} datasets that were copied, such as {lost[0]}, are not in the bucket"
-                f" here any more; nothing is deleted in {self.target.name}: if that is right,"
-                " delete all of them there, else look at the store here"
+                "copied before, and not in the bucket here any more:"
+                f" {counted(len(lost), 'dataset')}, such as {lost[0]}; nothing is deleted in"
+                f" {self.target.name}: if that is right, delete all of them there, else look at"
+                " the store here"
             )
 
     def copies(self) -> Iterator[Task]:

@@ -316,7 +316,10 @@ class DatasetEdits:
         with edited.sending, self._local.lock:  # after a send that has begun
             file = edited.at(path)
             if file is None or not file.is_unsent:
-                raise UsageError(f"{dataset.name}: {path or 'it'} is frozen, and as the server's")
+                raise UsageError(
+                    f"{dataset.name}: {path or 'it'} is frozen, and nothing unsent was written"
+                    " to it"
+                )
             if file.writers:
                 raise UsageError(f"{dataset.name}/{path}: is open for writing")
             edited.discard(file)
