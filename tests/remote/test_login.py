@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dserverfs.base import mountinfo
 from dserverfs.cli.arguments import moment
 from dserverfs.remote.login import Credentials
 from tests.support.accounts import Account
@@ -183,8 +184,10 @@ def test_whoami_says_when_the_token_ends_and_where_it_is(server: ServerHandle, r
 
 
 def test_status_tells_to_which_servers_one_is_logged_in(
-    server: ServerHandle, run: Run, tmp_path: Path
+    server: ServerHandle, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "mountinfo").touch()  # not the mounts of other tests, which may not answer
+    monkeypatch.setattr(mountinfo, "_MOUNTINFO", tmp_path / "mountinfo")
     run("login", host_of(server), "--username", server.username, stdin=password_of(server))
     (tmp_path / "config/dserverfs/tokens/[::1]:5000").write_text("")
 
