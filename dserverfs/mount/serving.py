@@ -40,6 +40,7 @@ from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.replies import Ownership
 from dserverfs.mount.request_counts import RequestCounts
 from dserverfs.mount.stalls import stalls_logged
+from dserverfs.mount.told_rows import ToldRows
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.block_cache import CacheUsage
 from dserverfs.remote.contact import Away
@@ -207,6 +208,7 @@ class _Parts(NamedTuple):
             recent_errors,
             counts,
             channel,
+            None if channel is None else ToldRows(channel, tree, ownership),
             others_read=None if options.given is None else options.allow_other,
         )
         return cls(

@@ -52,7 +52,7 @@ class Bench:
         self._thread = threading.Thread(target=self._run, args=(theirs,), daemon=True)
         self._thread.start()
         with device:
-            told = messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE)
+            told = messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE, messages.EVERYBODY)
             socket.send_fds(self.ours.messages, [told], [device.fileno()])
         self._unique = 0
         self.touched: list[tuple[int, ...]] = []
@@ -214,9 +214,9 @@ def test_warm_block_is_answered_and_told_once_for_each_handle(bench: Bench) -> N
         assert answer.data == content[4096:8192]
 
     assert bench.await_touched(2) == [
-        (Kind.TOUCHED, 4096, handle, 2 * BLOCK_SIZE + 4096) for handle in (3, 4)
+        (Kind.TOUCHED, 4096, handle, 2 * BLOCK_SIZE + 4096, 9) for handle in (3, 4)
     ]
-    assert bench.shared.counts == (3, 3 * 4096)
+    assert bench.shared.counts == (3, 3 * 4096, 0)
     bench.ask(wire.Opcode.RELEASE, 9, wire.RELEASE.pack(3) + bytes(16))
     assert readable(bench.ours.libfuse).recv(1000)
     assert bench.read(9, 2 * BLOCK_SIZE, 10, 3) is not None

@@ -1,0 +1,100 @@
+"""What the channel is told of frozen datasets, so that it answers about what is in their `data`.
+
+Used by the operations, in the event loop. A dataset is told as soon as the kernel knows a row of
+it; then the channel asks for pieces of its rows. It is taken back, and answered by the daemon
+again, before anything else can be an answer: when another index has taken the place of the one
+that pieces were made of, and when a listing lacks the dataset, or the user may not search its
+base URI any more. Rows have no other changes.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from dserverfs.base.errors import NotFound
+from dserverfs.catalogue.manifest_index import ManifestIndex
+from dserverfs.mount.channel import rows
+from dserverfs.mount.channel.link import Link
+from dserverfs.mount.channel.rows import ROW_MASK, ROWS, Extent, PackedRow
+from dserverfs.mount.replies import Ownership, packed
+from dserverfs.tree.frozen_dataset import DatasetTree
+from dserverfs.tree.mount_tree import Inode, Tree
+
+LOOK_S = 1.0  # between looks at the listings while names are found
+
+
+class _Told(NamedTuple):
+    dataset: DatasetTree
+    made_of: weakref.ref[ManifestIndex] | None  # None: no piece yet
+
+
+class ToldRows:
+    """Those of one mount."""
+
+    def __init__(
+        self,
+        link: Link,
+        tree: Tree,
+        ownership: Ownership,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._link = link
+        self._tree = tree
+        self._ownership = ownership
+        self._clock_s = clock_s
+        self._looked_s = clock_s()
+        self._told: dict[int, _Told] = {}  # by what their rows count from
+
+    def noticed(self, inode: Inode) -> None:
+        """Note that the kernel is being told of an inode, or asks about it."""
+        base = inode & ~ROW_MASK
+        if base in self._told:
+            return
+        dataset = self._tree.dataset_of_row(inode)
+        if dataset is not None:
+            self._told[base] = _Told(dataset, None)
+            self._link.tell_dataset(base)
+
+    def tell(self, base: Inode, number: int) -> None:
+        """Tell a piece of a dataset's rows; raises NotLoaded, and what keeps it from being read."""
+        dataset = self._tree.dataset_of_row(base)
+        if dataset is None:
+            raise NotFound(f"inode {base} is in no frozen dataset")
+        index = dataset.index()
+        told = self._told.get(base)
+        if told is not None and told.made_of is not None and told.made_of() is not index:
+            self._take_back(base)
+        self._told[base] = _Told(dataset, weakref.ref(index))
+        first = number * ROWS
+        piece = rows.packed(first, self._packed(dataset, index, first, base))
+        self._link.tell_rows(base, number, piece)
+
+    def looked_up(self, directory: Inode, *, is_found: bool) -> None:
+        """Look whether what was told is listed still, after a look-up above the datasets."""
+        if directory & ~ROW_MASK or not self._told:
+            return
+        now_s = self._clock_s()
+        if is_found and now_s < self._looked_s + LOOK_S:
+            return
+        self._looked_s = now_s
+        listed = self._tree.listed_uris()
+        if listed is not None:
+            for base, told in list(self._told.items()):
+                if told.dataset.dataset.uri not in listed:
+                    self._take_back(base)
+
+    def _take_back(self, base: int) -> None:
+        del self._told[base]
+        self._link.take_back(base)
+
+    def _packed(
+        self, dataset: DatasetTree, index: ManifestIndex, first: int, base: int
+    ) -> Iterator[PackedRow]:
+        ownership = self._ownership
+        for entry, first_child, children, is_refused in dataset.rows(index, first, ROWS, base):
+            is_directory = entry.attributes.is_directory
+            extent = Extent(first_child, children) if is_directory else None
+            yield PackedRow(packed(entry, ownership), extent, not is_refused)
