@@ -34,8 +34,6 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
         mountpoint.require_fuse()
     else:  # who gives it has opened and mounted it, and unmounts it
         mountpoint.require_packages()
-        if options.channel:
-            raise UsageError(f"{options.path}: is a given device, which has no --channel")
     # Before there are threads, and much to be copied.
     channel = Link.start() if options.channel else None
     descriptors.raise_limit()  # the client's cache keeps files open by it

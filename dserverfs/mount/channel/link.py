@@ -77,12 +77,12 @@ class Link:
         """Mount at a directory; return what libfuse is to be told to mount. Raises UsageError."""
         return self._serve(device.mount(path, options), messages.EVERYBODY)
 
-    def take(self, given: int, owner: int | None) -> str:
+    def take(self, given: int, owner: int) -> str:
         """Serve a device that is mounted already; as `mount`.
 
-        Requests of others than `owner` and root are left to the daemon; None: of nobody.
+        Whom it answers is not known to the kernel: others than `owner` and root are the daemon's.
         """
-        return self._serve(given, messages.EVERYBODY if owner is None else owner)
+        return self._serve(given, owner)
 
     def _serve(self, fd: int, owner: int) -> str:
         self._device = fd
