@@ -175,22 +175,27 @@ class Frozen:
         base, extent = self._extent(inode)
         if extent is None:
             return EIO
-        head, row = b"", max(offset + 1, extent.first)
+        answer: list[bytes | memoryview] = []
+        row, end = max(offset + 1, extent.first), extent.first + extent.number
         if offset in (0, wire.DOT, wire.DOT_DOT):
-            head, row = rows.dots(inode, offset), extent.first
-        end = extent.first + extent.number
+            row = extent.first
+            for entry in rows.dots(inode, offset):
+                if len(entry) > size:  # an answer without an entry is the end of the directory
+                    return answer or EINVAL
+                answer.append(entry)
+                size -= len(entry)
         if row >= end:
-            return (head,)
+            return answer
         piece = self._piece(base, row)
         if row not in piece:
             return EIO
-        entries = piece.cut(row, end, size - len(head))
-        if not entries:  # it would be the end of the directory
-            return EINVAL
+        entries = piece.cut(row, end, size)
         following = piece.first + piece.number
         if following < end and (base, following // ROWS) not in self._pieces:
             self.ahead = (base, following // ROWS)
-        return head, entries
+        if entries:
+            answer.append(entries)
+        return answer or EINVAL
 
     def _succeeds(self, inode: int, body: memoryview) -> Answer | None:
         (handle,) = wire.RELEASE.unpack_from(body)

@@ -128,15 +128,15 @@ class Piece:
 _LENGTH, _LENGTH_AT = Struct("=I"), 16  # of a name, in a dirent
 
 
-def dots(inode: int, offset: int) -> bytes:
+def dots(inode: int, offset: int) -> list[bytes]:
     """Return what is there of `.` and `..` behind an offset; the kernel counts no look-up."""
     unknown = bytes(ENTRY_BYTES)
     found = ((b".", inode, wire.DOT), (b"..", wire.UNKNOWN_INODE, wire.DOT_DOT))
-    return b"".join(
+    return [
         unknown + wire.dirent(number, behind, _DIRECTORY, name)
         for name, number, behind in found
         if offset < behind
-    )
+    ]
 
 
 _DIRECTORY = 4  # as in a dirent
