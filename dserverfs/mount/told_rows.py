@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from dserverfs.base.errors import NotFound
 from dserverfs.catalogue.manifest_index import ManifestIndex
@@ -24,11 +23,6 @@ from dserverfs.tree.frozen_dataset import DatasetTree
 from dserverfs.tree.mount_tree import Inode, Tree
 
 LOOK_S = 1.0  # between looks at the listings while names are found
-
-
-class _Told(NamedTuple):
-    dataset: DatasetTree
-    made_of: weakref.ref[ManifestIndex] | None  # None: no piece yet
 
 
 class ToldRows:
@@ -46,16 +40,19 @@ class ToldRows:
         self._ownership = ownership
         self._clock_s = clock_s
         self._looked_s = clock_s()
-        self._told: dict[int, _Told] = {}  # by what their rows count from
+        # By what their rows count from:
+        self._told: dict[int, DatasetTree] = {}
+        self._unlisted: dict[int, DatasetTree] = {}  # taken back until they are listed again
+        self._made_of: dict[int, weakref.ref[ManifestIndex]] = {}  # the last piece
 
     def noticed(self, inode: Inode) -> None:
         """Note that the kernel is being told of an inode, or asks about it."""
         base = inode & ~ROW_MASK
-        if base in self._told:
+        if base in self._told or base in self._unlisted:
             return
         dataset = self._tree.dataset_of_row(inode)
         if dataset is not None:
-            self._told[base] = _Told(dataset, None)
+            self._told[base] = dataset
             self._link.tell_dataset(base)
 
     def tell(self, base: Inode, number: int) -> None:
@@ -64,31 +61,34 @@ class ToldRows:
         if dataset is None:
             raise NotFound(f"inode {base} is in no frozen dataset")
         index = dataset.index()
-        told = self._told.get(base)
-        if told is not None and told.made_of is not None and told.made_of() is not index:
-            self._take_back(base)
-        self._told[base] = _Told(dataset, weakref.ref(index))
+        made_of = self._made_of.get(base)
+        if made_of is not None and made_of() is not index:
+            self._link.take_back(base)
+            if base in self._told:
+                self._link.tell_dataset(base)
+        self._made_of[base] = weakref.ref(index)
         first = number * ROWS
         piece = rows.packed(first, self._packed(dataset, index, first, base))
         self._link.tell_rows(base, number, piece)
 
     def looked_up(self, directory: Inode, *, is_found: bool) -> None:
         """Look whether what was told is listed still, after a look-up above the datasets."""
-        if directory & ~ROW_MASK or not self._told:
+        if directory & ~ROW_MASK or not (self._told or self._unlisted):
             return
         now_s = self._clock_s()
-        if is_found and now_s < self._looked_s + LOOK_S:
+        if is_found and not self._unlisted and now_s < self._looked_s + LOOK_S:
             return
         self._looked_s = now_s
         listed = self._tree.listed_uris()
-        if listed is not None:
-            for base, told in list(self._told.items()):
-                if told.dataset.dataset.uri not in listed:
-                    self._take_back(base)
-
-    def _take_back(self, base: int) -> None:
-        del self._told[base]
-        self._link.take_back(base)
+        if listed is None:
+            return
+        for base, dataset in list(self._told.items()):
+            if dataset.dataset.uri not in listed:
+                self._unlisted[base] = self._told.pop(base)
+                self._link.take_back(base)
+        for base, dataset in list(self._unlisted.items()):
+            if dataset.dataset.uri in listed:
+                del self._unlisted[base]
 
     def _packed(
         self, dataset: DatasetTree, index: ManifestIndex, first: int, base: int

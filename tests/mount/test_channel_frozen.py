@@ -126,7 +126,6 @@ def test_answer_is_the_row_that_was_told(steps: list[tuple[object, ...]]) -> Non
             if step == "piece":
                 assert isinstance(subject, tuple)
                 bench.tell_rows(subject[0], subject[1], PIECES[subject])
-                model.told.add(subject[0])
                 model.pieces.add(subject)
             elif step == "tell":
                 assert isinstance(subject, int)
@@ -249,6 +248,7 @@ def test_requests_that_wait_end_as_the_daemon_says(bench: Bench) -> None:
 
 def test_items_are_not_opened_while_that_is_noted(bench: Bench) -> None:
     base = BASES[0]
+    bench.tell_dataset(base)
     bench.tell_rows(base, 0, PIECES[base, 0])
     asked = request(Opcode.OPEN, base + 5, wire.OPEN.pack(os.O_RDONLY, 0))
 
@@ -302,6 +302,7 @@ def test_malformed_requests_and_replies_neither_end_it_nor_are_answered_wrongly(
     with running() as bench:
         bench.path.write_bytes(content)
         bench.tell(base + 5, 0, 1, BLOCK_SIZE, 0)
+        bench.tell_dataset(base)
         for key in PIECES:
             bench.tell_rows(*key, PIECES[key])
         for whom, data in sent:

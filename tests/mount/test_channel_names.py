@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -14,8 +15,9 @@ from dserverfs.base.model import identifier_of
 from dserverfs.mount.channel.rows import ROWS
 from tests.support.accounts import Account
 from tests.support.hostile_datasets import entry, register
+from tests.support.mount_daemons import wait_for
 from tests.support.mounts import mounted
-from tests.support.servers import ServerHandle
+from tests.support.servers import ServerHandle, upload
 
 MANY = 2 * ROWS + 300
 RELPATHS = [
@@ -155,3 +157,69 @@ def test_listing_goes_on_wherever_a_program_left_it(mounts: tuple[Path, Path]) -
         pairs = list(itertools.zip_longest(one, other))
     assert [each.name for each, _ in pairs] == [each.name for _, each in pairs] == names
     assert len(names) == MANY
+
+
+def test_nothing_is_answered_of_a_dataset_that_is_withdrawn_until_it_is_back(
+    fuse: None, current_user: Account, server: ServerHandle, token: str, tmp_path: Path
+) -> None:
+    name = f"withdrawn-{tmp_path.name}"
+    uri = upload(server, {"a/b": b"b", "c": b"c"}, name=name)
+    env = {"DSERVER_TOKEN": token}
+    with mounted(current_user, server.base_uri, token, "--channel", "on") as mount:
+        kept = os.open(mount / name / "data", os.O_RDONLY)
+        try:
+            names = os.listdir(mount / name / "data")
+            assert times_answered(mount, kept, names) > 0
+
+            withdrawn = f"{server.base_uri}/{uri.rpartition('/')[2]}"
+            done = current_user.dserverfs("withdraw", "--yes", withdrawn, env=env)
+            assert done.returncode == 0, done.stderr
+            wait_for(lambda: not is_listed(mount, name), "that it is not listed")
+            assert times_answered(mount, kept, names) == 0
+
+            again = upload(server, {"a/b": b"b", "c": b"c"}, name=name, uuid=uri.rpartition("/")[2])
+            assert again == uri
+            wait_for(lambda: is_listed(mount, name), "that it is listed again")
+            assert sorted(os.listdir(mount / name / "data")) == sorted(names)
+            assert times_answered(mount, kept, names) > 0
+        finally:
+            os.close(kept)
+
+
+def is_listed(mount: Path, name: str) -> bool:
+    """Return whether a name is there; a name that is not has the listing renewed."""
+    return not (mount / "missing").exists() and (mount / name).exists()
+
+
+def times_answered(mount: Path, directory: int, names: list[str]) -> int:
+    """Return how much the channel answers of a look at all that is in a directory."""
+    before = answered(mount)
+    for _ in range(3):
+        opened = os.open(".", os.O_RDONLY, dir_fd=directory)
+        try:
+            assert sorted(os.listdir(opened)) == sorted(names)
+        finally:
+            os.close(opened)
+    return answered(mount) - before
+
+
+def test_no_listing_is_of_two_indexes(
+    fuse: None, current_user: Account, token: str, uri: str, tmp_path: Path
+) -> None:
+    cache = current_user.home / f"cache-{tmp_path.name}"
+    options = ("--channel", "on", "--cache-dir", str(cache))
+    with mounted(current_user, uri, token, *options) as mount:
+        with os.scandir(mount / "data/many") as listing:
+            next(listing)  # the last piece of the rows is not told yet
+        (index,) = cache.rglob("*.index")
+        index.write_bytes(b"damaged")
+        wait_for(lambda: has_new_index(mount, index), "a new index")
+
+        assert len(os.listdir(mount / "data/many")) == MANY
+
+
+def has_new_index(mount: Path, index: Path) -> bool:
+    """Return whether the daemon has made an index anew; it looks when it is asked for the file."""
+    with contextlib.suppress(OSError):  # this manifest has items that no file may have
+        (mount / ".dtool/manifest.json").read_bytes()
+    return index.read_bytes() != b"damaged"

@@ -90,8 +90,10 @@ class Frozen:
         self._told.add(base)
 
     def take(self, base: int, piece: Piece) -> Key:
-        """Take a piece of a dataset; return its key."""
-        self.tell(base)
+        """Take a piece of a dataset; return its key.
+
+        Of one that was taken back it is for listings that are open: their handles are good.
+        """
         key = (base, piece.first // ROWS)
         self._drop(key)
         self._pieces[key] = piece

@@ -107,6 +107,10 @@ class Channel:
 
     def run(self) -> None:
         """Serve until the mount or the daemon ends."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the daemon has ended
+            self._serve()
+
+    def _serve(self) -> None:
         daemon, libfuse = self._daemon.sock.fileno(), self._libfuse.sock.fileno()
         while True:
             self._want(daemon, select.POLLIN | (select.POLLOUT if self._daemon.queue else 0))
@@ -136,8 +140,11 @@ class Channel:
     def say(self, last: bytes) -> None:
         """Tell the daemon the last message; return when it has ended the connections.
 
-        Until then libfuse must not find the end of its own.
+        Until then libfuse must not find the end of its own. Who waits for something to be in
+        force need not wait: nothing is answered any more.
         """
+        with contextlib.suppress(OSError):
+            self._forgotten.shutdown(socket.SHUT_RDWR)
         daemon = self._daemon.sock
         daemon.setblocking(True)
         with contextlib.suppress(ConnectionError):
