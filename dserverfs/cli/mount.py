@@ -93,8 +93,8 @@ def define(parser: argparse.ArgumentParser) -> None:
         "--channel",
         default=_CHANNEL,
         choices=("auto", "on", "off"),
-        help="on: a process of its own answers what is cached, and what is in frozen datasets; auto:"
-        f" if it can be started (default: {_CHANNEL})",
+        help="on: a process of its own answers what is cached, and names in frozen datasets;"
+        f" auto: if it can be started (default: {_CHANNEL})",
     )
     _add_logging(parser)
     parser.epilog = example("dserverfs mount dserver://data.example.org/s3/lab ~/lab")
