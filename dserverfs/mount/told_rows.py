@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from dserverfs.base.errors import NotFound
 from dserverfs.catalogue.manifest_index import ManifestIndex
 from dserverfs.mount.channel import rows
 from dserverfs.mount.channel.link import Link
-from dserverfs.mount.channel.rows import ROW_MASK, ROWS, Extent, PackedRow
+from dserverfs.mount.channel.rows import ROW_MASK, ROWS, Extent
 from dserverfs.mount.replies import Ownership, packed
 from dserverfs.tree.frozen_dataset import DatasetTree
 from dserverfs.tree.mount_tree import Inode, Tree
@@ -67,9 +67,7 @@ class ToldRows:
             if base in self._told:
                 self._link.tell_dataset(base)
         self._made_of[base] = weakref.ref(index)
-        first = number * ROWS
-        piece = rows.packed(first, self._packed(dataset, index, first, base))
-        self._link.tell_rows(base, number, piece)
+        self._link.tell_rows(base, number, self._packed(dataset, index, number * ROWS, base))
 
     def looked_up(self, directory: Inode, *, is_found: bool) -> None:
         """Look whether what was told is listed still, after a look-up above the datasets."""
@@ -90,11 +88,9 @@ class ToldRows:
             if dataset.dataset.uri in listed:
                 del self._unlisted[base]
 
-    def _packed(
-        self, dataset: DatasetTree, index: ManifestIndex, first: int, base: int
-    ) -> Iterator[PackedRow]:
+    def _packed(self, dataset: DatasetTree, index: ManifestIndex, first: int, base: int) -> bytes:
+        shown = dataset.rows(index, first, ROWS, base)
         ownership = self._ownership
-        for entry, first_child, children, is_refused in dataset.rows(index, first, ROWS, base):
-            is_directory = entry.attributes.is_directory
-            extent = Extent(first_child, children) if is_directory else None
-            yield PackedRow(packed(entry, ownership), extent, not is_refused)
+        entries = [packed(entry, ownership) for entry in shown.entries]
+        extents = {row: Extent(*children) for row, children in shown.children.items()}
+        return rows.packed(first, entries, extents, shown.refused)

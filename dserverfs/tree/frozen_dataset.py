@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ OWN = 1 << 35  # numbers from here on are not rows
 EDITED = OWN + (1 << 33)  # numbers from here on are the edits'
 
 
+_LISTED = itemgetter(0, 1, 2, 3, 4, 5)
+
 Content = ItemContent | Path | bytes
 _UNCHANGEABLE = frozenset(
     {dtool_layout.MANIFEST, dtool_layout.STRUCTURE, dtool_layout.DTOOL_README}
@@ -52,13 +55,12 @@ _METADATA = (
 )
 
 
-class ShownRow(NamedTuple):
-    """A row of the index as listings show it."""
+class ShownRows(NamedTuple):
+    """Consecutive rows of the index as listings show them."""
 
-    entry: Entry
-    first_child: int  # directories: the row of the first child
-    children: int  # directories: the number of children
-    is_refused: bool  # it cannot be opened
+    entries: Iterator[Entry]
+    children: dict[int, tuple[int, int]]  # of the directories: the first, and how many
+    refused: list[int]  # which cannot be opened
 
 
 class DatasetTree:
@@ -142,12 +144,14 @@ class DatasetTree:
         """Return what the rows are from; keep it no longer than one operation."""
         return self._catalogue.index(self.dataset)
 
-    def rows(self, index: ManifestIndex, first: int, limit: int, base: int) -> Iterator[ShownRow]:
-        """Yield the rows [first, first+limit) as listings show them; `base` as in `children`."""
+    def rows(self, index: ManifestIndex, first: int, limit: int, base: int) -> ShownRows:
+        """Return the rows [first, first+limit); `base` is as in `children`."""
         found = index.listing_from(first, limit)
-        entries = self._entries((each[:6] for each in found), base)
-        for entry, (*_, refused, first_child, children) in zip(entries, found, strict=True):
-            yield ShownRow(entry, first_child, children, bool(refused))
+        return ShownRows(
+            self._entries(map(_LISTED, found), base),
+            {each[0]: (each[6], each[7]) for each in found if each[2]},
+            [each[0] for each in found if each[5]],
+        )
 
     def content(self, number: int) -> Content:
         """Return what a file holds; raises IntegrityError for an item that cannot be shown."""

@@ -21,7 +21,7 @@ from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.mount.channel import messages, rows, wire
 from dserverfs.mount.channel.frozen import FIRST_HANDLE
 from dserverfs.mount.channel.messages import Kind
-from dserverfs.mount.channel.rows import ROWS, Extent, PackedRow
+from dserverfs.mount.channel.rows import ROWS, Extent
 from dserverfs.mount.channel.wire import Opcode
 from dserverfs.mount.replies import Ownership, packed
 from dserverfs.tree.attributes import FROZEN_S, Attributes, Entry
@@ -38,18 +38,21 @@ def name_of(row: int) -> bytes:
     return b"%06d" % row + b"n" * (row % 90)
 
 
-def packed_row(base: int, row: int) -> PackedRow:
+def packed_row(base: int, row: int) -> bytes:
     is_directory = row in EXTENTS
     attributes = Attributes(base + row, is_directory, 0o755, row**2, -row * 10**9 + 5, FROZEN_S)
-    entry = packed(Entry(name_of(row).decode(), attributes, row), OWNER)
-    return PackedRow(entry, EXTENTS.get(row), can_be_opened=row != REFUSED)
+    return packed(Entry(name_of(row).decode(), attributes, row), OWNER)
+
+
+def piece(base: int, number: int) -> bytes:
+    first = number * ROWS
+    extents, refused = (EXTENTS, [REFUSED]) if number == 0 else ({}, [])
+    return rows.packed(first, ROWS_OF[base][first:][:ROWS], extents, refused)
 
 
 ROWS_OF = {base: [packed_row(base, row) for row in range(NUMBER)] for base in BASES}
 PIECES = {
-    (base, number): rows.packed(number * ROWS, ROWS_OF[base][number * ROWS :][:ROWS])
-    for base in BASES
-    for number in range(-(-NUMBER // ROWS))
+    (base, number): piece(base, number) for base in BASES for number in range(-(-NUMBER // ROWS))
 }
 
 
@@ -167,7 +170,7 @@ def judge(bench: Bench, model: Model, opcode: int, inode: int, argument: object)
         extent = EXTENTS[row]
         found = int(argument[:6])
         is_there = extent.first <= found < extent.first + extent.number
-        entry = ROWS_OF[base][found].entry[: wire.ENTRY_BYTES] if is_there else None
+        entry = ROWS_OF[base][found][: wire.ENTRY_BYTES] if is_there else None
         assert (answer.data == entry) if entry else not any(answer.data[:8])
     elif opcode == Opcode.GETATTR:
         assert answer.data[wire.ATTR_OUT.size :] == attributes_of(base, row)
@@ -184,7 +187,7 @@ def judge(bench: Bench, model: Model, opcode: int, inode: int, argument: object)
 
 
 def attributes_of(base: int, row: int) -> bytes:
-    return ROWS_OF[base][row].entry[wire.ENTRY_OUT.size : wire.ENTRY_BYTES]
+    return ROWS_OF[base][row][wire.ENTRY_OUT.size : wire.ENTRY_BYTES]
 
 
 @settings(max_examples=30, deadline=None)
@@ -222,7 +225,7 @@ def test_listing_has_each_entry_once_in_order_whatever_fits(sizes: list[int], ro
         assert [each.name for each in found[:2]] == [b".", b".."]
         assert not any(each.record[:8].strip(b"\0") for each in found[:2])
         assert [each.record for each in found[2:]] == [
-            ROWS_OF[base][each].entry for each in range(extent.first, extent.first + extent.number)
+            ROWS_OF[base][each] for each in range(extent.first, extent.first + extent.number)
         ]
         assert len({each.behind for each in found}) == len(found)
 
