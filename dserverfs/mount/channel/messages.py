@@ -1,16 +1,16 @@
 """What the channel and the daemon tell each other, each message in a packet of its own.
 
-    channel to daemon                 daemon to channel
-    READ     a read to be answered    DEVICE    the FUSE device (with its descriptor)
-    WRITE    the slot it lies in      BLOCK     a block that may be read (with its descriptor)
-    TOUCHED  a block that was read    LOST      a block that may be read no more
-    RELEASED a handle of the channel  FORGET    no block of an inode may be read any more
-             that the daemon has heard FREE     a slot that may be used again
-             of                       DATASET   a dataset whose rows may be answered
-    WANTED   a piece of a dataset's   ROWS      a piece of them (in a file)
-             rows                     NO_ROWS   why there is none
-    ENDED    unmounted                TAKE_BACK no row of a dataset may be answered any more
-    FAILED   a fault, in words        OPENS     whether items may be opened by the channel
+    channel to daemon                   daemon to channel
+    READ      a read to be answered     DEVICE     the FUSE device (with its descriptor)
+    WRITE     the slot it lies in       BLOCK      a block to read (with its descriptor)
+    TOUCHED   a block that was read     LOST       a block that may be read no more
+    RELEASED  a handle of the channel   FORGET     no block of an inode may be read any more
+              that the daemon knows     FREE       a slot that may be used again
+    WANTED    a piece of the rows of    DATASET    a dataset whose rows may be answered
+              a dataset                 ROWS       a piece of them (with a file that has it)
+    ENDED     unmounted                 NO_ROWS    why there is none
+    FAILED    a fault, in words         TAKE_BACK  no row of a dataset may be answered any more
+                                        OPENS      whether the channel may open items
 
 Each FORGET, TAKE_BACK and OPENS comes back, over a socket of its own, when it is in force.
 `Shared` is the memory that both have: counts of the channel, and slots for writes, which are

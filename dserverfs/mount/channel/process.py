@@ -166,8 +166,7 @@ class Channel:
 
     def _take_requests(self) -> None:
         """Answer or pass on what requests there are, up to a bound; raises Unmounted."""
-        device, blocks, reply = self._device, self._blocks, self._reply
-        block_bytes = self._block_bytes
+        device = self._device
         slot = self._shared.slot(self._free[0])
         buffers = [slot]
         spins = 0
@@ -193,19 +192,8 @@ class Channel:
             if told_length != length:
                 self._respond(unique, errno.EIO)
             elif opcode == Opcode.READ and length >= wire.READ_BYTES:
-                handle, offset, size, *_ = wire.READ.unpack_from(slot, wire.REQUEST.size)
-                told = blocks.get(inode)
-                block = None if told is None else told.get(offset // block_bytes)
-                count = 0 if block is None else self._read(block, offset % block_bytes, size)
-                if count:
-                    wire.REPLY.pack_into(reply, 0, wire.REPLY.size + count, 0, unique)
-                    self._write(reply[: wire.REPLY.size + count])
-                    self._note(inode, handle, offset, count)
+                if self._answer_read(slot, unique, inode):
                     spins = SPINS
-                else:
-                    self._daemon.send(messages.KIND.pack(Kind.READ) + slot[: wire.READ_BYTES])
-                    if handle >= FIRST_HANDLE:
-                        self._touched.setdefault(handle, set())
             elif opcode == Opcode.WRITE and length >= wire.WRITE_BYTES:
                 self._daemon.send(messages.WRITE.pack(Kind.WRITE, self._free.popleft(), length))
                 if not self._has_room():
@@ -220,6 +208,22 @@ class Channel:
                 self._libfuse.send(slot[:length])
                 if self._libfuse.queue:
                     return
+
+    def _answer_read(self, request: memoryview, unique: int, inode: int) -> bool:
+        """Answer a READ from a block; else have the daemon do it, and return False."""
+        handle, offset, size, *_ = wire.READ.unpack_from(request, wire.REQUEST.size)
+        told = self._blocks.get(inode)
+        block = None if told is None else told.get(offset // self._block_bytes)
+        count = 0 if block is None else self._read(block, offset % self._block_bytes, size)
+        if not count:
+            self._daemon.send(messages.KIND.pack(Kind.READ) + request[: wire.READ_BYTES])
+            if handle >= FIRST_HANDLE:
+                self._touched.setdefault(handle, set())
+            return False
+        wire.REPLY.pack_into(self._reply, 0, wire.REPLY.size + count, 0, unique)
+        self._write(self._reply[: wire.REPLY.size + count])
+        self._note(inode, handle, offset, count)
+        return True
 
     def _answer(self, request: memoryview) -> bool:
         """Answer a request that is about rows, now or when they are told; else return False."""
