@@ -35,7 +35,7 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
     else:  # who gives it has opened and mounted it, and unmounts it
         mountpoint.require_packages()
     # Before there are threads, and much to be copied.
-    channel = _channel(options.channel)
+    channel = started_channel(options.channel)
     descriptors.raise_limit()  # the client's cache keeps files open by it
     client = Client(
         options.uri.server,
@@ -65,7 +65,7 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
             asking.shutdown(wait=False, cancel_futures=True)
 
 
-def _channel(wanted: str) -> Link | None:
+def started_channel(wanted: str) -> Link | None:
     """Return the channel that a mount is to have; raises UsageError if it must, and cannot."""
     if wanted == "off":
         return None

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs.base.errors import UsageError
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.base.mountinfo import find_mounted
+from dserverfs.mount import daemon
+from dserverfs.mount.channel import messages
 from tests.support.accounts import Account
 from tests.support.dtool_datasets import content_of, make_dataset
 from tests.support.mount_daemons import Remountable, remountable, wait_for_end
@@ -124,23 +127,23 @@ def test_dataset_is_made_and_frozen(
 def test_end_of_the_channel_is_the_end_of_the_mount(
     mount: Remountable, number: signal.Signals
 ) -> None:
-    daemon = mount.daemon()
-    channel = channel_of(daemon)
+    pid = mount.daemon()
+    channel = channel_of(pid)
 
     os.kill(channel, number)
 
     if number == signal.SIGTERM:  # it is the daemon's to end
         assert (mount.path / "data/small").read_bytes() == b"small\n"
         os.kill(channel, signal.SIGKILL)
-    wait_for_end(daemon)
+    wait_for_end(pid)
     with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
         os.listdir(mount.path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda each: each.name)
 def test_channel_ends_with_the_daemon(mount: Remountable, number: signal.Signals) -> None:
-    daemon = mount.daemon()
-    channel = channel_of(daemon)
+    pid = mount.daemon()
+    channel = channel_of(pid)
     fd = os.open(mount.path / "data/large", os.O_RDONLY)
     os.read(fd, 10)
 
@@ -157,11 +160,26 @@ def test_channel_ends_with_the_daemon(mount: Remountable, number: signal.Signals
 
 
 def test_unmounting_leaves_no_process(mount: Remountable, current_user: Account) -> None:
-    daemon = mount.daemon()
-    channel = channel_of(daemon)
+    pid = mount.daemon()
+    channel = channel_of(pid)
 
     done = current_user.dserverfs("umount", mount.path)
 
     assert (done.returncode, done.stderr) == (0, "")
-    wait_for_end(daemon)
+    wait_for_end(pid)
     wait_for_end(channel)
+
+
+@pytest.mark.expects_log("mounted without a channel, which cannot be started")
+def test_channel_that_cannot_be_started_is_left_out_or_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> int:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    monkeypatch.setattr(messages.Shared, "create", fail)
+
+    assert daemon.started_channel("off") is None
+    assert daemon.started_channel("auto") is None
+    with pytest.raises(UsageError, match=r"--channel on: the channel cannot be started: .*files"):
+        daemon.started_channel("on")

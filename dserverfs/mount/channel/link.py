@@ -49,24 +49,27 @@ class Link:
 
     @classmethod
     def start(cls) -> Link:
-        """Start the channel's process; it goes on to start while this one goes on."""
-        ours, theirs = Sockets.pair()
-        memory = Shared.create()
-        fds = [*(each.fileno() for each in theirs), memory]
-        try:
-            running = subprocess.Popen(
-                child_processes.module_command(_PROGRAM, *map(str, fds)),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                env=child_processes.environment(),
-                pass_fds=fds,
-            )
+        """Start the channel's process, which goes on to start meanwhile; raises OSError."""
+        with contextlib.ExitStack() as stack:
+            memory = Shared.create()
+            stack.callback(os.close, memory)
+            ours, theirs = Sockets.pair()
+            stack.callback(theirs.close)
+            fds = [*(each.fileno() for each in theirs), memory]
+            try:
+                running = subprocess.Popen(
+                    child_processes.module_command(_PROGRAM, *map(str, fds)),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    env=child_processes.environment(),
+                    pass_fds=fds,
+                )
+            except BaseException:
+                ours.close()
+                raise
             return cls(running, ours, Shared(memory))
-        finally:
-            theirs.close()
-            os.close(memory)
 
     @property
     def counts(self) -> Counts:
