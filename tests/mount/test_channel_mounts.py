@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from dserverfs.mount import daemon
 from dserverfs.mount.channel import messages
 from tests.support.accounts import Account
 from tests.support.dtool_datasets import content_of, make_dataset
-from tests.support.mount_daemons import Remountable, remountable, wait_for_end
+from tests.support.mount_daemons import Remountable, remountable, stopped, wait_for, wait_for_end
 from tests.support.mounts import publish
 from tests.support.servers import ServerHandle
 
@@ -183,3 +184,16 @@ def test_channel_that_cannot_be_started_is_left_out_or_an_error(
     assert daemon.started_channel("auto") is None
     with pytest.raises(UsageError, match=r"--channel on: the channel cannot be started: .*files"):
         daemon.started_channel("on")
+
+
+@pytest.mark.parametrize("command", [["stat", "--file-system"], ["stat", "--cached=never"]])
+def test_who_asks_a_daemon_that_does_not_answer_can_be_killed(
+    mount: Remountable, command: list[str]
+) -> None:
+    with stopped(mount.daemon()), subprocess.Popen([*command, mount.path]) as asking:
+        waits = Path(f"/proc/{asking.pid}/wchan")
+        wait_for(lambda: "request_wait" in waits.read_text(), "that it waits for an answer")
+
+        asking.kill()
+
+        assert asking.wait(20) == -signal.SIGKILL

@@ -4,7 +4,9 @@ It reads the requests of the kernel from the FUSE device. A READ of a block that
 has told it of is answered here, and so is what `frozen` can answer. Other READs and WRITEs go
 to the daemon as messages, and the daemon answers them on the device; all other requests go to
 libfuse as they are, and its replies come back. INTERRUPT is not passed on: it is about requests
-that libfuse may not know, and nobody would act on it.
+that libfuse may not know. If it is about a request that only asks, and who asked is dying, this
+one ends here: the kernel waits for what was taken from the device, so that with a daemon that
+does not answer the program could not be killed.
 
 The rule for an answer to a READ from here: the daemon has told the block, with its descriptor,
 after all of it was compared with its checksums and its item with the manifest; and it has not
@@ -43,6 +45,22 @@ SPINS = 15  # looks for the next request of a reader that was answered: to sleep
 MAX_QUEUED = 1024
 # Requests that wait for a piece: it is about to be told. For others the daemon knows as much.
 _WAIT = frozenset({Opcode.OPENDIR, Opcode.READDIRPLUS})
+
+
+# Requests that may end with EINTR while the daemon still answers them: it then keeps nothing,
+# neither a handle nor a look-up, that the kernel was to have and give back.
+_ONLY_ASK = frozenset(
+    {
+        Opcode.GETATTR,
+        Opcode.GETXATTR,
+        Opcode.LISTXATTR,
+        Opcode.READ,
+        Opcode.READLINK,
+        Opcode.STATFS,
+    }
+)
+MAX_NOTED = 4096  # of these
+_KILLED = 1 << (signal.SIGKILL - 1)  # pending for every thread of a process that is to end
 
 
 class _Told(NamedTuple):
@@ -102,6 +120,7 @@ class Channel:
         self._asked: set[Key] = set()  # pieces; each is told, or that there is none
         self._waiting: dict[Key, list[bytes]] = {}  # requests, by the piece that they need
         self._number_waiting = 0
+        self._passed: dict[int, int] = {}  # who asked, by the number of the request
         self._poll = select.poll()
         self._wanted: dict[int, int] = {}
 
@@ -188,12 +207,14 @@ class Channel:
                 raise Unmounted
             if length < wire.REQUEST.size:
                 continue  # nobody could be answered
-            told_length, opcode, unique, inode, *_ = wire.REQUEST.unpack_from(slot)
+            told_length, opcode, unique, inode, _, _, pid, *_ = wire.REQUEST.unpack_from(slot)
             if told_length != length:
                 self._respond(unique, errno.EIO)
             elif opcode == Opcode.READ and length >= wire.READ_BYTES:
                 if self._answer_read(slot, unique, inode):
                     spins = SPINS
+                else:
+                    self._note_passed(opcode, unique, pid)
             elif opcode == Opcode.WRITE and length >= wire.WRITE_BYTES:
                 self._daemon.send(messages.WRITE.pack(Kind.WRITE, self._free.popleft(), length))
                 if not self._has_room():
@@ -205,9 +226,24 @@ class Channel:
                 if not self._has_room():
                     return
             elif opcode != Opcode.INTERRUPT:
+                self._note_passed(opcode, unique, pid)
                 self._libfuse.send(slot[:length])
                 if self._libfuse.queue:
                     return
+            elif length >= wire.REQUEST.size + wire.INTERRUPT.size:
+                self._interrupt(*wire.INTERRUPT.unpack_from(slot, wire.REQUEST.size))
+
+    def _note_passed(self, opcode: int, unique: int, pid: int) -> None:
+        if opcode in _ONLY_ASK:
+            self._passed[unique] = pid
+            if len(self._passed) > MAX_NOTED:
+                del self._passed[next(iter(self._passed))]
+
+    def _interrupt(self, unique: int) -> None:
+        """End a request that only asks, if who asked is dying; one that is answered is no more."""
+        pid = self._passed.pop(unique, 0)
+        if pid and _is_dying(pid):
+            self._respond(unique, errno.EINTR)
 
     def _answer_read(self, request: memoryview, unique: int, inode: int) -> bool:
         """Answer a READ from a block; else have the daemon do it, and return False."""
@@ -424,6 +460,16 @@ class Channel:
         os.close(told.fd)
         if not self._blocks[inode]:
             del self._blocks[inode]
+
+
+def _is_dying(thread: int) -> bool:
+    """Return whether a thread is about to end, and waits for the kernel."""
+    with contextlib.suppress(OSError, ValueError), open(f"/proc/{thread}/status") as status:
+        for line in status:
+            name, _, value = line.partition(":")
+            if name == "SigPnd":
+                return bool(int(value, 16) & _KILLED)
+    return False
 
 
 def main(*fds: int) -> None:

@@ -15,11 +15,15 @@ class Opcode(IntEnum):
 
     LOOKUP = 1
     GETATTR = 3
+    READLINK = 5
     OPEN = 14
     READ = 15
     WRITE = 16
+    STATFS = 17
     RELEASE = 18
     FSYNC = 20
+    GETXATTR = 22
+    LISTXATTR = 23
     OPENDIR = 27
     RELEASEDIR = 29
     FSYNCDIR = 30
@@ -38,6 +42,7 @@ class Notice(IntEnum):
 REQUEST = Struct("=IIQQIIIHH")
 # length, negative errno or 0, number of the request
 REPLY = Struct("=IiQ")
+INTERRUPT = Struct("=Q")  # the number of the request that is interrupted
 # handle, offset, size, read flags, lock owner, open flags, padding; of a listing as well
 READ = Struct("=QQIIQII")
 # handle, offset, size, write flags, lock owner, open flags, padding; the bytes follow
