@@ -190,10 +190,12 @@ def test_channel_that_cannot_be_started_is_left_out_or_an_error(
 def test_who_asks_a_daemon_that_does_not_answer_can_be_killed(
     mount: Remountable, command: list[str]
 ) -> None:
-    with stopped(mount.daemon()), subprocess.Popen([*command, mount.path]) as asking:
-        waits = Path(f"/proc/{asking.pid}/wchan")
-        wait_for(lambda: "request_wait" in waits.read_text(), "that it waits for an answer")
-
-        asking.kill()
+    with stopped(mount.daemon()):
+        asking = subprocess.Popen([*command, mount.path])
+        try:
+            waits = Path(f"/proc/{asking.pid}/wchan")
+            wait_for(lambda: "request_wait" in waits.read_text(), "that it waits for an answer")
+        finally:
+            asking.kill()
 
         assert asking.wait(20) == -signal.SIGKILL

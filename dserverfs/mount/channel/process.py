@@ -57,6 +57,7 @@ _ONLY_ASK = frozenset(
         Opcode.READ,
         Opcode.READLINK,
         Opcode.STATFS,
+        Opcode.STATX,
     }
 )
 MAX_NOTED = 4096  # of these

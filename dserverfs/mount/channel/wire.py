@@ -29,6 +29,7 @@ class Opcode(IntEnum):
     FSYNCDIR = 30
     INTERRUPT = 36
     READDIRPLUS = 44
+    STATX = 52
 
 
 class Notice(IntEnum):
