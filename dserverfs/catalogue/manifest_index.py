@@ -61,6 +61,8 @@ class Row(NamedTuple):
 
 # row, name, is a directory, size, mtime_ns, refused: a plain tuple, for there are many.
 Listed = tuple[int, str, int, int, int, int]
+# The same, and of a directory the row of the first child, and the number of children.
+ListedWithChildren = tuple[int, str, int, int, int, int, int, int]
 
 
 class ManifestIndex:
@@ -162,6 +164,14 @@ class ManifestIndex:
             "SELECT row, name, identifier IS NULL, size, mtime_ns, refused FROM node"
             " WHERE row >= ? AND row < ? ORDER BY row",
             (first, end),
+        )
+
+    def listing_from(self, row: int, limit: int) -> list[ListedWithChildren]:
+        """Return what is shown of the rows [row, row+limit), whatever directory they are in."""
+        return self._select(
+            "SELECT row, name, identifier IS NULL, size, mtime_ns, refused, first_child, children"
+            " FROM node WHERE row >= ? AND row < ? ORDER BY row",
+            (row, row + limit),
         )
 
     def identifiers_around(self, row: int, limit: int) -> list[Identifier]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dserverfs.base.model import DserverURI
     from dserverfs.settings import Settings
 
+_CHANNEL = "off"  # the default of --channel
+
 
 def add(commands: Commands) -> None:
     define(commands.add_parser("mount", help="show datasets as a directory tree"))
@@ -89,9 +91,10 @@ def define(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--channel",
-        default="off",
-        choices=("on", "off"),
-        help="on: a process of its own answers reads of what is in the cache (default: off)",
+        default=_CHANNEL,
+        choices=("auto", "on", "off"),
+        help="on: a process of its own answers what is cached, and names in frozen datasets;"
+        f" auto: if it can be started (default: {_CHANNEL})",
     )
     _add_logging(parser)
     parser.epilog = example("dserverfs mount dserver://data.example.org/s3/lab ~/lab")
@@ -238,7 +241,7 @@ def _serve(
         xattr=wanted.xattr,
         metrics_at=arguments.metrics,
         given=given_device.number_of(path),
-        channel=arguments.channel == "on",
+        channel=arguments.channel,
     )
     status = 0
     try:

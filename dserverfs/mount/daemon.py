@@ -34,10 +34,8 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
         mountpoint.require_fuse()
     else:  # who gives it has opened and mounted it, and unmounts it
         mountpoint.require_packages()
-        if options.channel:
-            raise UsageError(f"{options.path}: is a given device, which has no --channel")
     # Before there are threads, and much to be copied.
-    channel = Link.start() if options.channel else None
+    channel = started_channel(options.channel)
     descriptors.raise_limit()  # the client's cache keeps files open by it
     client = Client(
         options.uri.server,
@@ -65,6 +63,21 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
             if channel is not None:
                 channel.close()
             asking.shutdown(wait=False, cancel_futures=True)
+
+
+def started_channel(wanted: str) -> Link | None:
+    """Return the channel that a mount is to have; raises UsageError if it must, and cannot."""
+    if wanted == "off":
+        return None
+    try:
+        return Link.start()
+    except OSError as error:
+        if wanted == "on":
+            raise UsageError(
+                f"--channel on: the channel cannot be started: {error}; try --channel off"
+            ) from error
+        logger.warning("mounted without a channel, which cannot be started: %s", error)
+        return None
 
 
 def preload(catalogue: Catalogue, uri: DserverURI, only: Future[Dataset | None]) -> None:

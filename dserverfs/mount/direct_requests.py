@@ -1,12 +1,12 @@
-"""The reads and writes that the channel leaves to the daemon, answered past libfuse.
+"""What the channel asks the daemon: reads and writes, answered past libfuse, and rows.
 
-In the event loop. libfuse has them neither read nor answered, so that they may be as long as the
-kernel makes them, and are copied once less.
+In the event loop. libfuse has the reads and writes neither read nor answered, so that they may
+be as long as the kernel makes them, and are copied once less.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import trio
 
@@ -22,18 +22,37 @@ class ChannelFailed(DserverfsError):
     """The channel ended, and the mount with it."""
 
 
+class _Read(NamedTuple):
+    """A read that the daemon has to answer."""
+
+    unique: int
+    inode: int
+    handle: int
+    offset: int
+    size: int
+
+
 class Requests(Protocol):
     """The handlers of a mount."""
 
-    def read_at_once(self, fh: int, off: int, size: int) -> Buffer | None:
+    def read_at_once(self, fh: int, off: int, size: int, inode: int) -> Buffer | None:
         """Return bytes if nothing has to be waited for, and nothing is wrong; else None."""
+
+    async def open_as_channel(self, inode: int, fh: int) -> None:
+        """Open what the channel has opened, if it is not open here."""
 
     async def read(self, fh: int, off: int, size: int) -> Buffer: ...
 
     async def write(self, fh: int, off: int, buf: bytes) -> int: ...
 
-    def touched(self, fh: int, off: int, size: int) -> None:
+    def touched(self, fh: int, off: int, size: int, inode: int) -> None:
         """Note that the channel has answered a read."""
+
+    def released_by_channel(self, fh: int) -> None:
+        """Note that a handle of the channel is closed."""
+
+    async def tell_rows(self, inode: int, number: int) -> None:
+        """Tell a piece of the rows that count from an inode."""
 
 
 async def serve(link: Link, requests: Requests) -> None:
@@ -57,24 +76,39 @@ def _begin(
 ) -> None:
     if kind == Kind.READ:
         request = memoryview(message)[messages.READ_AT :]
-        unique = wire.REQUEST.unpack_from(request)[2]
+        _, _, unique, inode, *_ = wire.REQUEST.unpack_from(request)
         handle, offset, size, *_ = wire.READ.unpack_from(request, wire.REQUEST.size)
-        data = requests.read_at_once(handle, offset, size)
+        data = requests.read_at_once(handle, offset, size, inode)
         if data is None:
-            nursery.start_soon(_read, link, requests, unique, handle, offset, size)
+            read = _Read(unique, inode, handle, offset, size)
+            nursery.start_soon(_read, link, requests, read)
         else:
             link.answer(unique, data)
     elif kind == Kind.WRITE:
         nursery.start_soon(_write, link, requests, link.written(message))
     elif kind == Kind.TOUCHED:
-        _, size, handle, offset = messages.TOUCHED.unpack(message)
-        requests.touched(handle, offset, size)
+        _, size, handle, offset, inode = messages.TOUCHED.unpack(message)
+        requests.touched(handle, offset, size, inode)
+    elif kind == Kind.RELEASED:
+        requests.released_by_channel(messages.RELEASED.unpack(message)[2])
+    elif kind == Kind.WANTED:
+        _, _, base, number = messages.PIECE.unpack(message)
+        nursery.start_soon(_tell_rows, link, requests, base, number)
 
 
-async def _read(
-    link: Link, requests: Requests, unique: int, handle: int, offset: int, size: int
-) -> None:
-    link.answer(unique, await or_errno(requests.read(handle, offset, size)))
+async def _read(link: Link, requests: Requests, read: _Read) -> None:
+    failed = await or_errno(requests.open_as_channel(read.inode, read.handle))
+    if failed is not None:
+        link.answer(read.unique, failed)
+    else:
+        answer = await or_errno(requests.read(read.handle, read.offset, read.size))
+        link.answer(read.unique, answer)
+
+
+async def _tell_rows(link: Link, requests: Requests, base: int, number: int) -> None:
+    failed = await or_errno(requests.tell_rows(base, number))
+    if failed is not None:
+        link.tell_no_rows(base, number, -failed)
 
 
 async def _write(link: Link, requests: Requests, request: bytes) -> None:

@@ -49,7 +49,10 @@ ERRNO: tuple[tuple[type[Exception], int], ...] = (
 
 # Requests about what is open, which was found before: it cannot be missing.
 _OF_OPEN = frozenset(
-    {"readdir", "releasedir", "fsyncdir", "read", "write", "release", "fsync", "statfs"}
+    {
+        *("readdir", "releasedir", "fsyncdir", "read", "write", "release", "fsync", "statfs"),
+        *("tell_rows", "open_as_channel"),
+    }
 )
 
 # Answers that every file system gives, and programs go on after.

@@ -53,7 +53,8 @@ class MountOptions(NamedTuple):
     xattr: bool = False
     metrics_at: tuple[str, int] | None = None  # host and port
     given: int | None = None  # the descriptor of a device that is mounted already
-    channel: bool = False  # whether a process of its own answers warm reads
+    # Whether a process of its own answers what it can: `on`, `off`, or `auto` if it can be started.
+    channel: str = "off"
 
 
 def start(serve: Callable[[int], int], kept: Collection[int] = ()) -> None:

@@ -90,6 +90,11 @@ class Metrics:
             Sample(of_channel.reads, {"found": "channel"}),
             Sample(requests.reads_that_waited, {"found": "elsewhere"}),
         )
+        yield _counter(
+            "channel_answers",
+            "Requests about names, attributes, listings and handles that the channel answered.",
+            Sample(of_channel.others),
+        )
         counts = client.reader.report.counts
         yield _counter(
             "fetched_bytes",

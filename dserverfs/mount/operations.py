@@ -12,6 +12,7 @@ the user wants them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -42,11 +43,13 @@ from dserverfs.base.hashes import Buffer
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.mount import replies
 from dserverfs.mount.callers import Callers
+from dserverfs.mount.channel.frozen import FIRST_HANDLE
 from dserverfs.mount.channel.link import Link
 from dserverfs.mount.errnos import Told, guarded
 from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.replies import Ownership
 from dserverfs.mount.request_counts import RequestCounts
+from dserverfs.mount.told_rows import ToldRows
 from dserverfs.mount.traces import Traces
 from dserverfs.mount.waiting import Waiting
 from dserverfs.reading.block_reader import BlockReader
@@ -82,12 +85,17 @@ class Operations(pyfuse3.Operations):
         recent_errors: RecentErrors,
         counts: RequestCounts,
         channel: Link | None = None,
+        told: ToldRows | None = None,
         *,
         others_read: bool | None = None,
     ) -> None:
-        """`others_read` says whether other users may read; None leaves that to the kernel."""
+        """`told` is what the channel is told of.
+
+        `others_read` says whether other users may read; None leaves that to the kernel.
+        """
         super().__init__()
         self._channel = channel
+        self._told = told
         self.counts = counts
         self.callers: Callers | None = None
         if others_read is not None:
@@ -100,7 +108,7 @@ class Operations(pyfuse3.Operations):
         self._answer, self._finish, self._read = waiting.answer, waiting.finish, waiting.read
         self._handles: dict[FileHandleT, OpenItem | OpenFile] = {}
         self._inodes: dict[FileHandleT, InodeT] = {}  # of what they have open
-        self.traces = Traces()
+        self.traces = Traces(on_change=self._trace_changed)
         self._traced: dict[FileHandleT, Sequence[TracedItem]] = {}
         self._directories: dict[FileHandleT, OpenDirectory] = {}
         self._last_handle = 0
@@ -119,9 +127,15 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         parent = Inode(parent_inode)
-        return self._ownership.entry(
-            await self._answer(lambda: self._fs.lookup(parent, name, ctx.pid))
-        )
+        found = None
+        try:
+            found = await self._answer(lambda: self._fs.lookup(parent, name, ctx.pid))
+            return self._ownership.entry(found)
+        finally:
+            if self._told is not None:
+                if found is not None:
+                    self._told.noticed(Inode(found.number))
+                self._told.looked_up(parent, is_found=found is not None)
 
     @guarded
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
@@ -181,6 +195,8 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         handle = self._new_handle()
         self._directories[handle] = await self._answer(lambda: self._fs.opendir(Inode(inode)))
+        if self._told is not None:
+            self._told.noticed(Inode(inode))
         return handle
 
     @guarded
@@ -262,14 +278,61 @@ class Operations(pyfuse3.Operations):
             self.traces.read(traced, off, len(data))
         return data  # type: ignore[return-value]  # pyfuse3 takes any buffer, its stub says bytes
 
-    def read_at_once(self, fh: int, off: int, size: int) -> Buffer | None:
+    # For a channel
+
+    @guarded
+    async def tell_rows(self, inode: int, number: int) -> None:
+        """Tell the channel a piece of the rows that count from an inode."""
+        told = self._told
+        assert told is not None  # only a channel asks for rows
+        await self._answer(lambda: told.tell(Inode(inode), number))
+
+    @guarded
+    async def open_as_channel(self, inode: int, fh: int) -> None:
+        """Open what the channel has opened, and asks the daemon about now; if it is not open."""
+        if fh >= FIRST_HANDLE and FileHandleT(fh) not in self._handles:
+            found = await self._finish(self._fs.open(Inode(inode), os.O_RDONLY, 0))
+            if FileHandleT(fh) not in self._handles:  # by another read meanwhile
+                self._keep_as_channel(found, inode, fh)
+
+    def _as_channel(self, fh: int, inode: int) -> OpenItem | OpenFile | None:
+        """Return what is open, also by the channel; None if that has to be waited for."""
+        handle = FileHandleT(fh)
+        if fh >= FIRST_HANDLE and handle not in self._handles:
+            with contextlib.closing(self._fs.open(Inode(inode), os.O_RDONLY, 0)) as steps:
+                try:
+                    next(steps)
+                except StopIteration as opened:
+                    self._keep_as_channel(opened.value, inode, fh)
+                except DserverfsError:
+                    return None  # `open_as_channel` meets it again, and tells it
+        return self._handles.get(handle)
+
+    def _keep_as_channel(self, found: ItemContent | OpenFile, inode: int, fh: int) -> None:
+        assert isinstance(found, ItemContent)  # the channel opens nothing else
+        item = OpenItem(self._reader, found, lambda: self._forget_pages(found, InodeT(inode)))
+        self._handles[FileHandleT(fh)] = item
+        self._inodes[FileHandleT(fh)] = InodeT(inode)
+
+    def released_by_channel(self, fh: int) -> None:
+        """Close what the channel had opened, if it was open here, too."""
+        handle = FileHandleT(fh)
+        self._inodes.pop(handle, None)
+        if (opened := self._handles.pop(handle, None)) is not None:
+            opened.close()
+
+    def _trace_changed(self, is_active: bool) -> None:
+        if self._channel is not None:  # what it opens is not noted
+            self._channel.let_open(not is_active)
+
+    def read_at_once(self, fh: int, off: int, size: int, inode: int) -> Buffer | None:
         """Read as `read`, if nothing has to be waited for and nothing is wrong; else return None.
 
         What was read may then be told to the channel, which answers the next such read.
         """
         begun_s = perf_counter()
         handle = FileHandleT(fh)
-        item = self._handles.get(handle)
+        item = self._as_channel(fh, inode)
         if not isinstance(item, OpenItem):
             return None
         try:
@@ -293,9 +356,9 @@ class Operations(pyfuse3.Operations):
         self.counts.done("read", perf_counter() - begun_s)
         return data
 
-    def touched(self, fh: int, off: int, size: int) -> None:
+    def touched(self, fh: int, off: int, size: int, inode: int) -> None:
         """Note that the channel has answered a read."""
-        item = self._handles.get(FileHandleT(fh))
+        item = self._as_channel(fh, inode)
         if isinstance(item, OpenItem):
             item.touched(off, size)
 

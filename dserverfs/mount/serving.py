@@ -41,6 +41,7 @@ from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.replies import Ownership
 from dserverfs.mount.request_counts import RequestCounts
 from dserverfs.mount.stalls import stalls_logged
+from dserverfs.mount.told_rows import ToldRows
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.block_cache import CacheUsage
 from dserverfs.remote.contact import Away
@@ -102,7 +103,7 @@ def _mount(options: MountOptions, parts: _Parts, settings: Settings, ready_fd: i
     if options.given is not None:
         given_device.require_waiting(options.given)
     wanted, channel = _fuse_options(options), parts.channel
-    target = str(options.path) if channel is None else channel.mount(options.path, wanted)
+    target = _target(options, channel, wanted)
     try:
         pyfuse3.init(parts.operations, target, wanted)
     except RuntimeError as error:
@@ -120,8 +121,17 @@ def _mount(options: MountOptions, parts: _Parts, settings: Settings, ready_fd: i
     pyfuse3.close(unmount=options.given is None)
     if channel is not None:
         channel.close()
-        if parts.signals:  # else it is unmounted already
+        if parts.signals and options.given is None:  # else it is unmounted already
             mountpoint.detach(options.path)
+
+
+def _target(options: MountOptions, channel: Link | None, wanted: set[str]) -> str:
+    """Return what libfuse is to be told to mount; with a channel it is mounted by now."""
+    if channel is None:
+        return str(options.path)
+    if options.given is None:
+        return channel.mount(options.path, wanted)
+    return channel.take(options.given, options.uid)
 
 
 @contextlib.contextmanager
@@ -225,6 +235,7 @@ class _Parts(NamedTuple):
             recent_errors,
             counts,
             channel,
+            None if channel is None else ToldRows(channel, tree, ownership),
             others_read=None if options.given is None else options.allow_other,
         )
         return cls(

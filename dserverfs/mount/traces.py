@@ -46,13 +46,18 @@ class Traces:
     """The traces of one mount."""
 
     def __init__(
-        self, processes: Processes | None = None, clock_s: Callable[[], float] = time.time
+        self,
+        processes: Processes | None = None,
+        clock_s: Callable[[], float] = time.time,
+        on_change: Callable[[bool], None] = lambda is_active: None,
     ) -> None:
+        """`on_change` is told when the first trace begins, and when there is none any more."""
         self._processes = processes or Processes()
         self._clock_s = clock_s
         self._numbers = itertools.count(1)
         self.active: dict[int, Trace] = {}
         self._looked_s = clock_s()  # for commands that have ended
+        self._on_change = on_change
 
     def begin(self, pid: int) -> int:
         """Trace a process and all below it; return the number of the trace.
@@ -67,14 +72,19 @@ class Traces:
             raise UsageError(f"the mount is traced by {MAX_TRACES} commands already")
         number = next(self._numbers)
         self.active[number] = Trace(number, root)
+        if len(self.active) == 1:
+            self._on_change(True)
         return number
 
     def end(self, number: int) -> Trace:
         """Return a trace, which notes nothing more; raises UsageError if there is no such one."""
         try:
-            return self.active.pop(number)
+            ended = self.active.pop(number)
         except KeyError as error:
             raise UsageError(f"no trace {number}") from error
+        if not self.active:
+            self._on_change(False)
+        return ended
 
     def _drop_ended(self) -> None:
         """Drop the traces of commands that were killed, which nobody ends."""
@@ -82,7 +92,7 @@ class Traces:
         for number, trace in list(self.active.items()):
             now = self._processes.find(trace.root.pid)
             if now is None or now.identity != trace.root.identity:
-                del self.active[number]
+                self.end(number)
 
     def opened(self, content: ItemContent, thread: int) -> Sequence[TracedItem]:
         """Return where reads of an item are to be noted that a thread opens just now."""

@@ -13,8 +13,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dserverfs.base import dtool_layout
 from dserverfs.base.errors import IntegrityError, NotFound, ProtocolError
@@ -23,7 +24,7 @@ from dserverfs.base.limits import MAX_COMPONENT_BYTES, component_is_usable, pars
 from dserverfs.base.model import Dataset, Identifier, Item, mtime_ns_of, path_of_entry
 from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.items import ROWS_AT_A_TIME
-from dserverfs.catalogue.manifest_index import ManifestIndex, Row
+from dserverfs.catalogue.manifest_index import Listed, ManifestIndex, Row
 from dserverfs.tree.attributes import EDITABLE_S, FROZEN_S, MUTABLE_S, Attributes, Entry
 from dserverfs.writing.edits import editable
 from dserverfs.writing.edits.editable import target_of
@@ -34,6 +35,8 @@ ALIAS = 1 << 34  # numbers from here on are rows by their other path
 OWN = 1 << 35  # numbers from here on are not rows
 EDITED = OWN + (1 << 33)  # numbers from here on are the edits'
 
+
+_LISTED = itemgetter(0, 1, 2, 3, 4, 5)
 
 Content = ItemContent | Path | bytes
 _UNCHANGEABLE = frozenset(
@@ -50,6 +53,14 @@ _METADATA = (
     dtool_layout.ANNOTATIONS,
     dtool_layout.TAGS,
 )
+
+
+class ShownRows(NamedTuple):
+    """Consecutive rows of the index as listings show them."""
+
+    entries: Iterator[Entry]
+    children: dict[int, tuple[int, int]]  # of the directories: the first, and how many
+    refused: list[int]  # which cannot be opened
 
 
 class DatasetTree:
@@ -78,7 +89,7 @@ class DatasetTree:
     def attributes(self, number: int) -> Attributes:
         """Return the attributes of a number; raises NotFound."""
         if number < OWN:
-            row = self._index().row(number & ~ALIAS)
+            row = self.index().row(number & ~ALIAS)
             return _aliased(self._row_attributes(row), number)
         if (local := self._local_attributes(self.local_file(number), number)) is not None:
             return local
@@ -87,14 +98,14 @@ class DatasetTree:
     def lookup(self, number: int, name: str) -> Attributes:
         """Return the attributes of the entry `name`; raises NotFound."""
         if number < OWN:
-            row = self._index().child(number & ~ALIAS, name)
+            row = self.index().child(number & ~ALIAS, name)
             return _aliased(self._row_attributes(row), number)
         path = self._path(number)
         if path == "" and name == dtool_layout.DATA:
-            return self._row_attributes(self._index().row(0))
+            return self._row_attributes(self.index().row(0))
         if not self._has(path, name):
             if path == "" and name not in self._own_names(""):
-                row = self._index().child(0, name)
+                row = self.index().child(0, name)
                 return _aliased(self._row_attributes(row), ALIAS)
             if path in editable.DIRECTORIES_OF_METADATA:
                 self._catalogue.renew_metadata(self.dataset)
@@ -108,7 +119,7 @@ class DatasetTree:
         of a million entries takes a third of the time.
         """
         if number < OWN:
-            rows = self._rows(self._index(), number & ~ALIAS, cookie, base)
+            rows = self._rows(self.index(), number & ~ALIAS, cookie, base)
             if not number & ALIAS:
                 yield from rows
                 return
@@ -118,7 +129,7 @@ class DatasetTree:
         path = self._path(number)
         if path == "" and cookie == 0:
             # The cookie of row 0 must not be 0, which means the beginning.
-            yield Entry(dtool_layout.DATA, self._row_attributes(self._index().row(0), base), OWN)
+            yield Entry(dtool_layout.DATA, self._row_attributes(self.index().row(0), base), OWN)
         entries = []
         for name in self._names(path):
             # An entry that changed between the two looks is gone; no other is left out.
@@ -129,6 +140,19 @@ class DatasetTree:
             if number > cookie:
                 yield Entry(name, attributes._replace(number=base + number), number)
 
+    def index(self) -> ManifestIndex:
+        """Return what the rows are from; keep it no longer than one operation."""
+        return self._catalogue.index(self.dataset)
+
+    def rows(self, index: ManifestIndex, first: int, limit: int, base: int) -> ShownRows:
+        """Return the rows [first, first+limit); `base` is as in `children`."""
+        found = index.listing_from(first, limit)
+        return ShownRows(
+            self._entries(map(_LISTED, found), base),
+            {each[0]: (each[6], each[7]) for each in found if each[2]},
+            [each[0] for each in found if each[5]],
+        )
+
     def content(self, number: int) -> Content:
         """Return what a file holds; raises IntegrityError for an item that cannot be shown."""
         if number >= OWN:
@@ -136,10 +160,10 @@ class DatasetTree:
                 with contextlib.suppress(FileNotFoundError):  # if it was sent just now
                     return file.local.read_bytes()
             path = self._path(number)
-            if path == dtool_layout.MANIFEST and self._index().unsafe:
+            if path == dtool_layout.MANIFEST and self.index().unsafe:
                 # dtool would read and write wherever its relpaths say.
                 raise IntegrityError(
-                    f"{self.dataset.uri}: its manifest is not handed out: {self._index().unsafe}"
+                    f"{self.dataset.uri}: its manifest is not handed out: {self.index().unsafe}"
                     " of its items have a relpath or an identifier that they must not have"
                 )
             return self._own_content(path)
@@ -196,39 +220,38 @@ class DatasetTree:
                 values[name] = parse_json(content, name)[identifier]
         return values
 
-    def _index(self) -> ManifestIndex:
-        return self._catalogue.index(self.dataset)
-
     def _rows(self, index: ManifestIndex, number: int, cookie: int, base: int) -> Iterator[Entry]:
         parent = index.row(number)
         start = cookie + 1 if cookie else parent.first_child
-        frozen_ns = self._frozen_ns
-        new = tuple.__new__
         while rows := index.listing(parent, start, ROWS_AT_A_TIME):
-            # As `_row_attributes`, which a million calls of are 2 s more, and as the
-            # constructors of the two, which are 0.6 s (CPython 3.11; a newer one may need no
-            # `tuple.__new__`).
-            for row, name, is_directory, size, mtime_ns, refused in rows:
-                if is_directory:
-                    permissions, size, mtime_ns = 0o755, 0, frozen_ns
-                else:
-                    permissions = 0o444 if refused else 0o644
-                fields = (
-                    base + row,
-                    bool(is_directory),
-                    permissions,
-                    size,
-                    mtime_ns,
-                    FROZEN_S,
-                    None,
-                    None,
-                    None,
-                    None,
-                )
-                yield new(Entry, (name, new(Attributes, fields), row))
+            yield from self._entries(rows, base)
             start = rows[-1][0] + 1
         if start < parent.first_child + parent.children:
             raise ProtocolError(f"{self.dataset.uri}: its index is damaged: rows are missing")
+
+    def _entries(self, rows: Iterable[Listed], base: int) -> Iterator[Entry]:
+        frozen_ns = self._frozen_ns
+        new = tuple.__new__
+        # As `_row_attributes`, which a million calls of are 2 s more, and as the constructors
+        # of the two, which are 0.6 s (CPython 3.11; a newer one may need no `tuple.__new__`).
+        for row, name, is_directory, size, mtime_ns, refused in rows:
+            if is_directory:
+                permissions, size, mtime_ns = 0o755, 0, frozen_ns
+            else:
+                permissions = 0o444 if refused else 0o644
+            fields = (
+                base + row,
+                bool(is_directory),
+                permissions,
+                size,
+                mtime_ns,
+                FROZEN_S,
+                None,
+                None,
+                None,
+                None,
+            )
+            yield new(Entry, (name, new(Attributes, fields), row))
 
     def _row_attributes(self, row: Row, base: int = 0) -> Attributes:
         number = base + row.row

@@ -27,7 +27,7 @@ from dserverfs.catalogue.catalogue import (
 from dserverfs.catalogue.names import DatasetNames
 from dserverfs.catalogue.refreshed import NotLoaded
 from dserverfs.tree.attributes import Attributes, Entry
-from dserverfs.tree.frozen_dataset import OWN, Content, DatasetTree
+from dserverfs.tree.frozen_dataset import ALIAS, OWN, Content, DatasetTree
 from dserverfs.tree.own_files import FIRST_OWN, OwnFiles
 from dserverfs.tree.searches import FIRST_SEARCH, Searches
 from dserverfs.tree.staged_dataset import StagedTree
@@ -213,6 +213,26 @@ class Tree:
         """Return where a link to a dataset leads; None of what is no such link."""
         slot, number = self._split(inode)
         return self._searches.target(number) if number >= FIRST_SEARCH and not slot else None
+
+    def dataset_of_row(self, inode: Inode) -> DatasetTree | None:
+        """Return the dataset of which an inode is a row; None of what is no row.
+
+        What was staged in this mount is none: its files may have their numbers from then.
+        """
+        slot, number = self._split(inode)
+        tree = self._datasets[slot - 1] if slot and number < ALIAS else None
+        return tree if isinstance(tree, DatasetTree) else None
+
+    def listed_uris(self) -> set[BackendURI] | None:
+        """Return the datasets of the last listings that the user may see; asks for none.
+
+        None of a mount of one dataset, which no listing shows.
+        """
+        if self._shows_one:
+            return None
+        searched = self._catalogue.user().search_base_uris
+        known = self._catalogue.known_datasets()
+        return {dataset.uri for dataset in known if dataset.base_uri in searched}
 
     def content(self, inode: Inode) -> Content:
         """Return what a file holds; raises NotFound and IntegrityError."""

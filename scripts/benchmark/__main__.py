@@ -47,6 +47,7 @@ def _measure(arguments: argparse.Namespace, work: Path) -> int:
     adopt_orphans()
     run = {
         options.READ: reading.run,
+        options.CHANNEL: reading.run,
         options.PUBLISH: publishing.run,
         options.PROGRAMS: programs.run,
     }[arguments.what]
@@ -118,7 +119,7 @@ def _show_again(arguments: argparse.Namespace) -> int:
         except (OSError, ValueError) as error:
             print(f"bench: {path}: {error}", file=sys.stderr)
             return 2
-    order = [row for rows in options.ROWS.values() for row in rows]
+    order = [*dict.fromkeys(row for rows in options.ROWS.values() for row in rows)]
     try:
         results = report.merged([part.results for part in parts], order)
     except ValueError as error:

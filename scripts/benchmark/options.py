@@ -12,9 +12,19 @@ from benchmark import programs, publishing, reading, table
 from benchmark.lab import Sizes
 from benchmark.plan import Plan
 
-READ, PUBLISH, PROGRAMS = "read", "publish", "programs"
-ROWS = {READ: table.ROWS, PUBLISH: publishing.ROWS, PROGRAMS: programs.ROWS}
-COLUMNS = {READ: reading.COLUMNS, PUBLISH: publishing.COLUMNS, PROGRAMS: programs.COLUMNS}
+READ, CHANNEL, PUBLISH, PROGRAMS = "read", "channel", "publish", "programs"
+ROWS = {
+    READ: table.ROWS,
+    CHANNEL: table.ROWS_OF_CHANNEL,
+    PUBLISH: publishing.ROWS,
+    PROGRAMS: programs.ROWS,
+}
+COLUMNS = {
+    READ: reading.COLUMNS,
+    CHANNEL: reading.COLUMNS_WITH_CHANNEL,
+    PUBLISH: publishing.COLUMNS,
+    PROGRAMS: programs.COLUMNS,
+}
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 

@@ -24,6 +24,7 @@ from benchmark.mounts import Mount, Mounts, Place, Processes
 from dserverfs.settings import TOKEN_FILE
 
 OURS = "dserverfs"
+CHANNEL = "channel"
 MOUNT_TIMEOUT_S = 60
 _UNKNOWN = "version unknown"
 
@@ -102,7 +103,7 @@ class Dserverfs(FusePeer):
 
     def unverified(self) -> Dserverfs:
         """Return the same, comparing nothing with the manifest."""
-        return Dserverfs("--verify", "off")
+        return type(self)(*self._options, "--verify", "off")
 
     def version(self) -> str:
         return _first_line([sys.executable, "-m", "dserverfs", "--version"])
@@ -119,6 +120,16 @@ class Dserverfs(FusePeer):
 
     def environment(self, lab: Lab) -> dict[str, str]:
         return {TOKEN_FILE: str(lab.token_file)}
+
+
+class WithChannel(Dserverfs):
+    """The same with a channel, which is shown beside it."""
+
+    name = CHANNEL
+    is_reference = True
+
+    def command_for(self, uri: str, place: Place) -> list[str]:
+        return [*super().command_for(uri, place), "--channel", "on"]
 
 
 class Rclone(FusePeer):
@@ -232,7 +243,7 @@ class LocalFiles:
 
 
 def all_peers() -> Sequence[Peer]:
-    return (Dserverfs(), Rclone(), S3fs(), WeedMount(), LocalFiles())
+    return (Dserverfs(), WithChannel(), Rclone(), S3fs(), WeedMount(), LocalFiles())
 
 
 def curl() -> str:

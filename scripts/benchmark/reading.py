@@ -12,14 +12,15 @@ from benchmark import machine
 from benchmark.lab import open_lab
 from benchmark.measuring import WrongAnswer
 from benchmark.mounts import Mounts
-from benchmark.peers import OURS, Missing, Peer, all_peers
+from benchmark.peers import CHANNEL, OURS, Missing, Peer, all_peers
 from benchmark.plan import Keeper, Plan
 from benchmark.report import Results
 from benchmark.rows import UNVERIFIED, Bench, Scenario
 from benchmark.table import SCENARIOS, titles
 
 CURL = "curl"
-COLUMNS = (*(peer.name for peer in all_peers()), CURL)
+COLUMNS_WITH_CHANNEL = (*(peer.name for peer in all_peers()), CURL)
+COLUMNS = tuple(name for name in COLUMNS_WITH_CHANNEL if name != CHANNEL)
 
 
 def run(plan: Plan, work: Path, keeper: Keeper) -> None:
@@ -34,7 +35,11 @@ def run(plan: Plan, work: Path, keeper: Keeper) -> None:
             if not (peer.name == OURS or peer.is_floor or peer.is_reference)
         ],
         [
-            *(peer.name for peer in all_peers() if peer.is_reference),
+            *(
+                peer.name
+                for peer in all_peers()
+                if peer.is_reference and (peer.name != CHANNEL or CHANNEL in plan.columns)
+            ),
             CURL,
             *(peer.name for peer in all_peers() if peer.is_floor),
         ],

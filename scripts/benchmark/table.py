@@ -26,10 +26,14 @@ SCENARIOS = (
         for round_trip_ms in distant_rows.ROUND_TRIPS_MS
     ),
     Scenario(("datasets-mount",), many_rows.datasets),
-    Scenario(("shown-list",), many_rows.shown),
+    Scenario(("shown-list", "shown-again"), many_rows.shown),
     Scenario(("many-first", "many-find", "many-second"), many_rows.many),
 )
 ROWS = tuple(row for scenario in SCENARIOS for row in scenario.rows)
+ROWS_OF_CHANNEL = (
+    *("random-warm-1", "random-warm-16", "tar-cold", "tar-disk", "list-first", "list-again"),
+    *("mount-list", "shown-list", "shown-again", "many-first", "many-find", "many-second"),
+)
 
 
 def titles(sizes: Sizes) -> dict[str, str]:
@@ -65,6 +69,7 @@ def titles(sizes: Sizes) -> dict[str, str]:
         },
         "datasets-mount": f"mount and ls of {sizes.many_datasets:,} datasets",
         "shown-list": f"ls -l of {sizes.shown_items:,}",
+        "shown-again": f"ls -l of {sizes.shown_items:,}, again",
         "many-first": f"mount of {sizes.many_items:,} items, first",
         "many-find": f"find in {sizes.many_items:,}",
         "many-second": f"mount of {sizes.many_items:,} items, second",

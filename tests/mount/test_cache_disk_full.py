@@ -117,7 +117,8 @@ def test_limit_on_the_size_of_files_is_none_on_what_can_be_read(
 ) -> None:
     limited = dataclasses.replace(current_user, _become=("prlimit", "--fsize=8192"))
     cache = ("--cache-dir", str(tmp_path / "cache"), "--read-only", "--log-level", "error")
-    with mounted(limited, server.base_uri, token, *cache) as base:
+    without = ("--channel", "auto")  # it cannot be started
+    with mounted(limited, server.base_uri, token, *cache, *without) as base:
         read_all(base, "unvisited")
 
 

@@ -6,16 +6,10 @@ its bytes; all else is passed on as it came, once, in its order.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import select
-import socket
-import tempfile
 import threading
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -23,126 +17,11 @@ from hypothesis import strategies as st
 
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.mount.channel import messages, wire
-from dserverfs.mount.channel.messages import Kind, Shared, Sockets
-from dserverfs.mount.channel.process import Channel
+from dserverfs.mount.channel.messages import Kind
+from tests.support.channel_bench import Bench, readable, running
 from tests.support.patience import LATE_S
 
 LENGTHS = (BLOCK_SIZE, BLOCK_SIZE, 70_001)  # of an item's blocks
-
-
-class Answer(NamedTuple):
-    unique: int
-    errno: int
-    data: bytes
-
-
-class Bench:
-    """The channel in a thread, and all that is around it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for each in (self.kernel, device):
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        self.ours, theirs = Sockets.pair()
-        memory = Shared.create()
-        self.shared = Shared(memory)
-        os.close(memory)
-        self.path = directory / "blocks"
-        self.fault: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(theirs,), daemon=True)
-        self._thread.start()
-        with device:
-            told = messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE)
-            socket.send_fds(self.ours.messages, [told], [device.fileno()])
-        self._unique = 0
-        self.touched: list[tuple[int, ...]] = []
-
-    def await_touched(self, number: int) -> list[tuple[int, ...]]:
-        """Return what was told of reads, when it is so many."""
-        while len(self.touched) < number:
-            message = readable(self.ours.messages).recv(messages.MAX_BYTES)
-            self.touched.append(messages.TOUCHED.unpack(message))
-        return self.touched
-
-    def _run(self, theirs: Sockets) -> None:
-        try:
-            Channel(theirs, self.shared).run()
-        except BaseException as error:  # noqa: BLE001 - told by `close`
-            self.fault = error
-        finally:
-            theirs.close()
-
-    def close(self) -> None:
-        self.kernel.close()
-        self.ours.end()
-        self._thread.join(LATE_S)
-        assert not self._thread.is_alive()
-        if self.fault is not None:
-            raise self.fault
-
-    # The kernel
-
-    def ask(self, opcode: int, inode: int, body: bytes) -> tuple[int, bytes]:
-        """Ask; return the number of the request, and all of it."""
-        self._unique += 1
-        length = wire.REQUEST.size + len(body)
-        request = wire.REQUEST.pack(length, opcode, self._unique, inode, 0, 0, 0, 0, 0) + body
-        self.kernel.send(request)
-        return self._unique, request
-
-    def read(self, inode: int, offset: int, size: int, handle: int = 1) -> Answer | None:
-        """Return what the channel answers; None if it passes the request on as it is."""
-        body = wire.READ.pack(handle, offset, size, 0, 0, 0, 0)
-        unique, request = self.ask(wire.Opcode.READ, inode, body)
-        while True:
-            if readable(self.kernel, self.ours.messages) is self.kernel:
-                answer = answer_in(self.kernel.recv(1 << 21))
-                assert answer.unique == unique
-                return answer
-            message = self.ours.messages.recv(messages.MAX_BYTES)
-            if messages.KIND.unpack_from(message)[0] == Kind.READ:
-                assert message[messages.READ_AT :] == request
-                return None
-            self.touched.append(messages.TOUCHED.unpack(message))
-
-    # The daemon
-
-    def tell(self, inode: int, index: int, number: int, length: int, start: int) -> None:
-        message = messages.BLOCK.pack(Kind.BLOCK, length, inode, index, number, start)
-        with self.path.open("rb") as file:
-            socket.send_fds(self.ours.messages, [message], [file.fileno()])
-
-    def lose(self, inode: int, index: int, number: int) -> None:
-        self.ours.messages.send(messages.LOST.pack(Kind.LOST, 0, inode, index, number))
-
-    def forget(self, inode: int) -> None:
-        self.ours.messages.send(messages.FORGET.pack(Kind.FORGET, 0, inode))
-        assert readable(self.ours.forgotten) is self.ours.forgotten
-        self.ours.forgotten.recv(messages.MAX_BYTES)
-
-
-def readable(*sockets: socket.socket) -> socket.socket:
-    """Return the first socket from which something can be read."""
-    found, _, _ = select.select(sockets, [], [], LATE_S)
-    assert found, "nothing comes"
-    first: socket.socket = found[0]
-    return first
-
-
-def answer_in(reply: bytes) -> Answer:
-    length, errno, unique = wire.REPLY.unpack_from(reply)
-    assert length == len(reply)
-    return Answer(unique, -errno, reply[wire.REPLY.size :])
-
-
-@contextlib.contextmanager
-def running() -> Iterator[Bench]:
-    with tempfile.TemporaryDirectory() as directory:
-        bench = Bench(Path(directory))
-        try:
-            yield bench
-        finally:
-            bench.close()
 
 
 @pytest.fixture
@@ -214,9 +93,9 @@ def test_warm_block_is_answered_and_told_once_for_each_handle(bench: Bench) -> N
         assert answer.data == content[4096:8192]
 
     assert bench.await_touched(2) == [
-        (Kind.TOUCHED, 4096, handle, 2 * BLOCK_SIZE + 4096) for handle in (3, 4)
+        (Kind.TOUCHED, 4096, handle, 2 * BLOCK_SIZE + 4096, 9) for handle in (3, 4)
     ]
-    assert bench.shared.counts == (3, 3 * 4096)
+    assert bench.shared.counts == (3, 3 * 4096, 0)
     bench.ask(wire.Opcode.RELEASE, 9, wire.RELEASE.pack(3) + bytes(16))
     assert readable(bench.ours.libfuse).recv(1000)
     assert bench.read(9, 2 * BLOCK_SIZE, 10, 3) is not None

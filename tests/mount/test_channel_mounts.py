@@ -8,17 +8,22 @@ import os
 import random
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dserverfs.base.errors import UsageError
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.base.mountinfo import find_mounted
+from dserverfs.mount import daemon
+from dserverfs.mount.channel import messages
 from tests.support.accounts import Account
 from tests.support.dtool_datasets import content_of, make_dataset
-from tests.support.mount_daemons import Remountable, remountable, wait_for_end
+from tests.support.mount_daemons import Remountable, remountable, stopped, wait_for, wait_for_end
 from tests.support.mounts import publish
+from tests.support.patience import LATE_S
 from tests.support.servers import ServerHandle
 
 SIZE = 5 * BLOCK_SIZE + 4321
@@ -124,23 +129,23 @@ def test_dataset_is_made_and_frozen(
 def test_end_of_the_channel_is_the_end_of_the_mount(
     mount: Remountable, number: signal.Signals
 ) -> None:
-    daemon = mount.daemon()
-    channel = channel_of(daemon)
+    pid = mount.daemon()
+    channel = channel_of(pid)
 
     os.kill(channel, number)
 
     if number == signal.SIGTERM:  # it is the daemon's to end
         assert (mount.path / "data/small").read_bytes() == b"small\n"
         os.kill(channel, signal.SIGKILL)
-    wait_for_end(daemon)
+    wait_for_end(pid)
     with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
         os.listdir(mount.path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda each: each.name)
 def test_channel_ends_with_the_daemon(mount: Remountable, number: signal.Signals) -> None:
-    daemon = mount.daemon()
-    channel = channel_of(daemon)
+    pid = mount.daemon()
+    channel = channel_of(pid)
     fd = os.open(mount.path / "data/large", os.O_RDONLY)
     os.read(fd, 10)
 
@@ -157,11 +162,41 @@ def test_channel_ends_with_the_daemon(mount: Remountable, number: signal.Signals
 
 
 def test_unmounting_leaves_no_process(mount: Remountable, current_user: Account) -> None:
-    daemon = mount.daemon()
-    channel = channel_of(daemon)
+    pid = mount.daemon()
+    channel = channel_of(pid)
 
     done = current_user.dserverfs("umount", mount.path)
 
     assert (done.returncode, done.stderr) == (0, "")
-    wait_for_end(daemon)
+    wait_for_end(pid)
     wait_for_end(channel)
+
+
+@pytest.mark.expects_log("mounted without a channel, which cannot be started")
+def test_channel_that_cannot_be_started_is_left_out_or_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> int:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    monkeypatch.setattr(messages.Shared, "create", fail)
+
+    assert daemon.started_channel("off") is None
+    assert daemon.started_channel("auto") is None
+    with pytest.raises(UsageError, match=r"--channel on: the channel cannot be started: .*files"):
+        daemon.started_channel("on")
+
+
+@pytest.mark.parametrize("command", [["stat", "--file-system"], ["stat", "--cached=never"]])
+def test_who_asks_a_daemon_that_does_not_answer_can_be_killed(
+    mount: Remountable, command: list[str]
+) -> None:
+    with stopped(mount.daemon()):
+        asking = subprocess.Popen([*command, mount.path])
+        try:
+            waits = Path(f"/proc/{asking.pid}/wchan")
+            wait_for(lambda: "request_wait" in waits.read_text(), "that it waits for an answer")
+        finally:
+            asking.kill()
+
+        assert asking.wait(LATE_S) == -signal.SIGKILL

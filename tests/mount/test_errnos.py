@@ -23,7 +23,10 @@ REQUESTS = sorted(
     name for name, handler in vars(Operations).items() if hasattr(handler, "__wrapped__")
 )
 OF_LOST_NAMES = {"link", "rename", "rmdir", "unlink"}
-OF_OPEN = {"read", "readdir", "write", "fsync", "fsyncdir", "release", "releasedir", "statfs"}
+OF_OPEN = {
+    *("read", "readdir", "write", "fsync", "fsyncdir", "release", "releasedir", "statfs"),
+    *("open_as_channel", "tell_rows"),
+}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 

@@ -79,9 +79,8 @@ def test_given_device_is_read_written_frozen_asked_and_unmounted_by_who_mounted_
 ) -> None:
     upload(server, {"a/b": b"content"}, name="given-frozen")
 
-    done = device.serve(
-        user, server.base_uri, env, "--freeze-delay", "manual", "-o", "nodev,umask=0077"
-    )
+    options = ("--freeze-delay", "manual", "-o", "nodev,umask=0077", "--channel", "on")
+    done = device.serve(user, server.base_uri, env, *options)
     assert (done.returncode, done.stderr) == (
         0,
         "dserverfs: -o nodev: passed over; the program that mounted"
@@ -124,7 +123,7 @@ def test_given_device_is_read_written_frozen_asked_and_unmounted_by_who_mounted_
 
 
 @by_root
-@pytest.mark.parametrize("fstype", ["fuse", "fuse.dserverfs"])
+@pytest.mark.parametrize(("fstype", "channel"), [("fuse", "on"), ("fuse.dserverfs", "off")])
 def test_daemon_of_a_given_device_that_is_killed_leaves_it_dead(
     fuse: None,
     user: Account,
@@ -132,12 +131,13 @@ def test_daemon_of_a_given_device_that_is_killed_leaves_it_dead(
     env: Mapping[str, str],
     tmp_path: Path,
     fstype: str,
+    channel: str,
 ) -> None:
     """As long as nothing else has the device open: so no child of the daemon may have it."""
     owner = pwd.getpwnam(user.name)
     path = user.home / f"killed-{fstype}"
     with mounted_device(path, owner.pw_uid, owner.pw_gid, fstype=fstype) as device:
-        assert device.serve(user, server.base_uri, env).returncode == 0
+        assert device.serve(user, server.base_uri, env, "--channel", channel).returncode == 0
         pid = daemon_of(env)
         device.close()
         assert status(user, path)["state"] == "directory"
@@ -186,7 +186,9 @@ def test_daemon_in_the_foreground_tells_its_manager_and_ends_without_unmounting(
 
 
 @by_root
-@pytest.mark.parametrize("options", [[], ["--allow-other"]], ids=["alone", "with others"])
+@pytest.mark.parametrize(
+    "options", [[], ["--allow-other"], ["--channel", "on"]], ids=["alone", "with others", "channel"]
+)
 def test_others_whom_the_kernel_lets_in_read_only_if_asked_to_and_write_nothing(
     fuse: None,
     user: Account,
@@ -216,7 +218,8 @@ def test_others_whom_the_kernel_lets_in_read_only_if_asked_to_and_write_nothing(
             assert tried.returncode == 0 or any(one in tried.stderr for one in said)
             return tried.returncode == 0
 
-        may_read = bool(options)
+        user.run("ls", "-l", frozen / "data/a", check=True)
+        may_read = "--allow-other" in options
         assert other("cat", frozen / "data/a/b") is may_read
         assert other("ls", frozen / "data") is may_read
         assert not other("cat", staged / "file")

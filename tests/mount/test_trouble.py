@@ -289,7 +289,9 @@ def test_killed_daemon_leaves_a_dead_mount_that_can_be_mounted_over(
         os.kill(pid, signal.SIGKILL)
         wait_for_end(pid)
         listed = account.run("ls", path)
-        assert os.strerror(errno.ENOTCONN) in listed.stderr
+        # A channel may end a moment later, while it is asked.
+        said = [os.strerror(number) for number in (errno.ENOTCONN, errno.ECONNABORTED)]
+        assert any(one in listed.stderr for one in said)
         assert listed.stdout == ""
 
         again = account.dserverfs("mount", server.base_uri, path, env={"DSERVER_TOKEN": token})

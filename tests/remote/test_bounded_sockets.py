@@ -169,7 +169,7 @@ def test_plain_server_is_told_from_a_slow_one_with_tls(tmp_path: Path, is_plain:
     listening_now = threading.Event()
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    assert listening_now.wait(10)
+    assert listening_now.wait(LATE_S)
     transport = ServerTransport(
         f"https://127.0.0.1:{ports[0]}", TokenSource("token", None), trust=Trust(verify=False)
     )
@@ -182,7 +182,7 @@ def test_plain_server_is_told_from_a_slow_one_with_tls(tmp_path: Path, is_plain:
             assert answer.json() == {}
     finally:
         transport.close()
-        thread.join(10)
+        thread.join(LATE_S)
     assert asked.is_set()
 
 

@@ -11,7 +11,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from tests.support.leftovers import ROOT_VARIABLE, USER_PREFIX
 from tests.support.patience import LATE_S
 
 _PACKAGE = Path(dserverfs.__file__).resolve().parent
+# `on`: mounts that the tests make have a channel, but for those that say themselves.
+_CHANNEL_VARIABLE = "DSERVERFS_TEST_CHANNEL"
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Account:
         return [*self._become, *arguments]
 
     def dserverfs_command(self, *arguments: str | Path) -> list[str | Path]:
-        return self.command(self.python, "-m", "dserverfs", *arguments)
+        return self.command(self.python, "-m", "dserverfs", *with_channel(arguments))
 
     def run(
         self,
@@ -67,9 +69,8 @@ class Account:
         check: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         """Run `dserverfs ARGUMENTS...` as this user."""
-        return self.run(
-            self.python, "-m", "dserverfs", *arguments, env=env, timeout_s=timeout_s, check=check
-        )
+        command = (self.python, "-m", "dserverfs", *with_channel(arguments))
+        return self.run(*command, env=env, timeout_s=timeout_s, check=check)
 
     def spawn(
         self, *arguments: str | Path, env: Mapping[str, str] | None = None
@@ -82,6 +83,14 @@ class Account:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+
+
+def with_channel(arguments: Sequence[str | Path]) -> Sequence[str | Path]:
+    """Return the arguments of a command, of a mount with a channel if the run is to have them."""
+    channel = os.environ.get(_CHANNEL_VARIABLE)
+    if channel is None or arguments[:1] != ("mount",) or "--channel" in arguments:
+        return arguments
+    return ("mount", "--channel", channel, *arguments[1:])
 
 
 def current(root: Path) -> Account:

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from dserverfs.base.mountinfo import find_mounted
 from dserverfs.server.web import WebServer
-from tests.support.accounts import Account
+from tests.support.accounts import Account, with_channel
 from tests.support.child_processes import spawn
 from tests.support.front import Front, front
 from tests.support.mounts import detach
@@ -164,7 +164,7 @@ class World:
         command = _hurried(
             self._account,
             directory,
-            *("mount", "--foreground", "--freeze-delay", "manual"),
+            *with_channel(("mount", "--foreground", "--freeze-delay", "manual")),
             *("--cache-dir", directory / "cache", "--staging-dir", directory / "staging"),
             *("--log-file", directory / "log", self.server_uri, self.mount),
         )

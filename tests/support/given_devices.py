@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.accounts import Account
+from tests.support.accounts import Account, with_channel
 from tests.support.child_processes import SETPRIV
 from tests.support.leftovers import GIVEN
 
@@ -43,8 +43,10 @@ class Device:
 
     def command(self, account: Account, uri: str, *options: str) -> list[str | Path]:
         """Return the command that serves it, without any privilege of its own."""
-        serve = ("-m", "dserverfs", "mount", uri, f"/dev/fd/{self.fd}", *options)
-        return account.command(SETPRIV, "--no-new-privs", "--", account.python, *serve)
+        serve = with_channel(("mount", uri, f"/dev/fd/{self.fd}", *options))
+        return account.command(
+            SETPRIV, "--no-new-privs", "--", account.python, "-m", "dserverfs", *serve
+        )
 
     def serve(
         self, account: Account, uri: str, env: Mapping[str, str], *options: str

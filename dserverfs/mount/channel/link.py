@@ -1,6 +1,7 @@
 """The daemon's end of the channel: starts it, tells it of blocks, and answers the kernel.
 
-`tell` and `forget` may be called in any thread, all else in the event loop. A block is taken
+`tell`, `forget`, `take_back` and `let_open` may be called in any thread, all else in the event
+loop. A block is taken
 back when it is not hot any more, which is when nothing in this process refers to it.
 """
 
@@ -48,24 +49,27 @@ class Link:
 
     @classmethod
     def start(cls) -> Link:
-        """Start the channel's process; it goes on to start while this one goes on."""
-        ours, theirs = Sockets.pair()
-        memory = Shared.create()
-        fds = [*(each.fileno() for each in theirs), memory]
-        try:
-            running = subprocess.Popen(
-                child_processes.module_command(_PROGRAM, *map(str, fds)),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                env=child_processes.environment(),
-                pass_fds=fds,
-            )
+        """Start the channel's process, which goes on to start meanwhile; raises OSError."""
+        with contextlib.ExitStack() as stack:
+            memory = Shared.create()
+            stack.callback(os.close, memory)
+            ours, theirs = Sockets.pair()
+            stack.callback(theirs.close)
+            fds = [*(each.fileno() for each in theirs), memory]
+            try:
+                running = subprocess.Popen(
+                    child_processes.module_command(_PROGRAM, *map(str, fds)),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    env=child_processes.environment(),
+                    pass_fds=fds,
+                )
+            except BaseException:
+                ours.close()
+                raise
             return cls(running, ours, Shared(memory))
-        finally:
-            theirs.close()
-            os.close(memory)
 
     @property
     def counts(self) -> Counts:
@@ -74,10 +78,18 @@ class Link:
 
     def mount(self, path: Path, options: Iterable[str]) -> str:
         """Mount at a directory; return what libfuse is to be told to mount. Raises UsageError."""
-        self._device = device.mount(path, options)
-        socket.send_fds(
-            self._messages, [messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE)], [self._device]
-        )
+        return self._serve(device.mount(path, options), messages.EVERYBODY)
+
+    def take(self, given: int, owner: int) -> str:
+        """Serve a device that is mounted already; as `mount`.
+
+        Whom it answers is not known to the kernel: others than `owner` and root are the daemon's.
+        """
+        return self._serve(given, owner)
+
+    def _serve(self, fd: int, owner: int) -> str:
+        self._device = fd
+        self._send(messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE, owner), fd)
         # libfuse closes the one that it is given.
         return f"/dev/fd/{os.dup(self._sockets.libfuse.fileno())}"
 
@@ -114,9 +126,40 @@ class Link:
         with self._forgetting:
             for key in [key for key in list(self._told) if key[0] == inode]:
                 self._told.pop(key, None)
-            self._send(messages.FORGET.pack(Kind.FORGET, 0, inode))
-            with contextlib.suppress(OSError):  # it has ended, and answers nothing
-                self._sockets.forgotten.recv(messages.MAX_BYTES)
+            self._wait_for_locked(messages.FORGET.pack(Kind.FORGET, 0, inode))
+
+    def tell_dataset(self, base: int) -> None:
+        """Let the channel answer about rows of a frozen dataset, and ask for pieces of them."""
+        self._send(messages.DATASET.pack(Kind.DATASET, 0, base))
+
+    def tell_rows(self, base: int, number: int, piece: bytes) -> None:
+        """Give the channel a piece of a dataset's rows."""
+        fd = os.memfd_create("dserverfs-rows")
+        try:
+            os.write(fd, piece)
+            self._send(messages.PIECE.pack(Kind.ROWS, 0, base, number), fd)
+        finally:
+            os.close(fd)
+
+    def tell_no_rows(self, base: int, number: int, errno: int) -> None:
+        """Say that there is no such piece: what waits for it ends with that errno."""
+        self._send(messages.PIECE.pack(Kind.NO_ROWS, errno, base, number))
+
+    def take_back(self, base: int) -> None:
+        """Have the channel answer nothing about a dataset; waits until that is so."""
+        with self._forgetting:
+            self._wait_for_locked(messages.DATASET.pack(Kind.TAKE_BACK, 0, base))
+
+    def let_open(self, opens: bool) -> None:
+        """Say whether the channel may open items by itself; waits until that is so."""
+        with self._forgetting:
+            self._wait_for_locked(messages.OPENS.pack(Kind.OPENS, opens))
+
+    def _wait_for_locked(self, message: bytes) -> None:
+        """Send a message, and return when it is in force."""
+        self._send(message)
+        with contextlib.suppress(OSError):  # it has ended, and answers nothing
+            self._sockets.forgotten.recv(messages.MAX_BYTES)
 
     def _lost(self, inode: int, index: int, number: int, block: int) -> None:
         if self._told.get((inode, index)) == block:

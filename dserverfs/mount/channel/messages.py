@@ -1,12 +1,18 @@
 """What the channel and the daemon tell each other, each message in a packet of its own.
 
-    channel to daemon                 daemon to channel
-    READ     a read to be answered    DEVICE  the FUSE device (with its descriptor)
-    WRITE    the slot it lies in      BLOCK   a block that may be read (with its descriptor)
-    TOUCHED  a block that was read    LOST    a block that may be read no more
-    ENDED    unmounted                FORGET  no block of an inode may be read any more
-    FAILED   a fault, in words        FREE    a slot that may be used again
+    channel to daemon                   daemon to channel
+    READ      a read to be answered     DEVICE     the FUSE device (with its descriptor)
+    WRITE     the slot it lies in       BLOCK      a block to read (with its descriptor)
+    TOUCHED   a block that was read     LOST       a block that may be read no more
+    RELEASED  a handle of the channel   FORGET     no block of an inode may be read any more
+              that the daemon knows     FREE       a slot that may be used again
+    WANTED    a piece of the rows of    DATASET    a dataset whose rows may be answered
+              a dataset                 ROWS       a piece of them (with a file that has it)
+    ENDED     unmounted                 NO_ROWS    why there is none
+    FAILED    a fault, in words         TAKE_BACK  no row of a dataset may be answered any more
+                                        OPENS      whether the channel may open items
 
+Each FORGET, TAKE_BACK and OPENS comes back, over a socket of its own, when it is in force.
 `Shared` is the memory that both have: counts of the channel, and slots for writes, which are
 too long for a packet. Pure but for that.
 """
@@ -24,7 +30,7 @@ from typing import NamedTuple
 from dserverfs.mount.channel.wire import MAX_REQUEST_BYTES
 
 SLOTS = 8
-_COUNTS = Struct("=QQ")
+_COUNTS = Struct("=QQQ")
 _PAGE = 4096
 
 
@@ -41,18 +47,31 @@ class Kind(IntEnum):
     FORGET = 8
     FREE = 9
     FAILED = 10
+    RELEASED = 11
+    WANTED = 12
+    DATASET = 13
+    ROWS = 14
+    NO_ROWS = 15
+    TAKE_BACK = 16
+    OPENS = 17
 
 
 KIND = Struct("=I")
-DEVICE = Struct("=II")  # kind, bytes of a block
+DEVICE = Struct("=III")  # kind, bytes of a block, whom it answers beside root
+EVERYBODY = 0xFFFFFFFF  # the kernel has compared modes
 READ_AT = KIND.size  # where the kernel's request begins in a READ
 WRITE = Struct("=III")  # kind, slot, length of the request
-TOUCHED = Struct("=IIQQ")  # kind, size, handle, offset
+TOUCHED = Struct("=IIQQQ")  # kind, size, handle, offset, inode
+RELEASED = Struct("=IIQ")  # kind, padding, handle
 ENDED = Struct("=I")
 BLOCK = Struct("=IIQQQQ")  # kind, length, inode, index, number, start in the file
 LOST = Struct("=IIQQQ")  # kind, padding, inode, index, number
 FORGET = Struct("=IIQ")  # kind, padding, inode
 FREE = Struct("=II")  # kind, slot
+# What the rows of a dataset count from is its base.
+DATASET = Struct("=IIQ")  # kind, padding, base; of TAKE_BACK as well
+PIECE = Struct("=IIQQ")  # kind, errno, base, number of the piece; of WANTED, ROWS and NO_ROWS
+OPENS = Struct("=II")  # kind, 1 or 0
 MAX_FAILED_BYTES = 3000  # of text
 MAX_BYTES = 16 * 1024  # of any message
 
@@ -62,7 +81,7 @@ class Sockets(NamedTuple):
 
     libfuse: socket.socket  # requests and replies of the kernel
     messages: socket.socket
-    forgotten: socket.socket  # each FORGET comes back, when it is in force
+    forgotten: socket.socket  # what was taken back comes back, when it is in force
 
     @classmethod
     def pair(cls) -> tuple[Sockets, Sockets]:
@@ -88,9 +107,10 @@ class Counts(NamedTuple):
 
     reads: int
     read_bytes: int
+    others: int  # requests about names, attributes, listings and handles
 
 
-NOTHING = Counts(0, 0)
+NOTHING = Counts(0, 0, 0)
 
 
 class Shared:
@@ -117,6 +137,6 @@ class Shared:
     def counts(self) -> Counts:
         return Counts(*_COUNTS.unpack_from(self._view, 0))
 
-    def note(self, reads: int, read_bytes: int) -> None:
+    def note(self, reads: int, read_bytes: int, others: int) -> None:
         """Set the counts; by the channel alone."""
-        _COUNTS.pack_into(self._view, 0, reads, read_bytes)
+        _COUNTS.pack_into(self._view, 0, reads, read_bytes, others)

@@ -1,14 +1,17 @@
 """The channel's process: between the kernel and the daemon, one thread, no waiting.
 
 It reads the requests of the kernel from the FUSE device. A READ of a block that the daemon
-has told it of is answered here. Other READs and WRITEs go to the daemon as messages, and the
-daemon answers them on the device; all other requests go to libfuse as they are, and its
-replies come back. INTERRUPT is not passed on: it is about requests that libfuse may not know,
-and nobody would act on it.
+has told it of is answered here, and so is what `frozen` can answer. Other READs and WRITEs go
+to the daemon as messages, and the daemon answers them on the device; all other requests go to
+libfuse as they are, and its replies come back. INTERRUPT is not passed on: it is about requests
+that libfuse may not know. If it is about a request that only asks, and who asked is dying, this
+one ends here: the kernel waits for what was taken from the device, so that with a daemon that
+does not answer the program could not be killed.
 
-The rule for an answer from here: the daemon has told the block, with its descriptor, after all
-of it was compared with its checksums and its item with the manifest; and it has not taken it
-back. A read that is not wholly in one such block, or not in the page cache, is the daemon's.
+The rule for an answer to a READ from here: the daemon has told the block, with its descriptor,
+after all of it was compared with its checksums and its item with the manifest; and it has not
+taken it back. A read that is not wholly in one such block, or not in the page cache, is the
+daemon's.
 
 Ends when the mount or the daemon does. A fault here ends the mount (ENOTCONN).
 """
@@ -23,18 +26,42 @@ import resource
 import select
 import signal
 import socket
+import struct
 import sys
 import traceback
 from collections import deque
 from typing import NamedTuple
 
 from dserverfs.mount.channel import messages, wire
+from dserverfs.mount.channel.frozen import FIRST_HANDLE, OF_OPEN, Answer, Frozen, Key, Missing
 from dserverfs.mount.channel.messages import Kind, Shared, Sockets
+from dserverfs.mount.channel.rows import Piece
 from dserverfs.mount.channel.wire import Opcode
 
 BURST = 64  # requests that are taken before other descriptors are looked at
 SPINS = 15  # looks for the next request of a reader that was answered: to sleep takes longer
-MAX_QUEUED = 1024  # messages that could not be sent; until they are, no request is taken
+# Messages that could not be sent, and requests that wait for a piece; until they are fewer, no
+# request is taken.
+MAX_QUEUED = 1024
+# Requests that wait for a piece: it is about to be told. For others the daemon knows as much.
+_WAIT = frozenset({Opcode.OPENDIR, Opcode.READDIRPLUS})
+
+
+# Requests that may end with EINTR while the daemon still answers them: it then keeps nothing,
+# neither a handle nor a look-up, that the kernel was to have and give back.
+_ONLY_ASK = frozenset(
+    {
+        Opcode.GETATTR,
+        Opcode.GETXATTR,
+        Opcode.LISTXATTR,
+        Opcode.READ,
+        Opcode.READLINK,
+        Opcode.STATFS,
+        Opcode.STATX,
+    }
+)
+MAX_NOTED = 4096  # of these
+_KILLED = 1 << (signal.SIGKILL - 1)  # pending for every thread of a process that is to end
 
 
 class _Told(NamedTuple):
@@ -88,13 +115,22 @@ class Channel:
         self._touched: dict[int, set[int]] = {}  # indices of blocks, by handle
         self._free = deque(range(messages.SLOTS))
         self._reply = memoryview(bytearray(wire.REPLY.size + wire.MAX_DATA_BYTES))
-        self._answer = memoryview(bytearray(wire.MAX_REQUEST_BYTES))
-        self._reads = self._read_bytes = 0
+        self._reply_of_libfuse = memoryview(bytearray(wire.MAX_REQUEST_BYTES))
+        self._reads = self._read_bytes = self._others = 0
+        self._frozen = Frozen()
+        self._asked: set[Key] = set()  # pieces; each is told, or that there is none
+        self._waiting: dict[Key, list[bytes]] = {}  # requests, by the piece that they need
+        self._number_waiting = 0
+        self._passed: dict[int, int] = {}  # who asked, by the number of the request
         self._poll = select.poll()
         self._wanted: dict[int, int] = {}
 
     def run(self) -> None:
         """Serve until the mount or the daemon ends."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the daemon has ended
+            self._serve()
+
+    def _serve(self) -> None:
         daemon, libfuse = self._daemon.sock.fileno(), self._libfuse.sock.fileno()
         while True:
             self._want(daemon, select.POLLIN | (select.POLLOUT if self._daemon.queue else 0))
@@ -124,8 +160,11 @@ class Channel:
     def say(self, last: bytes) -> None:
         """Tell the daemon the last message; return when it has ended the connections.
 
-        Until then libfuse must not find the end of its own.
+        Until then libfuse must not find the end of its own. Who waits for something to be in
+        force need not wait: nothing is answered any more.
         """
+        with contextlib.suppress(OSError):
+            self._forgotten.shutdown(socket.SHUT_RDWR)
         daemon = self._daemon.sock
         daemon.setblocking(True)
         with contextlib.suppress(ConnectionError):
@@ -140,14 +179,14 @@ class Channel:
             self._poll.register(fd, events)
 
     def _has_room(self) -> bool:
-        return bool(self._free) and len(self._daemon.queue) + len(self._libfuse.queue) < MAX_QUEUED
+        queued = len(self._daemon.queue) + len(self._libfuse.queue) + self._number_waiting
+        return bool(self._free) and queued < MAX_QUEUED
 
     # From the kernel
 
     def _take_requests(self) -> None:
         """Answer or pass on what requests there are, up to a bound; raises Unmounted."""
-        device, blocks, reply = self._device, self._blocks, self._reply
-        block_bytes = self._block_bytes
+        device = self._device
         slot = self._shared.slot(self._free[0])
         buffers = [slot]
         spins = 0
@@ -167,31 +206,100 @@ class Channel:
                 raise
             if not length:
                 raise Unmounted
-            _, opcode, unique, inode, *_ = wire.REQUEST.unpack_from(slot)
-            if opcode == Opcode.READ:
-                handle, offset, size, *_ = wire.READ.unpack_from(slot, wire.REQUEST.size)
-                told = blocks.get(inode)
-                block = None if told is None else told.get(offset // block_bytes)
-                count = 0 if block is None else self._read(block, offset % block_bytes, size)
-                if count:
-                    wire.REPLY.pack_into(reply, 0, wire.REPLY.size + count, 0, unique)
-                    self._write(reply[: wire.REPLY.size + count])
-                    self._note(handle, offset, count)
+            if length < wire.REQUEST.size:
+                continue  # nobody could be answered
+            told_length, opcode, unique, inode, _, _, pid, *_ = wire.REQUEST.unpack_from(slot)
+            if told_length != length:
+                self._respond(unique, errno.EIO)
+            elif opcode == Opcode.READ and length >= wire.READ_BYTES:
+                if self._answer_read(slot, unique, inode):
                     spins = SPINS
                 else:
-                    self._daemon.send(messages.KIND.pack(Kind.READ) + slot[: wire.READ_BYTES])
-            elif opcode == Opcode.WRITE:
+                    self._note_passed(opcode, unique, pid)
+            elif opcode == Opcode.WRITE and length >= wire.WRITE_BYTES:
                 self._daemon.send(messages.WRITE.pack(Kind.WRITE, self._free.popleft(), length))
                 if not self._has_room():
                     return
                 slot = self._shared.slot(self._free[0])
                 buffers = [slot]
+            elif opcode in self._frozen.handlers and self._answer(slot[:length]):
+                spins = SPINS
+                if not self._has_room():
+                    return
             elif opcode != Opcode.INTERRUPT:
-                if opcode == Opcode.RELEASE:
-                    self._touched.pop(wire.RELEASE.unpack_from(slot, wire.REQUEST.size)[0], None)
+                self._note_passed(opcode, unique, pid)
                 self._libfuse.send(slot[:length])
                 if self._libfuse.queue:
                     return
+            elif length >= wire.REQUEST.size + wire.INTERRUPT.size:
+                self._interrupt(*wire.INTERRUPT.unpack_from(slot, wire.REQUEST.size))
+
+    def _note_passed(self, opcode: int, unique: int, pid: int) -> None:
+        if opcode in _ONLY_ASK:
+            self._passed[unique] = pid
+            if len(self._passed) > MAX_NOTED:
+                del self._passed[next(iter(self._passed))]
+
+    def _interrupt(self, unique: int) -> None:
+        """End a request that only asks, if who asked is dying; one that is answered is no more."""
+        pid = self._passed.pop(unique, 0)
+        if pid and _is_dying(pid):
+            self._respond(unique, errno.EINTR)
+
+    def _answer_read(self, request: memoryview, unique: int, inode: int) -> bool:
+        """Answer a READ from a block; else have the daemon do it, and return False."""
+        handle, offset, size, *_ = wire.READ.unpack_from(request, wire.REQUEST.size)
+        told = self._blocks.get(inode)
+        block = None if told is None else told.get(offset // self._block_bytes)
+        count = 0 if block is None else self._read(block, offset % self._block_bytes, size)
+        if not count:
+            self._daemon.send(messages.KIND.pack(Kind.READ) + request[: wire.READ_BYTES])
+            if handle >= FIRST_HANDLE:
+                self._touched.setdefault(handle, set())
+            return False
+        wire.REPLY.pack_into(self._reply, 0, wire.REPLY.size + count, 0, unique)
+        self._write(self._reply[: wire.REPLY.size + count])
+        self._note(inode, handle, offset, count)
+        return True
+
+    def _answer(self, request: memoryview) -> bool:
+        """Answer a request that is about rows, now or when they are told; else return False."""
+        _, opcode, unique, inode, uid, *_ = wire.REQUEST.unpack_from(request)
+        frozen, body = self._frozen, request[wire.REQUEST.size :]
+        answer = None
+        try:
+            if opcode in OF_OPEN or frozen.admits(uid):
+                answer = frozen.handlers[opcode](inode, body)
+            if opcode == Opcode.RELEASE:
+                self._released(body)
+        except Missing as missing:
+            if opcode not in _WAIT:
+                return False
+            self._waiting.setdefault(missing.key, []).append(bytes(request))
+            self._number_waiting += 1
+            self._ask(missing.key)
+            return True
+        except struct.error:  # it is shorter than the kernel makes it
+            return False
+        if answer is None:
+            return False
+        self._respond(unique, answer)
+        self._others += 1
+        self._shared.note(self._reads, self._read_bytes, self._others)
+        if frozen.ahead is not None:
+            self._ask(frozen.ahead)
+            frozen.ahead = None
+        return True
+
+    def _ask(self, key: Key) -> None:
+        if key not in self._asked:
+            self._asked.add(key)
+            self._daemon.send(messages.PIECE.pack(Kind.WANTED, 0, *key))
+
+    def _released(self, body: memoryview) -> None:
+        (handle,) = wire.RELEASE.unpack_from(body)
+        if self._touched.pop(handle, None) is not None and handle >= FIRST_HANDLE:
+            self._daemon.send(messages.RELEASED.pack(Kind.RELEASED, 0, handle))
 
     def _read(self, block: _Told, start: int, size: int) -> int:
         """Read from a block behind the header of the reply; return 0 if the daemon has to."""
@@ -206,11 +314,11 @@ class Channel:
             return 0
         return count if count == wanted else 0
 
-    def _note(self, handle: int, offset: int, count: int) -> None:
+    def _note(self, inode: int, handle: int, offset: int, count: int) -> None:
         """Count a read, and tell the daemon of the first one of each block."""
         self._reads += 1
         self._read_bytes += count
-        self._shared.note(self._reads, self._read_bytes)
+        self._shared.note(self._reads, self._read_bytes, self._others)
         touched = self._touched.get(handle)
         if touched is None:
             touched = self._touched[handle] = set()
@@ -218,12 +326,22 @@ class Channel:
         if index not in touched:
             touched.add(index)
             with contextlib.suppress(BlockingIOError):  # it is a hint: what to fetch ahead
-                self._daemon.sock.send(messages.TOUCHED.pack(Kind.TOUCHED, count, handle, offset))
+                self._daemon.sock.send(
+                    messages.TOUCHED.pack(Kind.TOUCHED, count, handle, offset, inode)
+                )
 
-    def _write(self, message: memoryview) -> None:
+    def _respond(self, unique: int, answer: Answer) -> None:
+        """Answer the kernel with bytes or an errno."""
+        if isinstance(answer, int):
+            self._write(wire.reply(unique, answer))
+        else:
+            length = sum(map(len, answer))
+            self._write(wire.reply(unique, 0, length), *answer)
+
+    def _write(self, *message: bytes | memoryview) -> None:
         """Answer the kernel; that the request was interrupted is its own business."""
         try:
-            os.write(self._device, message)
+            os.writev(self._device, message)
         except OSError as error:
             if error.errno == errno.ENODEV:
                 raise Unmounted from None
@@ -236,7 +354,7 @@ class Channel:
         """Pass replies of libfuse on; return False at its end."""
         for _ in range(BURST):
             try:
-                length = self._libfuse.sock.recv_into(self._answer)
+                length = self._libfuse.sock.recv_into(self._reply_of_libfuse)
             except BlockingIOError:
                 return True
             except ConnectionError:
@@ -244,8 +362,20 @@ class Channel:
             if not length:
                 return False
             with contextlib.suppress(Unmounted):  # read from the device, that is told
-                self._write(self._answer[:length])
+                self._pass_reply(self._reply_of_libfuse[:length])
         return True
+
+    def _pass_reply(self, message: memoryview) -> None:
+        """Pass a reply on; of one that the kernel does not take, the request fails."""
+        try:
+            self._write(message)
+        except OSError as error:
+            if error.errno != errno.EINVAL or len(message) < wire.REPLY.size:
+                return
+            _, _, unique = wire.REPLY.unpack_from(message)
+            if unique:  # else it is a notice
+                with contextlib.suppress(OSError):
+                    self._respond(unique, errno.EIO)
 
     def _take_messages(self) -> bool:
         """Take what the daemon tells; return False at its end."""
@@ -265,7 +395,8 @@ class Channel:
         if kind == Kind.DEVICE:
             os.set_blocking(fd, False)
             self._device = fd
-            _, self._block_bytes = messages.DEVICE.unpack(message)
+            _, self._block_bytes, owner = messages.DEVICE.unpack(message)
+            self._frozen.owner = None if owner == messages.EVERYBODY else owner
         elif kind == Kind.BLOCK:
             _, length, inode, index, number, start = messages.BLOCK.unpack(message)
             self._lose(inode, index)
@@ -283,6 +414,45 @@ class Channel:
             self._forgotten.send(message)
         elif kind == Kind.FREE:
             self._free.append(messages.FREE.unpack(message)[1])
+        else:
+            self._take_about_frozen(kind, message, fd)
+
+    def _take_about_frozen(self, kind: int, message: bytes, fd: int) -> None:
+        if kind == Kind.DATASET:
+            self._frozen.tell(messages.DATASET.unpack(message)[2])
+        elif kind in (Kind.ROWS, Kind.NO_ROWS):
+            _, number, *key = messages.PIECE.unpack(message)
+            self._asked.discard((key[0], key[1]))
+            requests = self._waiting.pop((key[0], key[1]), [])
+            self._number_waiting -= len(requests)
+            if kind == Kind.ROWS and fd >= 0:
+                data = os.pread(fd, os.fstat(fd).st_size, 0)
+                os.close(fd)
+                self._frozen.take(key[0], Piece(data))
+                for request in requests:
+                    self._again(request)
+            else:  # -1: this process has too many files open
+                for request in requests:
+                    self._fail(request, number or errno.EIO)
+        elif kind == Kind.TAKE_BACK:
+            self._frozen.take_back(messages.DATASET.unpack(message)[2])
+            self._forgotten.send(message)
+        elif kind == Kind.OPENS:
+            self._frozen.opens = bool(messages.OPENS.unpack(message)[1])
+            self._forgotten.send(message)
+
+    def _again(self, request: bytes) -> None:
+        """Answer a request that waited for a piece, or pass it on."""
+        if not self._answer(memoryview(request)):
+            self._libfuse.send(request)
+
+    def _fail(self, request: bytes, number: int) -> None:
+        """Have a request end that waited for a piece which there is not."""
+        _, opcode, unique, *_ = wire.REQUEST.unpack_from(request)
+        if opcode == Opcode.OPENDIR:
+            self._libfuse.send(request)  # as without a channel
+        else:
+            self._respond(unique, number)
 
     def _lose(self, inode: int, index: int) -> None:
         told = self._blocks.get(inode, {}).pop(index, None)
@@ -291,6 +461,16 @@ class Channel:
         os.close(told.fd)
         if not self._blocks[inode]:
             del self._blocks[inode]
+
+
+def _is_dying(thread: int) -> bool:
+    """Return whether a thread is about to end, and waits for the kernel."""
+    with contextlib.suppress(OSError, ValueError), open(f"/proc/{thread}/status") as status:
+        for line in status:
+            name, _, value = line.partition(":")
+            if name == "SigPnd":
+                return bool(int(value, 16) & _KILLED)
+    return False
 
 
 def main(*fds: int) -> None:

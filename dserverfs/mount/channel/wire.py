@@ -13,10 +13,23 @@ from struct import Struct
 class Opcode(IntEnum):
     """The kinds of requests that the channel looks into; all others go through as they are."""
 
+    LOOKUP = 1
+    GETATTR = 3
+    READLINK = 5
+    OPEN = 14
     READ = 15
     WRITE = 16
+    STATFS = 17
     RELEASE = 18
+    FSYNC = 20
+    GETXATTR = 22
+    LISTXATTR = 23
+    OPENDIR = 27
+    RELEASEDIR = 29
+    FSYNCDIR = 30
     INTERRUPT = 36
+    READDIRPLUS = 44
+    STATX = 52
 
 
 class Notice(IntEnum):
@@ -30,20 +43,44 @@ class Notice(IntEnum):
 REQUEST = Struct("=IIQQIIIHH")
 # length, negative errno or 0, number of the request
 REPLY = Struct("=IiQ")
-# handle, offset, size, read flags, lock owner, open flags, padding
+INTERRUPT = Struct("=Q")  # the number of the request that is interrupted
+# handle, offset, size, read flags, lock owner, open flags, padding; of a listing as well
 READ = Struct("=QQIIQII")
 # handle, offset, size, write flags, lock owner, open flags, padding; the bytes follow
 WRITE = Struct("=QQIIQII")
 # size, padding
 WRITTEN = Struct("=II")
-# handle, and flags that are not looked at
+# handle, and flags that are not looked at; of RELEASEDIR, FSYNC and FSYNCDIR as well
 RELEASE = Struct("=Q")
+# flags of open(2), others
+OPEN = Struct("=II")
+# handle, flags, padding
+OPENED = Struct("=QII")
+# inode, generation, seconds that the entry and its attributes are believed, and nanoseconds of
+# both; the attributes follow
+ENTRY_OUT = Struct("=QQQQII")
+# seconds that the attributes are believed, nanoseconds, padding; the attributes follow
+ATTR_OUT = Struct("=QII")
+# inode, size, blocks, atime, mtime, ctime in seconds; nanoseconds of the three, mode, links, uid,
+# gid, device, size of a block, flags
+ATTR = Struct("=QQQQQQIIIIIIIIII")
+# inode, offset behind it, length of the name, kind; the name follows, and NULs up to 8 bytes
+DIRENT = Struct("=QQII")
 # inode, offset, length
 INODE = Struct("=Qqq")
 # inode of the directory, length of the name, flags; the name and a NUL follow
 ENTRY = Struct("=QII")
 
+KEEP_CACHE, CACHE_DIR = 1 << 1, 1 << 3  # flags of what was opened
+
+# Where a listing goes on behind `.` and `..`, which come first; no other entry's offset.
+DOT, DOT_DOT = 1 << 62, (1 << 62) + 1
+# libfuse's FUSE_UNKNOWN_INO: no program compares a directory by its parent's entry.
+UNKNOWN_INODE = 0xFFFFFFFF
+
 READ_BYTES = REQUEST.size + READ.size
+WRITE_BYTES = REQUEST.size + WRITE.size  # and what is written
+ENTRY_BYTES = ENTRY_OUT.size + ATTR.size
 MAX_DATA_BYTES = 1024 * 1024  # of a read or a write: 256 pages, the kernel's limit
 # The device refuses a read into less than this.
 MAX_REQUEST_BYTES = MAX_DATA_BYTES + 4096
@@ -64,3 +101,9 @@ def invalidate_entry(directory: int, name: bytes) -> bytes:
     """Return the notice that makes the kernel forget a name."""
     body = ENTRY.pack(directory, len(name), 0) + name + b"\0"
     return REPLY.pack(REPLY.size + len(body), Notice.INVALIDATE_ENTRY, 0) + body
+
+
+def dirent(inode: int, behind: int, kind: int, name: bytes) -> bytes:
+    """Return an entry of a listing; `kind` is that of a mode, shifted to the right."""
+    entry = DIRENT.pack(inode, behind, len(name), kind) + name
+    return entry + bytes(-len(entry) % 8)
