@@ -10,6 +10,12 @@ _SLOWER = "it only takes longer, or asks more often"
 _RACE = "it differs only if another process or thread does the same at the same moment"
 _TYPES = "it is there for the type checker: a condition that the other one contains, an alias"
 
+
+def _each(old: str, *new: str) -> list[tuple[str, str]]:
+    """Return several mutants of the same lines."""
+    return [(old, one) for one in new]
+
+
 # By module and reason: what is in the source, and what the mutant has in its place.
 EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
     "base/block_hashes": {
@@ -105,6 +111,103 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
         ],
     },
     "writing/edits/local_file": {_SAME: [("self.changes = 1", "self.changes = 2")]},
+    "reading/cache/block_cache": {
+        _SAME: [
+            ("self._space_left = True", "self._space_left = False"),  # it is looked at first
+            (
+                "for text, (key, length) in zip(keys, wanted, strict=True)",
+                "for text, (key, length) in zip(keys, wanted, strict=False)",
+            ),
+            (
+                "for (key, block), value in zip(large, values, strict=True)",
+                "for (key, block), value in zip(large, values, strict=False)",
+            ),
+            (
+                "for (key, block), value, row in zip(large, values, rows, strict=True)",
+                "for (key, block), value, row in zip(large, values, rows, strict=False)",
+            ),
+            # No block has the serial 0.
+            (
+                "moves = [ (BlockKey(item, index).as_text(), BlockKey(content, index).as_text(),"
+                " serial) for index, serial in enumerate(serials) if serial ]",
+                "moves = [(BlockKey(item, index).as_text(), BlockKey(content, index).as_text(),"
+                " serial) for index, serial in enumerate(serials)]",
+            ),
+            ("if table is not None and serial:", "if (table is not None):"),
+            # A cache without a table is opened anew in any case.
+            (
+                "if self._table is not None and self._watch.is_gone():",
+                "if (self._watch.is_gone()):",
+            ),
+            # What was freed was told of just now.
+            *_each(
+                "return freed > 0 or self._watch.is_recent()",
+                "return (self._watch.is_recent())",
+                "return freed > 1 or self._watch.is_recent()",
+            ),
+            (  # a connection of a thread ends with it
+                "table.close() # this thread's connection",
+                "pass # this thread's connection",
+            ),
+        ],
+        _SLOWER: [
+            ("if table is None or not wanted:", "if (table is None):"),
+            ("if table is None or not used:", "if (table is None):"),
+            ("time.sleep(0.02)", "pass"),
+            *_each(  # a row that the one of its file replaces at once
+                "small = [(k.as_text(), block) for k, block in blocks if len(block.data)"
+                " < MIN_FILE_SIZE]",
+                "small = [(k.as_text(), block) for k, block in blocks]",
+                "small = [(k.as_text(), block) for k, block in blocks if len(block.data)"
+                " <= MIN_FILE_SIZE]",
+            ),
+            ("if due or excess > 0:", "if due or excess >= 0:"),  # it evicts nothing then
+            ("if excess > 0:", "if excess >= 0:"),
+        ],
+        _MOMENT: [
+            ("if due or excess > 0:", "if due or excess > 1:"),
+            ("if excess > 0:", "if excess > 1:"),
+            (
+                "has_limit = self._size_limit is None or self._size_limit > 0",
+                "has_limit = self._size_limit is None or self._size_limit > 1",
+            ),
+            (
+                "if time.monotonic() >= end_s or not self._watch.is_recent():",
+                "if time.monotonic() > end_s or not self._watch.is_recent():",
+            ),
+            (
+                "if now_s - self._space_checked_s < self._tuning.free_space_check_s:",
+                "if now_s - self._space_checked_s <= self._tuning.free_space_check_s:",
+            ),
+        ],
+        _TYPES: [
+            (
+                "stored = { key: self._blocks.stored(block, value.file, row) for (key, block),"
+                " value, row in zip(large, values, rows, strict=True) if value.file is not None }",
+                "stored = {key: self._blocks.stored(block, value.file, row) for (key, block),"
+                " value, row in zip(large, values, rows, strict=True)}",
+            ),
+        ],
+    },
+    "reading/cache/write_behind": {
+        _SLOWER: [("block.compute_checksums()", "pass")],  # they are made when they are needed
+    },
+    "writing/staging/survey": {
+        _MOMENT: [
+            (
+                "content = file.read(MAX_README_BYTES + 1)",
+                "content = file.read(MAX_README_BYTES + 2)",
+            )
+        ],
+    },
+    "writing/upload/uploader": {
+        _TYPES: [  # every server sets a limit
+            (
+                "if limit is not None and item.size_in_bytes > limit:",
+                "if (item.size_in_bytes > limit):",
+            )
+        ],
+    },
     "reading/cache/block_files": {
         _RACE: [
             (
@@ -296,13 +399,10 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("THREADS = min(8, os.cpu_count() or 1)", "THREADS = max(8, os.cpu_count() or 1)"),
             ("THREADS = min(8, os.cpu_count() or 1)", "THREADS = min(8, (1))"),
             ("THREADS = min(8, os.cpu_count() or 1)", "THREADS = min(8, (os.cpu_count()))"),
-            ("os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)", "pass"),
-            (
+            *_each(
                 "os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)",
+                "pass",
                 "os.posix_fadvise(descriptor, 1, 0, os.POSIX_FADV_SEQUENTIAL)",
-            ),
-            (
-                "os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)",
                 "os.posix_fadvise(descriptor, 0, 1, os.POSIX_FADV_SEQUENTIAL)",
             ),
         ],
@@ -354,14 +454,10 @@ EXPLAINED: dict[str, dict[str, list[tuple[str, str]]]] = {
     },
     "writing/freezer": {
         _SLOWER: [  # its thread looks sooner, or later, once more
-            ("self._condition.wait(wait_s)", "pass"),
-            ("self._condition.wait(min(wait_s or LOOK_AGAIN_S, LOOK_AGAIN_S))", "pass"),
-            (
+            *_each(
                 "self._condition.wait(min(wait_s or LOOK_AGAIN_S, LOOK_AGAIN_S))",
+                "pass",
                 "self._condition.wait(max(wait_s or LOOK_AGAIN_S, LOOK_AGAIN_S))",
-            ),
-            (
-                "self._condition.wait(min(wait_s or LOOK_AGAIN_S, LOOK_AGAIN_S))",
                 "self._condition.wait(min((LOOK_AGAIN_S), LOOK_AGAIN_S))",
             ),
             ("if not self._freeze_all(due):", "if (self._freeze_all(due)):"),

@@ -1,13 +1,15 @@
-"""The fixture of tests of the block cache."""
+"""The fixtures of tests of the block cache."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dserverfs.reading.cache.block_cache import BlockCache
+from dserverfs.reading.cache.block_cache import BlockCache, CacheTuning
+from tests.support.failing_caches import AT_ONCE
 
 
 @pytest.fixture
@@ -16,3 +18,24 @@ def cache(tmp_path: Path) -> Iterator[BlockCache]:
     cache.open()
     yield cache
     cache.close()
+
+
+@pytest.fixture
+def cache_directory(tmp_path: Path) -> Path:
+    """The directory of the caches that `open_cache` opens."""
+    return tmp_path / "blocks"
+
+
+@pytest.fixture
+def open_cache(cache_directory: Path) -> Iterator[Callable[..., BlockCache]]:
+    """Opens caches that share a directory, and closes them in the end."""
+    opened: list[BlockCache] = []
+
+    def open_one(tuning: CacheTuning = AT_ONCE, **options: Any) -> BlockCache:
+        opened.append(BlockCache(cache_directory, tuning=tuning, **options))
+        opened[-1].open()
+        return opened[-1]
+
+    yield open_one
+    for cache in opened:
+        cache.close()

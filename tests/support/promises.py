@@ -100,12 +100,14 @@ class PromiseList:
         return found
 
     def wait_for_lines(self, more: int, timeout_s: float = 60.0) -> None:
-        """Return when so many have been added."""
-        enough, end_s = self.lines + more, time.monotonic() + timeout_s
+        """Return when so many have been added; fails when none comes for so long."""
+        enough, seen, end_s = self.lines + more, -1, 0.0
         while self.lines < enough:
             self.read()
-            time.sleep(POLL_S)
+            if self.lines > seen:
+                seen, end_s = self.lines, time.monotonic() + timeout_s
             assert time.monotonic() < end_s, f"{self.path}: nothing is promised any more"
+            time.sleep(POLL_S)
 
     def _take(self, noted: dict[str, Any]) -> None:
         name = noted.pop("dataset")

@@ -8,10 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs.base.dtool_layout import AT_THE_TOP
 from dserverfs.base.errors import CannotHold, NotUTF8, UsageError
 from dserverfs.base.excluded import DEFAULT, Excluded
 from dserverfs.base.limits import MAX_README_BYTES
-from dserverfs.writing.staging.survey import Ambiguous, Layout, StillProto, survey
+from dserverfs.writing.staging.survey import (
+    NAMED,
+    REMEMBERED,
+    Ambiguous,
+    Layout,
+    Lost,
+    StillProto,
+    is_item_at_the_top,
+    survey,
+)
 from tests.support.dtool_datasets import make_dataset
 
 
@@ -78,8 +88,25 @@ def test_a_person_decides_for_dtool_and_is_told_what_is_left_over(tmp_path: Path
     assert found.left_over == ["beside"]
 
 
+@pytest.mark.parametrize("data", ["missing", "a file"])
+def test_dtools_layout_without_its_directory_is_refused(tmp_path: Path, data: str) -> None:
+    write(tmp_path, "a" if data == "missing" else "data")
+
+    with pytest.raises(Ambiguous, match=r"data is a file: .* --layout items$"):
+        survey(tmp_path, Layout.DTOOL)
+    assert len(survey(tmp_path, Layout.ITEMS).items) == 1
+
+
 def test_an_empty_directory_has_no_items(tmp_path: Path) -> None:
-    assert survey(tmp_path).items == {}
+    found = survey(tmp_path)
+
+    assert len(found.items) == 0
+    assert found.losses() is None
+
+
+def test_names_of_dtools_layout_are_no_items_at_the_top() -> None:
+    assert not any(is_item_at_the_top(name) for name in AT_THE_TOP)
+    assert is_item_at_the_top("a")
 
 
 @pytest.mark.parametrize("by_itself", [False, True])
@@ -153,6 +180,19 @@ def test_a_dataset_frozen_elsewhere_brings_everything(tmp_path: Path) -> None:
     assert set(found.overlays) == {"odd"}
 
 
+@pytest.mark.parametrize("items", [None, [], "text", {"x": None, "y": {"relpath": ".DS_Store"}}])
+def test_manifest_that_is_none_excludes_no_file_of_those_it_names(
+    tmp_path: Path, items: object
+) -> None:
+    """Whether it is a good one is found out later."""
+    directory = make_dataset(tmp_path, "frozen", {"a": b"1", ".DS_Store": b"2"})
+    (directory / ".dtool/manifest.json").write_text(json.dumps({"items": items}))
+
+    found = survey(directory, excluded=Excluded(DEFAULT))
+
+    assert sorted(found.items) == ([".DS_Store", "a"] if isinstance(items, dict) else ["a"])
+
+
 def test_what_dtool_has_not_frozen_is_dtools_to_freeze(tmp_path: Path) -> None:
     write(tmp_path, "data/a")
     (tmp_path / ".dtool").mkdir()
@@ -178,6 +218,32 @@ def test_what_is_lost_is_named(tmp_path: Path) -> None:
     assert survey(tmp_path).losses() == (
         "not kept in the dataset: empty directories: empty/6, empty/5, empty/4, empty/3, empty/2"
         " and 2 more; executable bits: script"
+    )
+
+
+@pytest.mark.parametrize("count", [1, NAMED, NAMED + 1, REMEMBERED, REMEMBERED + 1])
+def test_first_of_what_is_lost_are_named_and_all_are_counted(count: int) -> None:
+    lost = Lost()
+    for number in range(count):
+        lost.add(str(number))
+
+    named = ", ".join(str(number) for number in range(min(count, NAMED)))
+    assert str(lost) == named + (f" and {count - NAMED} more" if count > NAMED else "")
+    assert len(lost.first) == min(count, REMEMBERED)
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_lost"),
+    [(0o644, False), (0o666, False), (0o700, True), (0o610, True), (0o601, True)],
+)
+def test_each_bit_that_lets_a_program_run_is_lost_and_no_other(
+    tmp_path: Path, mode: int, is_lost: bool
+) -> None:
+    write(tmp_path, "a")
+    (tmp_path / "a").chmod(mode)
+
+    assert survey(tmp_path).losses() == (
+        "not kept in the dataset: executable bits: a" if is_lost else None
     )
 
 

@@ -16,7 +16,12 @@ from dserverfs.base.errors import Cancelled, Conflict, NotFound, TooLarge, Unrea
 from dserverfs.base.hashes import MD5, digest
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import Item
+from dserverfs.base.progress import Progress
+from dserverfs.remote.upload_urls import UploadUrl, UploadUrls
+from dserverfs.writing.upload import block_hashes
+from dserverfs.writing.upload import uploader as uploader_module
 from dserverfs.writing.upload.azure import MAX_BLOB_BYTES
+from dserverfs.writing.upload.put_retry import Tally
 from dserverfs.writing.upload.uploader import (
     LARGE_BYTES,
     LARGE_THREADS,
@@ -28,13 +33,15 @@ from dserverfs.writing.upload.uploader import (
     _send_all,
     has_same_items,
 )
+from dserverfs.writing.upload.url_source import Announcement
 
 
 def dataset(**sizes: int) -> LocalDataset:
     items = ItemTable()
     for relpath, size in sizes.items():
         items.add(relpath, size, str(digest(MD5, relpath.encode())), 5, 5.0)
-    return LocalDataset({"uuid": "u"}, b"", MD5, items, lambda item: Path(item.relpath), [], {}, {})
+    admin = {"uuid": "u", "name": "n", "creator_username": "c", "frozen_at": 1.0}
+    return LocalDataset(admin, b"", MD5, items, lambda item: Path(item.relpath), [], {}, {})
 
 
 OURS = dataset(a=1, b=2, c=3)
@@ -258,3 +265,173 @@ def test_first_failure_ends_all_and_counts_more_than_what_it_cancels() -> None:
     assert raised.value is error
     assert ended.is_set()
     assert not sender.is_readme_sent
+
+
+# From the announcement to the registration
+
+URI = "s3://b/u"
+
+
+class Noted:
+    """An upload of OURS to "s3://b", and what is done for it, in turn."""
+
+    def __init__(
+        self,
+        patch: pytest.MonkeyPatch,
+        *,
+        stored: str = "",
+        refused: Exception | None = None,
+        takes_hashes: bool = True,
+        overlay: bool = False,
+    ) -> None:
+        """`stored` are the relpaths of what the server has; it refuses the announcement so."""
+        self.done: list[str] = []
+        self.sent_as: LocalDataset | None = None
+        self.seen: list[Progress] = []
+        self.stop = threading.Event()
+        self.stops_at = ""
+        self.registered: dict[str, Any] | None = None
+        self._stored = frozenset(i.identifier for i in OURS.items.values() if i.relpath in stored)
+        self._refused = refused
+        routes = {
+            "start": self._start,
+            "complete": lambda uri, count: self._note(f"complete {uri} {count}"),
+            "takes_block_hashes": lambda: takes_hashes,
+            "takes_parts": lambda: False,
+            "server_url": "http://server",
+        }
+        resolver: Any = SimpleNamespace(
+            uploads=SimpleNamespace(**routes),
+            dataset=self._dataset,
+            manifest_pieces=lambda uri: Pieces(self.registered or {}),
+        )
+        self.uploader = Uploader(resolver, SimpleNamespace(), hash_overlay=overlay)  # type: ignore[arg-type]
+        patch.setattr(uploader_module, "Sender", self._sender)
+        patch.setattr(
+            block_hashes,
+            "with_overlay",
+            lambda ours: ours._replace(overlays={"hashes": {}}),
+        )
+
+    def upload(self, ours: LocalDataset = OURS) -> str:
+        return self.uploader.upload(
+            ours,
+            "s3://b",
+            on_progress=self.seen.append,
+            stop=self.stop,
+            before_complete=lambda: self._note("before"),
+            on_taken=lambda item: self._note(f"taken {item.relpath}"),
+            on_registered=lambda: self._note("registered"),
+        )
+
+    def _note(self, what: str) -> None:
+        self.done.append(what)
+        if what == self.stops_at:
+            self.stop.set()
+
+    def _start(self, base_uri: str, description: dict[str, Any], items: object) -> UploadUrls:
+        self._note("start")
+        if self._refused is not None:
+            raise self._refused
+        url = UploadUrl("http://store", {})
+        every = dict.fromkeys(OURS.items, url)
+        return UploadUrls(URI, url, every, frozenset(), self._stored, float("inf"))
+
+    def _dataset(self, uri: str) -> str:
+        assert uri == URI
+        if self.registered is None:
+            raise NotFound("nothing is registered")
+        return uri
+
+    def _sender(
+        self, storage: object, announced: Announcement, ours: LocalDataset, tally: Tally
+    ) -> Any:
+        self.sent_as = ours
+
+        def send(item: Item) -> bool:
+            tally.add_sent(item.size_in_bytes)
+            tally.add_item()
+            return True
+
+        return SimpleNamespace(
+            send=send,
+            note_files=lambda: self._note("note files"),
+            send_readme=lambda: self._note("README"),
+            send_block_hashes=lambda: self._note("hashes"),
+            check_files=lambda: self._note("check files"),
+        )
+
+
+@pytest.mark.parametrize("stored", ["", "a", "ac", "abc"])
+def test_registration_follows_when_all_is_stored_and_compared(
+    monkeypatch: pytest.MonkeyPatch, stored: str
+) -> None:
+    noted = Noted(monkeypatch, stored=stored)
+
+    assert noted.upload() == URI
+
+    missing = [item for item in OURS.items.values() if item.relpath not in stored]
+    items = sorted(f"taken {item.relpath}" for item in missing)
+    after = ["README", "hashes", "check files", "before", f"complete {URI} 3"]
+    done = [*noted.done[:2], *sorted(noted.done[2:-5]), *noted.done[-5:]]
+    assert done == ["note files", "start", *items, *after]
+    assert noted.seen[-1] == (6, 6, 3, 3)
+    assert noted.uploader.sent_in_bytes == sum(item.size_in_bytes for item in missing)
+
+
+@pytest.mark.parametrize(
+    ("step", "next_step"),
+    [("note files", "start"), ("hashes", "before"), ("check files", "before")],
+)
+def test_upload_that_is_stopped_registers_nothing(
+    monkeypatch: pytest.MonkeyPatch, step: str, next_step: str
+) -> None:
+    noted = Noted(monkeypatch)
+    noted.stops_at = step
+
+    with pytest.raises(Cancelled):
+        noted.upload()
+
+    assert step in noted.done
+    assert next_step not in noted.done
+
+
+def test_dataset_that_is_registered_already_is_success_if_it_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    noted = Noted(monkeypatch, refused=Conflict("is there"))
+    with pytest.raises(Conflict, match="is there"):
+        noted.upload()
+    assert noted.done == ["note files", "start"]
+
+    noted.registered = manifest()
+    assert noted.upload() == URI
+    assert noted.done[2:] == ["note files", "start", "registered", "before"]
+
+    noted.registered["items"].popitem()
+    with pytest.raises(Conflict, match="with other items"):
+        noted.upload()
+
+
+def test_dataset_with_an_item_that_is_too_large_is_not_announced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    noted = Noted(monkeypatch)
+
+    with pytest.raises(TooLarge):
+        noted.upload(dataset(a=MAX_PUT_BYTES + 1))
+
+    assert noted.done == []
+
+
+@pytest.mark.parametrize("overlay", [True, False])
+@pytest.mark.parametrize("takes_hashes", [True, False])
+def test_hashes_are_an_overlay_if_that_is_wanted_and_the_server_keeps_no_object(
+    monkeypatch: pytest.MonkeyPatch, overlay: bool, takes_hashes: bool
+) -> None:
+    noted = Noted(monkeypatch, overlay=overlay, takes_hashes=takes_hashes)
+
+    noted.upload()
+
+    assert noted.sent_as is not None
+    assert bool(noted.sent_as.overlays) is (overlay and not takes_hashes)
