@@ -195,10 +195,16 @@ ACTIONS: dict[str, Callable[[Server, argparse.Namespace], int | None]] = {
 }
 
 
+# Of a server that is stopped, and not on its database alone.
+OF_DATABASES: dict[str, Callable[[DataDirectory, Get, argparse.Namespace], int]] = {
+    "copy-database": copy_database,
+}
+
+
 def run(words: str, data: Path, get: Get, arguments: argparse.Namespace) -> int:
     """Carry out one action; `get` reads the configuration."""
-    if words == "copy-database":  # not on the database of the server, but on two
-        return copy_database(DataDirectory(data), get, arguments)
+    if words in OF_DATABASES:
+        return OF_DATABASES[words](DataDirectory(data), get, arguments)
     settings = ServerSettings(get)
     server = Server(DataDirectory(data), Stores(None, settings.storage), settings)
     with management.opened(server.directory, server.stores, settings):

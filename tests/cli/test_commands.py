@@ -62,5 +62,7 @@ def test_each_action_of_serve_has_a_function_and_each_function_an_action() -> No
         and name != "run"
     }
 
-    assert set(server_actions.ACTIONS.values()) == functions
-    assert list(server_actions.ACTIONS) == [action.words for action in serve_management.ACTIONS]
+    actions: dict[str, object] = {**server_actions.ACTIONS, **server_actions.OF_DATABASES}
+
+    assert set(actions.values()) == functions
+    assert list(actions) == [action.words for action in serve_management.ACTIONS]

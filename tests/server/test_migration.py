@@ -154,7 +154,8 @@ def test_bucket_moves_while_it_is_written_and_mounts_go_on(
         copied, there, deleted = map(
             int, re.findall(r"(\d+)(?: objects? copied| there already| deleted)", out)
         )
-        assert (copied + there, deleted) == (len(before), 1)  # here nothing is deleted
+        # What the writer's upload left for a moment may have been copied, and is gone as well.
+        assert (copied + there, deleted >= 1) == (len(before), True)
         assert contents(target) == before
 
         for name, value in settings_of(target.storage).items():

@@ -90,7 +90,7 @@ def test_discard_shows_what_the_server_has(bench: Bench) -> None:
     assert bench.shows(path) == b"5"
     assert bench.edits.unsent() == []
     assert bench.local_files() == []
-    with pytest.raises(UsageError, match="as the server"):
+    with pytest.raises(UsageError, match="nothing unsent"):
         bench.edits.discard(bench.dataset, path)
 
 
