@@ -276,6 +276,7 @@ def test_mount_fuse3_gives_the_device_of_its_mount_to_the_helper_of_mount(
         assert user.dserverfs("discard", path / "by-fuse3").returncode == 0
     finally:
         subprocess.run(["umount", "-il", path], check=False, timeout=60)
+        token_file.unlink()  # the home is that of other tests, too
     wait_for(lambda: "unmounted" in log.read_text(), "the end of the daemon")
 
 

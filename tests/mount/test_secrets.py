@@ -51,7 +51,8 @@ def found_in(content: bytes, server: ServerHandle) -> list[str]:
 def files_below(root: Path) -> Iterator[Path]:
     for directory, names, files in os.walk(root):
         names[:] = [name for name in names if not name.startswith("mnt-")]
-        yield from (Path(directory, name) for name in files)
+        # Sockets of daemons that were killed by other tests are there, too.
+        yield from (path for name in files if (path := Path(directory, name)).is_file())
 
 
 def processes() -> Iterator[Path]:

@@ -333,9 +333,13 @@ def test_busy_mount_is_not_taken_away(
         mounted(current_user, server.base_uri, token) as path,
         (path / "trouble/data/hello.txt").open("rb") as file,
     ):
-        line = refused(current_user, "umount", path)
+        done = current_user.dserverfs("umount", path)
 
-        assert "is in use" in line
+        assert done.returncode == 1
+        *stays, line = done.stderr.splitlines()
+        assert line.startswith(f"dserverfs: {path}: is in use")
+        # What other tests have staged for the same server.
+        assert all(each.startswith("stays staged: ") for each in stays)
         assert file.read() == b"hello\n"
 
 
