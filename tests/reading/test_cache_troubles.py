@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -246,8 +245,12 @@ def test_closed_cache_is_as_an_empty_one_and_keeps_nothing_open(
 def test_cache_that_was_taken_away_is_made_anew_by_what_is_kept_next(
     open_cache: Callable[..., BlockCache], cache_directory: Path, when: str
 ) -> None:
+    def take_away() -> None:
+        """At once, for a sweep may be writing in it."""
+        cache_directory.rename(cache_directory.with_name("taken-away"))
+
     def taken_away(*arguments: object) -> None:
-        shutil.rmtree(cache_directory)
+        take_away()
         raise FileNotFoundError(errno.ENOENT, "gone")
 
     told: list[None] = []
@@ -256,7 +259,7 @@ def test_cache_that_was_taken_away_is_made_anew_by_what_is_kept_next(
     assert not told
 
     if when == "before":
-        shutil.rmtree(cache_directory)
+        take_away()
     else:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(BlockTable, "store", taken_away)
