@@ -25,6 +25,7 @@ from tests.support import accounts, child_processes, fuse_device, leftovers, pac
 from tests.support.accounts import Account
 from tests.support.child_processes import spawn
 from tests.support.dtool_commands import dtool_of
+from tests.support.mount_daemons import wait_for
 from tests.support.names import Names
 from tests.support.patience import LATE_S
 from tests.support.recorded_disk import recorded_disk
@@ -102,7 +103,10 @@ def test_clean_removes_disks_and_what_serves_them(dead_root: Path) -> None:
 def test_clean_kills_only_processes_of_the_root(dead_root: Path, tmp_path: Path) -> None:
     def sleeper(root: Path) -> subprocess.Popen[bytes]:
         environment = {**os.environ, leftovers.ROOT_VARIABLE: str(root)}
-        return subprocess.Popen(["sleep", "60"], env=environment)
+        process = subprocess.Popen(["sleep", "60"], env=environment)
+        environ = Path(f"/proc/{process.pid}/environ")  # a moment after the program has begun
+        wait_for(lambda: os.fsencode(root) in environ.read_bytes(), "the process")
+        return process
 
     ours, other = sleeper(dead_root), sleeper(Path(f"{dead_root}-other"))
     try:
