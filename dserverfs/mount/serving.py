@@ -90,8 +90,11 @@ def run(
         if options.allow_other:
             mountpoint.require_allow_other()
         mountpoint.prepare(options.path)
-    parts = _Parts.of(options, client, only.result(), channel)
-    with _metrics_served(options, parts.metrics), _errors_kept(options, parts, settings):
+    kept = None
+    if options.given is None:  # else it has no place that is the same the next time
+        kept = KeptErrors(settings.errors_directory(), options.path, str(options.uri))
+    parts = _Parts.of(options, client, only.result(), kept, channel)
+    with _metrics_served(options, parts.metrics), _errors_kept(kept, parts.recent_errors):
         _mount(options, parts, settings, ready_fd)
     if not parts.signals:
         client.edits.take_as_closed()
@@ -150,18 +153,16 @@ def _metrics_served(options: MountOptions, metrics: Metrics) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _errors_kept(options: MountOptions, parts: _Parts, settings: Settings) -> Iterator[None]:
+def _errors_kept(kept: KeptErrors | None, recent: RecentErrors) -> Iterator[None]:
     """Go on with the errors that the last mount there told of, and leave them for the next."""
-    if options.given is not None:  # it has no place that is the same the next time
+    if kept is None:
         yield
         return
-    kept = KeptErrors(settings.errors_directory(), options.path, str(options.uri))
-    parts.recent_errors.restore(kept.load())
-    parts.kept_errors.append(kept)
+    recent.restore(kept.load())
     try:
         yield
     finally:
-        kept.keep(parts.recent_errors.below(""))
+        kept.keep(recent.below(""))
 
 
 class _Parts(NamedTuple):
@@ -176,7 +177,7 @@ class _Parts(NamedTuple):
     cached: CacheCommands
     tokens: TokenSource
     recent_errors: RecentErrors
-    kept_errors: list[KeptErrors]  # those of this mount, if they are kept
+    kept_errors: KeptErrors | None
     cache_usage: Callable[[], CacheUsage | None]
     site_cache: SiteCache | None
     look: Callable[[], Away | None]
@@ -188,7 +189,12 @@ class _Parts(NamedTuple):
 
     @classmethod
     def of(
-        cls, options: MountOptions, client: Client, only: Dataset | None, channel: Link | None
+        cls,
+        options: MountOptions,
+        client: Client,
+        only: Dataset | None,
+        kept_errors: KeptErrors | None,
+        channel: Link | None,
     ) -> _Parts:
         freezer, edits = client.freezer, client.edits
         staging = None
@@ -248,7 +254,7 @@ class _Parts(NamedTuple):
             CacheCommands(options.uri.server, client.reader, client.cache),
             client.tokens,
             recent_errors,
-            [],
+            kept_errors,
             client.cache_usage,
             client.site_cache,
             client.resolver.look,
@@ -304,7 +310,8 @@ async def _serve_requests(
         nursery.start_soon(_end_on_signal, nursery.cancel_scope, parts.signals)
         nursery.start_soon(_begin, options, parts, control_directory, ready_fd)
         nursery.start_soon(keep_token, parts.tokens)
-        nursery.start_soon(_keep_errors, parts)
+        if parts.kept_errors is not None:
+            nursery.start_soon(_keep_errors, parts.kept_errors, parts.recent_errors)
         if parts.channel is not None:
             nursery.start_soon(_answer_directly, parts.channel, parts.operations)
         await pyfuse3.main(max_tasks=MAX_REQUESTS)
@@ -328,12 +335,11 @@ async def keep_token(tokens: TokenSource) -> None:
             logger.debug("the token was looked at: %s", error)
 
 
-async def _keep_errors(parts: _Parts) -> None:
+async def _keep_errors(kept: KeptErrors, recent: RecentErrors) -> None:
     """Write the errors that programs were given; of a mount that is killed, the next one knows."""
-    while parts.kept_errors:
+    while True:
         await trio.sleep(ERRORS_KEPT_S)
-        errors = parts.recent_errors.below("")
-        await trio.to_thread.run_sync(parts.kept_errors[0].keep, errors)
+        await trio.to_thread.run_sync(kept.keep, recent.below(""))
 
 
 async def _end_on_signal(scope: trio.CancelScope, seen: list[int]) -> None:

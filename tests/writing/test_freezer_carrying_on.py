@@ -12,6 +12,8 @@ from dserverfs.base.errors import (
     PermissionDenied,
     Unreachable,
 )
+from dserverfs.writing.freezer import Freezer
+from dserverfs.writing.staging.area import Staging
 from dserverfs.writing.staging.dataset import StagedDataset
 from tests.support.freezing import (
     BASE_URI,
@@ -103,29 +105,35 @@ def test_one_of_a_mount_that_still_lives_is_taken_over_when_that_has_ended(
     assert len(bench.server.registered_uuids) == 1
 
 
+def running_mount(bench: FreezeBench, staging: Staging) -> Freezer:
+    """Return the freezer of a mount that has looked at what is staged, several times."""
+    looks = threading.Semaphore(0)
+
+    def look() -> list[StagedDataset]:
+        looks.release()
+        return staging.left_behind()
+
+    freezer = bench.mount(delay_s=0.0)
+    freezer.open(look)
+    for _ in range(3):
+        assert looks.acquire(timeout=WAIT_S)
+    return freezer
+
+
 @pytest.mark.parametrize("plan", ["announce", "complete", "registered"])
 def test_one_that_another_process_left_on_its_way_is_found_by_a_mount_that_runs(
     bench: FreezeBench, monkeypatch: pytest.MonkeyPatch, plan: str
 ) -> None:
     """As dtool does whose freeze is killed, while a mount of the same user runs."""
     monkeypatch.setattr("dserverfs.writing.freezer.LOOK_AROUND_S", 0.01)
-    ours = type(bench.staging)(bench.staging.directory, "server").open()
+    ours = Staging(bench.staging.directory, "server").open()
     (seen,) = ours.datasets(BASE_URI)
     bench.server.plans[plan] = Cancelled("killed")
     other = bench.freezer
     bench.freeze()
     bench.server.plans.clear()
     bench.server.staged = seen
-    looks = threading.Semaphore(0)
-
-    def look() -> list[StagedDataset]:
-        looks.release()
-        return ours.left_behind()
-
-    freezer = bench.mount(delay_s=0.0)
-    freezer.open(look)
-    for _ in range(3):
-        assert looks.acquire(timeout=WAIT_S)
+    freezer = running_mount(bench, ours)
     assert not seen.is_owned, "its owner lives"
     other.close()
     bench.staged.disown()
@@ -145,17 +153,8 @@ def test_open_and_failed_ones_of_others_are_left_alone_by_a_mount_that_runs(
         bench.freeze()
     bench.staged.disown()
     before = (bench.staged.directory / "state").read_text()
-    ours = type(bench.staging)(bench.staging.directory, "server").open()
-    looks = threading.Semaphore(0)
-
-    def look() -> list[StagedDataset]:
-        looks.release()
-        return ours.left_behind()
-
-    freezer = bench.mount(delay_s=0.0)
-    freezer.open(look)
-    for _ in range(3):
-        assert looks.acquire(timeout=WAIT_S)
+    ours = Staging(bench.staging.directory, "server").open()
+    freezer = running_mount(bench, ours)
     freezer.close()
 
     assert (bench.staged.directory / "state").read_text() == before
