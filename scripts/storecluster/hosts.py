@@ -29,6 +29,8 @@ from dserverfs.server.store.signals import Signals
 from storecluster.layout import ADDRESSES, OF_HOSTS, SERVER
 from storecluster.running import Part, Running
 
+# A namespace begins with all mounts there are; daemons whose mount it has would not end with it.
+_LET_GO = "{ umount -i -c -l -a -t fuse.dserverfs 2>/dev/null || true; }"
 READY = "ready"  # a file that the server's host makes
 _SWITCH = "switch"
 _START_S = 180.0
@@ -116,7 +118,8 @@ def _namespaces(directory: Path) -> Iterator[dict[str, list[str]]]:
         prefixes = {}
         for name, address in ADDRESSES.items():
             names = shlex.quote(str(directory / "config" / f"hosts.{name}"))
-            pid = _holder("--net --mount", f"mount --bind {names} /etc/hosts", holders)
+            prepare = f"{_LET_GO} && mount --bind {names} /etc/hosts"
+            pid = _holder("--net --mount", prepare, holders)
             _connect(pid, switch, name, address)
             (directory / name).mkdir(mode=0o755, exist_ok=True)
             write_unsynced(directory / name / "namespace", b"%d\n" % pid)

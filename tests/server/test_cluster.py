@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -18,8 +19,9 @@ from dserverfs.cli.main import main
 from dserverfs.server.store.bucket import ObjectStore
 from tests.support.accounts import Account, is_reachable_by_all
 from tests.support.cluster_world import CLIENTS, working_users
+from tests.support.mounts import mounted
 from tests.support.server_store import set_dtool_s3
-from tests.support.servers import running_server, upload
+from tests.support.servers import ServerHandle, running_server, upload
 from tests.support.store_cluster import (
     KINDS,
     NEEDED,
@@ -30,18 +32,23 @@ from tests.support.store_cluster import (
 
 
 @pytest.fixture(scope="module")
-def cluster(test_root: Path) -> Iterator[StoreCluster]:
+def cluster(
+    fuse: None, test_root: Path, server: ServerHandle, current_user: Account
+) -> Iterator[StoreCluster]:
     if os.geteuid() == 0 and not is_reachable_by_all(Path(sys.executable)):  # as below /root
         pytest.skip("the user postgres cannot run the Python of this checkout")
     for name in ("botocore", "boto3"):  # at DEBUG they tell a page per request
         logging.getLogger(name).setLevel(logging.INFO)
-    with (
-        running_cluster(test_root / "cluster", "killed", "--restart-after", "1") as cluster,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
-            patch.setenv(name, str(cluster.authority))
-        yield cluster
+    with contextlib.ExitStack() as earlier:
+        earlier.enter_context(mounted(current_user, server.base_uri, server.token))
+        with (
+            running_cluster(test_root / "cluster", "killed", "--restart-after", "1") as cluster,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            earlier.close()  # no host has that mount, or its daemon would not end
+            for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+                patch.setenv(name, str(cluster.authority))
+            yield cluster
 
 
 def test_no_part_and_no_host_takes_a_dataset_or_a_mount_with_it(
