@@ -28,9 +28,9 @@ from dserverfs.mount import mountpoint
 READY_TIMEOUT_S = 90.0
 READY = b"ready\n"
 END_TIMEOUT_S = 5.0
-# Before it is looked who else has the mount. A daemon ends within 0.1 s, and a mount namespace that
-# begins has copies of all mounts for a moment.
-LETTING_GO_S = 3.0
+# Before it is looked who else has the mount. A daemon ends within 0.1 s, but a mount namespace of a
+# command that takes some seconds has copies of all mounts as long.
+LETTING_GO_S = 10.0
 CLOSING_S = 15.0  # a daemon that was unmounted may send and close for so long, at least
 
 
