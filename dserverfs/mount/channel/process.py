@@ -1,17 +1,12 @@
 """The channel's process: between the kernel and the daemon, one thread, no waiting.
 
 It reads the requests of the kernel from the FUSE device. A READ of a block that the daemon
-has told it of is answered here, and so is what `frozen` can answer. Other READs and WRITEs go
-to the daemon as messages, and the daemon answers them on the device; all other requests go to
-libfuse as they are, and its replies come back. INTERRUPT is not passed on: it is about requests
-that libfuse may not know. If it is about a request that only asks, and who asked is dying, this
-one ends here: the kernel waits for what was taken from the device, so that with a daemon that
+has told it of is answered from `blocks`, and so is what `frozen` can answer. Other READs and
+WRITEs go to the daemon as messages, and the daemon answers them on the device; all other requests
+go to libfuse as they are, and its replies come back. INTERRUPT is not passed on: it is about
+requests that libfuse may not know. If it is about a request that only asks, and who asked is dying,
+this one ends here: the kernel waits for what was taken from the device, so that with a daemon that
 does not answer the program could not be killed.
-
-The rule for an answer to a READ from here: the daemon has told the block, with its descriptor,
-after all of it was compared with its checksums and its item with the manifest; and it has not
-taken it back. A read that is not wholly in one such block, or not in the page cache, is the
-daemon's.
 
 Ends when the mount or the daemon does. A fault here ends the mount (ENOTCONN).
 """
@@ -30,9 +25,9 @@ import struct
 import sys
 import traceback
 from collections import deque
-from typing import NamedTuple
 
 from dserverfs.mount.channel import messages, wire
+from dserverfs.mount.channel.blocks import Blocks, Told
 from dserverfs.mount.channel.frozen import FIRST_HANDLE, OF_OPEN, Answer, Frozen, Key, Missing
 from dserverfs.mount.channel.messages import Kind, Shared, Sockets
 from dserverfs.mount.channel.rows import Piece
@@ -62,15 +57,6 @@ _ONLY_ASK = frozenset(
 )
 MAX_NOTED = 4096  # of these
 _KILLED = 1 << (signal.SIGKILL - 1)  # pending for every thread of a process that is to end
-
-
-class _Told(NamedTuple):
-    """A block that may be read."""
-
-    fd: int
-    start: int
-    length: int
-    number: int
 
 
 class _Outbox:
@@ -110,8 +96,7 @@ class Channel:
         self._forgotten = sockets.forgotten
         self._shared = shared
         self._device = -1
-        self._block_bytes = 1
-        self._blocks: dict[int, dict[int, _Told]] = {}  # by inode and index
+        self._blocks = Blocks()
         self._touched: dict[int, set[int]] = {}  # indices of blocks, by handle
         self._free = deque(range(messages.SLOTS))
         self._reply = memoryview(bytearray(wire.REPLY.size + wire.MAX_DATA_BYTES))
@@ -249,9 +234,7 @@ class Channel:
     def _answer_read(self, request: memoryview, unique: int, inode: int) -> bool:
         """Answer a READ from a block; else have the daemon do it, and return False."""
         handle, offset, size, *_ = wire.READ.unpack_from(request, wire.REQUEST.size)
-        told = self._blocks.get(inode)
-        block = None if told is None else told.get(offset // self._block_bytes)
-        count = 0 if block is None else self._read(block, offset % self._block_bytes, size)
+        count = self._blocks.read(inode, offset, size, self._reply[wire.REPLY.size :])
         if not count:
             self._daemon.send(messages.KIND.pack(Kind.READ) + request[: wire.READ_BYTES])
             if handle >= FIRST_HANDLE:
@@ -301,19 +284,6 @@ class Channel:
         if self._touched.pop(handle, None) is not None and handle >= FIRST_HANDLE:
             self._daemon.send(messages.RELEASED.pack(Kind.RELEASED, 0, handle))
 
-    def _read(self, block: _Told, start: int, size: int) -> int:
-        """Read from a block behind the header of the reply; return 0 if the daemon has to."""
-        wanted = min(size, block.length - start)
-        # Beyond the end of a block that is not the last of its item there is another one.
-        if wanted <= 0 or (wanted < size and block.length == self._block_bytes):
-            return 0
-        target = self._reply[wire.REPLY.size : wire.REPLY.size + wanted]
-        try:
-            count = os.preadv(block.fd, [target], block.start + start, os.RWF_NOWAIT)
-        except OSError:
-            return 0
-        return count if count == wanted else 0
-
     def _note(self, inode: int, handle: int, offset: int, count: int) -> None:
         """Count a read, and tell the daemon of the first one of each block."""
         self._reads += 1
@@ -322,7 +292,7 @@ class Channel:
         touched = self._touched.get(handle)
         if touched is None:
             touched = self._touched[handle] = set()
-        index = offset // self._block_bytes
+        index = self._blocks.index(offset)
         if index not in touched:
             touched.add(index)
             with contextlib.suppress(BlockingIOError):  # it is a hint: what to fetch ahead
@@ -395,22 +365,19 @@ class Channel:
         if kind == Kind.DEVICE:
             os.set_blocking(fd, False)
             self._device = fd
-            _, self._block_bytes, owner = messages.DEVICE.unpack(message)
+            _, self._blocks.block_bytes, owner = messages.DEVICE.unpack(message)
             self._frozen.owner = None if owner == messages.EVERYBODY else owner
         elif kind == Kind.BLOCK:
             _, length, inode, index, number, start = messages.BLOCK.unpack(message)
-            self._lose(inode, index)
+            self._blocks.lose(inode, index)
             if fd >= 0:  # -1: this process has too many files open
-                self._blocks.setdefault(inode, {})[index] = _Told(fd, start, length, number)
+                self._blocks.tell(inode, index, Told(fd, start, length, number))
         elif kind == Kind.LOST:
             _, _, inode, index, number = messages.LOST.unpack(message)
-            told = self._blocks.get(inode, {}).get(index)
-            if told is not None and told.number == number:
-                self._lose(inode, index)
+            self._blocks.lose(inode, index, number)
         elif kind == Kind.FORGET:
             _, _, inode = messages.FORGET.unpack(message)
-            for index in list(self._blocks.get(inode, ())):
-                self._lose(inode, index)
+            self._blocks.forget(inode)
             self._forgotten.send(message)
         elif kind == Kind.FREE:
             self._free.append(messages.FREE.unpack(message)[1])
@@ -453,14 +420,6 @@ class Channel:
             self._libfuse.send(request)  # as without a channel
         else:
             self._respond(unique, number)
-
-    def _lose(self, inode: int, index: int) -> None:
-        told = self._blocks.get(inode, {}).pop(index, None)
-        if told is None:
-            return
-        os.close(told.fd)
-        if not self._blocks[inode]:
-            del self._blocks[inode]
 
 
 def _is_dying(thread: int) -> bool:
