@@ -232,7 +232,7 @@ def token_source(server: str, settings: Settings) -> TokenSource:
     """Return where the token for `server` comes from; asks nobody yet."""
     setting = settings.token(server)
     if setting is None:
-        return TokenSource(None, None)
+        return TokenSource(None, None, why_none=_why_token_is_withheld(server, settings))
     renew = None
     if setting.name is None and setting.file is not None:  # no other file is ours to change
         renew = Renewal(settings.base_url(server), setting.file, settings.trust(server))
@@ -259,18 +259,19 @@ def _transport(
     return ServerTransport(settings.base_url(server), tokens, trust=trust)
 
 
+def _why_token_is_withheld(server: str, settings: Settings) -> str | None:
+    withheld = settings.withheld_token(server)
+    if withheld is None:
+        return None
+    return (
+        f"{server}: {withheld.name} is not sent there, it is for {withheld.bound_to} as DSERVER_URL"
+        f" says; run dserverfs login {server}"
+    )
+
+
 def _tell_whose_token_is_sent(
     server: str, settings: Settings, setting: TokenSetting | None
 ) -> None:
-    withheld = settings.withheld_token(server) if setting is None else None
-    if withheld is not None:
-        logger.warning(
-            "%s: %s is not sent there, it is for %s as DSERVER_URL says; run dserverfs login %s",
-            server,
-            withheld.name,
-            withheld.bound_to,
-            server,
-        )
     host = urllib.parse.urlsplit(settings.base_url(server)).hostname or ""
     if setting is not None and setting.goes_anywhere and not is_loopback(host):
         logger.warning(

@@ -298,6 +298,8 @@ class ServerTransport:
         what = f"{method} {self.base_url}{path}: {status} {said}"
         # flask-jwt-extended: 422 with `msg` for a token it cannot parse, 401 for an expired one.
         if status == 401 or (status == 422 and error_answers.is_about_the_token(response)):
+            if token is None:
+                return NotAuthenticated(f"{what}, where no token was sent", status=status)
             return NotAuthenticated(
                 f"{self.base_url} refuses {self._tokens.describe()}"
                 f"{self._tokens.describe_claims()}: {said}; get a new one"

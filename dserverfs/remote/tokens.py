@@ -36,7 +36,8 @@ class TokenSource:
 
     `renew` is called with a token of the file that is about to be used; it may put a later one
     into the file. `tell_end` is called with where the token is, and the token that is used. A
-    command is run when its token ends within COMMAND_MARGIN_S or is refused.
+    command is run when its token ends within COMMAND_MARGIN_S or is refused. `why_none` says why
+    there is none, where something else is wrong than that nothing is set.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class TokenSource:
         command: Sequence[str] | None = None,
         renew: Callable[[str], None] | None = None,
         tell_end: Callable[[str, str], None] | None = None,
+        why_none: str | None = None,
     ) -> None:
         self._token = token
         self._path = path
         self._command = command
         self._renew = renew
         self._tell_end = tell_end
+        self._why_none = why_none
         self._stamp: tuple[int, int, int] | None = None
         self._not_before_s = -math.inf  # when the command may be run, on the monotonic clock
         self._failure: str | None = None  # of its last run
@@ -79,7 +82,8 @@ class TokenSource:
             if self._path is not None:
                 raise NotAuthenticated(f"token file {self._path}: is empty; get a new token")
             raise NotAuthenticated(
-                "no token: run dserverfs login, or set DSERVER_TOKEN or DSERVER_TOKEN_FILE"
+                self._why_none
+                or "no token: run dserverfs login, or set DSERVER_TOKEN or DSERVER_TOKEN_FILE"
             )
         if not token.isascii() or not token.isprintable() or " " in token:
             raise NotAuthenticated(f"{self.describe()} is malformed: not one line of ASCII")

@@ -98,6 +98,18 @@ def test_token_file_that_is_missing_is_named(
     assert "no/such/file" in line
 
 
+def test_token_that_is_for_another_server_is_told_where_the_mount_was_asked_for(
+    fuse: None, current_user: Account, server: ServerHandle, mountpoint: Path, token: str
+) -> None:
+    elsewhere = "http://data.example:5000"
+
+    line = refused(
+        current_user, "mount", server.base_uri, mountpoint, token=token, DSERVER_URL=elsewhere
+    )
+
+    assert "DSERVER_TOKEN is not sent there, it is for data.example:5000" in line
+
+
 def test_unknown_host_wrong_port_and_wrong_uri(
     fuse: None, current_user: Account, mountpoint: Path, token: str
 ) -> None:

@@ -291,6 +291,17 @@ def test_what_was_handled_meanwhile_is_not_taken_for_the_reason(
 # Tokens
 
 
+def test_login_that_is_asked_for_without_a_token_is_no_refusal_of_one(
+    quirky: QuirkyServer, transport: ServerTransport
+) -> None:
+    quirky.faults = [says(401, {"msg": "who are you"})]
+
+    with pytest.raises(NotAuthenticated) as refusal:
+        transport.request("GET", "/config/versions", authenticated=False)
+
+    assert "/config/versions: 401 who are you, where no token was sent" in str(refusal.value)
+
+
 def test_token_replaced_after_its_refusal_is_used(quirky: QuirkyServer, tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("old-token\n")
