@@ -111,6 +111,26 @@ def test_annotation_removed_while_it_is_sent_is_removed(bench: Bench) -> None:
     assert bench.names(".dtool/annotations") == ["n.json"]
 
 
+@pytest.mark.parametrize("by", ["making", "renaming"])
+@pytest.mark.parametrize("kind", ["annotation", "overlay"])
+def test_what_a_colleague_removed_can_be_made_anew(bench: Bench, kind: str, by: str) -> None:
+    directory = f".dtool/{kind}s"
+    path = f"{directory}/new.json"
+    bench.make(path, b"{}")
+    getattr(bench.writes, f"delete_{kind}")(bench.dataset, "new")
+    bench.ahead_s = 3600.0
+    assert "new.json" not in bench.names(directory)
+
+    if by == "making":
+        bench.make(path, b"{}")
+    else:
+        bench.make(f"{path}.tmp", b"{}")
+        bench.rename(f"{path}.tmp", path)
+
+    assert bench.has(f"{kind}s")["new"] == {}
+    assert bench.local_files() == []
+
+
 def test_annotation_is_renamed(bench: Bench) -> None:
     bench.rename(".dtool/annotations/n.json", ".dtool/annotations/m.json")
 

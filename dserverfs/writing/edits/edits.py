@@ -187,6 +187,8 @@ class DatasetEdits:
                 is_temporary(path) or editable.is_made_as_temporary(path, flags, mode)
             ):
                 raise Frozen(f"{dataset.uri}: is frozen; {path} would not stay")
+            if edited.shown(path).moved is None:  # else it is the next version of that
+                edited.versions.forget(path)  # of what was there and is gone
             read = edited.versions.last_read(path, reader)
             file = self._local.new_file(dataset, b"", mode & 0o7777, read)
             edited.place(file, path)
@@ -291,7 +293,8 @@ class DatasetEdits:
         source, target = target_of(old), target_of(new)
         if target is None and not is_temporary(new):
             raise Frozen(f"{dataset.uri}: is frozen; {new} would not stay")
-        if flags & _RENAME_NOREPLACE and self._exists(edited, new):
+        is_there = self._exists(edited, new)
+        if flags & _RENAME_NOREPLACE and is_there:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
         if source is not None and target is not None:
             self._rename_target(edited, source, target)
@@ -308,6 +311,8 @@ class DatasetEdits:
                         edited.place(file, new)
                         self._send_or_settle(file)
                         return
+                    if not is_there and edited.shown(new).moved is None:
+                        edited.versions.forget(new)
                 self._sender.send_as(file, target, reader)
 
     def discard(self, dataset: Dataset, path: str) -> None:
