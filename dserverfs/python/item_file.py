@@ -49,6 +49,7 @@ class ItemFile(io.RawIOBase):
         self._relpath = relpath
         self._position = 0
         self._opening = threading.Lock()
+        self._process: int | None = None  # that the item is open in
         self._item = self._opened()
         self._process = os.getpid()
         self.size = self._item.content.size_in_bytes

@@ -105,6 +105,23 @@ def test_wrong_uses_are_told(dataset: dserverfs.Dataset) -> None:
     assert pickled(file).closed
 
 
+def test_file_that_was_not_opened_is_closed_without_a_word(dataset: dserverfs.Dataset) -> None:
+    begun = []
+
+    class Begun(ItemFile):
+        def __init__(self, *arguments: Any) -> None:
+            begun.append(self)
+            super().__init__(*arguments)
+
+    with dataset["item"].open() as file:
+        access, found, *_ = file.__reduce__()[1][0]
+    with pytest.raises(FileNotFoundError):
+        Begun(access, found, "nope", "nope")
+
+    begun[0].close()  # as Python 3.13 does at its end, which says what went wrong there
+    assert begun[0].closed
+
+
 def test_text_has_lines_as_any_file(dataset: dserverfs.Dataset) -> None:
     with dataset["text"].open("r") as file:
         assert list(file) == ["eins\n", "zwei\n", "\u00e4\n"]
