@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dserverfs.base.mountinfo import mount_of
+from dserverfs.base.mountinfo import Mounted, mount_of
 from dserverfs.writing.staging.used_directories import Presence, UsedDirectories
 
 
@@ -28,6 +28,7 @@ def used(tmp_path: Path) -> UsedDirectories:
 def test_directories_are_remembered_once_whatever_leads_there(
     used: UsedDirectories, tmp_path: Path
 ) -> None:
+    mounted = mount_of(str(tmp_path))
     (tmp_path / "link").symlink_to("one")
     used.note(tmp_path / "link")
     used.note(tmp_path / "one")
@@ -35,7 +36,7 @@ def test_directories_are_remembered_once_whatever_leads_there(
     again = UsedDirectories(tmp_path / "data/register")
 
     assert presences(again) == {"one": Presence.THERE, "two": Presence.THERE}
-    assert {known.mount for known in again.all()} == {mount_of(str(tmp_path)).path}  # type: ignore[union-attr]
+    assert {known.mount for known in again.all()} == {mounted.path if mounted else "/"}
     assert os.stat(tmp_path / "data/register").st_mode & 0o777 == 0o700
 
 
@@ -43,9 +44,8 @@ def test_directories_are_remembered_once_whatever_leads_there(
 def test_directory_that_is_gone_differs_from_one_whose_disk_is(
     used: UsedDirectories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: dict[str, Any]
 ) -> None:
-    real = mount_of(str(tmp_path))
-    assert real is not None
-    monkeypatch.setattr("dserverfs.base.mountinfo.mount_of", lambda path: real._replace(**was))
+    other = Mounted("/", "ext4", "/dev/root", 1)._replace(**was)
+    monkeypatch.setattr("dserverfs.base.mountinfo.mount_of", lambda path: other)
     (tmp_path / "away").mkdir()
     used.note(tmp_path / "away")
     monkeypatch.undo()
@@ -59,6 +59,16 @@ def test_directory_that_is_gone_differs_from_one_whose_disk_is(
     }
     used.forget(tmp_path / "one")
     assert set(presences(used)) == {"away", "two"}
+
+
+def test_directory_is_gone_where_the_root_is_no_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dserverfs.base.mountinfo.mount_of", lambda path: None)
+    used = UsedDirectories(tmp_path / "data/register")
+    used.note(tmp_path / "never")
+
+    assert presences(used) == {"never": Presence.GONE}
 
 
 @pytest.mark.expects_log("dserverfs status will not know")

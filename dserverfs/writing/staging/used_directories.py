@@ -51,8 +51,7 @@ class UsedDirectories:
         file = self._file(path)
         if file.exists():
             return
-        mounted = mountinfo.mount_of(path)
-        mount, disk = (mounted.path, mounted.source) if mounted else ("/", "")
+        mount, disk = _mount_and_disk_of(path)
         text = json.dumps({"directory": path, "mount": mount, "disk": disk})
         try:
             make_private(self._register)
@@ -97,7 +96,15 @@ class UsedDirectories:
             return None
         presence = Presence.THERE
         if not os.path.isdir(path):
-            now = mountinfo.mount_of(path)
-            is_mounted = now is not None and (now.path, now.source) == (mount, disk)
+            is_mounted = _mount_and_disk_of(path) == (mount, disk)
             presence = Presence.GONE if is_mounted else Presence.NOT_MOUNTED
         return UsedDirectory(Path(path), mount, presence)
+
+
+def _mount_and_disk_of(path: str) -> tuple[str, str]:
+    """Return where the mount is that a path is in, and what is mounted there.
+
+    In a chroot(1) whose root is no mount there is none.
+    """
+    mounted = mountinfo.mount_of(path)
+    return (mounted.path, mounted.source) if mounted else ("/", "")
