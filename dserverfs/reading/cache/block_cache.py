@@ -338,9 +338,10 @@ class BlockCache:
 
     def close(self) -> None:
         self._write_notes(at_least=1)
-        self._is_open = False
+        with self._lock:  # after one that is just opened anew
+            self._is_open = False
+            table, self._table = self._table, None
         self._watch.close()
-        table, self._table = self._table, None
         if table is not None:
             table.close()
         self.pins.close()
@@ -386,7 +387,7 @@ class BlockCache:
 
     def _reopen(self) -> None:
         with self._lock:
-            if self._table is not None and not self._must_reopen:
+            if not self._is_open or (self._table is not None and not self._must_reopen):
                 return
             self._must_reopen = False
             self._table = None
