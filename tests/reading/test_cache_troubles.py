@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from dserverfs.base.directories import CannotBeMade
-from dserverfs.base.errors import UsageError
 from dserverfs.base.sealed_files import write_sealed
 from dserverfs.reading.cache import block_cache, layout, watch
 from dserverfs.reading.cache.block_cache import BlockCache
@@ -329,34 +328,6 @@ def test_cache_that_is_closed_while_it_is_opened_anew_is_closed(
 
     assert cache.table is None
     assert cache.store([(KEYS[0], BLOCK)]) == {}
-
-
-@pytest.mark.parametrize("what", ["directory", "link"])
-def test_cache_is_opened_whatever_is_in_the_place_of_its_lock(
-    open_cache: Callable[..., BlockCache], cache_directory: Path, what: str
-) -> None:
-    cache_directory.mkdir(mode=0o700)
-    if what == "directory":
-        (cache_directory / layout.LOCK).mkdir()
-    else:
-        (cache_directory / layout.LOCK).symlink_to(cache_directory)
-    cache = open_cache()
-
-    cache.store([(KEYS[0], BLOCK)])
-
-    assert has(cache, KEYS[0]) == [True]
-
-
-def test_cache_of_a_newer_version_is_refused_and_stays(cache_directory: Path) -> None:
-    cache_directory.mkdir(mode=0o700)
-    write_sealed(cache_directory / layout.FORMAT, b"2")
-    before = {path: path.read_bytes() for path in cache_directory.iterdir()}
-
-    with pytest.raises(UsageError, match="newer version"):
-        BlockCache(cache_directory).open()
-
-    after = {path: path.read_bytes() for path in cache_directory.iterdir()}
-    assert {path: content for path, content in after.items() if path.name != "lock"} == before
 
 
 # What was removed is closed
