@@ -113,6 +113,7 @@ def test_damaged_file_is_a_miss(cache: BlockCache, tmp_path: Path, damage: str) 
         path.symlink_to(tmp_path / "elsewhere")
 
     assert cache.load(KEY, len(LARGE)) is None
+    assert cache.count(KEY.item) == (damage == "unlink"), "a damaged one is forgotten"
 
     cache.store([(KEY, MemoryBlock(LARGE))])
     block = cache.load(KEY, len(LARGE))

@@ -13,10 +13,11 @@ import pytest
 from dserverfs.base import disk_space
 from dserverfs.base.disk_space import AS_IT_IS
 from dserverfs.reading.cache import block_cache
-from dserverfs.reading.cache.block_cache import BlockCache, CacheUsage
+from dserverfs.reading.cache.block_cache import BlockCache, CacheTuning, CacheUsage
 from dserverfs.reading.cache.block_files import MIN_FILE_SIZE, files_in
 from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import MemoryBlock
+from dserverfs.reading.cache.pins import PinnedItem
 from tests.support.failing_caches import (
     BLOCK,
     BROKEN,
@@ -83,6 +84,21 @@ def test_full_disk_has_the_oldest_give_way(open_cache: Callable[..., BlockCache]
     assert has(cache, *KEYS[:3]) == [False, True, False]
 
 
+@pytest.mark.expects_log("cannot be written.*No space left")
+def test_full_disk_has_enough_give_way_for_what_comes_next(
+    open_cache: Callable[..., BlockCache],
+) -> None:
+    cache = open_cache(CacheTuning())
+    for key in KEYS:
+        cache.store([(key, BLOCK)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        Failing(patch, "store", FULL)
+        cache.store([(KEYS[2], BLOCK)])
+
+    assert has(cache, *KEYS) == [False] * len(KEYS)
+
+
 class Free:
     """What is said to be free, one look after the other; the last one for ever."""
 
@@ -138,13 +154,12 @@ def test_one_use_counts_before_the_next_eviction(
     for key in KEYS[:2]:
         cache.store([(key, BLOCK)])
     assert has(cache, KEYS[0]) == [True]
+    other = open_cache()
     if closes:
         cache.close()
-        cache.open()
+    (other if closes else cache).evict(1)
 
-    cache.evict(1)
-
-    assert has(cache, *KEYS[:2]) == [True, False]
+    assert has(other, *KEYS[:2]) == [True, False]
 
 
 @pytest.mark.parametrize("by", ["loads", "stores"])
@@ -212,6 +227,30 @@ def test_cache_over_its_limit_shrinks_when_it_is_opened_by_one_who_has_a_limit(
     assert opened.usage() == CacheUsage(str(cache_directory), held_in_bytes, max(limit, 1))
 
 
+@pytest.mark.parametrize("is_due", [True, False])
+def test_cache_is_swept_when_it_is_opened_once_a_day(
+    open_cache: Callable[..., BlockCache], cache_directory: Path, is_due: bool
+) -> None:
+    cache = open_cache()
+    cache.store([(KEYS[0], BLOCK)])
+    cache.close()
+    (kept,) = files_in(cache_directory)
+    orphan = cache_directory / f"0/{31 * '0'}-0.blk"
+    orphan.parent.mkdir(exist_ok=True)
+    orphan.write_bytes(LARGE)
+    for path in (orphan, cache_directory / kept):
+        os.utime(path, (0, 0))
+    if is_due:
+        (cache_directory / "swept").unlink()
+    before = {*threading.enumerate()}
+
+    cache.open()
+    tidied(before)
+
+    assert orphan.exists() is not is_due
+    assert has(cache, KEYS[0]) == [True]
+
+
 def test_size_that_was_counted_wrong_costs_no_block(
     open_cache: Callable[..., BlockCache], cache_directory: Path
 ) -> None:
@@ -239,7 +278,7 @@ def test_block_of_the_same_hash_is_kept_once_and_another_in_its_place_is_not(
 ) -> None:
     cache = open_cache()
     key = BlockKey.of_hash(b"hash")
-    first, again, other = MemoryBlock(LARGE), MemoryBlock(LARGE), MemoryBlock(LARGE[::-1] + b"y")
+    first, again, other = MemoryBlock(LARGE), MemoryBlock(LARGE), MemoryBlock(LARGE[:-1] + b"y")
     cache.store([(key, first)])
     (name,) = files_in(cache_directory)
 
@@ -249,7 +288,35 @@ def test_block_of_the_same_hash_is_kept_once_and_another_in_its_place_is_not(
     (cache_directory / name).unlink()
     assert cache.store([(key, again)])[key].serial == again.serial
     assert cache.store([(key, other)])[key].serial == other.serial
-    assert bytes(cache.store([(key, other)])[key].read(0, 1 << 20)) == LARGE + b"y"
+    assert bytes(cache.store([(key, other)])[key].read(0, 1 << 20)) == LARGE[:-1] + b"y"
+
+
+def test_block_of_an_item_that_comes_again_is_the_one_that_came_last(
+    open_cache: Callable[..., BlockCache],
+) -> None:
+    """Who compared the first one did not compare this one, be it the same."""
+    cache = open_cache()
+    for block in (MemoryBlock(LARGE), MemoryBlock(LARGE)):
+        assert cache.store([(KEYS[0], block)])[KEYS[0]].serial == block.serial
+        found = cache.load(KEYS[0], len(LARGE))
+        assert found is not None
+        assert found.serial == block.serial
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_block_that_is_here_already_is_pinned_when_a_pinned_item_has_it_as_well(
+    open_cache: Callable[..., BlockCache], others: bool
+) -> None:
+    cache = open_cache()
+    key, origin = BlockKey.of_hash(b"hash"), KEYS[0]
+    cache.store([(key, BLOCK)])
+    item = origin.item if others else "another"
+    cache.pins.add("uri", "name", [PinnedItem("uri", "a", item, "=content", len(LARGE))])
+
+    cache.store([(key, MemoryBlock(LARGE))], {key: origin})
+    cache.evict(1 << 20)
+
+    assert has(cache, key) == [others]
 
 
 def test_blocks_that_were_read_of_one_item_lie_in_one_file_in_its_order(
@@ -260,7 +327,7 @@ def test_blocks_that_were_read_of_one_item_lie_in_one_file_in_its_order(
     for number in (2, 0, 1):
         for item in ("a", "b"):
             data = f"{item}{number}".encode() + LARGE
-            key = BlockKey.of_hash(data[:2])
+            key = BlockKey.of_hash(data[1::-1])
             origins[key] = BlockKey(item, number)
             blocks.append((key, MemoryBlock(data)))
 

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from dserverfs.base.directories import CannotBeMade
-from dserverfs.reading.cache import block_cache, watch
+from dserverfs.base.sealed_files import write_sealed
+from dserverfs.reading.cache import block_cache, layout, watch
 from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.cache.block_files import files_in
 from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.block_table import BlockTable
+from dserverfs.reading.cache.opening import open_table
 from dserverfs.reading.cache.pins import PinnedItem
 from tests.support.failing_caches import (
     AT_ONCE,
@@ -264,12 +266,68 @@ def test_cache_that_was_taken_away_is_made_anew_by_what_is_kept_next(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(BlockTable, "store", taken_away)
             assert cache.store([(KEYS[1], BLOCK)]) == {}
+        assert told, "before anybody reads"
+        assert has(cache, KEYS[0]) == [False]
     assert cache.store([(KEYS[1], BLOCK)])
 
     assert told, "what is open of it is closed"
     assert has(open_cache(), KEYS[0], KEYS[1]) == [False, True], "others see it as well"
     assert has(cache, KEYS[0], KEYS[1]) == [False, True]
     assert cache.table is cache.table, "once"
+
+
+@pytest.mark.expects_log("fails, reading without a cache")
+@pytest.mark.parametrize("trouble", ["busy", "newer"])
+def test_cache_that_cannot_be_made_anew_is_not_used_as_it_was(
+    open_cache: Callable[..., BlockCache], cache_directory: Path, trouble: str
+) -> None:
+    cache = open_cache()
+    cache.store([(KEYS[0], BLOCK)])
+    old = cache.table
+    cache_directory.rename(cache_directory.with_name("taken-away"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        if trouble == "busy":
+            patch.setattr(block_cache, "open_table", raising(BUSY))
+        else:
+            cache_directory.mkdir(mode=0o700)
+            write_sealed(cache_directory / layout.FORMAT, b"2")
+        for _ in range(2):
+            assert cache.store([(KEYS[1], BLOCK)]) == {}
+            assert has(cache, KEYS[0], KEYS[1]) == [False, False]
+    assert not [*cache_directory.glob("cache.db*")]
+    (cache_directory / layout.FORMAT).unlink(missing_ok=True)
+    cache.store([(KEYS[1], BLOCK)])
+
+    assert has(open_cache(), KEYS[1]) == [True]
+    assert cache.table is not old
+
+
+def test_cache_that_is_closed_while_it_is_opened_anew_is_closed(
+    open_cache: Callable[..., BlockCache], cache_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = open_cache()
+    cache_directory.rename(cache_directory.with_name("taken-away"))
+    reached, may_go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> BlockTable:
+        reached.set()
+        assert may_go_on.wait(LATE_S)
+        return open_table(*arguments)
+
+    monkeypatch.setattr(block_cache, "open_table", slow)
+    storing = threading.Thread(target=cache.store, args=([(KEYS[0], BLOCK)],))
+    storing.start()
+    assert reached.wait(LATE_S)
+    closing = threading.Thread(target=cache.close)
+    closing.start()
+    closing.join(0.05)  # until it waits
+    may_go_on.set()
+    for thread in (closing, storing):
+        thread.join(LATE_S)
+
+    assert cache.table is None
+    assert cache.store([(KEYS[0], BLOCK)]) == {}
 
 
 # What was removed is closed
@@ -291,6 +349,16 @@ def test_process_that_has_files_open_is_told_when_another_evicts(
 
     assert told.wait(LATE_S)
     assert cache.table is table, "it is the same cache"
+
+
+def test_what_was_removed_past_the_cache_is_told(open_cache: Callable[..., BlockCache]) -> None:
+    told: list[None] = []
+    cache = open_cache(on_removal=functools.partial(told.append, None))
+    assert not told
+
+    cache.tell_removed()
+
+    assert len(told) == 1
 
 
 def test_readers_are_told_when_blocks_give_way_and_only_then(

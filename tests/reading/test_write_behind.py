@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from dserverfs.reading.cache import write_behind
 from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import Block, FileBlock, MemoryBlock
 from dserverfs.reading.cache.write_behind import MAX_BATCH, MAX_WAITING, CacheWriter, Put
+from tests.support.few_threads import no_more_threads
+from tests.support.patience import LATE_S
 
 pytest_plugins = ["tests.support.cache_fixtures"]
 
@@ -216,3 +219,89 @@ def test_block_waits_for_a_slow_disk_as_long_as_the_writer_has_patience(
 
     assert came == KEYS
     assert (held(cache, KEYS) == KEYS) is bool(patience_s)
+
+
+# What is not expected
+
+
+@pytest.mark.expects_log("a fault of ours while writing to the cache")
+@pytest.mark.parametrize("failing", ["store", "enter_verified", "move"])
+def test_fault_of_ours_costs_the_blocks_that_it_met_and_no_others(
+    cache: BlockCache, failing: str
+) -> None:
+    writer = CacheWriter(cache)
+
+    def fail(*arguments: object) -> Any:
+        raise ValueError("a fault")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, failing, fail)
+        block = put(writer, KEYS[0])
+        writer.enter_verified("item", "=content", [block.serial])
+        writer.move(KEYS[0], KEYS[1], block.serial)
+        writer.flush()
+    assert writer.waiting(KEYS[0]) is None
+
+    put(writer, KEYS[2])
+    writer.flush()
+    assert held(cache, KEYS[2:3]) == KEYS[2:3]
+    writer.close()
+
+
+@pytest.mark.parametrize("waiting", [1, 3 * MAX_WAITING])
+def test_disk_that_hangs_holds_up_no_end(
+    cache: BlockCache, monkeypatch: pytest.MonkeyPatch, waiting: int
+) -> None:
+    monkeypatch.setattr(write_behind, "CLOSE_TIMEOUT_S", 0.01)
+    may_write = gate(cache)
+    writer = CacheWriter(cache, patience_s=0.0)
+    for key in KEYS[:waiting]:
+        put(writer, key)
+    closing = threading.Thread(target=writer.close)
+
+    closing.start()
+    closing.join(LATE_S)
+
+    assert not closing.is_alive()
+    may_write.set()
+    monkeypatch.setattr(write_behind, "CLOSE_TIMEOUT_S", LATE_S)
+    writer.close()
+    assert "cache" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_blocks_are_read_uncached_while_there_is_no_thread_to_write_them(
+    cache: BlockCache,
+) -> None:
+    writer = CacheWriter(cache, patience_s=3600.0)
+
+    with no_more_threads():
+        for key in KEYS:
+            block = put(writer, key)
+            writer.put_many([Put(key, key, block)])
+            writer.enter_verified("item", "=content", [block.serial])
+            writer.move(key, KEYS[0], block.serial)
+        assert not any(writer.waiting(key) for key in KEYS)
+        writer.flush()
+    put(writer, KEYS[0])
+    writer.close()
+
+    assert held(cache, KEYS) == KEYS[:1]
+
+
+def test_block_that_was_fetched_anew_is_written_though_the_first_one_was_on_its_way(
+    cache: BlockCache,
+) -> None:
+    may_write = gate(cache)
+    writer = CacheWriter(cache)
+    put(writer, KEYS[0])
+    writer.announce(KEYS[0], anew := MemoryBlock(DATA[::-1]))
+
+    may_write.set()
+    writer.flush()
+    assert writer.waiting(KEYS[0]) is anew
+    writer.put(KEYS[0], anew, KEYS[0])
+    writer.close()
+
+    found = cache.load(KEYS[0], len(DATA))
+    assert found is not None
+    assert found.serial == anew.serial

@@ -100,6 +100,12 @@ class Bench:
         self.edits = self.another(retry_s).open(lambda dataset: True)
         return self.edits
 
+    def mount_after_a_kill(self) -> DatasetEdits:
+        """Have the mount end as a process that is killed; return the edits of the next one."""
+        self.edits._sender.close()
+        self.edits._local._session._lock.release()
+        return self.mount()
+
     def another(self, retry_s: tuple[float, float] = sender.RETRY_S) -> DatasetEdits:
         """Return the edits of a mount beside it."""
         editable_files = EditableFiles(self.writes, self.catalogue)

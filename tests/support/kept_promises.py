@@ -133,27 +133,11 @@ def judge(world: World, notes: Notes) -> int:
     return len(left_open)
 
 
-def carry_on(world: World) -> None:
-    """Have dtool freeze what one that ended had sealed: only a new mount does so by itself."""
-    world.promises.read()
-    sealed = [
-        name
-        for name, state in world.staged().items()
-        if state != "open" and world.promises.datasets[name].facts.get("broker")
-    ]
-    if sealed:
-        _run_again(world, sealed)
-
-
-def _run_again(world: World, names: list[str]) -> None:
-    with world.broker("finish", *names) as broker:
-        assert broker.wait(300) == 0, world.log.read_text()
-
-
 def _finish(world: World, left_open: list[Promised], notes: Notes) -> None:
     brokers = [one.name for one in left_open if one.facts.get("broker")]
     if brokers:
-        _run_again(world, brokers)
+        with world.broker("finish", *brokers) as broker:
+            assert broker.wait(300) == 0, world.log.read_text()
     for promised in left_open:
         if promised.name not in brokers:
             directory = world.mount.path / promised.name

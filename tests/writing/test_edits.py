@@ -222,7 +222,7 @@ def test_backup_of_what_was_not_sent_is_not_sent_over_what_was(bench: Bench) -> 
     bench.writes.error = None
     bench.make(README, b"second: 1\n")
 
-    bench.mount()  # the next one, as after a crash
+    bench.mount_after_a_kill()
 
     bench.edits.flush(WAIT_S)
     assert bench.has("readme") == "second: 1\n"

@@ -19,6 +19,7 @@ from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.base.progress import Progress
 from dserverfs.writing.staging import file_hashes
 from dserverfs.writing.staging.file_hashes import Hashes, Stamp
+from tests.support.few_threads import no_more_threads
 
 CONTENTS = {
     "empty": b"",
@@ -91,6 +92,16 @@ def test_all_are_hashed_with_progress_to_the_end(hashes: Hashes, root: Path) -> 
     total = sum(map(len, CONTENTS.values()))
     assert seen[-1] == (total, total, len(CONTENTS), len(CONTENTS))
     assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_all_are_hashed_with_the_threads_that_there_can_be(root: Path, allowed: int) -> None:
+    files = [root / relpath for relpath in CONTENTS]
+
+    with Hashes(root.parent / "hashes.db", root, threads=3) as hashes, no_more_threads(allowed):
+        digests = hashes.all_of(files)
+
+    assert digests == {file: md5(file) for file in files}
 
 
 def test_no_files_are_no_hashes(hashes: Hashes) -> None:

@@ -20,6 +20,7 @@ from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.writing.staging.file_hashes import Hashes, Stamp
 from dserverfs.writing.staging.incremental_hash import STEP_BYTES, HashAhead
 from tests.support.accounts import Account
+from tests.support.few_threads import no_more_threads
 from tests.support.mounts import mounted
 from tests.support.servers import ServerHandle
 from tests.support.staged_datasets import freeze, status
@@ -97,6 +98,20 @@ def test_what_was_written_is_hashed_when_it_is_closed(writer: Writer, path: Path
     assert begun.length == len(LARGE)
     assert begun.md5.hexdigest() == hashlib.md5(LARGE).hexdigest()
     assert begun.blocks.hashes() == hashes_of_blocks(LARGE)
+
+
+def test_what_no_thread_could_hash_is_hashed_when_there_is_one(writer: Writer, path: Path) -> None:
+    with no_more_threads():
+        writer.write_large()
+        entries = [entry for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+        assert [os.readlink(entry) for entry in entries].count(str(path)) == 1
+
+    Writer(writer.ahead, path).close()
+    join()
+
+    begun = writer.ahead.take(writer.stamp())
+    assert begun is not None
+    assert begun.md5.hexdigest() == hashlib.md5(LARGE).hexdigest()
 
 
 def test_only_what_is_left_is_read_at_the_freeze(writer: Writer, path: Path) -> None:

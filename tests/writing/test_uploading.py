@@ -29,6 +29,7 @@ from dserverfs.remote.puts import FilePart
 from dserverfs.remote.upload_urls import UploadUrl, UploadUrls
 from dserverfs.writing.upload import uploader as uploader_module
 from dserverfs.writing.upload.uploader import Uploader, has_same_items
+from tests.support.few_threads import no_more_threads
 from tests.support.local_uploads import local_dataset
 from tests.support.patience import LATE_S
 from tests.support.reading_world import DATASET
@@ -213,6 +214,15 @@ def test_as_many_items_are_sent_at_once_as_there_are_threads_for(
 
     assert len(names) == threads
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("upload")]
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_dataset_is_uploaded_with_the_threads_that_there_can_be(bench: Bench, allowed: int) -> None:
+    with no_more_threads(allowed):
+        assert bench.upload() == bench.uri
+
+    assert bench.events[-1] == f"complete {bench.uri} 3"
+    assert {f"taken {relpath}" for relpath in CONTENTS} < {*bench.events}
 
 
 def test_stop_is_heeded_before_anything_is_announced_and_before_it_is_registered(

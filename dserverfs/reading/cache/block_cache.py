@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from dserverfs.base import disk_space
+from dserverfs.base import disk_space, threads
 from dserverfs.base.directories import CannotBeMade, private_directory
 from dserverfs.base.disk_troubles import RETRY_AFTER_FAILURE_S, CacheTroubles, means_corrupt
 from dserverfs.base.errors import UsageError
@@ -158,10 +158,7 @@ class BlockCache:
             has_limit = self._size_limit is None or self._size_limit > 0
             excess = table.excess_in_bytes() if has_limit else 0
             if due or excess > 0:
-                tidy = threading.Thread(
-                    target=self._tidy, args=(table, excess, due), name="tidy", daemon=True
-                )
-                tidy.start()
+                threads.started(lambda: self._tidy(table, excess, due), "tidy")
         except (CannotBeMade, *FAILURES) as error:
             self._troubles.broke(error)
 
@@ -341,9 +338,10 @@ class BlockCache:
 
     def close(self) -> None:
         self._write_notes(at_least=1)
-        self._is_open = False
+        with self._lock:  # after one that is just opened anew
+            self._is_open = False
+            table, self._table = self._table, None
         self._watch.close()
-        table, self._table = self._table, None
         if table is not None:
             table.close()
         self.pins.close()
@@ -389,7 +387,7 @@ class BlockCache:
 
     def _reopen(self) -> None:
         with self._lock:
-            if self._table is not None and not self._must_reopen:
+            if not self._is_open or (self._table is not None and not self._must_reopen):
                 return
             self._must_reopen = False
             self._table = None

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from dserverfs.base import threads
 from dserverfs.base.local_files import create_private
 from dserverfs.reading.cache import layout
 
@@ -48,8 +49,7 @@ class CacheWatch:
             return
         with self._lock:
             if self._thread is None and not self._ended.is_set():
-                self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-                self._thread.start()
+                self._thread = threads.started(self._run, "watch")
 
     def close(self) -> None:
         self._ended.set()

@@ -7,15 +7,20 @@ transactions in SQLite (a third of the time of a cold read). Thread-safe.
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from dserverfs.base import threads
 from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.cache.block_files import MAX_BLOCKS_IN_FILE
 from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import Block, MemoryBlock
+
+logger = logging.getLogger(__name__)
 
 MAX_WAITING = 32  # blocks or batches of small ones, so at most 32 MiB
 MAX_BATCH = MAX_BLOCKS_IN_FILE
@@ -92,12 +97,14 @@ class CacheWriter:
 
     def _enqueue(self, puts: list[Put]) -> None:
         with self._lock:
-            if not self._start_locked():
-                return
+            may_write = self._start_locked()
+        if not may_write:
+            self._forget(puts)
+            return
         try:
             self._queue.put(puts, timeout=self._patience_s)
         except queue.Full:
-            self._forget([put.key for put in puts])
+            self._forget(puts)
 
     def enter_verified(self, item: str, content: str, serials: Sequence[int]) -> None:
         """As `BlockCache.enter_verified`, after the blocks that were put before."""
@@ -132,21 +139,22 @@ class CacheWriter:
 
     def close(self) -> None:
         """Write the waiting blocks and end the thread, within CLOSE_TIMEOUT_S."""
+        end_s = time.monotonic() + CLOSE_TIMEOUT_S
         with self._lock:
             self._closed = True
             thread = self._thread
         if thread is not None:
-            self._queue.put(None)
-            thread.join(CLOSE_TIMEOUT_S)
+            with contextlib.suppress(queue.Full):  # the disk hangs
+                self._queue.put(None, timeout=CLOSE_TIMEOUT_S)
+            thread.join(max(end_s - time.monotonic(), 0.0))
 
     def _start_locked(self) -> bool:
-        """Start the writing thread if need be; return False once closed."""
+        """Start the writing thread if need be; return False once closed, or if there is none."""
         if self._closed:
             return False
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="cache", daemon=True)
-            self._thread.start()
-        return True
+            self._thread = threads.started(self._run, "cache")
+        return self._thread is not None
 
     def _run(self) -> None:
         while True:
@@ -158,18 +166,22 @@ class CacheWriter:
                     break
             puts = [put for entry in batch if isinstance(entry, list) for put in entry]
             try:
-                self._store(puts)
-                last = batch[-1]
-                if isinstance(last, _Enter):
-                    self._cache.enter_verified(last.item, last.content, last.serials)
-                elif isinstance(last, _Move):
-                    self._cache.move(*last)
+                self._write(puts, batch[-1])
+            except Exception:
+                logger.exception("a fault of ours while writing to the cache")
             finally:
-                self._forget([put.key for put in puts])
+                self._forget(puts)
                 for _ in batch:
                     self._queue.task_done()
             if batch[-1] is None:
                 return
+
+    def _write(self, puts: Sequence[Put], last: list[Put] | _Enter | _Move | None) -> None:
+        self._store(puts)
+        if isinstance(last, _Enter):
+            self._cache.enter_verified(last.item, last.content, last.serials)
+        elif isinstance(last, _Move):
+            self._cache.move(*last)
 
     def _store(self, puts: Sequence[Put]) -> None:
         with self._storing:
@@ -184,7 +196,9 @@ class CacheWriter:
                 if put.stored_as in files and self._waiting.get(put.key) is put.block:
                     self._on_file(put.key, files[put.stored_as])
 
-    def _forget(self, keys: list[BlockKey]) -> None:
+    def _forget(self, puts: Sequence[Put]) -> None:
+        """Have these blocks not waited for; another of the same key may be on its way since."""
         with self._lock:
-            for key in keys:
-                self._waiting.pop(key, None)
+            for put in puts:
+                if self._waiting.get(put.key) is put.block:
+                    del self._waiting[put.key]

@@ -28,7 +28,7 @@ from dserverfs.base.versions import Reader
 from dserverfs.writing.edits import editable, sender
 from dserverfs.writing.edits.editable import EditableFiles, Kind, Target, is_temporary, target_of
 from dserverfs.writing.edits.journal import UnsentEdit
-from dserverfs.writing.edits.local_file import EditHandle, LocalFile, LocalStatus
+from dserverfs.writing.edits.local_file import INCOMPLETE, EditHandle, LocalFile, LocalStatus
 from dserverfs.writing.edits.sender import EditSender
 from dserverfs.writing.edits.view import EditedFiles, LocalEdits, Shown
 
@@ -77,8 +77,8 @@ class DatasetEdits:
         """Complete all open files: the kernel closed them without telling."""
         with self._local.lock:
             for file in self._local.unsent():
-                if file.is_spoilt:
-                    self._local.of(file.dataset).discard(file)
+                if file.writers and file.is_half:
+                    self._leave_out(file)
                 elif file.writers:
                     file.close_all()
 
@@ -205,6 +205,8 @@ class DatasetEdits:
                     offset = file.size_in_bytes
                 file.begin_write(offset + len(data))
             write_all(handle.fd, data, offset)
+            with self._local.lock:
+                file.end_write()
         except OSError:
             file.spoil()
             raise
@@ -220,18 +222,25 @@ class DatasetEdits:
             self._local.close_file(handle)
             if file.target is None or file.writers or not handle.is_writable:
                 return
-            if file.is_spoilt:
-                logger.warning(
-                    "%s: what was written to %s is incomplete, as its writer was told; the server"
-                    " keeps what it has",
-                    file.dataset.uri,
-                    file.path,
-                )
-                self._local.of(file.dataset).discard(file)
+            if file.is_half:
+                self._leave_out(file)
             else:
                 if file.is_unsent:
                     file.complete()
                 self._send_or_settle(file)
+
+    def _leave_out(self, file: LocalFile) -> None:
+        """Have a target not sent of which a part is missing, and kept if it was unsent before."""
+        logger.warning(
+            "%s: what was written to %s is incomplete, as its writer was told; the server keeps"
+            " what it has",
+            file.dataset.uri,
+            file.path,
+        )
+        if file.covers_unsent:
+            file.was_refused(INCOMPLETE)
+        else:
+            self._local.of(file.dataset).discard(file)
 
     def set_mode(self, dataset: Dataset, path: str, mode: int) -> None:
         """Set the mode of a temporary file; a target's is nowhere kept."""
@@ -250,7 +259,7 @@ class DatasetEdits:
         os.fsync(handle.fd)
         file = handle.file
         with self._local.lock:
-            if not file.is_unsent or file.is_spoilt:
+            if not file.is_unsent or file.is_half:
                 return
             file.complete()
         self._sender.send(file)
@@ -362,8 +371,9 @@ class DatasetEdits:
             raise Frozen(f"{dataset.uri}: {source.path} cannot become {new}")
         self._require_not_moved(edited, source)
         content = b""
-        with contextlib.suppress(NotFound):
-            content = self._editable_files.content(source, dataset)
+        if edited.at(source.path) is None:
+            with contextlib.suppress(NotFound):
+                content = self._editable_files.content(source, dataset)
         with self._local.lock:
             file = edited.at(source.path)
             if file is None:
@@ -379,6 +389,8 @@ class DatasetEdits:
             raise Frozen(f"{dataset.uri}: {source.path} cannot become {target.path}")
         with self._local.lock:
             file = edited.at(source.path)
+            if file is not None and file.is_half:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), file.path)
             content = file.local.read_bytes() if file else None
         if content is None:
             content = self._editable_files.content(source, dataset)

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 TARGET_MODE = 0o644
 UNFINISHED = "its mount ended while it was being written; write it again, or discard it"
+INCOMPLETE = "a part of it could not be written; write it again, or discard it"
 
 
 class EditHandle(NamedTuple):
@@ -89,6 +90,7 @@ class LocalFile:
         self.writer: Reader = None
         self.changes = 0
         self.is_spoilt = False  # a write failed: a part is missing
+        self.covers_unsent = False  # what is being written was complete before, and not sent
         self._sent = 0
         self._session = session
 
@@ -99,6 +101,11 @@ class LocalFile:
     @property
     def is_unsent(self) -> bool:
         return self.target is not None and self.changes != self._sent
+
+    @property
+    def is_half(self) -> bool:
+        """Whether a part is missing of what it became since it was complete, or the server's."""
+        return self.is_spoilt and self.is_unsent and not self.note.is_complete
 
     @property
     def is_gone(self) -> bool:
@@ -163,6 +170,8 @@ class LocalFile:
         os.close(handle.fd)
         self.handles -= 1
         self.writers -= handle.is_writable
+        if self.target is not None and not self.writers and not self.is_half:
+            self.is_spoilt = False  # the write that failed has changed nothing
 
     def close_all(self) -> None:
         """Complete it without waiting for its writers, who will not say that they are done."""
@@ -204,8 +213,14 @@ class LocalFile:
                     self._session.unnote(self.local)
             raise
 
+    def end_write(self) -> None:
+        """Note that a write is done: a change once more, if it was taken for complete meanwhile."""
+        if self.target is not None and (self.note.is_complete or not self.is_unsent):
+            self._begin_change()
+
     def _begin_change(self) -> None:
         was_complete = self.note.is_complete
+        self.covers_unsent |= was_complete and self.is_unsent
         self.changes += 1
         self.note = replace(self.note, is_complete=False, md5=None, changed_at=time.time())
         if self.target is not None and (was_complete or not self._session.has_note(self.local)):
@@ -223,6 +238,7 @@ class LocalFile:
 
     def complete(self) -> None:
         """Note that its writers are done."""
+        self.covers_unsent = False
         try:
             self._tell(is_complete=True, md5=file_digest(self.local, MD5))
         except OSError as error:  # the disk is full; there is a note of it already
@@ -261,10 +277,14 @@ class LocalFile:
             self.note = replace(self.note, read=version)
 
     def was_refused(self, reason: str) -> None:
-        """Note why it could not be sent."""
+        """Note why it could not be sent, or is not to be."""
         self.note = replace(self.note, reason=reason)
-        if self.target is not None:
+        if self.target is None:
+            return
+        try:
             self._tell()
+        except OSError as error:  # there is a note of it already, without the reason
+            logger.warning("%s: not noted why it is not sent: %s", self.local, error)
 
     def _tell(self, **changes: Any) -> None:
         """Have a changed note on the disk, or at least in memory; raises OSError."""

@@ -8,6 +8,7 @@ in threads of its own.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -79,11 +80,18 @@ class EditSender:
         return set(self._sending)
 
     def submit(self, file: LocalFile) -> None:
-        """Begin to send a file."""
-        if not self._is_closed:
+        """Begin to send a file; the caller holds the lock, or is alone."""
+        if self._is_closed:
+            return
+        try:
             future = self._pool.submit(self._send_quietly, file)
-            self._sending[future] = file
-            future.add_done_callback(lambda done: self._sending.pop(done, None))
+        except RuntimeError as error:  # there can be no thread just now
+            logger.info("%s: %s; it is sent later", file.local, error)
+            self._refused.add(file)
+            self._try_again_later()
+            return
+        self._sending[future] = file
+        future.add_done_callback(lambda done: self._sending.pop(done, None))
 
     def send(self, file: LocalFile) -> None:
         """Send a target's content; raises the server's error, and keeps the edit then."""
@@ -155,9 +163,11 @@ class EditSender:
     def _try_again_later(self) -> None:
         if self._timer is None and not self._is_closed:
             self._pause_s = retry.pause_s(self._pause_s, *self._retry_s)
-            self._timer = threading.Timer(self._pause_s, self._try_again)
-            self._timer.daemon = True
-            self._timer.start()
+            timer = threading.Timer(self._pause_s, self._try_again)
+            timer.daemon = True
+            with contextlib.suppress(RuntimeError):  # no thread: with the next one, or at the end
+                timer.start()
+                self._timer = timer
 
     def _forget_timer(self) -> None:
         self._pause_s = 0.0
@@ -168,9 +178,9 @@ class EditSender:
     def _try_again(self) -> None:
         with self._local.lock:
             self._timer = None
-            for file in self._refused:
+            refused, self._refused = self._refused, set()
+            for file in refused:
                 self.submit(file)
-            self._refused.clear()
 
     def _send_quietly(self, file: LocalFile) -> None:
         try:

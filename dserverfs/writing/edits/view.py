@@ -9,6 +9,7 @@ the lock held, unless it says otherwise.
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from dserverfs.writing.edits.local_file import (
     LocalFile,
     MovedAway,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class Shown(NamedTuple):
@@ -211,7 +214,7 @@ class LocalEdits:
         taken = self._session.take_over(
             lambda note: target_of(note.path) is not None and wanted(note.dataset)
         )
-        return [self._resume(local, note) for local, note in taken]
+        return [file for local, note in taken if (file := self._resume(local, note)) is not None]
 
     def close(self) -> None:
         """Delete temporary files; edits that are not sent stay."""
@@ -258,9 +261,19 @@ class LocalEdits:
                 lambda: not any(file.writers for file in self.unsent()), timeout_s
             )
 
-    def _resume(self, local: Path, note: Note) -> LocalFile:
+    def _resume(self, local: Path, note: Note) -> LocalFile | None:
+        """Return an edit to be shown and sent; None if a complete one comes first."""
         edited = self.of(note.dataset)
         before = edited.at(note.path)
+        if before is not None and before.note.is_complete and not note.is_complete:
+            logger.warning(
+                "%s: %s was being written when its mount ended: that is kept in %s until the"
+                " change before it is sent, and shown by the next mount",
+                note.dataset.uri,
+                note.path,
+                local,
+            )
+            return None
         if before is not None:
             edited.discard(before)  # of an earlier session: this is what was written last
         size_in_bytes = local.stat().st_size

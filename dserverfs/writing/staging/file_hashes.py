@@ -27,6 +27,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dserverfs.base import threads
 from dserverfs.base.block_hashes import HASH_BYTES, BlockHasher, block_hash, has_hashes
 from dserverfs.base.errors import Cancelled, ItemChanged
 from dserverfs.base.hashes import Hasher, hash_file, new_md5
@@ -194,15 +195,10 @@ class Hashes:
             except BaseException as error:  # noqa: BLE001 - handed to the caller, which waits
                 batch.fail(error)
 
-        threads = [
-            threading.Thread(target=work, name=f"hash-{number}", daemon=True)
-            for number in range(min(self._threads, totals[1]) - 1)
-        ]
-        for thread in threads:
-            thread.start()
+        helpers = threads.several_started(work, "hash", min(self._threads, totals[1]) - 1)
         work()
-        for thread in threads:
-            thread.join()
+        for helper in helpers:
+            helper.join()
         batch.require_done()
 
     def _of(self, file: Path, advance: Callable[[int], None]) -> FileHash:

@@ -21,6 +21,7 @@ import os
 import threading
 from collections import deque
 
+from dserverfs.base import threads
 from dserverfs.base.block_hashes import BlockHasher
 from dserverfs.base.hashes import PIECE_BYTES, new_md5
 from dserverfs.writing.staging.file_hashes import Begun, Stamp
@@ -97,7 +98,17 @@ class HashAhead:
             if self._is_working:
                 return
             self._is_working = True
-        threading.Thread(target=self._work, name="hash-ahead", daemon=True).start()
+        if threads.started(self._work, "hash-ahead") is None:
+            self._leave_due()
+
+    def _leave_due(self) -> None:
+        """Hash nothing of what is due now; the next write of each file may call again."""
+        with self._lock:
+            self._is_working = False
+            while self._due:
+                followed, fd = self._due.popleft()
+                followed.is_due = False
+                os.close(fd)
 
     def _work(self) -> None:
         """Hash what is due, then end: a thread that waits would outlive its dataset."""

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
+from dserverfs.base import threads
 from dserverfs.base.errors import Cancelled, Conflict, NotFound, TooLarge, Unsupported
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import Dataset, Identifier, Item
@@ -222,12 +223,10 @@ def _send_all(
             tally.end()
 
     count = min(THREADS, len(queue)) - 1
-    threads = [threading.Thread(target=work, name=f"upload-{i}", daemon=True) for i in range(count)]
-    for thread in threads:
-        thread.start()
+    helpers = threads.several_started(work, "upload", count)
     work()
-    for thread in threads:
-        thread.join()
+    for helper in helpers:
+        helper.join()
     for failure in sorted(failures, key=lambda error: isinstance(error, Cancelled)):
         raise failure
     sender.send_readme()
