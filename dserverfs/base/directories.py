@@ -111,7 +111,7 @@ def share_space(one: Path, other: Path) -> bool:
     return (ours.f_blocks, ours.f_bavail) == (theirs.f_blocks, theirs.f_bavail)
 
 
-def private_directory(path: Path, option: str = "--cache-dir") -> Path:
+def private_directory(path: Path, option: str = "--cache-dir or DSERVER_CACHE_DIR") -> Path:
     """Make `path` if need be and return it; raises UsageError unless it is ours and private.
 
     Those above it that are missing are made as private. `option` is how the user can
@@ -126,5 +126,7 @@ def private_directory(path: Path, option: str = "--cache-dir") -> Path:
             path.chmod(0o700)
     except OSError as error:
         kind = CannotBeMade if error.errno in _TAKES_NOTHING else UsageError
-        raise kind(f"{path}: cannot be used as a directory: {error.strerror}") from error
+        raise kind(
+            f"{path}: cannot be used as a directory: {error.strerror}; name another with {option}"
+        ) from error
     return path

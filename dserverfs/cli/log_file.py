@@ -54,7 +54,10 @@ def log_to(path: Path | None, level: str) -> None:
             make_private(path.parent)
             handler = _PrivateLog(path, maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8")
         except OSError as error:
-            raise UsageError(f"--log-file {path}: cannot be written: {error.strerror}") from error
+            raise UsageError(
+                f"{path}: the log cannot be written: {error.strerror}; name another file with"
+                " --log-file, or with XDG_STATE_HOME a directory for all of them"
+            ) from error
     handler.setFormatter(
         PrintableFormatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
     )

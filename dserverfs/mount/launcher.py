@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from dserverfs.base import mountinfo
-from dserverfs.base.errors import UsageError
+from dserverfs.base.errors import DserverfsError, UsageError
 from dserverfs.base.hashes import Policy
 from dserverfs.base.model import DserverURI
 from dserverfs.mount import mountpoint
@@ -125,6 +125,8 @@ def _be_daemon(
                 with contextlib.suppress(OSError):  # that of the listing itself
                     os.close(int(name))
         status = serve(ready_fd)
+    except DserverfsError as error:
+        print(f"dserverfs: {error}", file=sys.stderr)
     except BaseException:  # noqa: BLE001  # the top of a process
         traceback.print_exc()
     finally:

@@ -110,6 +110,34 @@ def test_token_that_is_for_another_server_is_told_where_the_mount_was_asked_for(
     assert "DSERVER_TOKEN is not sent there, it is for data.example:5000" in line
 
 
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [
+        ("XDG_STATE_HOME", "name another file with --log-file, or with XDG_STATE_HOME a directory"),
+        ("DSERVER_CACHE_DIR", "name another with --cache-dir or DSERVER_CACHE_DIR"),
+        ("DSERVER_STAGING_DIR", "name another with --staging-dir or DSERVER_STAGING_DIR"),
+    ],
+)
+def test_place_that_cannot_be_made_is_told_with_what_names_another(
+    fuse: None,
+    current_user: Account,
+    server: ServerHandle,
+    mountpoint: Path,
+    token: str,
+    tmp_path: Path,
+    setting: str,
+    remedy: str,
+) -> None:
+    (tmp_path / "file").touch()
+    no_place = {setting: str(tmp_path / "file/below")}
+
+    line = refused(current_user, "mount", server.base_uri, mountpoint, token=token, **no_place)
+
+    assert f"dserverfs: {tmp_path}/file/below" in line
+    assert "Not a directory" in line
+    assert remedy in line
+
+
 def test_unknown_host_wrong_port_and_wrong_uri(
     fuse: None, current_user: Account, mountpoint: Path, token: str
 ) -> None:

@@ -46,7 +46,7 @@ from dserverfs.writing.staging.states import Record
 
 logger = logging.getLogger(__name__)
 
-OPTION = "--staging-dir"
+OPTION = "--staging-dir or DSERVER_STAGING_DIR"
 _NAMES = "names.lock"
 _NEW = ".new-"
 
