@@ -119,6 +119,23 @@ def test_half_of_a_change_of_what_waits_is_kept_and_not_sent(
 
 
 @told
+@pytest.mark.expects_log("its mount ended while it was")
+@pytest.mark.parametrize("added", [b"", b" and more"])
+def test_half_that_a_mount_left_outlives_a_write_that_fails(bench: Bench, added: bytes) -> None:
+    bench.edits.write(bench.open(README), b"half", 0)
+    bench.mount_after_a_kill()
+    handle = bench.open(README, os.O_WRONLY | os.O_APPEND)
+    bench.edits.write(handle, added, 0)
+
+    with pytest.raises(OSError, match="at most"):
+        bench.edits.write(handle, bytes(LIMIT_BYTES), 0)
+    end(bench, "closed", handle)
+
+    assert bench.shows(README) == b"half" + added
+    assert bench.has("readme").encode() == BEFORE
+
+
+@told
 def test_half_of_an_annotation_becomes_no_other(bench: Bench) -> None:
     handle = bench.open(NOTED)
     bench.edits.write(handle, b"6", 0)
