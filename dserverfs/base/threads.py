@@ -13,7 +13,7 @@ from collections.abc import Callable
 logger = logging.getLogger(__name__)
 
 
-def started(work: Callable[[], None], name: str) -> threading.Thread | None:
+def started(work: Callable[[], None], *, name: str) -> threading.Thread | None:
     """Return a daemon thread that does `work`; None if the system has none to give just now."""
     thread = threading.Thread(target=work, name=name, daemon=True)
     try:
@@ -24,11 +24,11 @@ def started(work: Callable[[], None], name: str) -> threading.Thread | None:
     return thread
 
 
-def several_started(work: Callable[[], None], name: str, count: int) -> list[threading.Thread]:
+def several_started(work: Callable[[], None], *, name: str, count: int) -> list[threading.Thread]:
     """Return up to `count` daemon threads that do the same work: as many as there can be."""
     threads: list[threading.Thread] = []
     while len(threads) < count:
-        thread = started(work, f"{name}-{len(threads)}")
+        thread = started(work, name=f"{name}-{len(threads)}")
         if thread is None:
             break
         threads.append(thread)

@@ -17,7 +17,7 @@ def test_as_many_threads_help_as_there_can_be(wanted: int, allowed: int, expecte
 
     with no_more_threads(allowed):
         helpers = threads.several_started(
-            lambda: done.append(threading.current_thread().name), "help", wanted
+            lambda: done.append(threading.current_thread().name), name="help", count=wanted
         )
     for helper in helpers:
         assert helper.daemon
@@ -28,4 +28,6 @@ def test_as_many_threads_help_as_there_can_be(wanted: int, allowed: int, expecte
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_no_thread_helps_where_none_is_wanted(count: int) -> None:
-    assert threads.several_started(lambda: pytest.fail("it helps"), "help", count) == []
+    helpers = threads.several_started(lambda: pytest.fail("it helps"), name="help", count=count)
+
+    assert helpers == []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs.writing.edits import sender
 from dserverfs.writing.edits.journal import EditSession, root_of
 from dserverfs.writing.edits.local_file import LocalFile
 from tests.support.edit_sessions import NOTE, README
@@ -17,7 +18,9 @@ from tests.support.quirky_server import QuirkyServer
 
 
 @pytest.fixture
-def bench(quirky: QuirkyServer, tmp_path: Path) -> Iterator[Bench]:
+def bench(quirky: QuirkyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    # No kernel tells later what was closed.
+    monkeypatch.setattr(sender, "LATE_CLOSE_S", 0.0)
     become(quirky, "own")
     made = Bench(quirky, tmp_path)
     yield made

@@ -109,7 +109,7 @@ def threads() -> set[tuple[str, str]]:
     found = set()
     for path in PACKAGE.rglob("*.py"):
         source = path.read_text()
-        if "Thread" in source:
+        if "Thread" in source or "threads." in source:
             module = str(path.relative_to(PACKAGE))
             found |= {(name, module) for name in named.findall(source)}
     return found

@@ -56,8 +56,9 @@ def test_readme_is_sent_once_by_the_last_of_its_writers(bench: Bench) -> None:
     first, second = bench.open(README), bench.open(README, os.O_WRONLY)
     bench.edits.write(first, b"first ", 0)
     bench.edits.release(first)
-    bench.edits.write(second, b"second\n", 6)
+    bench.edits.flush(WAIT_S)
     assert bench.puts() == 0
+    bench.edits.write(second, b"second\n", 6)
 
     bench.edits.release(second)
     bench.edits.flush(WAIT_S)

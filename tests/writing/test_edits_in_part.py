@@ -96,7 +96,9 @@ def test_part_of_what_is_written_is_not_sent_whichever_write_fails(
 @kept
 @told
 @pytest.mark.parametrize("how", ["closed", "taken as closed"])
-def test_half_of_a_change_of_what_waits_is_kept_and_not_sent(bench: Bench, how: str) -> None:
+def test_half_of_a_change_of_what_waits_is_kept_and_not_sent(
+    bench: Bench, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
     wait_to_be_sent(bench)
     handle = bench.open(README, os.O_WRONLY | os.O_APPEND)
     bench.edits.write(handle, b"half", 0)
@@ -109,9 +111,28 @@ def test_half_of_a_change_of_what_waits_is_kept_and_not_sent(bench: Bench, how: 
     assert bench.shows(README) == MINE + b"half"
     assert [edit.note.reason for edit in bench.edits.unsent()] == [INCOMPLETE]
     if how == "closed":
+        bench.edits.take_as_closed()
+        assert caplog.text.count("is incomplete, as its writer was told") == 1
         bench.write(README, b"whole: 1\n")
         assert bench.has("readme") == "whole: 1\n"
         assert bench.local_files() == []
+
+
+@told
+@pytest.mark.expects_log("its mount ended while it was")
+@pytest.mark.parametrize("added", [b"", b" and more"])
+def test_half_that_a_mount_left_outlives_a_write_that_fails(bench: Bench, added: bytes) -> None:
+    bench.edits.write(bench.open(README), b"half", 0)
+    bench.mount_after_a_kill()
+    handle = bench.open(README, os.O_WRONLY | os.O_APPEND)
+    bench.edits.write(handle, added, 0)
+
+    with pytest.raises(OSError, match="at most"):
+        bench.edits.write(handle, bytes(LIMIT_BYTES), 0)
+    end(bench, "closed", handle)
+
+    assert bench.shows(README) == b"half" + added
+    assert bench.has("readme").encode() == BEFORE
 
 
 @told
@@ -225,6 +246,17 @@ def test_change_that_waits_is_moved_away_without_the_server(bench: Bench) -> Non
 
 
 @kept
+def test_next_mount_sends_by_itself_what_waits(bench: Bench) -> None:
+    wait_to_be_sent(bench)
+    bench.edits.close()
+    bench.writes.error = None
+
+    bench.mount()
+
+    wait_until(lambda: bench.has("readme").encode() == MINE)
+
+
+@kept
 @pytest.mark.expects_log("was being written when its mount ended", "its mount ended while it was")
 def test_complete_change_is_sent_before_one_that_was_being_written_after_it(
     bench: Bench,
@@ -243,4 +275,5 @@ def test_complete_change_is_sent_before_one_that_was_being_written_after_it(
     bench.edits.close()
     bench.mount()
     assert bench.shows(README) == b"half"
+    bench.edits.flush(WAIT_S)
     assert bench.has("readme").encode() == MINE

@@ -158,7 +158,7 @@ class BlockCache:
             has_limit = self._size_limit is None or self._size_limit > 0
             excess = table.excess_in_bytes() if has_limit else 0
             if due or excess > 0:
-                threads.started(lambda: self._tidy(table, excess, due), "tidy")
+                threads.started(lambda: self._tidy(table, excess, due), name="tidy")
         except (CannotBeMade, *FAILURES) as error:
             self._troubles.broke(error)
 

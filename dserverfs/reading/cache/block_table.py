@@ -42,6 +42,7 @@ from dserverfs.reading.cache.layout import DATABASE
 R = TypeVar("R")
 
 BUSY_TIMEOUT_S = 5.0
+PATIENCE_S = 60.0  # of what maintenance changes, while other processes write
 BUSY = (sqlite3.OperationalError, diskcache.Timeout)
 FAILURES = (sqlite3.Error, diskcache.Timeout, OSError)
 SEAL_BYTES = 4
@@ -300,19 +301,23 @@ class BlockTable:
 
     @of_values
     def delete_unless_replaced(self, row: StoredRow) -> None:
-        """Delete a row, and its file, unless it was replaced since; waits while busy."""
-        with self._cache.transact(retry=True):
-            self._sql(
-                "DELETE FROM Cache WHERE rowid = ? AND key = ? AND filename IS ?",
-                (row.number, row.key, row.filename),
-            )
+        """Delete a row, and its file, unless it was replaced since; waits while others write."""
+
+        def delete() -> None:
+            with self._cache.transact():
+                self._sql(
+                    "DELETE FROM Cache WHERE rowid = ? AND key = ? AND filename IS ?",
+                    (row.number, row.key, row.filename),
+                )
+
+        self._patiently(delete)
         if row.filename is not None:
             self.disk.remove(row.filename)
 
     @of_values
     def clear(self) -> None:
-        """Delete every row; waits while busy."""
-        self._cache.clear(retry=True)
+        """Delete every row; waits while others write."""
+        self._patiently(self._cache.clear)
 
     @of_values
     def recount(self) -> None:
@@ -362,9 +367,10 @@ class BlockTable:
 
     @of_values
     def clear_unpinned(self) -> None:
-        """Delete every row that is not pinned; waits while busy."""
+        """Delete every row that is not pinned; waits while others write."""
         select = f"SELECT rowid, filename FROM Cache WHERE rowid > ? AND {_UNPINNED}"
-        self._cache._select_delete(f"{select} ORDER BY rowid LIMIT ?", [0, 100], retry=True)
+        ordered = f"{select} ORDER BY rowid LIMIT {_ROWS_AT_A_TIME}"
+        self._patiently(lambda: self._cache._select_delete(ordered, [0]))
 
     @of_values
     def least_recently_used(self, count: int) -> list[OldRow]:
@@ -415,6 +421,31 @@ class BlockTable:
             size = self._log.stat().st_size
             if size > self._log_limit or (size > MAX_LOG_BYTES and self._may_retry()):
                 self._shorten_log(size)
+
+    def _patiently(self, change: Callable[[], object]) -> None:
+        """Make a change, after those of others; raises what else is in its way, or Timeout.
+
+        diskcache takes every error for a busy database, and would try for ever.
+        """
+        end_s = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                change()
+                return
+            except diskcache.Timeout:
+                self._require_writable()
+                if time.monotonic() > end_s:
+                    raise
+
+    def _require_writable(self) -> None:
+        """Raise OperationalError if there can be no change, and not because of others' changes."""
+        try:
+            self._sql("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+        else:
+            self._sql("ROLLBACK")
 
     def _may_retry(self) -> bool:
         return time.monotonic() - self._log_tried_s > _LOG_RETRY_S

@@ -49,7 +49,7 @@ class CacheWatch:
             return
         with self._lock:
             if self._thread is None and not self._ended.is_set():
-                self._thread = threads.started(self._run, "watch")
+                self._thread = threads.started(self._run, name="watch")
 
     def close(self) -> None:
         self._ended.set()

@@ -153,7 +153,7 @@ class CacheWriter:
         if self._closed:
             return False
         if self._thread is None:
-            self._thread = threads.started(self._run, "cache")
+            self._thread = threads.started(self._run, name="cache")
         return self._thread is not None
 
     def _run(self) -> None:

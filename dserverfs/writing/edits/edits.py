@@ -52,14 +52,11 @@ class DatasetEdits:
         self._local = LocalEdits(root)
         self._sender = EditSender(self._local, editable_files, retry_s)
         self._editable_files = editable_files
-        self._is_open = False
         self._said: set[str] = set()
 
     def open(self, wanted: Callable[[Dataset], bool]) -> DatasetEdits:
         """Begin, with the unsent edits that earlier mounts left of the `wanted` datasets."""
-        resumed = self._local.open(wanted)
-        self._is_open = True
-        for file in resumed:
+        for file in self._local.open(wanted):
             if file.note.is_complete:
                 logger.info("%s: %s is sent now", file.dataset.uri, file.path)
                 self._sender.submit(file)
@@ -67,11 +64,9 @@ class DatasetEdits:
 
     def close(self) -> None:
         """Send the edits that the server takes at once; the others stay on the disk."""
-        if self._is_open:
-            self._is_open = False
-            self._sender.flush(CLOSE_S)
-            self._sender.close()
-            self._local.close()
+        self._sender.flush(CLOSE_S)
+        self._sender.close()
+        self._local.close()
 
     def take_as_closed(self) -> None:
         """Complete all open files: the kernel closed them without telling."""

@@ -90,7 +90,7 @@ class LocalFile:
         self.writer: Reader = None
         self.changes = 0
         self.is_spoilt = False  # a write failed: a part is missing
-        self.covers_unsent = False  # what is being written was complete before, and not sent
+        self.covers_unsent = False  # what is being written was something before, and not sent
         self._sent = 0
         self._session = session
 
@@ -120,6 +120,7 @@ class LocalFile:
     def resume(self) -> None:
         """Take its content for a change that an earlier mount has not sent."""
         self.changes = 1
+        self.covers_unsent = True
         if not self.note.is_complete:
             self._tell(reason=UNFINISHED)
             logger.warning("%s: %s: %s", self.dataset.uri, self.note.path, UNFINISHED)

@@ -195,7 +195,9 @@ class Hashes:
             except BaseException as error:  # noqa: BLE001 - handed to the caller, which waits
                 batch.fail(error)
 
-        helpers = threads.several_started(work, "hash", min(self._threads, totals[1]) - 1)
+        helpers = threads.several_started(
+            work, name="hash", count=min(self._threads, totals[1]) - 1
+        )
         work()
         for helper in helpers:
             helper.join()

@@ -98,7 +98,7 @@ class HashAhead:
             if self._is_working:
                 return
             self._is_working = True
-        if threads.started(self._work, "hash-ahead") is None:
+        if threads.started(self._work, name="hash-ahead") is None:
             self._leave_due()
 
     def _leave_due(self) -> None:

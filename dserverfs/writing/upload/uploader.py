@@ -223,7 +223,7 @@ def _send_all(
             tally.end()
 
     count = min(THREADS, len(queue)) - 1
-    helpers = threads.several_started(work, "upload", count)
+    helpers = threads.several_started(work, name="upload", count=count)
     work()
     for helper in helpers:
         helper.join()

@@ -1,0 +1,570 @@
+"""The rows of the cache: what is entered, found, moved, evicted and told apart; no file is read."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import diskcache
+import pytest
+
+from dserverfs.reading.cache import block_table
+from dserverfs.reading.cache.block_files import MAX_BLOCKS_IN_FILE, MIN_FILE_SIZE, files_in
+from dserverfs.reading.cache.block_table import PINNED_S, BlockTable, OldRow
+from dserverfs.reading.cache.blocks import MemoryBlock
+from dserverfs.reading.cache.opening import open_table
+from tests.support.patience import LATE_S
+
+SMALL, LARGE = b"small", b"x" * MIN_FILE_SIZE
+NO_LIMIT = 1 << 40
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Iterator[BlockTable]:
+    table = open_table(tmp_path, NO_LIMIT, 0.05)
+    yield table
+    table.close()
+
+
+def store(
+    table: BlockTable, *keys: str, data: bytes = LARGE, pinned: frozenset[str] = frozenset()
+) -> dict[str, MemoryBlock]:
+    """Store blocks together, those that are large enough in one file."""
+    blocks = {key: MemoryBlock(data) for key in keys}
+    values = table.disk.prepare([block.data for block in blocks.values()])
+    if len(data) < MIN_FILE_SIZE:
+        assert table.store([*blocks.items()], [], pinned) == []
+    else:
+        large = [(*pair, value) for pair, value in zip(blocks.items(), values, strict=True)]
+        numbers = table.store([], large, pinned)
+        assert numbers == [table.find([key])[key].number if has(table, key) else 0 for key in keys]
+    return blocks
+
+
+def has(table: BlockTable, key: str) -> bool:
+    return table.present([key]) == {key}
+
+
+def sql(table: BlockTable, statement: str, *values: Any) -> list[Any]:
+    rows: list[Any] = table._cache._sql(statement, values).fetchall()
+    return rows
+
+
+def used(table: BlockTable) -> dict[str, float]:
+    return dict(sql(table, "SELECT key, access_time FROM Cache"))
+
+
+both = pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
+
+
+# Entering and finding
+
+
+@both
+def test_row_is_found_as_it_was_entered(table: BlockTable, data: bytes) -> None:
+    blocks = store(table, "a", "b", data=data)
+
+    found = table.find(["a", "none", "b"])
+
+    assert found.keys() == blocks.keys() == table.present(["a", "none", "b"])
+    for key, block in blocks.items():
+        row = found[key]
+        assert (row.checksums, row.serial) == (block.checksums, block.serial)
+        assert (row.filename is None) is (data == SMALL)
+        assert row.value == (SMALL if data == SMALL else None)
+    assert len(table) == 2
+
+
+@both
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("key = 'b'", "mode = mode + 1", "filename = '0'", "access_count = access_count + 1"),
+        *("tag = NULL", "tag = 'text'", "tag = x'00'", "tag = substr(tag, 1, length(tag) - 1)"),
+        *("tag = CAST(tag || x'00' AS BLOB)", "tag = CAST(x'00000000' || substr(tag, 5) AS BLOB)"),
+    ],
+)
+def test_row_that_was_changed_has_no_checksums(table: BlockTable, data: bytes, change: str) -> None:
+    store(table, "a", data=data)
+    sql(table, f"UPDATE Cache SET {change}")
+
+    assert [row.checksums for row in table.find(["a", "b"]).values()] == [None]
+    assert [row.checksums for row in table.rows()] == [None]
+
+
+def test_key_that_is_no_text_is_a_damaged_row(table: BlockTable) -> None:
+    store(table, "a", data=SMALL)
+    sql(table, "UPDATE Cache SET key = x'61'")
+
+    ((key, checksums),) = [(row.key, row.checksums) for row in table.rows()]
+    assert (key, checksums) == (b"a", None)
+
+
+def test_small_block_that_is_there_stays_and_a_large_one_is_replaced(
+    table: BlockTable, tmp_path: Path
+) -> None:
+    first = store(table, "s", data=SMALL)["s"]
+    store(table, "s", data=SMALL)
+    assert table.find(["s"])["s"].serial == first.serial
+
+    store(table, "a", "b")
+    before = {path.name for path in tmp_path.glob("?/*")}
+    second = store(table, "a")["a"]
+
+    assert table.find(["a"])["a"].serial == second.serial
+    assert table.count("", "z") == 3
+    left = before & {path.name for path in tmp_path.glob("?/*")}
+    assert len(left) == 1, "the name of the one that was replaced is gone"
+
+
+@both
+def test_blocks_beyond_the_limit_have_the_oldest_give_way(tmp_path: Path, data: bytes) -> None:
+    table = open_table(tmp_path, NO_LIMIT, 0.05)
+    for number in range(40):
+        store(table, f"{number:02}", data=data)
+        sql(table, "UPDATE Cache SET access_time = ? WHERE key = ?", number, f"{number:02}")
+    table._cache.reset("size_limit", 1)
+
+    store(table, "new", data=data)
+
+    culled = 16 + (data == SMALL)  # of small ones as many more as were entered
+    assert {key for key in used(table) if key != "new"} == {f"{n:02}" for n in range(culled, 40)}
+    assert len(files_in(tmp_path)) == (0 if data == SMALL else 41 - culled)
+    table.close()
+
+
+def test_as_many_give_way_as_are_entered_until_there_is_room(tmp_path: Path) -> None:
+    table = open_table(tmp_path, NO_LIMIT, 0.05)
+    for number in range(60):
+        store(table, f"{number:02}")
+    table._cache.reset("size_limit", table.held_in_bytes() - 20 * len(LARGE))
+
+    store(table, "x", "y", "z")
+
+    assert len(used(table)) == 63 - 2 * 16, "two times, and then there is room"
+    assert table.excess_in_bytes() < 0
+    table.close()
+
+
+def test_row_of_a_block_that_gave_way_at_once_is_none(tmp_path: Path) -> None:
+    table = open_table(tmp_path, 1, 0.05)
+
+    store(table, "a")
+
+    assert used(table) == {}
+    assert files_in(tmp_path) == set()
+    table.close()
+
+
+# Keys that lie between
+
+
+@both
+def test_keys_between_two_are_counted_and_deleted(
+    table: BlockTable, tmp_path: Path, data: bytes
+) -> None:
+    store(table, "a:1", "a:2", "b:1", data=data)
+
+    assert [table.count("a:", "a;"), table.count("b:", "b;"), table.count("c", "d")] == [2, 1, 0]
+    table.delete_between("a:", "a;")
+    assert used(table).keys() == {"b:1"}
+    table.delete(["b:1", "none"])
+
+    assert used(table) == {}
+    assert files_in(tmp_path) == set()
+
+
+def test_deleted_rows_leave_their_files(table: BlockTable, tmp_path: Path) -> None:
+    store(table, "a", "b")
+    number = table.find(["a"])["a"].number
+
+    table.delete_rows([number, 99])
+
+    assert used(table).keys() == {"b"}
+    assert len(files_in(tmp_path)) == 2
+
+
+@both
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_row_is_deleted_unless_it_was_replaced_since(
+    table: BlockTable, tmp_path: Path, data: bytes, is_replaced: bool
+) -> None:
+    store(table, "a", data=data)
+    (row,) = table.rows()
+    if is_replaced:
+        table.delete(["a"])
+        store(table, "other" if data == SMALL else "a", data=data)
+
+    table.delete_unless_replaced(row)
+
+    assert len(used(table)) == is_replaced
+    assert len(files_in(tmp_path)) == (is_replaced and data == LARGE)
+
+
+# Moving
+
+
+@both
+def test_block_is_moved_with_its_seal_and_without_its_bytes(
+    table: BlockTable, tmp_path: Path, data: bytes
+) -> None:
+    blocks = store(table, "a", "b", data=data)
+    files = files_in(tmp_path)
+
+    table.move([("a", "=a", blocks["a"].serial), ("b", "=b", 0), ("c", "=c", 1)])
+
+    assert table.find(["=a"])["=a"].checksums == blocks["a"].checksums
+    assert used(table).keys() == {"=a", "b"}
+    assert files_in(tmp_path) == files
+
+
+@both
+@pytest.mark.parametrize("there", ["sound", "damaged", "lost"])
+def test_block_takes_the_place_of_one_that_cannot_be_had(
+    table: BlockTable, tmp_path: Path, data: bytes, there: str
+) -> None:
+    first = store(table, "=a", data=data)["=a"]
+    if there == "damaged":
+        sql(table, "UPDATE Cache SET tag = x'00'")
+    elif there == "lost" and data == LARGE:
+        for name in files_in(tmp_path):
+            (tmp_path / name).unlink()
+    second = store(table, "a", data=data)["a"]
+
+    table.move([("a", "=a", second.serial)])
+
+    stays = there == "sound" or (there == "lost" and data == SMALL)
+    assert table.find(["=a"])["=a"].serial == (first if stays else second).serial
+    assert used(table).keys() == {"=a"}
+    assert len(files_in(tmp_path)) == (data == LARGE)
+
+
+def test_damaged_block_is_not_moved_and_goes(table: BlockTable) -> None:
+    block = store(table, "a", data=SMALL)["a"]
+    sql(table, "UPDATE Cache SET tag = x'00'")
+
+    table.move([("a", "=a", block.serial)])
+
+    assert used(table) == {}
+
+
+@both
+def test_block_that_is_there_already_was_used_when_the_other_was(
+    table: BlockTable, data: bytes
+) -> None:
+    store(table, "=a", data=data)
+    block = store(table, "a", data=data, pinned=frozenset({"a"}))["a"]
+
+    table.move([("a", "=a", block.serial)])
+
+    assert used(table) == {"=a": PINNED_S}
+
+
+# The order of use
+
+
+@both
+def test_pinned_blocks_are_entered_as_used_last_and_others_now(
+    table: BlockTable, data: bytes
+) -> None:
+    before_s = time.time()
+    store(table, "a", "b", data=data, pinned=frozenset({"a", "c"}))
+
+    moments = used(table)
+    assert moments["a"] == PINNED_S
+    assert before_s <= moments["b"] <= time.time()
+    number = table.find(["a"])["a"].number
+    assert table.pinned_rows() == {number}
+
+
+@pytest.mark.parametrize("count", [2, MAX_BLOCKS_IN_FILE])
+def test_use_and_pin_are_those_of_all_blocks_of_a_file_and_no_others(
+    table: BlockTable, count: int
+) -> None:
+    together = [f"t{number:02}" for number in range(count)]
+    store(table, *(f"b{number}" for number in range(3)))
+    store(table, *together)
+    store(table, *(f"c{number}" for number in range(3)))
+    store(table, "small", data=SMALL)
+    rows = {key: row.number for key, row in table.find([*used(table)]).items()}
+    of_file = {rows[key] for key in together}
+
+    for key in (together[0], together[-1]):
+        before = used(table)
+        moment_s = max(before.values()) + 10
+        table.note_uses([(rows[key], moment_s), (rows[key], 1.0)])
+        after = used(table)
+        assert {k for k in after if after[k] == moment_s} == {*together}
+        assert {k for k in after if after[k] != before[k]} == {*together}
+        assert table.of_same_file(rows[key]).keys() == of_file
+        assert table.rows_of([key, "none"]) == of_file
+    assert table.rows_of([together[0], together[1], "small"]) == of_file | {rows["small"]}
+
+    table.pin([together[1], "small"])
+    assert table.pinned_rows() == of_file | {rows["small"]}
+    before_s = time.time()
+    table.release([rows["small"], rows[together[0]]])
+    assert table.pinned_rows() == of_file - {rows[together[0]]}
+    assert before_s <= used(table)["small"] <= time.time()
+
+
+def test_those_used_longest_ago_come_first_and_pinned_ones_never(table: BlockTable) -> None:
+    for key, moment_s in (("a", 3.0), ("b", 1.0), ("c", 2.0)):
+        store(table, key)
+        sql(table, "UPDATE Cache SET access_time = ? WHERE key = ?", moment_s, key)
+    store(table, "s", data=SMALL)
+    store(table, "p", pinned=frozenset({"p"}))
+    sql(table, "UPDATE Cache SET filename = '../c' WHERE key = 'c'")
+    rows = table.find(["a", "b", "c", "s"])
+
+    expected = [OldRow(rows[key].number, rows[key].filename, 0) for key in "bca"]
+    expected[1] = expected[1]._replace(filename=None)
+    assert table.least_recently_used(3) == expected
+    assert table.least_recently_used(9)[3:] == [OldRow(rows["s"].number, None, len(SMALL))]
+    assert table.of_same_file(rows["b"].number) == {rows["b"].number: rows["b"].filename}
+    assert table.of_same_file(rows["c"].number) == {rows["c"].number: None}
+
+
+# All of it
+
+
+def test_every_row_is_read_though_others_come_and_go(
+    table: BlockTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_table, "_ROWS_AT_A_TIME", 2)
+    store(table, *(f"{number}" for number in range(5)), data=SMALL)
+    rows = table.rows()
+
+    seen = [next(rows).key, next(rows).key]
+    table.delete(["0", "3"])
+    store(table, "5", data=SMALL)
+    seen += [row.key for row in rows]
+
+    assert seen == ["0", "1", "2", "4", "5"]
+    assert [*table.all_keys()] == ["1", "2", "4", "5"]
+    store(table, "f")
+    assert table.filenames() == {table.find(["f"])["f"].filename}
+    table.clear()
+    assert [*table.rows()] == []
+
+
+def test_size_is_counted_anew_from_the_rows(table: BlockTable) -> None:
+    store(table, "a", "b")
+    right = table.held_in_bytes()
+    for wrong in (1000, -1000, 0):
+        sql(table, "UPDATE Settings SET value = value + ? WHERE key = 'size'", wrong)
+        assert table.held_in_bytes() == right + wrong
+        table.recount()
+        assert table.held_in_bytes() == right
+    assert table.excess_in_bytes() == right - NO_LIMIT
+
+
+def test_clearing_leaves_pinned_rows_and_no_files_of_others(
+    table: BlockTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_table, "_ROWS_AT_A_TIME", 2)
+    for key in "abcde":
+        store(table, key, pinned=frozenset("c"))
+
+    table.clear_unpinned()
+    assert used(table).keys() == {"c"}
+    assert len(files_in(tmp_path)) == 1
+    table.clear()
+
+    assert used(table) == {}
+    assert files_in(tmp_path) == set()
+
+
+CHANGES: dict[str, Callable[[BlockTable], None]] = {
+    "clear": lambda table: table.clear(),
+    "clear unpinned": lambda table: table.clear_unpinned(),
+    "delete": lambda table: table.delete_unless_replaced(next(table.rows())),
+}
+changes = pytest.mark.parametrize("name", CHANGES)
+
+
+def change_and_close(change: Callable[[BlockTable], None], table: BlockTable) -> None:
+    change(table)
+    table.close()
+
+
+@changes
+def test_maintenance_waits_while_another_process_writes(
+    table: BlockTable, tmp_path: Path, name: str
+) -> None:
+    store(table, "a")
+    with sqlite3.connect(tmp_path / "cache.db") as other:
+        other.execute("BEGIN IMMEDIATE")
+        # Only this thread's connection is closed at its end.
+        changing = threading.Thread(target=change_and_close, args=(CHANGES[name], table))
+        changing.start()
+        changing.join(0.2)
+        assert changing.is_alive()
+        other.rollback()
+    other.close()
+    changing.join(LATE_S)
+
+    assert used(table) == {}
+
+
+@changes
+def test_maintenance_waits_for_others_only_so_long(
+    table: BlockTable, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_table, "PATIENCE_S", 0.1)
+    store(table, "a")
+    with sqlite3.connect(tmp_path / "cache.db") as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(diskcache.Timeout):
+            CHANGES[name](table)
+    other.close()
+
+    assert used(table).keys() == {"a"}
+
+
+@changes
+def test_maintenance_of_what_cannot_be_written_says_so(table: BlockTable, name: str) -> None:
+    """diskcache would try for ever: as on a disk that became one to be read only."""
+    store(table, "a")
+    sql(table, "PRAGMA query_only = ON")
+
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        CHANGES[name](table)
+
+    sql(table, "PRAGMA query_only = OFF")
+    assert used(table).keys() == {"a"}
+
+
+def test_change_that_others_keep_away_is_told_at_once(table: BlockTable, tmp_path: Path) -> None:
+    """A reader's block waits for nobody."""
+    block = store(table, "a", data=SMALL)["a"]
+    value = table.disk.prepare([MemoryBlock(LARGE).data])[0]
+    with sqlite3.connect(tmp_path / "cache.db") as other:
+        other.execute("BEGIN IMMEDIATE")
+        for change in (
+            lambda: table.store([("b", block)], []),
+            lambda: table.store([], [("b", MemoryBlock(LARGE), value)]),
+            lambda: table.move([("a", "=a", block.serial)]),
+            lambda: table.note_uses([(1, 1.0)]),
+        ):
+            with pytest.raises(diskcache.Timeout):
+                change()
+    other.close()
+
+
+# What no cache wrote
+
+
+@pytest.mark.parametrize("value", ["'text'", "x'00'", "NULL"])
+def test_size_that_is_no_number_is_a_corrupt_database(table: BlockTable, value: str) -> None:
+    sql(table, f"UPDATE Settings SET value = {value} WHERE key = 'size'")
+
+    with pytest.raises(sqlite3.DatabaseError, match="none of a cache"):
+        table.held_in_bytes()
+
+
+def test_key_that_is_no_text_of_sqlite_is_a_fault_of_the_caller(table: BlockTable) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        table.delete(["\udcff"])
+
+
+def test_closed_table_is_opened_by_the_next_question(table: BlockTable) -> None:
+    store(table, "a", data=SMALL)
+    before = table._cache._con
+
+    table.close()
+
+    assert has(table, "a")
+    assert table._cache._con is not before
+
+
+# SQLite's log
+
+
+class Log:
+    """A table whose log is as large as a test says, and a count of how often it was cut."""
+
+    def __init__(self, table: BlockTable, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+        self.table = table
+        self.now_s = 1e6
+        self.cuts = 0
+        shorten = table._shorten_log
+
+        def cut(size: int) -> None:
+            self.cuts += 1
+            shorten(size)
+
+        monkeypatch.setattr(table, "_shorten_log", cut)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
+
+    def limit(self, size_in_bytes: int) -> None:
+        self._patch.setattr(block_table, "MAX_LOG_BYTES", size_in_bytes)
+        self.table._log_limit = size_in_bytes
+
+    def size(self) -> int:
+        return self.table._log.stat().st_size
+
+    def grow(self) -> int:
+        """Write; return how often the log was cut after that."""
+        before = self.cuts
+        store(self.table, f"{self.now_s}-{self.size()}", data=SMALL)
+        return self.cuts - before
+
+
+@pytest.fixture
+def log(table: BlockTable, monkeypatch: pytest.MonkeyPatch) -> Log:
+    store(table, "first", data=SMALL)
+    return Log(table, monkeypatch)
+
+
+def test_log_is_cut_when_it_is_larger_than_it_may_be(log: Log) -> None:
+    log.limit(1 << 30)
+    assert log.grow() == 0
+    log.limit(1)
+    assert log.grow() == 1
+    assert log.size() == 0
+    assert log.grow() == 1, "each time"
+    timeout = sql(log.table, "PRAGMA busy_timeout")
+    assert timeout == [(50,)], "as it was"
+
+
+def test_log_that_a_reader_holds_is_cut_later(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_table, "_LOG_TIMEOUT_S", 0.01)
+    while log.size() < 1 << 19:
+        log.grow()
+    limit = log.size()
+    log.limit(limit)
+    reading = sqlite3.connect(tmp_path / "cache.db")
+    reading.execute("BEGIN")
+    reading.execute("SELECT * FROM Cache").fetchone()
+
+    assert log.grow() == 1
+    assert log.size() > limit, "in vain"
+    waits = 0
+    while log.grow() == 0:
+        waits += 1
+        assert log.size() < 3 * limit
+    assert waits, "not before it has grown by half as much again"
+    assert log.size() > 1.5 * limit
+    assert log.grow() == 0
+    log.now_s += block_table._LOG_RETRY_S
+    assert log.grow() == 0
+    log.now_s += 1
+    assert log.grow() == 1, "or some time has passed"
+
+    reading.close()
+    log.now_s += block_table._LOG_RETRY_S + 1
+    assert log.grow() == 1
+    assert log.size() == 0
+    log.now_s += block_table._LOG_RETRY_S + 1
+    assert log.grow() == 0, "small again"
+    while not log.grow():
+        assert log.size() <= limit
+    assert log.size() == 0, "as large as before at most"

@@ -1,0 +1,282 @@
+"""The local files of one dataset: under which paths and numbers, and what they stand for."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from dserverfs.base.errors import NotFound
+from dserverfs.writing.edits.editable import Target, target_of
+from dserverfs.writing.edits.journal import EditSession
+from dserverfs.writing.edits.local_file import Change, LocalFile
+from dserverfs.writing.edits.view import EditedFiles, Shown
+from tests.support.edit_sessions import DATASET, NOTE, README, WRITER
+
+pytest_plugins = ["tests.support.edit_fixtures"]
+
+BACKUP, SCRATCH, TAG = "README.yml~", ".scratch", ".dtool/tags/t"
+OTHER = ".dtool/annotations/a.json"
+
+
+class Files:
+    """The view, and files that are made for it."""
+
+    def __init__(self, session: EditSession) -> None:
+        self.session = session
+        self.view = EditedFiles(DATASET)
+
+    def new(self, content: bytes = b"content") -> LocalFile:
+        local = self.session.new_file(content)
+        return LocalFile(self.session, local, NOTE, size_in_bytes=len(content), mode=0o600)
+
+    def placed(self, path: str) -> LocalFile:
+        file = self.new()
+        self.view.place(file, path)
+        return file
+
+    def number(self, path: str) -> int:
+        number = self.view.shown(path).number
+        assert number is not None
+        return number
+
+
+@pytest.fixture
+def files(session: EditSession) -> Files:
+    return Files(session)
+
+
+def target(path: str) -> Target:
+    found = target_of(path)
+    assert found is not None
+    return found
+
+
+def change_of(path: str, content: bytes = b"sent") -> Change:
+    return Change(target(path), content, 1, None, WRITER)
+
+
+# Names and numbers
+
+
+def test_names_are_those_right_in_a_directory(files: Files) -> None:
+    for path in (SCRATCH, BACKUP, OTHER, ".dtool/.x", ".dtool/annotations/.y"):
+        files.placed(path)
+
+    assert files.view.names("") == [SCRATCH, BACKUP]
+    assert files.view.names(".dtool") == [".x"]
+    assert files.view.names(".dtool/annotations") == ["a.json", ".y"]
+    assert files.view.names("annotations") == []
+    files.view.check()
+
+
+def test_file_that_was_never_touched_is_the_servers(files: Files) -> None:
+    assert files.view.shown(README) == Shown()
+    assert files.view.with_number(0) is None
+    with pytest.raises(NotFound):
+        files.view.path_of(0)
+
+
+@pytest.mark.parametrize("path", [SCRATCH, OTHER])
+def test_file_that_is_placed_where_it_is_stays(files: Files, path: str) -> None:
+    file = files.placed(path)
+    number = files.number(path)
+
+    files.view.place(file, path)
+
+    assert files.view.shown(path) == Shown(file, number)
+    assert file.local.exists()
+    files.view.check()
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+@pytest.mark.parametrize("path", [SCRATCH, OTHER])
+def test_number_of_a_file_that_was_replaced_is_its_own_while_it_is_open(
+    files: Files, path: str, is_open: bool
+) -> None:
+    first = files.placed(path)
+    handle = first.open(os.O_RDONLY) if is_open else None
+    before = files.number(path)
+
+    second = files.placed(path)
+    now = files.number(path)
+
+    assert now != before
+    assert files.view.with_number(now) is second
+    assert files.view.with_number(before) is (first if is_open else None)
+    if handle is not None:
+        first.close(handle)
+        files.view.forget_if_gone(first)
+    assert files.view.with_number(before) is None
+    assert not first.local.exists()
+    files.view.check()
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_target_that_is_discarded_keeps_its_number_for_the_servers(
+    files: Files, is_open: bool
+) -> None:
+    """Unless a program has the file open still: then that has the number."""
+    file = files.placed(README)
+    number = files.number(README)
+    file.begin_write(3)
+    assert files.session.has_note(file.local)
+    handle = file.open(os.O_RDONLY) if is_open else None
+
+    files.view.discard(file)
+
+    assert files.view.shown(README) == Shown(None, None if is_open else number)
+    assert files.view.with_number(number) is (file if is_open else None)
+    assert not files.session.has_note(file.local)
+    assert file.local.exists() is is_open
+    if handle is not None:
+        file.close(handle)
+        files.view.forget_if_gone(file)
+        assert files.view.with_number(number) is None
+
+
+def test_temporary_file_that_is_discarded_leaves_no_number(files: Files) -> None:
+    file = files.placed(SCRATCH)
+    number = files.number(SCRATCH)
+
+    files.view.discard(file)
+
+    assert files.view.shown(SCRATCH) == Shown()
+    assert files.view.with_number(number) is None
+    with pytest.raises(NotFound):
+        files.view.path_of(number)
+
+
+# What is moved away
+
+
+def moved_away(files: Files) -> LocalFile:
+    file = files.new()
+    files.view.edit(file, README)
+    files.view.move_away(file, target(README), BACKUP)
+    return file
+
+
+def test_target_is_hidden_until_there_is_a_new_one(files: Files) -> None:
+    backup = moved_away(files)
+    assert files.view.shown(README).moved is backup
+    assert files.view.shown(BACKUP).file is backup
+
+    new = files.new()
+    files.view.edit(new, README)
+    assert files.view.shown(README)[:1] == (new,)
+    files.view.settle(new)
+
+    assert files.view.shown(README).moved is None, "the server's is shown, and the backup beside"
+    assert files.view.shown(BACKUP).file is backup
+
+
+@pytest.mark.parametrize("to", [README, OTHER])
+def test_target_is_shown_again_when_its_file_is_one_again_or_gone(files: Files, to: str) -> None:
+    backup = moved_away(files)
+
+    files.view.place(backup, to)
+
+    assert files.view.shown(README).moved is None
+    other = moved_away(files)
+    files.view.discard(other)
+    assert files.view.shown(README).moved is None
+
+
+@pytest.mark.parametrize(
+    ("does", "is_the_same"),
+    [("nothing", True), ("sent", False), ("other sent", True), ("changed", False)],
+)
+def test_file_moves_back_if_neither_it_nor_the_target_has_changed(
+    files: Files, does: str, is_the_same: bool
+) -> None:
+    files.view.server_has(change_of(README))
+    backup = moved_away(files)
+    if does == "sent":
+        files.view.server_has(change_of(README))
+    elif does == "other sent":
+        files.view.server_has(change_of(OTHER, b"5"))
+    elif does == "changed":
+        backup.begin_write(1)
+
+    assert files.view.moves_back(backup, target(README)) is is_the_same
+    assert not files.view.moves_back(backup, target(OTHER))
+    assert (backup.moved is None) == (does == "sent"), "then it is a mere copy"
+
+
+# What was sent
+
+
+@pytest.mark.parametrize(("path", "content"), [(README, b"a: 1\n"), (OTHER, b"5"), (TAG, b"")])
+def test_writer_has_read_what_it_wrote(files: Files, path: str, content: bytes) -> None:
+    version = target(path).version_of(content)
+    assert (version is None) == (path == TAG)
+
+    files.view.server_has(change_of(path, content))
+
+    assert files.view.versions.last_read(path, WRITER) == version
+
+
+def test_file_that_is_being_changed_goes_on_from_what_was_sent(files: Files) -> None:
+    file, other = files.new(), files.new()
+    files.view.edit(file, README)
+    files.view.edit(other, OTHER)
+
+    files.view.server_has(change_of(README, b"a: 1\n"))
+
+    assert file.note.read == target(README).version_of(b"a: 1\n")
+    assert other.note.read is None
+
+
+def sent(files: Files, path: str) -> tuple[LocalFile, Change]:
+    file = files.new(b"5")
+    files.view.edit(file, path)
+    file.begin_write(1)
+    return file, file.change_of(target(path), None, WRITER)
+
+
+def test_file_that_was_sent_gives_way_to_the_servers_with_its_time(files: Files) -> None:
+    file, change = sent(files, OTHER)
+    file.set_mtime(7 * 10**9)
+
+    files.view.was_sent(file, change)
+
+    assert files.view.shown(OTHER) == Shown(None, None, 7 * 10**9)
+    assert not file.local.exists()
+
+
+@pytest.mark.parametrize("why", ["written to", "open for writing", "moved away", "another's"])
+def test_file_that_goes_on_stays_though_it_was_sent(files: Files, why: str) -> None:
+    file, change = sent(files, OTHER)
+    handle = file.open(os.O_WRONLY) if why == "open for writing" else None
+    if why == "written to":
+        file.begin_write(2)
+    elif why == "moved away":
+        files.view.move_away(file, target(OTHER), ".dtool/annotations/.x")
+    elif why == "another's":
+        files.view.place(file, README)
+
+    files.view.was_sent(file, change)
+
+    assert file.path is not None
+    assert files.view.at(file.path) is file
+    assert file.local.exists()
+    assert file.is_unsent is (why in ("written to", "another's"))
+    if handle is not None:
+        file.close(handle)
+        files.view.settle(file)
+        assert files.view.at(OTHER) is None
+
+
+def test_file_without_a_name_is_settled_as_it_is(files: Files) -> None:
+    file = files.placed(SCRATCH)
+    handle = file.open(os.O_RDONLY)
+    files.view.discard(file)
+
+    files.view.settle(file)
+
+    assert file.local.exists()
+    file.close(handle)
+    files.view.forget_if_gone(file)
+    files.view.forget_if_gone(file)
+    assert not file.local.exists()
