@@ -318,4 +318,4 @@ def test_contents_that_were_told_first_go_when_there_are_too_many(
     kept = [row for row in range(10) if told.take(row % 2, row) is not None]
     assert kept == [8, 9]
     told.tell(0, packed([(1, b"x" * 5000)]))  # one alone may be larger
-    assert told.take(0, 1) == b"x" * 5000
+    assert bytes(told.take(0, 1) or b"") == b"x" * 5000
