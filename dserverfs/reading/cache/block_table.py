@@ -66,7 +66,11 @@ diskcache.core.EVICTION_POLICY[POLICY] = {
 }
 
 _OF_KEYS = "FROM Cache WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))"
-_SELECT = f"SELECT key, rowid, mode, filename, value, tag, access_count {_OF_KEYS}"
+# The rows in their own order, which is that on the disk: so the kernel reads ahead.
+_SELECT = (
+    "SELECT key, rowid, mode, filename, value, tag, access_count FROM Cache"
+    f" WHERE rowid IN (SELECT rowid {_OF_KEYS})"
+)
 _PRESENT = f"SELECT key, rowid, filename {_OF_KEYS}"
 # A row that is there already is the same: a block never changes. diskcache counts accesses
 # for one of its policies only, which is not ours: the column has the block's serial.
