@@ -46,9 +46,9 @@ SHOWN = {
     "remote": "addresses answers api contact dserver_http listings login manifest_parsing many_gets"
     " metadata_api objects puts routes server_index signed_urls signing site_cache"
     " token_renewal tokens trust upload_api upload_urls",
-    "reading": "block_reader hash_objects hash_overlays hot_blocks open_item ranges stored_items"
-    " item_files traced_items cache.adopting cache.block_cache cache.blocks cache.maintenance"
-    " cache.pinning",
+    "reading": "block_reader hash_objects hash_overlays hot_blocks item_order open_item ranges"
+    " small_items stored_items item_files traced_items cache.adopting cache.block_cache"
+    " cache.blocks cache.maintenance cache.pinning",
     "catalogue": "catalogue items manifest_index names offline refreshed",
     "writing": "freeze_job freezer registry staging.area staging.dataset staging.file_hashes"
     " staging.frozen_elsewhere staging.left_over staging.refused_files staging.staged_files"

@@ -1,4 +1,4 @@
-"""What the channel asks the daemon: reads and writes, answered past libfuse, and rows.
+"""What the channel asks the daemon: reads and writes, answered past libfuse, rows and contents.
 
 In the event loop. libfuse has the reads and writes neither read nor answered, so that they may
 be as long as the kernel makes them, and are copied once less.
@@ -16,6 +16,7 @@ from dserverfs.mount.channel import messages, wire
 from dserverfs.mount.channel.link import Link
 from dserverfs.mount.channel.messages import Kind
 from dserverfs.mount.errnos import or_errno
+from dserverfs.reading.item_order import Stretch
 
 
 class ChannelFailed(DserverfsError):
@@ -55,7 +56,14 @@ class Requests(Protocol):
         """Tell a piece of the rows that count from an inode."""
 
 
-async def serve(link: Link, requests: Requests) -> None:
+class Contents(Protocol):
+    """Who tells the channel contents of small items."""
+
+    def ask(self, base: int, wanted: Stretch) -> None:
+        """Have contents of a stretch of rows told soon."""
+
+
+async def serve(link: Link, requests: Requests, contents: Contents) -> None:
     """Answer reads and writes until the mount ends; raises ChannelFailed."""
     async with trio.open_nursery() as nursery:
         while True:
@@ -68,7 +76,11 @@ async def serve(link: Link, requests: Requests) -> None:
                 if kind == Kind.FAILED:
                     said = message[messages.KIND.size :].decode("utf-8", "replace")
                     raise ChannelFailed(f"the mount's channel has ended: {said or 'killed?'}")
-                _begin(kind, message, link, requests, nursery)
+                if kind == Kind.WANTED_CONTENTS:
+                    _, _, base, first, length, descending = messages.CONTENTS.unpack(message)
+                    contents.ask(base, Stretch(first, length, bool(descending)))
+                else:
+                    _begin(kind, message, link, requests, nursery)
 
 
 def _begin(

@@ -78,7 +78,7 @@ class Metrics:
         yield _counter(
             "read_bytes",
             "Bytes given to programs.",
-            Sample(requests.read_bytes + of_channel.read_bytes),
+            Sample(requests.read_bytes + of_channel.read_bytes + of_channel.pushed_bytes),
         )
         yield _counter(
             "written_bytes", "Bytes that programs wrote.", Sample(requests.written_bytes)
@@ -94,6 +94,11 @@ class Metrics:
             "channel_answers",
             "Requests about names, attributes, listings and handles that the channel answered.",
             Sample(of_channel.others),
+        )
+        yield _counter(
+            "pushed_items",
+            "Items whose bytes the kernel was given at their open, and need not ask for.",
+            Sample(of_channel.pushed),
         )
         counts = client.reader.report.counts
         yield _counter(

@@ -472,14 +472,12 @@ class Operations(pyfuse3.Operations):
     def _forget_pages(self, content: ItemContent, inode: InodeT) -> None:
         """Let the kernel forget bytes of an item that turned out wrong; called in any thread."""
         if self._channel is not None:
-            self._channel.forget(inode)
+            self._channel.forget_pages(inode, content.key)
+            return
 
         def invalidate() -> None:
             try:
-                if self._channel is not None:
-                    self._channel.invalidate_inode(inode)
-                else:
-                    pyfuse3.invalidate_inode(inode)
+                pyfuse3.invalidate_inode(inode)
             except OSError as error:
                 logger.warning("the kernel may keep wrong bytes of %s: %s", content.key, error)
 

@@ -41,6 +41,7 @@ from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.replies import Ownership
 from dserverfs.mount.request_counts import RequestCounts
 from dserverfs.mount.stalls import stalls_logged
+from dserverfs.mount.told_contents import ToldContents
 from dserverfs.mount.told_rows import ToldRows
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.block_cache import CacheUsage
@@ -186,6 +187,7 @@ class _Parts(NamedTuple):
     signals: list[int]  # that told it to end
     failures: list[DserverfsError]  # to become one that answers
     channel: Link | None
+    contents: ToldContents | None  # with a channel
 
     @classmethod
     def of(
@@ -234,6 +236,10 @@ class _Parts(NamedTuple):
         )
         ownership = Ownership(options.uid, options.gid, options.umask)
         recent_errors = RecentErrors(options.uri.server)
+        told = None if channel is None else ToldRows(channel, tree, ownership)
+        contents = None
+        if channel is not None and told is not None:
+            contents = ToldContents(channel, told, client.reader)
         operations = Operations(
             file_system,
             client.reader,
@@ -241,7 +247,7 @@ class _Parts(NamedTuple):
             recent_errors,
             counts,
             channel,
-            None if channel is None else ToldRows(channel, tree, ownership),
+            told,
             others_read=None if options.given is None else options.allow_other,
         )
         return cls(
@@ -263,6 +269,7 @@ class _Parts(NamedTuple):
             [],
             [],
             channel,
+            contents,
         )
 
 
@@ -312,16 +319,17 @@ async def _serve_requests(
         nursery.start_soon(keep_token, parts.tokens)
         if parts.kept_errors is not None:
             nursery.start_soon(_keep_errors, parts.kept_errors, parts.recent_errors)
-        if parts.channel is not None:
-            nursery.start_soon(_answer_directly, parts.channel, parts.operations)
+        if parts.channel is not None and parts.contents is not None:
+            nursery.start_soon(_answer_directly, parts.channel, parts.operations, parts.contents)
         await pyfuse3.main(max_tasks=MAX_REQUESTS)
         if ready_fd is None:
             service_manager.stopping(f"{options.path} is unmounted")
         nursery.cancel_scope.cancel()
 
 
-async def _answer_directly(channel: Link, operations: Operations) -> None:
-    await direct_requests.serve(channel, operations)
+async def _answer_directly(channel: Link, operations: Operations, contents: ToldContents) -> None:
+    with contextlib.closing(contents):
+        await direct_requests.serve(channel, operations, contents)
     pyfuse3.terminate()  # unmounted
 
 

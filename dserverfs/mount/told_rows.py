@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable
 
 from dserverfs.base.errors import NotFound
+from dserverfs.base.items import ItemContent
 from dserverfs.catalogue.manifest_index import ManifestIndex
 from dserverfs.mount.channel import rows
 from dserverfs.mount.channel.link import Link
@@ -68,6 +69,17 @@ class ToldRows:
                 self._link.tell_dataset(base)
         self._made_of[base] = weakref.ref(index)
         self._link.tell_rows(base, number, self._packed(dataset, index, number * ROWS, base))
+
+    def dataset(self, base: int) -> DatasetTree | None:
+        """Return the dataset whose rows count from `base`, if it is told; in any thread."""
+        return self._told.get(base)
+
+    def inode_of(self, content: ItemContent) -> Inode | None:
+        """Return the number of the row that has an item, if its dataset is told; in any thread."""
+        for base, dataset in list(self._told.items()):
+            if dataset.dataset.uri == content.dataset.uri:
+                return Inode(base + content.place)
+        return None
 
     def looked_up(self, directory: Inode, *, is_found: bool) -> None:
         """Look whether what was told is listed still, after a look-up above the datasets."""

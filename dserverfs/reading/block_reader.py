@@ -8,6 +8,7 @@ Used by open items, and by all who ask what is cached. Each part knows only thos
     BlockHashing                 compares blocks, hashes items while their blocks arrive
     ItemDrops                    forgets what is wrong
     ItemHashes, SingleFlight     what is verified; what is hot or under way
+    SmallItems                   all bytes of many items, for those who hand them on
     CacheLookup, CacheWriter     the disk cache, read and written behind
     HashPages                    the hashes of blocks
     HotBlocks, RangeFetcher      memory and open files; the store
@@ -37,6 +38,7 @@ from dserverfs.reading.item_prefetch import ItemPrefetch
 from dserverfs.reading.pending_blocks import FAILURE_KEPT_S, PendingBlocks
 from dserverfs.reading.ranges import RangeFetcher
 from dserverfs.reading.single_flight import SingleFlight
+from dserverfs.reading.small_items import SmallItems
 from dserverfs.reading.verification import MAX_NAMED_LARGE, Verification
 from dserverfs.remote.objects import Storage
 from dserverfs.remote.signed_urls import UrlSource
@@ -89,6 +91,7 @@ class BlockReader:
         parts = BlockParts(flight, cached, ranges, pages, hashes, hashing, writer, drops)
         self.filler = filler = BlockFiller(parts, read_timeout_s=read_timeout_s)
         self.verification = Verification(parts, filler, max_named_large=max_named_large)
+        self.small = SmallItems(hashes, flight, cached, hashing.counting)
         claims = Claims(hot, pending, writer, filler)
         self.prefetch = ItemPrefetch(
             claims,

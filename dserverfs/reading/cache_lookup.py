@@ -141,16 +141,22 @@ class CacheLookup:
 
     def find_small(self, contents: Sequence[ItemContent]) -> list[Block | None]:
         """Return for each item of one block its bytes if no comparison is needed."""
-        sizes = [content.size_in_bytes for content in contents]
-        verified = [BlockKey(content.content_key, 0) for content in contents]
-        own = [BlockKey(content.key, 0) for content in contents]
-        blocks = self._cache.load_many(
-            [*zip(verified, sizes, strict=True), *zip(own, sizes, strict=True)]
+        found = self.find_compared(contents)
+        if self._policy is not Policy.OFF:
+            return found
+        lacking = [place for place, block in enumerate(found) if block is None]
+        own = self._cache.load_many(
+            [(BlockKey(contents[at].key, 0), contents[at].size_in_bytes) for at in lacking]
         )
-        return [
-            block or (other if self._policy is Policy.OFF else None)
-            for block, other in zip(blocks[: len(own)], blocks[len(own) :], strict=True)
-        ]
+        for place, block in zip(lacking, own, strict=True):
+            found[place] = block
+        return found
+
+    def find_compared(self, contents: Sequence[ItemContent]) -> list[Block | None]:
+        """Return for each item of one block its bytes if all of it was compared."""
+        return self._cache.load_many(
+            [(BlockKey(content.content_key, 0), content.size_in_bytes) for content in contents]
+        )
 
     def has_all(self, content: ItemContent) -> bool:
         """Return True if the whole item is on disk, compared or not."""

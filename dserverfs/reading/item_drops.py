@@ -5,6 +5,8 @@ Used by all who find out. Thread-safe; waits for one batch of the cache's writer
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dserverfs.base.items import ItemContent, Run
 from dserverfs.reading.cache.blocks import is_sound
 from dserverfs.reading.cache.write_behind import CacheWriter
@@ -30,6 +32,11 @@ class ItemDrops:
         self._writer = writer
         self._cached = cached
         self._ranges = ranges
+        self._watchers: list[Callable[[ItemContent], None]] = []
+
+    def watch(self, tell: Callable[[ItemContent], None]) -> None:
+        """Have `tell` called, in any thread, with every item that turns out wrong."""
+        self._watchers.append(tell)
 
     def drop(self, content: ItemContent) -> None:
         """Forget every block of an item, here and in the cache; its readers are told, and fail."""
@@ -44,6 +51,8 @@ class ItemDrops:
         readers += self._flight.drop(content)
         for tell in readers:
             tell()
+        for tell_of in self._watchers:
+            tell_of(content)
 
     def drop_damaged(self, content: ItemContent, run: Run) -> None:
         """Forget those blocks of a run that are not what was stored in the cache."""

@@ -1,10 +1,10 @@
 """The items that will probably be read next, by the order in which items were read.
 
-Used by the prefetch. `tar`, `cp -r` and rsync read a directory's items in the order of
-its listing, which is that of the rows of the manifest's index; `ls -r` and tools that take
-a list from its end read backwards; several threads read in a slightly other order, or at
-several places. A program that has read a quarter of a neighbourhood in no order will want
-the other items, too. Pure policy; for one thread at a time.
+Used by the prefetch, and by a mount's channel, which asks for their contents. `tar`, `cp -r` and
+rsync read a directory's items in the order of its listing, which is that of the rows of the
+manifest's index; `ls -r` and tools that take a list from its end read backwards; several threads
+read in a slightly other order, or at several places. A program that has read a quarter of a
+neighbourhood in no order will want the other items, too. Pure policy; for one thread at a time.
 """
 
 from __future__ import annotations
@@ -97,6 +97,15 @@ class _Reading:
         self.streams: list[_Stream] = []
         self.read: dict[int, int] = {}  # by neighbourhood, a bit for each of its places
 
+    def near(self, place: int) -> _Stream | None:
+        """Return the stream that a place is near to, which is the last one used from now on."""
+        for stream in reversed(self.streams):
+            if stream.is_near(place):
+                self.streams.remove(stream)
+                self.streams.append(stream)
+                return stream
+        return None
+
 
 class ItemOrder:
     """The places of items that were read, by dataset."""
@@ -110,15 +119,22 @@ class ItemOrder:
         self._datasets.move_to_end(dataset)
         if len(self._datasets) > MAX_DATASETS:
             self._datasets.popitem(last=False)
-        streams = reading.streams
-        for stream in reversed(streams):
-            if stream.is_near(place):
-                streams.remove(stream)
-                streams.append(stream)
-                return stream.advance(place)
-        streams.append(_Stream(place))
-        del streams[:-MAX_STREAMS]
+        stream = reading.near(place)
+        if stream is not None:
+            return stream.advance(place)
+        reading.streams.append(_Stream(place))
+        del reading.streams[:-MAX_STREAMS]
         return _dense(reading.read, place)
+
+    def goes_on(self, dataset: Hashable, place: int) -> Stretch | None:
+        """As `read`, of an item that may not be read: it begins nothing, nor gives a direction."""
+        reading = self._datasets.get(dataset)
+        stream = None if reading is None else reading.near(place)
+        return stream.advance(place) if stream is not None and stream.direction else None
+
+    def forget(self, dataset: Hashable) -> None:
+        """Begin anew with a dataset."""
+        self._datasets.pop(dataset, None)
 
     def limit(self, dataset: Hashable, wanted: Stretch, length: int) -> None:
         """Note that only the first `length` places of a stretch are fetched for now."""

@@ -93,6 +93,16 @@ class SingleFlight:
             block = None if cached is None else cached.block
         return block
 
+    def in_memory(self, contents: Sequence[ItemContent]) -> list[memoryview | None]:
+        """Return the bytes of items of one block that are in memory. Never waits."""
+        found: list[memoryview | None] = []
+        with self._lock:
+            for content in contents:
+                key = BlockKey(content.key, 0)
+                block = self._hot.get(key) or self._writer.waiting(key)
+                found.append(block.data if isinstance(block, MemoryBlock) else None)
+        return found
+
     def find_uncompared(self, content: ItemContent, index: int) -> Block | None:
         """Return a block that may have been handed out without being compared; may block."""
         key = BlockKey(content.key, index)

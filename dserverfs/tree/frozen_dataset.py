@@ -153,6 +153,10 @@ class DatasetTree:
             [each[0] for each in found if each[5]],
         )
 
+    def contents_from(self, row: int, limit: int) -> list[ItemContent]:
+        """Return the items in the rows [row, row+limit), without the refused ones."""
+        return self._catalogue.items(self.dataset).contents_from(row, limit)
+
     def content(self, number: int) -> Content:
         """Return what a file holds; raises IntegrityError for an item that cannot be shown."""
         if number >= OWN:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.mount.channel import messages, wire
-from dserverfs.mount.channel.messages import Kind
+from dserverfs.mount.channel.messages import Counts, Kind
 from tests.support.channel_bench import Bench, readable, running
 from tests.support.patience import LATE_S
 
@@ -95,7 +95,7 @@ def test_warm_block_is_answered_and_told_once_for_each_handle(bench: Bench) -> N
     assert bench.await_touched(2) == [
         (Kind.TOUCHED, 4096, handle, 2 * BLOCK_SIZE + 4096, 9) for handle in (3, 4)
     ]
-    assert bench.shared.counts == (3, 3 * 4096, 0)
+    assert bench.shared.counts == Counts(3, 3 * 4096, 0, 0, 0)
     bench.ask(wire.Opcode.RELEASE, 9, wire.RELEASE.pack(3) + bytes(16))
     assert readable(bench.ours.libfuse).recv(1000)
     assert bench.read(9, 2 * BLOCK_SIZE, 10, 3) is not None

@@ -8,14 +8,16 @@ import select
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.mount.channel import messages, wire
+from dserverfs.mount.channel.contents import packed
 from dserverfs.mount.channel.messages import Kind, Shared, Sockets
 from dserverfs.mount.channel.process import Channel
+from dserverfs.mount.channel.rows import ROWS
 from tests.support.patience import LATE_S
 
 
@@ -66,7 +68,7 @@ class Bench:
         with device:
             told = messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE, messages.EVERYBODY)
             socket.send_fds(self.ours.messages, [told], [device.fileno()])
-        self._unique = 0
+        self.unique = 0  # of the last request
         self.touched: list[tuple[int, ...]] = []
 
     def await_touched(self, number: int) -> list[tuple[int, ...]]:
@@ -94,13 +96,18 @@ class Bench:
 
     # The kernel
 
+    def begin(self) -> None:
+        """Begin the connection, which libfuse answers."""
+        _, request = self.ask(wire.Opcode.INIT, 0, bytes(64))
+        assert readable(self.ours.libfuse).recv(1 << 17) == request
+
     def ask(self, opcode: int, inode: int, body: bytes) -> tuple[int, bytes]:
         """Ask; return the number of the request, and all of it."""
-        self._unique += 1
+        self.unique += 1
         length = wire.REQUEST.size + len(body)
-        request = wire.REQUEST.pack(length, opcode, self._unique, inode, 0, 0, 0, 0, 0) + body
+        request = wire.REQUEST.pack(length, opcode, self.unique, inode, 0, 0, 0, 0, 0) + body
         self.kernel.send(request)
-        return self._unique, request
+        return self.unique, request
 
     def read(self, inode: int, offset: int, size: int, handle: int = 1) -> Answer | None:
         """Return what the channel answers; None if it passes the request on as it is."""
@@ -122,12 +129,19 @@ class Bench:
         self.kernel.send(b"".join(request))
         return self.next()
 
-    def next(self) -> Outcome:
-        """Return what comes next, from the channel to whomever."""
-        found = readable(self.kernel, self.ours.libfuse, self.ours.messages)
+    def next(self, *to: socket.socket) -> Outcome:
+        """Return what comes next, from the channel to any of some, or to whomever."""
+        found = readable(*(to or (self.kernel, self.ours.libfuse, self.ours.messages)))
         return Outcome(found, found.recv(1 << 21), self)
 
     # The daemon
+
+    def told(self) -> list[bytes]:
+        """Return what the daemon was told before the last answer."""
+        found = []
+        while select.select([self.ours.messages], [], [], 0)[0]:
+            found.append(self.ours.messages.recv(messages.MAX_BYTES))
+        return found
 
     def tell_dataset(self, base: int) -> None:
         self.ours.messages.send(messages.DATASET.pack(Kind.DATASET, 0, base))
@@ -141,6 +155,17 @@ class Bench:
 
     def tell_no_rows(self, base: int, number: int, errno: int) -> None:
         self.ours.messages.send(messages.PIECE.pack(Kind.NO_ROWS, errno, base, number))
+
+    def tell_contents(
+        self, base: int, contents: Sequence[tuple[int, bytes]], covered: int = ROWS
+    ) -> None:
+        """Tell contents, each of a row, as if the first rows had been asked for; it is in force."""
+        told = messages.CONTENTS.pack(Kind.CONTENTS, covered, base, 0, ROWS, 0)
+        with tempfile.TemporaryFile() as file:
+            file.write(packed(contents))
+            file.flush()
+            socket.send_fds(self.ours.messages, [told], [file.fileno()])
+        self.forget(0)
 
     def take_back(self, base: int) -> None:
         self._in_force(messages.DATASET.pack(Kind.TAKE_BACK, 0, base))

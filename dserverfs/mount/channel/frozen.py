@@ -83,6 +83,16 @@ class Frozen:
         """Return whether requests of a user are answered here."""
         return self.owner is None or uid in (self.owner, 0)
 
+    def is_told(self, base: int) -> bool:
+        """Return whether rows of a dataset are answered."""
+        return base in self._told
+
+    def size(self, inode: int) -> int | None:
+        """Return the size of a row that was told; None of another one."""
+        row = inode & ROW_MASK
+        piece = self._pieces.get((inode - row, row // ROWS))
+        return None if piece is None or row not in piece else wire.size_of(piece.entry_out(row))
+
     # What the daemon tells
 
     def tell(self, base: int) -> None:

@@ -1,8 +1,8 @@
 """The daemon's end of the channel: starts it, tells it of blocks, and answers the kernel.
 
-`tell`, `forget`, `take_back` and `let_open` may be called in any thread, all else in the event
-loop. A block is taken
-back when it is not hot any more, which is when nothing in this process refers to it.
+`tell`, `tell_contents`, `forget`, `forget_pages`, `take_back` and `let_open` may be called in any
+thread, all else in the event loop. A block is taken back when it is not hot any more, which is
+when nothing in this process refers to it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from pathlib import Path
 from dserverfs.base import child_processes
 from dserverfs.base.hashes import Buffer
 from dserverfs.base.items import BLOCK_SIZE
+from dserverfs.base.local_files import write_all
 from dserverfs.mount.channel import device, messages, wire
 from dserverfs.mount.channel.messages import Counts, Kind, Shared, Sockets
 from dserverfs.reading.cache.blocks import FileBlock
+from dserverfs.reading.item_order import Stretch
 
 logger = logging.getLogger(__name__)
 
@@ -134,12 +136,15 @@ class Link:
 
     def tell_rows(self, base: int, number: int, piece: bytes) -> None:
         """Give the channel a piece of a dataset's rows."""
-        fd = os.memfd_create("dserverfs-rows")
-        try:
-            os.write(fd, piece)
-            self._send(messages.PIECE.pack(Kind.ROWS, 0, base, number), fd)
-        finally:
-            os.close(fd)
+        self._send_with(messages.PIECE.pack(Kind.ROWS, 0, base, number), piece)
+
+    def tell_contents(self, base: int, stretch: Stretch, covered: int, pack: bytes) -> None:
+        """Give the channel contents of those of the first `covered` rows that there are."""
+        message = messages.CONTENTS.pack(Kind.CONTENTS, covered, base, *stretch)
+        if pack:
+            self._send_with(message, pack)
+        else:
+            self._send(message)
 
     def tell_no_rows(self, base: int, number: int, errno: int) -> None:
         """Say that there is no such piece: what waits for it ends with that errno."""
@@ -166,6 +171,15 @@ class Link:
             self._told.pop((inode, index), None)
         self._send(messages.LOST.pack(Kind.LOST, 0, inode, index, number))
 
+    def _send_with(self, message: bytes, content: bytes) -> None:
+        """Send a message with a file that has what is too long for one."""
+        fd = os.memfd_create("dserverfs-told")
+        try:
+            write_all(fd, memoryview(content), 0)
+            self._send(message, fd)
+        finally:
+            os.close(fd)
+
     def _send(self, message: bytes, *fds: int) -> None:
         """Send; a channel that has ended, and answers nothing, need not be told."""
         try:
@@ -176,9 +190,22 @@ class Link:
 
     # What the kernel is told
 
-    def invalidate_inode(self, inode: int) -> None:
-        """Make the kernel forget an inode's pages; waits for reads of them. Raises OSError."""
-        os.write(self._device, wire.invalidate_inode(inode))
+    def forget_pages(self, inode: int, name: str) -> None:
+        """Do as `forget`, and have the kernel forget an inode's pages soon; `name` is for the log.
+
+        In a thread of its own: it waits for pages under read, of which some wait for us.
+        """
+        self.forget(inode)
+
+        def invalidate() -> None:
+            try:
+                os.write(self._device, wire.invalidate_inode(inode))
+            except FileNotFoundError:  # the kernel knows nothing of it
+                pass
+            except OSError as error:
+                logger.warning("the kernel may keep wrong bytes of %s: %s", name, error)
+
+        threading.Thread(target=invalidate, name="invalidate", daemon=True).start()
 
     def invalidate_entry(self, directory: int, name: bytes) -> None:
         """Make the kernel forget a name; may wait for requests. Raises OSError."""

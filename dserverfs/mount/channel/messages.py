@@ -8,9 +8,10 @@
               that the daemon knows     FREE       a slot that may be used again
     WANTED    a piece of the rows of    DATASET    a dataset whose rows may be answered
               a dataset                 ROWS       a piece of them (with a file that has it)
-    ENDED     unmounted                 NO_ROWS    why there is none
-    FAILED    a fault, in words         TAKE_BACK  no row of a dataset may be answered any more
-                                        OPENS      whether the channel may open items
+    WANTED_CONTENTS                     NO_ROWS    why there is none
+              contents of small items   CONTENTS   some of them (with a file, if there are any)
+    ENDED     unmounted                 TAKE_BACK  no row of a dataset may be answered any more
+    FAILED    a fault, in words         OPENS      whether the channel may open items
 
 Each FORGET, TAKE_BACK and OPENS comes back, over a socket of its own, when it is in force.
 `Shared` is the memory that both have: counts of the channel, and slots for writes, which are
@@ -30,7 +31,7 @@ from typing import NamedTuple
 from dserverfs.mount.channel.wire import MAX_REQUEST_BYTES
 
 SLOTS = 8
-_COUNTS = Struct("=QQQ")
+_COUNTS = Struct("=QQQQQ")
 _PAGE = 4096
 
 
@@ -54,6 +55,8 @@ class Kind(IntEnum):
     NO_ROWS = 15
     TAKE_BACK = 16
     OPENS = 17
+    WANTED_CONTENTS = 18
+    CONTENTS = 19
 
 
 KIND = Struct("=I")
@@ -71,6 +74,9 @@ FREE = Struct("=II")  # kind, slot
 # What the rows of a dataset count from is its base.
 DATASET = Struct("=IIQ")  # kind, padding, base; of TAKE_BACK as well
 PIECE = Struct("=IIQQ")  # kind, errno, base, number of the piece; of WANTED, ROWS and NO_ROWS
+# kind, of how many rows it has what there is, base, and what was asked for: the first row, how
+# many, 1 if the last are wanted first; of WANTED_CONTENTS as well
+CONTENTS = Struct("=IIQQII")
 OPENS = Struct("=II")  # kind, 1 or 0
 MAX_FAILED_BYTES = 3000  # of text
 MAX_BYTES = 16 * 1024  # of any message
@@ -108,9 +114,11 @@ class Counts(NamedTuple):
     reads: int
     read_bytes: int
     others: int  # requests about names, attributes, listings and handles
+    pushed: int  # items whose content the kernel was given when they were opened
+    pushed_bytes: int
 
 
-NOTHING = Counts(0, 0, 0)
+NOTHING = Counts(0, 0, 0, 0, 0)
 
 
 class Shared:
@@ -137,6 +145,6 @@ class Shared:
     def counts(self) -> Counts:
         return Counts(*_COUNTS.unpack_from(self._view, 0))
 
-    def note(self, reads: int, read_bytes: int, others: int) -> None:
+    def note(self, counts: Counts) -> None:
         """Set the counts; by the channel alone."""
-        _COUNTS.pack_into(self._view, 0, reads, read_bytes, others)
+        _COUNTS.pack_into(self._view, 0, *counts)

@@ -29,9 +29,12 @@ from collections import deque
 from dserverfs.mount.channel import messages, wire
 from dserverfs.mount.channel.blocks import Blocks, Told
 from dserverfs.mount.channel.frozen import FIRST_HANDLE, OF_OPEN, Answer, Frozen, Key, Missing
-from dserverfs.mount.channel.messages import Kind, Shared, Sockets
+from dserverfs.mount.channel.messages import Counts, Kind, Shared, Sockets
+from dserverfs.mount.channel.passed import Passed
+from dserverfs.mount.channel.pushing import Pushing
 from dserverfs.mount.channel.rows import Piece
 from dserverfs.mount.channel.wire import Opcode
+from dserverfs.reading.item_order import Stretch
 
 BURST = 64  # requests that are taken before other descriptors are looked at
 SPINS = 15  # looks for the next request of a reader that was answered: to sleep takes longer
@@ -40,23 +43,6 @@ SPINS = 15  # looks for the next request of a reader that was answered: to sleep
 MAX_QUEUED = 1024
 # Requests that wait for a piece: it is about to be told. For others the daemon knows as much.
 _WAIT = frozenset({Opcode.OPENDIR, Opcode.READDIRPLUS})
-
-
-# Requests that may end with EINTR while the daemon still answers them: it then keeps nothing,
-# neither a handle nor a look-up, that the kernel was to have and give back.
-_ONLY_ASK = frozenset(
-    {
-        Opcode.GETATTR,
-        Opcode.GETXATTR,
-        Opcode.LISTXATTR,
-        Opcode.READ,
-        Opcode.READLINK,
-        Opcode.STATFS,
-        Opcode.STATX,
-    }
-)
-MAX_NOTED = 4096  # of these
-_KILLED = 1 << (signal.SIGKILL - 1)  # pending for every thread of a process that is to end
 
 
 class _Outbox:
@@ -103,10 +89,11 @@ class Channel:
         self._reply_of_libfuse = memoryview(bytearray(wire.MAX_REQUEST_BYTES))
         self._reads = self._read_bytes = self._others = 0
         self._frozen = Frozen()
+        self._pushing = Pushing(self._frozen, self._write, self._ask_contents)
         self._asked: set[Key] = set()  # pieces; each is told, or that there is none
         self._waiting: dict[Key, list[bytes]] = {}  # requests, by the piece that they need
         self._number_waiting = 0
-        self._passed: dict[int, int] = {}  # who asked, by the number of the request
+        self._passed = Passed()
         self._poll = select.poll()
         self._wanted: dict[int, int] = {}
 
@@ -200,7 +187,7 @@ class Channel:
                 if self._answer_read(slot, unique, inode):
                     spins = SPINS
                 else:
-                    self._note_passed(opcode, unique, pid)
+                    self._passed.note(opcode, unique, pid)
             elif opcode == Opcode.WRITE and length >= wire.WRITE_BYTES:
                 self._daemon.send(messages.WRITE.pack(Kind.WRITE, self._free.popleft(), length))
                 if not self._has_room():
@@ -212,23 +199,20 @@ class Channel:
                 if not self._has_room():
                     return
             elif opcode != Opcode.INTERRUPT:
-                self._note_passed(opcode, unique, pid)
+                self._passed.note(opcode, unique, pid)
+                if opcode == Opcode.OPEN:
+                    self._pushing.asked(unique, inode)
+                elif opcode == Opcode.INIT:
+                    self._pushing.begin()
                 self._libfuse.send(slot[:length])
                 if self._libfuse.queue:
                     return
             elif length >= wire.REQUEST.size + wire.INTERRUPT.size:
                 self._interrupt(*wire.INTERRUPT.unpack_from(slot, wire.REQUEST.size))
 
-    def _note_passed(self, opcode: int, unique: int, pid: int) -> None:
-        if opcode in _ONLY_ASK:
-            self._passed[unique] = pid
-            if len(self._passed) > MAX_NOTED:
-                del self._passed[next(iter(self._passed))]
-
     def _interrupt(self, unique: int) -> None:
         """End a request that only asks, if who asked is dying; one that is answered is no more."""
-        pid = self._passed.pop(unique, 0)
-        if pid and _is_dying(pid):
+        if self._passed.may_end(unique):
             self._respond(unique, errno.EINTR)
 
     def _answer_read(self, request: memoryview, unique: int, inode: int) -> bool:
@@ -239,6 +223,8 @@ class Channel:
             self._daemon.send(messages.KIND.pack(Kind.READ) + request[: wire.READ_BYTES])
             if handle >= FIRST_HANDLE:
                 self._touched.setdefault(handle, set())
+            if not offset:
+                self._pushing.read(inode)
             return False
         wire.REPLY.pack_into(self._reply, 0, wire.REPLY.size + count, 0, unique)
         self._write(self._reply[: wire.REPLY.size + count])
@@ -254,7 +240,7 @@ class Channel:
             if opcode in OF_OPEN or frozen.admits(uid):
                 answer = frozen.handlers[opcode](inode, body)
             if opcode == Opcode.RELEASE:
-                self._released(body)
+                self._released(inode, body)
         except Missing as missing:
             if opcode not in _WAIT:
                 return False
@@ -266,9 +252,11 @@ class Channel:
             return False
         if answer is None:
             return False
+        if opcode == Opcode.OPEN:
+            self._pushing.opened(inode)
         self._respond(unique, answer)
         self._others += 1
-        self._shared.note(self._reads, self._read_bytes, self._others)
+        self._note_counts()
         if frozen.ahead is not None:
             self._ask(frozen.ahead)
             frozen.ahead = None
@@ -279,8 +267,12 @@ class Channel:
             self._asked.add(key)
             self._daemon.send(messages.PIECE.pack(Kind.WANTED, 0, *key))
 
-    def _released(self, body: memoryview) -> None:
+    def _ask_contents(self, base: int, stretch: Stretch) -> None:
+        self._daemon.send(messages.CONTENTS.pack(Kind.WANTED_CONTENTS, 0, base, *stretch))
+
+    def _released(self, inode: int, body: memoryview) -> None:
         (handle,) = wire.RELEASE.unpack_from(body)
+        self._pushing.released(inode)
         if self._touched.pop(handle, None) is not None and handle >= FIRST_HANDLE:
             self._daemon.send(messages.RELEASED.pack(Kind.RELEASED, 0, handle))
 
@@ -288,7 +280,7 @@ class Channel:
         """Count a read, and tell the daemon of the first one of each block."""
         self._reads += 1
         self._read_bytes += count
-        self._shared.note(self._reads, self._read_bytes, self._others)
+        self._note_counts()
         touched = self._touched.get(handle)
         if touched is None:
             touched = self._touched[handle] = set()
@@ -299,6 +291,14 @@ class Channel:
                 self._daemon.sock.send(
                     messages.TOUCHED.pack(Kind.TOUCHED, count, handle, offset, inode)
                 )
+
+    def _note_counts(self) -> None:
+        pushing = self._pushing
+        self._shared.note(
+            Counts(
+                self._reads, self._read_bytes, self._others, pushing.pushed, pushing.pushed_bytes
+            )
+        )
 
     def _respond(self, unique: int, answer: Answer) -> None:
         """Answer the kernel with bytes or an errno."""
@@ -337,6 +337,7 @@ class Channel:
 
     def _pass_reply(self, message: memoryview) -> None:
         """Pass a reply on; of one that the kernel does not take, the request fails."""
+        self._pushing.answered(message)
         try:
             self._write(message)
         except OSError as error:
@@ -378,6 +379,7 @@ class Channel:
         elif kind == Kind.FORGET:
             _, _, inode = messages.FORGET.unpack(message)
             self._blocks.forget(inode)
+            self._pushing.forget(inode)
             self._forgotten.send(message)
         elif kind == Kind.FREE:
             self._free.append(messages.FREE.unpack(message)[1])
@@ -387,15 +389,17 @@ class Channel:
     def _take_about_frozen(self, kind: int, message: bytes, fd: int) -> None:
         if kind == Kind.DATASET:
             self._frozen.tell(messages.DATASET.unpack(message)[2])
+        elif kind == Kind.CONTENTS:
+            _, covered, base, first, length, descending = messages.CONTENTS.unpack(message)
+            stretch = Stretch(first, length, bool(descending))
+            self._pushing.told(base, stretch, covered, _content_of(fd))
         elif kind in (Kind.ROWS, Kind.NO_ROWS):
             _, number, *key = messages.PIECE.unpack(message)
             self._asked.discard((key[0], key[1]))
             requests = self._waiting.pop((key[0], key[1]), [])
             self._number_waiting -= len(requests)
             if kind == Kind.ROWS and fd >= 0:
-                data = os.pread(fd, os.fstat(fd).st_size, 0)
-                os.close(fd)
-                self._frozen.take(key[0], Piece(data))
+                self._frozen.take(key[0], Piece(_content_of(fd)))
                 for request in requests:
                     self._again(request)
             else:  # -1: this process has too many files open
@@ -403,6 +407,7 @@ class Channel:
                     self._fail(request, number or errno.EIO)
         elif kind == Kind.TAKE_BACK:
             self._frozen.take_back(messages.DATASET.unpack(message)[2])
+            self._pushing.take_back(messages.DATASET.unpack(message)[2])
             self._forgotten.send(message)
         elif kind == Kind.OPENS:
             self._frozen.opens = bool(messages.OPENS.unpack(message)[1])
@@ -422,14 +427,14 @@ class Channel:
             self._respond(unique, number)
 
 
-def _is_dying(thread: int) -> bool:
-    """Return whether a thread is about to end, and waits for the kernel."""
-    with contextlib.suppress(OSError, ValueError), open(f"/proc/{thread}/status") as status:
-        for line in status:
-            name, _, value = line.partition(":")
-            if name == "SigPnd":
-                return bool(int(value, 16) & _KILLED)
-    return False
+def _content_of(fd: int) -> bytes:
+    """Return all of a file that came with a message, and close it; empty if none came."""
+    if fd < 0:
+        return b""
+    try:
+        return os.pread(fd, os.fstat(fd).st_size, 0)
+    finally:
+        os.close(fd)
 
 
 def main(*fds: int) -> None:

@@ -24,6 +24,7 @@ class Opcode(IntEnum):
     FSYNC = 20
     GETXATTR = 22
     LISTXATTR = 23
+    INIT = 26
     OPENDIR = 27
     RELEASEDIR = 29
     FSYNCDIR = 30
@@ -37,6 +38,7 @@ class Notice(IntEnum):
 
     INVALIDATE_INODE = 2
     INVALIDATE_ENTRY = 3
+    STORE = 4
 
 
 # length, opcode, number of the request, inode, uid, gid, pid, extensions, padding
@@ -71,6 +73,9 @@ INODE = Struct("=Qqq")
 # inode of the directory, length of the name, flags; the name and a NUL follow
 ENTRY = Struct("=QII")
 
+# inode, offset, length, padding; the bytes follow
+STORE = Struct("=QQII")
+
 KEEP_CACHE, CACHE_DIR = 1 << 1, 1 << 3  # flags of what was opened
 
 # Where a listing goes on behind `.` and `..`, which come first; no other entry's offset.
@@ -101,6 +106,18 @@ def invalidate_entry(directory: int, name: bytes) -> bytes:
     """Return the notice that makes the kernel forget a name."""
     body = ENTRY.pack(directory, len(name), 0) + name + b"\0"
     return REPLY.pack(REPLY.size + len(body), Notice.INVALIDATE_ENTRY, 0) + body
+
+
+def store(inode: int, length: int) -> bytes:
+    """Return the notice that puts an inode's first bytes, which follow it, into the page cache."""
+    body = STORE.pack(inode, 0, length, 0)
+    return REPLY.pack(REPLY.size + len(body) + length, Notice.STORE, 0) + body
+
+
+def size_of(entry: memoryview) -> int:
+    """Return the size in the attributes of what answers LOOKUP."""
+    size: int = ATTR.unpack_from(entry, ENTRY_OUT.size)[1]
+    return size
 
 
 def dirent(inode: int, behind: int, kind: int, name: bytes) -> bytes:
