@@ -46,6 +46,7 @@ NAMES = (
     "demo",
     "mount",
     "umount",
+    "restart",
     "mount-helper",
     "unit",
     "site-cache",
