@@ -53,10 +53,10 @@ SHOWN = {
     "writing": "freeze_job freezer registry staging.area staging.dataset staging.file_hashes"
     " staging.frozen_elsewhere staging.left_over staging.refused_files staging.staged_files"
     " staging.states staging.survey staging.used_directories upload.uploader edits.edits"
-    " edits.editable edits.journal edits.local_file",
-    "tree": "attributes description filesystem frozen_dataset listing mount_tree open_files"
-    " refusals steps upper_directories",
-    "mount": "control daemon given_device kept_errors launcher mountpoint",
+    " edits.editable edits.journal edits.local_file edits.view",
+    "tree": "attributes description filesystem frozen_dataset listing mount_tree number_journal"
+    " open_files refusals slots steps upper_directories",
+    "mount": "channel.succession control daemon given_device kept_errors launcher mountpoint",
     "broker": "proto",
     "python": "api",
     "server": "addresses datadir management serve store.migration store.settings store.stores",

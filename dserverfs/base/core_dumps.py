@@ -20,4 +20,9 @@ def forbid() -> None:
     """Forbid them for the rest of this process; raises OSError."""
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, most))
+    hide()
+
+
+def hide() -> None:
+    """Keep the memory of this process from others, and leave the limit that programs inherit."""
     call_libc("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0, path="prctl")

@@ -8,6 +8,7 @@ from dserverfs.base import errors
 
 # The first that fits counts.
 ERRNO: tuple[tuple[type[Exception], int], ...] = (
+    (errors.StaleInode, errno.ESTALE),
     (errors.NotFound, errno.ENOENT),
     (errors.Frozen, errno.EROFS),
     (errors.PermissionDenied, errno.EACCES),

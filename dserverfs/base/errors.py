@@ -13,6 +13,7 @@ of a signed URL.
     |   +-- DaemonSilent         the daemon of a mount cannot be asked
     |       +-- DaemonStopped    a signal, or a debugger, has stopped it
     +-- NotFound                 dataset, item or route is gone
+    |   +-- StaleInode           nobody knows what an inode number stood for
     +-- PermissionDenied         the token is good, the right is missing
     |   +-- NotAuthenticated     token missing, expired or malformed
     +-- Unreachable              server or store does not answer
@@ -91,6 +92,10 @@ class NotFound(DserverfsError):
     Raised only on sure knowledge: of a cached listing, or of the server itself for its routes.
     A proxy's 404 is Unreachable, a store's NotStored.
     """
+
+
+class StaleInode(NotFound):
+    """Nobody knows any more what an inode number stood for; its name may be there."""
 
 
 class PermissionDenied(DserverfsError):

@@ -8,6 +8,8 @@ the work, so a command needs no more than its own dependencies. Shared modules:
     arguments         kinds of arguments, one line of output
     log_file          the log of a mount                      (mount)
     mount_options     what the -o of a mount say             (mount, mount-helper)
+    successor_command how a daemon is started again when one died (mount)
+      successor         what runs then
     readme            README.yml of a message, or in an editor (freeze, derive)
     progress          the progress line, sizes as people read them
     findings          a check, and what it found in its time (doctor)
@@ -44,6 +46,7 @@ NAMES = (
     "demo",
     "mount",
     "umount",
+    "restart",
     "mount-helper",
     "unit",
     "site-cache",

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 from dserverfs.base import other_user
 from dserverfs.base.errors import DserverfsError
-from dserverfs.cli import log_file, mount_options
+from dserverfs.cli import log_file, mount_options, successor_command
 from dserverfs.cli.arguments import LEVELS, Commands, example, say, size
 
 if TYPE_CHECKING:
     from dserverfs.base.model import DserverURI
+    from dserverfs.mount.channel.succession import Heritage
     from dserverfs.settings import Settings
 
 _CHANNEL = "off"  # the default of --channel
@@ -93,7 +94,8 @@ def define(parser: argparse.ArgumentParser) -> None:
         "--channel",
         default=_CHANNEL,
         choices=("auto", "on", "off"),
-        help="on: a process of its own answers what is cached, and names in frozen datasets;"
+        help="on: a process of its own answers what is cached, and names in frozen datasets, and"
+        " starts another daemon if this one dies, unless it is in the foreground;"
         f" auto: if it can be started (default: {_CHANNEL})",
     )
     _add_logging(parser)
@@ -149,7 +151,7 @@ def _mount(arguments: argparse.Namespace) -> int:
     settings = Settings.load().overridden(uri.server, options.settings)
     mountpoint.refuse_own_files(path, _own_files(arguments, settings, uri.server))
     if arguments.foreground:
-        return _serve(arguments, uri, path, options, settings, None)
+        return _serve(arguments, uri, path, options, settings, None, None)
     if arguments.log_file is None:
         # Every program that mounts has the device at 3, or nearly.
         place = path if given is None else Path(f"{path}-{uri}")
@@ -159,7 +161,7 @@ def _mount(arguments: argparse.Namespace) -> int:
     before = mountinfo.find_mounted(path)
     try:
         launcher.start(
-            lambda ready_fd: _serve(arguments, uri, path, options, settings, ready_fd),
+            lambda ready_fd: _serve(arguments, uri, path, options, settings, ready_fd, None),
             [] if given is None else [given],
         )
     except BaseException:
@@ -208,6 +210,19 @@ def _own_files(
     }
 
 
+def serve_on(arguments: argparse.Namespace, heritage: Heritage) -> int:
+    """Serve the mount of a daemon that is dead; return the exit status. Raises DserverfsError."""
+    from dserverfs.base.model import DserverURI
+    from dserverfs.settings import Settings
+
+    uri = DserverURI.parse(arguments.uri)
+    options = mount_options.parse(arguments.options)
+    for name, value in options.arguments.items():
+        setattr(arguments, name, value)
+    settings = Settings.load().overridden(uri.server, options.settings)
+    return _serve(arguments, uri, arguments.mountpoint, options, settings, None, heritage)
+
+
 def _serve(
     arguments: argparse.Namespace,
     uri: DserverURI,
@@ -215,8 +230,12 @@ def _serve(
     wanted: mount_options.Options,
     settings: Settings,
     ready_fd: int | None,
+    heritage: Heritage | None,
 ) -> int:
-    """Mount and serve until told to end; return the exit status."""
+    """Mount and serve until told to end; return the exit status.
+
+    `heritage` is of a daemon before, whose mount is served on.
+    """
     from dserverfs.base import core_dumps
     from dserverfs.base.hashes import Policy
     from dserverfs.mount import daemon, given_device, launcher
@@ -242,10 +261,12 @@ def _serve(
         metrics_at=arguments.metrics,
         given=given_device.number_of(path),
         channel=arguments.channel,
+        successor=() if arguments.foreground else successor_command.words(arguments, path),
+        log=None if arguments.log_file is None else str(_absolute(arguments.log_file)),
     )
     status = 0
     try:
-        daemon.run(options, settings, ready_fd)
+        daemon.run(options, settings, ready_fd, heritage)
     except DserverfsError as error:
         print(f"dserverfs: {error}", file=sys.stderr)
         status = 1

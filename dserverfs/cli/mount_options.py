@@ -128,7 +128,7 @@ def parse(options: Sequence[str]) -> Options:
     kernel: list[str] = []
     settings: dict[str, str] = {}
     arguments: dict[str, Any] = {}
-    for option in _parts(options):
+    for option in split(options):
         name, has_value, value = option.partition("=")
         if option in ("ro", "rw"):
             found["is_read_only"] = option == "ro"
@@ -168,10 +168,10 @@ def is_known(option: str) -> bool:
 
 def known_of(options: Sequence[str]) -> list[str]:
     """Return the options that are known: mount(8) -s asks to pass over the others."""
-    return [option for option in _parts(options) if is_known(option)]
+    return [option for option in split(options) if is_known(option)]
 
 
-def _parts(options: Sequence[str]) -> Iterator[str]:
+def split(options: Sequence[str]) -> Iterator[str]:
     """Yield each option; a comma between double quotes is part of a value, as for mount(8)."""
     for group in options:
         for part in _PART.findall(group):

@@ -26,6 +26,7 @@ from dserverfs.catalogue.refreshed import NotLoaded
 from dserverfs.mount.cache_commands import CacheCommands, FoundItem
 from dserverfs.mount.control import Answer
 from dserverfs.mount.recent_errors import RecentErrors
+from dserverfs.mount.taking_over import Replacement
 from dserverfs.mount.traces import Traces
 from dserverfs.reading.block_reader import BlockReader
 from dserverfs.reading.cache.block_cache import CacheUsage
@@ -117,13 +118,15 @@ class Commander:
     look: Callable[[], Away | None]  # at the server
     in_loop: Callable[[Callable[[], Any]], Any]  # calls a function in the event loop; blocks
     forget_name: Callable[[Inode, str], None]  # has the kernel forget an entry of a directory
+    replacement: Replacement
+    terminate: Callable[[], None]  # ends this daemon; in the event loop
 
     def __call__(self, request: dict[str, Any]) -> Iterator[Answer]:
         """Yield the answers to a request.
 
         One of `status`, `staged`, `errors`, `compared`, `reading`, `server`, `pending`, `notes`,
         `unsent`, `items`, `room`, `pin`, `unpin`, `release`, `trace`, `traced`, `freeze`,
-        `discard`, `drain`, `token`, `mount` and `log`.
+        `discard`, `drain`, `restart`, `token`, `mount` and `log`.
         """
         asked = _Request.of(request)
         command = asked.command
@@ -166,6 +169,12 @@ class Commander:
             yield {"result": self._discard(asked.inode)}
         elif command == "drain":
             yield from self._drain(asked.timeout_s, asked.asked_by)
+        elif command == "restart":
+            self.replacement.begin()
+            try:
+                yield {"result": os.getpid()}
+            finally:  # also if who asked is gone: requests wait for the other daemon
+                self.in_loop(self.terminate)
         elif command == "token":
             yield {"result": self._token()}
         elif command == "mount":

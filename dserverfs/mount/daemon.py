@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import struct
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from dserverfs.base import descriptors
@@ -18,6 +19,7 @@ from dserverfs.catalogue.refreshed import loaded
 from dserverfs.client import Client
 from dserverfs.mount import mountpoint
 from dserverfs.mount.channel.link import Link
+from dserverfs.mount.channel.succession import Heritage
 from dserverfs.mount.launcher import MountOptions
 from dserverfs.settings import Settings
 from dserverfs.tree.upper_directories import directories_below, parts_of
@@ -25,17 +27,28 @@ from dserverfs.tree.upper_directories import directories_below, parts_of
 logger = logging.getLogger(__name__)
 
 
-def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None:
+def run(
+    options: MountOptions,
+    settings: Settings,
+    ready_fd: int | None,
+    heritage: Heritage | None = None,
+) -> None:
     """Mount and serve until unmounted or told to end; raises DserverfsError if it cannot.
 
-    `ready_fd` is where to say that the mount answers; it is closed.
+    `ready_fd` is where to say that the mount answers; it is closed. `heritage` is of a daemon
+    that is dead, whose mount is served on.
     """
-    if options.given is None:
+    channel = None
+    if heritage is not None:
+        mountpoint.require_packages()
+        channel = inherited_channel(heritage)
+    elif options.given is None:
         mountpoint.require_fuse()
     else:  # who gives it has opened and mounted it, and unmounts it
         mountpoint.require_packages()
-    # Before there are threads, and much to be copied.
-    channel = started_channel(options.channel)
+    if channel is None:
+        # Before there are threads, and much to be copied.
+        channel = started_channel(options.channel)
     descriptors.raise_limit()  # the client's cache keeps files open by it
     client = Client(
         options.uri.server,
@@ -63,6 +76,14 @@ def run(options: MountOptions, settings: Settings, ready_fd: int | None) -> None
             if channel is not None:
                 channel.close()
             asking.shutdown(wait=False, cancel_futures=True)
+
+
+def inherited_channel(heritage: Heritage) -> Link:
+    """Return the channel that has started this process; raises UsageError."""
+    try:
+        return Link.inherit(heritage)
+    except (OSError, ValueError, struct.error) as error:
+        raise UsageError(f"the dead daemon's mount cannot be taken over: {error}") from error
 
 
 def started_channel(wanted: str) -> Link | None:

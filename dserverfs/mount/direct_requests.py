@@ -26,6 +26,7 @@ class ChannelFailed(DserverfsError):
 class _Read(NamedTuple):
     """A read that the daemon has to answer."""
 
+    mark: int
     unique: int
     inode: int
     handle: int
@@ -87,17 +88,19 @@ def _begin(
     kind: int, message: bytes, link: Link, requests: Requests, nursery: trio.Nursery
 ) -> None:
     if kind == Kind.READ:
+        _, mark = messages.READ.unpack_from(message)
         request = memoryview(message)[messages.READ_AT :]
         _, _, unique, inode, *_ = wire.REQUEST.unpack_from(request)
         handle, offset, size, *_ = wire.READ.unpack_from(request, wire.REQUEST.size)
         data = requests.read_at_once(handle, offset, size, inode)
         if data is None:
-            read = _Read(unique, inode, handle, offset, size)
+            read = _Read(mark, unique, inode, handle, offset, size)
             nursery.start_soon(_read, link, requests, read)
         else:
-            link.answer(unique, data)
+            link.answer(mark, unique, data)
     elif kind == Kind.WRITE:
-        nursery.start_soon(_write, link, requests, link.written(message))
+        mark = messages.WRITE.unpack(message)[1]
+        nursery.start_soon(_write, link, requests, mark, link.written(message))
     elif kind == Kind.TOUCHED:
         _, size, handle, offset, inode = messages.TOUCHED.unpack(message)
         requests.touched(handle, offset, size, inode)
@@ -111,10 +114,10 @@ def _begin(
 async def _read(link: Link, requests: Requests, read: _Read) -> None:
     failed = await or_errno(requests.open_as_channel(read.inode, read.handle))
     if failed is not None:
-        link.answer(read.unique, failed)
+        link.answer(read.mark, read.unique, failed)
     else:
         answer = await or_errno(requests.read(read.handle, read.offset, read.size))
-        link.answer(read.unique, answer)
+        link.answer(read.mark, read.unique, answer)
 
 
 async def _tell_rows(link: Link, requests: Requests, base: int, number: int) -> None:
@@ -123,9 +126,9 @@ async def _tell_rows(link: Link, requests: Requests, base: int, number: int) -> 
         link.tell_no_rows(base, number, -failed)
 
 
-async def _write(link: Link, requests: Requests, request: bytes) -> None:
+async def _write(link: Link, requests: Requests, mark: int, request: bytes) -> None:
     unique = wire.REQUEST.unpack_from(request)[2]
     handle, offset, size, *_ = wire.WRITE.unpack_from(request, wire.REQUEST.size)
     start = wire.REQUEST.size + wire.WRITE.size
     count = await or_errno(requests.write(handle, offset, request[start : start + size]))
-    link.answer(unique, count if count < 0 else wire.WRITTEN.pack(count, 0))
+    link.answer(mark, unique, count if count < 0 else wire.WRITTEN.pack(count, 0))

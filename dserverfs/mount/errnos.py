@@ -184,7 +184,7 @@ def _missing(request: str, error: errors.NotFound) -> Told:
         logger.warning("%s: gone while it is open: %s", request, error)
         return Told(errno.EIO, f"gone while it is open: {error}", error)
     logger.debug("%s: %s", request, error)
-    return Told(errno.ENOENT)
+    return Told(errno_of(error))  # the kernel looks the path up again if it is ESTALE
 
 
 def _of_disk(request: str, error: OSError) -> Told:

@@ -55,6 +55,9 @@ class MountOptions(NamedTuple):
     given: int | None = None  # the descriptor of a device that is mounted already
     # Whether a process of its own answers what it can: `on`, `off`, or `auto` if it can be started.
     channel: str = "off"
+    # With a channel: the command that starts another daemon, if one is to follow; and its log.
+    successor: tuple[str, ...] = ()
+    log: str | None = None
 
 
 def start(serve: Callable[[int], int], kept: Collection[int] = ()) -> None:

@@ -12,7 +12,6 @@ the user wants them.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import stat
@@ -43,9 +42,10 @@ from dserverfs.base.hashes import Buffer
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.mount import replies
 from dserverfs.mount.callers import Callers
-from dserverfs.mount.channel.frozen import FIRST_HANDLE
+from dserverfs.mount.channel.handles import NO_HANDLES, Inherited
 from dserverfs.mount.channel.link import Link
 from dserverfs.mount.errnos import Told, guarded
+from dserverfs.mount.open_handles import LostFile, OpenHandles
 from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.replies import Ownership
 from dserverfs.mount.request_counts import RequestCounts
@@ -57,7 +57,6 @@ from dserverfs.reading.open_item import OpenItem
 from dserverfs.reading.traced_items import TracedItem
 from dserverfs.tree.attributes import Changes
 from dserverfs.tree.filesystem import FileSystem
-from dserverfs.tree.listing import OpenDirectory
 from dserverfs.tree.mount_tree import Inode
 from dserverfs.tree.open_files import OpenFile
 
@@ -88,10 +87,12 @@ class Operations(pyfuse3.Operations):
         told: ToldRows | None = None,
         *,
         others_read: bool | None = None,
+        inherited: Inherited = NO_HANDLES,
     ) -> None:
         """`told` is what the channel is told of.
 
         `others_read` says whether other users may read; None leaves that to the kernel.
+        `inherited` was opened by a daemon before.
         """
         super().__init__()
         self._channel = channel
@@ -106,12 +107,9 @@ class Operations(pyfuse3.Operations):
         self._ownership = ownership
         waiting = Waiting()
         self._answer, self._finish, self._read = waiting.answer, waiting.finish, waiting.read
-        self._handles: dict[FileHandleT, OpenItem | OpenFile] = {}
-        self._inodes: dict[FileHandleT, InodeT] = {}  # of what they have open
+        self._open = OpenHandles(file_system, reader, self._forget_pages, inherited)
         self.traces = Traces(on_change=self._trace_changed)
         self._traced: dict[FileHandleT, Sequence[TracedItem]] = {}
-        self._directories: dict[FileHandleT, OpenDirectory] = {}
-        self._last_handle = 0
         self._listed = ownership.blank_entry()
         # For the reply to one read: pyfuse3 sends it before anything else runs in the loop.
         self._reply = memoryview(bytearray(BLOCK_SIZE))
@@ -156,7 +154,9 @@ class Operations(pyfuse3.Operations):
             attr.st_atime_ns if fields.update_atime else None,
             attr.st_mtime_ns if fields.update_mtime else None,
         )
-        handle = None if fh is None else self._handles.get(fh)
+        handle = None if fh is None else self._open.files.get(fh)
+        if isinstance(handle, LostFile) and fields.update_size:
+            raise handle.error()
         file = None if isinstance(handle, OpenItem) else handle
         return self._ownership.entry(
             await self._finish(self._fs.setattr(Inode(inode), changes, file, ctx.pid))
@@ -193,15 +193,16 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
-        handle = self._new_handle()
-        self._directories[handle] = await self._answer(lambda: self._fs.opendir(Inode(inode)))
+        handle = self._open.new()
+        directory = await self._answer(lambda: self._fs.opendir(Inode(inode)))
+        self._open.directories[handle] = directory
         if self._told is not None:
             self._told.noticed(Inode(inode))
         return handle
 
     @guarded
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        directory = self._directories[fh]
+        directory = self._open.directories[fh]
         start_id = replies.tell_dots(token, start_id, InodeT(directory.inode))
 
         def reply() -> None:
@@ -220,20 +221,19 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        await self._finish(self._fs.fsyncdir(self._directories[fh]))
+        await self._finish(self._fs.fsyncdir(self._open.directories[fh]))
 
     @guarded
     async def releasedir(self, fh: FileHandleT) -> None:
-        del self._directories[fh]
+        del self._open.directories[fh]
 
     # Content
 
     @guarded
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         found = await self._finish(self._fs.open(Inode(inode), flags, ctx.pid))
+        handle = self._open.keep(found, inode)
         if isinstance(found, ItemContent):
-            item = OpenItem(self._reader, found, lambda: self._forget_pages(found, inode))
-            handle = self._keep(item, inode)
             traced = self.traces.opened(found, ctx.pid) if self.traces.active else None
             if traced:
                 self._traced[handle] = traced
@@ -241,7 +241,6 @@ class Operations(pyfuse3.Operations):
                     self._channel.forget(inode)
             # What the kernel has already would not be asked for, and not be noted.
             return replies.opened(handle, keeps_pages=not traced)
-        handle = self._keep(found, inode)
         return replies.opened(handle, keeps_pages=found.keeps_pages, has_size=found.has_size)
 
     @guarded
@@ -256,13 +255,13 @@ class Operations(pyfuse3.Operations):
         file, attributes = await self._finish(
             self._fs.create(Inode(parent_inode), name, mode, flags, ctx.pid)
         )
-        handle = self._keep(file, InodeT(attributes.number))
+        handle = self._open.keep(file, InodeT(attributes.number))
         info = replies.opened(handle, keeps_pages=file.keeps_pages)
         return info, self._ownership.entry(attributes)
 
     @guarded
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        handle = self._handles[fh]
+        handle = self._open.files[fh]
         if not isinstance(handle, OpenItem):
             content = await self._finish(handle.read(off, size))
             self.counts.read_bytes += len(content)
@@ -289,37 +288,12 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def open_as_channel(self, inode: int, fh: int) -> None:
-        """Open what the channel has opened, and asks the daemon about now; if it is not open."""
-        if fh >= FIRST_HANDLE and FileHandleT(fh) not in self._handles:
-            found = await self._finish(self._fs.open(Inode(inode), os.O_RDONLY, 0))
-            if FileHandleT(fh) not in self._handles:  # by another read meanwhile
-                self._keep_as_channel(found, inode, fh)
-
-    def _as_channel(self, fh: int, inode: int) -> OpenItem | OpenFile | None:
-        """Return what is open, also by the channel; None if that has to be waited for."""
-        handle = FileHandleT(fh)
-        if fh >= FIRST_HANDLE and handle not in self._handles:
-            with contextlib.closing(self._fs.open(Inode(inode), os.O_RDONLY, 0)) as steps:
-                try:
-                    next(steps)
-                except StopIteration as opened:
-                    self._keep_as_channel(opened.value, inode, fh)
-                except DserverfsError:
-                    return None  # `open_as_channel` meets it again, and tells it
-        return self._handles.get(handle)
-
-    def _keep_as_channel(self, found: ItemContent | OpenFile, inode: int, fh: int) -> None:
-        assert isinstance(found, ItemContent)  # the channel opens nothing else
-        item = OpenItem(self._reader, found, lambda: self._forget_pages(found, InodeT(inode)))
-        self._handles[FileHandleT(fh)] = item
-        self._inodes[FileHandleT(fh)] = InodeT(inode)
+        """Open what the channel or a daemon before has opened, and is read now."""
+        await self._open.open(fh, inode, self._finish)
 
     def released_by_channel(self, fh: int) -> None:
         """Close what the channel had opened, if it was open here, too."""
-        handle = FileHandleT(fh)
-        self._inodes.pop(handle, None)
-        if (opened := self._handles.pop(handle, None)) is not None:
-            opened.close()
+        self._open.close_of_channel(fh)
 
     def _trace_changed(self, is_active: bool) -> None:
         if self._channel is not None:  # what it opens is not noted
@@ -332,7 +306,7 @@ class Operations(pyfuse3.Operations):
         """
         begun_s = perf_counter()
         handle = FileHandleT(fh)
-        item = self._as_channel(fh, inode)
+        item = self._open.at_once(fh, inode)
         if not isinstance(item, OpenItem):
             return None
         try:
@@ -350,15 +324,15 @@ class Operations(pyfuse3.Operations):
             index = off // BLOCK_SIZE
             block = item.shareable(index)
             if block is not None:
-                self._channel.tell(self._inodes[handle], index, block)
+                self._channel.tell(self._open.inodes[handle], index, block)
                 if item.is_dropped:  # in another thread, since the block was looked at
-                    self._channel.forget(self._inodes[handle])
+                    self._channel.forget(self._open.inodes[handle])
         self.counts.done("read", perf_counter() - begun_s)
         return data
 
     def touched(self, fh: int, off: int, size: int, inode: int) -> None:
         """Note that the channel has answered a read."""
-        item = self._as_channel(fh, inode)
+        item = self._open.at_once(fh, inode)
         if isinstance(item, OpenItem):
             item.touched(off, size)
 
@@ -370,14 +344,13 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        if not isinstance(self._handles[fh], OpenItem):
+        if not isinstance(self._open.files.get(fh), OpenItem | None):
             await self._finish(self._file(fh).sync(data_only=datasync))
 
     @guarded
     async def release(self, fh: FileHandleT) -> None:
-        del self._inodes[fh]
         self._traced.pop(fh, None)
-        self._handles.pop(fh).close()
+        self._open.close(fh)
 
     # Making and removing names
 
@@ -448,8 +421,8 @@ class Operations(pyfuse3.Operations):
                 return f"{above}/{os.fsdecode(arguments[name])}".lstrip("/")
         inode = arguments.get("inode")
         if inode is None and (handle := arguments.get("fh")) is not None:
-            directory = self._directories.get(handle)
-            inode = directory.inode if directory is not None else self._inodes.get(handle)
+            directory = self._open.directories.get(handle)
+            inode = directory.inode if directory is not None else self._open.inodes.get(handle)
         return self._fs.describe(Inode(inode or pyfuse3.ROOT_INODE))
 
     # Helpers
@@ -458,16 +431,6 @@ class Operations(pyfuse3.Operations):
         """Return what the mode of an inode, as it is shown, lets other users do."""
         attributes = await self._answer(lambda: self._fs.getattr(Inode(inode)))
         return attributes.permissions & ~self._ownership.umask & stat.S_IRWXO
-
-    def _new_handle(self) -> FileHandleT:
-        self._last_handle += 1
-        return FileHandleT(self._last_handle)
-
-    def _keep(self, opened: OpenItem | OpenFile, inode: InodeT) -> FileHandleT:
-        handle = self._new_handle()
-        self._handles[handle] = opened
-        self._inodes[handle] = inode
-        return handle
 
     def _forget_pages(self, content: ItemContent, inode: InodeT) -> None:
         """Let the kernel forget bytes of an item that turned out wrong; called in any thread."""
@@ -485,6 +448,6 @@ class Operations(pyfuse3.Operations):
         threading.Thread(target=invalidate, name="invalidate", daemon=True).start()
 
     def _file(self, handle: FileHandleT) -> OpenFile:
-        file = self._handles[handle]
+        file = self._open.files[handle]
         assert not isinstance(file, OpenItem)  # the kernel writes to no item: it was not opened so
         return file

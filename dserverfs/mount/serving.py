@@ -1,8 +1,8 @@
 """The mount: mounts, serves, and says when the mount answers.
 
-Run by the daemon. One that is killed or fails leaves a dead mount
-point (ENOTCONN), never an empty directory. A device that was given is mounted already: it is
-served until the program that mounted it unmounts it, and not unmounted here.
+Run by the daemon. One that is killed or fails leaves a dead mount point (ENOTCONN), never an empty
+directory, unless its channel has another daemon take its place. A device that was given is mounted
+already: it is served until the program that mounted it unmounts it, and not unmounted here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 import select
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -28,8 +27,9 @@ from dserverfs.base import service_manager
 from dserverfs.base.errors import DserverfsError, LocalDiskError, UsageError
 from dserverfs.base.model import Dataset, DserverURI, is_below
 from dserverfs.client import Client
-from dserverfs.mount import allocator, direct_requests, given_device, mountpoint
+from dserverfs.mount import allocator, direct_requests, given_device, mountpoint, taking_over
 from dserverfs.mount.cache_commands import CacheCommands
+from dserverfs.mount.channel.handles import NO_HANDLES
 from dserverfs.mount.channel.link import Link
 from dserverfs.mount.control import Address, Server, told_by_mount
 from dserverfs.mount.control_commands import Commander
@@ -41,6 +41,7 @@ from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.replies import Ownership
 from dserverfs.mount.request_counts import RequestCounts
 from dserverfs.mount.stalls import stalls_logged
+from dserverfs.mount.taking_over import Numbers, Replacement
 from dserverfs.mount.told_contents import ToldContents
 from dserverfs.mount.told_rows import ToldRows
 from dserverfs.reading.block_reader import BlockReader
@@ -87,27 +88,29 @@ def run(
     where to say that the mount answers; it is closed.
     """
     allocator.keep_freed_memory()
-    if options.given is None:
+    if options.given is None and not (channel is not None and channel.is_inherited):
         if options.allow_other:
             mountpoint.require_allow_other()
         mountpoint.prepare(options.path)
     kept = None
     if options.given is None:  # else it has no place that is the same the next time
         kept = KeptErrors(settings.errors_directory(), options.path, str(options.uri))
-    parts = _Parts.of(options, client, only.result(), kept, channel)
+    shown = taking_over.shown_dataset(channel, options, only)
+    parts = _Parts.of(options, client, shown, kept, channel)
     with _metrics_served(options, parts.metrics), _errors_kept(kept, parts.recent_errors):
         _mount(options, parts, settings, ready_fd)
-    if not parts.signals:
+    is_replaced = parts.replacement.has_begun
+    if not parts.signals and not is_replaced:
         client.edits.take_as_closed()
     client.edits.close()
-    logger.info("%s: unmounted", options.path)
+    logger.info("%s: %s", options.path, "left to another daemon" if is_replaced else "unmounted")
 
 
 def _mount(options: MountOptions, parts: _Parts, settings: Settings, ready_fd: int | None) -> None:
     if options.given is not None:
         given_device.require_waiting(options.given)
     wanted, channel = _fuse_options(options), parts.channel
-    target = _target(options, channel, wanted)
+    target = _target(options, channel, wanted, parts.numbers)
     try:
         pyfuse3.init(parts.operations, target, wanted)
     except RuntimeError as error:
@@ -122,6 +125,11 @@ def _mount(options: MountOptions, parts: _Parts, settings: Settings, ready_fd: i
         # A dead mount point is seen; an empty directory would be mirrored.
         pyfuse3.close(unmount=False)
         raise
+    if parts.replacement.has_begun:
+        pyfuse3.close(unmount=False)
+        return
+    if channel is not None:
+        channel.end()
     pyfuse3.close(unmount=options.given is None)
     if channel is not None:
         channel.close()
@@ -129,13 +137,13 @@ def _mount(options: MountOptions, parts: _Parts, settings: Settings, ready_fd: i
             mountpoint.detach(options.path)
 
 
-def _target(options: MountOptions, channel: Link | None, wanted: set[str]) -> str:
+def _target(options: MountOptions, channel: Link | None, wanted: set[str], numbers: Numbers) -> str:
     """Return what libfuse is to be told to mount; with a channel it is mounted by now."""
     if channel is None:
         return str(options.path)
     if options.given is None:
-        return channel.mount(options.path, wanted)
-    return channel.take(options.given, options.uid)
+        return channel.mount(options.path, wanted, numbers.journal.fd)
+    return channel.take(options.given, options.uid, numbers.journal.fd)
 
 
 @contextlib.contextmanager
@@ -188,6 +196,8 @@ class _Parts(NamedTuple):
     failures: list[DserverfsError]  # to become one that answers
     channel: Link | None
     contents: ToldContents | None  # with a channel
+    numbers: Numbers
+    replacement: Replacement
 
     @classmethod
     def of(
@@ -199,10 +209,11 @@ class _Parts(NamedTuple):
         channel: Link | None,
     ) -> _Parts:
         freezer, edits = client.freezer, client.edits
+        numbers = Numbers.of(channel)
         staging = None
         if not options.read_only:
             client.note_staging_directory()
-            edits.open(lambda dataset: _is_shown(dataset, options.uri, only))
+            edits.open(lambda dataset: _is_shown(dataset, options.uri, only), numbers.of_edits())
             if only is None:
                 staging = _open_staging(client)
         shown_edits = None if options.read_only else edits
@@ -210,11 +221,13 @@ class _Parts(NamedTuple):
         tree = Tree(
             options.uri,
             client.catalogue,
-            time.time_ns(),
+            numbers.mounted_ns,
             staging,
             shown_edits,
             control=control,
+            journal=numbers.journal,
         )
+        numbers.restore(tree)
         if only is not None:
             tree.show_only(only)
         counts = RequestCounts() if channel is None else RequestCounts(lambda: channel.counts)
@@ -249,6 +262,7 @@ class _Parts(NamedTuple):
             channel,
             told,
             others_read=None if options.given is None else options.allow_other,
+            inherited=NO_HANDLES if channel is None else channel.inherited,
         )
         return cls(
             operations,
@@ -270,6 +284,8 @@ class _Parts(NamedTuple):
             [],
             channel,
             contents,
+            numbers,
+            Replacement(options, channel, staging, edits),
         )
 
 
@@ -322,7 +338,7 @@ async def _serve_requests(
         if parts.channel is not None and parts.contents is not None:
             nursery.start_soon(_answer_directly, parts.channel, parts.operations, parts.contents)
         await pyfuse3.main(max_tasks=MAX_REQUESTS)
-        if ready_fd is None:
+        if ready_fd is None and not options.successor:
             service_manager.stopping(f"{options.path} is unmounted")
         nursery.cancel_scope.cancel()
 
@@ -395,16 +411,23 @@ async def _tell_ready(
         parts.look,
         lambda call: trio.from_thread.run_sync(call, trio_token=token),
         functools.partial(_forget_name, parts.channel),
+        parts.replacement,
+        pyfuse3.terminate,
     )
     control = Server(address, commander)
     control.open()
     logger.info("%s: mounted at %s", options.uri, options.path)
     gc.freeze()  # what was imported stays: it need not be looked through again and again
     gc.enable()
+    recipe = taking_over.recipe(options)
+    if parts.channel is not None and recipe is not None:
+        parts.channel.serves(recipe)
     if ready_fd is not None:
         _become_daemon(ready_fd)
-    else:
+    elif recipe is None:
         service_manager.ready(f"{options.uri} is mounted at {options.path}")
+    else:  # in the place of another one
+        _leave_stderr()
     try:
         await trio.sleep_forever()
     finally:
@@ -450,13 +473,17 @@ def _is_alone(ready_fd: int) -> bool:
 def _become_daemon(ready_fd: int) -> None:
     """Tell the command that started this process that the mount answers."""
     # Errors before this went to the command's stderr; from now on there is the log.
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 2)
-    os.close(null)
+    _leave_stderr()
     os.chdir("/")
     with contextlib.suppress(BrokenPipeError):
         os.write(ready_fd, READY)
     os.close(ready_fd)
+
+
+def _leave_stderr() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 2)
+    os.close(null)
 
 
 def _tune_kernel(device: int) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 
 from dserverfs.base.dtool_layout import DATA, METADATA
-from dserverfs.base.errors import NotFound
+from dserverfs.base.errors import NotFound, StaleInode
 from dserverfs.base.model import Dataset, path_of_entry
 from dserverfs.tree.attributes import Attributes, Entry
 from dserverfs.tree.frozen_dataset import EDITED, OWN, DatasetTree
 from dserverfs.tree.inode_numbers import Nodes
+from dserverfs.tree.number_journal import NOTHING, Note
 from dserverfs.writing.staging.dataset import StagedDataset
 
 FIRST_NODE = OWN + (1 << 34)  # numbers from here on are of local files
@@ -26,9 +28,15 @@ class Afterlife:
     """The frozen dataset that one staged dataset becomes."""
 
     def __init__(
-        self, staged: StagedDataset, nodes: Nodes, frozen_tree: Callable[[Dataset], DatasetTree]
+        self,
+        staged: StagedDataset,
+        nodes: Nodes,
+        frozen_tree: Callable[[Dataset], DatasetTree],
+        note: Note = NOTHING.note,
     ) -> None:
+        """`note` keeps what it became, for another daemon."""
         self._staged = staged
+        self._note = note
         self._nodes = nodes
         self._frozen_tree = frozen_tree
         self._frozen: DatasetTree | None = None
@@ -45,6 +53,8 @@ class Afterlife:
         if self._frozen is None and self._staged.frozen_as is not None:
             self._note_paths()
             self._frozen = self._frozen_tree(self._staged.frozen_as)
+            became = [asdict(self._staged.frozen_as), self._staged.frozen_below]
+            self._note(value=became)
         return self._frozen
 
     def tree(self) -> DatasetTree:
@@ -62,7 +72,7 @@ class Afterlife:
             return number
         frozen, path = self.tree(), self._path_then(number)
         if path is None:
-            raise NotFound(f"{self._staged.record.name}: inode {number} is gone")
+            raise StaleInode(f"{self._staged.record.name}: inode {number} is gone")
         now = frozen.ROOT
         for name in path.split("/"):
             now = frozen.lookup(now, name).number

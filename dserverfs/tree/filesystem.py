@@ -135,6 +135,10 @@ class FileSystem:
         directory.begin()
         return directory
 
+    def directory_again(self, inode: Inode) -> OpenDirectory:
+        """Return a directory that a daemon before had opened, to be listed on; asks nothing."""
+        return OpenDirectory(self._tree, inode, goes_on=True)
+
     def statfs(self) -> Space:
         return Space(self._tree.totals(), self._staged.free_space())
 

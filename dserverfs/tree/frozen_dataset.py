@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dserverfs.base import dtool_layout
-from dserverfs.base.errors import IntegrityError, NotFound, ProtocolError
+from dserverfs.base.errors import IntegrityError, NotFound, ProtocolError, StaleInode
 from dserverfs.base.items import ItemContent
 from dserverfs.base.limits import MAX_COMPONENT_BYTES, component_is_usable, parse_json, understood
 from dserverfs.base.model import Dataset, Identifier, Item, mtime_ns_of, path_of_entry
@@ -26,6 +26,7 @@ from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.items import ROWS_AT_A_TIME
 from dserverfs.catalogue.manifest_index import Listed, ManifestIndex, Row
 from dserverfs.tree.attributes import EDITABLE_S, FROZEN_S, MUTABLE_S, Attributes, Entry
+from dserverfs.tree.number_journal import NOTHING, Note
 from dserverfs.writing.edits import editable
 from dserverfs.writing.edits.editable import target_of
 from dserverfs.writing.edits.edits import DatasetEdits
@@ -71,9 +72,14 @@ class DatasetTree:
         dataset: Dataset,
         catalogue: Catalogue,
         edits: DatasetEdits | None = None,
+        note: Note = NOTHING.note,
     ) -> None:
-        """Without `edits` nothing in it can be changed."""
+        """Without `edits` nothing in it can be changed.
+
+        `note` keeps the numbers of what is no item for another daemon.
+        """
         self.dataset = dataset
+        self._note = note
         self._catalogue = catalogue
         self._edits = edits
         self._frozen_ns = mtime_ns_of(dataset.frozen_at)
@@ -81,6 +87,11 @@ class DatasetTree:
         self._places: dict[str, int] = {"": 0}
 
     ROOT = OWN
+
+    def restore(self, paths: Mapping[int, str]) -> None:
+        """Take the numbers of what is no item as another daemon gave them."""
+        for _, path in sorted(paths.items()):
+            self._number(path)
 
     def renew(self, dataset: Dataset) -> None:
         """Take what the server says now of the same dataset, which may have another name."""
@@ -347,6 +358,7 @@ class DatasetTree:
         if place is None:
             place = self._places[path] = len(self._paths)
             self._paths.append(path)
+            self._note(place, value=path)
         # 0 is the root; listings go on behind `data`, whose cookie is OWN.
         return OWN + place
 
@@ -356,7 +368,7 @@ class DatasetTree:
         try:
             return self._paths[number - OWN]
         except IndexError as error:
-            raise NotFound(f"{self.dataset.uri}: no inode {number}") from error
+            raise StaleInode(f"{self.dataset.uri}: no inode {number}") from error
 
 
 def _aliased(attributes: Attributes, number: int) -> Attributes:

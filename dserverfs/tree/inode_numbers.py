@@ -2,18 +2,24 @@
 
 Used by the staged tree. A number belongs to a local inode for as long as the
 kernel knows it or it is open, through renames, for all its hard links, and after
-its last name is gone; no number is given twice. Pure but for what the caller
-says it saw; not thread-safe.
+its last name is gone; no number is given twice, not by a daemon that takes the place of another
+one either: it is told what the journal says, and what has a name still keeps its number. Pure but
+for what the caller says it saw; not thread-safe.
 """
 
 from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from dserverfs.base.errors import NotFound
+from dserverfs.base.errors import NotFound, StaleInode
+from dserverfs.tree.number_journal import NOTHING, Note
 
 Key = tuple[int, int]  # st_dev, st_ino
+# Of what another daemon has told the kernel: nobody knows how often, so it is never forgotten.
+_ALWAYS = 1 << 62
 
 
 class Node:
@@ -32,23 +38,59 @@ class Node:
 class Nodes:
     """The nodes of one directory tree."""
 
-    def __init__(self, root: str, root_number: int, first_number: int) -> None:
+    def __init__(
+        self, root: str, key: Key, root_number: int, first_number: int, note: Note = NOTHING.note
+    ) -> None:
         """`root` is the directory's path, the others' numbers begin at `first_number`."""
-        status = os.stat(root)
-        self.root = Node(root_number, (status.st_dev, status.st_ino))
+        self.root = Node(root_number, key)
         self._root_path = root
+        self._note = note
         self._next = first_number
         # A node lives while the kernel knows it, it is open, or one below it lives.
         self._by_key: weakref.WeakValueDictionary[Key, Node] = weakref.WeakValueDictionary()
         self._by_key[self.root.key] = self.root
         self._held: dict[int, Node] = {root_number: self.root}
 
+    def restore(
+        self, known: Mapping[int, Any], following: int, is_there: Callable[[str, Key], bool]
+    ) -> None:
+        """Take the numbers of another daemon, as its journal has them; before anything is seen.
+
+        New ones begin with `following`. What a local path leads to is asked by `is_there`: a
+        number whose inode has no name any more leads to nothing.
+        """
+        made: dict[int, Node | None] = {self.root.number: self.root}
+
+        def node_of(number: int) -> Node | None:
+            if number not in made:
+                made[number] = None  # in a circle there is none
+                *key, links = known.get(number) or (0, 0, ())
+                node = Node(number, (key[0], key[1]))
+                parents = [(node_of(parent), name) for parent, name in links]
+                node.links = [
+                    (parent, name)
+                    for parent, name in parents
+                    if parent is not None and is_there(f"{self.local(parent)}/{name}", node.key)
+                ]
+                made[number] = node if node.links else None
+            return made[number]
+
+        for number in sorted(known):
+            node = node_of(number)
+            if node is not None:  # of two numbers of one inode the kernel has forgotten the first
+                node.lookups = _ALWAYS
+                self._by_key[node.key] = self._held[number] = node
+                self._tell(node)
+        if following > self._next and following - 1 not in self._held:
+            self._note(following - 1, value=None)
+        self._next = following
+
     def get(self, number: int) -> Node:
         """Return the node; raises NotFound if the kernel was told to forget it."""
         try:
             return self._held[number]
         except KeyError:
-            raise NotFound(f"{self._root_path}: no inode {number}") from None
+            raise StaleInode(f"{self._root_path}: no inode {number}") from None
 
     def seen(self, directory: Node, name: str, status: os.stat_result) -> Node:
         """Return the node of an entry that was found on disk."""
@@ -61,6 +103,7 @@ class Nodes:
         if (directory, name) not in node.links:
             node.links = [link for link in node.links if self._still(link, key)]
             node.links.append((directory, name))
+            self._tell(node)
         return node
 
     def tell(self, number: int) -> None:
@@ -89,12 +132,14 @@ class Nodes:
         if node is None:
             return
         node.links = [link for link in node.links if link != (directory, name)]
+        self._tell(node)
 
     def deleted(self, key: Key) -> None:
         """Note that the last name of an inode is gone: its key may come again."""
         node = self._by_key.pop(key, None)
         if node is not None:
             node.links = []
+            self._tell(node)
 
     def path(self, node: Node) -> str:
         """Return the relative path, "" for the root; raises NotFound if it has no name."""
@@ -128,6 +173,11 @@ class Nodes:
         except (OSError, NotFound):
             return False
         return (status.st_dev, status.st_ino) == key
+
+    def _tell(self, node: Node) -> None:
+        """Have the journal know the names of a node."""
+        links = [[directory.number, name] for directory, name in node.links]
+        self._note(node.number, value=[*node.key, links] if links else None)
 
     def _let_go(self, node: Node) -> None:
         if node.lookups <= 0 and not node.fds:

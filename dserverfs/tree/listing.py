@@ -9,9 +9,13 @@ import itertools
 import time
 from collections.abc import Iterator
 
-from dserverfs.base.errors import NotFound
+from dserverfs.base.errors import DserverfsError, NotFound
 from dserverfs.tree.attributes import MUTABLE_S, Entry
 from dserverfs.tree.mount_tree import Inode, Tree
+
+
+class ListingLost(DserverfsError):
+    """Nobody knows what a directory that changes held when its listing was begun."""
 
 
 class OpenDirectory:
@@ -21,9 +25,11 @@ class OpenDirectory:
     a listing of 100,000 take 20 s.
     """
 
-    def __init__(self, tree: Tree, inode: Inode) -> None:
+    def __init__(self, tree: Tree, inode: Inode, *, goes_on: bool = False) -> None:
+        """If it `goes_on`, a daemon before has begun to list it."""
         self._tree = tree
         self.inode = inode
+        self._goes_on = goes_on
         self._entries: Iterator[Entry] = iter(())
         self._held: list[Entry] = []  # what `_entries` begin with after all
         self._place: int | None = None  # the cookie that both go on behind
@@ -49,10 +55,13 @@ class OpenDirectory:
     def behind(self, cookie: int) -> Iterator[Entry]:
         """Return the entries behind a cookie; those taken are gone. They may raise NotLoaded.
 
+        Raises ListingLost: to leave out an entry would be worse.
         To ask for the next is to say that the kernel took the one before.
         """
         if cookie == 0 or self._names is None:
             names = self._tree.names(self.inode)
+            if names is not None and cookie and self._goes_on:
+                raise ListingLost("the mount's daemon ended while the directory was listed")
             if names is not None:
                 self._names = names
         if self._names is None:

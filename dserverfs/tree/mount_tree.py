@@ -15,7 +15,14 @@ import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple, NewType
 
-from dserverfs.base.errors import DserverfsError, Frozen, NameTaken, NotFound, PermissionDenied
+from dserverfs.base.errors import (
+    DserverfsError,
+    Frozen,
+    NameTaken,
+    NotFound,
+    PermissionDenied,
+    StaleInode,
+)
 from dserverfs.base.limits import is_uuid
 from dserverfs.base.model import UUID, BackendURI, Dataset, DserverURI
 from dserverfs.catalogue.catalogue import (
@@ -28,10 +35,12 @@ from dserverfs.catalogue.names import DatasetNames
 from dserverfs.catalogue.refreshed import NotLoaded
 from dserverfs.tree.attributes import Attributes, Entry
 from dserverfs.tree.frozen_dataset import ALIAS, OWN, Content, DatasetTree
+from dserverfs.tree.number_journal import NOTHING, Known, NumberJournal
 from dserverfs.tree.own_files import FIRST_OWN, OwnFiles
-from dserverfs.tree.searches import FIRST_SEARCH, Searches
+from dserverfs.tree.searches import FIRST_SEARCH, SEARCH, Searches
+from dserverfs.tree.slots import Slots
 from dserverfs.tree.staged_dataset import StagedTree
-from dserverfs.tree.upper_directories import TOP, Path, UpperDirectories
+from dserverfs.tree.upper_directories import TOP, UPPER, Path, UpperDirectories
 from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.staging.area import Staging, require_name
 from dserverfs.writing.staging.dataset import StagedDataset
@@ -100,23 +109,22 @@ class Tree:
         edits: DatasetEdits | None = None,
         *,
         control: bytes | None = None,
+        journal: NumberJournal = NOTHING,
     ) -> None:
         """`mounted_ns` is the mtime of the directories above the datasets.
 
         Without `staging` nothing can be made, and nothing staged is shown; without
         `edits` nothing frozen can be changed. `control` is what `.dserverfs/control` holds,
-        if there is to be one.
+        if there is to be one. `journal` keeps the inode numbers for another daemon.
         """
         self._uri = uri
         self._catalogue = catalogue
         self._staging = staging
         self._edits = edits
-        self._datasets: list[DatasetTree | StagedTree] = []  # slot N is at N - 1
-        self._slots: dict[tuple[BackendURI, bool], int] = {}  # (dataset, is an alias) -> slot
-        self._staged_slots: dict[StagedDataset, int] = {}
-        self._staged_trees: list[tuple[StagedTree, int]] = []  # with their slots
-        self._upper = UpperDirectories(uri, catalogue, mounted_ns)  # slot 0, and so are
-        self._searches = Searches(uri, catalogue, self._upper, mounted_ns)
+        self._slots = Slots(catalogue, edits, journal)
+        # Slot 0, and so are the searches:
+        self._upper = UpperDirectories(uri, catalogue, mounted_ns, journal.of(UPPER))
+        self._searches = Searches(uri, catalogue, self._upper, mounted_ns, journal.of(SEARCH))
         self.own = OwnFiles(mounted_ns, control)
         self._shows_one = False
         # By base URI, slots: what was shown as staged last, and what is that no more but
@@ -126,19 +134,30 @@ class Tree:
 
     def show_only(self, dataset: Dataset) -> None:
         """Make that dataset the root of the mount; before anything else is asked."""
-        self._slot(dataset, alias=False)
+        self._slots.of(dataset, alias=False)
         self._shows_one = True
+
+    def restore(self, known: Known) -> None:
+        """Take the inode numbers that another daemon gave; before anything else is asked.
+
+        Those of what is there no more lead to nothing. Raises ProtocolError, and LocalDiskError.
+        """
+        staging = self._staging
+        staged_in = (lambda base_uri: ()) if staging is None else staging.datasets
+        self._shown_staged = self._slots.restore(known, staged_in)
+        self._upper.restore(known)
+        self._searches.restore(known)
 
     def locate(self, inode: Inode) -> Place:
         """Return where an inode is, at once; raises NotFound."""
         slot, number = self._split(inode)
-        return Place(self._datasets[slot - 1] if slot else None, number)
+        return Place(self._slots[slot] if slot else None, number)
 
     def attributes(self, inode: Inode) -> Attributes:
         """Return the attributes; their number is the inode's."""
         slot, number = self._split(inode)
         if slot:
-            return self._renumber(slot, self._datasets[slot - 1].attributes(number))
+            return self._renumber(slot, self._slots[slot].attributes(number))
         if number >= FIRST_SEARCH:
             return self._searches.attributes(number)
         if number >= FIRST_OWN:
@@ -151,7 +170,7 @@ class Tree:
             return self.own.top()
         slot, number = self._split(inode)
         if slot:
-            return self._renumber(slot, self._datasets[slot - 1].lookup(number, name))
+            return self._renumber(slot, self._slots[slot].lookup(number, name))
         if number >= FIRST_SEARCH:
             return self._searches.lookup(number, name)
         if number >= FIRST_OWN:
@@ -178,7 +197,7 @@ class Tree:
         """Yield the entries behind `cookie` (0: all) in a stable order."""
         slot, number = self._split(inode)
         if slot:
-            dataset = self._datasets[slot - 1]
+            dataset = self._slots[slot]
             if isinstance(dataset, DatasetTree):
                 yield from dataset.children(number, cookie, slot << SLOT_BITS)
                 return
@@ -206,7 +225,7 @@ class Tree:
         slot, number = self._split(inode)
         if not slot:
             return self._searches.names(number) if number >= FIRST_SEARCH else None
-        dataset = self._datasets[slot - 1]
+        dataset = self._slots[slot]
         return dataset.names(number) if isinstance(dataset, StagedTree) else None
 
     def link_target(self, inode: Inode) -> bytes | None:
@@ -220,7 +239,7 @@ class Tree:
         What was staged in this mount is none: its files may have their numbers from then.
         """
         slot, number = self._split(inode)
-        tree = self._datasets[slot - 1] if slot and number < ALIAS else None
+        tree = self._slots[slot] if slot and number < ALIAS else None
         return tree if isinstance(tree, DatasetTree) else None
 
     def listed_uris(self) -> set[BackendURI] | None:
@@ -239,12 +258,12 @@ class Tree:
         slot, number = self._split(inode)
         if not slot:
             raise NotFound(f"{self._uri}: inode {inode} is a directory")
-        return self._datasets[slot - 1].content(number)
+        return self._slots[slot].content(number)
 
     def totals(self) -> Totals:
         """Return what is shown in all, as far as listings are known."""
         known = self._catalogue.known_datasets()
-        if isinstance(only := self._datasets[0] if self._shows_one else None, DatasetTree):
+        if isinstance(only := self._slots[1] if self._shows_one else None, DatasetTree):
             known = [only.dataset]
         return Totals(
             sum(dataset.size_in_bytes or 0 for dataset in known),
@@ -255,7 +274,7 @@ class Tree:
 
     def staged_attributes(self, tree: StagedTree, attributes: Attributes) -> Attributes:
         """Return attributes that a staged dataset gave, with the mount's inode number."""
-        return self._renumber(self._staged_slots[tree.staged], attributes)
+        return self._renumber(self._slots.of_staged(tree.staged), attributes)
 
     def kernel_learned(self, inode: Inode) -> None:
         """Note that the kernel was told of an inode that `lookup` gave."""
@@ -335,7 +354,7 @@ class Tree:
         """Return the attributes of a staged dataset's directory."""
         names = self._catalogue.names(staged.record.base_uri)
         names.place(UUID(staged.id), staged.record.name)
-        slot = self._staged_slot(staged)
+        slot = self._slots.of_staged(staged)
         # It may be discarded before the next listing, and its name is to be free then.
         self._shown_staged.setdefault(staged.record.base_uri, set()).add(slot)
         return self._root_of(slot)
@@ -359,7 +378,7 @@ class Tree:
         path = self._upper.path_of(base_uri)
         slot = self._slots_in(path).get(name)
         if slot is not None:
-            tree = self._datasets[slot - 1]
+            tree = self._slots[slot]
             if isinstance(tree, StagedTree) and tree.frozen() is None:
                 return tree.staged
             return None
@@ -371,7 +390,7 @@ class Tree:
         staged = self._staged(path)
         # Again: what is staged no more made the listing be fetched anew.
         listed = self._upper.listed(path)
-        slots = {name: self._slot(dataset, alias=False) for name, dataset in listed.items()}
+        slots = {name: self._slots.of(dataset, alias=False) for name, dataset in listed.items()}
         return {**slots, **staged}
 
     def _staged(self, path: Path) -> dict[str, int]:
@@ -383,7 +402,7 @@ class Tree:
         self._let_names_go(path, names)
         found: dict[str, int] = {}
         for staged in self._staging.datasets(base_uri):
-            slot = self._staged_slot(staged)
+            slot = self._slots.of_staged(staged)
             if not staged.is_over:
                 found[names.place(UUID(staged.id), staged.record.name)] = slot
         now = set(found.values())
@@ -399,61 +418,22 @@ class Tree:
         slots = self._over.pop(self._upper.base_uri(path), [])
         listed = {dataset.uuid for dataset in self._upper.listed(path).values()} if slots else set()
         for slot in slots:
-            tree = self._datasets[slot - 1]
+            tree = self._slots[slot]
             assert isinstance(tree, StagedTree)
             staged_id, uuid = UUID(tree.staged.id), tree.staged.uuid
             if uuid not in listed:
                 names.release(staged_id)
 
-    def _staged_slot(self, staged: StagedDataset) -> int:
-        slot = self._staged_slots.get(staged)
-        if slot is None:
-            tree = StagedTree(staged, self._dataset_tree)
-            self._datasets.append(tree)
-            slot = self._staged_slots[staged] = len(self._datasets)
-            self._staged_trees.append((tree, slot))
-        return slot
-
     def _lookup_uuid(self, path: Path, name: str) -> Attributes:
         if is_uuid(name):
             for dataset in self._upper.listed(path[:-1]).values():
                 if dataset.uuid == name:
-                    return self._dataset_root(dataset, alias=True)
+                    return self._root_of(self._slots.of(dataset, alias=True))
             self._catalogue.renew_listing(self._upper.base_uri(path[:-1]))
         raise NotFound(f"{self._uri}: no dataset {name!r} in {self._upper.base_uri(path[:-1])}")
 
-    # Datasets
-
-    def _slot(self, dataset: Dataset, *, alias: bool) -> int:
-        slot = None if alias else self._slot_as_staged(dataset)
-        slot = slot or self._slots.get((dataset.uri, alias))
-        if slot is None:
-            self._datasets.append(self._dataset_tree(dataset))
-            slot = self._slots[dataset.uri, alias] = len(self._datasets)
-        else:
-            tree = self._datasets[slot - 1]
-            frozen = tree if isinstance(tree, DatasetTree) else tree.frozen()
-            if frozen is not None:
-                frozen.renew(dataset)
-        return slot
-
-    def _slot_as_staged(self, dataset: Dataset) -> int | None:
-        """Return the slot a dataset had while it was staged, also by another process."""
-        for tree, slot in self._staged_trees:
-            if tree.staged.is_over and _becomes(tree.staged, dataset):
-                if tree.staged.frozen_as is None:
-                    tree.staged.frozen_as = dataset
-                return slot
-        return None
-
-    def _dataset_tree(self, dataset: Dataset) -> DatasetTree:
-        return DatasetTree(dataset, self._catalogue, self._edits)
-
-    def _dataset_root(self, dataset: Dataset, *, alias: bool) -> Attributes:
-        return self._root_of(self._slot(dataset, alias=alias))
-
     def _root_of(self, slot: int) -> Attributes:
-        return self._renumber(slot, self._datasets[slot - 1].attributes(DatasetTree.ROOT))
+        return self._renumber(slot, self._slots[slot].attributes(DatasetTree.ROOT))
 
     def _renumber(self, slot: int, attributes: Attributes) -> Attributes:
         """Return the attributes with the mount's inode number in place of the slot's."""
@@ -465,14 +445,9 @@ class Tree:
         if self._shows_one and inode == ROOT:
             return 1, DatasetTree.ROOT
         slot, number = inode >> SLOT_BITS, inode & NUMBER_MASK
-        if slot > len(self._datasets):
-            raise NotFound(f"{self._uri}: no inode {inode}")
+        if slot > len(self._slots):
+            raise StaleInode(f"{self._uri}: no inode {inode}")
         return slot, number
-
-
-def _becomes(staged: StagedDataset, dataset: Dataset) -> bool:
-    """Return whether a dataset is what a staged one becomes when it is frozen."""
-    return (staged.record.base_uri, staged.uuid) == (dataset.base_uri, dataset.uuid)
 
 
 assert OWN < 1 << SLOT_BITS

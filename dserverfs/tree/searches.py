@@ -14,22 +14,25 @@ thread at a time.
 from __future__ import annotations
 
 import itertools
+import os
 import urllib.parse
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from functools import partial
 
 from dserverfs.base.conditions import Conditions, FoundAt
-from dserverfs.base.errors import NotFound, UsageError
+from dserverfs.base.errors import NotFound, StaleInode, UsageError
 from dserverfs.base.limits import component_is_usable, is_uuid
 from dserverfs.base.model import UUID, Dataset, DserverURI
 from dserverfs.base.printable import listed
 from dserverfs.catalogue.catalogue import FIND_DIRECTORY, RENEW_S, Catalogue
 from dserverfs.catalogue.refreshed import NotLoaded, RefreshedValue
 from dserverfs.tree.attributes import LINK_MODE, MUTABLE_S, Attributes
+from dserverfs.tree.number_journal import NOTHING, Known, Note, following, of_kind
 from dserverfs.tree.upper_directories import Path, UpperDirectories
 
 FIRST_SEARCH = 1 << 35
+SEARCH = "search"  # the kind of these numbers
 # What is kept, but for the search that was used last.
 MAX_SEARCHES = 1000
 MAX_LINKS = 200_000  # of all searches; guess: 300 bytes each
@@ -71,9 +74,18 @@ class Searches:
     """The `.find` of one mount."""
 
     def __init__(
-        self, uri: DserverURI, catalogue: Catalogue, upper: UpperDirectories, mounted_ns: int
+        self,
+        uri: DserverURI,
+        catalogue: Catalogue,
+        upper: UpperDirectories,
+        mounted_ns: int,
+        note: Note = NOTHING.note,
     ) -> None:
-        """`uri` is what is mounted, `mounted_ns` the mtime of everything here."""
+        """`uri` is what is mounted, `mounted_ns` the mtime of everything here.
+
+        `note` keeps the numbers for another daemon.
+        """
+        self._note = note
         self._uri = uri
         self._catalogue = catalogue
         self._upper = upper
@@ -84,6 +96,17 @@ class Searches:
         self._nodes: dict[int, _Node] = {}
         self._by_path: dict[Path, _Node] = {}
         self._untold: _Node | None = None  # of whom the kernel was not told yet
+
+    def restore(self, known: Known) -> None:
+        """Take the numbers that another daemon gave; the kernel may know them as long as it is."""
+        for number, (path, target) in of_kind(known, SEARCH).items():
+            node = self._nodes[number] = self._by_path[tuple(path)] = _Node(number, tuple(path))
+            node.target = None if target is None else os.fsencode(target)
+            node.lookups = 1 << 62
+            self._note(number, value=[path, target])
+        self._next = following(known, FIRST_SEARCH, SEARCH)
+        if self._next > FIRST_SEARCH and self._next - 1 not in self._nodes:
+            self._note(self._next - 1, value=None)
 
     # As the tree's
 
@@ -142,7 +165,7 @@ class Searches:
         try:
             return self._nodes[number]
         except KeyError:
-            raise NotFound(f"{self._uri}: no inode {number}") from None
+            raise StaleInode(f"{self._uri}: no inode {number}") from None
 
     def _node(self, path: Path) -> _Node:
         node = self._by_path.get(path)
@@ -151,6 +174,7 @@ class Searches:
                 self._let_go(self._untold)
             node = self._untold = _Node(self._next, path)
             self._by_path[path] = self._nodes[self._next] = node
+            self._note(self._next, value=[path, None])
             self._next += 1
         return node
 
@@ -160,12 +184,16 @@ class Searches:
             return None
         node = self._node(path)
         up = "../" * len(path)  # out of the directories that it is in, and `.find`
-        node.target = f"{up}{target}".encode()
+        text = f"{up}{target}"
+        if node.target != text.encode():
+            node.target = text.encode()
+            self._note(node.number, value=[path, text])
         return node
 
     def _let_go(self, node: _Node) -> None:
         if node.lookups <= 0:
             del self._nodes[node.number], self._by_path[node.path]
+            self._note(node.number, value=None)
 
     def _attributes(self, node: _Node) -> Attributes:
         is_directory = node.target is None

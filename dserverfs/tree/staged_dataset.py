@@ -29,13 +29,15 @@ from dserverfs.base.model import Dataset
 from dserverfs.tree.afterlife import FIRST_NODE, LINK, Afterlife
 from dserverfs.tree.attributes import LINK_MODE, MUTABLE_S, Attributes, Changes, Entry
 from dserverfs.tree.frozen_dataset import OWN, Content, DatasetTree
-from dserverfs.tree.inode_numbers import Node, Nodes
+from dserverfs.tree.inode_numbers import Key, Node, Nodes
+from dserverfs.tree.number_journal import NOTHING, Known, NumberJournal, following, of_kind
 from dserverfs.writing.staging.dataset import StagedDataset
 from dserverfs.writing.staging.refused_files import TOO_LONG
 from dserverfs.writing.staging.staged_files import StagedFiles, Target
 from dserverfs.writing.staging.survey import is_item_at_the_top
 
 DATA_LINK = b"."
+NODE, BECAME = "node", "became"  # kinds of what the journal keeps
 # A program that copies a directory looks at what is there before it makes its own: one of the
 # source that is called `data` has to become one here, even if other items were copied before it.
 _COPIERS = frozenset(
@@ -70,16 +72,39 @@ class StagedTree:
     ROOT = OWN
 
     def __init__(
-        self, staged: StagedDataset, frozen_tree: Callable[[Dataset], DatasetTree]
+        self,
+        staged: StagedDataset,
+        frozen_tree: Callable[[Dataset], DatasetTree],
+        journal: NumberJournal = NOTHING,
+        slot: int = 0,
     ) -> None:
+        """`journal` keeps the numbers, of which `slot` are these, for another daemon.
+
+        Raises OSError if its directory is gone, and it was not when it was listed.
+        """
         self.staged = staged
-        self._nodes = Nodes(str(staged.tree), OWN, FIRST_NODE)
+        self._slot = slot
+        key = (0, 0) if staged.is_gone else _key_of(str(staged.tree))
+        note = journal.of(NODE, slot)
+        self._nodes = Nodes(str(staged.tree), key, OWN, FIRST_NODE, note)
         self._files = StagedFiles(staged.hash_ahead)
         self._has_link = True
-        self._then = Afterlife(staged, self._nodes, frozen_tree)
+        self._then = Afterlife(staged, self._nodes, frozen_tree, journal.of(BECAME, slot))
         # The dataset it becomes, and the number that stands there for another one of here.
         self.frozen = self._then.frozen
         self.number_now = self._then.number_now
+
+    def restore(self, known: Known) -> None:
+        """Take the numbers that another daemon gave; before anything is asked.
+
+        Of files that were deleted after the freeze nobody can see which they were: they were those.
+        """
+        is_gone = self.staged.is_gone
+        self._nodes.restore(
+            of_kind(known, NODE, self._slot),
+            following(known, FIRST_NODE, NODE, self._slot),
+            lambda path, key: is_gone or _key_of_entry(path) == key,
+        )
 
     # Reading
 
@@ -387,6 +412,19 @@ class StagedTree:
             atime_ns=status.st_atime_ns,
             ctime_ns=status.st_ctime_ns,
         )
+
+
+def _key_of(path: str) -> Key:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _key_of_entry(path: str) -> Key | None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def is_for_writing(flags: int) -> bool:

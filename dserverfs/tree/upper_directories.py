@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from dserverfs.base.errors import NotFound, PermissionDenied
+from dserverfs.base.errors import PermissionDenied, StaleInode
 from dserverfs.base.model import Dataset, DserverURI, split_base_uri
 from dserverfs.catalogue.catalogue import UUID_DIRECTORY, Catalogue
 from dserverfs.tree.attributes import MUTABLE_S, Attributes
+from dserverfs.tree.number_journal import NOTHING, Known, Note, of_kind
 
 TOP = 1  # the number of the root
+UPPER = "upper"  # the kind of their numbers
 
 Path = tuple[str, ...]
 
@@ -35,9 +37,12 @@ def directories_below(path: Path, base_uris: list[Path]) -> list[str]:
 class UpperDirectories:
     """Those of a mount of `uri`."""
 
-    def __init__(self, uri: DserverURI, catalogue: Catalogue, mounted_ns: int) -> None:
-        """`mounted_ns` is the mtime of all."""
+    def __init__(
+        self, uri: DserverURI, catalogue: Catalogue, mounted_ns: int, note: Note = NOTHING.note
+    ) -> None:
+        """`mounted_ns` is the mtime of all; `note` keeps their numbers for another daemon."""
         self._uri = uri
+        self._note = note
         self._catalogue = catalogue
         self._mounted_ns = mounted_ns
         self._paths: list[Path] = [()]  # place + TOP is the number
@@ -47,18 +52,24 @@ class UpperDirectories:
             self._top = tuple(split_base_uri(uri.base_uri))
         self._shown_base_uris: dict[Path, None] = {}
 
+    def restore(self, known: Known) -> None:
+        """Take the numbers that another daemon gave."""
+        for _, path in sorted(of_kind(known, UPPER).items()):
+            self.number(tuple(path))
+
     def path(self, number: int) -> Path:
         """Return the path of a number; raises NotFound."""
         try:
             return self._paths[number - TOP]
         except IndexError as error:
-            raise NotFound(f"{self._uri}: no inode {number}") from error
+            raise StaleInode(f"{self._uri}: no inode {number}") from error
 
     def number(self, path: Path) -> int:
         place = self._places.get(path)
         if place is None:
             place = self._places[path] = len(self._paths)
             self._paths.append(path)
+            self._note(place, value=path)
         return place + TOP
 
     def path_of(self, base_uri: str) -> Path:

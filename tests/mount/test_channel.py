@@ -137,7 +137,7 @@ def test_write_lies_in_a_slot_until_it_is_freed(bench: Bench) -> None:
     seen = []
     for _ in requests:
         message = readable(bench.ours.messages).recv(messages.MAX_BYTES)
-        _, slot, length = messages.WRITE.unpack(message)
+        _, _, slot, length = messages.WRITE.unpack(message)
         seen.append(bytes(bench.shared.slot(slot)[:length]))
         bench.ours.messages.send(messages.FREE.pack(Kind.FREE, slot))
 

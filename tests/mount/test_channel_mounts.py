@@ -21,7 +21,14 @@ from dserverfs.mount import daemon
 from dserverfs.mount.channel import messages
 from tests.support.accounts import Account
 from tests.support.dtool_datasets import content_of, make_dataset
-from tests.support.mount_daemons import Remountable, remountable, stopped, wait_for, wait_for_end
+from tests.support.mount_daemons import (
+    Remountable,
+    channel_of,
+    remountable,
+    stopped,
+    wait_for,
+    wait_for_end,
+)
 from tests.support.mounts import publish
 from tests.support.patience import LATE_S
 from tests.support.servers import ServerHandle
@@ -42,11 +49,6 @@ def mount(fuse: None, current_user: Account, token: str, uri: str) -> Iterator[R
     with remountable(current_user, uri, {"DSERVER_TOKEN": token}) as made:
         made.mount("--channel", "on")
         yield made
-
-
-def channel_of(daemon: int) -> int:
-    (found,) = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
-    return int(found)
 
 
 def answered(mount: Remountable) -> int:
@@ -131,6 +133,7 @@ def test_end_of_the_channel_is_the_end_of_the_mount(
 ) -> None:
     pid = mount.daemon()
     channel = channel_of(pid)
+    assert channel is not None
 
     os.kill(channel, number)
 
@@ -142,28 +145,25 @@ def test_end_of_the_channel_is_the_end_of_the_mount(
         os.listdir(mount.path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda each: each.name)
-def test_channel_ends_with_the_daemon(mount: Remountable, number: signal.Signals) -> None:
+def test_channel_ends_with_a_daemon_that_ends_the_mount(mount: Remountable) -> None:
     pid = mount.daemon()
     channel = channel_of(pid)
+    assert channel is not None
     fd = os.open(mount.path / "data/large", os.O_RDONLY)
     os.read(fd, 10)
 
-    mount.end(number)
+    mount.end(signal.SIGTERM)
 
     wait_for_end(channel)
     with contextlib.suppress(OSError):  # there is nobody any more who could be told
         os.close(fd)
-    if number == signal.SIGKILL:
-        with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
-            os.listdir(mount.path)
-    else:
-        assert find_mounted(mount.path) is None
+    assert find_mounted(mount.path) is None
 
 
 def test_unmounting_leaves_no_process(mount: Remountable, current_user: Account) -> None:
     pid = mount.daemon()
     channel = channel_of(pid)
+    assert channel is not None
 
     done = current_user.dserverfs("umount", mount.path)
 

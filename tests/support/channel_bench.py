@@ -67,7 +67,9 @@ class Bench:
         self._thread.start()
         with device:
             told = messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE, messages.EVERYBODY)
-            socket.send_fds(self.ours.messages, [told], [device.fileno()])
+            journal = os.memfd_create("journal")
+            socket.send_fds(self.ours.messages, [told], [device.fileno(), journal])
+            os.close(journal)
         self.unique = 0  # of the last request
         self.touched: list[tuple[int, ...]] = []
 

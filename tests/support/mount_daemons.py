@@ -38,8 +38,16 @@ class Remountable:
         return daemon_of(self.path)
 
     def end(self, number: signal.Signals) -> None:
-        """Send a signal to the daemon and return when it is gone."""
+        """Send a signal to the daemon and return when it is gone.
+
+        A kill ends its channel as well, which would start another one.
+        """
         pid = self.daemon()
+        channel = channel_of(pid) if number == signal.SIGKILL else None
+        if channel is not None:
+            os.kill(pid, signal.SIGSTOP)  # lest it ends in an orderly way
+            os.kill(channel, signal.SIGKILL)
+            wait_for_end(channel)
         os.kill(pid, number)
         wait_for_end(pid)
 
@@ -70,6 +78,21 @@ def daemon_of(path: Path) -> int:
                 if os.fsencode(path) in words and b"mount" in words:
                     return int(entry.name)
     raise AssertionError(f"no daemon serves {path}")
+
+
+def channel_of(daemon: int) -> int | None:
+    """Return the process id of a daemon's channel: its child, or its parent if it is not the first.
+
+    None of a mount without one.
+    """
+    children = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
+    status = Path(f"/proc/{daemon}/status").read_text()
+    (parent,) = (line.split()[1] for line in status.splitlines() if line.startswith("PPid:"))
+    for pid in (*children, parent):
+        with contextlib.suppress(OSError):
+            if b"dserverfs.mount.channel" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return int(pid)
+    return None
 
 
 def wait_for_end(pid: int, timeout_s: float = LATE_S) -> None:

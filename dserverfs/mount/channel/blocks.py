@@ -52,6 +52,11 @@ class Blocks:
         for index in list(self._told.get(inode, ())):
             self.lose(inode, index)
 
+    def clear(self) -> None:
+        """Read no block any more."""
+        for inode in list(self._told):
+            self.forget(inode)
+
     def read(self, inode: int, offset: int, size: int, target: memoryview) -> int:
         """Read; return how many bytes, or 0 if the daemon has to. Waits for no disk."""
         told = self._told.get(inode)

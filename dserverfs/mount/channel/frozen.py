@@ -118,6 +118,15 @@ class Frozen:
         for key in [key for key in self._pieces if key[0] == base]:
             self._drop(key)
 
+    def clear(self) -> None:
+        """Answer nothing any more but about handles that are open, of pieces that are to be told.
+
+        Handles go on to be given behind the last.
+        """
+        self._told.clear()
+        self._pieces.clear()
+        self._bytes, self.ahead, self.opens = 0, None, True
+
     def _drop(self, key: Key) -> None:
         piece = self._pieces.pop(key, None)
         if piece is not None:

@@ -12,39 +12,84 @@ import errno
 import itertools
 import logging
 import os
+import select
+import signal
 import socket
 import subprocess
 import threading
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 from dserverfs.base import child_processes
 from dserverfs.base.hashes import Buffer
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.base.local_files import write_all
 from dserverfs.mount.channel import device, messages, wire
+from dserverfs.mount.channel.handles import NO_HANDLES, Inherited
 from dserverfs.mount.channel.messages import Counts, Kind, Shared, Sockets
+from dserverfs.mount.channel.succession import Heritage, Recipe
 from dserverfs.reading.cache.blocks import FileBlock
 from dserverfs.reading.item_order import Stretch
 
 logger = logging.getLogger(__name__)
 
 END_TIMEOUT_S = 5.0
-_PROGRAM = "dserverfs.mount.channel.process"
+QUIET_TIMEOUT_S = 10.0  # for what is under way before another daemon follows
+_PROGRAM = "dserverfs.mount.channel"
+
+
+class _Process(Protocol):
+    """The channel's process."""
+
+    def wait(self, timeout: float | None = None) -> object:
+        """Return when it has ended; raises subprocess.TimeoutExpired."""
+
+    def kill(self) -> None: ...
+
+
+class _Parent:
+    """The process that has started this one."""
+
+    def __init__(self) -> None:
+        self._fd = os.pidfd_open(os.getppid())
+
+    def wait(self, timeout: float | None = None) -> None:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        if not poll.poll(None if timeout is None else timeout * 1000):
+            raise subprocess.TimeoutExpired(_PROGRAM, timeout or 0.0)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._fd, signal.SIGKILL)
 
 
 class Link:
     """One mount's channel."""
 
-    def __init__(self, running: subprocess.Popen[bytes], sockets: Sockets, shared: Shared) -> None:
-        """Made by `start`."""
+    def __init__(
+        self,
+        running: _Process,
+        sockets: Sockets,
+        shared: Shared,
+        heritage: Heritage | None = None,
+    ) -> None:
+        """Made by `start` and `inherit`."""
         self._running = running
         self._sockets = sockets
         self._messages = sockets.messages
         self._shared = shared
         self._forgetting = threading.Lock()
-        self._device = -1
+        self._device = -1 if heritage is None else heritage.device
+        # What the daemon had open in whose place this one is, and the numbers that it gave.
+        self.inherited = NO_HANDLES
+        self.numbers_before = b""
+        if heritage is not None:
+            self.inherited = Inherited.of(_content(heritage.handles))
+            self.numbers_before = _content(heritage.journal)
+        self._lives_on = heritage is not None  # the channel, if this daemon ends without a word
         self._numbers = itertools.count(1)
         self._told: dict[tuple[int, int], int] = {}  # id of the block, by inode and index
         self._is_over = False
@@ -73,30 +118,86 @@ class Link:
                 raise
             return cls(running, ours, Shared(memory))
 
+    @classmethod
+    def inherit(cls, heritage: Heritage) -> Link:
+        """Return the end of the channel that has started this process; its files are closed.
+
+        Raises OSError, ValueError and struct.error for what is none.
+        """
+        for fd in heritage:
+            os.set_inheritable(fd, False)
+        ends = (heritage.libfuse, heritage.messages, heritage.forgotten)
+        sockets = Sockets(*(socket.socket(fileno=fd) for fd in ends))
+        link = cls(_Parent(), sockets, Shared(heritage.memory), heritage)
+        for fd in (heritage.memory, heritage.journal, heritage.handles):
+            os.close(fd)
+        return link
+
     @property
     def counts(self) -> Counts:
         """How much the channel has answered by itself."""
         return self._shared.counts
 
-    def mount(self, path: Path, options: Iterable[str]) -> str:
-        """Mount at a directory; return what libfuse is to be told to mount. Raises UsageError."""
-        return self._serve(device.mount(path, options), messages.EVERYBODY)
+    @property
+    def is_inherited(self) -> bool:
+        """Whether another daemon has mounted, and this one is in its place."""
+        return bool(self.numbers_before)
 
-    def take(self, given: int, owner: int) -> str:
+    def mount(self, path: Path, options: Iterable[str], journal: int) -> str:
+        """Mount at a directory; return what libfuse is to be told to mount. Raises UsageError.
+
+        What another daemon has mounted is served on. `journal` is kept for the next daemon.
+        """
+        fd = self._device if self.is_inherited else device.mount(path, options)
+        return self._serve(fd, messages.EVERYBODY, journal)
+
+    def take(self, given: int, owner: int, journal: int) -> str:
         """Serve a device that is mounted already; as `mount`.
 
         Whom it answers is not known to the kernel: others than `owner` and root are the daemon's.
         """
-        return self._serve(given, owner)
+        return self._serve(given, owner, journal)
 
-    def _serve(self, fd: int, owner: int) -> str:
+    def _serve(self, fd: int, owner: int, journal: int) -> str:
         self._device = fd
-        self._send(messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE, owner), fd)
+        self._send(messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE, owner), fd, journal)
         # libfuse closes the one that it is given.
         return f"/dev/fd/{os.dup(self._sockets.libfuse.fileno())}"
 
+    def serves(self, recipe: Recipe) -> None:
+        """Have another daemon follow this one if it ends without a word."""
+        fd = os.memfd_create("dserverfs-recipe")
+        try:
+            os.write(fd, recipe.packed())
+            self._send(messages.KIND.pack(Kind.SERVING), fd)
+        finally:
+            os.close(fd)
+        self._lives_on = True
+
+    def hold(self) -> bool:
+        """Have requests wait for another daemon; return when nothing is under way that changes.
+
+        False if there is something after QUIET_TIMEOUT_S; they do not wait then. Blocks.
+        """
+        with self._forgetting:
+            self._send(messages.OPENS.pack(Kind.HOLDS, 1))
+            socks = [self._sockets.forgotten]
+            if select.select(socks, [], [], QUIET_TIMEOUT_S)[0]:
+                return bool(self._sockets.forgotten.recv(messages.MAX_BYTES))
+        self.let_go()
+        return False
+
+    def let_go(self) -> None:
+        """Have requests wait no more."""
+        self._send(messages.OPENS.pack(Kind.HOLDS, 0))
+
+    def end(self) -> None:
+        """Have no other daemon follow: the mount ends."""
+        self._send(messages.KIND.pack(Kind.END))
+        self._lives_on = False
+
     def close(self) -> None:
-        """End the channel, and with it the connection with the kernel."""
+        """Leave the channel, which ends unless another daemon is to follow this one."""
         if self._is_over:
             return
         self._is_over = True
@@ -104,6 +205,8 @@ class Link:
         if self._device >= 0:
             os.close(self._device)
             self._device = -1
+        if self._lives_on:
+            return
         try:
             self._running.wait(END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -164,7 +267,9 @@ class Link:
         """Send a message, and return when it is in force."""
         self._send(message)
         with contextlib.suppress(OSError):  # it has ended, and answers nothing
-            self._sockets.forgotten.recv(messages.MAX_BYTES)
+            # A late answer to `hold` may come first.
+            while self._sockets.forgotten.recv(messages.MAX_BYTES) not in (b"", message):
+                pass
 
     def _lost(self, inode: int, index: int, number: int, block: int) -> None:
         if self._told.get((inode, index)) == block:
@@ -229,13 +334,13 @@ class Link:
 
     def written(self, message: bytes) -> bytes:
         """Return the request of a WRITE; its slot is free then."""
-        _, slot, length = messages.WRITE.unpack(message)
+        _, _, slot, length = messages.WRITE.unpack(message)
         request = bytes(self._shared.slot(slot)[:length])
         self._send(messages.FREE.pack(Kind.FREE, slot))
         return request
 
-    def answer(self, unique: int, answer: Buffer | int) -> None:
-        """Answer the kernel with bytes or a negative errno."""
+    def answer(self, mark: int, unique: int, answer: Buffer | int) -> None:
+        """Answer the kernel with bytes or a negative errno, and then take the mark away."""
         try:
             if isinstance(answer, int):
                 os.write(self._device, wire.reply(unique, -answer))
@@ -245,3 +350,10 @@ class Link:
             # Interrupted, or unmounted, which the channel tells.
             if error.errno not in (errno.ENOENT, errno.ENODEV):
                 raise
+        finally:
+            self._shared.answered(mark)
+
+
+def _content(fd: int) -> bytes:
+    """Return all that a file holds."""
+    return os.pread(fd, os.fstat(fd).st_size, 0)

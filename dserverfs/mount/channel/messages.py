@@ -1,7 +1,8 @@
 """What the channel and the daemon tell each other, each message in a packet of its own.
 
     channel to daemon                   daemon to channel
-    READ      a read to be answered     DEVICE     the FUSE device (with its descriptor)
+    READ      a read to be answered     DEVICE     the FUSE device, and the journal of numbers (with
+                                                   their descriptors)
     WRITE     the slot it lies in       BLOCK      a block to read (with its descriptor)
     TOUCHED   a block that was read     LOST       a block that may be read no more
     RELEASED  a handle of the channel   FORGET     no block of an inode may be read any more
@@ -12,10 +13,14 @@
               contents of small items   CONTENTS   some of them (with a file, if there are any)
     ENDED     unmounted                 TAKE_BACK  no row of a dataset may be answered any more
     FAILED    a fault, in words         OPENS      whether the channel may open items
+                                        SERVING    how a successor is started (with a file)
+                                        HOLDS      whether requests wait for a successor
+                                        END        the mount ends; no successor follows
 
-Each FORGET, TAKE_BACK and OPENS comes back, over a socket of its own, when it is in force.
-`Shared` is the memory that both have: counts of the channel, and slots for writes, which are
-too long for a packet. Pure but for that.
+Each FORGET, TAKE_BACK and OPENS comes back, over a socket of its own, when it is in force; a HOLDS
+when nothing is under way any more that could not be asked again.
+`Shared` is the memory that both have: counts of the channel, slots for writes, which are
+too long for a packet, and a mark for each read and write that is not answered. Pure but for that.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from typing import NamedTuple
 from dserverfs.mount.channel.wire import MAX_REQUEST_BYTES
 
 SLOTS = 8
+MARKS = 16 * 1024  # reads and writes that may be under way; the daemon has room for 10,000 others
 _COUNTS = Struct("=QQQQQ")
 _PAGE = 4096
 
@@ -57,13 +63,17 @@ class Kind(IntEnum):
     OPENS = 17
     WANTED_CONTENTS = 18
     CONTENTS = 19
+    SERVING = 20
+    HOLDS = 21
+    END = 22
 
 
 KIND = Struct("=I")
 DEVICE = Struct("=III")  # kind, bytes of a block, whom it answers beside root
 EVERYBODY = 0xFFFFFFFF  # the kernel has compared modes
-READ_AT = KIND.size  # where the kernel's request begins in a READ
-WRITE = Struct("=III")  # kind, slot, length of the request
+READ = Struct("=II")  # kind, mark; the kernel's request follows
+READ_AT = READ.size
+WRITE = Struct("=IIII")  # kind, mark, slot, length of the request
 TOUCHED = Struct("=IIQQQ")  # kind, size, handle, offset, inode
 RELEASED = Struct("=IIQ")  # kind, padding, handle
 ENDED = Struct("=I")
@@ -77,7 +87,7 @@ PIECE = Struct("=IIQQ")  # kind, errno, base, number of the piece; of WANTED, RO
 # kind, of how many rows it has what there is, base, and what was asked for: the first row, how
 # many, 1 if the last are wanted first; of WANTED_CONTENTS as well
 CONTENTS = Struct("=IIQQII")
-OPENS = Struct("=II")  # kind, 1 or 0
+OPENS = Struct("=II")  # kind, 1 or 0; of HOLDS as well
 MAX_FAILED_BYTES = 3000  # of text
 MAX_BYTES = 16 * 1024  # of any message
 
@@ -124,7 +134,8 @@ NOTHING = Counts(0, 0, 0, 0, 0)
 class Shared:
     """Memory that the two processes share: a file without a name."""
 
-    BYTES = _PAGE + SLOTS * MAX_REQUEST_BYTES
+    _MARKS_AT = _PAGE + SLOTS * MAX_REQUEST_BYTES
+    BYTES = _MARKS_AT + MARKS
 
     def __init__(self, fd: int) -> None:
         """`fd` is of a file of so many BYTES; it may be closed then."""
@@ -148,3 +159,14 @@ class Shared:
     def note(self, counts: Counts) -> None:
         """Set the counts; by the channel alone."""
         _COUNTS.pack_into(self._view, 0, *counts)
+
+    def mark(self, number: int) -> None:
+        """Note that a request is under way; by the channel alone."""
+        self._view[self._MARKS_AT + number] = 1
+
+    def answered(self, number: int) -> None:
+        """Note that it was answered."""
+        self._view[self._MARKS_AT + number] = 0
+
+    def is_marked(self, number: int) -> bool:
+        return bool(self._view[self._MARKS_AT + number])

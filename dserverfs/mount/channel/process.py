@@ -8,62 +8,39 @@ requests that libfuse may not know. If it is about a request that only asks, and
 this one ends here: the kernel waits for what was taken from the device, so that with a daemon that
 does not answer the program could not be killed.
 
-Ends when the mount or the daemon does. A fault here ends the mount (ENOTCONN).
+A daemon that is gone without having said that the mount ends is followed by another one
+(`succession`). Until then what was told is answered, and the rest waits (`passing`). What was told
+is forgotten when the next daemon begins, and what waits goes to it.
+
+Ends when the mount does, or a daemon that none follows. A fault here ends the mount (ENOTCONN).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import os
-import resource
 import select
-import signal
 import socket
 import struct
-import sys
-import traceback
-from collections import deque
 
 from dserverfs.mount.channel import messages, wire
 from dserverfs.mount.channel.blocks import Blocks, Told
+from dserverfs.mount.channel.dying import is_dying
 from dserverfs.mount.channel.frozen import FIRST_HANDLE, OF_OPEN, Answer, Frozen, Key, Missing
 from dserverfs.mount.channel.messages import Counts, Kind, Shared, Sockets
-from dserverfs.mount.channel.passed import Passed
+from dserverfs.mount.channel.passing import MAX_QUEUED, OtherAbilities, Passing
 from dserverfs.mount.channel.pushing import Pushing
 from dserverfs.mount.channel.rows import Piece
+from dserverfs.mount.channel.succession import Stage, Succession
+from dserverfs.mount.channel.under_way import CLOSING
 from dserverfs.mount.channel.wire import Opcode
 from dserverfs.reading.item_order import Stretch
 
 BURST = 64  # requests that are taken before other descriptors are looked at
 SPINS = 15  # looks for the next request of a reader that was answered: to sleep takes longer
-# Messages that could not be sent, and requests that wait for a piece; until they are fewer, no
-# request is taken.
-MAX_QUEUED = 1024
 # Requests that wait for a piece: it is about to be told. For others the daemon knows as much.
 _WAIT = frozenset({Opcode.OPENDIR, Opcode.READDIRPLUS})
-
-
-class _Outbox:
-    """A socket to which nothing is lost and nothing waits."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.queue: deque[bytes] = deque()
-
-    def send(self, message: bytes | memoryview) -> None:
-        if not self.queue:
-            with contextlib.suppress(BlockingIOError):
-                self.sock.send(message)
-                return
-        self.queue.append(bytes(message))
-
-    def flush(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while self.queue:
-                self.sock.send(self.queue[0])
-                self.queue.popleft()
 
 
 class Unmounted(Exception):
@@ -73,18 +50,14 @@ class Unmounted(Exception):
 class Channel:
     """The state of the process."""
 
-    def __init__(self, sockets: Sockets, shared: Shared) -> None:
-        """`sockets` are the channel's ends."""
-        sockets.libfuse.setblocking(False)
-        sockets.messages.setblocking(False)
-        self._libfuse = _Outbox(sockets.libfuse)
-        self._daemon = _Outbox(sockets.messages)
-        self._forgotten = sockets.forgotten
+    def __init__(
+        self, sockets: Sockets, shared: Shared, succession: Succession | None = None
+    ) -> None:
+        """`sockets` are the channel's ends. Without `succession` no daemon follows the first."""
+        self._passing = Passing(sockets, shared, succession or Succession())
         self._shared = shared
-        self._device = -1
         self._blocks = Blocks()
         self._touched: dict[int, set[int]] = {}  # indices of blocks, by handle
-        self._free = deque(range(messages.SLOTS))
         self._reply = memoryview(bytearray(wire.REPLY.size + wire.MAX_DATA_BYTES))
         self._reply_of_libfuse = memoryview(bytearray(wire.MAX_REQUEST_BYTES))
         self._reads = self._read_bytes = self._others = 0
@@ -93,73 +66,69 @@ class Channel:
         self._asked: set[Key] = set()  # pieces; each is told, or that there is none
         self._waiting: dict[Key, list[bytes]] = {}  # requests, by the piece that they need
         self._number_waiting = 0
-        self._passed = Passed()
-        self._poll = select.poll()
-        self._wanted: dict[int, int] = {}
 
     def run(self) -> None:
-        """Serve until the mount or the daemon ends."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the daemon has ended
-            self._serve()
+        """Serve until the mount ends, or a daemon that none follows."""
+        passing = self._passing
+        try:
+            with contextlib.suppress(OtherAbilities):
+                self._serve(passing)
+        finally:
+            passing.succession.close()
 
-    def _serve(self) -> None:
-        daemon, libfuse = self._daemon.sock.fileno(), self._libfuse.sock.fileno()
+    def _serve(self, passing: Passing) -> None:
         while True:
-            self._want(daemon, select.POLLIN | (select.POLLOUT if self._daemon.queue else 0))
-            self._want(libfuse, select.POLLIN | (select.POLLOUT if self._libfuse.queue else 0))
-            if self._device >= 0:
-                self._want(self._device, select.POLLIN if self._has_room() else 0)
-            ready = dict(self._poll.poll())
+            has_room = self._has_room()
+            ready = passing.poll(has_room=has_room)
             # First what the daemon takes back.
-            if ready.get(daemon, 0) & ~select.POLLOUT and not self._take_messages():
+            if not self._exchange(ready):
+                self._take_messages()  # what it said last
+                if not passing.is_followed():
+                    return
+            if passing.has_ended(ready) and not self._follow():
                 return
-            if ready.get(daemon, 0) & select.POLLOUT:
-                self._daemon.flush()
-            if ready.get(libfuse, 0) & select.POLLOUT:
-                self._libfuse.flush()
-            if ready.get(libfuse, 0) & ~select.POLLOUT and not self._pass_replies():
+            if passing.succession.is_late():
                 return
-            if self._device in ready:
+            passing.tell_quiet()
+            if passing.device in ready:
                 try:
+                    if not has_room and not ready[passing.device] & select.POLLIN:
+                        raise Unmounted  # nothing was waited for but the end of the connection
                     if self._has_room():
                         self._take_requests()
-                    else:  # nothing was waited for but the end of the connection
-                        raise Unmounted
                 except Unmounted:
-                    self.say(messages.ENDED.pack(Kind.ENDED))
+                    passing.say_last(messages.ENDED.pack(Kind.ENDED))
                     return
 
     def say(self, last: bytes) -> None:
-        """Tell the daemon the last message; return when it has ended the connections.
+        """Tell the daemon the last message, as `Passing.say_last`."""
+        self._passing.say_last(last)
 
-        Until then libfuse must not find the end of its own. Who waits for something to be in
-        force need not wait: nothing is answered any more.
-        """
-        with contextlib.suppress(OSError):
-            self._forgotten.shutdown(socket.SHUT_RDWR)
-        daemon = self._daemon.sock
-        daemon.setblocking(True)
-        with contextlib.suppress(ConnectionError):
-            self._daemon.flush()
-            daemon.send(last)
-            while daemon.recv(messages.MAX_BYTES):
-                pass
-
-    def _want(self, fd: int, events: int) -> None:
-        if self._wanted.get(fd) != events:
-            self._wanted[fd] = events
-            self._poll.register(fd, events)
+    def _exchange(self, ready: dict[int, int]) -> bool:
+        """Speak with the daemon; return False if a connection with it has ended."""
+        passing = self._passing
+        if passing.succession.stage is Stage.ENDING:
+            return True
+        daemon = ready.get(passing.daemon.sock.fileno(), 0)
+        libfuse = ready.get(passing.libfuse.sock.fileno(), 0)
+        if daemon & ~select.POLLOUT and not self._take_messages():
+            return False
+        if daemon & select.POLLOUT:
+            passing.daemon.flush()
+        if libfuse & select.POLLOUT:
+            passing.libfuse.flush()
+        return not libfuse & ~select.POLLOUT or self._pass_replies(BURST)
 
     def _has_room(self) -> bool:
-        queued = len(self._daemon.queue) + len(self._libfuse.queue) + self._number_waiting
-        return bool(self._free) and queued < MAX_QUEUED
+        return self._number_waiting < MAX_QUEUED and self._passing.has_room()
 
     # From the kernel
 
     def _take_requests(self) -> None:
         """Answer or pass on what requests there are, up to a bound; raises Unmounted."""
-        device = self._device
-        slot = self._shared.slot(self._free[0])
+        passing = self._passing
+        device, free = passing.device, passing.free
+        slot = self._shared.slot(free[0])
         buffers = [slot]
         spins = 0
         for _ in range(BURST):
@@ -187,44 +156,56 @@ class Channel:
                 if self._answer_read(slot, unique, inode):
                     spins = SPINS
                 else:
-                    self._passed.note(opcode, unique, pid)
+                    self._pass_read(slot[: wire.READ_BYTES], unique, inode, pid)
+                    if not self._has_room():
+                        return
             elif opcode == Opcode.WRITE and length >= wire.WRITE_BYTES:
-                self._daemon.send(messages.WRITE.pack(Kind.WRITE, self._free.popleft(), length))
+                if not passing.write(length, unique, pid):
+                    self._respond(unique, errno.EIO)
                 if not self._has_room():
                     return
-                slot = self._shared.slot(self._free[0])
+                slot = self._shared.slot(free[0])
                 buffers = [slot]
             elif opcode in self._frozen.handlers and self._answer(slot[:length]):
                 spins = SPINS
                 if not self._has_room():
                     return
             elif opcode != Opcode.INTERRUPT:
-                self._passed.note(opcode, unique, pid)
-                if opcode == Opcode.OPEN:
-                    self._pushing.asked(unique, inode)
-                elif opcode == Opcode.INIT:
-                    self._pushing.begin()
-                self._libfuse.send(slot[:length])
-                if self._libfuse.queue:
+                self._pass_on(slot[:length])
+                if passing.libfuse.queue or not self._has_room():
                     return
             elif length >= wire.REQUEST.size + wire.INTERRUPT.size:
                 self._interrupt(*wire.INTERRUPT.unpack_from(slot, wire.REQUEST.size))
 
     def _interrupt(self, unique: int) -> None:
-        """End a request that only asks, if who asked is dying; one that is answered is no more."""
-        if self._passed.may_end(unique):
+        """End a request that only asks or waits, if who asked is dying."""
+        pid = self._passing.asked_by(unique)
+        if pid and is_dying(pid):
+            self._passing.interrupted(unique)
             self._respond(unique, errno.EINTR)
 
+    def _pass_on(self, request: memoryview) -> None:
+        """Give libfuse a request."""
+        _, opcode, unique, inode, *_ = wire.REQUEST.unpack_from(request)
+        if opcode == Opcode.OPEN:
+            self._pushing.asked(unique, inode)
+        elif opcode == Opcode.INIT:
+            self._pushing.begin()
+        self._passing.request(request)
+
+    def _pass_read(self, request: memoryview, unique: int, inode: int, pid: int) -> None:
+        self._passing.read(request, unique, pid)
+        handle, offset, *_ = wire.READ.unpack_from(request, wire.REQUEST.size)
+        if handle >= FIRST_HANDLE:
+            self._touched.setdefault(handle, set())
+        if not offset:
+            self._pushing.read(inode)
+
     def _answer_read(self, request: memoryview, unique: int, inode: int) -> bool:
-        """Answer a READ from a block; else have the daemon do it, and return False."""
+        """Answer a READ from a block; else return False."""
         handle, offset, size, *_ = wire.READ.unpack_from(request, wire.REQUEST.size)
         count = self._blocks.read(inode, offset, size, self._reply[wire.REPLY.size :])
         if not count:
-            self._daemon.send(messages.KIND.pack(Kind.READ) + request[: wire.READ_BYTES])
-            if handle >= FIRST_HANDLE:
-                self._touched.setdefault(handle, set())
-            if not offset:
-                self._pushing.read(inode)
             return False
         wire.REPLY.pack_into(self._reply, 0, wire.REPLY.size + count, 0, unique)
         self._write(self._reply[: wire.REPLY.size + count])
@@ -242,7 +223,7 @@ class Channel:
             if opcode == Opcode.RELEASE:
                 self._released(inode, body)
         except Missing as missing:
-            if opcode not in _WAIT:
+            if opcode not in _WAIT or self._passing.waits:
                 return False
             self._waiting.setdefault(missing.key, []).append(bytes(request))
             self._number_waiting += 1
@@ -253,28 +234,30 @@ class Channel:
         if answer is None:
             return False
         if opcode == Opcode.OPEN:
-            self._pushing.opened(inode)
+            self._pushing.opened(unique, inode)
         self._respond(unique, answer)
         self._others += 1
         self._note_counts()
         if frozen.ahead is not None:
-            self._ask(frozen.ahead)
+            if not self._passing.waits:
+                self._ask(frozen.ahead)
             frozen.ahead = None
         return True
 
     def _ask(self, key: Key) -> None:
         if key not in self._asked:
             self._asked.add(key)
-            self._daemon.send(messages.PIECE.pack(Kind.WANTED, 0, *key))
+            self._passing.daemon.send(messages.PIECE.pack(Kind.WANTED, 0, *key))
 
     def _ask_contents(self, base: int, stretch: Stretch) -> None:
-        self._daemon.send(messages.CONTENTS.pack(Kind.WANTED_CONTENTS, 0, base, *stretch))
+        wanted = messages.CONTENTS.pack(Kind.WANTED_CONTENTS, 0, base, *stretch)
+        self._passing.daemon.send(wanted)
 
     def _released(self, inode: int, body: memoryview) -> None:
         (handle,) = wire.RELEASE.unpack_from(body)
         self._pushing.released(inode)
         if self._touched.pop(handle, None) is not None and handle >= FIRST_HANDLE:
-            self._daemon.send(messages.RELEASED.pack(Kind.RELEASED, 0, handle))
+            self._passing.daemon.send(messages.RELEASED.pack(Kind.RELEASED, 0, handle))
 
     def _note(self, inode: int, handle: int, offset: int, count: int) -> None:
         """Count a read, and tell the daemon of the first one of each block."""
@@ -287,10 +270,10 @@ class Channel:
         index = self._blocks.index(offset)
         if index not in touched:
             touched.add(index)
-            with contextlib.suppress(BlockingIOError):  # it is a hint: what to fetch ahead
-                self._daemon.sock.send(
-                    messages.TOUCHED.pack(Kind.TOUCHED, count, handle, offset, inode)
-                )
+            # It is a hint: what to fetch ahead.
+            self._passing.daemon.offer(
+                messages.TOUCHED.pack(Kind.TOUCHED, count, handle, offset, inode)
+            )
 
     def _note_counts(self) -> None:
         pushing = self._pushing
@@ -311,7 +294,7 @@ class Channel:
     def _write(self, *message: bytes | memoryview) -> None:
         """Answer the kernel; that the request was interrupted is its own business."""
         try:
-            os.writev(self._device, message)
+            os.writev(self._passing.device, message)
         except OSError as error:
             if error.errno == errno.ENODEV:
                 raise Unmounted from None
@@ -320,11 +303,11 @@ class Channel:
 
     # From libfuse and the daemon
 
-    def _pass_replies(self) -> bool:
-        """Pass replies of libfuse on; return False at its end."""
-        for _ in range(BURST):
+    def _pass_replies(self, number: int) -> bool:
+        """Pass so many replies of libfuse on, or what there are; return False at its end."""
+        for _ in range(number):
             try:
-                length = self._libfuse.sock.recv_into(self._reply_of_libfuse)
+                length = self._passing.libfuse.sock.recv_into(self._reply_of_libfuse)
             except BlockingIOError:
                 return True
             except ConnectionError:
@@ -337,14 +320,15 @@ class Channel:
 
     def _pass_reply(self, message: memoryview) -> None:
         """Pass a reply on; of one that the kernel does not take, the request fails."""
-        self._pushing.answered(message)
+        unique = wire.REPLY.unpack_from(message)[2] if len(message) >= wire.REPLY.size else 0
+        if unique and not self._passing.is_for_kernel(unique, message):
+            self._begin_anew()
+            return
+        self._pushing.answered(unique, message)
         try:
             self._write(message)
         except OSError as error:
-            if error.errno != errno.EINVAL or len(message) < wire.REPLY.size:
-                return
-            _, _, unique = wire.REPLY.unpack_from(message)
-            if unique:  # else it is a notice
+            if error.errno == errno.EINVAL and unique:  # else it is a notice
                 with contextlib.suppress(OSError):
                     self._respond(unique, errno.EIO)
 
@@ -352,22 +336,23 @@ class Channel:
         """Take what the daemon tells; return False at its end."""
         while True:
             try:
-                message, fds, _, _ = socket.recv_fds(self._daemon.sock, messages.MAX_BYTES, 1)
+                message, fds, _, _ = socket.recv_fds(
+                    self._passing.daemon.sock, messages.MAX_BYTES, 2, socket.MSG_CMSG_CLOEXEC
+                )
             except BlockingIOError:
                 return True
             except ConnectionError:
                 return False
             if not message:
                 return False
-            self._take(message, fds[0] if fds else -1)
+            self._take(message, *fds)
 
-    def _take(self, message: bytes, fd: int) -> None:
+    def _take(self, message: bytes, fd: int = -1, journal: int = -1) -> None:
         (kind,) = messages.KIND.unpack_from(message)
         if kind == Kind.DEVICE:
-            os.set_blocking(fd, False)
-            self._device = fd
             _, self._blocks.block_bytes, owner = messages.DEVICE.unpack(message)
             self._frozen.owner = None if owner == messages.EVERYBODY else owner
+            self._passing.take_device(fd, journal)
         elif kind == Kind.BLOCK:
             _, length, inode, index, number, start = messages.BLOCK.unpack(message)
             self._blocks.lose(inode, index)
@@ -380,9 +365,16 @@ class Channel:
             _, _, inode = messages.FORGET.unpack(message)
             self._blocks.forget(inode)
             self._pushing.forget(inode)
-            self._forgotten.send(message)
+            self._passing.is_in_force(message)
         elif kind == Kind.FREE:
-            self._free.append(messages.FREE.unpack(message)[1])
+            self._passing.free.append(messages.FREE.unpack(message)[1])
+        elif kind == Kind.SERVING:
+            self._passing.succession.serves(fd)
+        elif kind == Kind.END:
+            self._passing.succession.end()
+        elif kind == Kind.HOLDS:
+            self._passing.hold(holds=bool(messages.OPENS.unpack(message)[1]))
+            self._release_held()
         else:
             self._take_about_frozen(kind, message, fd)
 
@@ -408,23 +400,56 @@ class Channel:
         elif kind == Kind.TAKE_BACK:
             self._frozen.take_back(messages.DATASET.unpack(message)[2])
             self._pushing.take_back(messages.DATASET.unpack(message)[2])
-            self._forgotten.send(message)
+            self._passing.is_in_force(message)
         elif kind == Kind.OPENS:
             self._frozen.opens = bool(messages.OPENS.unpack(message)[1])
-            self._forgotten.send(message)
+            self._passing.is_in_force(message)
 
     def _again(self, request: bytes) -> None:
-        """Answer a request that waited for a piece, or pass it on."""
-        if not self._answer(memoryview(request)):
-            self._libfuse.send(request)
+        """Answer a request that waited, or pass it on."""
+        view = memoryview(request)
+        _, opcode, unique, inode, _, _, pid, *_ = wire.REQUEST.unpack_from(view)
+        if opcode == Opcode.READ and len(view) >= wire.READ_BYTES:
+            if not self._answer_read(view, unique, inode):
+                self._pass_read(view, unique, inode, pid)
+        elif opcode not in self._frozen.handlers or not self._answer(view):
+            self._pass_on(view)
 
     def _fail(self, request: bytes, number: int) -> None:
         """Have a request end that waited for a piece which there is not."""
         _, opcode, unique, *_ = wire.REQUEST.unpack_from(request)
         if opcode == Opcode.OPENDIR:
-            self._libfuse.send(request)  # as without a channel
+            self._pass_on(memoryview(request))  # as without a channel
         else:
             self._respond(unique, number)
+
+    # From one daemon to the next
+
+    def _follow(self) -> bool:
+        """Have a daemon follow the last, whose process has ended; return False if none can."""
+        self._pass_replies(wire.MAX_DATA_BYTES)  # all there are
+        self._take_messages()
+        for request in self._passing.take_unanswered():
+            self._pushing.failed(request.unique)
+            self._respond(request.unique, () if request.opcode in CLOSING else errno.EIO)
+        for requests in self._waiting.values():
+            for each in requests:
+                self._pass_on(memoryview(each))
+        self._waiting.clear()
+        self._asked.clear()
+        self._number_waiting = 0
+        return self._passing.follow()
+
+    def _begin_anew(self) -> None:
+        """Forget what earlier daemons told, and give the new one what waits."""
+        self._blocks.clear()
+        self._frozen.clear()
+        self._pushing.clear()
+        self._release_held()
+
+    def _release_held(self) -> None:
+        for request in self._passing.take_held():
+            self._again(request)
 
 
 def _content_of(fd: int) -> bytes:
@@ -435,28 +460,3 @@ def _content_of(fd: int) -> bytes:
         return os.pread(fd, os.fstat(fd).st_size, 0)
     finally:
         os.close(fd)
-
-
-def main(*fds: int) -> None:
-    """Be the channel; the daemon alone ends it, for it goes on while there are requests.
-
-    `fds` are those of the sockets and of the shared memory.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    gc.freeze()
-    gc.disable()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    *sockets, memory = fds
-    ends = Sockets(*(socket.socket(fileno=fd) for fd in sockets))
-    channel = Channel(ends, Shared(memory))
-    try:
-        channel.run()
-    except BaseException:
-        said = traceback.format_exc()[-messages.MAX_FAILED_BYTES :].encode("utf-8", "replace")
-        channel.say(messages.KIND.pack(Kind.FAILED) + said)
-        raise
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))

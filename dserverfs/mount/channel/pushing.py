@@ -53,17 +53,25 @@ class Pushing:
         self._knows_all = True
 
     def asked(self, unique: int, inode: int) -> None:
-        """Note that libfuse is to answer an OPEN."""
-        self._asked[unique] = inode
-        self._opened(inode)
+        """Note that libfuse is to answer an OPEN; once more, if it waited meanwhile."""
+        if unique not in self._asked:
+            self._asked[unique] = inode
+            self._opened(inode)
 
-    def answered(self, reply: memoryview) -> None:
-        """Note a reply of libfuse."""
-        if self._asked and len(reply) >= wire.REPLY.size:
-            _, error, unique = wire.REPLY.unpack_from(reply)
-            inode = self._asked.pop(unique, None)
-            if inode is not None and error:
-                self.released(inode)
+    def answered(self, unique: int, reply: memoryview) -> None:
+        """Note a reply of libfuse to a request; 0: it is a notice."""
+        if unique in self._asked:
+            _, error, _ = wire.REPLY.unpack_from(reply)
+            if error:
+                self.failed(unique)
+            else:
+                del self._asked[unique]
+
+    def failed(self, unique: int) -> None:
+        """Note that a request has failed."""
+        inode = self._asked.pop(unique, None)
+        if inode is not None:
+            self.released(inode)
 
     def released(self, inode: int) -> None:
         """Note that a handle is closed."""
@@ -84,8 +92,9 @@ class Pushing:
         if self._knows_all and self._frozen.opens and self._frozen.is_told(inode - row):
             self._go_on(inode - row, self._order.read(inode - row, row))
 
-    def opened(self, inode: int) -> None:
+    def opened(self, unique: int, inode: int) -> None:
         """Push an item's content, and note that it is open: it is about to be answered so."""
+        self.failed(unique)  # libfuse need not answer it after all
         row = inode & ROW_MASK
         base = inode - row
         content = self._contents.take(base, row)
@@ -123,3 +132,8 @@ class Pushing:
         """Push nothing of a dataset that was told before."""
         self._contents.take_back(base)
         self._order.forget(base)
+
+    def clear(self) -> None:
+        """Push nothing that was told before; what is open is open still."""
+        self._contents = Contents()
+        self._order = ItemOrder()

@@ -14,6 +14,7 @@ class Opcode(IntEnum):
     """The kinds of requests that the channel looks into; all others go through as they are."""
 
     LOOKUP = 1
+    FORGET = 2
     GETATTR = 3
     READLINK = 5
     OPEN = 14
@@ -26,10 +27,16 @@ class Opcode(IntEnum):
     LISTXATTR = 23
     INIT = 26
     OPENDIR = 27
+    READDIR = 28
     RELEASEDIR = 29
     FSYNCDIR = 30
+    ACCESS = 34
+    CREATE = 35
     INTERRUPT = 36
+    NOTIFY_REPLY = 41
+    BATCH_FORGET = 42
     READDIRPLUS = 44
+    LSEEK = 46
     STATX = 52
 
 
@@ -54,7 +61,7 @@ WRITE = Struct("=QQIIQII")
 WRITTEN = Struct("=II")
 # handle, and flags that are not looked at; of RELEASEDIR, FSYNC and FSYNCDIR as well
 RELEASE = Struct("=Q")
-# flags of open(2), others
+# flags of open(2), others; of CREATE as well
 OPEN = Struct("=II")
 # handle, flags, padding
 OPENED = Struct("=QII")

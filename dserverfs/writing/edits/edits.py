@@ -30,7 +30,13 @@ from dserverfs.writing.edits.editable import EditableFiles, Kind, Target, is_tem
 from dserverfs.writing.edits.journal import UnsentEdit
 from dserverfs.writing.edits.local_file import INCOMPLETE, EditHandle, LocalFile, LocalStatus
 from dserverfs.writing.edits.sender import EditSender
-from dserverfs.writing.edits.view import EditedFiles, LocalEdits, Shown
+from dserverfs.writing.edits.view import (
+    NOT_KEPT,
+    EditedFiles,
+    GivenNumbers,
+    LocalEdits,
+    Shown,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +60,15 @@ class DatasetEdits:
         self._editable_files = editable_files
         self._said: set[str] = set()
 
-    def open(self, wanted: Callable[[Dataset], bool]) -> DatasetEdits:
-        """Begin, with the unsent edits that earlier mounts left of the `wanted` datasets."""
-        for file in self._local.open(wanted):
+    def open(
+        self, wanted: Callable[[Dataset], bool], numbers: GivenNumbers = NOT_KEPT
+    ) -> DatasetEdits:
+        """Begin, with the unsent edits that earlier mounts left of the `wanted` datasets.
+
+        `numbers` keeps the inode numbers for another daemon, and has those of one before.
+        """
+        resumed = self._local.open(wanted, numbers)
+        for file in resumed:
             if file.note.is_complete:
                 logger.info("%s: %s is sent now", file.dataset.uri, file.path)
                 self._sender.submit(file)
@@ -108,6 +120,11 @@ class DatasetEdits:
         """Return the path of a number; raises NotFound."""
         with self._local.lock:
             return self._local.of(dataset).path_of(number)
+
+    def writers(self) -> int:
+        """Return how many handles are open for writing."""
+        with self._local.lock:
+            return sum(file.writers for file in self._local.all())
 
     def unsent(self) -> list[UnsentEdit]:
         """Return the changes that the server does not have."""

@@ -12,11 +12,11 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from dserverfs.base.errors import NotFound
+from dserverfs.base.errors import StaleInode
 from dserverfs.base.model import Dataset
 from dserverfs.base.versions import Version, VersionsRead
 from dserverfs.writing.edits.editable import Target, target_of
@@ -41,6 +41,23 @@ class Shown(NamedTuple):
     moved: LocalFile | None = None  # nothing is there: it was moved away and is this now
 
 
+class GivenNumbers(NamedTuple):
+    """The numbers of files, kept for another daemon that takes the place of this one."""
+
+    note: Callable[[str, int, str | None], None]  # dataset URI, number, path; None: no more
+    before: Mapping[str, Mapping[int, str | None]]  # by dataset URI, the path of each number
+
+    def of(self, uri: str) -> Mapping[int, str | None]:
+        return self.before.get(uri, {})
+
+
+def _not_kept(uri: str, number: int, path: str | None) -> None:
+    pass
+
+
+NOT_KEPT = GivenNumbers(_not_kept, {})
+
+
 class EditedFiles:
     """The local files of one dataset.
 
@@ -48,8 +65,9 @@ class EditedFiles:
     then to what its path shows.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, numbers: GivenNumbers = NOT_KEPT) -> None:
         self.dataset = dataset
+        self._given = numbers
         # Held while something is sent, so that of two changes the later one stays.
         self.sending = threading.RLock()
         self.versions = VersionsRead()
@@ -60,7 +78,11 @@ class EditedFiles:
         self._paths: dict[int, str] = {}  # the reverse, also of numbers before
         self._mtimes_ns: dict[str, int] = {}  # of targets that were changed here
         self._times_sent: dict[str, int] = {}  # of each target
-        self._count = itertools.count()
+        self._count = itertools.count(max(numbers.of(dataset.uri), default=-1) + 1)
+        for number, path in numbers.of(dataset.uri).items():
+            # What was temporary is gone with the daemon that had it.
+            if path is not None and target_of(path) is not None:
+                self._numbers[path], self._paths[number] = number, path
 
     def shown(self, path: str) -> Shown:
         """Return the view of a path; all None for one that was never touched."""
@@ -87,7 +109,7 @@ class EditedFiles:
         """Return the path of a number of ours; raises NotFound."""
         path = self._paths.get(number)
         if path is None:
-            raise NotFound(f"{self.dataset.uri}: no inode {number}")
+            raise StaleInode(f"{self.dataset.uri}: no inode {number}")
         return path
 
     def all(self) -> list[LocalFile]:
@@ -122,6 +144,7 @@ class EditedFiles:
         if number is None:
             number = next(self._count)  # a target's own stays with the path
         self._numbers[path], self._paths[number] = number, path
+        self._given.note(self.dataset.uri, number, path)
         self.edit(file, path)
 
     def move_away(self, file: LocalFile, source: Target, path: str) -> None:
@@ -180,6 +203,7 @@ class EditedFiles:
         if number is not None and (file.handles or file.target is None):
             del self._numbers[file.path], self._paths[number]
             self._nameless[number] = file
+            self._given.note(self.dataset.uri, number, None)
         self._show_again(file)
         file.rename(None)
         file.withdraw()
@@ -207,9 +231,16 @@ class LocalEdits:
         self._closed = threading.Condition(self.lock)
         self._session = EditSession(root)
         self._edited: dict[str, EditedFiles] = {}  # by dataset URI
+        self._numbers = NOT_KEPT
 
-    def open(self, wanted: Callable[[Dataset], bool]) -> list[LocalFile]:
+    def open(
+        self, wanted: Callable[[Dataset], bool], numbers: GivenNumbers = NOT_KEPT
+    ) -> list[LocalFile]:
         """Begin; return the unsent edits that earlier mounts left of the `wanted` datasets."""
+        self._numbers = numbers
+        for uri, paths in numbers.before.items():
+            for number, path in paths.items():
+                numbers.note(uri, number, path)
         self._session.open()
         taken = self._session.take_over(
             lambda note: target_of(note.path) is not None and wanted(note.dataset)
@@ -227,15 +258,21 @@ class LocalEdits:
     def of(self, dataset: Dataset) -> EditedFiles:
         edited = self._edited.get(dataset.uri)
         if edited is None:
-            edited = self._edited[dataset.uri] = EditedFiles(dataset)
+            edited = self._edited[dataset.uri] = EditedFiles(dataset, self._numbers)
         return edited
 
     def known(self, dataset: Dataset) -> EditedFiles | None:
         """Return the files of a dataset, if any was ever edited."""
-        return self._edited.get(dataset.uri)
+        edited = self._edited.get(dataset.uri)
+        if edited is None and dataset.uri in self._numbers.before:
+            return self.of(dataset)
+        return edited
+
+    def all(self) -> list[LocalFile]:
+        return [file for edited in self._edited.values() for file in edited.all()]
 
     def unsent(self) -> list[LocalFile]:
-        return [file for edited in self._edited.values() for file in edited.all() if file.is_unsent]
+        return [file for file in self.all() if file.is_unsent]
 
     def new_file(
         self, dataset: Dataset, content: bytes, mode: int = TARGET_MODE, read: Version | None = None

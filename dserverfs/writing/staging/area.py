@@ -136,6 +136,11 @@ class Staging:
                     staged._gone = True
         return sorted(found, key=lambda staged: (staged.record.created_at, staged.id))
 
+    def known(self) -> list[StagedDataset]:
+        """Return what was listed last, of all base URIs; asks no disk."""
+        with self._lock:
+            return list(self._known.values())
+
     def left_behind(self) -> list[StagedDataset]:
         """Return what is on its way to be frozen, not this process' own, and can be read."""
         found = []

@@ -171,6 +171,10 @@ class StagedDataset:
             if not self._owner.held:
                 self._record = read_record(self.directory)
 
+    def take_as_gone(self) -> None:
+        """Note that its directory is gone: it was frozen or discarded before this process began."""
+        self._gone = True
+
     # Changes of what is in it
 
     def require_writable(self) -> None:

@@ -1,0 +1,46 @@
+"""The start of the channel's process."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import signal
+import socket
+import sys
+import traceback
+
+from dserverfs.base import core_dumps
+from dserverfs.mount.channel import messages
+from dserverfs.mount.channel.messages import Kind, Shared, Sockets
+from dserverfs.mount.channel.process import Channel
+from dserverfs.mount.channel.succession import Succession
+
+
+def main(*fds: int) -> None:
+    """Be the channel; the daemon alone ends it, for it goes on while there are requests.
+
+    `fds` are those of the sockets and of the shared memory.
+    """
+    daemon = os.pidfd_open(os.getppid())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    core_dumps.hide()  # it is told the daemon's environment
+    gc.freeze()
+    gc.disable()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    *sockets, memory = fds
+    ends = Sockets(*(socket.socket(fileno=fd) for fd in sockets))
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    channel = Channel(ends, Shared(memory), Succession(memory, daemon))
+    try:
+        channel.run()
+    except BaseException:
+        said = traceback.format_exc()[-messages.MAX_FAILED_BYTES :].encode("utf-8", "replace")
+        channel.say(messages.KIND.pack(Kind.FAILED) + said)
+        raise
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

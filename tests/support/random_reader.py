@@ -1,0 +1,36 @@
+"""A program that reads a file at random until its standard input ends, and compares every byte.
+
+`python -m tests.support.random_reader FILE RELPATH SIZE`: the content is that of
+`dtool_datasets.content_of`. Nothing comes from the page cache. Says how many reads it made; every
+error ends it with a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import sys
+
+from tests.support.dtool_datasets import content_of
+
+
+def main(path: str, relpath: str, size: str) -> None:
+    content, rng, reads = content_of(relpath, int(size)), random.Random(os.getpid()), 0
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        offset, count = rng.randrange(len(content)), rng.choice([1, 100, 4096, 200_000])
+        assert os.pread(fd, count, offset) == content[offset : offset + count]
+        reads += 1
+        if reads % 50 == 0:  # and by a new handle
+            other = os.open(path, os.O_RDONLY)
+            assert os.fstat(other).st_ino == os.fstat(fd).st_ino
+            os.close(fd)
+            fd = other
+    print(reads)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
