@@ -12,7 +12,6 @@ import functools
 import gc
 import logging
 import os
-import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -27,14 +26,22 @@ from dserverfs.base import service_manager
 from dserverfs.base.errors import DserverfsError, LocalDiskError, UsageError
 from dserverfs.base.model import Dataset, DserverURI, is_below
 from dserverfs.client import Client
-from dserverfs.mount import allocator, direct_requests, given_device, mountpoint, taking_over
+from dserverfs.mount import (
+    allocator,
+    background,
+    direct_requests,
+    given_device,
+    kernel_settings,
+    mountpoint,
+    taking_over,
+)
 from dserverfs.mount.cache_commands import CacheCommands
 from dserverfs.mount.channel.handles import NO_HANDLES
 from dserverfs.mount.channel.link import Link
 from dserverfs.mount.control import Address, Server, told_by_mount
 from dserverfs.mount.control_commands import Commander
 from dserverfs.mount.kept_errors import KeptErrors
-from dserverfs.mount.launcher import READY, MountOptions
+from dserverfs.mount.launcher import MountOptions
 from dserverfs.mount.metrics import Metrics
 from dserverfs.mount.operations import Operations
 from dserverfs.mount.recent_errors import RecentErrors
@@ -65,11 +72,6 @@ GRACE_S = 2.0
 MAX_REQUESTS = 10_000
 ERRORS_KEPT_S = 10.0  # guess: a mount that is killed forgets those of so long
 TOKEN_CHECK_S = 600.0  # a token that lasts a day is renewed after half of it
-# Reads that the kernel sends before the first is answered; its default is 12.
-MAX_BACKGROUND = 256
-# The kernel asks for at most that much at once; 1 MiB reads are 1.2 times as fast
-# as the default's 128 KiB. Only root may say so.
-READ_AHEAD_KIB = 1024
 # The kernel's first request is there before the daemon looks for it.
 FIRST_REQUEST_S = 20.0
 
@@ -389,7 +391,7 @@ async def _tell_ready(
     options: MountOptions, parts: _Parts, control_directory: Path, ready_fd: int | None
 ) -> None:
     address = await _answering(options, parts, control_directory)
-    if ready_fd is not None and _is_alone(ready_fd):
+    if ready_fd is not None and background.is_alone(ready_fd):
         logger.warning("the command that mounts %s was ended: so is the mount", options.path)
         pyfuse3.terminate()
         return
@@ -423,11 +425,11 @@ async def _tell_ready(
     if parts.channel is not None and recipe is not None:
         parts.channel.serves(recipe)
     if ready_fd is not None:
-        _become_daemon(ready_fd)
+        background.become_daemon(ready_fd)
     elif recipe is None:
         service_manager.ready(f"{options.uri} is mounted at {options.path}")
     else:  # in the place of another one
-        _leave_stderr()
+        background.leave_stderr()
     try:
         await trio.sleep_forever()
     finally:
@@ -441,7 +443,7 @@ async def _answering(options: MountOptions, parts: _Parts, directory: Path) -> A
     """
     if parts.control is None:
         status = await trio.to_thread.run_sync(os.stat, options.path, abandon_on_cancel=True)
-        _tune_kernel(status.st_dev)
+        kernel_settings.tune(status.st_dev)
         return Address.of(directory, status.st_dev, os.geteuid())
     with trio.move_on_after(FIRST_REQUEST_S):
         await parts.operations.begun.wait()
@@ -461,41 +463,3 @@ def _forget_name(channel: Link | None, directory: Inode, name: str) -> None:
     pyfuse3.invalidate_entry_async(
         pyfuse3.InodeT(directory), pyfuse3.FileNameT(os.fsencode(name)), ignore_enoent=True
     )
-
-
-def _is_alone(ready_fd: int) -> bool:
-    """Return True if no process waits for READY any more: the command was killed."""
-    poll = select.poll()
-    poll.register(ready_fd, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def _become_daemon(ready_fd: int) -> None:
-    """Tell the command that started this process that the mount answers."""
-    # Errors before this went to the command's stderr; from now on there is the log.
-    _leave_stderr()
-    os.chdir("/")
-    with contextlib.suppress(BrokenPipeError):
-        os.write(ready_fd, READY)
-    os.close(ready_fd)
-
-
-def _leave_stderr() -> None:
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 2)
-    os.close(null)
-
-
-def _tune_kernel(device: int) -> None:
-    """Raise what the kernel asks for at once and at a time; only root may."""
-    number = f"{os.major(device)}:{os.minor(device)}"
-    connection = Path(f"/sys/fs/fuse/connections/{os.minor(device)}")
-    for path, value in (
-        (Path(f"/sys/class/bdi/{number}/read_ahead_kb"), READ_AHEAD_KIB),
-        (connection / "max_background", MAX_BACKGROUND),
-        (connection / "congestion_threshold", MAX_BACKGROUND * 3 // 4),
-    ):
-        try:
-            path.write_text(str(value))
-        except OSError as error:
-            logger.debug("%s stays as it is: %s", path, error)

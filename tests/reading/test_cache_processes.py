@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from dserverfs.base.disk_space import AS_IT_IS
-from dserverfs.reading.cache import block_table, maintenance
+from dserverfs.reading.cache import database_log, maintenance
 from dserverfs.reading.cache.block_cache import BlockCache, CacheTuning
 from dserverfs.reading.cache.block_files import files_in, size_on_disk
 from dserverfs.reading.cache.block_keys import BlockKey
-from dserverfs.reading.cache.block_table import MAX_LOG_BYTES
 from dserverfs.reading.cache.blocks import MemoryBlock
+from dserverfs.reading.cache.database_log import MAX_LOG_BYTES
 from dserverfs.reading.hot_blocks import HotBlocks
 from tests.support.accounts import Account
 from tests.support.cache_worker import BLOCKS, ITEMS, check
@@ -100,8 +100,8 @@ def test_four_processes_write_read_verify_and_evict_on_one_cache(tmp_path: Path)
 def test_log_that_others_kept_from_being_begun_anew_is_shortened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(block_table, "_LOG_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(block_table, "_LOG_RETRY_S", 0.5)
+    monkeypatch.setattr(database_log, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(database_log, "RETRY_S", 0.5)
     directory = tmp_path / "blocks"
     cache = BlockCache(directory)
     cache.open()

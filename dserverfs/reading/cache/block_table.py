@@ -22,7 +22,6 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import diskcache
@@ -37,7 +36,7 @@ from dserverfs.reading.cache.block_files import (
     is_name,
 )
 from dserverfs.reading.cache.blocks import MemoryBlock
-from dserverfs.reading.cache.layout import DATABASE
+from dserverfs.reading.cache.database_log import DatabaseLog
 
 R = TypeVar("R")
 
@@ -46,11 +45,6 @@ PATIENCE_S = 60.0  # of what maintenance changes, while other processes write
 BUSY = (sqlite3.OperationalError, diskcache.Timeout)
 FAILURES = (sqlite3.Error, diskcache.Timeout, OSError)
 SEAL_BYTES = 4
-# SQLite begins its log anew after 4 MiB, unless others write while it is copied: on a slow
-# disk they always do.
-MAX_LOG_BYTES = 8 * 1024 * 1024
-_LOG_TIMEOUT_S = 2.0  # in which nobody writes
-_LOG_RETRY_S = 30.0  # if a reader is in the way, or after it has grown by half as much again
 _ROWS_AT_A_TIME = 100
 _RAW, _FILE = diskcache.core.MODE_RAW, diskcache.core.MODE_BINARY
 # diskcache's least-recently-used writes to the database at every hit (36 us against
@@ -160,9 +154,7 @@ class BlockTable:
         """`cache` is diskcache's, as `open_table` makes it."""
         self._cache = cache
         self.disk: BytesDisk = cache.disk
-        self._log = Path(cache.directory, f"{DATABASE}-wal")
-        self._log_limit = MAX_LOG_BYTES
-        self._log_tried_s = 0.0
+        self._log = DatabaseLog(cache)
 
     @property
     def size_limit(self) -> int:
@@ -432,9 +424,7 @@ class BlockTable:
         with self._cache.transact(retry=False):
             yield
         with contextlib.suppress(*FAILURES):  # what was written is written
-            size = self._log.stat().st_size
-            if size > self._log_limit or (size > MAX_LOG_BYTES and self._may_retry()):
-                self._shorten_log(size)
+            self._log.shorten_if_large()
 
     def _patiently(self, change: Callable[[], object]) -> None:
         """Make a change, after those of others; raises what else is in its way, or Timeout.
@@ -460,21 +450,6 @@ class BlockTable:
                 raise
         else:
             self._sql("ROLLBACK")
-
-    def _may_retry(self) -> bool:
-        return time.monotonic() - self._log_tried_s > _LOG_RETRY_S
-
-    def _shorten_log(self, size: int) -> None:
-        """Write the log into the database while all wait, and cut it."""
-        self._log_limit = size + MAX_LOG_BYTES // 2
-        self._log_tried_s = time.monotonic()
-        self._sql(f"PRAGMA busy_timeout = {_LOG_TIMEOUT_S * 1000:.0f}")
-        try:
-            ((is_busy, _, _),) = self._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        finally:
-            self._sql(f"PRAGMA busy_timeout = {self._cache.timeout * 1000:.0f}")
-        if not is_busy:
-            self._log_limit = MAX_LOG_BYTES
 
     @of_values
     def _sql(self, statement: str, values: Any = ()) -> Any:
