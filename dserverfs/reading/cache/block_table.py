@@ -333,7 +333,9 @@ class BlockTable:
     @of_values
     def note_uses(self, uses: Iterable[tuple[int, float]]) -> None:
         """Note when rows were used, and by that all blocks of their files; one transaction."""
-        moments = dict(uses)
+        moments: dict[int, float] = {}
+        for row, moment_s in uses:
+            moments[row] = max(moment_s, moments.get(row, moment_s))
         with self._transaction():
             found = self._sql(_IN_FILES, (json.dumps([*moments]),)).fetchall()
             in_files = {row: moments.pop(row) for (row,) in found}
