@@ -307,7 +307,6 @@ def test_fuse_that_is_not_installed_or_not_open(
     assert hidden.returncode == 1
 
 
-@pytest.mark.parametrize("option", ["nonsense", "umask=9", "uid=me"])
 def test_reason_that_fusermount_tells_is_told_by_who_waits_for_the_daemon() -> None:
     program = """
 import sys
@@ -332,6 +331,7 @@ except UsageError as error:
     assert told.stdout == "m: cannot be mounted; fusermount3: forbidden here\n"
 
 
+@pytest.mark.parametrize("option", ["nonsense", "umask=9", "uid=me"])
 def test_unknown_option_is_refused(
     current_user: Account, server: ServerHandle, mountpoint: Path, option: str
 ) -> None:
