@@ -211,12 +211,12 @@ def test_no_topic_has_the_name_of_a_command() -> None:
 def test_output_whose_stream_is_closed_ends_without_a_word() -> None:
     outputs = []
 
-    class Stream(io.StringIO):
+    class Stream(io.TextIOWrapper):
         def write(self, text: str) -> int:
             outputs.append(sys.stdout)
             return super().write(text)
 
-    with contextlib.redirect_stdout(Stream()) as stream, pytest.raises(SystemExit):
+    with contextlib.redirect_stdout(Stream(io.BytesIO())) as stream, pytest.raises(SystemExit):
         main(["--version"])
     assert outputs[0] is not stream
 
