@@ -71,6 +71,9 @@ class _Output(io.TextIOBase):
         except OSError as error:
             raise _OutputFailed(error) from error
 
+    def close(self) -> None:
+        """Do nothing: the stream is not ours, and may be closed when this object goes."""
+
     def fileno(self) -> int:
         return self._stream.fileno()
 

@@ -204,7 +204,12 @@ def _fusermount(path: Path, *, lazy: bool) -> None:
     if done.returncode == 0:
         return
     said = done.stderr.strip().rpartition("\n")[2]
-    if "/etc/mtab" in said and os.geteuid() == 0:  # a container without one
+    if "/etc/mtab" in said:  # a container without one
+        if os.geteuid() != 0:
+            raise UsageError(
+                f"{path}: cannot be unmounted: {said}: an administrator has to run"
+                " ln -s ../proc/self/mounts /etc/mtab"
+            )
         command = ["umount", "-i", *(["-l"] if lazy else []), str(path)]
         done = _run(command)
         if done.returncode == 0:

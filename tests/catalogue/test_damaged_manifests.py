@@ -12,6 +12,7 @@ import pytest
 
 from dserverfs.base.damage import DAMAGES
 from dserverfs.base.model import UUID, Dataset
+from dserverfs.base.sealed_files import Sealing, write_seal_beside
 from dserverfs.catalogue.manifests import Manifests
 from dserverfs.catalogue.offline import KeptAnswers
 from dserverfs.catalogue.refreshed import loaded
@@ -76,6 +77,21 @@ def test_flipped_bit_in_an_index_is_found_by_the_next_process(
 
     assert index.child(0, "hello.txt").size_in_bytes == len(CONTENTS["hello.txt"])
     assert quirky.asked("/manifests/") == 1, "it is made of the manifest that was kept"
+
+
+def test_answer_that_was_kept_as_a_manifest_and_is_none_is_fetched_anew(
+    manifests: Manifests, again: Manifests, dataset: Dataset, tmp_path: Path
+) -> None:
+    loaded(lambda: manifests.file(dataset))
+    path, answer = kept(tmp_path, "json"), b'{"msg": "not now"}'
+    sealing = Sealing(path)
+    sealing.add(answer)
+    write_seal_beside(path, sealing)
+    path.write_bytes(answer)
+
+    index = loaded(lambda: again.index(dataset))
+
+    assert index.number_of_items == len(CONTENTS)
 
 
 @pytest.mark.expects_log("made anew.*does not have its seal")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import shlex
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -203,3 +206,19 @@ def test_an_unknown_topic_is_told_with_the_one_that_is_like_it(
 
 def test_no_topic_has_the_name_of_a_command() -> None:
     assert {path.stem for path in TOPICS} & set(cli.NAMES) == set()
+
+
+def test_output_whose_stream_is_closed_ends_without_a_word() -> None:
+    outputs = []
+
+    class Stream(io.TextIOWrapper):
+        def write(self, text: str) -> int:
+            outputs.append(sys.stdout)
+            return super().write(text)
+
+    with contextlib.redirect_stdout(Stream(io.BytesIO())) as stream, pytest.raises(SystemExit):
+        main(["--version"])
+    assert outputs[0] is not stream
+
+    stream.close()
+    outputs[0].close()  # as Python 3.13 does at its end, which says what went wrong there

@@ -16,7 +16,7 @@ import pytest
 from dserverfs.base.errors import UsageError
 from dserverfs.base.model import DserverURI
 from dserverfs.base.mountinfo import find_mounted
-from dserverfs.mount.mountpoint import refuse_own_files, resolve
+from dserverfs.mount.mountpoint import refuse_own_files, resolve, unmount
 from tests.support.accounts import Account
 from tests.support.child_processes import spawn
 from tests.support.mount_daemons import Remountable, stopped, wait_for, wait_for_end
@@ -271,21 +271,37 @@ def test_umount_without_a_way_to_the_daemon_says_so_and_leaves_the_mount(
     assert find_mounted(mount.path) is not None
 
 
+@pytest.fixture
+def without_mtab(tmp_path: Path) -> str:
+    """A PATH whose fusermount3 answers as in a container that has none."""
+    program = tmp_path / "fusermount3"
+    said = "fusermount3: failed to open /etc/mtab: No such file or directory"
+    program.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+    program.chmod(0o755)
+    return f"{tmp_path}:{os.environ['PATH']}"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can unmount without fusermount3")
 def test_umount_where_there_is_no_mtab(
-    mount: Remountable, current_user: Account, tmp_path: Path
+    mount: Remountable, current_user: Account, without_mtab: str
 ) -> None:
     mount.mount()
-    without_mtab = tmp_path / "fusermount3"  # as it answers there
-    said = "fusermount3: failed to open /etc/mtab: No such file or directory"
-    without_mtab.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
-    without_mtab.chmod(0o755)
 
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    ended = current_user.dserverfs("umount", mount.path, env={"PATH": path})
+    ended = current_user.dserverfs("umount", mount.path, env={"PATH": without_mtab})
 
     assert ended.returncode == 0, ended.stderr
     assert find_mounted(mount.path) is None
+
+
+def test_who_cannot_unmount_where_there_is_no_mtab_is_told_what_to_do(
+    mount: Remountable, without_mtab: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount.mount()
+    monkeypatch.setenv("PATH", without_mtab)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+
+    with pytest.raises(UsageError, match=r"failed to open /etc/mtab.* ln -s .*mounts /etc/mtab$"):
+        unmount(mount.path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -303,6 +305,30 @@ def test_fuse_that_is_not_installed_or_not_open(
     )
     assert "/dev/fuse does not exist" in hidden.stderr
     assert hidden.returncode == 1
+
+
+def test_reason_that_fusermount_tells_is_told_by_who_waits_for_the_daemon() -> None:
+    program = """
+import sys
+from dserverfs.base.errors import UsageError
+from dserverfs.mount import launcher
+
+def serve(ready_fd):
+    for line in ("some words", "fusermount3: forbidden here", "dserverfs: m: cannot be mounted"):
+        print(line, file=sys.stderr)
+    return 1
+
+try:
+    launcher.start(serve)
+except UsageError as error:
+    print(error)
+"""
+
+    told = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert told.stdout == "m: cannot be mounted; fusermount3: forbidden here\n"
 
 
 @pytest.mark.parametrize("option", ["nonsense", "umask=9", "uid=me"])

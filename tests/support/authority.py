@@ -12,6 +12,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 _SUBJECT = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Laboratory CA")])
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 class Authority:
@@ -24,8 +35,9 @@ class Authority:
         self.file = directory / "authority.pem"
         constraints = x509.BasicConstraints(ca=True, path_length=None)
         authority = (
-            _builder(_SUBJECT, self._key, days=30)
+            self._builder(_SUBJECT, self._key, days=30)
             .add_extension(constraints, critical=True)
+            .add_extension(_SIGNS_CERTIFICATES, critical=True)
             .sign(self._key, hashes.SHA256())
         )
         self.file.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
@@ -41,13 +53,37 @@ class Authority:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         alternatives = x509.SubjectAlternativeName([_name(host) for host in hosts])
         certificate = (
-            _builder(subject, key, days=days, begins_in_days=begins_in_days)
+            self._builder(subject, key, days=days, begins_in_days=begins_in_days)
             .add_extension(alternatives, critical=False)
             .sign(self._key, hashes.SHA256())
         )
         path = self._directory / f"{name}.pem"
         path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         return path, self._write_key(name, serialization.NoEncryption())
+
+    def _builder(
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        *,
+        days: int,
+        begins_in_days: int = -40,
+    ) -> x509.CertificateBuilder:
+        """Begin a certificate with all that Python 3.13 asks of one."""
+        now = datetime.datetime.now(datetime.timezone.utc)
+        ours, its = self._key.public_key(), key.public_key()
+        by = x509.AuthorityKeyIdentifier.from_issuer_public_key(ours)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(_SUBJECT)
+            .public_key(its)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now + datetime.timedelta(days=begins_in_days))
+            .not_valid_after(now + datetime.timedelta(days=days))
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(its), critical=False)
+            .add_extension(by, critical=False)
+        )
 
     def encrypted_key(self, name: str) -> Path:
         """Replace the key of a certificate by one with a passphrase, and return its file."""
@@ -61,21 +97,6 @@ class Authority:
             )
         )
         return path
-
-
-def _builder(
-    subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: int, begins_in_days: int = -40
-) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.timezone.utc)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(_SUBJECT)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now + datetime.timedelta(days=begins_in_days))
-        .not_valid_after(now + datetime.timedelta(days=days))
-    )
 
 
 def _name(host: str) -> x509.GeneralName:
