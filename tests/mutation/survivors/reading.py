@@ -39,6 +39,21 @@ EXPLAINED: Explained = {
             ),
         ],
     },
+    "reading/block_filling": {
+        SAME: [
+            (  # it is looked at before it is asked for
+                "self._knew_hashes = False # when the cache was asked",
+                "self._knew_hashes = True # when the cache was asked",
+            ),
+            (
+                "for missing, cached in zip(list(self._waiting), found, strict=True):",
+                "for missing, cached in zip(list(self._waiting), found, strict=False):",
+            ),
+        ],
+        SLOWER: [  # who waits for the block looks once a second whether it is coming still
+            ("self._parts.hashes.give_up(self._content)", "pass"),
+        ],
+    },
     "reading/block_hashing": {
         SAME: [
             (
