@@ -270,7 +270,8 @@ def test_error_of_the_store_is_that_of_all_blocks_that_did_not_come(
 def test_wrong_block_is_an_error_for_its_readers_alone(
     store: FaultyStore, worlds: Any, wrong: int
 ) -> None:
-    world = worlds(Hashes(CONTENT))
+    hashes = Hashes(CONTENT)
+    world = worlds(hashes)
     store.content = damaged(CONTENT, wrong)
 
     blocks = world.reader.filler.request_blocks(world.content(), FEW)
@@ -278,6 +279,9 @@ def test_wrong_block_is_an_error_for_its_readers_alone(
     expected = pieces(CONTENT)
     expected[wrong] = None
     assert bytes_of(blocks) == expected
+    assert len(store.requests) == 2 + (wrong < 3), "once more, and the rest"
+    world.reader.pages.wait()
+    assert hashes.asked == 2, "or was it the hash?"
     store.content = CONTENT
     (again,) = world.reader.filler.request_blocks(world.content(), Run(wrong, 1))
     assert bytes_of([again]) == [pieces(CONTENT)[wrong]]
@@ -289,23 +293,28 @@ def damaged(content: bytes, block: int) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.expects_log("fetched once more")
-def test_item_that_is_wrong_is_dropped_before_its_readers_are_told(
+def test_item_of_another_version_is_dropped_before_its_readers_are_told(
     store: FaultyStore, worlds: Any
 ) -> None:
     """Nothing of it may be mixed with what the next reader fetches."""
     world = worlds()
-    content = world.content(BLOCK_SIZE)
+    content = world.content()
     seen: queue.SimpleQueue[int] = queue.SimpleQueue()
-    store.content = bytes(BLOCK_SIZE)
+    assert bytes_of(world.reader.filler.request_blocks(content, Run(0, 2))) == pieces(
+        CONTENT, Run(0, 2)
+    )
+    world.reader.flush()
+    assert world.reader.held([content]) == [2 * BLOCK_SIZE]
+    store.etag = '"two"'
 
-    (block,) = world.reader.filler.request_blocks(content, Run(0, 1))
+    (block,) = world.reader.filler.request_blocks(content, Run(3, 1))
     assert isinstance(block, Future)
     block.add_done_callback(lambda done: seen.put(world.reader.held([content])[0]))
     with pytest.raises(IntegrityError):
         block.result(LATE_S)
 
     assert seen.get(timeout=LATE_S) == 0
+    assert bytes_of(world.reader.filler.request_blocks(content, FEW)) == pieces(CONTENT)
 
 
 # Hashes that come later
@@ -333,16 +342,32 @@ def test_blocks_whose_hashes_came_with_the_first_one_are_taken_from_the_cache(
     assert received(world) == BLOCK_SIZE + len(CONTENT) - 5 * BLOCK_SIZE, "the first and the last"
 
 
+@pytest.mark.parametrize("run", [FEW, Run(2, 1)])
 def test_blocks_whose_hashes_came_are_read_though_the_store_fails(
-    store: FaultyStore, worlds: Any
+    store: FaultyStore, worlds: Any, run: Run
 ) -> None:
     world, content = copied(store, worlds)
     store.faults = [refuse(403, "AccessDenied")] * 2
 
-    blocks = bytes_of(world.reader.filler.request_blocks(content, FEW))
+    blocks = bytes_of(world.reader.filler.request_blocks(content, run))
 
-    assert blocks == pieces(CONTENT)
+    assert blocks == pieces(CONTENT, run)
     assert received(world) == 0
+
+
+def test_run_whose_hashes_are_known_is_one_range_and_fails_as_others_do(
+    store: FaultyStore, worlds: Any
+) -> None:
+    world = worlds(Hashes(CONTENT))
+    content = world.content()
+    world.reader.pages.obtain(content, 0)
+    store.faults = [refuse(403, "AccessDenied")] * 2
+    assert bytes_of(world.reader.filler.request_blocks(content, FEW)) == [None] * 4
+    store.requests.clear()
+
+    assert bytes_of(world.reader.filler.request_blocks(content, FEW)) == pieces(CONTENT)
+
+    assert ranges(store) == [f"0-{4 * BLOCK_SIZE - 1}"]
 
 
 # The end

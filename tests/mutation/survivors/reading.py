@@ -50,9 +50,17 @@ EXPLAINED: Explained = {
                 "for missing, cached in zip(list(self._waiting), found, strict=False):",
             ),
         ],
-        SLOWER: [  # who waits for the block looks once a second whether it is coming still
+        SLOWER: [
+            # Who waits for the block looks once a second whether it is coming still.
             ("self._parts.hashes.give_up(self._content)", "pass"),
+            # The cache is asked in vain.
+            ("if self._knew_hashes or not self._waiting:", "if (not self._waiting):"),
+            (
+                "if stored_as.names_content and self._finds_by_hashes():",
+                "if (self._finds_by_hashes()):",
+            ),
         ],
+        RACE: [("raise StaleResponse", "pass")],  # and then it is raised when it is settled
     },
     "reading/block_hashing": {
         SAME: [
