@@ -139,6 +139,18 @@ def test_target_that_is_discarded_keeps_its_number_for_the_servers(
         assert files.view.with_number(number) is None
 
 
+def test_target_without_a_number_of_its_own_is_discarded_while_it_is_open(files: Files) -> None:
+    file = files.new()
+    files.view.edit(file, README)
+    handle = file.open(os.O_RDONLY)
+
+    files.view.discard(file)
+
+    assert files.view.shown(README) == Shown()
+    assert os.pread(handle.fd, 100, 0) == b"content"
+    file.close(handle)
+
+
 def test_temporary_file_that_is_discarded_leaves_no_number(files: Files) -> None:
     file = files.placed(SCRATCH)
     number = files.number(SCRATCH)
@@ -247,6 +259,7 @@ def test_file_that_was_sent_gives_way_to_the_servers_with_its_time(files: Files)
 
     assert files.view.shown(OTHER) == Shown(None, None, 7 * 10**9)
     assert not file.local.exists()
+    assert files.view.versions.last_read(OTHER, WRITER) == target(OTHER).version_of(b"5")
 
 
 @pytest.mark.parametrize("why", ["written to", "open for writing", "moved away", "another's"])
@@ -344,6 +357,23 @@ def test_only_what_is_wanted_and_a_target_is_taken_over(
     assert [file.path for file in files] == [path] * (is_wanted and path != "data/none")
     edits.close()
     assert [edit.note.path for _, edit in all_unsent(tmp_path)] == [path]
+
+
+def test_file_without_a_name_is_gone_with_its_last_handle(tmp_path: Path) -> None:
+    edits = LocalEdits(root_of(tmp_path, "server"))
+    edits.open(lambda dataset: True)
+    file = edits.new_file(DATASET, b"x")
+    edits.of(DATASET).place(file, SCRATCH)
+    handles = [file.open(os.O_RDONLY) for _ in range(2)]
+    edits.of(DATASET).discard(file)
+
+    with edits.lock:
+        edits.close_file(handles[0])
+        assert file.local.exists()
+        edits.close_file(handles[1])
+
+    assert not file.local.exists()
+    edits.close()
 
 
 def test_only_a_changed_target_is_unsent(tmp_path: Path) -> None:

@@ -51,9 +51,10 @@ EXPLAINED: Explained = {
                 " >= MIN_FILE_SIZE}",
                 "distinct = {key: block for key, block in blocks}",
             ),
-            (
+            *each(  # the lock is waited for, and then it is seen
                 "if self._is_open and (self._must_reopen or self._table is None):",
                 "if (self._is_open):",
+                "if (self._must_reopen or self._table is None):",
             ),
             ("if table is None or not wanted:", "if (table is None):"),
             ("if table is None or not used:", "if (table is None):"),
@@ -82,6 +83,13 @@ EXPLAINED: Explained = {
             (
                 "if now_s - self._space_checked_s < self._tuning.free_space_check_s:",
                 "if now_s - self._space_checked_s <= self._tuning.free_space_check_s:",
+            ),
+        ],
+        RACE: [  # another thread has opened it anew, closed it, or said that it is full
+            *each(
+                "if not self._is_open or (self._table is not None and not self._must_reopen):",
+                "if (self._table is not None and (not self._must_reopen)):",
+                "if (not self._is_open):",
             ),
         ],
         TYPES: [

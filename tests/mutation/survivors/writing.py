@@ -67,7 +67,7 @@ EXPLAINED: Explained = {
             ),
             (  # nothing is sent of it before it is changed
                 'note = Note(dataset, "", is_complete=False, changed_at=time.time(), read=read)',
-                "note = Note(dataset, '', is_complete=True, changed_at=time.time(), read=read)",
+                'note = Note(dataset, "", is_complete=True, changed_at=time.time(), read=read)',
             ),
         ],
     },
