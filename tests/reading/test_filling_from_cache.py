@@ -87,6 +87,21 @@ def test_hot_blocks_in_files_are_read_ahead_by_the_kernel(
     assert told.get(timeout=LATE_S) == in_files
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_blocks_of_the_cache_are_taken_for_what_they_were_kept_as(
+    world: World, store: FaultyStore, tmp_path: Path, is_whole: bool
+) -> None:
+    if is_whole:
+        obtain(world, *range(6))
+        world.reader.flush()
+    again = World(store, tmp_path / "blocks")
+
+    obtain(again, 0, 1)
+
+    assert again.reader.hashes.is_unverified(again.content()) is not is_whole
+    again.close()
+
+
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [0, 2, 4, 5, 3, 1]])
 def test_item_is_verified_in_whatever_order_its_blocks_come(world: World, order: list[int]) -> None:
     obtain(world, *order)

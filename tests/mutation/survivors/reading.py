@@ -54,6 +54,10 @@ EXPLAINED: Explained = {
             # Who waits for the block looks once a second whether it is coming still.
             ("self._parts.hashes.give_up(self._content)", "pass"),
             # The cache is asked in vain.
+            (
+                "self._knew_hashes = self._parts.hashing.has_hashes(self._content)",
+                "pass",
+            ),
             ("if self._knew_hashes or not self._waiting:", "if (not self._waiting):"),
             (
                 "if stored_as.names_content and self._finds_by_hashes():",
