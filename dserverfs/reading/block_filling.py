@@ -104,7 +104,6 @@ class _Fill:
         except BaseException as error:
             logger.exception("%s: a fault of ours while reading", content.dataset.uri)
             self.abandon(error)
-            raise
 
     def abandon(self, error: BaseException) -> None:
         """Let the readers of the blocks that did not arrive fail."""

@@ -226,7 +226,8 @@ def _put_in(task: Task, functions: Iterable[FunctionType]) -> None:
     news = _codes(compile(task.mutant.source, str(task.path), "exec"), names)
     changed = {
         (old.co_name, old.co_firstlineno): new
-        for old, new in zip(olds, news, strict=True)
+        for pair in zip(olds, news, strict=True)
+        for old, new in _with_inner(*pair)
         if old != new
     }
     found = 0
@@ -236,6 +237,15 @@ def _put_in(task: Task, functions: Iterable[FunctionType]) -> None:
             function.__code__ = new
             found += 1
     assert found, f"{task.name}: {names} is not there"
+
+
+def _with_inner(old: CodeType, new: CodeType) -> Iterator[tuple[CodeType, CodeType]]:
+    """Yield the code of a function and of those in it, which may have been made: a decorator's."""
+    yield old, new
+    codes = ([each for each in code.co_consts if isinstance(each, CodeType)] for code in (old, new))
+    for inner, changed in zip(*codes, strict=False):
+        if (inner.co_name, inner.co_freevars) == (changed.co_name, changed.co_freevars):
+            yield from _with_inner(inner, changed)
 
 
 def _functions_of(modules: Iterable[Path]) -> dict[Path, list[FunctionType]]:

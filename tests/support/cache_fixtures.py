@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from dserverfs.reading.cache.block_cache import BlockCache, CacheTuning
+from dserverfs.reading.cache.block_table import BlockTable
+from dserverfs.reading.cache.opening import open_table
+from tests.support.block_rows import NO_LIMIT
 from tests.support.failing_caches import AT_ONCE
 
 
@@ -39,3 +42,10 @@ def open_cache(cache_directory: Path) -> Iterator[Callable[..., BlockCache]]:
     yield open_one
     for cache in opened:
         cache.close()
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Iterator[BlockTable]:
+    table = open_table(tmp_path, NO_LIMIT, 0.05)
+    yield table
+    table.close()

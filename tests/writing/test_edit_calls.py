@@ -75,6 +75,17 @@ def test_file_that_is_cut_off_by_who_only_reads_is_changed(bench: Bench, is_ther
     assert bench.has("readme") == ""
 
 
+@kept
+def test_change_that_waits_is_cut_off_by_who_only_reads(bench: Bench) -> None:
+    bench.writes.error = away()
+    bench.write(README, b"mine: 1\n")
+    bench.writes.error = None
+
+    close(bench, bench.open(README, os.O_RDONLY | os.O_TRUNC))
+
+    assert bench.has("readme") == ""
+
+
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
 def test_target_that_is_made_is_changed_though_nothing_is_written(bench: Bench, flags: int) -> None:
     bench.rename(README, "README.yml~")
@@ -212,6 +223,15 @@ def test_annotation_that_is_not_on_the_server_yet_is_removed(bench: Bench) -> No
         bench.remove(OTHER)
 
 
+def test_annotation_that_its_reader_removed_is_made_anew_by_it(bench: Bench) -> None:
+    bench.edits.was_read(bench.dataset, ANNOTATION, b"5", READER)
+    bench.remove(ANNOTATION)
+
+    bench.fill(bench.edits.create(bench.dataset, ANNOTATION, 0o644, os.O_WRONLY, READER), b"7")
+
+    assert bench.has("annotations") == {"n": 7}
+
+
 @kept
 def test_annotation_that_is_changed_and_removed_is_gone(bench: Bench) -> None:
     bench.writes.error = away()
@@ -312,30 +332,39 @@ def test_annotation_takes_the_place_of_another_one(bench: Bench, is_local: bool)
     assert bench.local_files() == []
 
 
-@pytest.mark.parametrize("there", ["on the server", "local", "moved away", "nowhere"])
-def test_rename_that_may_not_replace_looks_where_a_file_may_be(bench: Bench, there: str) -> None:
-    new = ANNOTATION if there != "nowhere" else OTHER
-    if there == "local":
-        new = ".scratch"
-        bench.make(new, b"x")
-    elif there == "moved away":
-        bench.rename(ANNOTATION, ".dtool/annotations/n.json~")
+@pytest.mark.parametrize(
+    ("new", "is_there"),
+    [
+        *((ANNOTATION, True), (OTHER, True), (".scratch", True)),
+        *((README, False), (".dtool/annotations/none.json", False), (".other", False)),
+    ],
+)
+def test_rename_that_may_not_replace_looks_where_a_file_may_be(
+    bench: Bench, new: str, is_there: bool
+) -> None:
+    """On the server, not sent yet, temporary; moved away, and nowhere."""
+    making = bench.create(OTHER)
+    bench.make(".scratch", b"x")
+    bench.rename(README, "README.yml~")
     bench.make(".new", b"8")
 
-    if there in ("on the server", "local"):
+    if is_there:
         with pytest.raises(FileExistsError):
             bench.rename(".new", new, flags=1)
-        assert bench.shows(".new") == b"8"
     else:
         bench.rename(".new", new, flags=1)
-        assert bench.shows(new) == b"8"
+
+    assert bench.shows(".new" if is_there else new) == b"8"
+    bench.remove(OTHER)
+    close(bench, making)
 
 
 # Discarding
 
 
 def test_only_a_closed_change_can_be_discarded(bench: Bench) -> None:
-    for path in (README, ANNOTATION, ".scratch"):
+    bench.make(".scratch", b"x")
+    for path in (README, ANNOTATION, ".scratch", ".other"):
         with pytest.raises(UsageError, match="nothing unsent"):
             bench.edits.discard(bench.dataset, path)
     handle = bench.open(README)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import threading
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from dserverfs.base.errors import NotFound
 from dserverfs.writing.edits.editable import Target, target_of
-from dserverfs.writing.edits.journal import EditSession
+from dserverfs.writing.edits.journal import EditSession, all_unsent, root_of
 from dserverfs.writing.edits.local_file import Change, LocalFile
-from dserverfs.writing.edits.view import EditedFiles, Shown
+from dserverfs.writing.edits.view import EditedFiles, LocalEdits, Shown
 from tests.support.edit_sessions import DATASET, NOTE, README, WRITER
+from tests.support.patience import LATE_S
 
 pytest_plugins = ["tests.support.edit_fixtures"]
 
@@ -135,6 +139,18 @@ def test_target_that_is_discarded_keeps_its_number_for_the_servers(
         assert files.view.with_number(number) is None
 
 
+def test_target_without_a_number_of_its_own_is_discarded_while_it_is_open(files: Files) -> None:
+    file = files.new()
+    files.view.edit(file, README)
+    handle = file.open(os.O_RDONLY)
+
+    files.view.discard(file)
+
+    assert files.view.shown(README) == Shown()
+    assert os.pread(handle.fd, 100, 0) == b"content"
+    file.close(handle)
+
+
 def test_temporary_file_that_is_discarded_leaves_no_number(files: Files) -> None:
     file = files.placed(SCRATCH)
     number = files.number(SCRATCH)
@@ -243,6 +259,7 @@ def test_file_that_was_sent_gives_way_to_the_servers_with_its_time(files: Files)
 
     assert files.view.shown(OTHER) == Shown(None, None, 7 * 10**9)
     assert not file.local.exists()
+    assert files.view.versions.last_read(OTHER, WRITER) == target(OTHER).version_of(b"5")
 
 
 @pytest.mark.parametrize("why", ["written to", "open for writing", "moved away", "another's"])
@@ -280,3 +297,121 @@ def test_file_without_a_name_is_settled_as_it_is(files: Files) -> None:
     files.view.forget_if_gone(file)
     files.view.forget_if_gone(file)
     assert not file.local.exists()
+
+
+# All files of a mount
+
+
+def leave(root: Path, path: str, moment_s: float, *, is_complete: bool) -> None:
+    """Have a mount that has ended leave a change."""
+    session = EditSession(root)
+    session.open()
+    note = replace(NOTE, path=path, changed_at=moment_s, is_complete=is_complete)
+    session.note(session.new_file(f"{moment_s:.0f}".encode()), note)
+    session.close()
+
+
+half_is_told = pytest.mark.expects_log("mount ended")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (True, True),
+        pytest.param(True, False, marks=half_is_told),
+        pytest.param(False, True, marks=half_is_told),
+        pytest.param(False, False, marks=half_is_told),
+    ],
+)
+def test_of_two_changes_that_are_left_the_later_one_counts_unless_it_is_half(
+    tmp_path: Path, first: bool, second: bool
+) -> None:
+    root = root_of(tmp_path, "server")
+    leave(root, README, 2.0, is_complete=second)
+    leave(root, README, 1.0, is_complete=first)
+    edits = LocalEdits(root)
+
+    (*_, file) = edits.open(lambda dataset: True)
+
+    waits = first and not second
+    assert file.local.read_bytes() == (b"1" if waits else b"2")
+    assert edits.unsent() == [file]
+    assert edits.of(DATASET).at(README) is file
+    edits.close()
+    left = sorted(edit.local.read_bytes() for _, edit in all_unsent(tmp_path))
+    assert left == ([b"1", b"2"] if waits else [b"2"])
+
+
+@pytest.mark.parametrize(
+    ("path", "is_wanted"), [(README, True), (README, False), ("data/none", True), (OTHER, True)]
+)
+def test_only_what_is_wanted_and_a_target_is_taken_over(
+    tmp_path: Path, path: str, is_wanted: bool
+) -> None:
+    root = root_of(tmp_path, "server")
+    leave(root, path, 1.0, is_complete=True)
+    edits = LocalEdits(root)
+
+    files = edits.open(lambda dataset: is_wanted)
+
+    assert [file.path for file in files] == [path] * (is_wanted and path != "data/none")
+    edits.close()
+    assert [edit.note.path for _, edit in all_unsent(tmp_path)] == [path]
+
+
+def test_file_without_a_name_is_gone_with_its_last_handle(tmp_path: Path) -> None:
+    edits = LocalEdits(root_of(tmp_path, "server"))
+    edits.open(lambda dataset: True)
+    file = edits.new_file(DATASET, b"x")
+    edits.of(DATASET).place(file, SCRATCH)
+    handles = [file.open(os.O_RDONLY) for _ in range(2)]
+    edits.of(DATASET).discard(file)
+
+    with edits.lock:
+        edits.close_file(handles[0])
+        assert file.local.exists()
+        edits.close_file(handles[1])
+
+    assert not file.local.exists()
+    edits.close()
+
+
+def test_only_a_changed_target_is_unsent(tmp_path: Path) -> None:
+    edits = LocalEdits(root_of(tmp_path, "server"))
+    edits.open(lambda dataset: True)
+    view = edits.of(DATASET)
+    changed, same, temporary = (edits.new_file(DATASET, b"x") for _ in range(3))
+    view.edit(changed, README)
+    view.edit(same, OTHER)
+    view.place(temporary, SCRATCH)
+    for file in (changed, temporary):
+        file.begin_write(1)
+
+    assert edits.unsent() == [changed]
+    assert edits.known(DATASET) is view is edits.of(DATASET)
+    edits.close()
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_closing_is_waited_for_as_long_as_it_may_take(tmp_path: Path, closes: bool) -> None:
+    edits = LocalEdits(root_of(tmp_path, "server"))
+    edits.open(lambda dataset: True)
+    file, other = edits.new_file(DATASET, b"x"), edits.new_file(DATASET, b"x")
+    edits.of(DATASET).edit(file, README)
+    edits.of(DATASET).edit(other, OTHER)
+    handle = file.open(os.O_WRONLY | os.O_TRUNC)
+    other.begin_write(1)
+    waiting = threading.Thread(target=edits.wait_until_closed, args=(LATE_S if closes else 0.1,))
+
+    waiting.start()
+    waiting.join(0.02)
+    assert waiting.is_alive()
+    if closes:
+        with edits.lock:
+            edits.close_file(handle)
+    waiting.join(LATE_S)
+
+    assert not waiting.is_alive()
+    edits.close()
+    if not closes:
+        os.close(handle.fd)

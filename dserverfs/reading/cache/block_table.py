@@ -219,7 +219,7 @@ class BlockTable:
             )
             for key, block in blocks
         ]
-        with self._cache._transact(False) as (sql, cleanup):
+        with self._cache._transact() as (sql, cleanup):
             self._cache._con.executemany(_INSERT, rows)
             self._cache._cull(now_s, sql, cleanup, len(rows) + self._cache.cull_limit)
 
@@ -235,7 +235,7 @@ class BlockTable:
             used_s = PINNED_S if key in pinned else now_s
             rows.append((key, now_s, used_s, block.serial, tag, size, mode, filename, inline))
         keys = json.dumps([key for key, _, _ in blocks])
-        with self._cache._transact(False) as (sql, cleanup):
+        with self._cache._transact() as (sql, cleanup):
             for _, _, filename in sql(_PRESENT, (keys,)).fetchall():
                 cleanup(filename)
             sql(f"DELETE {_OF_KEYS}", (keys,))
@@ -470,7 +470,7 @@ def _seal(key: str, mode: int, filename: str | None, serial: int, checksums: byt
 
 def _checksums(tag: Any, key: Any, mode: Any, filename: Any, serial: Any) -> bytes | None:
     """Return the checksums of a row's block; None if the row is not what was written."""
-    if not isinstance(tag, bytes) or not isinstance(key, str):
+    if not isinstance(tag, bytes):
         return None
     sums = tag[SEAL_BYTES:]
     return sums if tag[:SEAL_BYTES] == _seal(key, mode, filename, serial, sums) else None

@@ -7,6 +7,7 @@ from tests.mutation.survivors.reasons import MOMENT, RACE, SAME, SLOWER, TYPES, 
 EXPLAINED: Explained = {
     "reading/cache/block_cache": {
         SAME: [
+            ("OTHERS_CLOSE_S = 3 * WATCH_S", "OTHERS_CLOSE_S = (3 // WATCH_S)"),
             ("self._space_left = True", "self._space_left = False"),  # it is looked at first
             (
                 "for text, (key, length) in zip(keys, wanted, strict=True)",
@@ -45,6 +46,16 @@ EXPLAINED: Explained = {
             ),
         ],
         SLOWER: [
+            (  # the row of a small one is written twice
+                "distinct = {key: block for key, block in blocks if len(block.data)"
+                " >= MIN_FILE_SIZE}",
+                "distinct = {key: block for key, block in blocks}",
+            ),
+            *each(  # the lock is waited for, and then it is seen
+                "if self._is_open and (self._must_reopen or self._table is None):",
+                "if (self._is_open):",
+                "if (self._must_reopen or self._table is None):",
+            ),
             ("if table is None or not wanted:", "if (table is None):"),
             ("if table is None or not used:", "if (table is None):"),
             ("time.sleep(0.02)", "pass"),
@@ -74,6 +85,13 @@ EXPLAINED: Explained = {
                 "if now_s - self._space_checked_s <= self._tuning.free_space_check_s:",
             ),
         ],
+        RACE: [  # another thread has opened it anew, closed it, or said that it is full
+            *each(
+                "if not self._is_open or (self._table is not None and not self._must_reopen):",
+                "if (self._table is not None and (not self._must_reopen)):",
+                "if (not self._is_open):",
+            ),
+        ],
         TYPES: [
             (
                 "stored = { key: self._blocks.stored(block, value.file, row) for (key, block),"
@@ -81,6 +99,29 @@ EXPLAINED: Explained = {
                 "stored = {key: self._blocks.stored(block, value.file, row) for (key, block),"
                 " value, row in zip(large, values, rows, strict=True)}",
             ),
+        ],
+    },
+    "reading/cache/block_table": {
+        SLOWER: [
+            *each(  # diskcache looks itself whether there is room
+                "if self.excess_in_bytes() < 0:",
+                "if self.excess_in_bytes() <= 0:",
+                "if self.excess_in_bytes() < 1:",
+            ),
+            ("break", "pass"),
+            ('self._sql(f"PRAGMA busy_timeout = {_LOG_TIMEOUT_S * 1000:.0f}")', "pass"),
+            (  # what is farther off has another name
+                'return {"row": row, "most": MAX_BLOCKS_IN_FILE - 1, "stem": STEM_CHARACTERS}',
+                'return {"row": row, "most": (MAX_BLOCKS_IN_FILE + 1), "stem": STEM_CHARACTERS}',
+            ),
+        ],
+        MOMENT: [
+            *each(
+                "if size > self._log_limit or (size > MAX_LOG_BYTES and self._may_retry()):",
+                "if size >= self._log_limit or (size > MAX_LOG_BYTES and self._may_retry()):",
+                "if size > self._log_limit or (size >= MAX_LOG_BYTES and self._may_retry()):",
+            ),
+            ("if time.monotonic() > end_s:", "if time.monotonic() >= end_s:"),
         ],
     },
     "reading/cache/write_behind": {

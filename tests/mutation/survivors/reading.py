@@ -39,6 +39,33 @@ EXPLAINED: Explained = {
             ),
         ],
     },
+    "reading/block_filling": {
+        SAME: [
+            (  # it is looked at before it is asked for
+                "self._knew_hashes = False # when the cache was asked",
+                "self._knew_hashes = True # when the cache was asked",
+            ),
+            (
+                "for missing, cached in zip(list(self._waiting), found, strict=True):",
+                "for missing, cached in zip(list(self._waiting), found, strict=False):",
+            ),
+        ],
+        SLOWER: [
+            # Who waits for the block looks once a second whether it is coming still.
+            ("self._parts.hashes.give_up(self._content)", "pass"),
+            # The cache is asked in vain.
+            (
+                "self._knew_hashes = self._parts.hashing.has_hashes(self._content)",
+                "pass",
+            ),
+            ("if self._knew_hashes or not self._waiting:", "if (not self._waiting):"),
+            (
+                "if stored_as.names_content and self._finds_by_hashes():",
+                "if (self._finds_by_hashes()):",
+            ),
+        ],
+        RACE: [("raise StaleResponse", "pass")],  # and then it is raised when it is settled
+    },
     "reading/block_hashing": {
         SAME: [
             (

@@ -33,7 +33,6 @@ EXPLAINED: Explained = {
                 "if (file.note.is_complete):",
             ),
             ("self._refused.discard(file)", "pass"),
-            ("self._refused.clear()", "pass"),
         ],
         TYPES: [
             (
@@ -49,6 +48,26 @@ EXPLAINED: Explained = {
             (  # nobody looks at what becomes of the thread's work
                 "pass # logged, and kept in its note",
                 "raise # logged, and kept in its note",
+            ),
+        ],
+    },
+    "writing/edits/view": {
+        TYPES: [
+            (
+                "if path is None or self._numbers.get(path) != number:",
+                "if (self._numbers.get(path) != number):",
+            )
+        ],
+        SAME: [
+            *each(  # another number than before
+                "self._times_sent[path] = self._times_sent.get(path, 0) + 1",
+                "self._times_sent[path] = (self._times_sent.get(path, 0) - 1)",
+                "self._times_sent[path] = self._times_sent.get(path, 0) + 2",
+                "self._times_sent[path] = self._times_sent.get(path, 1) + 1",
+            ),
+            (  # nothing is sent of it before it is changed
+                'note = Note(dataset, "", is_complete=False, changed_at=time.time(), read=read)',
+                'note = Note(dataset, "", is_complete=True, changed_at=time.time(), read=read)',
             ),
         ],
     },
