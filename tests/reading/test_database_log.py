@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dserverfs.reading.cache import database_log
 from dserverfs.reading.cache.block_table import BlockTable
-from dserverfs.reading.cache.blocks import MemoryBlock
-from dserverfs.reading.cache.opening import open_table
+from tests.support.block_rows import SMALL, sql, store
 
-
-@pytest.fixture
-def table(tmp_path: Path) -> Iterator[BlockTable]:
-    table = open_table(tmp_path, 1 << 40, 0.05)
-    yield table
-    table.close()
-
-
-def store(table: BlockTable, key: str) -> None:
-    table.store([(key, MemoryBlock(b"small"))], [])
+pytest_plugins = ["tests.support.cache_fixtures"]
 
 
 class Log:
@@ -53,13 +42,13 @@ class Log:
     def grow(self) -> int:
         """Write; return how often the log was cut after that."""
         before = self.cuts
-        store(self.table, f"{self.now_s}-{self.size()}")
+        store(self.table, f"{self.now_s}-{self.size()}", data=SMALL)
         return self.cuts - before
 
 
 @pytest.fixture
 def log(table: BlockTable, monkeypatch: pytest.MonkeyPatch) -> Log:
-    store(table, "first")
+    store(table, "first", data=SMALL)
     return Log(table, monkeypatch)
 
 
@@ -70,7 +59,7 @@ def test_log_is_cut_when_it_is_larger_than_it_may_be(log: Log) -> None:
     assert log.grow() == 1
     assert log.size() == 0
     assert log.grow() == 1, "each time"
-    timeout = log.table._cache._sql("PRAGMA busy_timeout").fetchall()
+    timeout = sql(log.table, "PRAGMA busy_timeout")
     assert timeout == [(50,)], "as it was"
 
 

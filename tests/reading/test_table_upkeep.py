@@ -1,10 +1,9 @@
-"""The cache's table as a whole: read, cleared, counted, kept apart from others, and its log cut."""
+"""The cache's table as a whole: read, cleared, counted, and kept apart from others."""
 
 from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,91 +144,3 @@ def test_change_that_others_keep_away_is_told_at_once(table: BlockTable, tmp_pat
             with pytest.raises(diskcache.Timeout):
                 change()
     other.close()
-
-
-# SQLite's log
-
-
-class Log:
-    """A table whose log is as large as a test says, and a count of how often it was cut."""
-
-    def __init__(self, table: BlockTable, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._patch = monkeypatch
-        self.table = table
-        self.now_s = 1e6
-        self.cuts = 0
-        shorten = table._shorten_log
-
-        def cut(size: int) -> None:
-            self.cuts += 1
-            shorten(size)
-
-        monkeypatch.setattr(table, "_shorten_log", cut)
-        monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
-
-    def limit(self, size_in_bytes: int) -> None:
-        self._patch.setattr(block_table, "MAX_LOG_BYTES", size_in_bytes)
-        self.table._log_limit = size_in_bytes
-
-    def size(self) -> int:
-        return self.table._log.stat().st_size
-
-    def grow(self) -> int:
-        """Write; return how often the log was cut after that."""
-        before = self.cuts
-        store(self.table, f"{self.now_s}-{self.size()}", data=SMALL)
-        return self.cuts - before
-
-
-@pytest.fixture
-def log(table: BlockTable, monkeypatch: pytest.MonkeyPatch) -> Log:
-    store(table, "first", data=SMALL)
-    return Log(table, monkeypatch)
-
-
-def test_log_is_cut_when_it_is_larger_than_it_may_be(log: Log) -> None:
-    log.limit(1 << 30)
-    assert log.grow() == 0
-    log.limit(1)
-    assert log.grow() == 1
-    assert log.size() == 0
-    assert log.grow() == 1, "each time"
-    timeout = sql(log.table, "PRAGMA busy_timeout")
-    assert timeout == [(50,)], "as it was"
-
-
-def test_log_that_a_reader_holds_is_cut_later(
-    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(block_table, "_LOG_TIMEOUT_S", 0.01)
-    while log.size() < 1 << 19:
-        log.grow()
-    limit = log.size()
-    log.limit(limit)
-    reading = sqlite3.connect(tmp_path / "cache.db")
-    reading.execute("BEGIN")
-    reading.execute("SELECT * FROM Cache").fetchone()
-
-    assert log.grow() == 1
-    assert log.size() > limit, "in vain"
-    waits = 0
-    while log.grow() == 0:
-        waits += 1
-        assert log.size() < 3 * limit
-    assert waits, "not before it has grown by half as much again"
-    assert log.size() > 1.5 * limit
-    assert log.grow() == 0
-    log.now_s += block_table._LOG_RETRY_S
-    assert log.grow() == 0
-    log.now_s += 1
-    assert log.grow() == 1, "or some time has passed"
-
-    reading.close()
-    log.now_s += block_table._LOG_RETRY_S + 1
-    assert log.grow() == 1
-    assert log.size() == 0
-    log.now_s += block_table._LOG_RETRY_S + 1
-    assert log.grow() == 0, "small again"
-    while not log.grow():
-        assert log.size() <= limit
-    assert log.size() == 0, "as large as before at most"
