@@ -73,12 +73,12 @@ class Channel:
 
     def run(self) -> None:
         """Serve until the mount ends, or a daemon that none follows."""
-        passing = self._passing
-        try:
-            with contextlib.suppress(OtherAbilities):
-                self._serve(passing)
-        finally:
-            passing.succession.close()
+        with contextlib.suppress(OtherAbilities):
+            self._serve(self._passing)
+
+    def close(self) -> None:
+        """Leave the daemon; one that does not serve yet ends."""
+        self._passing.close()
 
     def _serve(self, passing: Passing) -> None:
         while True:
@@ -254,7 +254,7 @@ class Channel:
         if touched is None:
             touched = self._touched[handle] = set()
         index = self._blocks.index(offset)
-        if index not in touched:
+        if index not in touched and not self._passing.waits:
             touched.add(index)
             # It is a hint: what to fetch ahead.
             self._passing.daemon.offer(
@@ -456,6 +456,8 @@ def main(*fds: int) -> None:
         said = traceback.format_exc()[-messages.MAX_FAILED_BYTES :].encode("utf-8", "replace")
         channel.say(messages.KIND.pack(Kind.FAILED) + said)
         raise
+    finally:
+        channel.close()
 
 
 if __name__ == "__main__":
