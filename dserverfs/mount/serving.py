@@ -27,7 +27,14 @@ from dserverfs.base import service_manager
 from dserverfs.base.errors import DserverfsError, LocalDiskError, UsageError
 from dserverfs.base.model import Dataset, DserverURI, is_below
 from dserverfs.client import Client
-from dserverfs.mount import allocator, direct_requests, given_device, mountpoint, taking_over
+from dserverfs.mount import (
+    allocator,
+    direct_requests,
+    given_device,
+    kernel_tuning,
+    mountpoint,
+    taking_over,
+)
 from dserverfs.mount.cache_commands import CacheCommands
 from dserverfs.mount.channel.handles import NO_HANDLES
 from dserverfs.mount.channel.link import Link
@@ -64,11 +71,6 @@ GRACE_S = 2.0
 MAX_REQUESTS = 10_000
 ERRORS_KEPT_S = 10.0  # guess: a mount that is killed forgets those of so long
 TOKEN_CHECK_S = 600.0  # a token that lasts a day is renewed after half of it
-# Reads that the kernel sends before the first is answered; its default is 12.
-MAX_BACKGROUND = 256
-# The kernel asks for at most that much at once; 1 MiB reads are 1.2 times as fast
-# as the default's 128 KiB. Only root may say so.
-READ_AHEAD_KIB = 1024
 # The kernel's first request is there before the daemon looks for it.
 FIRST_REQUEST_S = 20.0
 
@@ -433,7 +435,7 @@ async def _answering(options: MountOptions, parts: _Parts, directory: Path) -> A
     """
     if parts.control is None:
         status = await trio.to_thread.run_sync(os.stat, options.path, abandon_on_cancel=True)
-        _tune_kernel(status.st_dev)
+        kernel_tuning.tune(status.st_dev)
         return Address.of(directory, status.st_dev, os.geteuid())
     with trio.move_on_after(FIRST_REQUEST_S):
         await parts.operations.begun.wait()
@@ -476,18 +478,3 @@ def _leave_stderr() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 2)
     os.close(null)
-
-
-def _tune_kernel(device: int) -> None:
-    """Raise what the kernel asks for at once and at a time; only root may."""
-    number = f"{os.major(device)}:{os.minor(device)}"
-    connection = Path(f"/sys/fs/fuse/connections/{os.minor(device)}")
-    for path, value in (
-        (Path(f"/sys/class/bdi/{number}/read_ahead_kb"), READ_AHEAD_KIB),
-        (connection / "max_background", MAX_BACKGROUND),
-        (connection / "congestion_threshold", MAX_BACKGROUND * 3 // 4),
-    ):
-        try:
-            path.write_text(str(value))
-        except OSError as error:
-            logger.debug("%s stays as it is: %s", path, error)
