@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
         metavar="SECONDS",
         help="how long to wait for the new daemon; default: 60",
     )
-    parser.epilog = example("pip install --upgrade 'dserverfs[mount]'", "dserverfs restart ~/lab")
+    parser.epilog = example("dserverfs restart ~/lab")
     parser.set_defaults(command=_run)
 
 

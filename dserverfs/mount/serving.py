@@ -31,7 +31,7 @@ from dserverfs.mount import (
     background,
     direct_requests,
     given_device,
-    kernel_settings,
+    kernel_tuning,
     mountpoint,
     taking_over,
 )
@@ -443,7 +443,7 @@ async def _answering(options: MountOptions, parts: _Parts, directory: Path) -> A
     """
     if parts.control is None:
         status = await trio.to_thread.run_sync(os.stat, options.path, abandon_on_cancel=True)
-        kernel_settings.tune(status.st_dev)
+        kernel_tuning.tune(status.st_dev)
         return Address.of(directory, status.st_dev, os.geteuid())
     with trio.move_on_after(FIRST_REQUEST_S):
         await parts.operations.begun.wait()

@@ -82,7 +82,7 @@ def test_warm_reads_are_answered_by_the_channel_with_the_right_bytes(mount: Remo
     before = answered(mount)
     read_at_random(path, 200, 2)
 
-    assert answered(mount) >= before + 150  # the others are across two blocks, or at the end
+    assert answered(mount) >= before + 150  # the others are at the end
     assert (mount.path / "data/small").read_bytes() == b"small\n"
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +18,7 @@ from tests.support.dtool_datasets import content_of, make_dataset
 from tests.support.mount_daemons import Remountable, remountable, stopped, wait_for_end
 from tests.support.mounts import publish
 from tests.support.patience import LATE_S
+from tests.support.random_reader import reading
 from tests.support.server_store import weed_of
 from tests.support.servers import ServerHandle
 from tests.support.successors import kill_daemon, log_of, successor_of
@@ -55,27 +54,11 @@ def base(
         yield made
 
 
-@contextlib.contextmanager
-def reader_of(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Have a process read a file until the end of the block, and require that it saw no error."""
-    words = ("tests.support.random_reader", str(path), "survival", str(SIZE))
-    command = [sys.executable, "-m", *words]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as reader:
-        try:
-            yield reader
-            said, wrong = reader.communicate(timeout=LATE_S)
-        finally:
-            reader.kill()
-    assert (reader.returncode, wrong) == (0, "")
-    assert int(said) > 0
-
-
 def test_cached_reads_see_no_error_while_daemons_are_killed(mount: Remountable) -> None:
     path = mount.path / "data/large"
     assert path.read_bytes() == CONTENT
 
-    with reader_of(path), reader_of(path):
+    with reading(path, "survival", SIZE), reading(path, "survival", SIZE):
         daemons = [kill_daemon(mount) for _ in range(20)]
 
     assert len(set(daemons)) == 20

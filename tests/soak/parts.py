@@ -16,6 +16,7 @@ from tests.soak import (
     prompt_answers,
     simulation,
     stalls_and_ends,
+    survival,
 )
 from tests.soak.turns import Part
 
@@ -33,6 +34,7 @@ PARTS: tuple[Part, ...] = (
     prompt_answers.PART,
     simulation.PART,
     stalls_and_ends.PART,
+    survival.PART,
 )
 
 

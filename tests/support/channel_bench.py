@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import socket
+import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from dserverfs.mount.channel.contents import packed
 from dserverfs.mount.channel.messages import Kind, Shared, Sockets
 from dserverfs.mount.channel.process import Channel
 from dserverfs.mount.channel.rows import ROWS
+from dserverfs.mount.channel.succession import Recipe, Succession
 from tests.support.patience import LATE_S
 
 
@@ -53,16 +55,22 @@ class Outcome(NamedTuple):
 class Bench:
     """The channel in a thread, and all that is around it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, recipe: Recipe | None = None) -> None:
+        """With a recipe another daemon is started when `die` ends the connections."""
         self.kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for each in (self.kernel, device):
             each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self.ours, theirs = Sockets.pair()
-        memory = Shared.create()
-        self.shared = Shared(memory)
-        os.close(memory)
+        self._memory = Shared.create()
+        self.shared = Shared(self._memory)
+        # In the place of the first daemon's process, for `ours` are in this one.
+        self._daemon = None if recipe is None else subprocess.Popen(["sleep", "infinity"])
+        succession = None
+        if self._daemon is not None:
+            succession = Succession(self._memory, os.pidfd_open(self._daemon.pid))
         self.path = directory / "blocks"
         self.fault: BaseException | None = None
+        self._channel = Channel(theirs, self.shared, succession)
         self._thread = threading.Thread(target=self._run, args=(theirs,), daemon=True)
         self._thread.start()
         with device:
@@ -70,6 +78,8 @@ class Bench:
             journal = os.memfd_create("journal")
             socket.send_fds(self.ours.messages, [told], [device.fileno(), journal])
             os.close(journal)
+        if recipe is not None:
+            self._serves(recipe)
         self.unique = 0  # of the last request
         self.touched: list[tuple[int, ...]] = []
 
@@ -82,19 +92,51 @@ class Bench:
 
     def _run(self, theirs: Sockets) -> None:
         try:
-            Channel(theirs, self.shared).run()
+            self._channel.run()
         except BaseException as error:  # noqa: BLE001 - told by `close`
             self.fault = error
         finally:
-            theirs.close()
+            self._channel.close()
 
     def close(self) -> None:
         self.kernel.close()
         self.ours.end()
+        self._end_daemon()
         self._thread.join(LATE_S)
         assert not self._thread.is_alive()
+        os.close(self._memory)
         if self.fault is not None:
             raise self.fault
+
+    def has_ended(self) -> bool:
+        self._thread.join(LATE_S)
+        return not self._thread.is_alive()
+
+    # One daemon after the other
+
+    def _serves(self, recipe: Recipe) -> None:
+        with tempfile.TemporaryFile() as file:
+            file.write(recipe.packed())
+            file.flush()
+            said = messages.KIND.pack(Kind.SERVING)
+            socket.send_fds(self.ours.messages, [said], [file.fileno()])
+
+    def die(self) -> None:
+        """End the connections without a word, and the process of the first daemon."""
+        self.ours.end()
+        self._end_daemon()
+
+    def _end_daemon(self) -> None:
+        if self._daemon is not None and self._daemon.poll() is None:
+            self._daemon.kill()
+            self._daemon.wait()
+
+    def take_place(self, ends: Sockets, device: int, journal: int) -> bytes:
+        """Be the next daemon, which has these ends; return what its libfuse is asked first."""
+        self.ours = ends
+        told = messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE, messages.EVERYBODY)
+        socket.send_fds(ends.messages, [told], [device, journal])
+        return readable(ends.libfuse).recv(1 << 21)
 
     # The kernel
 
@@ -207,9 +249,9 @@ def answer_in(reply: bytes) -> Answer:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Bench]:
+def running(recipe: Recipe | None = None) -> Iterator[Bench]:
     with tempfile.TemporaryDirectory() as directory:
-        bench = Bench(Path(directory))
+        bench = Bench(Path(directory), recipe)
         try:
             yield bench
         finally:

@@ -7,12 +7,54 @@ error ends it with a traceback.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import select
+import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 from tests.support.dtool_datasets import content_of
+from tests.support.patience import LATE_S
+
+
+class Reader:
+    """A process that reads."""
+
+    def __init__(self, path: Path, relpath: str, size: int) -> None:
+        pipe, words = subprocess.PIPE, (str(path), relpath, str(size))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, *words],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+        )
+        self.reads = 0  # when it has ended
+
+    def end(self) -> None:
+        """Require that it saw no error."""
+        said, wrong = self._process.communicate(timeout=LATE_S)
+        assert (self._process.returncode, wrong) == (0, "")
+        self.reads = int(said)
+        assert self.reads > 0
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def reading(path: Path, relpath: str, size: int) -> Iterator[Reader]:
+    """Have a process read until the end of the block, and require that it saw no error."""
+    reader = Reader(path, relpath, size)
+    try:
+        yield reader
+        reader.end()
+    finally:
+        reader.kill()
 
 
 def main(path: str, relpath: str, size: str) -> None:

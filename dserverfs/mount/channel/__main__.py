@@ -40,6 +40,8 @@ def main(*fds: int) -> None:
         said = traceback.format_exc()[-messages.MAX_FAILED_BYTES :].encode("utf-8", "replace")
         channel.say(messages.KIND.pack(Kind.FAILED) + said)
         raise
+    finally:
+        channel.close()
 
 
 if __name__ == "__main__":

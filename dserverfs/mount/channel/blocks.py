@@ -2,8 +2,7 @@
 
 The rule for an answer to a READ from here: the daemon has told the block, with its descriptor,
 after all of it was compared with its checksums and its item with the manifest; and it has not
-taken it back. A read that is not wholly in one such block, or not in the page cache, is the
-daemon's.
+taken it back. A read that is not wholly in such blocks, or not in the page cache, is the daemon's.
 """
 
 from __future__ import annotations
@@ -60,16 +59,26 @@ class Blocks:
     def read(self, inode: int, offset: int, size: int, target: memoryview) -> int:
         """Read; return how many bytes, or 0 if the daemon has to. Waits for no disk."""
         told = self._told.get(inode)
-        block = None if told is None else told.get(offset // self.block_bytes)
-        if block is None:
+        if told is None:
             return 0
-        start = offset % self.block_bytes
-        wanted = min(size, block.length - start)
-        # Beyond the end of a block that is not the last of its item there is another one.
-        if wanted <= 0 or (wanted < size and block.length == self.block_bytes):
-            return 0
-        try:
-            count = os.preadv(block.fd, [target[:wanted]], block.start + start, os.RWF_NOWAIT)
-        except OSError:
-            return 0
-        return count if count == wanted else 0
+        done = 0
+        while done < size:
+            index, start = divmod(offset + done, self.block_bytes)
+            block = told.get(index)
+            if block is None:
+                return 0
+            wanted = min(size - done, block.length - start)
+            if wanted <= 0:
+                return 0
+            try:
+                count = os.preadv(
+                    block.fd, [target[done : done + wanted]], block.start + start, os.RWF_NOWAIT
+                )
+            except OSError:
+                return 0
+            if count != wanted:
+                return 0
+            done += count
+            if block.length < self.block_bytes:  # the last of its item
+                break
+        return done

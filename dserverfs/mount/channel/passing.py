@@ -218,6 +218,11 @@ class Passing:
             while daemon.recv(messages.MAX_BYTES):
                 pass
 
+    def close(self) -> None:
+        self.succession.close()
+        for outbox in (self.daemon, self.libfuse, self._in_force):
+            outbox.sock.close()
+
     # From one daemon to the next
 
     def is_followed(self) -> bool:

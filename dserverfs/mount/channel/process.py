@@ -69,12 +69,12 @@ class Channel:
 
     def run(self) -> None:
         """Serve until the mount ends, or a daemon that none follows."""
-        passing = self._passing
-        try:
-            with contextlib.suppress(OtherAbilities):
-                self._serve(passing)
-        finally:
-            passing.succession.close()
+        with contextlib.suppress(OtherAbilities):
+            self._serve(self._passing)
+
+    def close(self) -> None:
+        """Leave the daemon; one that does not serve yet ends."""
+        self._passing.close()
 
     def _serve(self, passing: Passing) -> None:
         while True:
@@ -268,7 +268,7 @@ class Channel:
         if touched is None:
             touched = self._touched[handle] = set()
         index = self._blocks.index(offset)
-        if index not in touched:
+        if index not in touched and not self._passing.waits:
             touched.add(index)
             # It is a hint: what to fetch ahead.
             self._passing.daemon.offer(
@@ -412,7 +412,11 @@ class Channel:
         if opcode == Opcode.READ and len(view) >= wire.READ_BYTES:
             if not self._answer_read(view, unique, inode):
                 self._pass_read(view, unique, inode, pid)
-        elif opcode not in self._frozen.handlers or not self._answer(view):
+        elif (
+            opcode in CLOSING  # the handle is not of the channel, or would not have waited
+            or opcode not in self._frozen.handlers
+            or not self._answer(view)
+        ):
             self._pass_on(view)
 
     def _fail(self, request: bytes, number: int) -> None:

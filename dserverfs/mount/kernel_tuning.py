@@ -1,4 +1,4 @@
-"""What root sets in the kernel for a mount: how much it asks for at once and at a time."""
+"""How much the kernel asks of a mount at once and at a time; only root may say so."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+# Reads that the kernel sends before the first is answered; its default is 12.
+MAX_BACKGROUND = 256
 # The kernel asks for at most that much at once; 1 MiB reads are 1.2 times as fast
 # as the default's 128 KiB. Only root may say so.
 READ_AHEAD_KIB = 1024
-# Reads that the kernel sends before the first is answered; its default is 12.
-MAX_BACKGROUND = 256
 
 
 def tune(device: int) -> None:
