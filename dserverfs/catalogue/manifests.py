@@ -308,6 +308,7 @@ class Manifests:
         try:
             with local_part():
                 index = ManifestIndex(path).open()
+            _require_all_items(dataset, index.number_of_items)
         except DserverfsError as error:
             if not isinstance(error, (NotFound, LocalDiskError)):
                 logger.warning("made anew: %s", error)
@@ -315,6 +316,11 @@ class Manifests:
                 lambda: self._make_index(dataset, load, path),
                 lambda: self._shelter.take_index(self._pieces(dataset, load)),
             )
+            try:
+                _require_all_items(dataset, index.number_of_items)
+            except ProtocolError:
+                remove_if_possible(path)
+                raise
         with self._lock:
             self._indexes[_freeze_of(dataset)] = _OpenIndex(index, path)
             in_memory = sum(held.index.memory_in_bytes for held in self._indexes.values())
@@ -396,12 +402,13 @@ class Manifests:
         self._note_checked(path, version)
 
     def _parsed(self, dataset: Dataset, load: ManifestLoad) -> Iterator[bytes]:
-        """Yield what `_pieces` does; raises ProtocolError at its end if it is no manifest."""
+        """Yield what `_pieces` does; raises ProtocolError at its end if it is not the manifest."""
         stream = ManifestStream()
+        number = 0
         for piece in self._pieces(dataset, load):
-            stream.feed(piece)
+            number += len(stream.feed(piece))
             yield piece
-        stream.close()
+        _require_all_items(dataset, number + len(stream.close()))
 
     def _require_space(self) -> None:
         """Raise OSError if the disk has only the space left that the cache leaves free."""
@@ -453,6 +460,19 @@ def _version_of(path: Path) -> _FileVersion | None:
 
 def _version_in(status: os.stat_result) -> _FileVersion:
     return _FileVersion(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _require_all_items(dataset: Dataset, number: int) -> None:
+    """Raise ProtocolError if a manifest has fewer items than the dataset is listed with.
+
+    What is not shown is deleted elsewhere by `rsync --delete`. A listing that has fewer, or no
+    number, comes from whoever registered the dataset, and hides nothing.
+    """
+    if dataset.number_of_items is not None and number < dataset.number_of_items:
+        raise ProtocolError(
+            f"{dataset.uri}: the server lists it with {dataset.number_of_items} items, and sent a"
+            f" manifest of {number}; tried again later, ask who runs the server if it stays so"
+        )
 
 
 def _reopened(path: Path) -> ManifestIndex:

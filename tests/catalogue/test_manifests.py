@@ -99,26 +99,6 @@ def begun_and_halted(
     return load, halt
 
 
-def test_dataset_that_is_made_again_with_its_uuid_has_its_new_manifest(
-    quirky: QuirkyServer, manifests: Manifests, dataset: Dataset
-) -> None:
-    """Somebody deletes it, corrects it on his disk and freezes it anew."""
-
-    def relpaths(one: Dataset) -> set[str]:
-        file = loaded(lambda: manifests.file(one))
-        content = file if isinstance(file, bytes) else file.read_bytes()
-        assert loaded(lambda: manifests.index(one)) is not None
-        return {item["relpath"] for item in json.loads(content)["items"].values()}
-
-    assert relpaths(dataset) == set(CONTENTS)
-    items = quirky.described[dataset.uri]["manifest"]["items"]
-    quirky.described[dataset.uri]["manifest"]["items"] = dict([*items.items()][:1])
-
-    # As another route of the server tells the date.
-    assert relpaths(replace(dataset, frozen_at=dataset.frozen_at + 0.2)) == set(CONTENTS)
-    assert relpaths(replace(dataset, frozen_at=dataset.frozen_at + 60)) < set(CONTENTS)
-
-
 def test_index_and_file_are_asked_for_once_whoever_waits(
     quirky: QuirkyServer, manifests: Manifests, dataset: Dataset
 ) -> None:
