@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -148,6 +149,53 @@ def test_half_of_an_annotation_becomes_no_other(bench: Bench) -> None:
     assert failure.value.errno == errno.EIO
     bench.edits.release(handle)
     assert bench.has("annotations") == {"n": 5}
+
+
+@told
+def test_half_of_a_change_after_one_that_was_sent_is_not_kept(bench: Bench) -> None:
+    handle = bench.open(README)
+    bench.edits.write(handle, MINE, 0)
+    bench.edits.sync(handle)
+    for content in (b"ha", b"lf"):
+        bench.edits.write(handle, content, len(MINE))
+    with pytest.raises(OSError, match="at most"):
+        bench.edits.write(handle, b"x", LIMIT_BYTES)
+
+    end(bench, "closed", handle)
+
+    assert bench.shows(README) == MINE
+    assert bench.local_files() == []
+
+
+@kept
+def test_change_that_waits_goes_on_after_a_write_that_was_refused(bench: Bench) -> None:
+    wait_to_be_sent(bench)
+    for content in (bytes(LIMIT_BYTES), b"added: 1\n"):
+        first = bench.open(README, os.O_WRONLY | os.O_APPEND)
+        with contextlib.suppress(OSError):
+            bench.edits.write(first, content, 0)
+        bench.edits.release(first)
+
+    bench.writes.error = None
+    bench.edits.flush(WAIT_S)
+
+    assert bench.has("readme").encode() == MINE + b"added: 1\n"
+
+
+@told
+@kept
+def test_writer_that_was_refused_has_none_of_what_another_one_adds_sent(bench: Bench) -> None:
+    wait_to_be_sent(bench)
+    refused, other = (bench.open(README, os.O_WRONLY | os.O_APPEND) for _ in range(2))
+    with pytest.raises(OSError, match="at most"):
+        bench.edits.write(refused, bytes(LIMIT_BYTES), 0)
+    bench.edits.release(refused)
+    bench.edits.write(other, b"added: 1\n", 0)
+
+    end(bench, "closed", other)
+
+    assert bench.has("readme").encode() == BEFORE
+    assert bench.shows(README) == MINE + b"added: 1\n"
 
 
 # A write under way

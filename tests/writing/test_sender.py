@@ -19,6 +19,7 @@ from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.edits.journal import Note, root_of
 from dserverfs.writing.edits.local_file import EditHandle, LocalFile
 from tests.support.edit_sessions import DATASET, README
+from tests.support.few_threads import no_more_threads
 from tests.support.patience import LATE_S
 
 TAG, OTHER = (f".dtool/annotations/{name}.json" for name in "tu")
@@ -256,6 +257,19 @@ def test_what_is_being_written_again_is_not_tried_before_that_is_done(bench: Ben
     bench.wait()
 
     assert bench.server.contents[TAG] == b"6"
+
+
+def test_change_that_no_thread_can_send_is_tried_again(bench: Bench) -> None:
+    with no_more_threads():
+        bench.edits.release(bench.begin(TAG, b"5"))
+    assert bench.server.asked == []
+
+    (timer,) = bench.running
+    timer.end()
+    bench.wait()
+
+    assert bench.server.contents[TAG] == b"5"
+    assert bench.unsent() == {}
 
 
 @pytest.mark.expects_log("a fault of ours while sending")
