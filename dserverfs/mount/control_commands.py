@@ -33,7 +33,7 @@ from dserverfs.reading.cache.block_cache import CacheUsage
 from dserverfs.remote.contact import Away
 from dserverfs.remote.site_cache import SiteCache
 from dserverfs.remote.tokens import TokenSource, expires_at
-from dserverfs.tree import description
+from dserverfs.tree import description, number_journal
 from dserverfs.tree.frozen_dataset import DatasetTree
 from dserverfs.tree.mount_tree import InFrozen, Inode, Tree
 from dserverfs.writing.edits.edits import DatasetEdits
@@ -179,7 +179,7 @@ class Commander:
             yield {"result": self._token()}
         elif command == "mount":
             told = {"uri": str(self.uri), "path": str(self.mountpoint), "pid": os.getpid()}
-            yield {"result": told}
+            yield {"result": {**told, "numbers": number_journal.formats()}}
         elif command == "log":
             yield {"result": _set_log_level(asked.level)}
         else:

@@ -47,6 +47,11 @@ class Note(Protocol):
     def __call__(self, *key: Any, value: Any) -> None: ...
 
 
+def formats() -> list[int]:
+    """Return the formats of this version, which have to be the same for numbers to stay."""
+    return [FORMAT, FORMAT_VERSION]
+
+
 class NumberJournal:
     """That of one mount; with no file it keeps nothing."""
 
@@ -59,7 +64,7 @@ class NumberJournal:
     def create(cls, mounted_ns: int) -> NumberJournal:
         """Return a new one; `mounted_ns` is shown of what has no other time."""
         journal = cls(os.memfd_create("dserverfs-numbers"))
-        journal.note(HEAD, value=[FORMAT, FORMAT_VERSION, mounted_ns])
+        journal.note(HEAD, value=[*formats(), mounted_ns])
         return journal
 
     @property
@@ -104,7 +109,7 @@ def known(content: bytes) -> Known:
         version, index_format, mounted_ns = found[()][HEAD]
     except (ValueError, TypeError, KeyError) as error:
         raise ProtocolError(f"the journal of inode numbers cannot be read: {error!r}") from error
-    if (version, index_format) != (FORMAT, FORMAT_VERSION) or not isinstance(mounted_ns, int):
+    if [version, index_format] != formats() or not isinstance(mounted_ns, int):
         raise ProtocolError(
             f"inode numbers of this mount have format {version}.{index_format}, and this version"
             f" gives those of {FORMAT}.{FORMAT_VERSION}: mount it again"

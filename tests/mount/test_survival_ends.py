@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from dserverfs.base.mountinfo import find_mounted
+from dserverfs.cli.main import main
 from dserverfs.mount.channel.succession import MAX_STARTS
+from dserverfs.tree import number_journal
 from tests.support.accounts import Account
 from tests.support.mount_daemons import (
     Remountable,
@@ -226,6 +228,22 @@ def test_restart_waits_for_who_writes(mount: Remountable, current_user: Account)
         file.write(" and more")
     assert mount.daemon() == before
     assert (made / "file").read_text() == "content and more"
+
+
+def test_restart_by_a_version_of_other_numbers_is_refused(
+    mount: Remountable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = mount.daemon()
+    monkeypatch.setattr(number_journal, "FORMAT", number_journal.FORMAT + 1)
+    for name in ("HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+        if (value := mount.account.environment.get(name)) is not None:
+            monkeypatch.setenv(name, value)
+
+    assert main(["restart", str(mount.path)]) == 1
+
+    assert "this version would give other inode numbers" in capsys.readouterr().err
+    assert mount.daemon() == before
 
 
 def test_restart_needs_a_channel(
