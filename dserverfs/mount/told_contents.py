@@ -28,6 +28,8 @@ from dserverfs.reading.small_items import is_small
 
 logger = logging.getLogger(__name__)
 
+PROBED = 8  # items of a stretch: if none of them is at hand, the others are not looked for
+
 
 class ToldContents:
     """Those of one mount."""
@@ -59,12 +61,9 @@ class ToldContents:
             if dataset is not None:
                 items = loaded(lambda: dataset.contents_from(wanted.first, wanted.length))
                 covered, items = _chosen(items, wanted)
-                read = self._reader.small.compared(items)
-                found = [
-                    (item.place, data)
-                    for item, data in zip(items, read, strict=True)
-                    if data is not None
-                ]
+                found = self._found(items[:PROBED])
+                if found:  # else they are being fetched, or will be
+                    found += self._found(items[PROBED:])
         except DserverfsError as error:
             logger.debug("contents of small items are not told: %s", error)
         except Exception:
@@ -74,6 +73,13 @@ class ToldContents:
             if self._times_dropped != times_dropped:
                 pack = b""
             self._link.tell_contents(base, wanted, covered, pack)
+
+    def _found(self, items: Sequence[ItemContent]) -> list[tuple[int, Buffer]]:
+        """Return the contents of those items that are at hand, with their rows."""
+        read = self._reader.small.compared(items)
+        return [
+            (item.place, data) for item, data in zip(items, read, strict=True) if data is not None
+        ]
 
     def _dropped(self, content: ItemContent) -> None:
         """Take back what was told of an item that turned out wrong; in any thread."""

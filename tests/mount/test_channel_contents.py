@@ -123,7 +123,7 @@ def passes_open(bench: Bench, inode: int, error: int) -> None:
     assert answer_in(bench.next().message).errno == error
 
 
-INODES = st.tuples(st.sampled_from(BASES), st.integers(1, 4)).map(sum)
+INODES = st.tuples(st.sampled_from(BASES), st.integers(1, 2)).map(sum)
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["tell", "open", "open", "open", "close", "forget", "open elsewhere"]),
@@ -179,6 +179,63 @@ def test_what_is_pushed_was_told_last_and_is_of_an_item_that_nothing_has_open(
                 bench.take_back(base)
                 listed.discard(base)
                 told = {each: data for each, data in told.items() if each & ~rows.ROW_MASK != base}
+
+
+def tell(bench: Bench, row: int) -> bytes:
+    """Tell what a row of the first dataset holds; return it."""
+    content = content_of(row)
+    bench.tell_contents(BASES[0], [(row, content)])
+    return content
+
+
+def test_nothing_is_pushed_of_what_is_open(bench: Bench) -> None:
+    """A READ of it may be under way."""
+    inode = BASES[0] + 3
+    for _ in range(2):
+        content = tell(bench, 3)
+        assert opens(bench, inode) == content
+        tell(bench, 3)
+        assert opens(bench, inode) is None
+        releases(bench, inode, FIRST_HANDLE + 1)
+        tell(bench, 3)
+        assert opens(bench, inode) is None
+        releases(bench, inode, FIRST_HANDLE + 1)
+        releases(bench, inode, FIRST_HANDLE + 1)
+
+
+def test_nothing_is_pushed_of_what_libfuse_has_open(bench: Bench) -> None:
+    inode = BASES[0] + 3
+    passes_open(bench, inode, 0)
+    tell(bench, 3)
+    assert opens(bench, inode) is None
+    releases(bench, inode, FIRST_HANDLE + 1)
+
+    releases(bench, inode, 7)
+    passes_open(bench, inode, errno.EROFS)  # there is no handle of it
+    content = tell(bench, 3)
+    assert opens(bench, inode) == content
+
+
+def test_content_that_was_forgotten_is_not_pushed(bench: Bench) -> None:
+    tell(bench, 3)
+    content = tell(bench, 4)
+    bench.forget(BASES[0] + 3)
+
+    assert opens(bench, BASES[0] + 3) is None
+    assert opens(bench, BASES[0] + 4) == content
+
+
+def test_nothing_is_pushed_that_was_told_before_its_dataset_was_taken_back_or_until_it_is_told(
+    bench: Bench,
+) -> None:
+    tell(bench, 3)
+    bench.take_back(BASES[0])
+    tell(bench, 4)
+    tell_rows(bench)
+
+    assert [opens(bench, BASES[0] + row) for row in (3, 4)] == [None, None]
+    content = tell(bench, 5)
+    assert opens(bench, BASES[0] + 5) == content
 
 
 def test_nothing_is_pushed_unless_the_beginning_was_seen() -> None:

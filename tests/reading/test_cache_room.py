@@ -196,6 +196,30 @@ def test_order_of_use_is_written_before_much_of_it_waits(
     assert [a < b for a, b in zip(stored, now, strict=True)] == [True] * 3 + [False] * 3
 
 
+def test_use_of_a_block_in_a_file_is_one_of_all_in_that_file(
+    open_cache: Callable[..., BlockCache], cache_directory: Path
+) -> None:
+    """Small ones, of which each has its own row, were used alone."""
+    cache = open_cache()
+    cache.store([(BlockKey("large", i), MemoryBlock(bytes(MIN_FILE_SIZE))) for i in range(2)])
+    cache.store([(BlockKey("small", i), MemoryBlock(SMALL)) for i in range(2)])
+    database = sqlite3.connect(cache_directory / "cache.db")
+
+    def last_used() -> dict[str, float]:
+        return dict(database.execute("SELECT key, access_time FROM Cache").fetchall())
+
+    stored = last_used()
+    for key, length in ((BlockKey("large", 1), MIN_FILE_SIZE), (BlockKey("small", 1), len(SMALL))):
+        assert cache.load(key, length) is not None
+    cache.close()
+    now = last_used()
+    database.close()
+
+    used = {key for key, moment_s in now.items() if moment_s > stored[key]}
+    keys = [BlockKey("large", 0), BlockKey("large", 1), BlockKey("small", 1)]
+    assert used == {key.as_text() for key in keys}
+
+
 def tidied(before: set[threading.Thread]) -> None:
     for thread in {*threading.enumerate()} - before:
         if thread.name == "tidy":

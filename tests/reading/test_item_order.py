@@ -121,3 +121,34 @@ def test_whatever_is_read_what_is_asked_for_are_places(places: list[int]) -> Non
             assert stretch.first >= 0
             assert 0 < stretch.length <= max(MAX_WINDOW, NEIGHBOURHOOD)
             order.limit("dataset", stretch, stretch.length // 2)
+
+
+def test_order_goes_on_with_items_of_which_it_is_not_known_that_they_are_read() -> None:
+    order = ItemOrder()
+    read_all(order, [1, 2])
+    ahead: list[int] = []
+    for place in range(3, 500):
+        stretch = order.goes_on("dataset", place)
+        if stretch is not None:
+            ahead += range(stretch.first, stretch.first + stretch.length)
+
+    assert ahead == [*range(3 + FIRST_WINDOW, ahead[-1] + 1)]
+    assert 500 < ahead[-1] <= 501 + MAX_WINDOW
+
+
+def test_order_does_not_begin_with_such_items_nor_get_a_direction_by_them() -> None:
+    order = ItemOrder()
+    assert [order.goes_on("dataset", place) for place in range(50)] == [None] * 50
+    order.read("dataset", 1)
+
+    assert [order.goes_on("dataset", place) for place in range(50)] == [None] * 50
+    assert order.read("dataset", 2) == Stretch(3, FIRST_WINDOW)
+
+
+def test_forgotten_dataset_begins_anew() -> None:
+    order = ItemOrder()
+    read_all(order, [1, 2])
+    order.forget("dataset")
+
+    assert order.goes_on("dataset", 3) is None
+    assert order.read("dataset", 3) is None
