@@ -188,14 +188,18 @@ class Bench:
         return found
 
     def tell_dataset(self, base: int) -> None:
+        """Tell a dataset; it is in force."""
         self.ours.messages.send(messages.DATASET.pack(Kind.DATASET, 0, base))
+        self.forget(0)
 
     def tell_rows(self, base: int, number: int, piece: bytes) -> None:
+        """Tell a piece; it is in force."""
         with tempfile.TemporaryFile() as file:
             file.write(piece)
             file.flush()
             told = messages.PIECE.pack(Kind.ROWS, 0, base, number)
             socket.send_fds(self.ours.messages, [told], [file.fileno()])
+        self.forget(0)
 
     def tell_no_rows(self, base: int, number: int, errno: int) -> None:
         self.ours.messages.send(messages.PIECE.pack(Kind.NO_ROWS, errno, base, number))
