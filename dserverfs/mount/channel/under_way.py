@@ -41,8 +41,8 @@ UNANSWERED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY,
 CLOSING = frozenset({Opcode.RELEASE, Opcode.RELEASEDIR})
 _CHANGES = os.O_ACCMODE | os.O_TRUNC  # flags of open(2), of which none is set in O_RDONLY
 # A request that so many daemons, and one more, had when they died may be the reason. One that is
-# killed as soon as it serves has what was asked again: three times in a row now and then.
-MAX_TIMES = 5
+# killed as soon as it serves has what was asked again: on an idle machine each time.
+MAX_TIMES = 100
 
 
 class Request(NamedTuple):
