@@ -418,12 +418,12 @@ async def _tell_ready(
     )
     control = Server(address, commander)
     control.open()
-    logger.info("%s: mounted at %s", options.uri, options.path)
-    gc.freeze()  # what was imported stays: it need not be looked through again and again
-    gc.enable()
     recipe = taking_over.recipe(options)
     if parts.channel is not None and recipe is not None:
         parts.channel.serves(recipe)
+    logger.info("%s: mounted at %s", options.uri, options.path)
+    gc.freeze()  # what was imported stays: it need not be looked through again and again
+    gc.enable()
     if ready_fd is not None:
         background.become_daemon(ready_fd)
     elif recipe is None:

@@ -16,10 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dserverfs.base.items import BLOCK_SIZE
-from dserverfs.mount.channel import messages, wire
+from dserverfs.mount.channel import messages, under_way, wire
 from dserverfs.mount.channel.frozen import FIRST_HANDLE
 from dserverfs.mount.channel.handles import Opened, Use
-from dserverfs.mount.channel.under_way import MAX_TIMES
 from dserverfs.mount.channel.wire import Opcode
 from tests.support.channel_bench import Answer, Bench, answer_in, readable, running
 from tests.support.channel_heirs import Heir, Heirs, heirs
@@ -168,11 +167,14 @@ def test_handles_are_told_to_the_next_daemon(made: tuple[Bench, Heirs]) -> None:
         heir.die()
 
 
-def test_request_that_daemons_die_of_fails_at_last(made: tuple[Bench, Heirs]) -> None:
+def test_request_that_daemons_die_of_fails_at_last(
+    made: tuple[Bench, Heirs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(under_way, "MAX_TIMES", 2)
     bench, known = made
     lookup = ask(Opcode.LOOKUP, 1, b"poison\0", 10)
     assert bench.outcome(lookup).passed == lookup
-    for _ in range(MAX_TIMES):
+    for _ in range(2):
         bench.die()
         heir = known.next()
         follow(bench, heir)

@@ -58,8 +58,12 @@ def test_cached_reads_see_no_error_while_daemons_are_killed(mount: Remountable) 
     path = mount.path / "data/large"
     assert path.read_bytes() == CONTENT
 
-    with reading(path, "survival", SIZE), reading(path, "survival", SIZE):
-        daemons = [kill_daemon(mount) for _ in range(20)]
+    try:
+        with reading(path, "survival", SIZE), reading(path, "survival", SIZE):
+            daemons = [kill_daemon(mount) for _ in range(20)]
+    except AssertionError as error:
+        said = [line for line in log_of(mount).splitlines() if " INFO " not in line]
+        raise AssertionError(f"{error}; the log says: {said}") from None
 
     assert len(set(daemons)) == 20
 

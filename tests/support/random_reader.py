@@ -37,13 +37,14 @@ class Reader:
     def end(self) -> None:
         """Require that it saw no error."""
         said, wrong = self._process.communicate(timeout=LATE_S)
-        assert (self._process.returncode, wrong) == (0, "")
+        assert self._process.returncode == 0, wrong
+        assert not wrong
         self.reads = int(said)
         assert self.reads > 0
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
 
 
 @contextlib.contextmanager

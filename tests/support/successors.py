@@ -25,7 +25,7 @@ def successor_of(mount: Remountable, before: int) -> int:
     def serves() -> bool:
         with contextlib.suppress(AssertionError):
             found[0] = mount.daemon()
-        return found[0] != before and _listens(found[0])
+        return found[0] != before and _listens(found[0]) and _serves(found[0])
 
     try:
         wait_for(serves, "a daemon in the place of the dead one")
@@ -38,6 +38,13 @@ def log_of(mount: Remountable) -> str:
     """Return the log of a mount's daemons, and of its channel."""
     name = f"mount{str(mount.path).replace('/', '-')}.log"
     return (mount.account.home / ".local/state/dserverfs" / name).read_text()
+
+
+def _serves(pid: int) -> bool:
+    """Return whether a daemon has told the channel that it serves: it has its own log by then."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/fd/2") == os.devnull
+    return False
 
 
 def _listens(pid: int) -> bool:

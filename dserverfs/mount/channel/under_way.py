@@ -40,8 +40,9 @@ _ASKED_AGAIN = ONLY_ASK | {
 UNANSWERED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY, Opcode.INTERRUPT})
 CLOSING = frozenset({Opcode.RELEASE, Opcode.RELEASEDIR})
 _CHANGES = os.O_ACCMODE | os.O_TRUNC  # flags of open(2), of which none is set in O_RDONLY
-# A request of which two daemons died while they had it may be the reason.
-MAX_TIMES = 2
+# A request that so many daemons, and one more, had when they died may be the reason. One that is
+# killed as soon as it serves has what was asked again: on an idle machine each time.
+MAX_TIMES = 100
 
 
 class Request(NamedTuple):
