@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import random
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,24 +168,48 @@ def test_handles_are_told_to_the_next_daemon(made: tuple[Bench, Heirs]) -> None:
         heir.die()
 
 
+@pytest.mark.parametrize(
+    ("number", "limit"), [(signal.SIGKILL, "MAX_KILLS"), (signal.SIGSEGV, "MAX_CRASHES")]
+)
 def test_request_that_daemons_die_of_fails_at_last(
-    made: tuple[Bench, Heirs], monkeypatch: pytest.MonkeyPatch
+    made: tuple[Bench, Heirs], monkeypatch: pytest.MonkeyPatch, number: signal.Signals, limit: str
 ) -> None:
-    monkeypatch.setattr(under_way, "MAX_TIMES", 2)
+    """The first one, of which nobody knows how it died, counts as killed."""
+    for each in ("MAX_KILLS", "MAX_CRASHES"):
+        monkeypatch.setattr(under_way, each, 3 if each == limit else 1000)
     bench, known = made
     lookup = ask(Opcode.LOOKUP, 1, b"poison\0", 10)
     assert bench.outcome(lookup).passed == lookup
-    for _ in range(2):
+    for _ in range(2 if limit == "MAX_KILLS" else 3):
         bench.die()
         heir = known.next()
         follow(bench, heir)
         bench._serves(known.recipe)
         assert bench.next().passed == lookup
-        heir.die()
+        heir.die(number)
 
     bench.die()
 
     assert answers(bench, 1)[10].errno == errno.EIO
+
+
+def test_request_that_a_daemon_had_when_it_was_killed_is_not_held_to_be_the_reason(
+    made: tuple[Bench, Heirs],
+) -> None:
+    bench, known = made
+    lookup = ask(Opcode.LOOKUP, 1, b"n\0", 10)
+    assert bench.outcome(lookup).passed == lookup
+    for number in [signal.SIGKILL] * under_way.MAX_CRASHES + [signal.SIGSEGV]:
+        bench.die()
+        heir = known.next()
+        follow(bench, heir)
+        bench._serves(known.recipe)
+        assert bench.next().passed == lookup
+        heir.die(number)
+    bench.die()
+    follow(bench, known.next())
+
+    assert bench.next().passed == lookup
 
 
 def test_daemon_of_other_abilities_is_the_end_of_the_mount(made: tuple[Bench, Heirs]) -> None:

@@ -29,9 +29,9 @@ class Heir(NamedTuple):
     journal: int
     handles: Inherited
 
-    def die(self) -> None:
-        """End its process; its ends are the test's."""
-        os.kill(self.pid, signal.SIGKILL)
+    def die(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """End its process by a signal; its ends are the test's."""
+        os.kill(self.pid, number)
 
 
 class Heirs:

@@ -243,7 +243,7 @@ class Passing:
     def take_unanswered(self) -> list[Request]:
         """Return what the daemon that has ended had, but for what is asked again, which waits."""
         failed = []
-        for request in self._under_way.take():
+        for request in self._under_way.take(has_crashed=self.succession.has_crashed()):
             if request.again is not None:
                 self._held[request.unique] = Held(request.pid, request.again)
             else:

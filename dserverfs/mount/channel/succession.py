@@ -86,6 +86,7 @@ class Succession:
         self._memory = memory
         self._daemon = daemon
         self._pid = 0  # of a daemon that is a child of this process
+        self._has_crashed = False  # that process, which has ended
         self._recipe: Recipe | None = None
         self._starts = 0  # in a row
         self._end_s = 0.0  # of the patience with the stage
@@ -169,12 +170,23 @@ class Succession:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._daemon, signal.SIGKILL)
 
-    def _reap(self) -> None:
+    def has_crashed(self) -> bool:
+        """Return whether the process that has ended did so of itself, and was not killed.
+
+        Of the first daemon that is not known: it is no child of this process.
+        """
         if self._pid:
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._pid, os.WNOHANG)
+                _, status = os.waitpid(self._pid, os.WNOHANG)
+                self._has_crashed = os.waitstatus_to_exitcode(status) != -signal.SIGKILL
+            self._pid = 0
+        return self._has_crashed
+
+    def _reap(self) -> None:
+        self.has_crashed()
         os.close(self._daemon)
-        self._daemon, self._pid = -1, 0
+        self._has_crashed = False
+        self._daemon = -1
 
     def _say(self, text: str) -> None:
         """Write a line to the daemon's log, as it does itself."""

@@ -40,9 +40,11 @@ _ASKED_AGAIN = ONLY_ASK | {
 UNANSWERED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY, Opcode.INTERRUPT})
 CLOSING = frozenset({Opcode.RELEASE, Opcode.RELEASEDIR})
 _CHANGES = os.O_ACCMODE | os.O_TRUNC  # flags of open(2), of which none is set in O_RDONLY
-# A request that so many daemons, and one more, had when they died may be the reason. One that is
-# killed as soon as it serves has what was asked again: on an idle machine each time.
-MAX_TIMES = 100
+# A request of which two daemons have crashed may be the reason, and so may one that many had when
+# they were killed, as who takes too much memory is. One that is killed from outside as soon as it
+# serves has what was asked again, each time on an idle machine.
+MAX_CRASHES = 2
+MAX_KILLS = 100
 
 
 class Request(NamedTuple):
@@ -54,6 +56,16 @@ class Request(NamedTuple):
     again: bytes | None  # all of it, if it may be asked again
 
 
+class Deaths(NamedTuple):
+    """How many daemons have ended that had a request."""
+
+    crashes: int
+    kills: int
+
+    def one_more(self, *, has_crashed: bool) -> Deaths:
+        return Deaths(self.crashes + has_crashed, self.kills + (not has_crashed))
+
+
 class UnderWay:
     """Those of one channel."""
 
@@ -63,7 +75,7 @@ class UnderWay:
         self._marked: dict[int, Request] = {}  # by mark; maybe answered meanwhile
         self._marks: dict[int, int] = {}  # by the number of the request
         self._next = 0
-        self._times: dict[int, int] = {}  # of requests that are asked again
+        self._deaths: dict[int, Deaths] = {}  # of daemons, by request that is asked again
 
     @property
     def number_of_libfuse(self) -> int:
@@ -79,8 +91,8 @@ class UnderWay:
     def answered(self, unique: int) -> None:
         """Note that libfuse has answered a request."""
         self._of_libfuse.pop(unique, None)
-        if self._times:
-            self._times.pop(unique, None)
+        if self._deaths:
+            self._deaths.pop(unique, None)
 
     def has_room(self) -> bool:
         """Return whether one more read or write may be passed on."""
@@ -121,19 +133,21 @@ class UnderWay:
         """Return whether all that is under way may be asked again."""
         return all(request.again is not None for request in self._all())
 
-    def take(self) -> list[Request]:
-        """Return all that is not answered, and begin anew.
+    def take(self, *, has_crashed: bool) -> list[Request]:
+        """Return all that is not answered, and begin anew; the daemon has crashed, or was killed.
 
         What was asked in vain as often as it may be is not to be asked `again`.
         """
         found = []
-        times = {}
+        deaths = {}
         for request in self._all():
-            number = times[request.unique] = self._times.get(request.unique, 0) + 1
-            found.append(request._replace(again=None) if number > MAX_TIMES else request)
+            before = self._deaths.get(request.unique, Deaths(0, 0))
+            now = deaths[request.unique] = before.one_more(has_crashed=has_crashed)
+            is_over = now.crashes >= MAX_CRASHES or now.kills >= MAX_KILLS
+            found.append(request._replace(again=None) if is_over else request)
         for number in self._marked:
             self._shared.answered(number)
-        self._of_libfuse, self._marked, self._marks, self._times = {}, {}, {}, times
+        self._of_libfuse, self._marked, self._marks, self._deaths = {}, {}, {}, deaths
         return found
 
     def _all(self) -> list[Request]:
