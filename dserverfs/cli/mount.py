@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dserverfs.base import other_user
 from dserverfs.base.errors import DserverfsError
-from dserverfs.cli import log_file, mount_options, successor_command
+from dserverfs.cli import log_file, mount_options
 from dserverfs.cli.arguments import LEVELS, Commands, example, say, size
 
 if TYPE_CHECKING:
@@ -238,6 +238,7 @@ def _serve(
     """
     from dserverfs.base import core_dumps
     from dserverfs.base.hashes import Policy
+    from dserverfs.cli import successor_command
     from dserverfs.mount import daemon, given_device, launcher
 
     if not settings.allows_core_dumps():

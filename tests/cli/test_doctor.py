@@ -32,20 +32,20 @@ from tests.support.front_faults import another_date, errs, reset, says, stall
 from tests.support.logins import host_of
 from tests.support.mount_daemons import remountable
 from tests.support.mounts import publish
-from tests.support.servers import ServerHandle
+from tests.support.servers import ServerHandle, running_server
 
 pytest_plugins = ["tests.support.doctor_fixtures"]
 
 
 @pytest.fixture(scope="module")
-def looked_at(server: ServerHandle, tmp_path_factory: pytest.TempPathFactory) -> ServerHandle:
-    """A server that has a dataset to look at."""
+def looked_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerHandle]:
+    """A server with a dataset, of these tests alone: elsewhere some delete what doctor looks at."""
     scratch = tmp_path_factory.mktemp("doctor")
     items = {"large": content_of("doctor", 5_000_000), "small": b"small"}
-    publish(
-        server.base_uri, server.token, scratch / "cache", make_dataset(scratch, "doctor", items)
-    )
-    return server
+    with running_server(scratch / "server") as server:
+        local = make_dataset(scratch, "doctor", items)
+        publish(server.base_uri, server.token, scratch / "cache", local)
+        yield server
 
 
 def test_doctor_finds_nothing_wrong_where_all_is_well(

@@ -167,8 +167,9 @@ def test_upload_goes_on_with_the_next_daemon(
     mount: Remountable, current_user: Account, server: ServerHandle
 ) -> None:
     made = mount.path / "uploaded"
+    job(current_user, 'mkdir "$1"', made)  # which asks the server for names
     with stopped(weed_of(server)):
-        job(current_user, 'mkdir "$1"; echo content > "$1/file"', made)
+        job(current_user, 'echo content > "$1/file"', made)
         wait_for(lambda: mount.states().get("uploaded") == "uploading", "uploading")
         number = (made / "file").stat().st_ino
         kill_daemon(mount)
