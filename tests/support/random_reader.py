@@ -62,7 +62,7 @@ def main(path: str, relpath: str, size: str) -> None:
     content, rng, reads = content_of(relpath, int(size)), random.Random(os.getpid()), 0
     fd = os.open(path, os.O_RDONLY)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-    while not select.select([sys.stdin], [], [], 0)[0]:
+    while not reads or not select.select([sys.stdin], [], [], 0)[0]:  # however late it began
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         offset, count = rng.randrange(len(content)), rng.choice([1, 100, 4096, 200_000])
         assert os.pread(fd, count, offset) == content[offset : offset + count]
