@@ -53,8 +53,8 @@ def _run(arguments: argparse.Namespace) -> int:
     words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
     if not words:
         raise UsageError("name the command to run: dserverfs trace -o FILE -- COMMAND ...")
-    traced = _begin()
     with _output(arguments.output) as file, tempfile.TemporaryDirectory() as scratch:
+        traced = _begin()
         of_programs = Path(scratch) / "read.jsonl"
         status = _status_of(words, of_programs)
         items = [*_of_mounts(traced), *_of_programs(of_programs)]

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import threading
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
@@ -40,7 +39,7 @@ from pyfuse3 import (
 from dserverfs.base.errors import DserverfsError
 from dserverfs.base.hashes import Buffer
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
-from dserverfs.mount import replies
+from dserverfs.mount import invalidation, replies
 from dserverfs.mount.callers import Callers
 from dserverfs.mount.channel.handles import NO_HANDLES, Inherited
 from dserverfs.mount.channel.link import Link
@@ -434,18 +433,7 @@ class Operations(pyfuse3.Operations):
 
     def _forget_pages(self, content: ItemContent, inode: InodeT) -> None:
         """Let the kernel forget bytes of an item that turned out wrong; called in any thread."""
-        if self._channel is not None:
-            self._channel.forget_pages(inode, content.key)
-            return
-
-        def invalidate() -> None:
-            try:
-                pyfuse3.invalidate_inode(inode)
-            except OSError as error:
-                logger.warning("the kernel may keep wrong bytes of %s: %s", content.key, error)
-
-        # In a thread of its own: it waits for pages under read, of which some wait for us.
-        threading.Thread(target=invalidate, name="invalidate", daemon=True).start()
+        invalidation.of_pages(self._channel, inode, content.key)
 
     def _file(self, handle: FileHandleT) -> OpenFile:
         file = self._open.files[handle]

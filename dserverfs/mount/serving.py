@@ -13,7 +13,6 @@ import gc
 import logging
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -31,6 +30,7 @@ from dserverfs.mount import (
     background,
     direct_requests,
     given_device,
+    invalidation,
     kernel_tuning,
     mountpoint,
     taking_over,
@@ -59,7 +59,8 @@ from dserverfs.remote.tokens import TokenSource
 from dserverfs.settings import Settings
 from dserverfs.tree import description
 from dserverfs.tree.filesystem import FileSystem
-from dserverfs.tree.mount_tree import Inode, Tree
+from dserverfs.tree.mount_tree import Tree
+from dserverfs.tree.number_journal import NumberJournal
 from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.freezer import Freezer
 from dserverfs.writing.staging.area import Staging
@@ -97,8 +98,10 @@ def run(
     kept = None
     if options.given is None:  # else it has no place that is the same the next time
         kept = KeptErrors(settings.errors_directory(), options.path, str(options.uri))
-    shown = taking_over.shown_dataset(channel, options, only)
-    parts = _Parts.of(options, client, shown, kept, channel)
+    numbers = Numbers.of(channel)
+    shown = taking_over.shown_dataset(numbers, options, only)
+    parts = _Parts.of(options, client, shown, kept, channel, numbers)
+    del numbers  # what the daemon before had given: not for as long as this one serves
     with _metrics_served(options, parts.metrics), _errors_kept(kept, parts.recent_errors):
         _mount(options, parts, settings, ready_fd)
     is_replaced = parts.replacement.has_begun
@@ -112,7 +115,7 @@ def _mount(options: MountOptions, parts: _Parts, settings: Settings, ready_fd: i
     if options.given is not None:
         given_device.require_waiting(options.given)
     wanted, channel = _fuse_options(options), parts.channel
-    target = _target(options, channel, wanted, parts.numbers)
+    target = _target(options, channel, wanted, parts.journal)
     try:
         pyfuse3.init(parts.operations, target, wanted)
     except RuntimeError as error:
@@ -139,13 +142,15 @@ def _mount(options: MountOptions, parts: _Parts, settings: Settings, ready_fd: i
             mountpoint.detach(options.path)
 
 
-def _target(options: MountOptions, channel: Link | None, wanted: set[str], numbers: Numbers) -> str:
+def _target(
+    options: MountOptions, channel: Link | None, wanted: set[str], journal: NumberJournal
+) -> str:
     """Return what libfuse is to be told to mount; with a channel it is mounted by now."""
     if channel is None:
         return str(options.path)
     if options.given is None:
-        return channel.mount(options.path, wanted, numbers.journal.fd)
-    return channel.take(options.given, options.uid, numbers.journal.fd)
+        return channel.mount(options.path, wanted, journal.fd)
+    return channel.take(options.given, options.uid, journal.fd)
 
 
 @contextlib.contextmanager
@@ -198,7 +203,7 @@ class _Parts(NamedTuple):
     failures: list[DserverfsError]  # to become one that answers
     channel: Link | None
     contents: ToldContents | None  # with a channel
-    numbers: Numbers
+    journal: NumberJournal  # of inode numbers
     replacement: Replacement
 
     @classmethod
@@ -209,9 +214,9 @@ class _Parts(NamedTuple):
         only: Dataset | None,
         kept_errors: KeptErrors | None,
         channel: Link | None,
+        numbers: Numbers,
     ) -> _Parts:
         freezer, edits = client.freezer, client.edits
-        numbers = Numbers.of(channel)
         staging = None
         if not options.read_only:
             client.note_staging_directory()
@@ -286,7 +291,7 @@ class _Parts(NamedTuple):
             [],
             channel,
             contents,
-            numbers,
+            numbers.journal,
             Replacement(options, channel, staging, edits),
         )
 
@@ -412,7 +417,7 @@ async def _tell_ready(
         parts.site_cache,
         parts.look,
         lambda call: trio.from_thread.run_sync(call, trio_token=token),
-        functools.partial(_forget_name, parts.channel),
+        functools.partial(invalidation.of_name, parts.channel),
         parts.replacement,
         pyfuse3.terminate,
     )
@@ -452,14 +457,3 @@ async def _answering(options: MountOptions, parts: _Parts, directory: Path) -> A
             f"{options.path}: the kernel's first request has not come: another daemon serves it"
         )
     return Address.of_given(directory, parts.control)
-
-
-def _forget_name(channel: Link | None, directory: Inode, name: str) -> None:
-    # By another thread: the kernel may wait for a request of ours before it does.
-    if channel is not None:
-        forget = functools.partial(channel.invalidate_entry, directory, os.fsencode(name))
-        threading.Thread(target=forget, name="invalidate", daemon=True).start()
-        return
-    pyfuse3.invalidate_entry_async(
-        pyfuse3.InodeT(directory), pyfuse3.FileNameT(os.fsencode(name)), ignore_enoent=True
-    )

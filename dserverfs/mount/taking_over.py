@@ -33,7 +33,7 @@ _EDITED = "edited"  # the kind of the numbers of files that are changed
 
 
 class Numbers(NamedTuple):
-    """The inode numbers of a mount."""
+    """The inode numbers of a mount, while it begins: what is known may take up much memory."""
 
     journal: NumberJournal
     known: Known  # of the daemon before; empty in the first
@@ -47,7 +47,7 @@ class Numbers(NamedTuple):
         known: Known = {}
         mounted_ns = time.time_ns()
         if channel.is_inherited:
-            known = number_journal.known(channel.numbers_before)
+            known = number_journal.known(channel.take_numbers())
             mounted_ns = number_journal.mounted_ns(known)
         return cls(NumberJournal.create(mounted_ns), known, mounted_ns)
 
@@ -65,7 +65,7 @@ class Numbers(NamedTuple):
 
 
 def shown_dataset(
-    channel: Link | None, options: MountOptions, only: Future[Dataset | None]
+    numbers: Numbers, options: MountOptions, only: Future[Dataset | None]
 ) -> Dataset | None:
     """Return the dataset that a mount shows, if it shows one; raises DserverfsError.
 
@@ -75,12 +75,12 @@ def shown_dataset(
     try:
         return only.result()
     except DserverfsError as error:
-        if channel is None or not channel.is_inherited:
+        if not numbers.known:
             raise
         logger.warning("%s: the mount goes on with what is known: %s", options.path, error)
         if options.uri.uuid is None:
             return None
-        return first_dataset(number_journal.known(channel.numbers_before))
+        return first_dataset(numbers.known)
 
 
 def recipe(options: MountOptions) -> Recipe | None:

@@ -19,6 +19,7 @@ from dserverfs.base.errors import DserverfsError
 from dserverfs.base.hashes import Buffer
 from dserverfs.base.items import ItemContent
 from dserverfs.catalogue.refreshed import loaded
+from dserverfs.mount import invalidation
 from dserverfs.mount.channel.contents import MAX_PACK_BYTES, packed
 from dserverfs.mount.channel.link import Link
 from dserverfs.mount.told_rows import ToldRows
@@ -87,7 +88,7 @@ class ToldContents:
             self._times_dropped += 1
         inode = self._told.inode_of(content)
         if inode is not None and is_small(content):
-            self._link.forget_pages(inode, content.key)
+            invalidation.of_pages(self._link, inode, content.key)
 
 
 def _chosen(items: Sequence[ItemContent], wanted: Stretch) -> tuple[int, list[ItemContent]]:

@@ -94,6 +94,8 @@ def test_end_of_the_channel_is_the_end_of_the_mount(mount: Remountable, kills: i
     wait_for_end(daemon)
     require_dead(mount)
     mount.mount("--channel", "on")  # over the dead one
+    assert mount.daemon() != daemon
+    assert mount.path.is_dir()
 
 
 def test_daemons_that_cannot_be_started_are_the_end_of_the_mount(mount: Remountable) -> None:

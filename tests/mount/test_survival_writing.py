@@ -166,11 +166,11 @@ def test_change_that_was_under_way_fails_and_may_have_been_made(mount: Remountab
 def test_upload_goes_on_with_the_next_daemon(
     mount: Remountable, current_user: Account, server: ServerHandle
 ) -> None:
-    made = mount.path / "uploaded"
+    made = mount.path / "carried-on-with"
     job(current_user, 'mkdir "$1"', made)  # which asks the server for names
     with stopped(weed_of(server)):
         job(current_user, 'echo content > "$1/file"', made)
-        wait_for(lambda: mount.states().get("uploaded") == "uploading", "uploading")
+        wait_for(lambda: mount.states().get("carried-on-with") == "uploading", "uploading")
         number = (made / "file").stat().st_ino
         kill_daemon(mount)
     wait_until(current_user, made, state="frozen")

@@ -104,6 +104,8 @@ def test_blocks_of_the_cache_are_taken_for_what_they_were_kept_as(
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [0, 2, 4, 5, 3, 1]])
 def test_item_is_verified_in_whatever_order_its_blocks_come(world: World, order: list[int]) -> None:
+    assert not world.reader.hashes.is_verified(world.content())
+
     obtain(world, *order)
 
     wait_until(lambda: world.reader.hashes.is_verified(world.content()))

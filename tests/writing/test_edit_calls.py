@@ -278,6 +278,7 @@ def test_unsent_file_that_is_moved_away_and_back_is_sent_by_itself(bench: Bench)
     bench.rename("README.yml~", README)
 
     wait_until(lambda: bench.has("readme") == "mine: 1\n")
+    assert bench.shows(README) == b"mine: 1\n"
 
 
 def test_times_of_what_is_moved_away_are_those_that_were_shown(bench: Bench) -> None:

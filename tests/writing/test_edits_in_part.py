@@ -302,6 +302,7 @@ def test_next_mount_sends_by_itself_what_waits(bench: Bench) -> None:
     bench.mount()
 
     wait_until(lambda: bench.has("readme").encode() == MINE)
+    assert bench.shows(README) == MINE
 
 
 @kept

@@ -15,6 +15,8 @@ from dserverfs.base.hashes import Buffer
 
 # Told, and not given out yet; each of 16 readers has at most 8 MiB ahead of it.
 MAX_BYTES = 32 * 1024 * 1024
+# Looked through at each OPEN. A reader in order has two.
+MAX_PACKS = 64
 # Larger packs are cut, and what is left of them told when it is asked for.
 MAX_PACK_BYTES = 4 * 1024 * 1024
 
@@ -70,7 +72,7 @@ class Contents:
         self._told += 1
         self._packs[base, self._told] = pack
         self._bytes += pack.size_in_bytes
-        while self._bytes > MAX_BYTES and len(self._packs) > 1:
+        while len(self._packs) > MAX_PACKS or (self._bytes > MAX_BYTES and len(self._packs) > 1):
             self._drop(next(iter(self._packs)))
 
     def take(self, base: int, row: int) -> memoryview | None:

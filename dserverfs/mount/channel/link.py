@@ -1,6 +1,6 @@
 """The daemon's end of the channel: starts it, tells it of blocks, and answers the kernel.
 
-`tell`, `tell_contents`, `forget`, `forget_pages`, `take_back` and `let_open` may be called in any
+`tell`, `tell_contents`, `forget`, `take_back`, `let_open` and what invalidates may be called in any
 thread, all else in the event loop. A block is taken back when it is not hot any more, which is
 when nothing in this process refers to it.
 """
@@ -85,10 +85,11 @@ class Link:
         self._device = -1 if heritage is None else heritage.device
         # What the daemon had open in whose place this one is, and the numbers that it gave.
         self.inherited = NO_HANDLES
-        self.numbers_before = b""
+        self._numbers_before = b""
+        self.is_inherited = heritage is not None  # another daemon has mounted
         if heritage is not None:
             self.inherited = Inherited.of(_content(heritage.handles))
-            self.numbers_before = _content(heritage.journal)
+            self._numbers_before = _content(heritage.journal)
         self._lives_on = heritage is not None  # the channel, if this daemon ends without a word
         self._numbers = itertools.count(1)
         self._told: dict[tuple[int, int], int] = {}  # id of the block, by inode and index
@@ -138,10 +139,10 @@ class Link:
         """How much the channel has answered by itself."""
         return self._shared.counts
 
-    @property
-    def is_inherited(self) -> bool:
-        """Whether another daemon has mounted, and this one is in its place."""
-        return bool(self.numbers_before)
+    def take_numbers(self) -> bytes:
+        """Return the journal of the daemon before, once: it may be large."""
+        numbers, self._numbers_before = self._numbers_before, b""
+        return numbers
 
     def mount(self, path: Path, options: Iterable[str], journal: int) -> str:
         """Mount at a directory; return what libfuse is to be told to mount. Raises UsageError.
@@ -166,12 +167,7 @@ class Link:
 
     def serves(self, recipe: Recipe) -> None:
         """Have another daemon follow this one if it ends without a word."""
-        fd = os.memfd_create("dserverfs-recipe")
-        try:
-            os.write(fd, recipe.packed())
-            self._send(messages.KIND.pack(Kind.SERVING), fd)
-        finally:
-            os.close(fd)
+        self._send_with(messages.KIND.pack(Kind.SERVING), recipe.packed())
         self._lives_on = True
 
     def hold(self) -> bool:
@@ -295,22 +291,10 @@ class Link:
 
     # What the kernel is told
 
-    def forget_pages(self, inode: int, name: str) -> None:
-        """Do as `forget`, and have the kernel forget an inode's pages soon; `name` is for the log.
-
-        In a thread of its own: it waits for pages under read, of which some wait for us.
-        """
-        self.forget(inode)
-
-        def invalidate() -> None:
-            try:
-                os.write(self._device, wire.invalidate_inode(inode))
-            except FileNotFoundError:  # the kernel knows nothing of it
-                pass
-            except OSError as error:
-                logger.warning("the kernel may keep wrong bytes of %s: %s", name, error)
-
-        threading.Thread(target=invalidate, name="invalidate", daemon=True).start()
+    def invalidate_inode(self, inode: int) -> None:
+        """Make the kernel forget an inode's pages; waits for reads of them. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):  # the kernel knows nothing of it
+            os.write(self._device, wire.invalidate_inode(inode))
 
     def invalidate_entry(self, directory: int, name: bytes) -> None:
         """Make the kernel forget a name; may wait for requests. Raises OSError."""

@@ -156,8 +156,8 @@ class Shared:
     def counts(self) -> Counts:
         return Counts(*_COUNTS.unpack_from(self._view, 0))
 
-    def note(self, counts: Counts) -> None:
-        """Set the counts; by the channel alone."""
+    def note(self, *counts: int) -> None:
+        """Set the counts, in the order of Counts; by the channel alone."""
         _COUNTS.pack_into(self._view, 0, *counts)
 
     def mark(self, number: int) -> None:

@@ -28,7 +28,7 @@ from dserverfs.mount.channel import messages, wire
 from dserverfs.mount.channel.blocks import Blocks, Told
 from dserverfs.mount.channel.dying import is_dying
 from dserverfs.mount.channel.frozen import FIRST_HANDLE, OF_OPEN, Answer, Frozen, Key, Missing
-from dserverfs.mount.channel.messages import Counts, Kind, Shared, Sockets
+from dserverfs.mount.channel.messages import Kind, Shared, Sockets
 from dserverfs.mount.channel.passing import MAX_QUEUED, OtherAbilities, Passing
 from dserverfs.mount.channel.pushing import Pushing
 from dserverfs.mount.channel.rows import Piece
@@ -278,9 +278,7 @@ class Channel:
     def _note_counts(self) -> None:
         pushing = self._pushing
         self._shared.note(
-            Counts(
-                self._reads, self._read_bytes, self._others, pushing.pushed, pushing.pushed_bytes
-            )
+            self._reads, self._read_bytes, self._others, pushing.pushed, pushing.pushed_bytes
         )
 
     def _respond(self, unique: int, answer: Answer) -> None:
