@@ -225,18 +225,7 @@ class _Parts(NamedTuple):
                 staging = _open_staging(client)
         shown_edits = None if options.read_only else edits
         control = None if options.given is None else told_by_mount()
-        tree = Tree(
-            options.uri,
-            client.catalogue,
-            numbers.mounted_ns,
-            staging,
-            shown_edits,
-            control=control,
-            journal=numbers.journal,
-        )
-        numbers.restore(tree)
-        if only is not None:
-            tree.show_only(only)
+        tree = _tree(options, client, only, staging, numbers, control)
         counts = RequestCounts() if channel is None else RequestCounts(lambda: channel.counts)
         metrics = Metrics(
             client,
@@ -294,6 +283,30 @@ class _Parts(NamedTuple):
             numbers.journal,
             Replacement(options, channel, staging, edits),
         )
+
+
+def _tree(
+    options: MountOptions,
+    client: Client,
+    only: Dataset | None,
+    staging: Staging | None,
+    numbers: Numbers,
+    control: bytes | None,
+) -> Tree:
+    """Return what is shown, by the numbers of the daemon before, if there was one."""
+    tree = Tree(
+        options.uri,
+        client.catalogue,
+        numbers.mounted_ns,
+        staging,
+        None if options.read_only else client.edits,
+        control=control,
+        journal=numbers.journal,
+    )
+    numbers.restore(tree)
+    if only is not None:
+        tree.show_only(only)
+    return tree
 
 
 def _open_staging(client: Client) -> Staging:

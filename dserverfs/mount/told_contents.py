@@ -86,9 +86,9 @@ class ToldContents:
         """Take back what was told of an item that turned out wrong; in any thread."""
         with self._lock:
             self._times_dropped += 1
-        inode = self._told.inode_of(content)
-        if inode is not None and is_small(content):
-            invalidation.of_pages(self._link, inode, content.key)
+        if is_small(content):
+            for inode in self._told.inodes_of(content):
+                invalidation.of_pages(self._link, inode, content.key)
 
 
 def _chosen(items: Sequence[ItemContent], wanted: Stretch) -> tuple[int, list[ItemContent]]:

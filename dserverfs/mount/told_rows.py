@@ -74,12 +74,17 @@ class ToldRows:
         """Return the dataset whose rows count from `base`, if it is told; in any thread."""
         return self._told.get(base)
 
-    def inode_of(self, content: ItemContent) -> Inode | None:
-        """Return the number of the row that has an item, if its dataset is told; in any thread."""
-        for base, dataset in list(self._told.items()):
-            if dataset.dataset.uri == content.dataset.uri:
-                return Inode(base + content.place)
-        return None
+    def inodes_of(self, content: ItemContent) -> list[Inode]:
+        """Return the numbers of the rows that have an item, also by its uuid; in any thread.
+
+        Of what was told once: the kernel may have pages of it.
+        """
+        once = [*list(self._told.items()), *list(self._unlisted.items())]
+        return [
+            Inode(base + content.place)
+            for base, dataset in once
+            if dataset.dataset.uri == content.dataset.uri
+        ]
 
     def looked_up(self, directory: Inode, *, is_found: bool) -> None:
         """Look whether what was told is listed still, after a look-up above the datasets."""

@@ -55,6 +55,16 @@ def follow(bench: Bench, heir: Heir, reply: bytes = FIRST_REPLY) -> None:
     heir.ends.libfuse.send(reply)
 
 
+def serve_once_more(bench: Bench, known: Heirs, asked: bytes, end: signal.Signals) -> None:
+    """Have a daemon take the place of the last, be asked again what that was asked, and end."""
+    bench.die()
+    heir = known.next()
+    follow(bench, heir)
+    bench._serves(known.recipe)
+    assert bench.next().passed == asked
+    heir.die(end)
+
+
 def ask(opcode: int, inode: int, body: bytes, unique: int) -> bytes:
     length = wire.REQUEST.size + len(body)
     return wire.REQUEST.pack(length, opcode, unique, inode, 0, 0, 0, 0, 0) + body
@@ -181,12 +191,7 @@ def test_request_that_daemons_die_of_fails_at_last(
     lookup = ask(Opcode.LOOKUP, 1, b"poison\0", 10)
     assert bench.outcome(lookup).passed == lookup
     for _ in range(2 if limit == "MAX_KILLS" else 3):
-        bench.die()
-        heir = known.next()
-        follow(bench, heir)
-        bench._serves(known.recipe)
-        assert bench.next().passed == lookup
-        heir.die(number)
+        serve_once_more(bench, known, lookup, number)
 
     bench.die()
 
@@ -200,12 +205,7 @@ def test_request_that_a_daemon_had_when_it_was_killed_is_not_held_to_be_the_reas
     lookup = ask(Opcode.LOOKUP, 1, b"n\0", 10)
     assert bench.outcome(lookup).passed == lookup
     for number in [signal.SIGKILL] * under_way.MAX_CRASHES + [signal.SIGSEGV]:
-        bench.die()
-        heir = known.next()
-        follow(bench, heir)
-        bench._serves(known.recipe)
-        assert bench.next().passed == lookup
-        heir.die(number)
+        serve_once_more(bench, known, lookup, number)
     bench.die()
     follow(bench, known.next())
 

@@ -23,6 +23,18 @@ from tests.support.reading_world import CONTENT, Hashes, World
 FEW = Run(0, 4)
 
 
+class Halt:
+    """Holds an answer of the store back until it may go on."""
+
+    def __init__(self) -> None:
+        self.reached, self.may_go_on = threading.Event(), threading.Event()
+
+    def __call__(self, handler: Handler) -> None:
+        self.reached.set()
+        assert self.may_go_on.wait(LATE_S)
+        handler.serve()
+
+
 @pytest.fixture
 def store() -> Iterator[FaultyStore]:
     with faulty_store(CONTENT) as store:
@@ -210,21 +222,15 @@ def test_run_that_nobody_wants_when_its_turn_comes_is_not_asked_for(
     monkeypatch.setattr(block_filling, "AHEAD_THREADS", 1)
     world = worlds()
     content, other = world.content(), world.content(key="other")
-    may_go_on, reached = threading.Event(), threading.Event()
-
-    def stall(handler: Handler) -> None:
-        reached.set()
-        assert may_go_on.wait(LATE_S)
-        handler.serve()
-
-    store.faults = [stall]
+    halt = Halt()
+    store.faults = [halt]
     kept = world.reader.flight.open(content, None)
     world.reader.filler.request_ahead(content, Run(0, 1))
-    assert reached.wait(LATE_S)
+    assert halt.reached.wait(LATE_S)
     held = world.reader.flight.open(other, None)
     world.reader.filler.request_ahead(other, FEW)
     world.reader.flight.close(other, held, None)
-    may_go_on.set()
+    halt.may_go_on.set()
     world.reader.filler.flush()
 
     assert ranges(store) == [f"0-{BLOCK_SIZE - 1}"]
@@ -375,22 +381,16 @@ def test_run_whose_hashes_are_known_is_one_range_and_fails_as_others_do(
 
 def test_flush_waits_for_all_that_is_under_way(store: FaultyStore, worlds: Any) -> None:
     world = worlds()
-    may_go_on, reached = threading.Event(), threading.Event()
-
-    def stall(handler: Handler) -> None:
-        reached.set()
-        assert may_go_on.wait(LATE_S)
-        handler.serve()
-
-    store.faults = [stall]
+    halt = Halt()
+    store.faults = [halt]
     held = world.reader.flight.open(world.content(), None)
     world.reader.filler.request_ahead(world.content(), FEW)
-    assert reached.wait(LATE_S)
+    assert halt.reached.wait(LATE_S)
     flushing = threading.Thread(target=world.reader.filler.flush)
     flushing.start()
     flushing.join(0.05)
     assert flushing.is_alive()
-    may_go_on.set()
+    halt.may_go_on.set()
     flushing.join(LATE_S)
 
     assert {*held} == {0, 1, 2, 3}
@@ -404,19 +404,13 @@ def test_end_waits_for_nobody_and_what_is_queued_fails(
     monkeypatch.setattr(block_filling, pool, 1)
     world = worlds()
     filler, flight = world.reader.filler, world.reader.flight
-    may_go_on, reached = threading.Event(), threading.Event()
-
-    def stall(handler: Handler) -> None:
-        reached.set()
-        assert may_go_on.wait(LATE_S)
-        handler.serve()
-
-    store.faults = [stall]
+    halt = Halt()
+    store.faults = [halt]
     contents = [world.content(key=f"key{number}") for number in range(2)]
     ask = filler.request_blocks if pool == "DEMAND_THREADS" else filler.request_ahead
     for content in contents:
         ask(content, Run(0, 1))
-        assert reached.wait(LATE_S)
+        assert halt.reached.wait(LATE_S)
     waiting = [flight.request(content, Run(0, 1)).blocks[0] for content in contents]
 
     filler.close()
@@ -426,7 +420,7 @@ def test_end_waits_for_nobody_and_what_is_queued_fails(
     late = flight.request(world.content(key="late"), Run(0, 1))
     filler.fetch(world.content(key="late"), late.missing)
     assert bytes_of(late.blocks) == [None]
-    may_go_on.set()
+    halt.may_go_on.set()
     assert bytes_of([waiting[0]]) == pieces(CONTENT)[:1]
     filler.flush()
     assert len(store.requests) == 1
