@@ -57,6 +57,7 @@ class Sizes:
     distant_bytes: int
     distant_items: int
     shown_items: int  # in one directory, only listed
+    image_items: int
     many_items: int  # likewise, in a dataset of its own
     many_datasets: int
 
@@ -94,6 +95,13 @@ class Lab:
         """Items of 4 KiB, to be read."""
         return self._dataset(
             "small", lambda: {f"item-{i:06}.bin": 4096 for i in range(self.sizes.small_items)}
+        )
+
+    def images(self) -> Published:
+        """Items of 100 KiB, as a training job reads them."""
+        return self._dataset(
+            "images",
+            lambda: {f"image-{i:06}.bin": 100 * 1024 for i in range(self.sizes.image_items)},
         )
 
     def four(self) -> Published:

@@ -56,6 +56,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         distant_bytes=arguments.distant_size,
         distant_items=arguments.distant_items,
         shown_items=arguments.shown_items,
+        image_items=arguments.image_items,
         many_items=arguments.many_items,
         many_datasets=arguments.many_datasets,
     )
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, default, what in (
         ("distant", 500, "of 4 KiB read from afar"),
         ("shown", 100_000, "in one directory that is only listed"),
+        ("image", 5000, "of 100 KiB that a training job reads"),
         ("many", 1_000_000, "in a dataset that is only mounted and listed"),
     ):
         words = f"{what}; default: {default:,}"

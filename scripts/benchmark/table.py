@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmark import distant_rows, many_rows, rows
+from benchmark import distant_rows, many_rows, rows, training
 from benchmark.lab import Sizes
 from benchmark.rows import MIB, WARM_READS_PER_COLD, Scenario
 
@@ -15,6 +15,7 @@ SCENARIOS = (
     Scenario(("four-cold",), rows.four_readers),
     Scenario(("random-cold-1", "random-cold-16"), rows.random_cold),
     Scenario(("random-warm-1", "random-warm-16"), rows.random_warm),
+    Scenario(training.ROWS, training.training),
     Scenario(("tar-cold", "tar-disk"), rows.archiving),
     Scenario(("list-first", "list-again"), rows.listing),
     Scenario(("mount-list",), rows.mounting),
@@ -31,8 +32,9 @@ SCENARIOS = (
 )
 ROWS = tuple(row for scenario in SCENARIOS for row in scenario.rows)
 ROWS_OF_CHANNEL = (
-    *("random-warm-1", "random-warm-16", "tar-cold", "tar-disk", "list-first", "list-again"),
-    *("mount-list", "shown-list", "shown-again", "many-first", "many-find", "many-second"),
+    *("random-warm-1", "random-warm-16", *training.ROWS, "tar-cold", "tar-disk"),
+    *("list-first", "list-again", "mount-list", "shown-list", "shown-again"),
+    *("many-first", "many-find", "many-second"),
 )
 
 
@@ -41,6 +43,7 @@ def titles(sizes: Sizes) -> dict[str, str]:
     large = f"{sizes.large_bytes / MIB:,.0f} MiB"
     cold, warm = sizes.random_reads, sizes.random_reads * WARM_READS_PER_COLD
     tar = f"tar of {sizes.small_items:,} x 4 KiB"
+    images = f"{training.PROCESSES} processes, {sizes.image_items:,} x 100 KiB shuffled"
     return {
         "sequential-cold": f"{large}, cold",
         "first-byte": "its first 128 KiB, cold",
@@ -54,6 +57,8 @@ def titles(sizes: Sizes) -> dict[str, str]:
         "random-cold-16": f"{cold:,} random 4 KiB, cold, 16 readers",
         "random-warm-1": f"{warm:,} random 4 KiB, warm, 1 reader",
         "random-warm-16": f"{warm:,} random 4 KiB, warm, 16 readers",
+        "training-warm": f"{images}, warm",
+        "training-again": f"{images}, again",
         "tar-cold": f"{tar}, cold",
         "tar-disk": f"{tar}, disk cache",
         "list-first": f"ls -lR of {sizes.listed_items:,}, first",
