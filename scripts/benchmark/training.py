@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
-from benchmark import measuring, reader_process
+from benchmark import reader_process
 from benchmark.measuring import Measurement, WrongAnswer, measure
 from benchmark.mounts import Mount
 from benchmark.peers import Peer
