@@ -45,6 +45,9 @@ class Requests(Protocol):
 
     async def read(self, fh: int, off: int, size: int) -> Buffer: ...
 
+    def tell_blocks(self, fh: int, off: int) -> None:
+        """Tell the channel what was read, so that it answers the next such read."""
+
     async def write(self, fh: int, off: int, buf: bytes) -> int: ...
 
     def touched(self, fh: int, off: int, size: int, inode: int) -> None:
@@ -104,6 +107,9 @@ def _begin(
     elif kind == Kind.TOUCHED:
         _, size, handle, offset, inode = messages.TOUCHED.unpack(message)
         requests.touched(handle, offset, size, inode)
+    elif kind == Kind.DAMAGED:
+        _, _, inode, index, number = messages.LOST.unpack(message)
+        link.damaged(inode, index, number)
     elif kind == Kind.RELEASED:
         requests.released_by_channel(messages.RELEASED.unpack(message)[2])
     elif kind == Kind.WANTED:
@@ -118,6 +124,8 @@ async def _read(link: Link, requests: Requests, read: _Read) -> None:
     else:
         answer = await or_errno(requests.read(read.handle, read.offset, read.size))
         link.answer(read.mark, read.unique, answer)
+        if not isinstance(answer, int):
+            requests.tell_blocks(read.handle, read.offset)
 
 
 async def _tell_rows(link: Link, requests: Requests, base: int, number: int) -> None:

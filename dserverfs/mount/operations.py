@@ -301,7 +301,7 @@ class Operations(pyfuse3.Operations):
     def read_at_once(self, fh: int, off: int, size: int, inode: int) -> Buffer | None:
         """Read as `read`, if nothing has to be waited for and nothing is wrong; else return None.
 
-        What was read may then be told to the channel, which answers the next such read.
+        What was read is then told to the channel, which answers the next such read.
         """
         begun_s = perf_counter()
         handle = FileHandleT(fh)
@@ -316,18 +316,23 @@ class Operations(pyfuse3.Operations):
             return None
         self.counts.reads_at_once += 1
         self.counts.read_bytes += len(data)
-        if self._traced:
-            if traced := self._traced.get(handle):
-                self.traces.read(traced, off, len(data))
-        elif self._channel is not None:
-            index = off // BLOCK_SIZE
-            block = item.shareable(index)
-            if block is not None:
-                self._channel.tell(self._open.inodes[handle], index, block)
-                if item.is_dropped:  # in another thread, since the block was looked at
-                    self._channel.forget(self._open.inodes[handle])
+        if self._traced and (traced := self._traced.get(handle)):
+            self.traces.read(traced, off, len(data))
+        self.tell_blocks(fh, off)
         self.counts.done("read", perf_counter() - begun_s)
         return data
+
+    def tell_blocks(self, fh: int, off: int) -> None:
+        """Let the channel read the block that was read just now, and others of its item."""
+        handle = FileHandleT(fh)
+        item = self._open.files.get(handle)
+        # What the channel answers is not noted.
+        if self._channel is None or self._traced or not isinstance(item, OpenItem):
+            return
+        if blocks := item.shareable(off // BLOCK_SIZE):
+            self._channel.tell(self._open.inodes[handle], blocks)
+            if item.is_dropped:  # in another thread, since the blocks were looked at
+                self._channel.forget(self._open.inodes[handle])
 
     def touched(self, fh: int, off: int, size: int, inode: int) -> None:
         """Note that the channel has answered a read."""

@@ -8,7 +8,7 @@ cuts its bytes out of the blocks. `read` does all that and blocks. Thread-safe.
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -25,6 +25,7 @@ from dserverfs.reading.single_flight import wait_for
 # Larger items (1 TiB) take no memory for blocks that are not read.
 MAX_BLOCKS_AT_ONCE = 1 << 20
 _LOADED_AT_ONCE = 16  # blocks, in one request
+MAX_SHARED = 48  # blocks, in one message
 
 
 class _Marks:
@@ -71,6 +72,9 @@ class OpenItem:
         self._blocks = content.number_of_blocks
         self._asked: bytearray | _Marks | None = _no_marks(self._blocks)
         self._unasked = self._blocks
+        # Hot blocks to be shared, and how many at once beside the one that is read.
+        self._others = iter(list[int]())
+        self._sharing = 0
 
     @property
     def content(self) -> ItemContent:
@@ -117,22 +121,27 @@ class OpenItem:
         """Whether bytes of it turned out wrong: this handle gives none any more."""
         return self._hot.is_dropped
 
-    def shareable(self, index: int) -> FileBlock | None:
-        """Return a hot block in a file of which every byte may be handed out; else None.
+    def shareable(self, index: int) -> Sequence[tuple[int, FileBlock]]:
+        """Return a hot block in a file that somebody else may read, and some others of the item.
 
-        Compares those checksum chunks that nobody has read yet, if they are in the page cache.
+        With each call twice as many, up to MAX_SHARED. Empty if the block is in no file, or the
+        item was not compared as a whole. Who reads them compares their checksums.
         """
         block = self._hot.get(index)
         if not isinstance(block, FileBlock):
-            return None
+            return ()
         if not self._reader.verification.needs_no_verification(self._content, whole=True):
-            return None
-        with contextlib.suppress(DamagedBlock):
-            if not block.is_checked:
-                block.read_nowait(0, BLOCK_SIZE)
-            if block.is_checked and not self.is_dropped:
-                return block
-        return None
+            return ()
+        found = [(index, block)]
+        others = [*itertools.islice(self._others, self._sharing)]
+        for other in others:
+            block = self._hot.get(other)
+            if isinstance(block, FileBlock) and other != index:
+                found.append((other, block))
+        if len(others) < self._sharing:  # all were looked at; others may be hot by now
+            self._others = iter(list(self._hot))
+        self._sharing = min(2 * self._sharing + 1, MAX_SHARED - 1)
+        return () if self.is_dropped else found
 
     def touched(self, offset: int, size: int) -> None:
         """Note a read of a shareable block that somebody else has answered."""

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dserverfs.base.checksums import checksums
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.mount.channel import messages, wire
 from dserverfs.mount.channel.messages import Counts, Kind
@@ -82,6 +83,53 @@ def test_answer_is_of_a_block_that_may_be_read(
                     assert 0 < len(answer.data) == end - first
                     assert answer.data == expected[start : start + end - first]
                     assert answer.errno == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sets(st.integers(0, 3 * BLOCK_SIZE - 1), min_size=1, max_size=4),
+    st.lists(
+        st.tuples(st.integers(0, 3 * BLOCK_SIZE - 1), st.sampled_from([1, 4096, 200_000])),
+        max_size=20,
+    ),
+)
+def test_wrong_bytes_are_the_daemons_and_told_once(
+    wrong: set[int], reads: list[tuple[int, int]]
+) -> None:
+    """Several blocks of one file and message; what is damaged is damaged before it is read."""
+    with running() as bench:
+        content = random.Random(3).randbytes(BLOCK_SIZE) * 3
+        bench.path.write_bytes(content)
+        bench.tell_all(8, [(i, i + 10, BLOCK_SIZE, i * BLOCK_SIZE) for i in range(3)])
+        bench.forget(0)  # it was taken
+        with bench.path.open("r+b") as file:
+            for place in wrong:
+                file.seek(place)
+                file.write(bytes([content[place] ^ 1]))
+        for offset, size in [*reads, *((place, 1) for place in wrong)]:
+            answer = bench.read(8, offset, size)
+            if answer is not None:
+                end = min(offset + size, len(content))
+                assert answer.data == content[offset:end]
+                assert not any(offset <= place < end for place in wrong)
+
+        damaged = [each for each in bench.touched if each[0] == Kind.DAMAGED]
+        indices = {place // BLOCK_SIZE for place in wrong}
+        assert sorted(damaged) == [(Kind.DAMAGED, 0, 8, i, i + 10) for i in sorted(indices)]
+
+
+def test_block_whose_file_has_not_come_is_the_daemons(bench: Bench) -> None:
+    content = os.urandom(2 * BLOCK_SIZE)
+    bench.path.write_bytes(content)
+    bench.tell_all(8, [(i, i + 1, BLOCK_SIZE, i * BLOCK_SIZE) for i in range(2)])
+    told = messages.BLOCKS.pack(Kind.BLOCKS, 1, 8)
+    told += messages.BLOCK.pack(0, BLOCK_SIZE, 2, 3, 0) + checksums(content[:BLOCK_SIZE])
+    bench.ours.messages.send(told)
+
+    answer = bench.read(8, BLOCK_SIZE, 100)
+    assert answer is not None
+    assert answer.data == content[BLOCK_SIZE:][:100]
+    assert bench.read(8, 2 * BLOCK_SIZE, 100) is None
 
 
 def test_warm_block_is_answered_and_told_once_for_each_handle(bench: Bench) -> None:

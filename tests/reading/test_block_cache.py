@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs.base.checksums import CHUNK_BYTES
 from dserverfs.base.disk_space import GIB, MAX_SIZE_BYTES, default_limit
 from dserverfs.base.errors import UsageError
 from dserverfs.reading.cache.block_cache import BlockCache
 from dserverfs.reading.cache.block_files import MIN_FILE_SIZE
 from dserverfs.reading.cache.block_keys import BlockKey
-from dserverfs.reading.cache.blocks import CHUNK_BYTES, DamagedBlock, FileBlock, MemoryBlock
+from dserverfs.reading.cache.blocks import DamagedBlock, FileBlock, MemoryBlock
 
 pytest_plugins = ["tests.support.cache_fixtures"]
 

@@ -8,16 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs.base.checksums import CHUNK_BYTES, checksums, number_of_chunks
 from dserverfs.base.items import BLOCK_SIZE, block_length, number_of_blocks
 from dserverfs.base.local_files import SharedFile
-from dserverfs.reading.cache.blocks import (
-    CHUNK_BYTES,
-    DamagedBlock,
-    FileBlock,
-    MemoryBlock,
-    checksums,
-    number_of_chunks,
-)
+from dserverfs.reading.cache.blocks import DamagedBlock, FileBlock, MemoryBlock
 from dserverfs.reading.read_ahead import ALIGNMENT, MAX_WINDOW, ReadAhead
 
 

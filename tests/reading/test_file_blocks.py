@@ -9,18 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs import base
+from dserverfs.base.checksums import CHUNK_BYTES, checksums, number_of_chunks
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.base.local_files import SharedFile
-from dserverfs.reading.cache import blocks
 from dserverfs.reading.cache.blocks import (
-    CHUNK_BYTES,
     Block,
     DamagedBlock,
     FileBlock,
     MemoryBlock,
-    checksums,
     is_sound,
-    number_of_chunks,
     read_ahead,
 )
 
@@ -115,7 +113,7 @@ def test_chunk_that_was_compared_is_not_compared_again(
         compared.append(len(data))
         return checksums(data)
 
-    monkeypatch.setattr(blocks, "checksums", counted)
+    monkeypatch.setattr(base.checksums, "checksums", counted)
     block = block_of(path)
 
     for offset, size in ((CHUNK_BYTES, 1), (CHUNK_BYTES + 5, 9), (2 * CHUNK_BYTES, 4), (0, 1)):

@@ -7,13 +7,9 @@ import os
 import weakref
 from pathlib import Path
 
+from dserverfs.base.checksums import checksums, number_of_chunks
 from dserverfs.base.local_files import SharedFile
-from dserverfs.reading.cache.blocks import (
-    FileBlock,
-    MemoryBlock,
-    checksums,
-    number_of_chunks,
-)
+from dserverfs.reading.cache.blocks import FileBlock, MemoryBlock
 from dserverfs.reading.hot_blocks import HotBlocks
 
 SIZE = 1000

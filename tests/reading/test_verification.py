@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs.base.checksums import checksums
 from dserverfs.base.errors import IntegrityError
 from dserverfs.base.hashes import Policy
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
 from dserverfs.reading.cache.block_keys import BlockKey
-from dserverfs.reading.cache.blocks import checksums
 from dserverfs.reading.open_item import OpenItem
 from tests.support.faulty_store import FaultyStore, faulty_store
 from tests.support.patience import LATE_S

@@ -13,14 +13,14 @@ from tests.simulation import disk_seams, threads
 threads.install()
 disk_seams.install()
 
-from dserverfs.base import items  # noqa: E402
+from dserverfs.base import checksums, items  # noqa: E402
 
 # Blocks and files of the cache as small as the simulated items.
 items.BLOCK_SIZE = 16 * 1024
+checksums.CHUNK_BYTES = 4 * 1024
 
-from dserverfs.reading.cache import block_files, blocks  # noqa: E402
+from dserverfs.reading.cache import block_files  # noqa: E402
 
-blocks.CHUNK_BYTES = 4 * 1024
 block_files.MIN_FILE_SIZE = 8 * 1024
 
 from dserverfs import client  # noqa: E402, F401 - with everything below it

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dserverfs.base.checksums import checksums
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.mount.channel import messages, wire
 from dserverfs.mount.channel.contents import packed
@@ -81,7 +82,7 @@ class Bench:
         if recipe is not None:
             self._serves(recipe)
         self.unique = 0  # of the last request
-        self.touched: list[tuple[int, ...]] = []
+        self.touched: list[tuple[int, ...]] = []  # and what was damaged
 
     def await_touched(self, number: int) -> list[tuple[int, ...]]:
         """Return what was told of reads, when it is so many."""
@@ -166,7 +167,8 @@ class Bench:
             if messages.KIND.unpack_from(message)[0] == Kind.READ:
                 assert message[messages.READ_AT :] == request
                 return None
-            self.touched.append(messages.TOUCHED.unpack(message))
+            is_damaged = messages.KIND.unpack_from(message)[0] == Kind.DAMAGED
+            self.touched.append((messages.LOST if is_damaged else messages.TOUCHED).unpack(message))
 
     def outcome(self, *request: bytes) -> Outcome:
         """Send a request as it is; return what becomes of it."""
@@ -227,9 +229,18 @@ class Bench:
         assert self.ours.forgotten.recv(messages.MAX_BYTES) == message
 
     def tell(self, inode: int, index: int, number: int, length: int, start: int) -> None:
-        message = messages.BLOCK.pack(Kind.BLOCK, length, inode, index, number, start)
+        """Tell one block, with the checksums that it has."""
+        self.tell_all(inode, [(index, number, length, start)])
+
+    def tell_all(self, inode: int, blocks: Sequence[tuple[int, int, int, int]]) -> None:
+        """Tell blocks of one file in one message: the index, number, length and start of each."""
+        content = self.path.read_bytes()
+        message = [messages.BLOCKS.pack(Kind.BLOCKS, len(blocks), inode)]
+        for index, number, length, start in blocks:
+            message.append(messages.BLOCK.pack(0, length, index, number, start))
+        message += [checksums(content[start : start + length]) for _, _, length, start in blocks]
         with self.path.open("rb") as file:
-            socket.send_fds(self.ours.messages, [message], [file.fileno()])
+            socket.send_fds(self.ours.messages, [b"".join(message)], [file.fileno()])
 
     def lose(self, inode: int, index: int, number: int) -> None:
         self.ours.messages.send(messages.LOST.pack(Kind.LOST, 0, inode, index, number))

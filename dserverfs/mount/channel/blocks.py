@@ -1,39 +1,75 @@
 """The blocks of items that the channel may read by itself.
 
-The rule for an answer to a READ from here: the daemon has told the block, with its descriptor,
-after all of it was compared with its checksums and its item with the manifest; and it has not
-taken it back. A read that is not wholly in such blocks, or not in the page cache, is the daemon's.
+The rule for an answer to a READ from here: the daemon has told the block, with its file and its
+checksums, after its item was compared with the manifest; the bytes have their checksums, which
+is looked at when a checksum chunk is read first; and the block was not taken back. A read that is
+not wholly in such blocks, or not in the page cache, is the daemon's.
 """
 
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+
+from dserverfs.base.checksums import CRC_BYTES, compare, number_of_chunks, to_read
+from dserverfs.base.local_files import SharedFile
+from dserverfs.mount.channel import messages
 
 
-class Told(NamedTuple):
+class Told:
     """A block that may be read."""
 
-    fd: int
-    start: int  # in the file, as length in bytes
-    length: int
-    number: int  # of the message that told it
+    __slots__ = ("checked", "file", "is_damaged", "length", "number", "start", "sums")
+
+    def __init__(self, file: SharedFile, start: int, length: int, number: int, sums: bytes) -> None:
+        """Of `length` bytes from `start` of the file on; `number` is that of its message."""
+        self.file = file
+        self.start = start
+        self.length = length
+        self.number = number
+        self.sums = sums
+        self.checked = bytearray(number_of_chunks(length))
+        self.is_damaged = False
+
+
+def blocks_in(message: bytes, fds: Sequence[int]) -> tuple[int, list[tuple[int, Told]]]:
+    """Return the inode of a BLOCKS message, and the blocks by their index.
+
+    Without those whose file has not come: this process has too many open. The files are owned
+    by the blocks. Raises struct.error for no such message.
+    """
+    files = [SharedFile(fd) for fd in fds]
+    _, count, inode = messages.BLOCKS.unpack_from(message)
+    behind = messages.BLOCKS.size + count * messages.BLOCK.size
+    told = []
+    for place, length, index, number, start in messages.BLOCK.iter_unpack(
+        message[messages.BLOCKS.size : behind]
+    ):
+        end = behind + number_of_chunks(length) * CRC_BYTES
+        if place < len(files):
+            told.append((index, Told(files[place], start, length, number, message[behind:end])))
+        behind = end
+    return inode, told
 
 
 class Blocks:
-    """What was told and not taken back; owns the descriptors."""
+    """What was told and not taken back."""
 
-    def __init__(self) -> None:
+    def __init__(self, damaged: Callable[[int, int, int], None]) -> None:
+        """`damaged` is told of a block that turned out wrong: inode, index and number."""
         self.block_bytes = 1  # of each but the last of an item
+        self._damaged = damaged
         self._told: dict[int, dict[int, Told]] = {}  # by inode and index
+        self._chunks = memoryview(bytearray(0))  # room for chunks to be compared
 
     def index(self, offset: int) -> int:
         """Return the index of the block that has a byte."""
         return offset // self.block_bytes
 
-    def tell(self, inode: int, index: int, block: Told) -> None:
-        """Take a block, of which there is none at that place."""
-        self._told.setdefault(inode, {})[index] = block
+    def tell(self, inode: int, blocks: Sequence[tuple[int, Told]]) -> None:
+        """Take blocks, in place of those that were told before."""
+        if blocks:
+            self._told.setdefault(inode, {}).update(blocks)
 
     def lose(self, inode: int, index: int, number: int | None = None) -> None:
         """Read a block no more; if `number` is given, only the one that was told with it."""
@@ -41,20 +77,17 @@ class Blocks:
         block = told.get(index)
         if block is None or number not in (None, block.number):
             return
-        os.close(block.fd)
         del told[index]
         if not told:
             del self._told[inode]
 
     def forget(self, inode: int) -> None:
         """Read no block of an inode any more."""
-        for index in list(self._told.get(inode, ())):
-            self.lose(inode, index)
+        self._told.pop(inode, None)
 
     def clear(self) -> None:
         """Read no block any more."""
-        for inode in list(self._told):
-            self.forget(inode)
+        self._told.clear()
 
     def read(self, inode: int, offset: int, size: int, target: memoryview) -> int:
         """Read; return how many bytes, or 0 if the daemon has to. Waits for no disk."""
@@ -70,15 +103,37 @@ class Blocks:
             wanted = min(size - done, block.length - start)
             if wanted <= 0:
                 return 0
-            try:
-                count = os.preadv(
-                    block.fd, [target[done : done + wanted]], block.start + start, os.RWF_NOWAIT
-                )
-            except OSError:
+            if not self._fill(block, start, target[done : done + wanted]):
+                if block.is_damaged:
+                    self.lose(inode, index)
+                    self._damaged(inode, index, block.number)
                 return 0
-            if count != wanted:
-                return 0
-            done += count
+            done += wanted
             if block.length < self.block_bytes:  # the last of its item
                 break
         return done
+
+    def _fill(self, block: Told, start: int, target: memoryview) -> bool:
+        """Read a block from `start` on; return False if it has to be waited for, or is damaged."""
+        stop = start + len(target)
+        begin, end, unchecked = to_read(block.checked, start, stop, block.length)
+        whole = begin == start and end == stop
+        chunks = target if whole else self._room(end - begin)
+        try:
+            count = os.preadv(block.file.fd, [chunks], block.start + begin, os.RWF_NOWAIT)
+        except OSError:
+            return False
+        if count != len(chunks):
+            return False
+        if unchecked and not compare(block.checked, block.sums, chunks, begin):
+            block.is_damaged = True
+            return False
+        if not whole:
+            target[:] = chunks[start - begin : stop - begin]
+        return True
+
+    def _room(self, number: int) -> memoryview:
+        """Return memory for so many bytes, which is used again."""
+        if len(self._chunks) < number:
+            self._chunks = memoryview(bytearray(number))
+        return self._chunks[:number]

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -92,7 +92,8 @@ class Link:
             self._numbers_before = _content(heritage.journal)
         self._lives_on = heritage is not None  # the channel, if this daemon ends without a word
         self._numbers = itertools.count(1)
-        self._told: dict[tuple[int, int], int] = {}  # id of the block, by inode and index
+        # By inode and index: the number with which a block was told, and the block.
+        self._told: dict[tuple[int, int], tuple[int, Callable[[], FileBlock | None]]] = {}
         self._is_over = False
 
     @classmethod
@@ -211,16 +212,34 @@ class Link:
 
     # What the channel may answer
 
-    def tell(self, inode: int, index: int, block: FileBlock) -> None:
-        """Let the channel answer reads of a block until that is gone."""
-        if self._told.get((inode, index)) == id(block):
-            return
-        number = next(self._numbers)
-        fd, start, length = block.place()
-        self._told[inode, index] = id(block)
-        self._send(messages.BLOCK.pack(Kind.BLOCK, length, inode, index, number, start), fd)
-        lost = weakref.finalize(block, self._lost, inode, index, number, id(block))
-        lost.atexit = False
+    def tell(self, inode: int, blocks: Iterable[tuple[int, FileBlock]]) -> None:
+        """Let the channel answer reads of blocks until these are gone; no more than MAX_BLOCKS."""
+        fds: dict[int, int] = {}  # places in the message
+        told, sums = list[bytes](), list[bytes]()
+        for index, block in blocks:
+            if self._is_told(inode, index, block):
+                continue
+            number = next(self._numbers)
+            fd, start, length = block.place()
+            place = fds.setdefault(fd, len(fds))
+            told.append(messages.BLOCK.pack(place, length, index, number, start))
+            sums.append(block.checksums)
+            lost = weakref.finalize(block, self._lost, inode, index, number)
+            lost.atexit = False
+            self._told[inode, index] = (number, weakref.ref(block))
+        if told:
+            head = messages.BLOCKS.pack(Kind.BLOCKS, len(told), inode)
+            self._send(b"".join((head, *told, *sums)), *fds)
+
+    def damaged(self, inode: int, index: int, number: int) -> None:
+        """Compare a block anew, in which the channel has met other checksums."""
+        told, block = self._told.get((inode, index), (0, _nothing))
+        if told == number and (found := block()) is not None:
+            found.distrust()
+            self._told.pop((inode, index), None)
+
+    def _is_told(self, inode: int, index: int, block: FileBlock) -> bool:
+        return self._told.get((inode, index), (0, _nothing))[1]() is block
 
     def forget(self, inode: int) -> None:
         """Have the channel answer no read of an inode any more; waits until that is so."""
@@ -267,8 +286,8 @@ class Link:
             while self._sockets.forgotten.recv(messages.MAX_BYTES) not in (b"", message):
                 pass
 
-    def _lost(self, inode: int, index: int, number: int, block: int) -> None:
-        if self._told.get((inode, index)) == block:
+    def _lost(self, inode: int, index: int, number: int) -> None:
+        if self._told.get((inode, index), (0, _nothing))[0] == number:
             self._told.pop((inode, index), None)
         self._send(messages.LOST.pack(Kind.LOST, 0, inode, index, number))
 
@@ -336,6 +355,10 @@ class Link:
                 raise
         finally:
             self._shared.answered(mark)
+
+
+def _nothing() -> None:
+    return None
 
 
 def _content(fd: int) -> bytes:

@@ -3,7 +3,7 @@
     channel to daemon                   daemon to channel
     READ      a read to be answered     DEVICE     the FUSE device, and the journal of numbers (with
                                                    their descriptors)
-    WRITE     the slot it lies in       BLOCK      a block to read (with its descriptor)
+    WRITE     the slot it lies in       BLOCKS     blocks of an item to read (with their files)
     TOUCHED   a block that was read     LOST       a block that may be read no more
     RELEASED  a handle of the channel   FORGET     no block of an inode may be read any more
               that the daemon knows     FREE       a slot that may be used again
@@ -11,7 +11,8 @@
               a dataset                 ROWS       a piece of them (with a file that has it)
     WANTED_CONTENTS                     NO_ROWS    why there is none
               contents of small items   CONTENTS   some of them (with a file, if there are any)
-    ENDED     unmounted                 TAKE_BACK  no row of a dataset may be answered any more
+    DAMAGED   a block that is wrong     TAKE_BACK  no row of a dataset may be answered any more
+    ENDED     unmounted
     FAILED    a fault, in words         OPENS      whether the channel may open items
                                         SERVING    how a successor is started (with a file)
                                         HOLDS      whether requests wait for a successor
@@ -49,7 +50,7 @@ class Kind(IntEnum):
     TOUCHED = 3
     ENDED = 4
     DEVICE = 5
-    BLOCK = 6
+    BLOCKS = 6
     LOST = 7
     FORGET = 8
     FREE = 9
@@ -66,6 +67,7 @@ class Kind(IntEnum):
     SERVING = 20
     HOLDS = 21
     END = 22
+    DAMAGED = 23
 
 
 KIND = Struct("=I")
@@ -77,8 +79,11 @@ WRITE = Struct("=IIII")  # kind, mark, slot, length of the request
 TOUCHED = Struct("=IIQQQ")  # kind, size, handle, offset, inode
 RELEASED = Struct("=IIQ")  # kind, padding, handle
 ENDED = Struct("=I")
-BLOCK = Struct("=IIQQQQ")  # kind, length, inode, index, number, start in the file
-LOST = Struct("=IIQQQ")  # kind, padding, inode, index, number
+# kind, how many, inode; for each block one of BLOCK follows, and then all their checksums
+BLOCKS = Struct("=IIQ")
+BLOCK = Struct("=IIQQQ")  # which of the files, length, index, number, start in the file
+MAX_BLOCKS = 48  # in one message
+LOST = Struct("=IIQQQ")  # kind, padding, inode, index, number; of DAMAGED as well
 FORGET = Struct("=IIQ")  # kind, padding, inode
 FREE = Struct("=II")  # kind, slot
 # What the rows of a dataset count from is its base.

@@ -23,9 +23,10 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Sequence
 
 from dserverfs.mount.channel import messages, wire
-from dserverfs.mount.channel.blocks import Blocks, Told
+from dserverfs.mount.channel.blocks import Blocks, blocks_in
 from dserverfs.mount.channel.dying import is_dying
 from dserverfs.mount.channel.frozen import FIRST_HANDLE, OF_OPEN, Answer, Frozen, Key, Missing
 from dserverfs.mount.channel.messages import Kind, Shared, Sockets
@@ -56,7 +57,7 @@ class Channel:
         """`sockets` are the channel's ends. Without `succession` no daemon follows the first."""
         self._passing = Passing(sockets, shared, succession or Succession())
         self._shared = shared
-        self._blocks = Blocks()
+        self._blocks = Blocks(self._damaged)
         self._touched: dict[int, set[int]] = {}  # indices of blocks, by handle
         self._reply = memoryview(bytearray(wire.REPLY.size + wire.MAX_DATA_BYTES))
         self._reply_of_libfuse = memoryview(bytearray(wire.MAX_REQUEST_BYTES))
@@ -244,6 +245,11 @@ class Channel:
             frozen.ahead = None
         return True
 
+    def _damaged(self, inode: int, index: int, number: int) -> None:
+        """Tell the daemon that a block has other checksums than it told."""
+        message = messages.LOST.pack(Kind.DAMAGED, 0, inode, index, number)
+        self._passing.daemon.send(message)
+
     def _ask(self, key: Key) -> None:
         if key not in self._asked:
             self._asked.add(key)
@@ -335,7 +341,10 @@ class Channel:
         while True:
             try:
                 message, fds, _, _ = socket.recv_fds(
-                    self._passing.daemon.sock, messages.MAX_BYTES, 2, socket.MSG_CMSG_CLOEXEC
+                    self._passing.daemon.sock,
+                    messages.MAX_BYTES,
+                    messages.MAX_BLOCKS,
+                    socket.MSG_CMSG_CLOEXEC,
                 )
             except BlockingIOError:
                 return True
@@ -343,19 +352,17 @@ class Channel:
                 return False
             if not message:
                 return False
-            self._take(message, *fds)
+            self._take(message, fds)
 
-    def _take(self, message: bytes, fd: int = -1, journal: int = -1) -> None:
+    def _take(self, message: bytes, fds: Sequence[int]) -> None:
         (kind,) = messages.KIND.unpack_from(message)
+        fd, journal = (*fds, -1, -1)[:2]  # -1: there is none, or too many files are open
         if kind == Kind.DEVICE:
             _, self._blocks.block_bytes, owner = messages.DEVICE.unpack(message)
             self._frozen.owner = None if owner == messages.EVERYBODY else owner
             self._passing.take_device(fd, journal)
-        elif kind == Kind.BLOCK:
-            _, length, inode, index, number, start = messages.BLOCK.unpack(message)
-            self._blocks.lose(inode, index)
-            if fd >= 0:  # -1: this process has too many files open
-                self._blocks.tell(inode, index, Told(fd, start, length, number))
+        elif kind == Kind.BLOCKS:
+            self._blocks.tell(*blocks_in(message, fds))
         elif kind == Kind.LOST:
             _, _, inode, index, number = messages.LOST.unpack(message)
             self._blocks.lose(inode, index, number)
@@ -392,7 +399,7 @@ class Channel:
                 self._frozen.take(key[0], Piece(_content_of(fd)))
                 for request in requests:
                     self._again(request)
-            else:  # -1: this process has too many files open
+            else:
                 for request in requests:
                     self._fail(request, number or errno.EIO)
         elif kind == Kind.TAKE_BACK:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dserverfs.base import disk_space
+from dserverfs.base.checksums import checksums
 from dserverfs.base.disk_space import AS_IT_IS
 from dserverfs.base.disk_troubles import said_of
 from dserverfs.base.errors import DserverfsError
@@ -29,7 +30,6 @@ from dserverfs.reading.cache.block_keys import (
     prefix_of,
 )
 from dserverfs.reading.cache.block_table import FAILURES, BlockTable, StoredRow
-from dserverfs.reading.cache.blocks import checksums
 from dserverfs.reading.cache.kept_hashes import hashes_kept
 
 # A younger file may belong to a process that is about to enter it.

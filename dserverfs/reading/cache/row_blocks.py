@@ -9,17 +9,11 @@ from __future__ import annotations
 import errno
 import os
 
+from dserverfs.base.checksums import CRC_BYTES, checksums, number_of_chunks
 from dserverfs.base.local_files import SharedFile
 from dserverfs.reading.cache.block_files import StoredFile
 from dserverfs.reading.cache.block_table import BlockTable, Row
-from dserverfs.reading.cache.blocks import (
-    CRC_BYTES,
-    Block,
-    FileBlock,
-    MemoryBlock,
-    checksums,
-    number_of_chunks,
-)
+from dserverfs.reading.cache.blocks import Block, FileBlock, MemoryBlock
 
 MAX_CHECKED = 200_000  # blocks whose compared checksum chunks are remembered; 150 bytes each
 
