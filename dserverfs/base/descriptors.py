@@ -13,8 +13,8 @@ from pathlib import Path
 
 from dserverfs.base.errors import TooManyOpen
 
-# Cache files of hot blocks (1,024), connections (about 150), and the rest; of a small limit half.
-RESERVED = 1536
+# Cache files of hot blocks (4,096), connections (about 150), and the rest; of a small limit half.
+RESERVED = 4608
 # What the kernel lets a process have, if no other limit is set.
 _MOST = Path("/proc/sys/fs/nr_open")
 _USUAL_MOST = 1 << 20

@@ -179,7 +179,7 @@ def call_libc(name: str, *arguments: int | bytes, path: str) -> None:
 class SharedFile:
     """A file that is closed when the last reference is gone, so never under a reader."""
 
-    __slots__ = ("fd",)
+    __slots__ = ("__weakref__", "fd")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd

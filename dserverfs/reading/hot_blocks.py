@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import resource
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from weakref import WeakValueDictionary
 
 from dserverfs.base.items import BLOCK_SIZE
+from dserverfs.base.local_files import SharedFile
 from dserverfs.reading.cache.blocks import Block, FileBlock
 
 Key = tuple[str, int]  # an item's, and the index of a block in it
 
-# File descriptors (1 GiB of cache files), and memory for blocks that were just fetched.
-MAX_BLOCKS = 1024
+# 16 GiB of one item, or as many small ones: the training set of a job. A block in a file takes
+# 0.7 KB of memory here, and in a mount's channel, and its file a descriptor in both.
+MAX_BLOCKS = 16 * 1024
+MAX_FILES = 4096
+# For blocks that were just fetched.
 MAX_MEMORY_BYTES = 64 * BLOCK_SIZE
 
 
@@ -49,16 +53,22 @@ class HotBlocks:
     """
 
     def __init__(
-        self, *, max_blocks: int | None = None, max_memory_in_bytes: int = MAX_MEMORY_BYTES
+        self,
+        *,
+        max_blocks: int = MAX_BLOCKS,
+        max_files: int | None = None,
+        max_memory_in_bytes: int = MAX_MEMORY_BYTES,
     ) -> None:
-        """`max_blocks` is by default a quarter of the files that this process may open."""
+        """`max_files` is by default a quarter of the files that this process may open."""
         self.lock = threading.Lock()
+        self._max_blocks = max_blocks
         # The mount allows itself more open files than most processes have.
-        max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
-        self._max_blocks = min(MAX_BLOCKS, max_files) if max_blocks is None else max_blocks
+        may_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        self._max_files = min(MAX_FILES, may_open) if max_files is None else max_files
         self._max_memory_in_bytes = max_memory_in_bytes
         self._maps: WeakValueDictionary[str, BlockMap] = WeakValueDictionary()
         self._order: OrderedDict[Key, BlockMap] = OrderedDict()
+        self._files: Counter[SharedFile] = Counter()  # how many hot blocks are in each
         # Invariant: the blocks of `_order` that are in memory, and the files attached to them.
         self._in_memory: OrderedDict[Key, Block | None] = OrderedDict()
         self._memory_in_bytes = 0
@@ -86,6 +96,7 @@ class HotBlocks:
         if block.memory_in_bytes:
             self._in_memory[key] = None
             self._memory_in_bytes += block.memory_in_bytes
+        self._uses(block)
         self._shrink()
 
     def pop(self, key: Key) -> Block | None:
@@ -93,7 +104,8 @@ class HotBlocks:
         if blocks is None:
             return None
         block = blocks.pop(key[1])
-        self._in_memory.pop(key, None)
+        self._uses_no_more(block)
+        self._uses_no_more(self._in_memory.pop(key, None))
         self._memory_in_bytes -= block.memory_in_bytes
         return block
 
@@ -116,26 +128,29 @@ class HotBlocks:
         """Attach the on-disk copy of a block; it is used at once if the block left memory."""
         with self.lock:
             if key in self._in_memory:
-                self._in_memory[key] = file
+                self._attach(key, file)
+                self._shrink()
             else:
                 self.add(key, file)
 
     def close_removed(self) -> None:
         """Close files that were removed from the cache, so that their space is free again."""
         with self.lock:
-            held = [(key, blocks[key[1]]) for key, blocks in self._order.items()]
-            held += [(key, file) for key, file in self._in_memory.items() if file is not None]
-        removed = {
-            (key, id(file))
-            for key, file in held
-            if isinstance(file, FileBlock) and file.is_removed()
-        }
-        if not removed:
+            files = list(self._files)
+        gone = {file for file in files if file.is_removed()}
+        if not gone:
             return
         with self.lock:
+            held = [(key, blocks[key[1]]) for key, blocks in self._order.items()]
+            held += [(key, file) for key, file in self._in_memory.items() if file is not None]
+            removed = {
+                (key, id(block))
+                for key, block in held
+                if isinstance(block, FileBlock) and block.file in gone
+            }
             for key, _ in removed:
                 if (key, id(self._in_memory.get(key))) in removed:
-                    self._in_memory[key] = None
+                    self._attach(key, None)
                 elif (key, id(self.get(key))) in removed:
                     self.pop(key)
 
@@ -152,7 +167,17 @@ class HotBlocks:
             assert (key in self._in_memory) == bool(blocks[key[1]].memory_in_bytes), key
         assert in_memory == self._memory_in_bytes, "the bytes in memory are miscounted"
         assert self._in_memory.keys() <= self._order.keys()
+        files = Counter(
+            block.file
+            for block in (
+                *(blocks[key[1]] for key, blocks in self._order.items()),
+                *self._in_memory.values(),
+            )
+            if isinstance(block, FileBlock)
+        )
+        assert files == self._files, "the files are miscounted"
         assert len(self._order) <= self._max_blocks
+        assert len(self._files) <= self._max_files
 
     def _pop_all(self, keys: Iterable[Key]) -> None:
         for key in keys:
@@ -161,7 +186,7 @@ class HotBlocks:
     def _shrink(self) -> None:
         while self._memory_in_bytes > self._max_memory_in_bytes:
             self._spill(next(iter(self._in_memory)))
-        while len(self._order) > self._max_blocks:
+        while len(self._order) > self._max_blocks or len(self._files) > self._max_files:
             key, blocks = next(iter(self._order.items()))
             block = blocks[key[1]]
             if block.used:
@@ -169,6 +194,22 @@ class HotBlocks:
                 self._order.move_to_end(key)
             else:
                 self.pop(key)
+
+    def _attach(self, key: Key, file: Block | None) -> None:
+        """Attach a file to a block in memory, or none any more."""
+        self._uses_no_more(self._in_memory[key])
+        self._in_memory[key] = file
+        self._uses(file)
+
+    def _uses(self, block: Block | None) -> None:
+        if isinstance(block, FileBlock):
+            self._files[block.file] += 1
+
+    def _uses_no_more(self, block: Block | None) -> None:
+        if isinstance(block, FileBlock):
+            self._files[block.file] -= 1
+            if not self._files[block.file]:
+                del self._files[block.file]
 
     def _spill(self, key: Key) -> None:
         file = self._in_memory[key]

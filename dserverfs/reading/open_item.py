@@ -95,10 +95,11 @@ class OpenItem:
         """
         index, start = divmod(offset, BLOCK_SIZE)
         block = self._hot.get(index)
-        # A read from the beginning may be the sign to fetch the next items.
-        if block is None or offset == 0 or start + size > BLOCK_SIZE:
+        if block is None or start + size > BLOCK_SIZE:
             self._refuse_if_dropped()
             return None
+        if offset == 0:
+            self._reader.prefetch.begun(self._content)
         with self._lock:
             ahead = self._ahead.plan(offset, size, self._blocks)
             if self._asked is not None and not self._asked[index]:

@@ -11,12 +11,11 @@ from typing import Any
 import diskcache.core
 import pytest
 
-from dserverfs.base.local_files import SharedFile, write_all
+from dserverfs.base.local_files import write_all
 from dserverfs.reading.cache import block_files
 from dserverfs.reading.cache.block_files import (
     MAX_BLOCKS_IN_FILE,
     MIN_FILE_SIZE,
-    STEM_CHARACTERS,
     BytesDisk,
     StoredFile,
     Value,
@@ -83,19 +82,24 @@ def test_blocks_of_any_sizes_come_out_of_their_files_as_they_went_in(
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o700}
 
 
-def test_files_that_were_just_opened_are_opened_once(disk: BytesDisk) -> None:
+def test_file_that_is_open_is_not_opened_again(disk: BytesDisk) -> None:
     values = disk.prepare([LARGE, LARGE])
-    first, second = (value.file for value in values if value.file is not None)
-    opened: dict[str, SharedFile] = {}
+    first, second = (value.file.name for value in values if value.file is not None)
+    del values
 
-    found = disk.fetch_among(opened, BINARY, first.name, None)
-    disk.remove(second.name)  # its name may be gone by now
-    other = disk.fetch_among(opened, BINARY, second.name, None)
+    found = disk.fetch(BINARY, first, None, False)
+    disk.remove(second)  # its name may be gone by now
+    other = disk.fetch(BINARY, second, None, False)
 
     assert isinstance(found, StoredFile)
     assert isinstance(other, StoredFile)
     assert found.file is other.file
-    assert list(opened) == [first.name[:STEM_CHARACTERS]] == [second.name[:STEM_CHARACTERS]]
+    fd = found.file.fd
+    del found, other
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    with pytest.raises(FileNotFoundError):
+        disk.fetch(BINARY, second, None, False)
 
 
 @pytest.mark.parametrize(

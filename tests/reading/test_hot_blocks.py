@@ -7,6 +7,9 @@ import os
 import weakref
 from pathlib import Path
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from dserverfs.base.checksums import checksums, number_of_chunks
 from dserverfs.base.local_files import SharedFile
 from dserverfs.reading.cache.blocks import FileBlock, MemoryBlock
@@ -74,6 +77,61 @@ def test_block_in_use_is_not_the_first_to_go() -> None:
     blocks.add(("item", 5), in_memory(5))
     blocks.add(("item", 6), in_memory(6))
     assert ("item", 0) not in blocks
+
+
+SHARED = 4  # blocks in a file
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["add", "memory", "attach", "pop", "use", "drop", "spill"]),
+            st.integers(0, 23),
+        ),
+        max_size=60,
+    ),
+    st.integers(1, 4),
+)
+def test_files_that_blocks_share_are_counted_once_and_bounded(
+    steps: list[tuple[str, int]], max_files: int
+) -> None:
+    blocks = HotBlocks(max_blocks=12, max_files=max_files, max_memory_in_bytes=3 * SIZE)
+    files = [SharedFile(os.open("/dev/null", os.O_RDONLY)) for _ in range(6)]
+    fds = [file.fd for file in files]
+    found = None
+    for step, number in steps:
+        key = (f"item {number % 3}", number)
+        block = FileBlock(files[number // SHARED], 0, SIZE, b"", bytearray(1))
+        if step == "add":
+            blocks.add(key, block)
+        elif step == "memory":
+            blocks.add(key, in_memory(number))
+        elif step == "attach":
+            blocks.attach_file(key, block)
+        elif step == "pop":
+            blocks.pop(key)
+        elif step == "drop":
+            blocks.drop_item(key[0])
+        elif step == "spill":
+            blocks.spill_to_files(key[0])
+        elif (found := blocks.get(key)) is not None:
+            found.used = True
+        blocks.check()
+        del block
+        gc.collect(0)
+
+    found = None
+    del files
+    assert sum(is_open(fd) for fd in fds) <= max_files
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def test_when_memory_is_short_the_file_behind_a_block_takes_its_place(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future
 
 import pytest
 
 from dserverfs.base.errors import DeadlineExceeded, IntegrityError, Unreachable
 from dserverfs.base.items import BLOCK_SIZE, ItemContent, Run
+from dserverfs.base.local_files import SharedFile
 from dserverfs.base.retry import Deadline
 from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.cache.blocks import Block, FileBlock, MemoryBlock
@@ -216,12 +218,13 @@ def test_closed_item_of_several_blocks_keeps_no_memory_for_what_is_on_the_disk(
     world: World, flight: SingleFlight
 ) -> None:
     several, one = world.content(), world.content(BLOCK_SIZE, key="one block")
-    file = FileBlock.__new__(FileBlock)
+    opened = SharedFile(os.open("/dev/null", os.O_RDONLY))
+    file = FileBlock(opened, 0, 7, b"", bytearray(1))
     for content in (several, one):
         blocks = flight.open(content, None)
         block = MemoryBlock(b"content")
         world.hot.add(BlockKey(content.key, 0), block)
-        world.hot._in_memory[BlockKey(content.key, 0)] = file
+        world.hot.attach_file(BlockKey(content.key, 0), file)
 
         flight.close(content, blocks, None)
 

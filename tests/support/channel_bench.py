@@ -21,6 +21,7 @@ from dserverfs.mount.channel.messages import Kind, Shared, Sockets
 from dserverfs.mount.channel.process import Channel
 from dserverfs.mount.channel.rows import ROWS
 from dserverfs.mount.channel.succession import Recipe, Succession
+from dserverfs.reading.small_items import SMALL_BYTES
 from tests.support.patience import LATE_S
 
 
@@ -75,7 +76,7 @@ class Bench:
         self._thread = threading.Thread(target=self._run, args=(theirs,), daemon=True)
         self._thread.start()
         with device:
-            told = messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE, messages.EVERYBODY)
+            told = messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE, SMALL_BYTES, messages.EVERYBODY)
             journal = os.memfd_create("journal")
             socket.send_fds(self.ours.messages, [told], [device.fileno(), journal])
             os.close(journal)
@@ -135,7 +136,7 @@ class Bench:
     def take_place(self, ends: Sockets, device: int, journal: int) -> bytes:
         """Be the next daemon, which has these ends; return what its libfuse is asked first."""
         self.ours = ends
-        told = messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE, messages.EVERYBODY)
+        told = messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE, SMALL_BYTES, messages.EVERYBODY)
         socket.send_fds(ends.messages, [told], [device, journal])
         return readable(ends.libfuse).recv(1 << 21)
 

@@ -32,6 +32,7 @@ from dserverfs.mount.channel.messages import Counts, Kind, Shared, Sockets
 from dserverfs.mount.channel.succession import Heritage, Recipe
 from dserverfs.reading.cache.blocks import FileBlock
 from dserverfs.reading.item_order import Stretch
+from dserverfs.reading.small_items import SMALL_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class Link:
 
     def _serve(self, fd: int, owner: int, journal: int) -> str:
         self._device = fd
-        self._send(messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE, owner), fd, journal)
+        self._send(messages.DEVICE.pack(Kind.DEVICE, BLOCK_SIZE, SMALL_BYTES, owner), fd, journal)
         # libfuse closes the one that it is given.
         return f"/dev/fd/{os.dup(self._sockets.libfuse.fileno())}"
 

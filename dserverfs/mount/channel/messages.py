@@ -71,7 +71,8 @@ class Kind(IntEnum):
 
 
 KIND = Struct("=I")
-DEVICE = Struct("=III")  # kind, bytes of a block, whom it answers beside root
+# kind, bytes of a block, and of an item that is not small any more, whom it answers beside root
+DEVICE = Struct("=IIII")
 EVERYBODY = 0xFFFFFFFF  # the kernel has compared modes
 READ = Struct("=II")  # kind, mark; the kernel's request follows
 READ_AT = READ.size

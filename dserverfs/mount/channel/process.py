@@ -358,7 +358,8 @@ class Channel:
         (kind,) = messages.KIND.unpack_from(message)
         fd, journal = (*fds, -1, -1)[:2]  # -1: there is none, or too many files are open
         if kind == Kind.DEVICE:
-            _, self._blocks.block_bytes, owner = messages.DEVICE.unpack(message)
+            told = messages.DEVICE.unpack(message)
+            _, self._blocks.block_bytes, self._pushing.small_bytes, owner = told
             self._frozen.owner = None if owner == messages.EVERYBODY else owner
             self._passing.take_device(fd, journal)
         elif kind == Kind.BLOCKS:

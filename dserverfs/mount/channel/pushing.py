@@ -44,6 +44,7 @@ class Pushing:
         self._open: Counter[int] = Counter()  # how often, by inode
         self._asked: dict[int, int] = {}  # inodes that libfuse is to open, by the request
         self._knows_all = False
+        self.small_bytes = 0  # items of so many and more are not pushed
         self.pushed = self.pushed_bytes = 0
 
     # What is open
@@ -89,7 +90,12 @@ class Pushing:
     def read(self, inode: int) -> None:
         """Note that the daemon is to read an item's first bytes."""
         row = inode & ROW_MASK
-        if self._knows_all and self._frozen.opens and self._frozen.is_told(inode - row):
+        if (
+            self._knows_all
+            and self._frozen.opens
+            and self._frozen.is_told(inode - row)
+            and self._is_small(inode)
+        ):
             self._go_on(inode - row, self._order.read(inode - row, row))
 
     def opened(self, unique: int, inode: int) -> None:
@@ -108,7 +114,12 @@ class Pushing:
             self.pushed += 1
             self.pushed_bytes += len(content)
         self._opened(inode)
-        self._go_on(base, self._order.goes_on(base, row))
+        if self._is_small(inode):
+            self._go_on(base, self._order.goes_on(base, row))
+
+    def _is_small(self, inode: int) -> bool:
+        """Return False for an item that is large, or of which no row is told."""
+        return 0 < (self._frozen.size(inode) or 0) < self.small_bytes
 
     def _go_on(self, base: int, stretch: Stretch | None) -> None:
         if stretch is not None:

@@ -32,7 +32,7 @@ from dserverfs.base import disk_space, threads
 from dserverfs.base.directories import CannotBeMade, private_directory
 from dserverfs.base.disk_troubles import RETRY_AFTER_FAILURE_S, CacheTroubles, means_corrupt
 from dserverfs.base.errors import UsageError
-from dserverfs.base.local_files import SharedFile, is_full
+from dserverfs.base.local_files import is_full
 from dserverfs.base.locks import locked_within
 from dserverfs.reading.cache import eviction, layout
 from dserverfs.reading.cache.block_files import MIN_FILE_SIZE, Value
@@ -180,19 +180,16 @@ class BlockCache:
         except FAILURES as error:
             self._fail(error)
             return [None] * len(wanted)
-        opened: dict[str, SharedFile] = {}
         blocks = [
-            self._load_row(table, rows[text], key, length, opened) if text in rows else None
+            self._load_row(table, rows[text], key, length) if text in rows else None
             for text, (key, length) in zip(keys, wanted, strict=True)
         ]
         self._write_notes(at_least=_NOTES_PER_BATCH)
         return blocks
 
-    def _load_row(
-        self, table: BlockTable, row: Row, key: BlockKey, length: int, opened: dict[str, SharedFile]
-    ) -> Block | None:
+    def _load_row(self, table: BlockTable, row: Row, key: BlockKey, length: int) -> Block | None:
         try:
-            block = self._blocks.of_row(table, row, length, opened)
+            block = self._blocks.of_row(table, row, length)
         except FileNotFoundError:  # evicted just now
             return None
         except OSError as error:
@@ -270,7 +267,7 @@ class BlockCache:
             row = rows.get(key.as_text())
             if row is not None and row.checksums == block.checksums:
                 with contextlib.suppress(OSError):
-                    found = self._blocks.of_row(table, row, len(block.data), {})
+                    found = self._blocks.of_row(table, row, len(block.data))
                     if found is not None:
                         kept[key] = found
         return kept

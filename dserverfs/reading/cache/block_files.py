@@ -21,6 +21,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import diskcache
 import diskcache.core
@@ -65,6 +66,11 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
 
     _has_links = True  # until the file system says otherwise
     times_removed = 0
+
+    def __init__(self, directory: str, **settings: Any) -> None:
+        super().__init__(directory, **settings)
+        # Of several blocks each, by what the blocks' names begin with.
+        self._opened: WeakValueDictionary[str, SharedFile] = WeakValueDictionary()
 
     def put(self, key: Any) -> tuple[str, bool]:
         if not isinstance(key, str):
@@ -126,6 +132,7 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
         except BaseException:
             self._remove_all(names)
             raise
+        self._opened[names[0][:STEM_CHARACTERS]] = file
         return [
             StoredFile(name, file, start) for name, start in zip(names, starts[:-1], strict=True)
         ]
@@ -142,15 +149,10 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
         return len(value.data), diskcache.core.MODE_BINARY, value.file.name, None
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
-        """Return a row's bytes, or a StoredFile; raises OSError."""
-        return self.fetch_among({}, mode, filename, value)
+        """Return a row's bytes, or a StoredFile; raises OSError.
 
-    def fetch_among(
-        self, opened: dict[str, SharedFile], mode: int, filename: str | None, value: Any
-    ) -> bytes | StoredFile:
-        """As `fetch`, with the files that were opened just before, by what their names begin with.
-
-        A block's name may be gone by then; its file has the block all the same.
+        A file that this process has open is not opened again. The block's name may be gone then;
+        the file has the block all the same.
         """
         if mode == diskcache.core.MODE_RAW and isinstance(value, bytes):
             return value
@@ -158,11 +160,11 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
             match = _NAME.match(filename)
             if not match:
                 raise OSError(errno.EINVAL, "a cache row names a file that is not the cache's")
-            file = opened.get(filename[:STEM_CHARACTERS])
+            file = self._opened.get(filename[:STEM_CHARACTERS])
             if file is None:
                 path = os.path.join(self._directory, filename)
                 file = SharedFile(os.open(path, _READ))
-                opened[filename[:STEM_CHARACTERS]] = file
+                self._opened[filename[:STEM_CHARACTERS]] = file
             return StoredFile(filename, file, int(match[1], 16))
         raise OSError(errno.EINVAL, "a cache row is not of the block cache's form")
 

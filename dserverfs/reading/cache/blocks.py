@@ -116,6 +116,11 @@ class FileBlock:
         self.serial = serial
         self.used = False
 
+    @property
+    def file(self) -> SharedFile:
+        """The file that it is in, with other blocks."""
+        return self._file
+
     def is_removed(self) -> bool:
         """Return True if the cache does not have it any more."""
         return self._file.is_removed()

@@ -10,7 +10,6 @@ import errno
 import os
 
 from dserverfs.base.checksums import CRC_BYTES, checksums, number_of_chunks
-from dserverfs.base.local_files import SharedFile
 from dserverfs.reading.cache.block_files import StoredFile
 from dserverfs.reading.cache.block_table import BlockTable, Row
 from dserverfs.reading.cache.blocks import Block, FileBlock, MemoryBlock
@@ -24,18 +23,13 @@ class RowBlocks:
     def __init__(self) -> None:
         self._checked: dict[str, bytearray] = {}  # by file: its compared checksum chunks
 
-    def of_row(
-        self, table: BlockTable, row: Row, length: int, opened: dict[str, SharedFile]
-    ) -> Block | None:
-        """Return the block of a row, None if it cannot be that; raises FileNotFoundError.
-
-        `opened` are the files of the same question, by their names.
-        """
+    def of_row(self, table: BlockTable, row: Row, length: int) -> Block | None:
+        """Return the block of a row, None if it cannot be that; raises FileNotFoundError."""
         sums = row.checksums
         if sums is None or len(sums) != number_of_chunks(length) * CRC_BYTES:
             return None
         try:
-            stored = table.disk.fetch_among(opened, row.mode, row.filename, row.value)
+            stored = table.disk.fetch(row.mode, row.filename, row.value, read=False)
         except FileNotFoundError:
             raise
         except OSError as error:
