@@ -13,8 +13,9 @@ from pathlib import Path
 
 from dserverfs.base.errors import TooManyOpen
 
-# Cache files of hot blocks (4,096), connections (about 150), and the rest; of a small limit half.
-RESERVED = 4608
+# Cache files of hot blocks (at most 16,384, and a quarter of the limit), connections (about
+# 150), and the rest; of a small limit half.
+RESERVED = 16_896
 # What the kernel lets a process have, if no other limit is set.
 _MOST = Path("/proc/sys/fs/nr_open")
 _USUAL_MOST = 1 << 20

@@ -336,6 +336,11 @@ class Operations(pyfuse3.Operations):
 
     def touched(self, fh: int, off: int, size: int, inode: int) -> None:
         """Note that the channel has answered a read."""
+        if FileHandleT(fh) not in self._open.files and self._channel is not None:
+            only = self._channel.only_block(inode)
+            if only is not None:  # nothing is to be read ahead, so it need not be opened
+                self._reader.flight.note_use(only)
+                return
         item = self._open.at_once(fh, inode)
         if isinstance(item, OpenItem):
             item.touched(off, size)

@@ -19,10 +19,9 @@ from dserverfs.reading.cache.blocks import Block, FileBlock
 
 Key = tuple[str, int]  # an item's, and the index of a block in it
 
-# 16 GiB of one item, or as many small ones: the training set of a job. A block in a file takes
-# 0.7 KB of memory here, and in a mount's channel, and its file a descriptor in both.
+# 16 GiB of one item, or as many small ones: what a training job reads again and again. A block
+# takes 1 KB of memory, in a mount's channel as well, and the file that it is in a descriptor.
 MAX_BLOCKS = 16 * 1024
-MAX_FILES = 4096
 # For blocks that were just fetched.
 MAX_MEMORY_BYTES = 64 * BLOCK_SIZE
 
@@ -64,7 +63,7 @@ class HotBlocks:
         self._max_blocks = max_blocks
         # The mount allows itself more open files than most processes have.
         may_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
-        self._max_files = min(MAX_FILES, may_open) if max_files is None else max_files
+        self._max_files = may_open if max_files is None else max_files
         self._max_memory_in_bytes = max_memory_in_bytes
         self._maps: WeakValueDictionary[str, BlockMap] = WeakValueDictionary()
         self._order: OrderedDict[Key, BlockMap] = OrderedDict()

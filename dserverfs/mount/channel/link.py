@@ -239,6 +239,11 @@ class Link:
             found.distrust()
             self._told.pop((inode, index), None)
 
+    def only_block(self, inode: int) -> FileBlock | None:
+        """Return the block of an item that has no other, if it is told."""
+        block = self._told.get((inode, 0), (0, _nothing))[1]()
+        return block if block is not None and block.place()[2] < BLOCK_SIZE else None
+
     def _is_told(self, inode: int, index: int, block: FileBlock) -> bool:
         return self._told.get((inode, index), (0, _nothing))[1]() is block
 
