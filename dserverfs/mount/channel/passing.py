@@ -115,7 +115,7 @@ class Passing:
         self._under_way.passed(opcode, unique, pid, request)
         if opcode in _OF_HANDLES:
             self._handles.asked(opcode, unique, inode, request[wire.REQUEST.size :])
-        elif opcode == Opcode.INIT:
+        elif opcode == Opcode.INIT and not self._first:  # the kernel sends no other
             self._first, self._first_unique = bytes(request), unique
         self.libfuse.send(request)
 
@@ -163,8 +163,8 @@ class Passing:
         """
         self._under_way.answered(unique)
         self._handles.told(unique, reply)
-        if unique != self._first_unique:
-            return True
+        if unique != self._first_unique or (self._first_reply and not self.waits):
+            return True  # of a second reply to the first request the kernel knows nothing
         if not self._first_reply:
             self._first_reply = bytes(reply)
             return True
