@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -210,7 +211,7 @@ def test_requests_wait_while_the_daemon_takes_none(bench: Bench) -> None:
 
 
 def test_end_of_the_connection_is_told(bench: Bench) -> None:
-    bench.kernel.close()
+    bench.kernel.shutdown(socket.SHUT_RDWR)
 
     message = readable(bench.ours.messages).recv(messages.MAX_BYTES)
     assert messages.KIND.unpack_from(message)[0] == Kind.ENDED

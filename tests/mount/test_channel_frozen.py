@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dserverfs.base.items import BLOCK_SIZE
-from dserverfs.mount.channel import messages, rows, wire
+from dserverfs.mount.channel import frozen, messages, rows, wire
 from dserverfs.mount.channel.frozen import FIRST_HANDLE
 from dserverfs.mount.channel.messages import Kind
 from dserverfs.mount.channel.rows import ROWS, Extent
@@ -150,12 +150,10 @@ def judge(bench: Bench, model: Model, opcode: int, inode: int, argument: object)
     base, row = inode & ~rows.ROW_MASK, inode & rows.ROW_MASK
     asked = request(opcode, inode, body_of(opcode, argument))
     outcome = bench.outcome(asked)
-    if outcome.told is not None:  # it waits; then it is answered or passed on
-        kind, _, wanted, number = messages.PIECE.unpack(outcome.told)
-        assert (kind, opcode, wanted) == (Kind.WANTED, Opcode.OPENDIR, base)
-        assert base in model.told
-        assert (base, number) not in model.pieces
-        bench.tell_no_rows(base, number, errno.EACCES)
+    if outcome.told is None and readable_now(bench):  # it was missed often enough
+        wanted_by(bench, model, base, bench.next(bench.ours.messages).told)
+    if outcome.told is not None:  # likewise, or it waits; then it is answered or passed on
+        wanted_by(bench, model, base, outcome.told)
         outcome = bench.next()
         assert outcome.passed == asked
     if outcome.passed is not None:
@@ -184,6 +182,16 @@ def judge(bench: Bench, model: Model, opcode: int, inode: int, argument: object)
             assert row not in {REFUSED, *EXTENTS}
         else:
             assert row in EXTENTS
+
+
+def wanted_by(bench: Bench, model: Model, base: int, told: bytes | None) -> None:
+    """Say that there is no such piece."""
+    assert told is not None
+    kind, _, wanted, number = messages.PIECE.unpack(told)
+    assert (kind, wanted) == (Kind.WANTED, base)
+    assert base in model.told
+    assert (base, number) not in model.pieces
+    bench.tell_no_rows(base, number, errno.EACCES)
 
 
 def attributes_of(base: int, row: int) -> bytes:
@@ -232,6 +240,35 @@ def test_listing_has_each_entry_once_in_order_whatever_fits(sizes: list[int], ro
 
 def readable_now(bench: Bench) -> bool:
     return bool(select.select([bench.ours.messages], [], [], 0)[0])
+
+
+def test_piece_that_is_missed_again_and_again_is_asked_for(bench: Bench) -> None:
+    """A program opens items that nobody has listed."""
+    base = BASES[0]
+    bench.tell_dataset(base)
+    opening = request(Opcode.OPEN, base + ROWS + 5, wire.OPEN.pack(os.O_RDONLY, 0))
+
+    outcomes = [bench.outcome(opening) for _ in range(frozen.MISSES - 1)]
+    assert [each.passed for each in outcomes] == [opening] * (frozen.MISSES - 1)
+    bench.kernel.send(opening)
+    wanted = bench.next(bench.ours.messages).told
+    assert wanted == messages.PIECE.pack(Kind.WANTED, 0, base, 1)
+    assert bench.next(bench.ours.libfuse).passed == opening
+    for _ in range(2 * frozen.MISSES):  # it is under way
+        assert bench.outcome(opening).passed == opening
+    bench.tell_rows(base, 1, PIECES[base, 1])
+
+    assert bench.outcome(opening).answer is not None
+
+
+def test_no_piece_is_asked_for_in_the_place_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = BASES[0]
+    monkeypatch.setattr(frozen, "MAX_BYTES", frozen.PIECE_BYTES)
+    with running() as bench:
+        bench.tell_dataset(base)
+        opening = request(Opcode.OPEN, base + ROWS + 5, wire.OPEN.pack(os.O_RDONLY, 0))
+        for _ in range(3 * frozen.MISSES):
+            assert bench.outcome(opening).passed == opening
 
 
 def test_requests_that_wait_end_as_the_daemon_says(bench: Bench) -> None:

@@ -101,10 +101,12 @@ class Bench:
             self._channel.close()
 
     def close(self) -> None:
-        self.kernel.close()
+        # Not closed yet: a socket with unread answers would be another end than the device's.
+        self.kernel.shutdown(socket.SHUT_RDWR)
         self.ours.end()
         self._end_daemon()
         self._thread.join(LATE_S)
+        self.kernel.close()
         assert not self._thread.is_alive()
         os.close(self._memory)
         if self.fault is not None:

@@ -15,7 +15,7 @@ Bounded: of the pieces that were told, those used last are kept. Pure.
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from errno import EINVAL, EIO
 
@@ -26,6 +26,9 @@ from dserverfs.mount.channel.wire import CACHE_DIR, KEEP_CACHE, Opcode
 # Handles from here on are of what the channel has opened.
 FIRST_HANDLE = 1 << 62
 MAX_BYTES = 64 * 1024 * 1024  # of pieces: 370,000 items with names of 20 bytes
+PIECE_BYTES = 100 * 1024  # as much as one usually has
+MISSES = 4
+MAX_MISSED = 10_000  # pieces of which it is known
 BELIEVED_S = 365 * 24 * 3600  # that there is no such name
 
 # Requests about what is open: who opened it was asked for then.
@@ -62,6 +65,7 @@ class Frozen:
         self._told: set[int] = set()
         self._pieces: OrderedDict[Key, Piece] = OrderedDict()
         self._bytes = 0
+        self._missed: Counter[Key] = Counter()  # how often a piece was not here
         self._last_handle = FIRST_HANDLE
         # Whom it answers: beside root the owner, or everybody if the kernel compares modes.
         self.owner: int | None = None
@@ -92,6 +96,22 @@ class Frozen:
         row = inode & ROW_MASK
         piece = self._pieces.get((inode - row, row // ROWS))
         return None if piece is None or row not in piece else wire.size_of(piece.entry_out(row))
+
+    def is_wanted(self, key: Key) -> bool:
+        """Note that a piece was missed; return whether it is to be asked for.
+
+        It may be so when it was missed MISSES times, as long as no other one has to go for it:
+        who opens items all over a large dataset would have a piece packed for each.
+        """
+        if self._bytes >= MAX_BYTES - PIECE_BYTES:
+            return False
+        if len(self._missed) >= MAX_MISSED:
+            self._missed.clear()
+        self._missed[key] += 1
+        if self._missed[key] < MISSES:
+            return False
+        del self._missed[key]
+        return True
 
     # What the daemon tells
 
@@ -125,6 +145,7 @@ class Frozen:
         """
         self._told.clear()
         self._pieces.clear()
+        self._missed.clear()
         self._bytes, self.ahead, self.opens = 0, None, True
 
     def _drop(self, key: Key) -> None:

@@ -225,6 +225,8 @@ class Channel:
                 self._released(inode, body)
         except Missing as missing:
             if opcode not in _WAIT or self._passing.waits:
+                if not self._passing.waits and self._frozen.is_wanted(missing.key):
+                    self._ask(missing.key)
                 return False
             self._waiting.setdefault(missing.key, []).append(bytes(request))
             self._number_waiting += 1
