@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,17 +11,22 @@ from typing import Any
 import pytest
 
 
+# What Thread.start calls, from Python 3.13 on and before.
+_NAME = "_start_joinable_thread" if sys.version_info >= (3, 13) else "_start_new_thread"
+
+
 @contextlib.contextmanager
 def no_more_threads(allowed: int = 0) -> Iterator[None]:
     """Let so many more threads of this process begin; then CPython says what it says there."""
     left = [None] * allowed
+    begin = getattr(threading, _NAME)
 
     def start(*arguments: Any, **options: Any) -> Any:
         if not left:
             raise RuntimeError("can't start new thread")
         left.pop()
-        return _thread.start_new_thread(*arguments, **options)
+        return begin(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(threading, "_start_new_thread", start)
+        patch.setattr(threading, _NAME, start)
         yield
