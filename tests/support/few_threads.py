@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-
 # What Thread.start calls, from Python 3.13 on and before.
 _NAME = "_start_joinable_thread" if sys.version_info >= (3, 13) else "_start_new_thread"
 
