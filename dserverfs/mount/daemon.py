@@ -71,6 +71,8 @@ def run(
                 raise UsageError(
                     f"what mounts need cannot be loaded: {error}; dserverfs doctor says more"
                 ) from error
+            if channel is not None and heritage is None:
+                channel = serving_channel(channel, options.channel)
             serving.run(options, settings, client, only, ready_fd, channel)
         finally:
             if channel is not None:
@@ -93,12 +95,27 @@ def started_channel(wanted: str) -> Link | None:
     try:
         return Link.start()
     except OSError as error:
-        if wanted == "on":
-            raise UsageError(
-                f"--channel on: the channel cannot be started: {error}; try --channel off"
-            ) from error
-        logger.warning("mounted without a channel, which cannot be started: %s", error)
+        _do_without(wanted, error)
         return None
+
+
+def serving_channel(started: Link, wanted: str) -> Link | None:
+    """Return the channel if it has begun to serve; else as `started_channel`. Blocks."""
+    try:
+        started.await_start()
+    except OSError as error:
+        started.close()
+        _do_without(wanted, error)
+        return None
+    return started
+
+
+def _do_without(wanted: str, error: OSError) -> None:
+    if wanted == "on":
+        raise UsageError(
+            f"--channel on: the channel cannot be started: {error}; try --channel off"
+        ) from error
+    logger.warning("mounted without a channel, which cannot be started: %s", error)
 
 
 def preload(catalogue: Catalogue, uri: DserverURI, only: Future[Dataset | None]) -> None:

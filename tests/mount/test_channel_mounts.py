@@ -9,11 +9,13 @@ import random
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dserverfs.base import child_processes
 from dserverfs.base.errors import UsageError
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.base.mountinfo import find_mounted
@@ -35,6 +37,14 @@ from tests.support.servers import ServerHandle
 
 SIZE = 5 * BLOCK_SIZE + 4321
 CONTENT = content_of("channel", SIZE)
+# The start of a channel on a kernel that has no pidfd_open, and what is no channel at all.
+NO_PIDFD = """
+import os, sys
+from dserverfs.mount.channel.__main__ import main
+del os.pidfd_open
+main(*map(int, sys.argv[1:]))
+"""
+NO_CHANNEL = "raise SystemExit"
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +201,28 @@ def test_channel_that_cannot_be_started_is_left_out_or_an_error(
     assert daemon.started_channel("auto") is None
     with pytest.raises(UsageError, match=r"--channel on: the channel cannot be started: .*files"):
         daemon.started_channel("on")
+
+
+@pytest.mark.expects_log("mounted without a channel, which cannot be started")
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [(NO_CHANNEL, "does not begin to serve"), (NO_PIDFD, "no attribute 'pidfd_open'")],
+)
+def test_channel_that_does_not_begin_to_serve_is_left_out_or_an_error(
+    monkeypatch: pytest.MonkeyPatch, program: str, said: str
+) -> None:
+    command = [sys.executable, "-c", program]
+    monkeypatch.setattr(child_processes, "module_command", lambda _, *fds: [*command, *fds])
+
+    for wanted in ("auto", "on"):
+        started = daemon.started_channel(wanted)
+        assert started is not None
+        if wanted == "auto":
+            assert daemon.serving_channel(started, wanted) is None
+        else:
+            with pytest.raises(UsageError, match=f"--channel on: .* be started: .*{said}"):
+                daemon.serving_channel(started, wanted)
+        started._running.wait(LATE_S)
 
 
 @pytest.mark.parametrize("command", [["stat", "--file-system"], ["stat", "--cached=never"]])

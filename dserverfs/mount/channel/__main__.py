@@ -22,26 +22,37 @@ def main(*fds: int) -> None:
 
     `fds` are those of the sockets and of the shared memory.
     """
-    daemon = os.pidfd_open(os.getppid())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    core_dumps.hide()  # it is told the daemon's environment
-    gc.freeze()
-    gc.disable()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     *sockets, memory = fds
     ends = Sockets(*(socket.socket(fileno=fd) for fd in sockets))
     for fd in fds:
         os.set_inheritable(fd, False)
-    channel = Channel(ends, Shared(memory), Succession(memory, daemon))
+    try:
+        succession = Succession(memory, os.pidfd_open(os.getppid()))
+        core_dumps.hide()  # it is told the daemon's environment
+        gc.freeze()
+        gc.disable()
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        channel = Channel(ends, Shared(memory), succession)
+        ends.messages.send(messages.ENDED.pack(Kind.READY))
+    except BaseException:
+        ends.messages.send(_fault())
+        raise
     try:
         channel.run()
     except BaseException:
-        said = traceback.format_exc()[-messages.MAX_FAILED_BYTES :].encode("utf-8", "replace")
-        channel.say(messages.KIND.pack(Kind.FAILED) + said)
+        channel.say(_fault())
         raise
     finally:
         channel.close()
+
+
+def _fault() -> bytes:
+    """Return the message that says what is raised."""
+    said = traceback.format_exc()[-messages.MAX_FAILED_BYTES :].encode("utf-8", "replace")
+    return messages.KIND.pack(Kind.FAILED) + said
 
 
 if __name__ == "__main__":

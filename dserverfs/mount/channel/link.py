@@ -36,6 +36,7 @@ from dserverfs.reading.small_items import SMALL_BYTES
 
 logger = logging.getLogger(__name__)
 
+START_TIMEOUT_S = 10.0  # it takes some 20 ms
 END_TIMEOUT_S = 5.0
 QUIET_TIMEOUT_S = 10.0  # for what is under way before another daemon follows
 _PROGRAM = "dserverfs.mount.channel"
@@ -120,6 +121,17 @@ class Link:
                 ours.close()
                 raise
             return cls(running, ours, Shared(memory))
+
+    def await_start(self) -> None:
+        """Return when the channel's process serves; raises OSError if it does not. Blocks."""
+        message = b""
+        if select.select([self._messages], [], [], START_TIMEOUT_S)[0]:
+            with contextlib.suppress(ConnectionError):
+                message = self._messages.recv(messages.MAX_BYTES)
+        if message == messages.ENDED.pack(Kind.READY):
+            return
+        lines = message[messages.KIND.size :].decode("utf-8", "replace").split("\n")
+        raise OSError(next(filter(None, reversed(lines)), "its process does not begin to serve"))
 
     @classmethod
     def inherit(cls, heritage: Heritage) -> Link:

@@ -12,6 +12,7 @@
     WANTED_CONTENTS                     NO_ROWS    why there is none
               contents of small items   CONTENTS   some of them (with a file, if there are any)
     DAMAGED   a block that is wrong     TAKE_BACK  no row of a dataset may be answered any more
+    READY     it serves, first of all
     ENDED     unmounted
     FAILED    a fault, in words         OPENS      whether the channel may open items
                                         SERVING    how a successor is started (with a file)
@@ -68,6 +69,7 @@ class Kind(IntEnum):
     HOLDS = 21
     END = 22
     DAMAGED = 23
+    READY = 24
 
 
 KIND = Struct("=I")
@@ -79,7 +81,7 @@ READ_AT = READ.size
 WRITE = Struct("=IIII")  # kind, mark, slot, length of the request
 TOUCHED = Struct("=IIQQQ")  # kind, size, handle, offset, inode
 RELEASED = Struct("=IIQ")  # kind, padding, handle
-ENDED = Struct("=I")
+ENDED = Struct("=I")  # of READY as well
 # kind, how many, inode; for each block one of BLOCK follows, and then all their checksums
 BLOCKS = Struct("=IIQ")
 BLOCK = Struct("=IIQQQ")  # which of the files, length, index, number, start in the file
