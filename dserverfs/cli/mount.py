@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dserverfs.mount.channel.succession import Heritage
     from dserverfs.settings import Settings
 
-_CHANNEL = "off"  # the default of --channel
+_CHANNEL = "auto"  # the default of --channel
 
 
 def add(commands: Commands) -> None:
@@ -94,8 +94,8 @@ def define(parser: argparse.ArgumentParser) -> None:
         "--channel",
         default=_CHANNEL,
         choices=("auto", "on", "off"),
-        help="on: a process of its own answers what is cached, and names in frozen datasets, and"
-        " starts another daemon if this one dies, unless it is in the foreground;"
+        help="whether a process of its own answers what is cached, and names in frozen datasets,"
+        " and starts another daemon if this one dies, unless it is in the foreground;"
         f" auto: if it can be started (default: {_CHANNEL})",
     )
     _add_logging(parser)

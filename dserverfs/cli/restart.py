@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
     parser.description = (
         "Have the daemon of a mount end, and a new one, of what is installed now, take its place."
         " Nothing is unmounted: what is open for reading goes on, and what programs ask meanwhile"
-        " waits a moment. Needs a mount with --channel on, not in the foreground, in which no"
+        " waits a moment. Needs a mount with a channel, not in the foreground, in which no"
         " file is open for writing."
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, help="what is mounted")

@@ -24,7 +24,7 @@ from benchmark.mounts import Mount, Mounts, Place, Processes
 from dserverfs.settings import TOKEN_FILE
 
 OURS = "dserverfs"
-CHANNEL = "channel"
+NO_CHANNEL = "no-channel"
 MOUNT_TIMEOUT_S = 60
 _UNKNOWN = "version unknown"
 
@@ -122,14 +122,14 @@ class Dserverfs(FusePeer):
         return {TOKEN_FILE: str(lab.token_file)}
 
 
-class WithChannel(Dserverfs):
-    """The same with a channel, which is shown beside it."""
+class WithoutChannel(Dserverfs):
+    """The same without a channel, which is shown beside it."""
 
-    name = CHANNEL
+    name = NO_CHANNEL
     is_reference = True
 
     def command_for(self, uri: str, place: Place) -> list[str]:
-        return [*super().command_for(uri, place), "--channel", "on"]
+        return [*super().command_for(uri, place), "--channel", "off"]
 
 
 class Rclone(FusePeer):
@@ -243,7 +243,7 @@ class LocalFiles:
 
 
 def all_peers() -> Sequence[Peer]:
-    return (Dserverfs(), WithChannel(), Rclone(), S3fs(), WeedMount(), LocalFiles())
+    return (Dserverfs(), WithoutChannel(), Rclone(), S3fs(), WeedMount(), LocalFiles())
 
 
 def curl() -> str:

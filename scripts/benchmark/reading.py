@@ -12,7 +12,7 @@ from benchmark import machine
 from benchmark.lab import open_lab
 from benchmark.measuring import WrongAnswer
 from benchmark.mounts import Mounts
-from benchmark.peers import CHANNEL, OURS, Missing, Peer, all_peers
+from benchmark.peers import NO_CHANNEL, OURS, Missing, Peer, all_peers
 from benchmark.plan import Keeper, Plan
 from benchmark.report import Results
 from benchmark.rows import UNVERIFIED, Bench, Scenario
@@ -20,7 +20,7 @@ from benchmark.table import SCENARIOS, titles
 
 CURL = "curl"
 COLUMNS_WITH_CHANNEL = (*(peer.name for peer in all_peers()), CURL)
-COLUMNS = tuple(name for name in COLUMNS_WITH_CHANNEL if name != CHANNEL)
+COLUMNS = tuple(name for name in COLUMNS_WITH_CHANNEL if name != NO_CHANNEL)
 
 
 def run(plan: Plan, work: Path, keeper: Keeper) -> None:
@@ -38,7 +38,7 @@ def run(plan: Plan, work: Path, keeper: Keeper) -> None:
             *(
                 peer.name
                 for peer in all_peers()
-                if peer.is_reference and (peer.name != CHANNEL or CHANNEL in plan.columns)
+                if peer.is_reference and (peer.name != NO_CHANNEL or NO_CHANNEL in plan.columns)
             ),
             CURL,
             *(peer.name for peer in all_peers() if peer.is_floor),

@@ -21,7 +21,7 @@ from tests.support.leftovers import ROOT_VARIABLE, USER_PREFIX
 from tests.support.patience import LATE_S
 
 _PACKAGE = Path(dserverfs.__file__).resolve().parent
-# `on`: mounts that the tests make have a channel, but for those that say themselves.
+# `on`, `off`: whether mounts that the tests make have a channel, but for those that say themselves.
 _CHANNEL_VARIABLE = "DSERVERFS_TEST_CHANNEL"
 
 
