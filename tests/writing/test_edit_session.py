@@ -16,7 +16,7 @@ from dserverfs.base.locks import OwnerLock
 from dserverfs.writing.edits import journal
 from dserverfs.writing.edits.journal import LIMIT_BYTES, EditSession, Note, root_of
 from dserverfs.writing.edits.local_file import LocalFile
-from tests.support.edit_sessions import NOTE, README, notes_on_disk, room
+from tests.support.edit_sessions import NOTE, notes_on_disk, room
 
 pytest_plugins = ["tests.support.edit_fixtures"]
 
@@ -108,20 +108,23 @@ def test_changes_of_all_dead_sessions_are_taken_over_oldest_first_and_once(tmp_p
     for moment_s in moments:
         dead = EditSession(root)
         dead.open()
-        dead.note(dead.new_file(), replace(NOTE, changed_at=moment_s))
-        dead.note(dead.new_file(), replace(NOTE, changed_at=moment_s, path="other"))
+        for times in (1, 2):
+            note = replace(NOTE, changed_at=moment_s * times, path=f"{moment_s:.0f}")
+            dead.note(dead.new_file(), note)
+        dead.note(dead.new_file(), replace(NOTE, changed_at=moment_s, path=f"other {moment_s}"))
         dead.close()
     session = EditSession(root)
     session.open()
     session.note(session.new_file(), NOTE)
 
-    taken = session.take_over(lambda note: note.path == README)
+    taken = session.take_over(lambda note: "other" not in note.path)
 
-    assert [note.changed_at for _, note in taken] == sorted(moments)
-    assert session.take_over(lambda note: note.path == README) == []
+    assert [note.changed_at for _, note in taken] == sorted([*moments, *(2 * s for s in moments)])
+    assert session.take_over(lambda note: "other" not in note.path) == []
     rest = session.take_over(lambda note: True)
-    assert [note.path for _, note in rest] == 4 * ["other"]
-    assert len({path for path, _ in taken + rest}) == 8
+    assert len(rest) == 4
+    assert all("other" in note.path for _, note in rest)
+    assert len({path for path, _ in taken + rest}) == 12
     assert sorted(path.name for path in root.iterdir() if path.is_dir()) == sorted(
         [living._directory.name, session._directory.name]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 
 from dserverfs.base.errors import NotFound
 from dserverfs.writing.edits.editable import Target, target_of
-from dserverfs.writing.edits.journal import EditSession, all_unsent, root_of
+from dserverfs.writing.edits.journal import OVERTAKEN, EditSession, all_unsent, root_of
 from dserverfs.writing.edits.local_file import Change, LocalFile
 from dserverfs.writing.edits.view import EditedFiles, LocalEdits, Shown
 from tests.support.edit_sessions import DATASET, NOTE, README, WRITER
@@ -311,35 +312,69 @@ def leave(root: Path, path: str, moment_s: float, *, is_complete: bool) -> None:
     session.close()
 
 
-half_is_told = pytest.mark.expects_log("mount ended")
+BOTH = [True, False]
 
 
+@pytest.mark.expects_log("two mounts that have ended", "has changed it later")
 @pytest.mark.parametrize(
-    ("first", "second"),
+    ("first", "second", "third"),
     [
-        (True, True),
-        pytest.param(True, False, marks=half_is_told),
-        pytest.param(False, True, marks=half_is_told),
-        pytest.param(False, False, marks=half_is_told),
+        *([*itertools.product(BOTH, BOTH, BOTH)][:-1]),
+        pytest.param(False, False, False, marks=pytest.mark.expects_log("mount ended")),
     ],
 )
-def test_of_two_changes_that_are_left_the_later_one_counts_unless_it_is_half(
-    tmp_path: Path, first: bool, second: bool
+def test_of_changes_of_several_mounts_the_last_is_shown_and_none_is_lost(
+    tmp_path: Path, first: bool, second: bool, third: bool
 ) -> None:
+    """But one that was being written counts for less; the others are never sent by themselves."""
     root = root_of(tmp_path, "server")
-    leave(root, README, 2.0, is_complete=second)
-    leave(root, README, 1.0, is_complete=first)
-    edits = LocalEdits(root)
+    left = {b"2": second, b"1": first, b"3": third}
+    for content, is_complete in left.items():
+        leave(root, README, float(content), is_complete=is_complete)
 
-    (*_, file) = edits.open(lambda dataset: True)
+    is_first = True
+    while left:
+        edits = LocalEdits(root)
+        (file,) = edits.open(lambda dataset: True)
 
-    waits = first and not second
-    assert file.local.read_bytes() == (b"1" if waits else b"2")
-    assert edits.unsent() == [file]
-    assert edits.of(DATASET).at(README) is file
-    edits.close()
-    left = sorted(edit.local.read_bytes() for _, edit in all_unsent(tmp_path))
-    assert left == ([b"1", b"2"] if waits else [b"2"])
+        shown = max(left, key=lambda content: (left[content], content))
+        assert file.local.read_bytes() == shown
+        assert file.note.is_complete == left.pop(shown)
+        assert edits.unsent() == [file]
+        assert edits.of(DATASET).at(README) is file
+        kept = [edit for _, edit in all_unsent(tmp_path) if edit.local != file.local]
+        assert {edit.local.read_bytes() for edit in kept} == {*left}
+        assert {edit.note.reason for edit in kept} <= {OVERTAKEN}
+        if not is_first:
+            assert file.note.reason == OVERTAKEN
+        edits.of(DATASET).discard(file)
+        edits.close()
+        left, is_first = dict.fromkeys(left, False), False
+
+
+@pytest.mark.expects_log("mount ended")
+def test_of_two_changes_of_one_mount_the_later_one_counts_unless_it_is_half(
+    tmp_path: Path,
+) -> None:
+    """As of vim, which moves a file away and writes another one."""
+    for first, second in itertools.product(BOTH, BOTH):
+        root = root_of(tmp_path / f"{first}{second}", "server")
+        session = EditSession(root)
+        session.open()
+        for content, is_complete in ((b"1", first), (b"2", second)):
+            note = replace(NOTE, changed_at=float(content), is_complete=is_complete)
+            session.note(session.new_file(content), note)
+        session.close()
+        edits = LocalEdits(root)
+
+        (*_, file) = edits.open(lambda dataset: True)
+
+        waits = first and not second
+        assert file.local.read_bytes() == (b"1" if waits else b"2")
+        assert edits.of(DATASET).at(README) is file
+        edits.close()
+        kept = sorted(edit.local.read_bytes() for _, edit in all_unsent(root.parent.parent))
+        assert kept == ([b"1", b"2"] if waits else [b"2"])
 
 
 @pytest.mark.parametrize(

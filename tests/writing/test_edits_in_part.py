@@ -326,3 +326,32 @@ def test_complete_change_is_sent_before_one_that_was_being_written_after_it(
     assert bench.shows(README) == b"half"
     bench.edits.flush(WAIT_S)
     assert bench.has("readme").encode() == MINE
+
+
+@kept
+@pytest.mark.expects_log("two mounts that have ended", "has changed it later")
+def test_what_two_mounts_have_changed_is_sent_once_and_never_lost(bench: Bench) -> None:
+    """The server was away from both, and both were killed; neither had seen the other's."""
+    wait_to_be_sent(bench)
+    other, later = bench.another(), b"readme: later\n"
+    other.open(lambda dataset: True)
+    handle = other.open_file(bench.dataset, README, os.O_WRONLY | os.O_TRUNC)
+    other.write(handle, later, 0)
+    other.release(handle)
+    other._sender.close()
+    other._local._session._lock.release()
+    bench.writes.error = None
+
+    bench.mount_after_a_kill()
+    bench.edits.flush(WAIT_S)
+
+    assert bench.has("readme").encode() == later
+    assert [edit.local.read_bytes() for _, edit in all_unsent(bench.staging)] == [MINE]
+    bench.edits.close()
+    bench.mount()
+    assert bench.shows(README) == MINE
+    bench.edits.flush(WAIT_S)
+    assert bench.has("readme").encode() == later
+    bench.write(README, MINE)  # its user wants it after all
+    wait_until(lambda: bench.has("readme").encode() == MINE)
+    assert [*all_unsent(bench.staging)] == []

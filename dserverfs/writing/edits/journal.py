@@ -19,6 +19,7 @@ Blocking on the local disk only; notes are thread-safe.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
@@ -55,6 +56,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 LIMIT_BYTES = 16 * 1024**2
+OVERTAKEN = "another mount has changed it later; write it again, or discard it"
 _EDITS = ".edits"  # beside the staging areas of servers, whose names have no dot there
 _LOCK = "lock"
 _NOTE = ".json"
@@ -189,26 +191,43 @@ class EditSession:
         sync_directory(self._directory)
 
     def take_over(self, wanted: Callable[[Note], bool]) -> list[tuple[Path, Note]]:
-        """Return the `wanted` edits of dead sessions, this one's from now on; oldest first."""
-        taken = []
-        with locked(self._root / _LOCK):
-            for directory in subdirectories(self._root):
-                if directory == self._directory:
-                    continue
-                lock = OwnerLock(directory / _LOCK)
-                if not lock.acquire():
-                    continue
-                try:
-                    if _is_of_a_newer_version(directory):
-                        continue
-                    _delete_leftovers(directory)
-                    for path, note in _notes(directory):
-                        if wanted(note):
-                            taken.append(self._take(path, note))
-                finally:
-                    lock.release()
-                    _delete_if_empty(directory)
-        return sorted(taken, key=lambda entry: entry[1].changed_at)
+        """Return the `wanted` edits of dead sessions, this one's from now on; oldest first.
+
+        Of a target that several sessions have changed, those of the session that changed it last,
+        and was done with it: the others stay where they are, and are never sent by themselves.
+        """
+        with locked(self._root / _LOCK), contextlib.ExitStack() as held:
+            left = [
+                (path, note)
+                for directory in subdirectories(self._root)
+                if directory != self._directory and self._holds(directory, held)
+                for path, note in _notes(directory)
+                if wanted(note)
+            ]
+            left.sort(key=lambda entry: entry[1].changed_at)
+            last = {
+                _target_of(note): path.parent
+                for path, note in sorted(left, key=lambda entry: entry[1].is_complete)
+            }
+            taken = []
+            for path, note in left:
+                if last[_target_of(note)] == path.parent:
+                    taken.append(self._take(path, note))
+                else:
+                    _leave(path, note)
+        return taken
+
+    def _holds(self, directory: Path, held: contextlib.ExitStack) -> bool:
+        """Return whether a session is dead, and can be read here; nobody else takes it then."""
+        lock = OwnerLock(directory / _LOCK)
+        if not lock.acquire():
+            return False
+        held.callback(_delete_if_empty, directory)
+        held.callback(lock.release)
+        if _is_of_a_newer_version(directory):
+            return False
+        _delete_leftovers(directory)
+        return True
 
     def _take(self, path: Path, note: Note) -> tuple[Path, Note]:
         """Return an edit's content as this session's, and what its note says of it.
@@ -253,6 +272,23 @@ def _notes(session: Path) -> Iterator[tuple[Path, Note]]:
             continue
         if path.exists():
             yield path, note
+
+
+def _target_of(note: Note) -> tuple[str, str]:
+    return note.dataset.uri, note.path
+
+
+def _leave(path: Path, note: Note) -> None:
+    """Have an edit stay in its session, to be shown later, and not be sent by itself."""
+    logger.warning(
+        "%s: two mounts that have ended changed %s: what the other one wrote before is kept in %s,"
+        " and shown by the next mount when the later change is sent",
+        note.dataset.uri,
+        note.path,
+        path,
+    )
+    overtaken = replace(note, is_complete=False, md5=None, reason=OVERTAKEN)
+    write_durably(_note_of(path), overtaken.to_json().encode("utf-8"))
 
 
 def _is_of_a_newer_version(session: Path) -> bool:

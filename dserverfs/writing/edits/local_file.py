@@ -19,7 +19,7 @@ from dserverfs.base.hashes import MD5, file_digest
 from dserverfs.base.model import Dataset
 from dserverfs.base.versions import Reader, Version
 from dserverfs.writing.edits.editable import Target, target_of
-from dserverfs.writing.edits.journal import EditSession, Note
+from dserverfs.writing.edits.journal import OVERTAKEN, EditSession, Note
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +122,9 @@ class LocalFile:
         self.changes = 1
         self.covers_unsent = True
         if not self.note.is_complete:
-            self._tell(reason=UNFINISHED)
-            logger.warning("%s: %s: %s", self.dataset.uri, self.note.path, UNFINISHED)
+            reason = OVERTAKEN if self.note.reason == OVERTAKEN else UNFINISHED
+            self._tell(reason=reason)
+            logger.warning("%s: %s: %s", self.dataset.uri, self.note.path, reason)
 
     def rename(self, path: str | None) -> None:
         """Give it a path, or none; the view's, which knows the others."""

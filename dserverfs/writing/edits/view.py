@@ -312,7 +312,7 @@ class LocalEdits:
             )
             return None
         if before is not None:
-            edited.discard(before)  # of an earlier session: this is what was written last
+            edited.discard(before)  # of the same mount: this is what was written last
         size_in_bytes = local.stat().st_size
         file = LocalFile(self._session, local, note, size_in_bytes=size_in_bytes, mode=TARGET_MODE)
         file.resume()
