@@ -87,14 +87,19 @@ def read_json(path: Path) -> Mapping[str, Any]:
 def read_json_files(directory: Path) -> dict[str, Any]:
     """Return the overlays or annotations in a directory by name.
 
-    Raises UsageError for any file that is not JSON, and OSError.
+    Raises UsageError for any file that is not JSON, or has the name of another one but for its
+    ending, and OSError.
     """
-    if not directory.is_dir():
-        return {}
-    return {
-        path.name.removesuffix(JSON): _json(path, f"{directory.name}/{path.name}")
-        for path in sorted(directory.iterdir())
-    }
+    found: dict[str, Any] = {}
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        name = path.name.removesuffix(JSON)
+        if name in found:
+            raise UsageError(
+                f"{directory.name}/{name} and {directory.name}/{path.name}: a dataset has one of"
+                " that name; remove one of the files, or rename it"
+            )
+        found[name] = _json(path, f"{directory.name}/{path.name}")
+    return found
 
 
 def _json(path: Path, name: str) -> Any:

@@ -71,6 +71,13 @@ def test_tags_and_json_files_are_read_by_name_and_none_where_there_is_no_directo
     assert dtool_layout.read_json_files(tmp_path / "none") == {}
 
 
+def test_two_files_that_would_be_one_annotation_are_named(directory: Path) -> None:
+    (directory / dtool_layout.ANNOTATIONS / "answer").write_text("43")
+
+    with pytest.raises(UsageError, match=r"annotations/answer and annotations/answer\.json: "):
+        dtool_layout.read_json_files(directory / dtool_layout.ANNOTATIONS)
+
+
 def test_file_among_the_annotations_that_is_no_json_is_named(directory: Path) -> None:
     (directory / dtool_layout.ANNOTATIONS / "notes.txt").write_text("no JSON")
 
