@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import threading
 from collections.abc import Callable
@@ -255,8 +254,8 @@ def test_cache_that_was_taken_away_is_made_anew_by_what_is_kept_next(
         take_away()
         raise FileNotFoundError(errno.ENOENT, "gone")
 
-    told: list[None] = []
-    cache = open_cache(FOR_LONG, on_removal=functools.partial(told.append, None))
+    told: list[object] = []
+    cache = open_cache(FOR_LONG, on_removal=told.append)
     cache.store([(KEYS[0], BLOCK)])
     assert not told
 
@@ -339,7 +338,7 @@ def test_process_that_has_files_open_is_told_when_another_evicts(
 ) -> None:
     monkeypatch.setattr(watch, "WATCH_S", 0.01)
     told = threading.Event()
-    cache, other = open_cache(on_removal=told.set), open_cache()
+    cache, other = open_cache(on_removal=lambda _: told.set()), open_cache()
     (cache if does == "stores" else other).store([(KEYS[0], BLOCK)])
     if does == "loads":
         assert has(cache, KEYS[0]) == [True]
@@ -352,8 +351,8 @@ def test_process_that_has_files_open_is_told_when_another_evicts(
 
 
 def test_what_was_removed_past_the_cache_is_told(open_cache: Callable[..., BlockCache]) -> None:
-    told: list[None] = []
-    cache = open_cache(on_removal=functools.partial(told.append, None))
+    told: list[object] = []
+    cache = open_cache(on_removal=told.append)
     assert not told
 
     cache.tell_removed()
@@ -364,8 +363,8 @@ def test_what_was_removed_past_the_cache_is_told(open_cache: Callable[..., Block
 def test_readers_are_told_when_blocks_give_way_and_only_then(
     open_cache: Callable[..., BlockCache],
 ) -> None:
-    told: list[None] = []
-    cache = open_cache(size_limit=40 * len(LARGE), on_removal=functools.partial(told.append, None))
+    told: list[object] = []
+    cache = open_cache(size_limit=40 * len(LARGE), on_removal=told.append)
     stored = 0
     while not told:
         cache.store([(BlockKey("item", stored), BLOCK)])

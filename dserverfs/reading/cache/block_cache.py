@@ -24,7 +24,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -32,7 +32,7 @@ from dserverfs.base import disk_space, threads
 from dserverfs.base.directories import CannotBeMade, private_directory
 from dserverfs.base.disk_troubles import RETRY_AFTER_FAILURE_S, CacheTroubles, means_corrupt
 from dserverfs.base.errors import UsageError
-from dserverfs.base.local_files import is_full
+from dserverfs.base.local_files import SharedFile, is_full
 from dserverfs.base.locks import locked_within
 from dserverfs.reading.cache import eviction, layout
 from dserverfs.reading.cache.block_files import MIN_FILE_SIZE, Value
@@ -89,13 +89,14 @@ class BlockCache:
         directory: Path,
         *,
         size_limit: int | None = None,
-        on_removal: Callable[[], None] = lambda: None,
+        on_removal: Callable[[Collection[SharedFile] | None], None] = lambda files: None,
         tuning: CacheTuning = _AS_MEASURED,
     ) -> None:
         """`size_limit` is in bytes, or AS_IT_IS; 0 keeps nothing new, None is half of what is free.
 
         The blocks that others have kept there can be read in any case. `on_removal` is
-        called, in any thread, when files were removed, and has to close them.
+        called, in any thread, when files were removed, and has to close them: some of those that
+        it is given, or with None any.
         """
         self._directory = directory
         self._size_limit = size_limit
@@ -245,7 +246,7 @@ class BlockCache:
             self._fail_writing(table, error)
             return {}
         if table.disk.times_removed != removed:
-            self._watch.removed()
+            self._tell_removed_by(table)
         self._troubles.is_over()
         self._watch.start()
         self._write_notes(at_least=_NOTES_PER_BATCH)
@@ -322,6 +323,7 @@ class BlockCache:
     def tell_removed(self) -> None:
         """Let every process close files of the cache that were removed past this class."""
         self._watch.removed()
+        self._on_removal(None)
 
     def drop_damaged(self, key: BlockKey) -> None:
         """Forget a block that does not have its checksums."""
@@ -404,7 +406,7 @@ class BlockCache:
 
     def _look(self) -> None:
         """Close removed files; make the cache anew if it was taken away."""
-        self._on_removal()
+        self._on_removal(None)
         if self._table is not None and self._watch.is_gone():
             self._must_reopen = True
 
@@ -456,7 +458,14 @@ class BlockCache:
 
     def _evict(self, table: BlockTable, size_in_bytes: int) -> int:
         self._write_notes(at_least=1)
-        return eviction.evict(table, self._directory, size_in_bytes, self._watch.removed)
+        return eviction.evict(
+            table, self._directory, size_in_bytes, lambda: self._tell_removed_by(table)
+        )
+
+    def _tell_removed_by(self, table: BlockTable) -> None:
+        """Let every process close files that were removed here."""
+        self._watch.removed()
+        self._on_removal(table.disk.take_removed())
 
     def _write_notes(self, *, at_least: int) -> None:
         """Write the order of use, if there is that much to write."""

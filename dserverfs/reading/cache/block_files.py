@@ -18,10 +18,11 @@ import itertools
 import os
 import re
 import sqlite3
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import diskcache
 import diskcache.core
@@ -71,6 +72,8 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
         super().__init__(directory, **settings)
         # Of several blocks each, by what the blocks' names begin with.
         self._opened: WeakValueDictionary[str, SharedFile] = WeakValueDictionary()
+        self._removed: WeakSet[SharedFile] = WeakSet()
+        self._removing = threading.Lock()
 
     def put(self, key: Any) -> tuple[str, bool]:
         if not isinstance(key, str):
@@ -172,8 +175,19 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
         # Not the directory as well, as diskcache does: another block is put there soon.
         if is_name(file_path):
             self.times_removed += 1
+            file = self._opened.get(file_path[:STEM_CHARACTERS])
+            if file is not None:
+                with self._removing:
+                    self._removed.add(file)
             with contextlib.suppress(OSError):
                 os.remove(os.path.join(self._directory, file_path))
+
+    def take_removed(self) -> list[SharedFile]:
+        """Return the open files that have lost a name since the last call."""
+        with self._removing:
+            removed = list(self._removed)
+            self._removed.clear()
+        return removed
 
     def has(self, filename: str | None) -> bool:
         """Return whether the file of a row is there; a row without one needs none."""

@@ -55,11 +55,10 @@ class CacheWatch:
         self._ended.set()
 
     def removed(self) -> None:
-        """Tell all processes, and this one, that files were removed."""
+        """Tell the other processes that files were removed."""
         with contextlib.suppress(OSError):
             os.utime(self._directory / _MARK)
             self._seen_ns = self._touched_ns()
-        self._changed()
 
     def is_recent(self) -> bool:
         """Return True while other processes may still have to close removed files."""
