@@ -151,6 +151,23 @@ def test_half_of_an_annotation_becomes_no_other(bench: Bench) -> None:
     assert bench.has("annotations") == {"n": 5}
 
 
+@pytest.mark.parametrize("written", [NOTED, ".dtool/annotations/m.json"])
+def test_annotation_is_not_renamed_while_it_or_what_it_replaces_is_written(
+    bench: Bench, written: str
+) -> None:
+    """What its writer writes later would be nowhere."""
+    handle = bench.open(NOTED) if written == NOTED else bench.create(written)
+    bench.edits.write(handle, b"6", 0)
+
+    with pytest.raises(OSError, match="busy") as failure:
+        bench.rename(NOTED, ".dtool/annotations/m.json")
+
+    assert failure.value.errno == errno.EBUSY
+    bench.edits.release(handle)
+    bench.edits.flush(WAIT_S)
+    assert bench.has("annotations") == ({"n": 6} if written == NOTED else {"n": 5, "m": 6})
+
+
 @told
 def test_half_of_a_change_after_one_that_was_sent_is_not_kept(bench: Bench) -> None:
     handle = bench.open(README)

@@ -403,6 +403,9 @@ class DatasetEdits:
             file = edited.at(source.path)
             if file is not None and file.is_half:
                 raise OSError(errno.EIO, os.strerror(errno.EIO), file.path)
+            # What is written later would be in neither: the server is sent what there is now.
+            if any(each and each.writers for each in (file, edited.at(target.path))):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), source.path)
             content = file.local.read_bytes() if file else None
         if content is None:
             content = self._editable_files.content(source, dataset)
