@@ -355,6 +355,8 @@ def test_what_two_mounts_have_changed_is_sent_once_and_never_lost(bench: Bench) 
     handle = other.open_file(bench.dataset, README, os.O_WRONLY | os.O_TRUNC)
     other.write(handle, later, 0)
     other.release(handle)
+    for edits in (bench.edits, other):  # nothing is being sent when they are killed
+        edits.flush(WAIT_S)
     other._sender.close()
     other._local._session._lock.release()
     bench.writes.error = None
