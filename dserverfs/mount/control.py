@@ -19,6 +19,7 @@ import secrets
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +45,8 @@ MAX_LINE_BYTES = 1 << 20
 MAX_ANSWER_BYTES = 256 << 20  # a line of an answer: 20 million inodes
 SILENCE_S = 2.0  # of a daemon at work, until it is asked whether it is there
 ANSWER_TIMEOUT_S = 5.0
+NEXT_DAEMON_S = 5.0  # from the end of one daemon until the next one listens
+_POLL_S = 0.05
 SHORTAGE_PAUSE_S = 0.1  # until a connection that could not be taken is tried again
 PING = "ping"
 _TOLD = re.compile(rb"([0-9]{1,10}) (given-[0-9a-f]{32})\n")
@@ -325,7 +328,24 @@ def _require_running(pid: int) -> None:
 
 
 def _connected(address: Address, timeout_s: float) -> socket.socket:
-    """Return a connection to the daemon at `address`; raises DaemonSilent."""
+    """Return a connection to the daemon at `address`; raises DaemonSilent.
+
+    Nobody listens while one daemon takes the place of another: that is waited for.
+    """
+    end_s = time.monotonic() + min(timeout_s, NEXT_DAEMON_S)
+    while True:
+        try:
+            return _connected_now(address, timeout_s)
+        except DaemonSilent as error:
+            problem = error.__cause__
+            if not isinstance(problem, ConnectionRefusedError | FileNotFoundError):
+                raise
+            if time.monotonic() > end_s:
+                raise
+        time.sleep(_POLL_S)
+
+
+def _connected_now(address: Address, timeout_s: float) -> socket.socket:
     problem = None
     for connect in (_by_file, _by_name, _by_file_of_0_1_0):
         connection = socket.socket(socket.AF_UNIX)

@@ -138,7 +138,7 @@ def _mount(options: MountOptions, parts: _Parts, settings: Settings, ready_fd: i
     pyfuse3.close(unmount=options.given is None)
     if channel is not None:
         channel.close()
-        if parts.signals and options.given is None:  # else it is unmounted already
+        if not parts.unmounted.is_set() and options.given is None:  # libfuse has not mounted it
             mountpoint.detach(options.path)
 
 
@@ -201,6 +201,7 @@ class _Parts(NamedTuple):
     control: bytes | None  # what a mount says whose device was given
     signals: list[int]  # that told it to end
     failures: list[DserverfsError]  # to become one that answers
+    unmounted: trio.Event  # the kernel has ended it, as the channel says
     channel: Link | None
     contents: ToldContents | None  # with a channel
     journal: NumberJournal  # of inode numbers
@@ -278,6 +279,7 @@ class _Parts(NamedTuple):
             control,
             [],
             [],
+            trio.Event(),
             channel,
             contents,
             numbers.journal,
@@ -356,17 +358,18 @@ async def _serve_requests(
         if parts.kept_errors is not None:
             nursery.start_soon(_keep_errors, parts.kept_errors, parts.recent_errors)
         if parts.channel is not None and parts.contents is not None:
-            nursery.start_soon(_answer_directly, parts.channel, parts.operations, parts.contents)
+            nursery.start_soon(_answer_directly, parts, parts.channel, parts.contents)
         await pyfuse3.main(max_tasks=MAX_REQUESTS)
         if ready_fd is None and not options.successor:
             service_manager.stopping(f"{options.path} is unmounted")
         nursery.cancel_scope.cancel()
 
 
-async def _answer_directly(channel: Link, operations: Operations, contents: ToldContents) -> None:
+async def _answer_directly(parts: _Parts, channel: Link, contents: ToldContents) -> None:
     with contextlib.closing(contents):
-        await direct_requests.serve(channel, operations, contents)
-    pyfuse3.terminate()  # unmounted
+        await direct_requests.serve(channel, parts.operations, contents)
+    parts.unmounted.set()
+    pyfuse3.terminate()
 
 
 async def keep_token(tokens: TokenSource) -> None:

@@ -364,15 +364,19 @@ def test_killed_daemon_leaves_a_dead_mount_that_can_be_mounted_over(
         assert account.run("cat", path / "trouble/data/hello.txt").stdout == "hello\n"
 
 
-def test_dead_mount_is_taken_away_by_umount(
-    fuse: None, account: Account, server: ServerHandle, token: str
+@pytest.mark.parametrize("channel", ["off", "on"])
+def test_mount_whose_daemon_was_killed_is_taken_away_by_umount(
+    fuse: None, account: Account, server: ServerHandle, token: str, channel: str
 ) -> None:
-    with mounted(account, server.base_uri, token) as path:
+    """With a channel the next daemon is just about to listen."""
+    with mounted(account, server.base_uri, token, "--channel", channel) as path:
         pid = daemon_of(path)
         os.kill(pid, signal.SIGKILL)
         wait_for_end(pid)
 
-        assert account.dserverfs("umount", path).returncode == 0
+        done = account.dserverfs("umount", path)
+
+        assert done.returncode == 0, done.stderr
         assert find_mounted(path) is None
 
 
