@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dserverfs.base import descriptors
 from dserverfs.base.errors import DserverfsError, UsageError
 from dserverfs.base.model import Dataset, DserverURI, split_base_uri
+from dserverfs.base.process_name import set_process_name
 from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.refreshed import loaded
 from dserverfs.client import Client
@@ -25,6 +26,8 @@ from dserverfs.settings import Settings
 from dserverfs.tree.upper_directories import directories_below, parts_of
 
 logger = logging.getLogger(__name__)
+
+PROCESS_NAME = "dserverfs"
 
 
 def run(
@@ -38,6 +41,7 @@ def run(
     `ready_fd` is where to say that the mount answers; it is closed. `heritage` is of a daemon
     that is dead, whose mount is served on.
     """
+    set_process_name(PROCESS_NAME)
     channel = None
     if heritage is not None:
         mountpoint.require_packages()

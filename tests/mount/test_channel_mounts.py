@@ -176,6 +176,14 @@ def test_channel_ends_with_a_daemon_that_ends_the_mount(mount: Remountable) -> N
     assert find_mounted(mount.path) is None
 
 
+def test_processes_are_shown_under_names_of_their_own(mount: Remountable) -> None:
+    daemon, channel = mount.daemon(), channel_of(mount.daemon())
+    assert channel is not None
+    names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in (daemon, channel)]
+
+    assert names == ["dserverfs", "dserverfs-chan"]
+
+
 def test_unmounting_leaves_no_process(mount: Remountable, current_user: Account) -> None:
     pid = mount.daemon()
     channel = channel_of(pid)

@@ -11,10 +11,13 @@ import sys
 import traceback
 
 from dserverfs.base import core_dumps
+from dserverfs.base.process_name import set_process_name
 from dserverfs.mount.channel import messages
 from dserverfs.mount.channel.messages import Kind, Shared, Sockets
 from dserverfs.mount.channel.process import Channel
 from dserverfs.mount.channel.succession import Succession
+
+PROCESS_NAME = "dserverfs-chan"
 
 
 def main(*fds: int) -> None:
@@ -24,6 +27,7 @@ def main(*fds: int) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    set_process_name(PROCESS_NAME)
     *sockets, memory = fds
     ends = Sockets(*(socket.socket(fileno=fd) for fd in sockets))
     for fd in fds:
