@@ -274,6 +274,22 @@ def test_what_is_cleared_every_process_closes(tmp_path: Path) -> None:
     holder.cache.close()
 
 
+def test_what_small_blocks_took_is_given_back_when_they_are_cleared(tmp_path: Path) -> None:
+    """They are rows of the database, which a mount has open as well."""
+    holder = Holder(tmp_path / "blocks")
+    for number in range(100):
+        holder.cache.store([(BlockKey("item", number), MemoryBlock(os.urandom(30_000)))])
+    cleaner = maintenance.at(tmp_path)
+    cleaner.open()
+
+    before = maintenance.clear(cleaner)
+
+    left = maintenance.facts(cleaner)
+    assert before.size_in_bytes - left.size_in_bytes > 100 * 30_000 * 0.9
+    cleaner.close()
+    holder.cache.close()
+
+
 def test_blocks_that_share_a_file_give_way_together(disk: Path) -> None:
     """A file of which one block stays gives nothing back."""
     cache = BlockCache(disk / "blocks", size_limit=1024 * MIB)

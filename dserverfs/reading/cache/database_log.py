@@ -34,6 +34,10 @@ class DatabaseLog:
         if size > self._limit or (size > MAX_LOG_BYTES and self._may_retry()):
             self._shorten(size)
 
+    def shorten(self) -> None:
+        """Cut it, as `shorten_if_large`: the database is as small as what is in it then."""
+        self._shorten(self._file.stat().st_size)
+
     def _may_retry(self) -> bool:
         return time.monotonic() - self._tried_s > RETRY_S
 

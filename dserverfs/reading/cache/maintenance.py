@@ -165,6 +165,7 @@ def clear(cache: BlockCache) -> CacheFacts:
         else:
             table.clear()
         eviction.sweep(table, cache.directory, _NEW_S)
+        table.give_back()
     cache.tell_removed()
     return before
 
