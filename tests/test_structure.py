@@ -56,7 +56,8 @@ SHOWN = {
     " edits.editable edits.journal edits.local_file edits.view",
     "tree": "attributes description filesystem frozen_dataset listing mount_tree number_journal"
     " open_files refusals slots steps upper_directories",
-    "mount": "channel.succession control daemon given_device kept_errors launcher mountpoint",
+    "mount": "channel.messages channel.succession control daemon given_device kept_errors"
+    " launcher mountpoint",
     "broker": "proto",
     "python": "api",
     "server": "addresses datadir management serve store.migration store.settings store.stores",

@@ -40,14 +40,18 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from dserverfs.base.errors import UsageError
     from dserverfs.cli import mounted
+    from dserverfs.mount.channel import messages
     from dserverfs.tree import number_journal
 
     place = mounted.find(arguments.mountpoint)
     try:
-        if mounted.last(place.ask("mount")).get("numbers") != number_journal.formats():
+        now = mounted.last(place.ask("mount"))
+        if now.get("numbers") != number_journal.formats():
             raise UsageError(
                 "this version would give other inode numbers: unmount it, and mount it again"
             )
+        if now.get("channel") != messages.VERSION:
+            raise UsageError("its channel is of another version: unmount it, and mount it again")
         before = mounted.last(place.ask("restart"))
     except UsageError as error:
         raise UsageError(f"{place.mountpoint}: cannot be restarted: {error}") from error

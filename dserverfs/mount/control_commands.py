@@ -24,6 +24,7 @@ from dserverfs.base.model import DserverURI
 from dserverfs.base.progress import Progress
 from dserverfs.catalogue.refreshed import NotLoaded
 from dserverfs.mount.cache_commands import CacheCommands, FoundItem
+from dserverfs.mount.channel import messages
 from dserverfs.mount.control import Answer
 from dserverfs.mount.recent_errors import RecentErrors
 from dserverfs.mount.taking_over import Replacement
@@ -179,7 +180,8 @@ class Commander:
             yield {"result": self._token()}
         elif command == "mount":
             told = {"uri": str(self.uri), "path": str(self.mountpoint), "pid": os.getpid()}
-            yield {"result": {**told, "numbers": number_journal.formats()}}
+            versions = {"numbers": number_journal.formats(), "channel": messages.VERSION}
+            yield {"result": {**told, **versions}}
         elif command == "log":
             yield {"result": _set_log_level(asked.level)}
         else:

@@ -113,7 +113,7 @@ class Replacement:
         """
         channel = self._channel
         if channel is None:
-            raise UsageError("it has no channel: mount it with --channel on")
+            raise UsageError("it has no channel: unmount it, and mount it without --channel off")
         if recipe(self._options) is None:
             raise UsageError(
                 "it is served in the foreground: restart its service, or mount it anew"

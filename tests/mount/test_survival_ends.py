@@ -7,11 +7,13 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from dserverfs.base.mountinfo import find_mounted
 from dserverfs.cli.main import main
+from dserverfs.mount.channel import messages
 from dserverfs.mount.channel.succession import MAX_STARTS
 from dserverfs.tree import number_journal
 from tests.support.accounts import Account
@@ -234,11 +236,23 @@ def test_restart_waits_for_who_writes(mount: Remountable, current_user: Account)
     assert (made / "file").read_text() == "content and more"
 
 
-def test_restart_by_a_version_of_other_numbers_is_refused(
-    mount: Remountable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("where", "what", "said"),
+    [
+        (number_journal, "FORMAT", "this version would give other inode numbers"),
+        (messages, "VERSION", "its channel is of another version: unmount it"),
+    ],
+)
+def test_restart_by_a_version_that_cannot_go_on_is_refused(
+    mount: Remountable,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    where: ModuleType,
+    what: str,
+    said: str,
 ) -> None:
     before = mount.daemon()
-    monkeypatch.setattr(number_journal, "FORMAT", number_journal.FORMAT + 1)
+    monkeypatch.setattr(where, what, getattr(where, what) + 1)
     for name in ("HOME", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
         if (value := mount.account.environment.get(name)) is not None:
@@ -246,7 +260,7 @@ def test_restart_by_a_version_of_other_numbers_is_refused(
 
     assert main(["restart", str(mount.path)]) == 1
 
-    assert "this version would give other inode numbers" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
     assert mount.daemon() == before
 
 
@@ -259,7 +273,7 @@ def test_restart_needs_a_channel(
         done = current_user.dserverfs("restart", mount.path)
 
         assert done.returncode == 1
-        assert "mount it with --channel on" in done.stderr
+        assert "mount it without --channel off" in done.stderr
 
 
 def test_restart_of_a_stopped_daemon_says_so(mount: Remountable, current_user: Account) -> None:

@@ -141,9 +141,12 @@ class Link:
         """
         for fd in heritage:
             os.set_inheritable(fd, False)
+        shared = Shared(heritage.memory)
+        if shared.version != messages.VERSION:
+            raise ValueError("its channel is of another version: unmount it, and mount it again")
         ends = (heritage.libfuse, heritage.messages, heritage.forgotten)
         sockets = Sockets(*(socket.socket(fileno=fd) for fd in ends))
-        link = cls(_Parent(), sockets, Shared(heritage.memory), heritage)
+        link = cls(_Parent(), sockets, shared, heritage)
         for fd in (heritage.memory, heritage.journal, heritage.handles):
             os.close(fd)
         return link

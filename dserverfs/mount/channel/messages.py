@@ -37,10 +37,14 @@ from typing import NamedTuple
 
 from dserverfs.mount.channel.wire import MAX_REQUEST_BYTES
 
+# Another one with each change of what follows, and of `succession`'s Heritage and Recipe: after an
+# upgrade a channel of before meets a daemon of now. Where it stands in `Shared` stays.
+VERSION = 2
 SLOTS = 8
 MARKS = 16 * 1024  # reads and writes that may be under way; the daemon has room for 10,000 others
 _COUNTS = Struct("=QQQQQ")
 _PAGE = 4096
+_VERSION, _VERSION_AT = Struct("=Q"), _PAGE - 8
 
 
 class Kind(IntEnum):
@@ -154,7 +158,14 @@ class Shared:
         """Return the descriptor of a new one."""
         fd = os.memfd_create("dserverfs-channel")
         os.ftruncate(fd, cls.BYTES)
+        os.pwrite(fd, _VERSION.pack(VERSION), _VERSION_AT)
         return fd
+
+    @property
+    def version(self) -> int:
+        """The VERSION of who has made it; 0 of some that had none."""
+        version: int = _VERSION.unpack_from(self._view, _VERSION_AT)[0]
+        return version
 
     def slot(self, number: int) -> memoryview:
         start = _PAGE + number * MAX_REQUEST_BYTES
