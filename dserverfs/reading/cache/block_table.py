@@ -165,7 +165,6 @@ class BlockTable:
         """Return by how much the cache is larger than its limit; negative if it is not."""
         return self.held_in_bytes() - self.size_limit
 
-    @of_values
     def give_back(self) -> None:
         """Have the disk get back what deleted rows took; waits for a moment in which nobody writes.
 
@@ -174,6 +173,7 @@ class BlockTable:
         with contextlib.suppress(*FAILURES):
             self._log.shorten()
 
+    @of_values
     def held_in_bytes(self) -> int:
         """Return how large it is, its database with it."""
         return int(self._cache.volume())
