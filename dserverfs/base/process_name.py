@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-MAX_BYTES = 15  # the kernel cuts longer ones
-
 
 def set_process_name(name: str) -> None:
-    """Have this process shown under a name of at most MAX_BYTES."""
+    """Have this process shown under a name; the kernel keeps 15 bytes of it."""
     with contextlib.suppress(OSError):  # no /proc
         Path("/proc/self/comm").write_text(name)

@@ -52,19 +52,7 @@ def define(parser: argparse.ArgumentParser) -> None:
         help="allow_other, xattr, umask=OCTAL, uid=N, gid=N, setuid=USER, those of mount(8), and"
         " what fstab has no other place for: token_file=FILE, protocol=https, cache_size=SIZE, ...",
     )
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="default: ~/.cache/dserverfs")
-    parser.add_argument(
-        "--cache-size",
-        type=size,
-        metavar="SIZE",
-        help="limit, such as 20G; 0 keeps nothing; default: half of the free space, at most 50G",
-    )
-    parser.add_argument(
-        "--staging-dir",
-        type=Path,
-        metavar="DIR",
-        help="for datasets until they are frozen; default: ~/.local/share/dserverfs/staging",
-    )
+    _add_places(parser)
     parser.add_argument("--read-only", action="store_true", help="refuse to write")
     parser.add_argument(
         "--freeze-delay",
@@ -82,6 +70,31 @@ def define(parser: argparse.ArgumentParser) -> None:
         " file that is read whole (complete, the default), or before the first byte of files up"
         " to 256 MiB (strict)",
     )
+    _add_serving(parser)
+    _add_logging(parser)
+    parser.epilog = example("dserverfs mount dserver://data.example.org/s3/lab ~/lab")
+    parser.set_defaults(command=_run)
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    """Add where bytes are kept, and how many."""
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="default: ~/.cache/dserverfs")
+    parser.add_argument(
+        "--cache-size",
+        type=size,
+        metavar="SIZE",
+        help="limit, such as 20G; 0 keeps nothing; default: half of the free space, at most 50G",
+    )
+    parser.add_argument(
+        "--staging-dir",
+        type=Path,
+        metavar="DIR",
+        help="for datasets until they are frozen; default: ~/.local/share/dserverfs/staging",
+    )
+
+
+def _add_serving(parser: argparse.ArgumentParser) -> None:
+    """Add who may see it, and how it is served."""
     parser.add_argument("--allow-other", action="store_true", help="let other users read")
     parser.add_argument(
         "--metrics",
@@ -98,9 +111,6 @@ def define(parser: argparse.ArgumentParser) -> None:
         " and starts another daemon if this one dies, unless it is in the foreground;"
         f" auto: if it can be started (default: {_CHANNEL})",
     )
-    _add_logging(parser)
-    parser.epilog = example("dserverfs mount dserver://data.example.org/s3/lab ~/lab")
-    parser.set_defaults(command=_run)
 
 
 def _add_logging(parser: argparse.ArgumentParser) -> None:

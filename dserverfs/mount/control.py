@@ -337,10 +337,8 @@ def _connected(address: Address, timeout_s: float) -> socket.socket:
         try:
             return _connected_now(address, timeout_s)
         except DaemonSilent as error:
-            problem = error.__cause__
-            if not isinstance(problem, ConnectionRefusedError | FileNotFoundError):
-                raise
-            if time.monotonic() > end_s:
+            is_gone = isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError)
+            if not is_gone or time.monotonic() > end_s:
                 raise
         time.sleep(_POLL_S)
 

@@ -43,6 +43,7 @@ from dserverfs.mount import invalidation, replies
 from dserverfs.mount.callers import Callers
 from dserverfs.mount.channel.handles import NO_HANDLES, Inherited
 from dserverfs.mount.channel.link import Link
+from dserverfs.mount.channel.messages import MAX_BLOCKS
 from dserverfs.mount.errnos import Told, guarded
 from dserverfs.mount.open_handles import LostFile, OpenHandles
 from dserverfs.mount.recent_errors import RecentErrors
@@ -329,7 +330,7 @@ class Operations(pyfuse3.Operations):
         # What the channel answers is not noted.
         if self._channel is None or self._traced or not isinstance(item, OpenItem):
             return
-        if blocks := item.shareable(off // BLOCK_SIZE):
+        if blocks := item.shareable(off // BLOCK_SIZE, MAX_BLOCKS):
             self._channel.tell(self._open.inodes[handle], blocks)
             if item.is_dropped:  # in another thread, since the blocks were looked at
                 self._channel.forget(self._open.inodes[handle])
@@ -338,7 +339,9 @@ class Operations(pyfuse3.Operations):
         """Note that the channel has answered a read."""
         if FileHandleT(fh) not in self._open.files and self._channel is not None:
             only = self._channel.only_block(inode)
-            if only is not None:  # nothing is to be read ahead, so it need not be opened
+            # It need not be opened: nothing of it is to be read ahead, and the next items are
+            # when one of them is read here.
+            if only is not None:
                 self._reader.flight.note_use(only)
                 return
         item = self._open.at_once(fh, inode)

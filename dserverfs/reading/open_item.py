@@ -25,7 +25,6 @@ from dserverfs.reading.single_flight import wait_for
 # Larger items (1 TiB) take no memory for blocks that are not read.
 MAX_BLOCKS_AT_ONCE = 1 << 20
 _LOADED_AT_ONCE = 16  # blocks, in one request
-MAX_SHARED = 48  # blocks, in one message
 
 
 class _Marks:
@@ -122,11 +121,11 @@ class OpenItem:
         """Whether bytes of it turned out wrong: this handle gives none any more."""
         return self._hot.is_dropped
 
-    def shareable(self, index: int) -> Sequence[tuple[int, FileBlock]]:
-        """Return a hot block in a file that somebody else may read, and some others of the item.
+    def shareable(self, index: int, most: int) -> Sequence[tuple[int, FileBlock]]:
+        """Return a hot block in a file that somebody else may read, and others of the item.
 
-        With each call twice as many, up to MAX_SHARED. Empty if the block is in no file, or the
-        item was not compared as a whole. Who reads them compares their checksums.
+        With each call twice as many, up to `most`. Empty if the block is in no file, or the item
+        was not compared as a whole. Who reads them compares their checksums. For one thread.
         """
         block = self._hot.get(index)
         if not isinstance(block, FileBlock):
@@ -141,7 +140,7 @@ class OpenItem:
                 found.append((other, block))
         if len(others) < self._sharing:  # all were looked at; others may be hot by now
             self._others = iter(list(self._hot))
-        self._sharing = min(2 * self._sharing + 1, MAX_SHARED - 1)
+        self._sharing = min(2 * self._sharing + 1, most - 1)
         return () if self.is_dropped else found
 
     def touched(self, offset: int, size: int) -> None:

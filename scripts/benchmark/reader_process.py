@@ -12,15 +12,15 @@ import hashlib
 import os
 import sys
 
-READ_BYTES = 128 * 1024  # as measuring.READ_BYTES
-
 
 def main() -> None:
+    """The arguments are how many bytes there are in all, and how many are asked for at a time."""
+    in_all, at_a_time = map(int, sys.argv[1:])
     paths = []
     while path := sys.stdin.buffer.readline().rstrip(b"\n"):
         paths.append(path)
     # Written to before, so that no reading pays for page faults.
-    memory = memoryview(bytearray(b"\1" * (int(sys.argv[1]) + READ_BYTES)))
+    memory = memoryview(bytearray(b"\1" * (in_all + at_a_time)))
     _say("ready")
     sys.stdin.buffer.readline()
     ends = []
@@ -28,7 +28,7 @@ def main() -> None:
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            while count := os.readv(descriptor, [memory[offset : offset + READ_BYTES]]):
+            while count := os.readv(descriptor, [memory[offset : offset + at_a_time]]):
                 offset += count
         finally:
             os.close(descriptor)

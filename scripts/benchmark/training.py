@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from benchmark import reader_process
-from benchmark.measuring import Measurement, WrongAnswer, measure
+from benchmark.measuring import READ_BYTES, Measurement, WrongAnswer, measure
 from benchmark.mounts import Mount
 from benchmark.peers import Peer
 from benchmark.rows import Bench, forget_pages_of
@@ -58,7 +58,7 @@ class _Reader:
         self._items = items
         size = sum(item.size_in_bytes for item in items)
         self.process = subprocess.Popen(
-            [sys.executable, "-S", reader_process.__file__, str(size)],
+            [sys.executable, "-S", reader_process.__file__, str(size), str(READ_BYTES)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

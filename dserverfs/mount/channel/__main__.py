@@ -40,7 +40,7 @@ def main(*fds: int) -> None:
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         channel = Channel(ends, Shared(memory), succession)
-        ends.messages.send(messages.ENDED.pack(Kind.READY))
+        ends.messages.send(messages.KIND.pack(Kind.READY))
     except BaseException:
         ends.messages.send(_fault())
         raise

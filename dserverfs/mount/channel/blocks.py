@@ -16,10 +16,14 @@ from dserverfs.base.local_files import SharedFile
 from dserverfs.mount.channel import messages
 
 
+class _Damaged(Exception):
+    """A block has other checksums than were told."""
+
+
 class Told:
     """A block that may be read."""
 
-    __slots__ = ("checked", "file", "is_damaged", "length", "number", "start", "sums")
+    __slots__ = ("checked", "file", "length", "number", "start", "sums")
 
     def __init__(self, file: SharedFile, start: int, length: int, number: int, sums: bytes) -> None:
         """Of `length` bytes from `start` of the file on; `number` is that of its message."""
@@ -29,7 +33,6 @@ class Told:
         self.number = number
         self.sums = sums
         self.checked = bytearray(number_of_chunks(length))
-        self.is_damaged = False
 
 
 def blocks_in(message: bytes, fds: Sequence[int]) -> tuple[int, list[tuple[int, Told]]]:
@@ -103,10 +106,12 @@ class Blocks:
             wanted = min(size - done, block.length - start)
             if wanted <= 0:
                 return 0
-            if not self._fill(block, start, target[done : done + wanted]):
-                if block.is_damaged:
-                    self.lose(inode, index)
-                    self._damaged(inode, index, block.number)
+            try:
+                if not self._fill(block, start, target[done : done + wanted]):
+                    return 0
+            except _Damaged:
+                self.lose(inode, index)
+                self._damaged(inode, index, block.number)
                 return 0
             done += wanted
             if block.length < self.block_bytes:  # the last of its item
@@ -114,7 +119,7 @@ class Blocks:
         return done
 
     def _fill(self, block: Told, start: int, target: memoryview) -> bool:
-        """Read a block from `start` on; return False if it has to be waited for, or is damaged."""
+        """Read a block from `start` on; return False if the disk has to be. Raises _Damaged."""
         stop = start + len(target)
         begin, end, unchecked = to_read(block.checked, start, stop, block.length)
         whole = begin == start and end == stop
@@ -126,8 +131,7 @@ class Blocks:
         if count != len(chunks):
             return False
         if unchecked and not compare(block.checked, block.sums, chunks, begin):
-            block.is_damaged = True
-            return False
+            raise _Damaged
         if not whole:
             target[:] = chunks[start - begin : stop - begin]
         return True

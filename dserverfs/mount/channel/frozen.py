@@ -97,7 +97,7 @@ class Frozen:
         piece = self._pieces.get((inode - row, row // ROWS))
         return None if piece is None or row not in piece else wire.size_of(piece.entry_out(row))
 
-    def is_wanted(self, key: Key) -> bool:
+    def missed(self, key: Key) -> bool:
         """Note that a piece was missed; return whether it is to be asked for.
 
         It may be so when it was missed MISSES times, as long as no other one has to go for it:

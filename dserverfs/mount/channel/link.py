@@ -20,7 +20,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dserverfs.base import child_processes
 from dserverfs.base.hashes import Buffer
@@ -68,6 +68,16 @@ class _Parent:
             signal.pidfd_send_signal(self._fd, signal.SIGKILL)
 
 
+class _Told(NamedTuple):
+    """A block that was told."""
+
+    number: int  # of the telling
+    block: Callable[[], FileBlock | None]  # while it is there
+
+
+_NOTHING = _Told(0, lambda: None)
+
+
 class Link:
     """One mount's channel."""
 
@@ -94,8 +104,7 @@ class Link:
             self._numbers_before = _content(heritage.journal)
         self._lives_on = heritage is not None  # the channel, if this daemon ends without a word
         self._numbers = itertools.count(1)
-        # By inode and index: the number with which a block was told, and the block.
-        self._told: dict[tuple[int, int], tuple[int, Callable[[], FileBlock | None]]] = {}
+        self._told: dict[tuple[int, int], _Told] = {}  # by inode and index
         self._is_over = False
 
     @classmethod
@@ -128,7 +137,7 @@ class Link:
         if select.select([self._messages], [], [], START_TIMEOUT_S)[0]:
             with contextlib.suppress(ConnectionError):
                 message = self._messages.recv(messages.MAX_BYTES)
-        if message == messages.ENDED.pack(Kind.READY):
+        if message == messages.KIND.pack(Kind.READY):
             return
         lines = message[messages.KIND.size :].decode("utf-8", "replace").split("\n")
         raise OSError(next(filter(None, reversed(lines)), "its process does not begin to serve"))
@@ -233,7 +242,7 @@ class Link:
         fds: dict[int, int] = {}  # places in the message
         told, sums = list[bytes](), list[bytes]()
         for index, block in blocks:
-            if self._is_told(inode, index, block):
+            if self._told_at(inode, index).block() is block:
                 continue
             number = next(self._numbers)
             fd, start, length = block.place()
@@ -242,25 +251,25 @@ class Link:
             sums.append(block.checksums)
             lost = weakref.finalize(block, self._lost, inode, index, number)
             lost.atexit = False
-            self._told[inode, index] = (number, weakref.ref(block))
+            self._told[inode, index] = _Told(number, weakref.ref(block))
         if told:
             head = messages.BLOCKS.pack(Kind.BLOCKS, len(told), inode)
             self._send(b"".join((head, *told, *sums)), *fds)
 
     def damaged(self, inode: int, index: int, number: int) -> None:
         """Compare a block anew, in which the channel has met other checksums."""
-        told, block = self._told.get((inode, index), (0, _nothing))
-        if told == number and (found := block()) is not None:
-            found.distrust()
+        told = self._told_at(inode, index)
+        if told.number == number and (block := told.block()) is not None:
+            block.distrust()
             self._told.pop((inode, index), None)
 
     def only_block(self, inode: int) -> FileBlock | None:
         """Return the block of an item that has no other, if it is told."""
-        block = self._told.get((inode, 0), (0, _nothing))[1]()
+        block = self._told_at(inode, 0).block()
         return block if block is not None and block.place()[2] < BLOCK_SIZE else None
 
-    def _is_told(self, inode: int, index: int, block: FileBlock) -> bool:
-        return self._told.get((inode, index), (0, _nothing))[1]() is block
+    def _told_at(self, inode: int, index: int) -> _Told:
+        return self._told.get((inode, index), _NOTHING)
 
     def forget(self, inode: int) -> None:
         """Have the channel answer no read of an inode any more; waits until that is so."""
@@ -308,7 +317,7 @@ class Link:
                 pass
 
     def _lost(self, inode: int, index: int, number: int) -> None:
-        if self._told.get((inode, index), (0, _nothing))[0] == number:
+        if self._told_at(inode, index).number == number:
             self._told.pop((inode, index), None)
         self._send(messages.LOST.pack(Kind.LOST, 0, inode, index, number))
 
@@ -376,10 +385,6 @@ class Link:
                 raise
         finally:
             self._shared.answered(mark)
-
-
-def _nothing() -> None:
-    return None
 
 
 def _content(fd: int) -> bytes:

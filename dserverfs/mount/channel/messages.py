@@ -85,7 +85,7 @@ READ_AT = READ.size
 WRITE = Struct("=IIII")  # kind, mark, slot, length of the request
 TOUCHED = Struct("=IIQQQ")  # kind, size, handle, offset, inode
 RELEASED = Struct("=IIQ")  # kind, padding, handle
-ENDED = Struct("=I")  # of READY as well
+ENDED = Struct("=I")
 # kind, how many, inode; for each block one of BLOCK follows, and then all their checksums
 BLOCKS = Struct("=IIQ")
 BLOCK = Struct("=IIQQQ")  # which of the files, length, index, number, start in the file

@@ -224,8 +224,10 @@ class Channel:
             if opcode == Opcode.RELEASE:
                 self._released(inode, body)
         except Missing as missing:
-            if opcode not in _WAIT or self._passing.waits:
-                if not self._passing.waits and self._frozen.is_wanted(missing.key):
+            if self._passing.waits:
+                return False
+            if opcode not in _WAIT:
+                if self._frozen.missed(missing.key):
                     self._ask(missing.key)
                 return False
             self._waiting.setdefault(missing.key, []).append(bytes(request))

@@ -94,7 +94,7 @@ class Pushing:
             self._knows_all
             and self._frozen.opens
             and self._frozen.is_told(inode - row)
-            and self._is_small(inode)
+            and self._is_small(self._frozen.size(inode))
         ):
             self._go_on(inode - row, self._order.read(inode - row, row))
 
@@ -103,23 +103,25 @@ class Pushing:
         self.failed(unique)  # libfuse need not answer it after all
         row = inode & ROW_MASK
         base = inode - row
-        content = self._contents.take(base, row)
+        size = self._frozen.size(inode)
+        is_small = self._is_small(size)
+        content = self._contents.take(base, row) if is_small else None
         if (
             content is not None
             and self._knows_all
             and not self._open[inode]
-            and self._frozen.size(inode) == len(content)  # or the kernel would make it longer
+            and size == len(content)  # or the kernel would make it longer
         ):
             self._write(wire.store(inode, len(content)), content)
             self.pushed += 1
             self.pushed_bytes += len(content)
         self._opened(inode)
-        if self._is_small(inode):
+        if is_small:
             self._go_on(base, self._order.goes_on(base, row))
 
-    def _is_small(self, inode: int) -> bool:
-        """Return False for an item that is large, or of which no row is told."""
-        return 0 < (self._frozen.size(inode) or 0) < self.small_bytes
+    def _is_small(self, size: int | None) -> bool:
+        """Return whether contents of that size are pushed; None is of a row that is not told."""
+        return size is not None and 0 < size < self.small_bytes
 
     def _go_on(self, base: int, stretch: Stretch | None) -> None:
         if stretch is not None:

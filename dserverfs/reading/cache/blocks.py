@@ -121,10 +121,6 @@ class FileBlock:
         """The file that it is in, with other blocks."""
         return self._file
 
-    def is_removed(self) -> bool:
-        """Return True if the cache does not have it any more."""
-        return self._file.is_removed()
-
     def distrust(self) -> None:
         """Compare all of it with its checksums anew."""
         self._checked[:] = bytes(len(self._checked))
