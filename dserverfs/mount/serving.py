@@ -13,17 +13,16 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
 
 import pyfuse3
 import trio
 
 from dserverfs.base import service_manager
-from dserverfs.base.errors import DserverfsError, LocalDiskError, UsageError
-from dserverfs.base.model import Dataset, DserverURI, is_below
+from dserverfs.base.errors import DserverfsError, UsageError
+from dserverfs.base.model import Dataset
 from dserverfs.client import Client
 from dserverfs.mount import (
     allocator,
@@ -35,35 +34,20 @@ from dserverfs.mount import (
     mountpoint,
     taking_over,
 )
-from dserverfs.mount.cache_commands import CacheCommands
-from dserverfs.mount.channel.handles import NO_HANDLES
 from dserverfs.mount.channel.link import Link
-from dserverfs.mount.control import Address, Server, told_by_mount
+from dserverfs.mount.control import Address, Server
 from dserverfs.mount.control_commands import Commander
 from dserverfs.mount.kept_errors import KeptErrors
 from dserverfs.mount.launcher import MountOptions
 from dserverfs.mount.metrics import Metrics
-from dserverfs.mount.operations import Operations
+from dserverfs.mount.parts import Parts
 from dserverfs.mount.recent_errors import RecentErrors
-from dserverfs.mount.replies import Ownership
-from dserverfs.mount.request_counts import RequestCounts
 from dserverfs.mount.stalls import stalls_logged
-from dserverfs.mount.taking_over import Numbers, Replacement
+from dserverfs.mount.taking_over import Numbers
 from dserverfs.mount.told_contents import ToldContents
-from dserverfs.mount.told_rows import ToldRows
-from dserverfs.reading.block_reader import BlockReader
-from dserverfs.reading.cache.block_cache import CacheUsage
-from dserverfs.remote.contact import Away
-from dserverfs.remote.site_cache import SiteCache
 from dserverfs.remote.tokens import TokenSource
 from dserverfs.settings import Settings
-from dserverfs.tree import description
-from dserverfs.tree.filesystem import FileSystem
-from dserverfs.tree.mount_tree import Tree
 from dserverfs.tree.number_journal import NumberJournal
-from dserverfs.writing.edits.edits import DatasetEdits
-from dserverfs.writing.freezer import Freezer
-from dserverfs.writing.staging.area import Staging
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +84,7 @@ def run(
         kept = KeptErrors(settings.errors_directory(), options.path, str(options.uri))
     numbers = Numbers.of(channel)
     shown = taking_over.shown_dataset(numbers, options, only)
-    parts = _Parts.of(options, client, shown, kept, channel, numbers)
+    parts = Parts.of(options, client, shown, kept, channel, numbers)
     del numbers  # what the daemon before had given: not for as long as this one serves
     with _metrics_served(options, parts.metrics), _errors_kept(kept, parts.recent_errors):
         _mount(options, parts, settings, ready_fd)
@@ -111,7 +95,7 @@ def run(
     logger.info("%s: %s", options.path, "left to another daemon" if is_replaced else "unmounted")
 
 
-def _mount(options: MountOptions, parts: _Parts, settings: Settings, ready_fd: int | None) -> None:
+def _mount(options: MountOptions, parts: Parts, settings: Settings, ready_fd: int | None) -> None:
     if options.given is not None:
         given_device.require_waiting(options.given)
     wanted, channel = _fuse_options(options), parts.channel
@@ -181,156 +165,6 @@ def _errors_kept(kept: KeptErrors | None, recent: RecentErrors) -> Iterator[None
         kept.keep(recent.below(""))
 
 
-class _Parts(NamedTuple):
-    """The operations, and the objects that they and the commands work on."""
-
-    operations: Operations
-    tree: Tree
-    staging: Staging | None
-    freezer: Freezer
-    edits: DatasetEdits
-    reader: BlockReader
-    cached: CacheCommands
-    tokens: TokenSource
-    recent_errors: RecentErrors
-    kept_errors: KeptErrors | None
-    cache_usage: Callable[[], CacheUsage | None]
-    site_cache: SiteCache | None
-    look: Callable[[], Away | None]
-    metrics: Metrics
-    control: bytes | None  # what a mount says whose device was given
-    signals: list[int]  # that told it to end
-    failures: list[DserverfsError]  # to become one that answers
-    unmounted: trio.Event  # the kernel has ended it, as the channel says
-    channel: Link | None
-    contents: ToldContents | None  # with a channel
-    journal: NumberJournal  # of inode numbers
-    replacement: Replacement
-
-    @classmethod
-    def of(
-        cls,
-        options: MountOptions,
-        client: Client,
-        only: Dataset | None,
-        kept_errors: KeptErrors | None,
-        channel: Link | None,
-        numbers: Numbers,
-    ) -> _Parts:
-        freezer, edits = client.freezer, client.edits
-        staging = None
-        if not options.read_only:
-            client.note_staging_directory()
-            edits.open(lambda dataset: _is_shown(dataset, options.uri, only), numbers.of_edits())
-            if only is None:
-                staging = _open_staging(client)
-        shown_edits = None if options.read_only else edits
-        control = None if options.given is None else told_by_mount()
-        tree = _tree(options, client, only, staging, numbers, control)
-        counts = RequestCounts() if channel is None else RequestCounts(lambda: channel.counts)
-        metrics = Metrics(
-            client,
-            counts,
-            lambda: description.of_all_staged(staging, freezer, options.uri.server),
-        )
-        attributes = functools.partial(description.attributes, server=options.uri.server)
-        file_system = FileSystem(
-            tree,
-            freezer,
-            client.give_way,
-            staging=staging,
-            edits=shown_edits,
-            umask=options.umask,
-            attributes_of=attributes if options.xattr else None,
-            stats=metrics.text,
-        )
-        ownership = Ownership(options.uid, options.gid, options.umask)
-        recent_errors = RecentErrors(options.uri.server)
-        told = None if channel is None else ToldRows(channel, tree, ownership)
-        contents = None
-        if channel is not None and told is not None:
-            contents = ToldContents(channel, told, client.reader)
-        operations = Operations(
-            file_system,
-            client.reader,
-            ownership,
-            recent_errors,
-            counts,
-            channel,
-            told,
-            others_read=None if options.given is None else options.allow_other,
-            inherited=NO_HANDLES if channel is None else channel.inherited,
-        )
-        return cls(
-            operations,
-            tree,
-            staging,
-            freezer,
-            edits,
-            client.reader,
-            CacheCommands(options.uri.server, client.reader, client.cache),
-            client.tokens,
-            recent_errors,
-            kept_errors,
-            client.cache_usage,
-            client.site_cache,
-            client.resolver.look,
-            metrics,
-            control,
-            [],
-            [],
-            trio.Event(),
-            channel,
-            contents,
-            numbers.journal,
-            Replacement(options, channel, staging, edits),
-        )
-
-
-def _tree(
-    options: MountOptions,
-    client: Client,
-    only: Dataset | None,
-    staging: Staging | None,
-    numbers: Numbers,
-    control: bytes | None,
-) -> Tree:
-    """Return what is shown, by the numbers of the daemon before, if there was one."""
-    tree = Tree(
-        options.uri,
-        client.catalogue,
-        numbers.mounted_ns,
-        staging,
-        None if options.read_only else client.edits,
-        control=control,
-        journal=numbers.journal,
-    )
-    numbers.restore(tree)
-    if only is not None:
-        tree.show_only(only)
-    return tree
-
-
-def _open_staging(client: Client) -> Staging:
-    """Return the staging area, with the freezer at work on what is in it."""
-    staging = client.staging.open()
-    for base_uri in staging.base_uris():
-        try:
-            for staged in staging.datasets(base_uri):
-                client.freezer.resume(staged)
-        except LocalDiskError as error:
-            logger.warning("%s", error)
-    client.freezer.open(staging.left_behind)
-    return staging
-
-
-def _is_shown(dataset: Dataset, uri: DserverURI, only: Dataset | None) -> bool:
-    """Return whether a mount of `uri` shows that dataset, if its user may see it."""
-    if only is not None:
-        return dataset.uri == only.uri
-    return is_below(dataset.base_uri, uri.base_uri)
-
-
 def _fuse_options(options: MountOptions) -> set[str]:
     source = str(options.uri).replace("\\", "\\\\").replace(",", "\\,")
     wanted = {f"fsname={source}", "subtype=dserverfs", "default_permissions"}
@@ -342,14 +176,14 @@ def _fuse_options(options: MountOptions) -> set[str]:
 
 
 async def _serve(
-    options: MountOptions, parts: _Parts, settings: Settings, ready_fd: int | None
+    options: MountOptions, parts: Parts, settings: Settings, ready_fd: int | None
 ) -> None:
     with stalls_logged(settings.stall_s()):
         await _serve_requests(options, parts, settings.control_directory(), ready_fd)
 
 
 async def _serve_requests(
-    options: MountOptions, parts: _Parts, control_directory: Path, ready_fd: int | None
+    options: MountOptions, parts: Parts, control_directory: Path, ready_fd: int | None
 ) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_on_signal, nursery.cancel_scope, parts.signals)
@@ -365,7 +199,7 @@ async def _serve_requests(
         nursery.cancel_scope.cancel()
 
 
-async def _answer_directly(parts: _Parts, channel: Link, contents: ToldContents) -> None:
+async def _answer_directly(parts: Parts, channel: Link, contents: ToldContents) -> None:
     with contextlib.closing(contents):
         await direct_requests.serve(channel, parts.operations, contents)
     parts.unmounted.set()
@@ -399,7 +233,7 @@ async def _end_on_signal(scope: trio.CancelScope, seen: list[int]) -> None:
 
 
 async def _begin(
-    options: MountOptions, parts: _Parts, control_directory: Path, ready_fd: int | None
+    options: MountOptions, parts: Parts, control_directory: Path, ready_fd: int | None
 ) -> None:
     try:
         await _tell_ready(options, parts, control_directory, ready_fd)
@@ -409,7 +243,7 @@ async def _begin(
 
 
 async def _tell_ready(
-    options: MountOptions, parts: _Parts, control_directory: Path, ready_fd: int | None
+    options: MountOptions, parts: Parts, control_directory: Path, ready_fd: int | None
 ) -> None:
     address = await _answering(options, parts, control_directory)
     if ready_fd is not None and background.is_alone(ready_fd):
@@ -457,7 +291,7 @@ async def _tell_ready(
         control.close()
 
 
-async def _answering(options: MountOptions, parts: _Parts, directory: Path) -> Address:
+async def _answering(options: MountOptions, parts: Parts, directory: Path) -> Address:
     """Wait until the mount answers; return where its commands are to find the daemon.
 
     Raises UsageError if the kernel asks nothing.
