@@ -364,28 +364,20 @@ def test_pack_has_what_was_packed(given: list[tuple[int, bytes]]) -> None:
         assert told.take(8, row) is None
 
 
+@pytest.mark.parametrize(
+    ("limit", "most", "size", "last"),
+    [("MAX_BYTES", 3000, 1000, [8, 9]), ("MAX_PACKS", 3, 1, [7, 8, 9])],
+)
 def test_contents_that_were_told_first_go_when_there_are_too_many(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, limit: str, most: int, size: int, last: list[int]
 ) -> None:
-    monkeypatch.setattr(contents, "MAX_BYTES", 3000)
+    """However little packs have, for all are looked through at each open."""
+    monkeypatch.setattr(contents, limit, most)
     told = Contents()
     for row in range(10):
-        told.tell(row % 2, packed([(row, bytes([row]) * 1000)]))
+        told.tell(row % 2, packed([(row, bytes([row]) * size)]))
 
     kept = [row for row in range(10) if told.take(row % 2, row) is not None]
-    assert kept == [8, 9]
+    assert kept == last
     told.tell(0, packed([(1, b"x" * 5000)]))  # one alone may be larger
     assert bytes(told.take(0, 1) or b"") == b"x" * 5000
-
-
-def test_packs_that_were_told_first_go_however_little_they_have(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """All are looked through at each open."""
-    monkeypatch.setattr(contents, "MAX_PACKS", 3)
-    told = Contents()
-    for row in range(10):
-        told.tell(row % 2, packed([(row, bytes([row]))]))
-
-    kept = [row for row in range(10) if told.take(row % 2, row) is not None]
-    assert kept == [7, 8, 9]

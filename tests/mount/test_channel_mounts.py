@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from dserverfs.base import child_processes
+from dserverfs.base.checksums import CHUNK_BYTES
 from dserverfs.base.errors import UsageError
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.base.mountinfo import find_mounted
@@ -111,6 +112,45 @@ def test_bytes_that_turn_out_wrong_are_not_answered_any_more(
 
     assert current_user.dserverfs("cache", "clear").returncode == 0
     read_at_random(path, 100, 4)
+
+
+def test_chunk_that_is_damaged_after_the_daemon_compared_it_is_fetched_anew(
+    mount: Remountable, current_user: Account
+) -> None:
+    """The channel compares it for itself, and has the daemon do so once more."""
+    path, place = mount.path / "data/large", CHUNK_BYTES + 100  # in the second chunk
+    assert path.read_bytes() == CONTENT
+    assert current_user.dserverfs("umount", mount.path).returncode == 0
+    mount.mount("--channel", "on")
+    with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        assert os.pread(file.fileno(), 10, place) == CONTENT[place:][:10]  # the daemon's
+        before = answered(mount)
+
+        def is_told() -> bool:
+            forget_pages(file.fileno())
+            os.pread(file.fileno(), 10, 5 * CHUNK_BYTES)
+            return answered(mount) > before
+
+        wait_for(is_told, "that the channel has the block")
+        assert damage(current_user.home / ".cache/dserverfs/blocks", place) > 0
+        forget_pages(file.fileno())
+
+        assert os.pread(file.fileno(), 10, place) == CONTENT[place:][:10]
+        forget_pages(file.fileno())
+        assert os.pread(file.fileno(), 10, place) == CONTENT[place:][:10]
+
+
+def damage(blocks: Path, place: int) -> int:
+    """Flip a bit there of each block that has a file; return of how many."""
+    files = [each for each in blocks.rglob("*.blk") if each.stat().st_size > place]
+    for each in files:
+        start = int(each.stem.rpartition("-")[2], 16) + place
+        with each.open("r+b", buffering=0) as file:
+            byte = os.pread(file.fileno(), 1, start)
+            if byte:
+                os.pwrite(file.fileno(), bytes([byte[0] ^ 1]), start)
+    return len(files)
 
 
 def test_reads_of_a_traced_program_are_all_noted(

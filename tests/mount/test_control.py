@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -45,6 +46,29 @@ class Daemon:
         elif request["command"] != "echo":
             raise UsageError(f"{request['command']!r}: no such command")
         yield {"result": request}
+
+
+def test_next_daemon_is_waited_for_until_it_listens(
+    tmp_path: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One daemon has taken the place of another, and does not listen yet."""
+    address = Address.of(tmp_path / "next", DEVICE, os.geteuid())
+    server = Server(address, daemon)
+    tries: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        tries.append(seconds)
+        if len(tries) == 3:
+            server.open()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    daemon.release.set()
+    try:
+        (answer,) = ask(address, {"command": "echo"})
+        assert answer["result"]["command"] == "echo"
+    finally:
+        server.close()
+    assert len(tries) == 3
 
 
 @pytest.fixture

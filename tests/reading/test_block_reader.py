@@ -307,3 +307,39 @@ def test_item_of_any_size_is_dropped_by_what_there_is_of_it(world: World) -> Non
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 20 * BLOCK_SIZE
+
+
+# What somebody else may read
+
+
+def shared_by(item: OpenItem, index: int) -> set[int]:
+    """Ask until nothing new is shared; return the blocks that were, each with its own bytes."""
+    found: set[int] = set()
+    for _ in range(20):
+        shared = dict(item.shareable(index, 3))
+        assert len(shared) <= 3
+        assert index in shared or not shared
+        for number, block in shared.items():
+            at = number * BLOCK_SIZE
+            assert bytes(block.read(0, BLOCK_SIZE)) == CONTENT[at : at + BLOCK_SIZE]
+        found |= shared.keys()
+    return found
+
+
+def test_all_hot_blocks_in_files_are_shared_few_at_a_time(world: World) -> None:
+    item = OpenItem(world.reader, world.content())
+    item.read(0, len(CONTENT))
+    assert shared_by(item, 1) == set(), "they are in memory"
+    item.close()
+    world.reader.flush()
+    again = OpenItem(world.reader, world.content())
+    again.read(0, len(CONTENT))
+    with world.hot.lock:
+        world.hot.spill_to_files(world.content().key)
+
+    last = len(CONTENT) // BLOCK_SIZE  # it is small, and in no file
+    assert [len(again.shareable(1, 3)) for _ in range(2)] == [1, 1], "one that is read once is not"
+    assert shared_by(again, 1) == set(range(last))
+    assert again.shareable(last, 3) == again.shareable(last + 1, 3) == ()
+    world.reader.drops.drop(world.content())
+    assert shared_by(again, 1) == set()

@@ -82,6 +82,22 @@ def test_bench_reads_compared_otherwise_beside_those_who_never_compare(
     assert seconds["sequential-certain", "dserverfs"] == seconds["sequential-foreign", "dserverfs"]
 
 
+def test_bench_has_processes_read_items_as_a_training_job_does(fuse: None, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    options = ["channel", "--image-items", "20", "--repeat", "1", "--row", "training-again"]
+    columns = ("dserverfs", "no-channel", "local")
+
+    done = bench(
+        *options, *(f"--only={name}" for name in columns), "--directory", tmp_path, "--json", path
+    )
+
+    assert done.returncode == 0, done.stderr
+    found = rows_of(path)
+    assert list(found) == ["training-again"]
+    assert all(len(found["training-again"][name]["seconds"]) == 1 for name in columns)
+    assert "8 processes, 20 x 100 KiB shuffled, again" in done.stdout
+
+
 def test_bench_measures_one_row_of_a_distant_store_without_the_other(
     fuse: None, tmp_path: Path
 ) -> None:
