@@ -111,6 +111,7 @@ def _located(path: Path, status: os.stat_result) -> MountedPath:
         if (mount := mount_of(mounted)) is not None:
             if not is_own(mount):
                 raise UsageError(f"{path}: is in a mount of another user, who alone may ask it")
+            control.wait_for_next(mount.address)
             return MountedPath(path, status.st_ino, mount.address, mount.path)
         if mountpoint.is_dead(Path(mounted.path)):  # the status was the kernel's own
             raise UsageError(f"{path}: {_given_has_died(mounted.path)}")

@@ -69,6 +69,7 @@ def unmount(path: Path, timeout_s: float) -> int:
         elif mounted is not None and (mount := mount_of(mounted)) is not None:
             is_given = mount.is_given
             try:
+                control.wait_for_next(mount.address)
                 daemon = stack.enter_context(control.process_of(mount.address, answer_timeout_s))
                 staged, unsent = _drain(mount.address, timeout_s, answer_timeout_s)
             except DaemonSilent as error:

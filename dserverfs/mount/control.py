@@ -263,6 +263,22 @@ def require_running(address: Address) -> None:
         pass  # whoever asks it something is told
 
 
+def wait_for_next(address: Address) -> None:
+    """Return when a daemon listens at `address`, or after NEXT_DAEMON_S.
+
+    For a mount that is known to answer: nobody listens while one daemon takes the place of another.
+    """
+    end_s = time.monotonic() + NEXT_DAEMON_S
+    while time.monotonic() < end_s:
+        try:
+            _connected(address, NEXT_DAEMON_S).close()
+            return
+        except DaemonSilent as error:
+            if not isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError):
+                return  # whoever asks it something is told
+        time.sleep(_POLL_S)
+
+
 @contextlib.contextmanager
 def process_of(address: Address, timeout_s: float = ANSWER_TIMEOUT_S) -> Iterator[int | None]:
     """Yield a pidfd of the daemon at `address`; None if it is of another pid namespace.
@@ -328,22 +344,7 @@ def _require_running(pid: int) -> None:
 
 
 def _connected(address: Address, timeout_s: float) -> socket.socket:
-    """Return a connection to the daemon at `address`; raises DaemonSilent.
-
-    Nobody listens while one daemon takes the place of another: that is waited for.
-    """
-    end_s = time.monotonic() + min(timeout_s, NEXT_DAEMON_S)
-    while True:
-        try:
-            return _connected_now(address, timeout_s)
-        except DaemonSilent as error:
-            is_gone = isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError)
-            if not is_gone or time.monotonic() > end_s:
-                raise
-        time.sleep(_POLL_S)
-
-
-def _connected_now(address: Address, timeout_s: float) -> socket.socket:
+    """Return a connection to the daemon at `address`; raises DaemonSilent."""
     problem = None
     for connect in (_by_file, _by_name, _by_file_of_0_1_0):
         connection = socket.socket(socket.AF_UNIX)

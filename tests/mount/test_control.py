@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from dserverfs.base.errors import DaemonSilent, DaemonStopped, UsageError
 from dserverfs.base.processes import Processes
-from dserverfs.mount.control import Address, Answer, Server, ask
+from dserverfs.mount import control
+from dserverfs.mount.control import Address, Answer, Server, ask, wait_for_next
 from tests.support.accounts import Account
 from tests.support.child_processes import spawn
 from tests.support.mount_daemons import stopped, wait_for
@@ -64,11 +65,24 @@ def test_next_daemon_is_waited_for_until_it_listens(
     monkeypatch.setattr(time, "sleep", sleep)
     daemon.release.set()
     try:
+        wait_for_next(address)
         (answer,) = ask(address, {"command": "echo"})
         assert answer["result"]["command"] == "echo"
     finally:
         server.close()
     assert len(tries) == 3
+
+
+def test_daemon_that_does_not_come_is_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "NEXT_DAEMON_S", 0.01)
+    address = Address.of(tmp_path / "none", DEVICE, os.geteuid())
+
+    wait_for_next(address)
+
+    with pytest.raises(DaemonSilent, match="cannot be asked"):
+        list(ask(address, {"command": "echo"}))
 
 
 @pytest.fixture
