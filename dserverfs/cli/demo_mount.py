@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 from dserverfs.base import child_processes, mountinfo
@@ -27,6 +28,7 @@ from dserverfs.settings import TOKEN_FILE, Settings
 
 STOP_TIMEOUT_S = 15.0
 SHOWN_BYTES = 300
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Served(NamedTuple):
@@ -43,7 +45,7 @@ def run(path: Path | None, data: Path, *, once: bool) -> None:
     Raises UsageError with what failed.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_ended_by_sigterm())
+        stack.enter_context(_ended_by_a_signal())
         mountpoint.require_fuse("demo")
         if path is None:
             path = Path(stack.enter_context(_temporary_directory())) / "datasets"
@@ -73,13 +75,20 @@ def run(path: Path | None, data: Path, *, once: bool) -> None:
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that nothing is left behind."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _ended_by_a_signal() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, and a second one not end what takes all away."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in _ENDING:
+            signal.signal(each, signal.SIG_IGN)  # also of what is started to take it away
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, end) for number in _ENDING}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -145,20 +154,21 @@ def _publish(served: Served, scratch: Path) -> None:
 def _mounted(served: Served, path: Path) -> Iterator[None]:
     environment = {**os.environ, TOKEN_FILE: str(served.token_file), "DSERVER_PROTOCOL": "http"}
     environment.pop("DSERVER_TOKEN", None)
-    done = subprocess.run(
-        [*_dserverfs(), "mount", served.base_uri, str(path)],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,  # `_show` says where it is
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    if done.returncode != 0:
-        raise UsageError(done.stderr.strip().removeprefix("dserverfs: "))
+    before = mountinfo.find_mounted(path)
     try:
+        done = subprocess.run(
+            [*_dserverfs(), "mount", served.base_uri, str(path)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # `_show` says where it is
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if done.returncode != 0:
+            raise UsageError(done.stderr.strip().removeprefix("dserverfs: "))
         yield
     finally:
-        if mountinfo.find_mounted(path) is not None:
+        if mountinfo.find_mounted(path) not in (None, before):
             mountpoint.detach(path)
 
 

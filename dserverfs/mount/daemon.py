@@ -12,6 +12,7 @@ import struct
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from dserverfs.base import descriptors
+from dserverfs.base.end_signals import EndSignals
 from dserverfs.base.errors import DserverfsError, UsageError
 from dserverfs.base.model import Dataset, DserverURI, split_base_uri
 from dserverfs.base.process_name import set_process_name
@@ -42,8 +43,9 @@ def run(
     that is dead, whose mount is served on.
     """
     set_process_name(PROCESS_NAME)
-    channel = None
+    channel, signals = None, EndSignals()
     if heritage is not None:
+        signals.hold()  # there is a mount
         mountpoint.require_packages()
         channel = inherited_channel(heritage)
     elif options.given is None:
@@ -77,7 +79,7 @@ def run(
                 ) from error
             if channel is not None and heritage is None:
                 channel = serving_channel(channel, options.channel)
-            serving.run(options, settings, client, only, ready_fd, channel)
+            serving.run(options, settings, client, only, ready_fd, signals, channel)
         finally:
             if channel is not None:
                 channel.close()

@@ -226,5 +226,6 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=ANSWER_TIMEOUT_S,
+        start_new_session=True,  # Ctrl-C in a terminal is for us alone
         env=child_processes.environment(LC_ALL="C"),
     )

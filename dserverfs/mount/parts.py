@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import trio
 
+from dserverfs.base.end_signals import EndSignals
 from dserverfs.base.errors import DserverfsError, LocalDiskError
 from dserverfs.base.model import Dataset, DserverURI, is_below
 from dserverfs.client import Client
@@ -64,13 +65,17 @@ class Parts(NamedTuple):
     look: Callable[[], Away | None]
     metrics: Metrics
     control: bytes | None  # what a mount says whose device was given
-    signals: list[int]  # that told it to end
+    signals: EndSignals
     failures: list[DserverfsError]  # to become one that answers
     unmounted: trio.Event  # the kernel has ended it, as the channel says
     channel: Link | None
     contents: ToldContents | None  # with a channel
     journal: NumberJournal  # of inode numbers
     replacement: Replacement
+
+    def is_replaced(self) -> bool:
+        """Return whether the mount goes on without this process."""
+        return self.replacement.has_begun and not self.signals.seen
 
     @classmethod
     def of(
@@ -81,6 +86,7 @@ class Parts(NamedTuple):
         kept_errors: KeptErrors | None,
         channel: Link | None,
         numbers: Numbers,
+        signals: EndSignals,
     ) -> Parts:
         freezer, edits = client.freezer, client.edits
         staging = None
@@ -132,7 +138,7 @@ class Parts(NamedTuple):
             client.resolver.look,
             metrics,
             control,
-            [],
+            signals,
             [],
             trio.Event(),
             channel,

@@ -12,7 +12,6 @@ import functools
 import gc
 import logging
 import os
-import signal
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -21,6 +20,7 @@ import pyfuse3
 import trio
 
 from dserverfs.base import service_manager
+from dserverfs.base.end_signals import EndSignals
 from dserverfs.base.errors import DserverfsError, UsageError
 from dserverfs.base.model import Dataset
 from dserverfs.client import Client
@@ -67,6 +67,7 @@ def run(
     client: Client,
     only: Future[Dataset | None],
     ready_fd: int | None,
+    signals: EndSignals,
     channel: Link | None = None,
 ) -> None:
     """Mount and serve until unmounted or told to end; raises DserverfsError if it cannot.
@@ -84,12 +85,12 @@ def run(
         kept = KeptErrors(settings.errors_directory(), options.path, str(options.uri))
     numbers = Numbers.of(channel)
     shown = taking_over.shown_dataset(numbers, options, only)
-    parts = Parts.of(options, client, shown, kept, channel, numbers)
+    parts = Parts.of(options, client, shown, kept, channel, numbers, signals)
     del numbers  # what the daemon before had given: not for as long as this one serves
     with _metrics_served(options, parts.metrics), _errors_kept(kept, parts.recent_errors):
         _mount(options, parts, settings, ready_fd)
-    is_replaced = parts.replacement.has_begun
-    if not parts.signals and not is_replaced:
+    is_replaced = parts.is_replaced()
+    if not signals.seen and not is_replaced:
         client.edits.take_as_closed()
     client.edits.close()
     logger.info("%s: %s", options.path, "left to another daemon" if is_replaced else "unmounted")
@@ -99,6 +100,7 @@ def _mount(options: MountOptions, parts: Parts, settings: Settings, ready_fd: in
     if options.given is not None:
         given_device.require_waiting(options.given)
     wanted, channel = _fuse_options(options), parts.channel
+    parts.signals.hold()
     target = _target(options, channel, wanted, parts.journal)
     try:
         pyfuse3.init(parts.operations, target, wanted)
@@ -108,13 +110,13 @@ def _mount(options: MountOptions, parts: Parts, settings: Settings, ready_fd: in
         trio.run(_serve, options, parts, settings, ready_fd)
         if parts.failures:
             raise parts.failures[0]
-        if not (parts.operations.begun.is_set() or parts.signals):
+        if not (parts.operations.begun.is_set() or parts.signals.seen):
             raise UsageError(f"{options.path}: was unmounted before it was served")
     except BaseException:
         # A dead mount point is seen; an empty directory would be mirrored.
         pyfuse3.close(unmount=False)
         raise
-    if parts.replacement.has_begun:
+    if parts.is_replaced():
         pyfuse3.close(unmount=False)
         return
     if channel is not None:
@@ -223,13 +225,13 @@ async def _keep_errors(kept: KeptErrors, recent: RecentErrors) -> None:
         await trio.to_thread.run_sync(kept.keep, recent.below(""))
 
 
-async def _end_on_signal(scope: trio.CancelScope, seen: list[int]) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async for number in signals:
-            logger.info("ends on %s", signal.Signals(number).name)
-            seen.append(number)
-            pyfuse3.terminate()
-            scope.deadline = trio.current_time() + GRACE_S
+async def _end_on_signal(scope: trio.CancelScope, signals: EndSignals) -> None:
+    come, token = trio.Event(), trio.lowlevel.current_trio_token()
+    with signals.told(lambda: token.run_sync_soon(come.set, idempotent=True)):
+        await come.wait()
+    logger.info("ends on %s", signals.seen[0].name)
+    pyfuse3.terminate()
+    scope.deadline = trio.current_time() + GRACE_S
 
 
 async def _begin(

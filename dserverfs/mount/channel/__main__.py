@@ -10,7 +10,7 @@ import socket
 import sys
 import traceback
 
-from dserverfs.base import core_dumps
+from dserverfs.base import core_dumps, end_signals
 from dserverfs.base.process_name import set_process_name
 from dserverfs.mount.channel import messages
 from dserverfs.mount.channel.messages import Kind, Shared, Sockets
@@ -25,7 +25,7 @@ def main(*fds: int) -> None:
 
     `fds` are those of the sockets and of the shared memory.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in end_signals.NUMBERS:
         signal.signal(number, signal.SIG_IGN)
     set_process_name(PROCESS_NAME)
     *sockets, memory = fds

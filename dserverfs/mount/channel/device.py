@@ -30,6 +30,7 @@ def mount(path: Path, options: Iterable[str]) -> int:
                 text=True,
                 timeout=TIMEOUT_S,
                 pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C in a terminal is for us alone
                 env=child_processes.environment(_FUSE_COMMFD=str(theirs.fileno())),
             )
         except FileNotFoundError:

@@ -17,12 +17,13 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
+from dserverfs.base import end_signals
 from dserverfs.mount.channel.messages import Sockets
 
 MAX_STARTS = 3
 START_S = 60.0  # for the old one to end, and for each new one to serve
 # What this process ignores, and one that it starts must not.
-_DEFAULT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ)
+_DEFAULT = (*end_signals.NUMBERS, signal.SIGPIPE, signal.SIGXFSZ)
 _MAX_RECIPE_BYTES = 8 << 20  # an environment may have some 2 MiB
 
 
@@ -165,8 +166,11 @@ class Succession:
         self._say(f"the mount ends: {why}")
 
     def close(self) -> None:
-        """End a daemon that has not come to serve, before it can unmount: a dead mount is seen."""
-        if self.stage is Stage.STARTING and self._pid:
+        """End a daemon that has not come to serve, before it can unmount: a dead mount is seen.
+
+        One that has said that the mount ends was told to, and does unmount.
+        """
+        if self.stage is Stage.STARTING and self._pid and not self._mount_ends:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._daemon, signal.SIGKILL)
 
@@ -225,4 +229,6 @@ def _spawned(recipe: Recipe, heritage: Heritage) -> int:
             dict(recipe.environment),
             file_actions=[(os.POSIX_SPAWN_DUP2, stderr, 2)],
             setsigdef=_DEFAULT,
+            # Until it holds them: one that they ended would be followed by another.
+            setsigmask=end_signals.NUMBERS,
         )
