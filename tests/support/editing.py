@@ -17,7 +17,7 @@ from dserverfs.base.model import UUID, Dataset
 from dserverfs.base.versions import Version
 from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.catalogue.offline import KeptAnswers
-from dserverfs.catalogue.refreshed import loaded
+from dserverfs.catalogue.refreshed import MOUNT, loaded
 from dserverfs.remote.api import Resolver
 from dserverfs.remote.dserver_http import ServerTransport
 from dserverfs.remote.metadata_api import MetadataWrites
@@ -86,6 +86,7 @@ class Bench:
             "server",
             answers,
             lambda: boottime_s() + self.ahead_s,
+            MOUNT._replace(wait_s=LATE_S),
         )
         self.dataset = self._add(resolver)
         self.edits = self.mount()
