@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dserverfs.base.printable import counted
 from dserverfs.cli.arguments import Commands, example, has_terminal, say, says_yes
 
 EXIT_KEPT = 1
@@ -43,10 +42,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _question(path: Path, facts: Mapping[str, Any]) -> str | None:
     """Return what to ask; None if there is nothing to discard, which the daemon says."""
-    from dserverfs.cli.progress import size
+    from dserverfs.cli.status_text import amount_of_staged
 
     if "number_of_items" in facts:
-        amount = f"{counted(facts['number_of_items'], 'item')}, {size(facts['size_in_bytes'])}"
+        amount = amount_of_staged(facts)
         return f"Delete {facts['name']} for good, with {amount}, which no server has?"
     if facts.get("unsent"):
         return f"Delete what was written to {path} and is not sent?"

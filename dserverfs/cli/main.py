@@ -97,10 +97,13 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _have_standard_streams() -> None:
-    """Put /dev/null where a stream is closed, lest a file that is opened takes its number."""
+    """Put /dev/null where a stream is closed, lest a file that is opened takes its number.
+
+    What is written to a closed standard output is an error (EBADF), as it is of other programs.
+    """
     for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
-            null = os.open(os.devnull, os.O_RDWR)
+            null = os.open(os.devnull, os.O_RDONLY if number == 1 else os.O_RDWR)
             if null != number:
                 os.dup2(null, number)
                 os.close(null)

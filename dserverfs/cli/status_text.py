@@ -162,18 +162,25 @@ def _site_cache(near: Mapping[str, Any]) -> str:
 def _staged(staged: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{staged['state']}: {staged['base_uri']} {staged['name']}:"
-        f" {counted(staged['number_of_items'], 'item')}, {size(staged['size_in_bytes'])},"
-        f" in {os.path.join(staged['directory'], 'tree')}"
+        f" {amount_of_staged(staged)}, in {os.path.join(staged['directory'], 'tree')}"
     )
     if progress := staged.get("progress"):
         yield f"    {_progress(progress)}"
     if staged["state"] == "open" and not staged["armed"]:
         yield "    waits for dserverfs freeze"
-    for why in (staged["reason"], staged["waits_for"], *staged.get("notes", ())):
+    problem = staged.get("not_counted")
+    for why in (staged["reason"], staged["waits_for"], problem, *staged.get("notes", ())):
         if why:
             yield f"    {why}"
     if staged.get("excluded"):  # not of a mount of an earlier version
         yield f"    excluded: {staged['excluded']}"
+
+
+def amount_of_staged(staged: Mapping[str, Any]) -> str:
+    """Return how much there is in a staged dataset."""
+    if staged["number_of_items"] is None:
+        return "items that cannot be counted"
+    return f"{counted(staged['number_of_items'], 'item')}, {size(staged['size_in_bytes'])}"
 
 
 def _until(token: Mapping[str, Any]) -> str:

@@ -327,7 +327,13 @@ class Commander:
             result = job.result()
         except DserverfsError as error:
             name = staged.record.name
-            raise UsageError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
+            goes_on = (
+                "; it stays staged, and is tried again by itself"
+                if self.freezer.goes_on(staged)
+                else ""
+            )
+            said = str(error).removeprefix(f"{name}: ")
+            raise UsageError(f"{name}: {said}{goes_on}") from error
         yield {"result": {"uri": self._dserver_uri(result.uri), "notes": result.notes}}
 
     def _drain(self, timeout_s: float, asked_by: int) -> Iterator[Answer]:

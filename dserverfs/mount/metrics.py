@@ -139,7 +139,7 @@ class Metrics:
 def _of_staged(pending: Sequence[Mapping[str, Any]]) -> Sequence[Family]:
     by_state = Counter(str(facts["state"]) for facts in pending)
     number = [Sample(count, {"state": state}) for state, count in sorted(by_state.items())]
-    size = [Sample(sum(int(facts["size_in_bytes"]) for facts in pending))]
+    size = [Sample(sum(int(facts["size_in_bytes"] or 0) for facts in pending))]
     return (
         Family("dserverfs_staged_datasets", "gauge", "Datasets that are being made.", number),
         Family("dserverfs_staged_bytes", "gauge", "Bytes of the items in them.", size),

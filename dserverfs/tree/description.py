@@ -5,13 +5,12 @@ Pure but for the tree; raises NotLoaded as the tree does.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 from dserverfs.base.dtool_layout import DATA, METADATA, README
-from dserverfs.base.errors import NotFound, UsageError
+from dserverfs.base.errors import DserverfsError
 from dserverfs.base.local_files import files_below
 from dserverfs.base.model import DserverURI
 from dserverfs.tree.frozen_dataset import DatasetTree
@@ -27,6 +26,7 @@ OVERLAY = "overlay."
 ATTRIBUTES = frozenset(
     {"uuid", "uri", "name", "creator_username", "frozen_at", "identifier", "hash"}
 )
+_LOOKS = 3  # at a directory whose files come and go
 
 
 def of_frozen(tree: DatasetTree, number: int, server: str) -> dict[str, Any]:
@@ -123,8 +123,8 @@ def of_unusable(directory: Path, base_uri: DserverURI, reason: str) -> dict[str,
         "created_at": 0.0,
         "directory": str(directory),
         "open_files": 0,
-        "number_of_items": 0,
-        "size_in_bytes": 0,
+        "number_of_items": None,
+        "size_in_bytes": None,
     }
 
 
@@ -177,21 +177,30 @@ def _refused(staged: StagedDataset) -> dict[str, Any]:
 
 
 def _amount(staged: StagedDataset) -> dict[str, Any]:
-    """Return the number of items and their bytes; where the layout is unclear, of all files."""
-    number_of_items = size_in_bytes = 0
-    excluded = None
-    with contextlib.suppress(OSError, ValueError):  # it changes while it is looked at
+    """Return the number of items and their bytes; where the layout is unclear, of all files.
+
+    None, and why, if they cannot be counted: it is not empty then.
+    """
+    excluded = problem = None
+    for _ in range(_LOOKS):
         try:
             found = survey(staged.tree, excluded=staged.excluded)
             number_of_items, size_in_bytes = len(found.items), found.size_in_bytes
             excluded = str(found.excluded) or None
-        except (UsageError, NotFound):
-            number_of_items, size_in_bytes = _amount_of_files(staged.tree)
-    return {
-        "number_of_items": number_of_items,
-        "size_in_bytes": size_in_bytes,
-        "excluded": excluded,
-    }
+        except (DserverfsError, OSError, ValueError):
+            try:
+                number_of_items, size_in_bytes = _amount_of_files(staged.tree)
+            except OSError as error:
+                problem = f"its files cannot be counted: {error.filename}: {error.strerror}"
+                if isinstance(error, FileNotFoundError):  # it changes while it is looked at
+                    continue
+                break
+        return {
+            "number_of_items": number_of_items,
+            "size_in_bytes": size_in_bytes,
+            "excluded": excluded,
+        }
+    return {"number_of_items": None, "size_in_bytes": None, "not_counted": problem}
 
 
 def _amount_of_files(tree: Path) -> tuple[int, int]:

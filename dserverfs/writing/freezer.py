@@ -214,6 +214,10 @@ class Freezer:
         ]
         return [(staged, self.freeze(staged, by_itself=True)) for staged in due]
 
+    def goes_on(self, staged: StagedDataset) -> bool:
+        """Return whether one that could not be frozen is tried again by itself."""
+        return self._thread is not None and is_sealed(staged)
+
     def waits_for(self, staged: StagedDataset, *, asked_by: int = 0) -> str | None:
         """Return what has to happen before it is frozen by itself; None if it will not be."""
         return self._schedule.waits_for(staged, asked_by=asked_by)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
+import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -222,3 +225,25 @@ def test_output_whose_stream_is_closed_ends_without_a_word() -> None:
 
     stream.close()
     outputs[0].close()  # as Python 3.13 does at its end, which says what went wrong there
+
+
+@pytest.mark.parametrize(
+    ("redirection", "number"), [(">&-", errno.EBADF), (">/dev/full", errno.ENOSPC)]
+)
+def test_output_that_is_not_written_is_a_failure(redirection: str, number: int) -> None:
+    command = f"exec {shlex.quote(sys.executable)} -m dserverfs --version {redirection}"
+
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True)
+
+    said = f"dserverfs: standard output: cannot be written: {os.strerror(number)}\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.parametrize("redirection", ["<&-", "2>&-", "<&- 2>&-"])
+def test_other_streams_may_be_closed(redirection: str) -> None:
+    command = f"exec {shlex.quote(sys.executable)} -m dserverfs --version {redirection}"
+
+    done = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, text=True)
+
+    assert done.returncode == 0
+    assert done.stdout.startswith("dserverfs ")

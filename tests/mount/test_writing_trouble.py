@@ -324,6 +324,7 @@ def test_server_that_is_killed_and_comes_back_has_it_frozen_by_itself(
             (dataset / "after").write_text("after")
             done = current_user.dserverfs("freeze", dataset, timeout_s=120)
             assert done.returncode == 1
+            assert done.stderr.endswith("; it stays staged, and is tried again by itself\n")
             found = status(current_user, dataset)
             assert found["state"] == "sealed"
             assert found["reason"]
