@@ -105,6 +105,8 @@ def _mount(options: MountOptions, parts: Parts, settings: Settings, ready_fd: in
     try:
         pyfuse3.init(parts.operations, target, wanted)
     except RuntimeError as error:
+        if channel is not None and not channel.is_inherited:  # it has mounted, and nobody saw it
+            _end_channel(options, parts, channel)
         raise UsageError(f"{options.path}: cannot be mounted: {error}") from error
     try:
         trio.run(_serve, options, parts, settings, ready_fd)
@@ -123,9 +125,14 @@ def _mount(options: MountOptions, parts: Parts, settings: Settings, ready_fd: in
         channel.end()
     pyfuse3.close(unmount=options.given is None)
     if channel is not None:
-        channel.close()
-        if not parts.unmounted.is_set() and options.given is None:  # libfuse has not mounted it
-            mountpoint.detach(options.path)
+        _end_channel(options, parts, channel)
+
+
+def _end_channel(options: MountOptions, parts: Parts, channel: Link) -> None:
+    """Unmount what the channel has mounted: libfuse, which has not, does not."""
+    channel.close()
+    if not parts.unmounted.is_set() and options.given is None:
+        mountpoint.detach(options.path)
 
 
 def _target(

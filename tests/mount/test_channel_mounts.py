@@ -46,6 +46,16 @@ del os.pidfd_open
 main(*map(int, sys.argv[1:]))
 """
 NO_CHANNEL = "raise SystemExit"
+# A mount that libfuse does not want.
+NO_LIBFUSE = """
+import sys
+import pyfuse3
+from dserverfs.cli.main import main
+def fail(*_):
+    raise RuntimeError("fuse_session_new failed")
+pyfuse3.init = fail
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +281,19 @@ def test_channel_that_does_not_begin_to_serve_is_left_out_or_an_error(
             with pytest.raises(UsageError, match=f"--channel on: .* be started: .*{said}"):
                 daemon.serving_channel(started, wanted)
         started._running.wait(LATE_S)
+
+
+@pytest.mark.parametrize("options", [["--channel", "on"], ["--channel", "on", "-f"], ["-f"]])
+def test_mount_that_libfuse_refuses_is_not_left_there_dead(
+    fuse: None, current_user: Account, token: str, uri: str, options: list[str]
+) -> None:
+    command = [sys.executable, "-c", NO_LIBFUSE, "mount", *options, uri]
+    with remountable(current_user, uri, {}) as mount:
+        done = current_user.run(*command, mount.path, env={"DSERVER_TOKEN": token})
+
+        said = f"dserverfs: {mount.path}: cannot be mounted: fuse_session_new failed\n"
+        assert (done.returncode, done.stderr) == (1, said)
+        assert find_mounted(mount.path) is None
 
 
 @pytest.mark.parametrize("command", [["stat", "--file-system"], ["stat", "--cached=never"]])
