@@ -25,7 +25,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import IntegrityError as DatabaseIntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
 from dserverfs.base.errors import (
     Busy,
@@ -53,7 +53,7 @@ _STATUS: tuple[tuple[type[DserverfsError], HTTPStatus], ...] = (
 # Input that nothing has refused raises these in Python, SQLite and PostgreSQL.
 _OF_INPUT = (RecursionError, UnicodeError, OverflowError, DataError)
 # Two requests that met: what one read the other has changed since.
-_MET = (DatabaseIntegrityError, StaleDataError)
+_MET = (DatabaseIntegrityError, StaleDataError, ObjectDeletedError)
 _OF_DATABASE = (
     *(OperationalError, InterfaceError, InternalError, ProgrammingError, PoolTimeoutError),
 )

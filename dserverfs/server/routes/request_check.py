@@ -1,15 +1,16 @@
 """The check of every request before a route sees it.
 
-dservercore changes users, base URIs and rights by what it has read before: such requests take
-turns. Its routes parse a body before they ask for its sender's rights, and answer 500 to
-numbers that SQLite cannot hold, to JSON that is nested too deeply and to text that
-UTF-8 cannot hold. Here such input is refused, in JSON, as by our own routes.
+dservercore changes users, base URIs and rights by what it has read before, and replaces a dataset
+by deleting it: such requests take turns. Its routes parse a body before they ask for its sender's
+rights, and answer 500 to numbers that SQLite cannot hold, to JSON that is nested too deeply and to
+text that UTF-8 cannot hold. Here such input is refused, in JSON, as by our own routes.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from contextlib import AbstractContextManager
 from typing import Any
 
 import dservercore.utils
@@ -20,6 +21,7 @@ from dserverfs.base.errors import Conflict, NotFound, ProtocolError, Unsupported
 from dserverfs.base.limits import parse_json
 from dserverfs.server.database import locks, upload_place
 from dserverfs.server.database.completing import contents_of
+from dserverfs.server.database.locks import Held
 from dserverfs.server.database.stored_metadata import StoredMetadata
 from dserverfs.server.routes.routing import Right, require
 from dserverfs.server.store.stores import Stores
@@ -55,14 +57,15 @@ class RequestCheck:
             self._check_registration()
         elif endpoint.partition(".")[0] in _OF_DSERVERCORE and request.is_json:
             _checked_json()
-        if endpoint.partition(".")[0] in _OF_RIGHTS and request.method in ("PUT", "DELETE"):
-            lock = locks.holding(locks.RIGHTS)
-            lock.__enter__()
-            g.dserverfs_lock = lock
+        if request.method in ("PUT", "DELETE"):
+            if endpoint.partition(".")[0] in _OF_RIGHTS:
+                _hold(locks.holding(locks.RIGHTS))
+            elif endpoint.partition(".")[0] == "uris":
+                _hold(locks.holding(locks.CHANGE, _requested_uri()))
 
     def _check_registration(self) -> None:
         """Ask for the right before a manifest is parsed, then check the dataset."""
-        uri = dservercore.utils.url_suffix_to_uri((request.view_args or {})["uri"])
+        uri = _requested_uri()
         verify_jwt_in_request()
         require(Right.USER | Right.REGISTER, uri.rpartition("/")[0])
         body = _checked_json() if request.is_json else {}
@@ -91,6 +94,17 @@ class RequestCheck:
         if contents_of({"items": items}) != contents_of(StoredMetadata(place).manifest()):
             raise Conflict(f"{uri} is frozen with other items", uri=uri)
         place.store.sync()  # who wrote it to the store may delete the only other copy
+
+
+def _requested_uri() -> str:
+    uri: str = dservercore.utils.url_suffix_to_uri((request.view_args or {})["uri"])
+    return uri
+
+
+def _hold(lock: AbstractContextManager[Held]) -> None:
+    """Hold a lock until the request has ended."""
+    lock.__enter__()
+    g.dserverfs_lock = lock
 
 
 def _release(_error: BaseException | None) -> None:
