@@ -380,9 +380,11 @@ class Link:
             else:
                 os.writev(self._device, [wire.reply(unique, 0, len(answer)), answer])
         except OSError as error:
-            # Interrupted, or unmounted, which the channel tells.
+            # Interrupted, or unmounted, which the channel tells. Else the kernel has not taken it.
             if error.errno not in (errno.ENOENT, errno.ENODEV):
-                raise
+                logger.warning("a read or write fails: the kernel takes no answer: %s", error)
+                with contextlib.suppress(OSError):  # the kernel may have ended it by itself
+                    os.write(self._device, wire.reply(unique, errno.EIO))
         finally:
             self._shared.answered(mark)
 

@@ -192,7 +192,9 @@ class Channel:
             self._pushing.asked(unique, inode)
         elif opcode == Opcode.INIT:
             self._pushing.begin()
-        self._passing.request(request)
+        if not self._passing.request(request):
+            self._pushing.failed(unique)
+            self._respond(unique, errno.EIO)
 
     def _pass_read(self, request: memoryview, unique: int, inode: int, pid: int) -> None:
         self._passing.read(request, unique, pid)
@@ -300,14 +302,21 @@ class Channel:
             self._write(wire.reply(unique, 0, length), *answer)
 
     def _write(self, *message: bytes | memoryview) -> None:
-        """Answer the kernel; that the request was interrupted is its own business."""
+        """Give the kernel a reply or a notice; raises Unmounted.
+
+        That a request was interrupted is its own business. One whose reply the kernel does not
+        take, or has no memory for, fails; nobody waits for a notice.
+        """
         try:
             os.writev(self._passing.device, message)
         except OSError as error:
             if error.errno == errno.ENODEV:
                 raise Unmounted from None
-            if error.errno != errno.ENOENT:
-                raise
+            head = message[0]
+            unique = wire.REPLY.unpack_from(head)[2] if len(head) >= wire.REPLY.size else 0
+            if unique and error.errno != errno.ENOENT:
+                with contextlib.suppress(OSError):  # the kernel may have ended it by itself
+                    os.write(self._passing.device, wire.reply(unique, errno.EIO))
 
     # From libfuse and the daemon
 
@@ -333,12 +342,7 @@ class Channel:
             self._begin_anew()
             return
         self._pushing.answered(unique, message)
-        try:
-            self._write(message)
-        except OSError as error:
-            if error.errno == errno.EINVAL and unique:  # else it is a notice
-                with contextlib.suppress(OSError):
-                    self._respond(unique, errno.EIO)
+        self._write(message)
 
     def _take_messages(self) -> bool:
         """Take what the daemon tells; return False at its end."""
