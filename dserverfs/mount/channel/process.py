@@ -26,7 +26,7 @@ import struct
 from collections.abc import Sequence
 
 from dserverfs.mount.channel import messages, wire
-from dserverfs.mount.channel.blocks import Blocks, blocks_in
+from dserverfs.mount.channel.blocks import Blocks, Files, blocks_in
 from dserverfs.mount.channel.dying import is_dying
 from dserverfs.mount.channel.frozen import FIRST_HANDLE, OF_OPEN, Answer, Frozen, Key, Missing
 from dserverfs.mount.channel.messages import Kind, Shared, Sockets
@@ -58,6 +58,7 @@ class Channel:
         self._passing = Passing(sockets, shared, succession or Succession())
         self._shared = shared
         self._blocks = Blocks(self._damaged)
+        self._files = Files()
         self._touched: dict[int, set[int]] = {}  # indices of blocks, by handle
         self._reply = memoryview(bytearray(wire.REPLY.size + wire.MAX_DATA_BYTES))
         self._reply_of_libfuse = memoryview(bytearray(wire.MAX_REQUEST_BYTES))
@@ -371,7 +372,7 @@ class Channel:
             self._frozen.owner = None if owner == messages.EVERYBODY else owner
             self._passing.take_device(fd, journal)
         elif kind == Kind.BLOCKS:
-            self._blocks.tell(*blocks_in(message, fds))
+            self._blocks.tell(*blocks_in(message, [*map(self._files.take, fds)]))
         elif kind == Kind.LOST:
             _, _, inode, index, number = messages.LOST.unpack(message)
             self._blocks.lose(inode, index, number)
