@@ -6,9 +6,12 @@ import contextlib
 import errno
 import os
 import random
+import select
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from struct import Struct
 
@@ -20,9 +23,12 @@ from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.mount.channel import messages, under_way, wire
 from dserverfs.mount.channel.frozen import FIRST_HANDLE
 from dserverfs.mount.channel.handles import Opened, Use
+from dserverfs.mount.channel.link import Link
+from dserverfs.mount.channel.messages import Shared
 from dserverfs.mount.channel.wire import Opcode
 from tests.support.channel_bench import Answer, Bench, answer_in, readable, running
 from tests.support.channel_heirs import Heir, Heirs, heirs
+from tests.support.patience import LATE_S
 
 MKDIR = 9
 FIRST = wire.REQUEST.pack(60, Opcode.INIT, 2, 0, 0, 0, 0, 0, 0) + b"first of all requests"[:20]
@@ -250,6 +256,24 @@ def test_requests_wait_for_another_daemon_when_nothing_is_under_way(
     assert readable(bench.ours.forgotten).recv(100) == holds
     bench.ours.messages.send(messages.OPENS.pack(messages.Kind.HOLDS, 0))
     assert bench.next().passed == lookup
+
+
+def test_an_answer_that_comes_too_late_is_not_one_to_the_next_question() -> None:
+    ours, theirs = messages.Sockets.pair()
+    memory = Shared.create()
+    link = Link(subprocess.Popen(["true"]), ours, Shared(memory))
+    os.close(memory)
+    holds = messages.OPENS.pack(messages.Kind.HOLDS, 1)
+    with ThreadPoolExecutor(1) as pool:
+        theirs.forgotten.send(holds)
+        asked = pool.submit(link.hold)
+        assert readable(theirs.messages).recv(100) == holds
+        theirs.forgotten.send(holds)
+
+        assert asked.result(LATE_S)
+    assert select.select([ours.forgotten], [], [], 0)[0] == []
+    theirs.close()
+    link.close()
 
 
 def without_room(request: bytes) -> bytes:

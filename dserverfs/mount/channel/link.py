@@ -201,9 +201,12 @@ class Link:
 
         False if there is something after QUIET_TIMEOUT_S; they do not wait then. Blocks.
         """
+        socks = [self._sockets.forgotten]
         with self._forgetting:
+            while select.select(socks, [], [], 0)[0]:  # an answer that came too late before
+                if not self._sockets.forgotten.recv(messages.MAX_BYTES):
+                    return False
             self._send(messages.OPENS.pack(Kind.HOLDS, 1))
-            socks = [self._sockets.forgotten]
             if select.select(socks, [], [], QUIET_TIMEOUT_S)[0]:
                 return bool(self._sockets.forgotten.recv(messages.MAX_BYTES))
         self.let_go()
