@@ -46,6 +46,7 @@ before what is set for all.
     DSERVER_CORE_DUMPS           true: the memory of the daemon and of `serve`, which has tokens
                                  and keys, may be read by debuggers (default false)
     DSERVER_LOG_STALLS_MS        a mount logs what holds it up for longer than that
+    DSERVER_STARTED_IN           (environment only) from where relative paths count; a mount sets it
     DSERVER_TRACE_FILE           (environment only) where a program writes which items it reads
                                  without a mount; `dserverfs trace` sets it
 
@@ -68,6 +69,7 @@ from dserverfs.base.errors import ProtocolError, UsageError
 from dserverfs.base.excluded import Excluded
 from dserverfs.base.limits import parse_json
 from dserverfs.base.printable import public_url
+from dserverfs.base.relative_paths import counted_from
 from dserverfs.remote.trust import Trust
 
 TOKEN = "DSERVER_TOKEN"
@@ -98,6 +100,11 @@ ACCESS_LOG = "DSERVER_ACCESS_LOG"
 CORE_DUMPS = "DSERVER_CORE_DUMPS"
 STALL_MS = "DSERVER_LOG_STALLS_MS"
 TRACE_FILE = "DSERVER_TRACE_FILE"
+STARTED_IN = "DSERVER_STARTED_IN"
+_PATHS = (
+    *(TOKEN_FILE, CA_FILE, *BUNDLES, CACHE_DIR, DTOOL_CACHE_DIR, STAGING_DIR, README_TEMPLATE),
+    *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"),
+)
 
 
 class TokenSetting(NamedTuple):
@@ -128,6 +135,8 @@ class Settings:
     ) -> Settings:
         """Read dtool.json, or `path`; raises UsageError if it is there and is no JSON object."""
         environment = os.environ if environment is None else environment
+        started_in = environment.get(STARTED_IN) or ""
+        environment = counted_from(started_in, environment, _PATHS)
         path = path or _dtool_config(environment)
         try:
             values = parse_json(path.read_bytes(), "it")
@@ -137,7 +146,7 @@ class Settings:
             raise UsageError(f"{path}: cannot be read: {error}") from error
         if not isinstance(values, dict):
             raise UsageError(f"{path}: is not a JSON object")
-        return cls(environment, values)
+        return cls(environment, counted_from(started_in, values, _PATHS))
 
     def overridden(self, server: str, values: Mapping[str, str]) -> Settings:
         """Return these settings with `values`, which count before all others for `server`."""

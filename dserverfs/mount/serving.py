@@ -19,7 +19,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from dserverfs.base import service_manager
+from dserverfs.base import mountinfo, service_manager
 from dserverfs.base.end_signals import EndSignals
 from dserverfs.base.errors import DserverfsError, UsageError
 from dserverfs.base.model import Dataset
@@ -303,12 +303,12 @@ async def _tell_ready(
 async def _answering(options: MountOptions, parts: Parts, directory: Path) -> Address:
     """Wait until the mount answers; return where its commands are to find the daemon.
 
-    Raises UsageError if the kernel asks nothing.
+    Raises UsageError if the kernel asks nothing, or what was mounted just now is an error.
     """
     if parts.control is None:
-        status = await trio.to_thread.run_sync(os.stat, options.path, abandon_on_cancel=True)
-        kernel_tuning.tune(status.st_dev)
-        return Address.of(directory, status.st_dev, os.geteuid())
+        device = await _device_of(options, parts)
+        kernel_tuning.tune(device)
+        return Address.of(directory, device, os.geteuid())
     with trio.move_on_after(FIRST_REQUEST_S):
         await parts.operations.begun.wait()
     if not parts.operations.begun.is_set():
@@ -316,3 +316,20 @@ async def _answering(options: MountOptions, parts: Parts, directory: Path) -> Ad
             f"{options.path}: the kernel's first request has not come: another daemon serves it"
         )
     return Address.of_given(directory, parts.control)
+
+
+async def _device_of(options: MountOptions, parts: Parts) -> int:
+    """Return the number of the mount's device, when the mount answers.
+
+    What another daemon has mounted may answer with an error: the token is lost, say, and with
+    another one all is as before.
+    """
+    try:
+        status = await trio.to_thread.run_sync(os.stat, options.path, abandon_on_cancel=True)
+        return status.st_dev
+    except OSError as error:
+        mounted = mountinfo.find_mounted(options.path)
+        if parts.channel is None or not parts.channel.is_inherited or mounted is None:
+            raise UsageError(f"{options.path}: does not answer: {error.strerror}") from error
+        logger.warning("%s: goes on with an error: %s", options.path, error.strerror)
+        return mounted.device

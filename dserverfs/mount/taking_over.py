@@ -7,6 +7,7 @@ foreground is its service manager's, and a given device is the program's that mo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -19,6 +20,7 @@ from dserverfs.base.printable import counted
 from dserverfs.mount.channel.link import Link
 from dserverfs.mount.channel.succession import Recipe
 from dserverfs.mount.launcher import MountOptions
+from dserverfs.settings import STARTED_IN
 from dserverfs.tree import number_journal
 from dserverfs.tree.mount_tree import Tree
 from dserverfs.tree.number_journal import NOTHING, Known, NumberJournal
@@ -84,10 +86,16 @@ def shown_dataset(
 
 
 def recipe(options: MountOptions) -> Recipe | None:
-    """Return how another daemon is started; None of a mount that is to end with this one."""
+    """Return how another daemon is started; None of a mount that is to end with this one.
+
+    Called before this process leaves the directory that it was started in.
+    """
     if not options.successor or options.given is not None:
         return None
-    return Recipe(options.successor, dict(os.environ), options.log)
+    environment = dict(os.environ)
+    with contextlib.suppress(OSError):  # it is gone, and no path counted from it
+        environment.setdefault(STARTED_IN, os.getcwd())
+    return Recipe(options.successor, environment, options.log)
 
 
 class Replacement:

@@ -40,7 +40,7 @@ from dserverfs.tree.own_files import FIRST_OWN, OwnFiles
 from dserverfs.tree.searches import FIRST_SEARCH, SEARCH, Searches
 from dserverfs.tree.slots import Slots
 from dserverfs.tree.staged_dataset import StagedTree
-from dserverfs.tree.upper_directories import TOP, UPPER, Path, UpperDirectories
+from dserverfs.tree.upper_directories import TOP, Path, UpperDirectories
 from dserverfs.writing.edits.edits import DatasetEdits
 from dserverfs.writing.staging.area import Staging, require_name
 from dserverfs.writing.staging.dataset import StagedDataset
@@ -123,7 +123,7 @@ class Tree:
         self._edits = edits
         self._slots = Slots(catalogue, edits, journal)
         # Slot 0, and so are the searches:
-        self._upper = UpperDirectories(uri, catalogue, mounted_ns, journal.of(UPPER))
+        self._upper = UpperDirectories(uri, catalogue, mounted_ns, journal)
         self._searches = Searches(uri, catalogue, self._upper, mounted_ns, journal.of(SEARCH))
         self.own = OwnFiles(mounted_ns, control)
         self._shows_one = False

@@ -9,6 +9,7 @@ whose parts each have kinds of keys; they know what the values mean:
     slot N                  a dataset: frozen, or staged
     became N                the frozen dataset that a staged one became
     upper PLACE             a path above the datasets
+    shown PLACE             a base URI that was shown
     own N PLACE             a path in a frozen dataset that is no item
     node N NUMBER           a local file: device, inode, and its names in directories
     search NUMBER           a path below `.find`, and where a link leads to

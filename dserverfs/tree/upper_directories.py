@@ -13,10 +13,11 @@ from dserverfs.base.errors import PermissionDenied, StaleInode
 from dserverfs.base.model import Dataset, DserverURI, split_base_uri
 from dserverfs.catalogue.catalogue import UUID_DIRECTORY, Catalogue
 from dserverfs.tree.attributes import MUTABLE_S, Attributes
-from dserverfs.tree.number_journal import NOTHING, Known, Note, of_kind
+from dserverfs.tree.number_journal import NOTHING, Known, NumberJournal, of_kind
 
 TOP = 1  # the number of the root
 UPPER = "upper"  # the kind of their numbers
+SHOWN = "shown"  # of base URIs that were shown
 
 Path = tuple[str, ...]
 
@@ -38,11 +39,19 @@ class UpperDirectories:
     """Those of a mount of `uri`."""
 
     def __init__(
-        self, uri: DserverURI, catalogue: Catalogue, mounted_ns: int, note: Note = NOTHING.note
+        self,
+        uri: DserverURI,
+        catalogue: Catalogue,
+        mounted_ns: int,
+        journal: NumberJournal = NOTHING,
     ) -> None:
-        """`mounted_ns` is the mtime of all; `note` keeps their numbers for another daemon."""
+        """`mounted_ns` is the mtime of all; `journal` keeps their numbers for another daemon.
+
+        And which base URIs were shown, of which that one may not know any more.
+        """
         self._uri = uri
-        self._note = note
+        self._note = journal.of(UPPER)
+        self._note_shown = journal.of(SHOWN)
         self._catalogue = catalogue
         self._mounted_ns = mounted_ns
         self._paths: list[Path] = [()]  # place + TOP is the number
@@ -56,6 +65,8 @@ class UpperDirectories:
         """Take the numbers that another daemon gave."""
         for _, path in sorted(of_kind(known, UPPER).items()):
             self.number(tuple(path))
+        for _, parts in sorted(of_kind(known, SHOWN).items()):
+            self._show(tuple(parts))
 
     def path(self, number: int) -> Path:
         """Return the path of a number; raises NotFound."""
@@ -109,5 +120,10 @@ class UpperDirectories:
         out, or empty, a program that mirrors the mount would delete its copy.
         """
         for parts in parts_of(self._catalogue.user().search_base_uris):
-            self._shown_base_uris[parts] = None
+            self._show(parts)
         return list(self._shown_base_uris)
+
+    def _show(self, parts: Path) -> None:
+        if parts not in self._shown_base_uris:
+            self._note_shown(len(self._shown_base_uris), value=parts)
+            self._shown_base_uris[parts] = None

@@ -11,6 +11,7 @@ import random
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -131,6 +132,37 @@ def test_block_whose_file_has_not_come_is_the_daemons(bench: Bench) -> None:
     assert answer is not None
     assert answer.data == content[BLOCK_SIZE:][:100]
     assert bench.read(8, 2 * BLOCK_SIZE, 100) is None
+
+
+def test_file_of_many_blocks_is_open_once_and_closed_with_the_last(bench: Bench) -> None:
+    """In as many messages as they come: of each the daemon has one file open, too."""
+    bench.path.write_bytes(bytes(BLOCK_SIZE))
+
+    def number_open() -> int:
+        return len([1 for each in Path("/proc/self/fd").iterdir() if is_same(each, bench.path)])
+
+    for number in range(1, 20):
+        bench.tell(8, number, number, BLOCK_SIZE, 0)
+    bench.forget(0)  # all were taken
+    assert number_open() == 1
+    assert bench.read(8, 5 * BLOCK_SIZE, 100) is not None
+    bench.path.replace(bench.path.with_name("old"))
+    bench.path.write_bytes(bytes([1]) * BLOCK_SIZE)
+    bench.tell(8, 1, 20, BLOCK_SIZE, 0)
+    answer = bench.read(8, BLOCK_SIZE, 100)
+    assert answer is not None
+    assert answer.data == bytes([1]) * 100
+    assert number_open() == 1
+
+    bench.forget(8)
+    assert number_open() == 0
+
+
+def is_same(entry: Path, path: Path) -> bool:
+    try:
+        return entry.samefile(path)
+    except OSError:
+        return False
 
 
 def test_warm_block_is_answered_and_told_once_for_each_handle(bench: Bench) -> None:

@@ -20,7 +20,7 @@ from tests.support.mounts import publish
 from tests.support.patience import LATE_S
 from tests.support.random_reader import reading
 from tests.support.server_store import weed_of
-from tests.support.servers import ServerHandle
+from tests.support.servers import ServerHandle, encoded
 from tests.support.successors import kill_daemon, log_of, successor_of
 
 SIZE = 5 * BLOCK_SIZE + 4321
@@ -141,6 +141,29 @@ def test_inode_numbers_stay(which: str, request: pytest.FixtureRequest) -> None:
         kill_daemon(mounted)
 
         assert numbers_below(mounted.path) == before
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_base_uri_whose_right_is_lost_is_refused_and_not_empty(
+    fuse: None, current_user: Account, server: ServerHandle, token: str, kills: int
+) -> None:
+    """Also by a daemon that has never had the right: a mirror would delete its copy."""
+    base_uri = server.add_base_uri(search=[server.username])
+    place = base_uri.replace("://", "/")
+    uri = f"{server.base_uri.rpartition('/s3/')[0]}/{place}"
+    with remountable(current_user, uri, {"DSERVER_TOKEN": token}) as made:
+        made.mount("--channel", "on")
+        assert os.listdir(made.path) == []
+        nobody: dict[str, list[str]] = {
+            "users_with_search_permissions": [],
+            "users_with_register_permissions": [],
+        }
+        server.request("PUT", f"/base-uris/{encoded(base_uri)}", nobody).raise_for_status()
+        for _ in range(kills):
+            kill_daemon(made)
+
+        with pytest.raises(PermissionError):
+            os.listdir(made.path)
 
 
 def test_searches_and_aliases_keep_their_numbers(base: Remountable, uri: str) -> None:

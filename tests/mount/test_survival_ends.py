@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -15,6 +16,7 @@ from dserverfs.base.mountinfo import find_mounted
 from dserverfs.cli.main import main
 from dserverfs.mount.channel import messages
 from dserverfs.mount.channel.succession import MAX_STARTS
+from dserverfs.settings import STARTED_IN
 from dserverfs.tree import number_journal
 from tests.support.accounts import Account
 from tests.support.mount_daemons import (
@@ -172,10 +174,11 @@ def surroundings(pid: int) -> dict[str, object]:
     """Return what a process has from the one that started it."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return {
         **{name: status[name] for name in ("Umask", "Uid", "Gid", "Groups", "SigBlk")},
         "ignored": int(status["SigIgn"], 16) & ~(1 << 31),  # a signal of the C library's own
-        "environment": set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")),
+        "environment": {each for each in environment if not each.startswith(STARTED_IN.encode())},
         "session": os.getsid(pid),
         "directory": os.readlink(f"/proc/{pid}/cwd"),
         **{name: Path(f"/proc/{pid}/{name}").read_text() for name in ("cgroup", "limits")},
@@ -191,6 +194,79 @@ def test_the_next_daemon_is_started_as_the_first_was(mount: Remountable) -> None
         now = kill_daemon(mount)
         wait_for(lambda: os.readlink(f"/proc/{now}/fd/2") == os.devnull, "its own log")  # noqa: B023
         assert surroundings(now) == before
+
+
+def test_paths_count_from_where_the_mount_was_made(
+    fuse: None, current_user: Account, server: ServerHandle, token: str
+) -> None:
+    """In the environment or dtool.json: a channel and its daemons are in another directory."""
+    upload(server, {"item": b"content"}, name="relative")
+    home = current_user.home
+    (home / "own-token").write_text(token)
+    (home / "own-token").chmod(0o600)
+    env = {
+        "DSERVER_TOKEN_FILE": "own-token",
+        "DSERVER_CACHE_DIR": "own-cache",
+        "DSERVER_STAGING_DIR": "own-staging",
+        "XDG_STATE_HOME": "own-state",
+    }
+    with remountable(current_user, server.base_uri, env) as made:
+        options = ("--channel", "on", "--freeze-delay", "manual")
+        command = ("mount", server.base_uri, made.path, *options)
+        current_user.dserverfs(*command, env=env, check=True)
+        (made.path / "new").mkdir()
+        (made.path / "new/file").write_text("the only copy")
+        for _ in range(2):
+            kill_daemon_of(made)
+            assert (made.path / "new/file").read_text() == "the only copy"
+            assert (made.path / "relative/data/item").read_bytes() == b"content"
+        assert not [each for each in Path("/").iterdir() if each.name.startswith("own-")]
+        assert (home / "own-staging").is_dir()
+
+
+def kill_daemon_of(mount: Remountable) -> None:
+    """Kill the daemon, and wait for the next one, whose log may be anywhere."""
+    before = mount.daemon()
+    os.kill(before, signal.SIGKILL)
+    wait_for_end(before)
+
+    def is_another() -> bool:
+        with contextlib.suppress(AssertionError):
+            return mount.daemon() != before
+        return False
+
+    wait_for(is_another, "a daemon in the place of the dead one")
+
+
+def test_mount_goes_on_whose_token_is_lost(
+    fuse: None, current_user: Account, server: ServerHandle, token: str
+) -> None:
+    """Nobody may list it then; with a token all is as before, and what is staged is there."""
+    file = current_user.home / "token-to-be-lost"
+    file.write_text(token)
+    file.chmod(0o600)
+    with remountable(current_user, server.base_uri, {"DSERVER_TOKEN_FILE": str(file)}) as made:
+        made.mount("--channel", "on", "--freeze-delay", "manual")
+        (made.path / "staged-here").mkdir()
+        (made.path / "staged-here/file").write_text("the only copy")
+        file.unlink()
+
+        for _ in range(2):
+            kill_daemon(made)
+            with pytest.raises(PermissionError):
+                os.listdir(made.path)
+
+        file.write_text(token)
+        file.chmod(0o600)
+        wait_for(lambda: lists(made.path, "staged-here"), "the listing")
+        assert (made.path / "staged-here/file").read_text() == "the only copy"
+
+
+def lists(path: Path, name: str) -> bool:
+    try:
+        return name in os.listdir(path)
+    except PermissionError:
+        return False
 
 
 # Restarts

@@ -57,11 +57,16 @@ class Outcome(NamedTuple):
 class Bench:
     """The channel in a thread, and all that is around it."""
 
-    def __init__(self, directory: Path, recipe: Recipe | None = None) -> None:
-        """With a recipe another daemon is started when `die` ends the connections."""
+    def __init__(
+        self, directory: Path, recipe: Recipe | None = None, longest: int = 1 << 20
+    ) -> None:
+        """With a recipe another daemon is started when `die` ends the connections.
+
+        The device refuses what is much longer than `longest`.
+        """
         self.kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for each in (self.kernel, device):
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, longest)
         self.ours, theirs = Sockets.pair()
         self._memory = Shared.create()
         self.shared = Shared(self._memory)
@@ -267,9 +272,9 @@ def answer_in(reply: bytes) -> Answer:
 
 
 @contextlib.contextmanager
-def running(recipe: Recipe | None = None) -> Iterator[Bench]:
+def running(recipe: Recipe | None = None, longest: int = 1 << 20) -> Iterator[Bench]:
     with tempfile.TemporaryDirectory() as directory:
-        bench = Bench(Path(directory), recipe)
+        bench = Bench(Path(directory), recipe, longest)
         try:
             yield bench
         finally:

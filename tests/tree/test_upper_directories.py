@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 
-from dserverfs.base.errors import NotFound
+from dserverfs.base.errors import NotFound, PermissionDenied
 from dserverfs.base.model import DserverURI, User
+from dserverfs.tree import number_journal
+from dserverfs.tree.number_journal import NumberJournal
 from dserverfs.tree.upper_directories import TOP, UpperDirectories
 
 
@@ -79,3 +82,23 @@ def test_base_uri_that_was_shown_stays(rights: Rights) -> None:
 
     assert upper.below(("s3",)) == ["one", "two"]
     assert upper.is_base_uri(("s3", "one"))
+
+
+def test_base_uri_that_was_shown_stays_for_the_next_daemon(rights: Rights) -> None:
+    """And for the one after that; each writes a journal of its own."""
+    journal = NumberJournal.create(7)
+    catalogue: Any = rights
+    uri = DserverURI("server", None)
+    assert UpperDirectories(uri, catalogue, 7, journal).below(("s3",)) == ["one", "two"]
+    rights.search = ["s3://three"]
+
+    for _ in range(2):
+        known = number_journal.known(os.pread(journal.fd, 1 << 20, 0))
+        os.close(journal.fd)
+        journal = NumberJournal.create(7)
+        upper = UpperDirectories(uri, catalogue, 7, journal)
+        upper.restore(known)
+        assert sorted(upper.below(("s3",))) == ["one", "three", "two"]
+        with pytest.raises(PermissionDenied):
+            upper.listed(("s3", "one"))
+    os.close(journal.fd)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from weakref import WeakValueDictionary
 
 from dserverfs.base.checksums import CRC_BYTES, compare, number_of_chunks, to_read
 from dserverfs.base.local_files import SharedFile
@@ -35,13 +36,33 @@ class Told:
         self.checked = bytearray(number_of_chunks(length))
 
 
-def blocks_in(message: bytes, fds: Sequence[int]) -> tuple[int, list[tuple[int, Told]]]:
+class Files:
+    """The files of blocks, each open once in however many messages it comes.
+
+    So no more are open than the daemon has, which has bounded them by the same limit.
+    """
+
+    def __init__(self) -> None:
+        self._open: WeakValueDictionary[tuple[int, int], SharedFile] = WeakValueDictionary()
+
+    def take(self, fd: int) -> SharedFile:
+        """Return the file of a descriptor, which is owned by it, or closed."""
+        status = os.fstat(fd)
+        key = (status.st_dev, status.st_ino)
+        file = self._open.get(key)  # nothing else has its number while it is open
+        if file is None:
+            file = self._open[key] = SharedFile(fd)
+        else:
+            os.close(fd)
+        return file
+
+
+def blocks_in(message: bytes, files: Sequence[SharedFile]) -> tuple[int, list[tuple[int, Told]]]:
     """Return the inode of a BLOCKS message, and the blocks by their index.
 
     Without those whose file has not come: this process has too many open. The files are owned
     by the blocks. Raises struct.error for no such message.
     """
-    files = [SharedFile(fd) for fd in fds]
     _, count, inode = messages.BLOCKS.unpack_from(message)
     behind = messages.BLOCKS.size + count * messages.BLOCK.size
     told = []

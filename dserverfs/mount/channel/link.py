@@ -201,9 +201,12 @@ class Link:
 
         False if there is something after QUIET_TIMEOUT_S; they do not wait then. Blocks.
         """
+        socks = [self._sockets.forgotten]
         with self._forgetting:
+            while select.select(socks, [], [], 0)[0]:  # an answer that came too late before
+                if not self._sockets.forgotten.recv(messages.MAX_BYTES):
+                    return False
             self._send(messages.OPENS.pack(Kind.HOLDS, 1))
-            socks = [self._sockets.forgotten]
             if select.select(socks, [], [], QUIET_TIMEOUT_S)[0]:
                 return bool(self._sockets.forgotten.recv(messages.MAX_BYTES))
         self.let_go()
@@ -380,9 +383,11 @@ class Link:
             else:
                 os.writev(self._device, [wire.reply(unique, 0, len(answer)), answer])
         except OSError as error:
-            # Interrupted, or unmounted, which the channel tells.
+            # Interrupted, or unmounted, which the channel tells. Else the kernel has not taken it.
             if error.errno not in (errno.ENOENT, errno.ENODEV):
-                raise
+                logger.warning("a read or write fails: the kernel takes no answer: %s", error)
+                with contextlib.suppress(OSError):  # the kernel may have ended it by itself
+                    os.write(self._device, wire.reply(unique, errno.EIO))
         finally:
             self._shared.answered(mark)
 

@@ -28,6 +28,7 @@ too long for a packet, and a mark for each read and write that is not answered. 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import os
 import socket
@@ -102,6 +103,10 @@ CONTENTS = Struct("=IIQQII")
 OPENS = Struct("=II")  # kind, 1 or 0; of HOLDS as well
 MAX_FAILED_BYTES = 3000  # of text
 MAX_BYTES = 16 * 1024  # of any message
+# For messages that are under way on one socket; the kernel's default is a little more. One alone
+# may be as long, and SETXATTR has 64 KiB.
+_SEND_BYTES = 192 * 1024
+_MESSAGE_BYTES = 256  # of each, beside what it says; the kernel counts 32
 
 
 class Sockets(NamedTuple):
@@ -115,6 +120,9 @@ class Sockets(NamedTuple):
     def pair(cls) -> tuple[Sockets, Sockets]:
         """Return the daemon's ends and the channel's."""
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
+        for each in itertools.chain(*pairs):
+            if _room(each) < _SEND_BYTES:  # an administrator has lowered it
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES // 2)
         return cls(*(each[0] for each in pairs)), cls(*(each[1] for each in pairs))
 
     def close(self) -> None:
@@ -128,6 +136,15 @@ class Sockets(NamedTuple):
             with contextlib.suppress(OSError):  # the other end is closed already
                 each.shutdown(socket.SHUT_RDWR)
         self.close()
+
+
+def longest_message(sock: socket.socket) -> int:
+    """Return how long a message may be that either end of a pair sends: a longer one is refused."""
+    return _room(sock) - _MESSAGE_BYTES
+
+
+def _room(sock: socket.socket) -> int:
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
 
 class Counts(NamedTuple):

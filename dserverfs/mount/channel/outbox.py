@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from collections import deque
 
@@ -42,5 +43,11 @@ class Outbox:
         self.queue.clear()
 
     def _send(self, message: bytes | memoryview) -> None:
+        """Send; raises BlockingIOError if there is no room, or no memory, for it just now."""
         with contextlib.suppress(ConnectionError):
-            self.sock.send(message)
+            try:
+                self.sock.send(message)
+            except OSError as error:
+                if error.errno in (errno.ENOBUFS, errno.ENOMEM):
+                    raise BlockingIOError(error.errno, error.strerror) from error
+                raise

@@ -29,6 +29,7 @@ QUIET_MS = 20  # between looks whether the daemon has answered what it answers b
 _OF_HANDLES = frozenset(
     {Opcode.OPEN, Opcode.CREATE, Opcode.OPENDIR, Opcode.RELEASE, Opcode.RELEASEDIR}
 )
+_LISTS = frozenset({Opcode.READDIR, Opcode.READDIRPLUS})
 
 
 class Held(NamedTuple):
@@ -65,6 +66,8 @@ class Passing:
 
     def _connect(self, ends: Sockets) -> None:
         self.libfuse, self.daemon, self._in_force = map(Outbox, ends)
+        # A request of the kernel's is up to 1 MiB, and so may be the answer to one for a listing.
+        self._longest = messages.longest_message(ends.libfuse)
 
     # Descriptors
 
@@ -103,21 +106,31 @@ class Passing:
 
     # Requests
 
-    def request(self, request: memoryview) -> None:
-        """Give libfuse a request, or have it wait."""
+    def request(self, request: memoryview) -> bool:
+        """Give libfuse a request, or have it wait; return False if it is too long for libfuse."""
         _, opcode, unique, inode, _, _, pid, *_ = wire.REQUEST.unpack_from(request)
         if self.waits:
             if opcode not in UNANSWERED:
                 self._held[unique] = Held(pid, bytes(request))
-                return
+                return True
             if self.succession.is_orphaned:
-                return  # what the kernel forgets, the next daemon knows for longer
+                return True  # what the kernel forgets, the next daemon knows for longer
+        if opcode == Opcode.BATCH_FORGET:
+            for part in wire.forgets(request, self._longest):
+                self.libfuse.send(part)
+            return True
+        if len(request) > self._longest:
+            return False
         self._under_way.passed(opcode, unique, pid, request)
         if opcode in _OF_HANDLES:
             self._handles.asked(opcode, unique, inode, request[wire.REQUEST.size :])
         elif opcode == Opcode.INIT and not self._first:  # the kernel sends no other
             self._first, self._first_unique = bytes(request), unique
-        self.libfuse.send(request)
+        if opcode in _LISTS and len(request) >= wire.READ_BYTES:
+            self.libfuse.send(wire.with_room(request, self._longest - wire.REPLY.size))
+        else:
+            self.libfuse.send(request)
+        return True
 
     def read(self, request: memoryview, unique: int, pid: int) -> None:
         """Have the daemon answer a READ, or have it wait."""

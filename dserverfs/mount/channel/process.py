@@ -26,7 +26,7 @@ import struct
 from collections.abc import Sequence
 
 from dserverfs.mount.channel import messages, wire
-from dserverfs.mount.channel.blocks import Blocks, blocks_in
+from dserverfs.mount.channel.blocks import Blocks, Files, blocks_in
 from dserverfs.mount.channel.dying import is_dying
 from dserverfs.mount.channel.frozen import FIRST_HANDLE, OF_OPEN, Answer, Frozen, Key, Missing
 from dserverfs.mount.channel.messages import Kind, Shared, Sockets
@@ -58,6 +58,7 @@ class Channel:
         self._passing = Passing(sockets, shared, succession or Succession())
         self._shared = shared
         self._blocks = Blocks(self._damaged)
+        self._files = Files()
         self._touched: dict[int, set[int]] = {}  # indices of blocks, by handle
         self._reply = memoryview(bytearray(wire.REPLY.size + wire.MAX_DATA_BYTES))
         self._reply_of_libfuse = memoryview(bytearray(wire.MAX_REQUEST_BYTES))
@@ -192,7 +193,9 @@ class Channel:
             self._pushing.asked(unique, inode)
         elif opcode == Opcode.INIT:
             self._pushing.begin()
-        self._passing.request(request)
+        if not self._passing.request(request):
+            self._pushing.failed(unique)
+            self._respond(unique, errno.EIO)
 
     def _pass_read(self, request: memoryview, unique: int, inode: int, pid: int) -> None:
         self._passing.read(request, unique, pid)
@@ -300,14 +303,21 @@ class Channel:
             self._write(wire.reply(unique, 0, length), *answer)
 
     def _write(self, *message: bytes | memoryview) -> None:
-        """Answer the kernel; that the request was interrupted is its own business."""
+        """Give the kernel a reply or a notice; raises Unmounted.
+
+        That a request was interrupted is its own business. One whose reply the kernel does not
+        take, or has no memory for, fails; nobody waits for a notice.
+        """
         try:
             os.writev(self._passing.device, message)
         except OSError as error:
             if error.errno == errno.ENODEV:
                 raise Unmounted from None
-            if error.errno != errno.ENOENT:
-                raise
+            head = message[0]
+            unique = wire.REPLY.unpack_from(head)[2] if len(head) >= wire.REPLY.size else 0
+            if unique and error.errno != errno.ENOENT:
+                with contextlib.suppress(OSError):  # the kernel may have ended it by itself
+                    os.write(self._passing.device, wire.reply(unique, errno.EIO))
 
     # From libfuse and the daemon
 
@@ -333,12 +343,7 @@ class Channel:
             self._begin_anew()
             return
         self._pushing.answered(unique, message)
-        try:
-            self._write(message)
-        except OSError as error:
-            if error.errno == errno.EINVAL and unique:  # else it is a notice
-                with contextlib.suppress(OSError):
-                    self._respond(unique, errno.EIO)
+        self._write(message)
 
     def _take_messages(self) -> bool:
         """Take what the daemon tells; return False at its end."""
@@ -367,7 +372,7 @@ class Channel:
             self._frozen.owner = None if owner == messages.EVERYBODY else owner
             self._passing.take_device(fd, journal)
         elif kind == Kind.BLOCKS:
-            self._blocks.tell(*blocks_in(message, fds))
+            self._blocks.tell(*blocks_in(message, [*map(self._files.take, fds)]))
         elif kind == Kind.LOST:
             _, _, inode, index, number = messages.LOST.unpack(message)
             self._blocks.lose(inode, index, number)

@@ -142,22 +142,28 @@ class Succession:
         assert self._recipe is not None
         self._reap()
         self._starts += 1
-        ours, theirs = Sockets.pair()
-        table = os.memfd_create("dserverfs-handles")
-        try:
-            os.write(table, handles)
-            ends = (theirs.libfuse.fileno(), theirs.messages.fileno(), theirs.forgotten.fileno())
-            fds = Heritage(*ends, self._memory, device, journal, table)
-            self._say("the daemon is gone; another one is started")
-            self._pid = _spawned(self._recipe, fds)
-            self._daemon = os.pidfd_open(self._pid)
-        except OSError as error:
-            self._say(f"the mount ends: no daemon can be started: {error}")
-            ours.close()
-            return None
-        finally:
-            theirs.close()
-            os.close(table)
+        with contextlib.ExitStack() as stack:
+            try:
+                ours, theirs = Sockets.pair()
+                stack.callback(theirs.close)
+                failed = stack.enter_context(contextlib.ExitStack())
+                failed.callback(ours.close)
+                table = os.memfd_create("dserverfs-handles")
+                stack.callback(os.close, table)
+                os.write(table, handles)
+                ends = (
+                    theirs.libfuse.fileno(),
+                    theirs.messages.fileno(),
+                    theirs.forgotten.fileno(),
+                )
+                fds = Heritage(*ends, self._memory, device, journal, table)
+                self._say("the daemon is gone; another one is started")
+                self._pid = _spawned(self._recipe, fds)
+                self._daemon = os.pidfd_open(self._pid)
+                failed.pop_all()
+            except OSError as error:
+                self._say(f"the mount ends: no daemon can be started: {error}")
+                return None
         self.stage, self._end_s = Stage.STARTING, time.monotonic() + START_S
         return ours
 

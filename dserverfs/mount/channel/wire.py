@@ -6,6 +6,7 @@ request, then the answer. All numbers are in the machine's byte order. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import IntEnum
 from struct import Struct
 
@@ -59,6 +60,9 @@ READ = Struct("=QQIIQII")
 WRITE = Struct("=QQIIQII")
 # size, padding
 WRITTEN = Struct("=II")
+# how many inodes the kernel forgets, padding; for each the inode and how many look-ups follow
+BATCH_FORGET = Struct("=II")
+FORGOTTEN_BYTES = 16  # of each
 # handle, and flags that are not looked at; of RELEASEDIR, FSYNC and FSYNCDIR as well
 RELEASE = Struct("=Q")
 # flags of open(2), others; of CREATE as well
@@ -101,6 +105,25 @@ MAX_REQUEST_BYTES = MAX_DATA_BYTES + 4096
 def reply(unique: int, errno: int = 0, length: int = 0) -> bytes:
     """Return the header of a reply with `length` bytes behind it; `errno` is positive."""
     return REPLY.pack(REPLY.size + length, -errno, unique)
+
+
+def with_room(request: memoryview, size: int) -> bytes | memoryview:
+    """Return a request for a listing that has room for no more than `size` bytes of it."""
+    numbers = READ.unpack_from(request, REQUEST.size)
+    if numbers[2] <= size:
+        return request
+    return bytes(request[: REQUEST.size]) + READ.pack(*numbers[:2], size, *numbers[3:])
+
+
+def forgets(request: memoryview, size: int) -> Iterator[bytes]:
+    """Yield a BATCH_FORGET as several of no more than `size` bytes, which nobody answers."""
+    head = REQUEST.unpack_from(request)
+    behind = REQUEST.size + BATCH_FORGET.size
+    most = (size - behind) // FORGOTTEN_BYTES * FORGOTTEN_BYTES
+    for start in range(behind, len(request), most):
+        part = request[start : start + most]
+        number = BATCH_FORGET.pack(len(part) // FORGOTTEN_BYTES, 0)
+        yield REQUEST.pack(behind + len(part), *head[1:]) + number + part
 
 
 def invalidate_inode(inode: int) -> bytes:
