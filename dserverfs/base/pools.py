@@ -13,8 +13,15 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
+from dserverfs.base.errors import Unreachable
+
 _S = TypeVar("_S")
 _T = TypeVar("_T")
+
+
+def without_threads(what: str) -> Unreachable:
+    """Return the error of work that nobody may wait for, and that had no thread."""
+    return Unreachable(f"{what}: the system gives no more threads (ulimit -u); try again later")
 
 
 def begun(pool: ThreadPoolExecutor, work: Callable[[], _T]) -> Future[_T]:
