@@ -13,6 +13,12 @@ def main() -> int:
     if at_start is signal.default_int_handler:
         # Ctrl-C while modules are imported ends the process and shows nobody a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from dserverfs.base import utf8_names
+
+    if not utf8_names.are_read():
+        from dserverfs.base import child_processes
+
+        child_processes.begin_anew_with_utf8_names()
     from dserverfs.cli import main as cli
 
     signal.signal(signal.SIGINT, at_start)

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "python": "base reading catalogue writing settings client broker",
     "server": "base settings",
     "cli": "base remote reading writing tree settings client mount server",
-    "__main__": "cli",
+    "__main__": "base cli",
 }
 SUB_ROOMS = {
     "mount": ["channel"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
+from dserverfs.base import utf8_names
 from dserverfs.base.local_files import call_libc
 
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
@@ -30,7 +31,12 @@ def environment(**others: str) -> dict[str, str]:
 
 def module_command(module: str, *arguments: str) -> list[str]:
     """Return the command that runs a module of this package, as `python -m` does elsewhere."""
-    return [sys.executable, "-c", _RUN_MODULE, module, *arguments]
+    return [sys.executable, *utf8_names.OPTIONS, "-c", _RUN_MODULE, module, *arguments]
+
+
+def begin_anew_with_utf8_names() -> None:
+    """Have this process run its command from the beginning, in UTF-8 mode; raises OSError."""
+    os.execv(sys.executable, [sys.executable, *utf8_names.OPTIONS, *sys.orig_argv[1:]])
 
 
 def adopt_orphans() -> None:

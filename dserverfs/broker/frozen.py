@@ -18,6 +18,7 @@ from dserverfs.base import dtool_layout as keys
 from dserverfs.base.errors import NotFound, Unsupported
 from dserverfs.base.limits import parse_timestamp
 from dserverfs.base.model import Dataset, Identifier, identifier_of
+from dserverfs.base.pools import each
 from dserverfs.base.printable import listed
 from dserverfs.base.versions import Version
 from dserverfs.broker.admin_metadata import VERSION, AdminMetadata
@@ -234,7 +235,7 @@ class FrozenDataset:
         with needs_server(f"{self._uri}: the stored items cannot be compared"):
             self._client.require_signed_urls()
             with ThreadPoolExecutor(SIZE_THREADS, thread_name_prefix="sizes") as pool:
-                sizes = list(pool.map(self._client.stored.size, contents))
+                sizes = list(each(pool, self._client.stored.size, contents))
         return {
             item.relpath: size for item, size in zip(items, sizes, strict=True) if size is not None
         }

@@ -26,6 +26,7 @@ from dserverfs.base.errors import (
     Unreachable,
 )
 from dserverfs.base.model import BackendURI, Dataset, DserverURI, User, is_below
+from dserverfs.base.pools import each
 from dserverfs.base.printable import listed
 from dserverfs.catalogue.items import IndexedItems, relpaths_of_hashes
 from dserverfs.catalogue.offline import KeptAnswers
@@ -192,7 +193,7 @@ def _each(
     try:
         for start in range(0, len(datasets), AT_A_TIME):
             some = datasets[start : start + AT_A_TIME]
-            for place, outcome in enumerate(pool.map(attempt, some)):
+            for place, outcome in enumerate(each(pool, attempt, some)):
                 if isinstance(outcome, Found):
                     findings.found.append(outcome)
                 elif outcome is not None:

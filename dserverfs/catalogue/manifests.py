@@ -240,22 +240,28 @@ class Manifests:
             if self._closed:
                 raise _ending()
             under_way = self._loads.get(_freeze_of(dataset))
-            if under_way is None:
-                begun = under_way = self._loads[_freeze_of(dataset)] = ManifestLoad()
-                pools.submit(
-                    self._kept_threads if is_kept else self._threads,
-                    lambda: self._run(dataset, load, begun),
-                    dropped=lambda: self._settle(dataset, begun, _ending()),
-                )
-                self._tidy_once_locked()
-            return under_way
+            if under_way is not None:
+                return under_way
+            begun = self._loads[_freeze_of(dataset)] = ManifestLoad()
+        pools.submit(  # without the lock: where there is no thread, it is settled at once
+            self._kept_threads if is_kept else self._threads,
+            lambda: self._run(dataset, load, begun),
+            dropped=lambda: self._settle(
+                dataset, begun, _ending() if self._closed else pools.without_threads(dataset.uri)
+            ),
+        )
+        self._tidy_once()
+        return begun
 
-    def _tidy_once_locked(self) -> None:
+    def _tidy_once(self) -> None:
         """Begin to delete parts of manifests that killed processes left; they may be large."""
-        if not self._is_tidy:
-            self._is_tidy = True
-            self._threads.submit(
-                remove_left_beside, self._directory / "*", older_than_s=ABANDONED_S
+        with self._lock:
+            is_tidy, self._is_tidy = self._is_tidy, True
+        if not is_tidy:
+            pools.submit(
+                self._threads,
+                lambda: remove_left_beside(self._directory / "*", older_than_s=ABANDONED_S),
+                dropped=lambda: None,  # the next process does it
             )
 
     def _run(

@@ -50,12 +50,19 @@ def _add_corrupt(actions: Commands) -> None:
         "--seed", type=int, metavar="N", help="decides what is damaged; default: another each time"
     )
     action.add_argument(
-        "--rounds", type=int, metavar="N", default=20, help="how often (default: 20)"
+        "--rounds", type=_rounds, metavar="N", default=20, help="how often (default: 20)"
     )
     action.add_argument(
         "--cache-dir", type=Path, metavar="DIR", help="the new cache is made below it"
     )
     action.set_defaults(command=_corrupt)
+
+
+def _rounds(text: str) -> int:
+    rounds = int(text) if text.isascii() and text.isdecimal() else 0
+    if not rounds:  # nothing would be damaged, and nothing found
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rounds")
+    return rounds
 
 
 def _corrupt(arguments: argparse.Namespace) -> int:
@@ -165,13 +172,16 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def opened(directory: Path | None) -> Iterator[BlockCache]:
-    """Yield the cache in a directory; without one, that of mounts."""
+    """Yield the cache in a directory; without one, that of mounts. UsageError if there is none."""
     from dserverfs.base.directories import local_directory
+    from dserverfs.base.errors import UsageError
     from dserverfs.reading.cache import maintenance
     from dserverfs.settings import Settings
 
-    directory = directory or Settings.load().cache_directory()
-    cache = maintenance.at(local_directory(directory.absolute()))
+    found = local_directory((directory or Settings.load().cache_directory()).absolute())
+    cache = maintenance.at(found)
+    if directory is not None and not cache.directory.exists():
+        raise UsageError(f"--cache-dir {found}: there is no cache in it")
     cache.open()
     try:
         yield cache

@@ -7,14 +7,13 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from dserverfs.cli.arguments import Commands, example, is_web_address, say, server_of
+from dserverfs.cli.arguments import Commands, example, is_web_address, say, seconds, server_of
 
 if TYPE_CHECKING:
     from dserverfs.cli.findings import Check, Finding
     from dserverfs.settings import Settings
 
 EXIT_WRONG = 1
-MAX_TIMEOUT_S = 1e6
 # Of its time a check is told: so that it ends by itself, with a reason.
 SHARE = 0.8
 
@@ -36,23 +35,13 @@ def add(commands: Commands) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=seconds,
         default=10.0,
         metavar="SECONDS",
         help="how long a check may take (default: 10)",
     )
     parser.epilog = example("dserverfs doctor", "dserverfs doctor data.example.org")
     parser.set_defaults(command=_run)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < MAX_TIMEOUT_S:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return seconds
 
 
 def _run(arguments: argparse.Namespace) -> int:

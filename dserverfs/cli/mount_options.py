@@ -15,6 +15,7 @@ from dserverfs.base.errors import UsageError
 from dserverfs.cli.arguments import LEVELS, size
 
 POLICIES = ("off", "complete", "strict")
+MAX_ID = 2**32 - 2  # of a user or a group: the kernel has 32 bits, and 2**32 - 1 is none
 
 # What libfuse and fusermount3 pass to the kernel.
 _KERNEL_OPTIONS = frozenset(
@@ -80,6 +81,13 @@ def _number(text: str) -> int:
     return int(text)
 
 
+def _id(text: str) -> int:
+    found = _number(text)
+    if found > MAX_ID:
+        raise argparse.ArgumentTypeError(f"{text!r} is above {MAX_ID}")
+    return found
+
+
 def _octal(text: str) -> int:
     if not re.fullmatch("[0-7]{1,4}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of octal digits")
@@ -119,7 +127,7 @@ _SETTINGS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "ca_file": ("DSERVER_CA_FILE", _absolute),
     "protocol": ("DSERVER_PROTOCOL", _one_of("http", "https")),
 }
-_NUMBERS: Mapping[str, Callable[[str], int]] = {"umask": _octal, "uid": _number, "gid": _number}
+_NUMBERS: Mapping[str, Callable[[str], int]] = {"umask": _octal, "uid": _id, "gid": _id}
 
 
 def parse(options: Sequence[str]) -> Options:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from dserverfs import __version__, cli
@@ -14,6 +15,7 @@ from dserverfs.base.printable import listed, printable
 from dserverfs.cli.arguments import Commands
 
 EXIT_USAGE = 2
+_PLACES = ("DIR", "FILE")  # what options name
 _NUMBERS = {int: "whole number", float: "number"}
 
 
@@ -44,7 +46,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, printable(f"{self.prog}: {message}; see {self.prog} --help") + "\n")
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        """Return an argument's value; argparse would say of a number that it is invalid."""
+        """Return an argument's value; argparse would say of a number that it is invalid.
+
+        A name that is empty, as by a variable that is not set, names nothing: as a path it would
+        be the current directory.
+        """
+        if not arg_string and _is_name(action):
+            raise argparse.ArgumentError(action, "is empty")
         try:
             return super()._get_value(action, arg_string)
         except argparse.ArgumentError:
@@ -85,6 +93,13 @@ class Parser(argparse.ArgumentParser):
         formatter = _HelpFormatter(self.prog, width=width)
         formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups, prefix="")
         return formatter.format_help().strip()
+
+
+def _is_name(action: argparse.Action) -> bool:
+    """Return whether an argument names what the command is about, or where something is."""
+    if action.option_strings:
+        return action.type is Path or action.metavar in _PLACES
+    return action.nargs not in (argparse.REMAINDER, argparse.PARSER)
 
 
 def below(parent: argparse.ArgumentParser) -> Iterator[Parser]:

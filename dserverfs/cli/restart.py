@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dserverfs.cli.arguments import Commands, example, say
+from dserverfs.cli.arguments import Commands, example, say, seconds
 
 if TYPE_CHECKING:
     from dserverfs.mount.control import Address
@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, help="what is mounted")
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=seconds,
         default=60.0,
         metavar="SECONDS",
         help="how long to wait for the new daemon; default: 60",

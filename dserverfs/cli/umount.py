@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dserverfs.cli.arguments import Commands, example, say
+from dserverfs.cli.arguments import Commands, example, say, seconds
 
 if TYPE_CHECKING:
     from dserverfs.mount.control import Address
@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, help="what to unmount")
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=seconds,
         default=60.0,
         metavar="SECONDS",
         help="how long to wait for uploads, and then for the daemon; default: 60",

@@ -8,10 +8,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import NamedTuple
 
 from dserverfs.base.errors import DserverfsError
 from dserverfs.base.hashes import Buffer
+from dserverfs.base.pools import begun
 from dserverfs.base.printable import counted
 from dserverfs.base.progress import Progress
 from dserverfs.cli.arguments import say
@@ -134,7 +136,7 @@ def for_each(
     with ThreadPoolExecutor(THREADS, thread_name_prefix="whole") as pool:
         try:
             for item in items:
-                running[pool.submit(attempt, item)] = item
+                running[begun(pool, partial(attempt, item))] = item
                 while len(running) >= 2 * THREADS:
                     collect()
             while running:

@@ -10,10 +10,12 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from queue import SimpleQueue
 from typing import NamedTuple
 
+from dserverfs.base import pools
 from dserverfs.base.errors import Cancelled
 from dserverfs.base.hashes import known_hasher
 from dserverfs.base.items import BLOCK_SIZE, ItemContent
@@ -45,7 +47,8 @@ def download(ranges: RangeFetcher, content: ItemContent, fd: int) -> str:
         def begin(count: int) -> None:
             for start in islice(starts, count):
                 arrived: SimpleQueue[int] = SimpleQueue()
-                begun.append(_Range(start, arrived, pool.submit(job.fetch, start, arrived)))
+                fetched = pools.begun(pool, partial(job.fetch, start, arrived))
+                begun.append(_Range(start, arrived, fetched))
 
         try:
             begin(STREAMS + AHEAD)

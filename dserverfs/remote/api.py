@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from dserverfs.base import limits
@@ -28,6 +29,7 @@ from dserverfs.base.errors import (
 )
 from dserverfs.base.limits import component_is_usable, url_is_usable
 from dserverfs.base.model import UUID, Dataset, Identifier, User, split_base_uri
+from dserverfs.base.pools import begun
 from dserverfs.base.printable import listed, public_url
 from dserverfs.base.retry import Deadline, Retries, refused_url
 from dserverfs.remote import manifest_transfer
@@ -325,9 +327,9 @@ class Resolver:
             return content
 
         with ThreadPoolExecutor(4, thread_name_prefix="metadata") as pool:
-            admin = pool.submit(read, urls.admin_metadata, is_json=True)
+            admin = begun(pool, partial(read, urls.admin_metadata, is_json=True))
             parts = [
-                {name: pool.submit(read, url) for name, url in part.items()}
+                {name: begun(pool, partial(read, url)) for name, url in part.items()}
                 for part in (urls.overlays, urls.annotations)
             ]
             overlays, annotations = (
@@ -340,7 +342,8 @@ class Resolver:
     def _read_objects(self, urls: Mapping[str, str], deadline: Deadline) -> Mapping[str, bytes]:
         with ThreadPoolExecutor(4, thread_name_prefix="metadata") as pool:
             parts = {
-                name: pool.submit(self._read_object, url, deadline) for name, url in urls.items()
+                name: begun(pool, partial(self._read_object, url, deadline))
+                for name, url in urls.items()
             }
             return {name: future.result() for name, future in parts.items()}
 

@@ -25,6 +25,7 @@ from dserverfs.base.limits import (
     understood,
 )
 from dserverfs.base.model import UUID, Dataset
+from dserverfs.base.pools import each
 from dserverfs.base.printable import public_url
 from dserverfs.remote.answers import Answer
 from dserverfs.remote.routes import Routes
@@ -200,7 +201,7 @@ class Listings:
             while is_new and page < pages:
                 wanted = range(page + 1, min(page + PAGES_AHEAD, pages) + 1)
                 is_new = False
-                for last in pool.map(partial(self._page, what, query), wanted):
+                for last in each(pool, partial(self._page, what, query), wanted):
                     is_new = found.add(last) or is_new
                 page = wanted[-1]
         # Entries registered since, or those of a server that tells no total; a page that

@@ -20,6 +20,7 @@ from dserverfs.base.errors import Cancelled, LocalDiskError, UsageError
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.local_files import is_full
 from dserverfs.base.model import UUID, Dataset
+from dserverfs.base.pools import begun
 from dserverfs.base.printable import counted
 from dserverfs.base.progress import Doing, Phases, Progress
 from dserverfs.writing.staging import sealing
@@ -180,7 +181,7 @@ class FreezeJob:
                 raise
 
         with ThreadPoolExecutor(1, thread_name_prefix="seal") as pool:
-            sealed = pool.submit(seal)
+            sealed = begun(pool, seal)
 
             def before_complete() -> None:
                 sealed.result()

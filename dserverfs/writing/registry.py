@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 
 from dserverfs.base.dtool_layout import README
@@ -17,6 +18,7 @@ from dserverfs.base.items import ItemContent
 from dserverfs.base.limits import parse_json
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import UUID, Dataset, DserverURI, Identifier, Item
+from dserverfs.base.pools import begun
 from dserverfs.base.printable import listed
 from dserverfs.catalogue.catalogue import Catalogue
 from dserverfs.reading.cache.adopting import adopt
@@ -118,13 +120,16 @@ class Registration:
             while some := list(islice(untaken, _TOGETHER)):
                 identifiers = [item.identifier for item in some]
                 looking = [
-                    pool.submit(
-                        self._require_one,
-                        dataset,
-                        local,
-                        item,
-                        identifiers[place : place + _NEIGHBOURS],
-                        stop,
+                    begun(
+                        pool,
+                        partial(
+                            self._require_one,
+                            dataset,
+                            local,
+                            item,
+                            identifiers[place : place + _NEIGHBOURS],
+                            stop,
+                        ),
                     )
                     for place, item in enumerate(some)
                 ]

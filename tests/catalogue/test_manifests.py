@@ -38,6 +38,7 @@ from dserverfs.catalogue.refreshed import NotLoaded, loaded
 from dserverfs.mount import waiting
 from dserverfs.remote.api import Resolver
 from tests.support.broken_disks import DISK_ERRNOS, WAYS, own_disk, read_only
+from tests.support.few_threads import no_more_threads
 from tests.support.mount_daemons import wait_for
 from tests.support.patience import LATE_S
 from tests.support.quirky_server import CONTENTS, QuirkyServer, says
@@ -122,6 +123,17 @@ def test_index_is_made_of_the_file_that_is_there(
 
     assert index.number_of_items == len(CONTENTS)
     assert quirky.asked("/manifests/") == 1
+
+
+def test_load_without_a_thread_fails_and_holds_up_none_that_comes_later(
+    manifests: Manifests, dataset: Dataset
+) -> None:
+    """A lock that it kept would hold up all of a mount."""
+    with no_more_threads():
+        under_way = begun(lambda: manifests.index(dataset))
+        assert isinstance(under_way.future.exception(LATE_S), Unreachable)
+
+    loaded(lambda: manifests.index(dataset))
 
 
 def test_failed_load_is_told_to_all_who_wait_and_begun_anew_by_the_next(

@@ -80,6 +80,16 @@ def commands(current_user: Account, token: str, tmp_path: Path) -> Commands:
     return Commands(current_user, token, tmp_path / "commands-cache")
 
 
+@pytest.mark.parametrize("words", [("cache", "info"), ("cache", "clear"), ("pin", "--list")])
+def test_cache_that_is_not_there_is_told_and_not_made(
+    commands: Commands, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    said = commands.refusal(*words, "--cache-dir", tmp_path)
+
+    assert said == f"dserverfs: --cache-dir {tmp_path}: there is no cache in it"
+    assert list(tmp_path.iterdir()) == []
+
+
 # warm
 
 

@@ -418,12 +418,3 @@ def test_doctor_says_who_serves_the_uris_to_dtool(
 
     assert (found["state"], found["todo"]) == (state, todo)
     assert found["said"]
-
-
-@pytest.mark.parametrize("limit", ["0", "-1", "nan", "inf", "x"])
-def test_a_wrong_limit_of_time_is_refused(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["doctor", "--timeout", limit])
-
-    assert ended.value.code == 2
-    assert f"{limit!r} is not a number of seconds" in capsys.readouterr().err

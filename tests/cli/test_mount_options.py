@@ -81,6 +81,7 @@ def test_option_of_ours_has_its_effect(option: str, wanted: Options) -> None:
             "protocol=ftp",
             "token_file=t",
         ),
+        *("uid=4294967295", "gid=99999999999"),
         *("remount", "allow_other=1", "noatime=1"),
     ],
 )

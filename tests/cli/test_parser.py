@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,23 @@ OPTIONS = [
     for name in action.option_strings
     if len(name) > 4
 ]
+
+
+def empty_names() -> Iterator[tuple[list[str], str]]:
+    """Yield command lines in which the argument that names something is empty, and its name."""
+    for each in EVERY:
+        words = each.prog.split()[1:]
+        actions = arguments_of(each)
+        places = [action for action in actions if not action.option_strings]
+        for number, action in enumerate(places):
+            if action.nargs != argparse.REMAINDER:
+                yield [*words, *"x" * number, ""], str(action.metavar)
+        for action in actions:
+            if action.option_strings and (action.type is Path or action.metavar in ("DIR", "FILE")):
+                yield [*words, action.option_strings[-1], ""], "/".join(action.option_strings)
+
+
+NAMES = list(empty_names())
 
 each_parser = pytest.mark.parametrize("each", EVERY, ids=lambda each: each.prog)
 
@@ -159,7 +177,7 @@ def test_too_many_arguments_are_named(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["umount", "--timeout", "soon", "x"], "argument --timeout: 'soon' is not a number;"),
+        (["umount", "--timeout", "soon", "x"], "'soon' is not a number of seconds;"),
         (["serve", "token", "x", "--days", "1.5"], "argument --days: '1.5' is not a whole number;"),
     ],
 )
@@ -167,6 +185,31 @@ def test_what_is_no_number_is_told(
     capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     assert said in refusal_of(capsys, *words)
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "nan", "inf"])
+@pytest.mark.parametrize("command", ["doctor", "restart", "umount"])
+def test_limit_of_time_is_a_number_of_seconds(
+    capsys: pytest.CaptureFixture[str], command: str, limit: str
+) -> None:
+    said = f"argument --timeout: {limit!r} is not a number of seconds;"
+
+    assert said in refusal_of(capsys, command, "--timeout", limit, "x")
+
+
+@pytest.mark.parametrize(("words", "named"), NAMES, ids=str)
+def test_empty_name_is_none_and_not_the_current_directory(
+    capsys: pytest.CaptureFixture[str], words: list[str], named: str
+) -> None:
+    """As of a variable that is not set: dserverfs discard "$directory"."""
+    assert f"argument {named}: is empty; see " in refusal_of(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "words", [["find", "--text", "", "h"], ["mount", "-o", "", "h", "p"], ["trace", "echo", ""]]
+)
+def test_text_may_be_empty(words: list[str]) -> None:
+    parser.of(words).parse_args(words)
 
 
 @pytest.mark.parametrize("command", ["warm", "verify", "find"])

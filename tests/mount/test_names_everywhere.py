@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +22,11 @@ from tests.support.accounts import Account
 from tests.support.dtool_commands import dtool_of
 from tests.support.dtool_datasets import make_dataset
 from tests.support.mounts import mounted
+from tests.support.patience import LATE_S
 from tests.support.servers import ServerHandle
 
+# What a locale such as de_DE.ISO-8859-1 does to Python, without such a locale.
+OTHER_ENCODING = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 LONGEST = "/".join(["x" * 255] * 5 + ["y" * (limits.MAX_STORED_RELPATH_BYTES - 5 * 256)])
 DEEPEST = "d/" * (limits.MAX_RELPATH_COMPONENTS - 1) + "deepest"
 EDGES = [
@@ -128,6 +133,50 @@ def test_names_within_the_limits_go_through_dtool_and_back(
 
     assert found_in(destination / "names/data") == set(RELPATHS)
     assert "\x1b" not in dtool.output("verify", uri)
+
+
+def test_names_are_utf_8_whatever_the_locale_says(
+    fuse: None, server: ServerHandle, token: str, current_user: Account
+) -> None:
+    """Also where another mount, with another locale, goes on with what is staged."""
+    names = {"\u00fc", "\U0001f600", "plain"}
+    with mounted(current_user, server.base_uri, token, "--freeze-delay", "manual") as path:
+        (path / "locale").mkdir()
+        write(path / "locale", "\u00fc")
+    options = ("--freeze-delay", "manual")
+    with mounted(current_user, server.base_uri, token, *options, env=OTHER_ENCODING) as path:
+        directory = path / "locale"
+        for name in names:
+            write(directory, name)
+        words = ("freeze", directory, "-m", "\u00fc")
+        frozen = current_user.dserverfs(*words, env=OTHER_ENCODING)
+        assert frozen.returncode == 0, frozen.stderr
+        assert found_in(directory / "data") == names
+        assert "\u00fc" in (directory / "README.yml").read_text("utf-8")
+        verified = current_user.dserverfs("verify", directory, env=OTHER_ENCODING)
+        assert verified.stdout == f"{len(names)} items, 11 B: as the manifest says\n"
+
+
+def test_program_that_reads_other_names_makes_no_dataset(
+    uri: str, server: ServerHandle, token: str, tmp_path: Path
+) -> None:
+    dtool = dtool_of(tmp_path, token)
+    program = Path(sys.executable).with_name("dtool")
+    begun = dtool.output("create", "-q", "begun", server.base_uri).strip()
+
+    for words in (("create", "other-names", server.base_uri), ("freeze", begun)):
+        refused = subprocess.run(
+            [program, *words],
+            env={**dtool.environment, **OTHER_ENCODING},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=LATE_S,
+        )
+        assert refused.returncode != 0
+        assert "PYTHONUTF8=1" in refused.stderr.splitlines()[-1]
+
+    assert "other-names" not in dtool.output("ls", server.base_uri)
 
 
 def test_broker_refuses_a_path_beyond_the_limits(

@@ -27,6 +27,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from dserverfs.base import utf8_names
 from dserverfs.base.directories import private_directory
 from dserverfs.base.durable_files import sync_directory
 from dserverfs.base.errors import Conflict, DserverfsError, LocalDiskError, NameTaken, UsageError
@@ -170,9 +171,10 @@ class Staging:
         """Make an empty one that this process owns; `id` is a uuid, of the dataset to be.
 
         `unarmed` is a reason why it is to be frozen by command only.
-        Raises UsageError for a name dtool refuses, NameTaken, Conflict if that id
-        is staged already.
+        Raises UsageError for a name dtool refuses, and where names of files are not read as
+        UTF-8, NameTaken, Conflict if that id is staged already.
         """
+        utf8_names.require()
         require_name(name)
         base = self._base(base_uri)
         private_directory(base, OPTION)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dserverfs.base import utf8_names
 from dserverfs.base.disk_tables import FileTable
 from dserverfs.base.dtool_layout import (
     ADMIN_METADATA,
@@ -125,6 +126,7 @@ def survey(
     `wanted` decides where the layout is ambiguous. With `by_itself` no user is there to
     say that something may be left out. Raises OSError as the disk does.
     """
+    utf8_names.require()
     names = os.listdir(tree)
     top = sorted(name for name in names if name in AT_THE_TOP or name not in excluded)
     is_dtools = (tree / ADMIN_METADATA).is_file()
