@@ -11,7 +11,7 @@ import os
 import resource
 from pathlib import Path
 
-from dserverfs.base.errors import TooManyOpen
+from dserverfs.base.errors import TooManyOpen, UsageError
 
 # Cache files of hot blocks (at most 16,384, and a quarter of the limit), connections (about
 # 150), and the rest; of a small limit half.
@@ -19,11 +19,22 @@ RESERVED = 16_896
 # What the kernel lets a process have, if no other limit is set.
 _MOST = Path("/proc/sys/fs/nr_open")
 _USUAL_MOST = 1 << 20
+# With fewer, the cache, the server's connections and one program's files do not fit together:
+# with 96, what is not cached was EMFILE, and nothing could be written.
+LEAST = 256
 
 
 def raise_limit() -> None:
-    """Allow this process as many open files as it may have; a shell allows 1,024."""
+    """Allow this process as many open files as it may have; a shell allows 1,024.
+
+    Raises UsageError if these are less than LEAST.
+    """
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= most < LEAST:
+        raise UsageError(
+            f"a mount needs {LEAST} open files, and may have {most} here: raise the hard limit"
+            " (ulimit -Hn, LimitNOFILE= of systemd)"
+        )
     wanted = most
     if most == resource.RLIM_INFINITY:
         try:

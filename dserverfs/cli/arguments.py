@@ -68,12 +68,12 @@ def size(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """Return a limit of time."""
+    """Return a limit of time; 0 is to wait for nothing."""
     try:
         found = float(text)
     except ValueError:
-        found = 0.0
-    if not 0 < found < MAX_TIMEOUT_S:
+        found = -1.0
+    if not 0 <= found < MAX_TIMEOUT_S:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return found
 

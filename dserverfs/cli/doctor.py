@@ -35,13 +35,20 @@ def add(commands: Commands) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument(
         "--timeout",
-        type=seconds,
+        type=_seconds,
         default=10.0,
         metavar="SECONDS",
         help="how long a check may take (default: 10)",
     )
     parser.epilog = example("dserverfs doctor", "dserverfs doctor data.example.org")
     parser.set_defaults(command=_run)
+
+
+def _seconds(text: str) -> float:
+    found = seconds(text)
+    if not found:  # a check would have no time to find anything out
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return found
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -97,7 +97,9 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _have_standard_streams() -> None:
-    """Put /dev/null where a stream is closed, lest a file that is opened takes its number.
+    """Have all three, and output that takes any name.
+
+    /dev/null is where a stream is closed, lest a file that is opened takes its number.
 
     What is written to a closed standard output is an error (EBADF), as it is of other programs.
     """
@@ -108,3 +110,6 @@ def _have_standard_streams() -> None:
                 os.dup2(null, number)
                 os.close(null)
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # ASCII has no letter for most names
+            stream.reconfigure(errors="backslashreplace")

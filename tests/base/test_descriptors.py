@@ -17,6 +17,12 @@ from dserverfs.base import descriptors
 descriptors.raise_limit()
 print(*resource.getrlimit(resource.RLIMIT_NOFILE))
 """
+_REFUSED = """
+try:
+    descriptors.raise_limit()
+except descriptors.UsageError as error:
+    print(error)
+"""
 # Opens what it is given until it is given no more; then what the reserve is for.
 _ALL = """
 import os
@@ -43,6 +49,16 @@ def limited(code: str, soft: int, hard: int) -> list[str]:
 @pytest.mark.parametrize(("soft", "hard"), [(100, 3000), (3000, 3000)])
 def test_limit_of_open_files_is_raised_to_the_hard_one(soft: int, hard: int) -> None:
     assert limited(_RAISED, soft, hard) == ["3000 3000"]
+
+
+def test_limit_that_is_too_low_for_a_mount_is_told() -> None:
+    low = descriptors.LEAST - 1
+    code = _RAISED.replace("descriptors.raise_limit()", _REFUSED)
+
+    said, *_ = limited(code, 100, low)
+
+    assert said.startswith(f"a mount needs {descriptors.LEAST} open files, and may have {low} here")
+    assert limited(_RAISED, 100, descriptors.LEAST) == [f"{descriptors.LEAST} {descriptors.LEAST}"]
 
 
 def test_descriptors_in_reserve_are_not_given() -> None:

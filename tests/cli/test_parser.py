@@ -65,6 +65,7 @@ def empty_names() -> Iterator[tuple[list[str], str]]:
 
 
 NAMES = list(empty_names())
+NO_LIMITS = ("-1", "nan", "inf", "1e300", "")
 
 each_parser = pytest.mark.parametrize("each", EVERY, ids=lambda each: each.prog)
 
@@ -187,8 +188,13 @@ def test_what_is_no_number_is_told(
     assert said in refusal_of(capsys, *words)
 
 
-@pytest.mark.parametrize("limit", ["0", "-1", "nan", "inf"])
-@pytest.mark.parametrize("command", ["doctor", "restart", "umount"])
+@pytest.mark.parametrize(
+    ("command", "limit"),
+    [
+        ("doctor", "0"),
+        *((command, limit) for command in ("doctor", "restart", "umount") for limit in NO_LIMITS),
+    ],
+)
 def test_limit_of_time_is_a_number_of_seconds(
     capsys: pytest.CaptureFixture[str], command: str, limit: str
 ) -> None:
@@ -280,6 +286,21 @@ def test_output_that_is_not_written_is_a_failure(redirection: str, number: int) 
 
     said = f"dserverfs: standard output: cannot be written: {os.strerror(number)}\n"
     assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_output_has_every_name_whatever_its_encoding() -> None:
+    code = "import sys; from dserverfs.cli.main import main; main(sys.argv[1:]); print(sys.argv)"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, "help", "\u00fc\U0001f600"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+    assert "\\xfc\\U0001f600: no such topic" in done.stderr
+    assert done.stdout == "['-c', 'help', '\\xfc\\U0001f600']\n"
 
 
 @pytest.mark.parametrize("redirection", ["<&-", "2>&-", "<&- 2>&-"])
