@@ -204,7 +204,9 @@ def test_what_the_kernel_has_is_not_pushed_again(warm: Mount) -> None:
         for _ in range(3):
             assert archived(path) == ITEMS
 
-        assert (reads(path), pushed(path)) == (before, had)
+        # But for what the kernel had no memory for.
+        assert reads(path) - before < SMALL // 20
+        assert pushed(path) - had < SMALL // 20
 
 
 def test_pushing_stops_when_the_order_is_left(warm: Mount) -> None:

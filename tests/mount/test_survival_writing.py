@@ -99,7 +99,7 @@ def test_files_that_were_closed_are_there_and_freeze(
 
 
 def test_numbers_follow_renames_and_are_not_given_again(mount: Remountable) -> None:
-    made = mount.path / "renamed"
+    made = mount.path / "numbers-and-renames"
     (made / "a/b").mkdir(parents=True)
     (made / "a/b/file").write_text("first")
     os.link(made / "a/b/file", made / "linked")

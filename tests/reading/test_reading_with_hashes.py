@@ -18,6 +18,7 @@ from dserverfs.reading import hash_pages
 from dserverfs.reading.cache.block_keys import BlockKey
 from dserverfs.reading.open_item import OpenItem
 from tests.support.faulty_store import FaultyStore, faulty_store
+from tests.support.patience import LATE_S
 from tests.support.reading_world import CONTENT, Hashes, World
 
 BLOCKS = -(-len(CONTENT) // BLOCK_SIZE)
@@ -157,8 +158,9 @@ def test_verified_blocks_are_kept_under_their_hashes_and_need_no_server(
 
 
 def test_copy_with_one_changed_block_costs_that_block(
-    store: FaultyStore, tmp_path: Path, hashes: Hashes
+    store: FaultyStore, tmp_path: Path, hashes: Hashes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(hash_pages, "WAIT_S", LATE_S)
     world = HashedWorld(store, tmp_path / "blocks", hashes)
     assert world.open().read(0, len(CONTENT)) == CONTENT
     world.reader.flush()

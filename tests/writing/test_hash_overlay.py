@@ -16,10 +16,12 @@ from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.base.model import Dataset, DserverURI, identifier_of
 from dserverfs.base.retry import Deadline
 from dserverfs.client import Client
+from dserverfs.reading import hash_pages
 from dserverfs.reading.comparison_report import BY_BLOCK, WHOLE_LAST
 from dserverfs.remote.routes import Routes
 from dserverfs.settings import Settings
 from tests.support.dtool_datasets import content_of
+from tests.support.patience import LATE_S
 from tests.support.server_store import StoredItems
 from tests.support.servers import ServerHandle
 
@@ -66,8 +68,9 @@ def frozen(client: Client, base_uri: str) -> Dataset:
 
 @pytest.mark.expects_log("block 1 does not have its hash; fetched once more")
 def test_wrong_block_is_found_in_any_order_of_reading(
-    open_client: Open, server: ServerHandle
+    open_client: Open, server: ServerHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(hash_pages, "WAIT_S", LATE_S)
     with open_client("overlay") as writer:
         dataset = frozen(writer, server.backend_uri)
         overlays = writer.resolver.metadata(dataset).overlays
