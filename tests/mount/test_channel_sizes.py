@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.mount.channel import messages, wire
-from dserverfs.mount.channel.messages import Sockets
+from dserverfs.mount.channel.link import Link
+from dserverfs.mount.channel.messages import Kind, Shared, Sockets
 from dserverfs.mount.channel.outbox import Outbox
 from tests.support.accounts import Account
 from tests.support.channel_bench import Bench, readable, running
@@ -135,6 +137,37 @@ def test_message_for_which_there_is_no_memory_is_sent_later() -> None:
     finally:
         ours.close()
         theirs.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS])
+def test_what_the_channel_is_told_is_not_left_out(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Readers wait for a piece of rows."""
+    ours, theirs = Sockets.pair()
+    memory = Shared.create()
+    link = Link(subprocess.Popen(["true"]), ours, Shared(memory))
+    os.close(memory)
+    send_fds, failures = socket.send_fds, [number] * 3
+
+    def failing(*arguments: Any) -> int:
+        if failures:
+            number = failures.pop()
+            raise OSError(number, os.strerror(number))
+        return send_fds(*arguments)
+
+    monkeypatch.setattr(socket, "send_fds", failing)
+    try:
+        link.tell_rows(1 << 40, 7, b"the piece")
+
+        message, (fd,), *_ = socket.recv_fds(theirs.messages, messages.MAX_BYTES, 1)
+        assert messages.PIECE.unpack(message) == (Kind.ROWS, 0, 1 << 40, 7)
+        assert os.pread(fd, 100, 0) == b"the piece"
+        os.close(fd)
+        assert not failures
+    finally:
+        theirs.close()
+        link.close()
 
 
 def test_sockets_have_room_for_the_longest_messages() -> None:

@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -39,6 +40,10 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 10.0  # it takes some 20 ms
 END_TIMEOUT_S = 5.0
 QUIET_TIMEOUT_S = 10.0  # for what is under way before another daemon follows
+SEND_AGAIN_S = 0.01
+# No memory, or too many files of this user are under way on sockets, as many as one process may
+# have open.
+_NOT_NOW = frozenset({errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
 _PROGRAM = "dserverfs.mount.channel"
 
 
@@ -334,12 +339,21 @@ class Link:
             os.close(fd)
 
     def _send(self, message: bytes, *fds: int) -> None:
-        """Send; a channel that has ended, and answers nothing, need not be told."""
-        try:
-            socket.send_fds(self._messages, [message], fds)
-        except OSError as error:
-            if not self._is_over:
-                logger.debug("the channel is not told: %s", error)
+        """Send; a channel that has ended, and answers nothing, need not be told.
+
+        A message that the kernel does not take now is not left out: who reads may wait for it,
+        or be answered what it takes back.
+        """
+        while True:
+            try:
+                socket.send_fds(self._messages, [message], fds)
+                return
+            except OSError as error:
+                if error.errno not in _NOT_NOW:
+                    if not self._is_over:
+                        logger.debug("the channel is not told: %s", error)
+                    return
+            time.sleep(SEND_AGAIN_S)
 
     # What the kernel is told
 
