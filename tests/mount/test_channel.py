@@ -149,6 +149,7 @@ def test_file_of_many_blocks_is_open_once_and_closed_with_the_last(bench: Bench)
     bench.path.replace(bench.path.with_name("old"))
     bench.path.write_bytes(bytes([1]) * BLOCK_SIZE)
     bench.tell(8, 1, 20, BLOCK_SIZE, 0)
+    bench.forget(0)
     answer = bench.read(8, BLOCK_SIZE, 100)
     assert answer is not None
     assert answer.data == bytes([1]) * 100
