@@ -1,8 +1,8 @@
-"""Which items a user means: patterns of relpaths, as shells and rsync have them. Pure.
+"""Which items a user means: patterns of relpaths, as shells and rsync have them.
 
 A pattern without a slash is of the last component, in any directory. One with a slash is of
 the whole relpath; `*` and `?` stay within a component, and `**` does not. One that ends with a
-slash is of all that is below that directory.
+slash is of all that is below that directory. One that is of no item is an error, as in shells.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from dserverfs.base.errors import UsageError
+from dserverfs.base.printable import listed
 
 
 class ItemGlobs:
@@ -18,10 +19,11 @@ class ItemGlobs:
 
     def __init__(self, patterns: Sequence[str]) -> None:
         """Raises UsageError for what is no pattern."""
-        self._expressions = []
+        self._expressions: dict[str, re.Pattern[str]] = {}
+        self._unmatched = dict.fromkeys(patterns)
         for pattern in patterns:
             try:
-                self._expressions.append(re.compile(_expression(pattern)))
+                self._expressions[pattern] = re.compile(_expression(pattern))
             except re.error as error:
                 raise UsageError(f"{pattern}: is no pattern of paths: {error.msg}") from error
 
@@ -30,7 +32,19 @@ class ItemGlobs:
         return bool(self._expressions)
 
     def has(self, relpath: str) -> bool:
-        return not self._expressions or any(each.match(relpath) for each in self._expressions)
+        if not self._expressions:
+            return True
+        found = [
+            each for each, expression in self._expressions.items() if expression.match(relpath)
+        ]
+        for pattern in found:
+            self._unmatched.pop(pattern, None)
+        return bool(found)
+
+    def require_matches(self) -> None:
+        """Raise UsageError if no item that was looked at has a path of one of the patterns."""
+        if self._unmatched:
+            raise UsageError(f"--include {listed(self._unmatched)}: no item has such a path")
 
 
 def _expression(pattern: str) -> str:

@@ -46,6 +46,9 @@ def items_of(path: Path) -> Iterator[LocalItem]:
         raise UsageError(f"{path}: cannot be looked at: {problem_of(path, error)}") from error
     for directory in (path, *path.parents):
         if _is_dataset(directory):
+            data = directory / DATA
+            if path != directory and not path.is_relative_to(data):
+                raise UsageError(f"{path}: is no item: the items of its dataset are below {data}")
             yield from _items(directory, path)
             return
     found = False

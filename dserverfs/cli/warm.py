@@ -85,7 +85,10 @@ def _run(arguments: argparse.Namespace) -> int:
 def targets(
     arguments: argparse.Namespace, summary: Summary, plan: Path | None = None
 ) -> Iterator[list[Target]]:
-    """Yield the targets of a command; raises UsageError if there are none."""
+    """Yield the targets of a command; raises UsageError if there are none.
+
+    And at the end, if nothing is as --include says.
+    """
     from dserverfs.base.disk_space import AS_IT_IS
     from dserverfs.base.errors import UsageError
     from dserverfs.base.model import DserverURI
@@ -123,6 +126,7 @@ def targets(
             if wishes:
                 found.append(PlanTarget(client, server, wishes, summary))
         yield found
+    chosen.require_matches()
 
 
 def _lines(name: str) -> list[str]:

@@ -244,6 +244,18 @@ def test_damage_of_a_local_dataset_is_found_and_named(
     assert said[0].startswith(f"bad: {copy} {item.relative_to(copy / 'data')}: ")
 
 
+@pytest.mark.parametrize("path", ["README.yml", ".dtool", ".dtool/manifest.json"])
+def test_what_is_no_item_is_not_said_to_be_as_in_the_manifest(
+    commands: Commands, tmp_path: Path, path: str
+) -> None:
+    copy = make_dataset(tmp_path, "no-item", {"item": b"content"})
+
+    said = commands.refusal("verify", copy / path)
+
+    assert said.endswith(f"{path}: is no item: the items of its dataset are below {copy / 'data'}")
+    assert commands.run("verify", copy / "data") == commands.run("verify", copy)
+
+
 def test_directory_without_a_dataset_is_refused(commands: Commands, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
 

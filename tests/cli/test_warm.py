@@ -14,6 +14,7 @@ from dserverfs.base.items import BLOCK_SIZE
 from dserverfs.base.model import UUID, DserverURI
 from dserverfs.cli.fetching import Amount, refusal, refusal_to_pin
 from dserverfs.cli.item_globs import ItemGlobs
+from dserverfs.cli.main import main
 from dserverfs.reading.cache.maintenance import Room
 from tests.support.accounts import Account
 from tests.support.commands_here import CommandsHere
@@ -152,6 +153,20 @@ def test_include_list_and_plan_of_nothing_are_told_in_one_line(
     assert "cannot be read" in here.refusal("warm", "--from", tmp_path / "missing")
     (tmp_path / "empty").write_text("\n \n")
     assert here.refusal("warm", "--from", tmp_path / "empty").endswith("a URI dserver://...")
+
+
+@pytest.mark.parametrize("command", [["warm"], ["warm", "-n"], ["pin"]])
+def test_pattern_of_no_item_is_a_failure(
+    here: CommandsHere, uri: str, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others count: a script that asks for raw data is told that there is none."""
+    words = [*command, uri, "--include", "a.csv", "--include", "*.tif"]
+
+    assert main(words) == 1
+
+    assert capsys.readouterr().err.endswith("--include *.tif: no item has such a path\n")
+    if command != ["warm", "-n"]:
+        assert "raw/a.csv" not in names_of(here.run("warm", "-n", uri))
 
 
 def test_list_names_targets_a_line_each(
