@@ -333,7 +333,11 @@ def test_a_mount_command_that_is_ended_mounts_nothing_later(
 @pytest.mark.parametrize("arguments", [("status",), ("--help",), ("mount", "--help")])
 @pytest.mark.parametrize(
     ("where", "status", "said"),
-    [(">/dev/full", 1, "No space left on device"), ("| true", 141, ""), (">&-", 0, "")],
+    [
+        (">/dev/full", 1, "No space left on device"),
+        ("| true", 141, ""),
+        (">&-", 1, "Bad file descriptor"),
+    ],
 )
 def test_output_that_cannot_be_written_is_no_traceback(
     current_user: Account, arguments: tuple[str, ...], where: str, status: int, said: str

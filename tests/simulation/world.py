@@ -346,7 +346,7 @@ class Run:
     def _require_kept(self) -> None:
         staged: dict[tuple[str, str], dict[str, bytes]] = {}
         states: dict[str, str] = {}
-        for directory, record in staged_states(self.machine / "staging"):
+        for directory, record in staged_states(self.machine / "staging", torn_too=True):
             states[record["name"]] = f"{record['state']}, {record.get('reason')}"
             tree = directory / "tree"
             files = {
