@@ -22,12 +22,13 @@ class EndSignals:
         self._call: Callable[[], object] | None = None
 
     def hold(self) -> None:
-        """Note them from now on; for the main thread.
+        """Note them from now on, but for those that are ignored, as by nohup; for the main thread.
 
         A process that was started with them blocked is given those that came meanwhile.
         """
         for number in NUMBERS:
-            signal.signal(number, self._note)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
 
     @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import time
@@ -86,4 +87,23 @@ def test_a_daemon_that_begins_in_the_place_of_another_can_be_ended(
     end_by_many(next_child(channel, before), number)
 
     wait_for_end(channel)
+    assert find_mounted(mount.path) is None
+
+
+def test_mount_that_nohup_has_begun_goes_on_when_its_terminal_ends(
+    mount: Remountable, current_user: Account, server: ServerHandle, token: str
+) -> None:
+    command = current_user.dserverfs_command("mount", "-f", server.base_uri, mount.path)
+    with current_user.spawn("nohup", *command, env={"DSERVER_TOKEN": token}) as process:
+        wait_for(lambda: find_mounted(mount.path) is not None, "the mount")
+        os.listdir(mount.path)  # it answers
+
+        daemon = mount.daemon()
+        os.kill(daemon, signal.SIGHUP)
+        (ignored,) = re.findall(r"SigIgn:\t(\w+)", Path(f"/proc/{daemon}/status").read_text())
+        assert int(ignored, 16) & 1 << (signal.SIGHUP - 1)
+        os.listdir(mount.path)
+        os.kill(daemon, signal.SIGTERM)
+
+        assert process.wait(LATE_S) == 0
     assert find_mounted(mount.path) is None
