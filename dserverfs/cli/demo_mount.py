@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from dserverfs.base import child_processes, mountinfo
+from dserverfs.base import child_processes, end_signals, mountinfo
 from dserverfs.base.errors import Conflict, UsageError
 from dserverfs.base.local_dataset import LocalDataset
 from dserverfs.base.model import DserverURI
@@ -28,7 +28,6 @@ from dserverfs.settings import TOKEN_FILE, Settings
 
 STOP_TIMEOUT_S = 15.0
 SHOWN_BYTES = 300
-_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Served(NamedTuple):
@@ -76,14 +75,15 @@ def run(path: Path | None, data: Path, *, once: bool) -> None:
 
 @contextlib.contextmanager
 def _ended_by_a_signal() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, and a second one not end what takes all away."""
+    """Let a signal end the block as Ctrl-C does, and a second one not end what takes all away."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        for each in _ENDING:
+        for each in end_signals.NUMBERS:
             signal.signal(each, signal.SIG_IGN)  # also of what is started to take it away
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, end) for number in _ENDING}
+    taken = [each for each in end_signals.NUMBERS if signal.getsignal(each) != signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in taken}
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dserverfs.base import end_signals
 from dserverfs.base.mountinfo import find_mounted
 from tests.support.mounts import detach
 from tests.support.patience import LATE_S
@@ -19,7 +20,7 @@ SIGNALS = 1000
 EACH_S = 0.001
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", end_signals.NUMBERS)
 def test_demo_that_is_told_to_end_many_times_leaves_no_mount(
     fuse: None, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -18,11 +18,11 @@ from dserverfs.mount.channel import messages, wire
 from dserverfs.mount.channel.link import Link
 from dserverfs.mount.channel.messages import Kind, Shared, Sockets
 from dserverfs.mount.channel.outbox import Outbox
-from tests.support.accounts import Account
 from tests.support.channel_bench import Bench, readable, running
-from tests.support.mount_daemons import Remountable, remountable
+from tests.support.mount_daemons import Remountable
 from tests.support.patience import LATE_S
-from tests.support.servers import ServerHandle
+
+pytest_plugins = ["tests.support.mount_fixtures"]
 
 # The names that one getdents64 of a program with much room says, and then those of all others.
 LIST = """
@@ -184,12 +184,9 @@ def test_sockets_have_room_for_the_longest_messages() -> None:
 
 
 @pytest.fixture
-def mount(
-    fuse: None, current_user: Account, server: ServerHandle, token: str
-) -> Iterator[Remountable]:
-    with remountable(current_user, server.base_uri, {"DSERVER_TOKEN": token}) as made:
-        made.mount("--channel", "on", "--freeze-delay", "manual")
-        yield made
+def mount(mount: Remountable) -> Remountable:
+    mount.mount("--channel", "on", "--freeze-delay", "manual")
+    return mount
 
 
 def test_directory_is_listed_by_who_has_much_room(mount: Remountable, tmp_path: Path) -> None:

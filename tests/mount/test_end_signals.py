@@ -7,7 +7,6 @@ import re
 import select
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,22 +17,15 @@ from tests.support.accounts import Account
 from tests.support.mount_daemons import (
     Remountable,
     channel_of,
-    remountable,
     wait_for,
     wait_for_end,
 )
 from tests.support.patience import LATE_S
 from tests.support.servers import ServerHandle
 
+pytest_plugins = ["tests.support.mount_fixtures"]
+
 EACH_S = 0.001
-
-
-@pytest.fixture
-def mount(
-    fuse: None, current_user: Account, server: ServerHandle, token: str
-) -> Iterator[Remountable]:
-    with remountable(current_user, server.base_uri, {"DSERVER_TOKEN": token}) as made:
-        yield made
 
 
 def end_by_many(pid: int, number: signal.Signals) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -32,14 +31,13 @@ from tests.support.servers import ServerHandle, upload
 from tests.support.staged_datasets import status
 from tests.support.successors import kill_daemon, log_of, successor_of
 
+pytest_plugins = ["tests.support.mount_fixtures"]
+
 
 @pytest.fixture
-def mount(
-    fuse: None, current_user: Account, server: ServerHandle, token: str
-) -> Iterator[Remountable]:
-    with remountable(current_user, server.base_uri, {"DSERVER_TOKEN": token}) as made:
-        made.mount("--channel", "on", "--freeze-delay", "manual")
-        yield made
+def mount(mount: Remountable) -> Remountable:
+    mount.mount("--channel", "on", "--freeze-delay", "manual")
+    return mount
 
 
 def channel_behind(mount: Remountable) -> int:

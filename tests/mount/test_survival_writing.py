@@ -9,28 +9,26 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.accounts import Account
 from tests.support.directory_trees import md5_of_files
-from tests.support.mount_daemons import Remountable, remountable, stopped, wait_for, wait_for_end
+from tests.support.mount_daemons import Remountable, stopped, wait_for, wait_for_end
 from tests.support.server_store import weed_of
 from tests.support.servers import ServerHandle, upload
 from tests.support.staged_datasets import freeze, job, status, wait_until
 from tests.support.steady_writer import contents_of
 from tests.support.successors import kill_daemon, successor_of
 
+pytest_plugins = ["tests.support.mount_fixtures"]
+
 
 @pytest.fixture
-def mount(
-    fuse: None, current_user: Account, server: ServerHandle, token: str
-) -> Iterator[Remountable]:
-    with remountable(current_user, server.base_uri, {"DSERVER_TOKEN": token}) as made:
-        made.mount("--channel", "on", "--freeze-delay", "0.2")
-        yield made
+def mount(mount: Remountable) -> Remountable:
+    mount.mount("--channel", "on", "--freeze-delay", "0.2")
+    return mount
 
 
 def raises(number: int) -> pytest.RaisesExc[OSError]:
